@@ -1,0 +1,66 @@
+# make quickstart   set up .venv, then train the bundled base on the bundled data and show before and after
+# make test         set up .venv, then run the tests
+# make test-slow    the tests that take minutes or read a corpus of your own (HYBRID_FT_REAL_DATA)
+# make lint         ruff: rules and format        make typecheck   mypy
+# make setup        only the set-up               make clean       remove it
+#
+# PYTHON=python3.12     the interpreter that .venv is made from, 3.11 to 3.13
+# TORCH="..."           what pip install is given for torch, instead of the build that fits this machine
+# VENV=folder           an environment that exists already; TORCH= leaves its torch as it is
+# CONSTRAINTS=          the newest versions that pyproject.toml allows, not the tested ones
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= auto
+CONSTRAINTS ?= constraints.txt
+
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# One thread per test process: two processes with all cores each only wait for one another.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --confcutdir=tests
+
+.PHONY: help quickstart test test-slow setup lint typecheck clean
+.DELETE_ON_ERROR:
+
+help: # what stands above
+	@sed -n '/^#/!q;s/^# \{0,1\}//p' Makefile
+
+quickstart: $(READY)
+	$(BIN)/hybrid-ft sft quickstart
+
+test: $(READY)
+	$(PYTEST) -n 2 -m 'not slow and not real_data'
+
+test-slow: $(READY)
+	$(PYTEST) -n 2 -m 'slow or real_data'
+
+setup: $(READY)
+
+# The stamp is written last: a set-up that was interrupted is taken up again by the next make.
+$(READY): pyproject.toml constraints.txt scripts/install_torch.py
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 14) else \
+	    "Python 3.11 to 3.13 is needed, $(PYTHON) is %d.%d; set PYTHON=, for example PYTHON=python3.12" % v[:2])'
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV) \
+	    || { echo 'No venv module; on Debian or Ubuntu: apt-get install python3-venv' >&2; exit 1; }
+	@echo 'Setting up $(VENV); the first time takes a few minutes.'
+ifeq ($(TORCH),auto)
+	@$(BIN)/python scripts/install_torch.py
+else ifneq ($(TORCH),)
+	@$(BIN)/python -m pip install -q $(TORCH)
+endif
+	@$(BIN)/python -m pip install -q $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e '.[dev]'
+	@touch $@
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# mypy does not follow the editable install's import hook. .typing/hybrid_ft is a view of the package for it: one
+# link per folder, since a single link to the root would be a loop. It starts inside .typing because from the root
+# it takes our datasets/ and kernels/ for Hugging Face's.
+TYPED := __init__.py cli.py finetune hybrid_model kernels
+typecheck: $(READY)
+	@mkdir -p .typing/hybrid_ft && for part in $(TYPED); do ln -sfn "../../$$part" ".typing/hybrid_ft/$$part"; done
+	bin=$$(cd $(BIN) && pwd) && cd .typing && "$$bin/python" -m mypy --config-file ../pyproject.toml -p hybrid_ft
+
+clean:
+	rm -rf .venv .typing build *.egg-info .pytest_cache .mypy_cache .ruff_cache

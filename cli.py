@@ -1,0 +1,222 @@
+"""The ``hybrid-ft`` command. Heavy libraries are imported inside the commands, so that help and refusals are quick."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import hybrid_ft
+from hybrid_ft.hybrid_model.errors import InputError
+
+# What a library reads from the environment when it is imported. A value that the user has set stays.
+ENVIRONMENT = {
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_VERBOSITY": "error",  # without a network it prints a line for each of its attempts
+    "USE_HUB_KERNELS": "0",  # transformers would fetch and run compiled code by the layer's name
+    "TOKENIZERS_PARALLELISM": "true",  # unset, every fork prints a warning and turns it off
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "DATASETS_VERBOSITY": "error",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+}
+
+LIBRARIES = r"(accelerate|datasets|peft|torch|transformers|trl)(\.|$)"
+
+app = typer.Typer(
+    help="Fine-tune models that mix Gated DeltaNet layers with attention.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RecipeName = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a recipe that ships here.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE", help="Values in place of the recipe's: train.learning_rate=1e-4", show_default=False
+    ),
+]
+ModelPath = Annotated[
+    str, typer.Argument(metavar="PATH", help="A saved model or adapter folder, a hub name, or the preset tiny.")
+]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Tokens of the longest answer.")]
+Temperature = Annotated[float, typer.Option(min=0.0, max=10.0, help="0 always takes the likeliest token.")]
+TopP = Annotated[
+    float, typer.Option(min=0.01, max=1.0, help="Sample from the likeliest tokens that hold this much probability.")
+]
+Seed = Annotated[int, typer.Option(min=0, help="Of the sampling.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(hybrid_ft.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def sft(recipe: RecipeName, overrides: Overrides = None) -> int:
+    """Fine-tune a model as a recipe says; the same command again resumes a run that was stopped."""
+    from hybrid_ft.finetune.recipe import load_recipe
+
+    resolved = load_recipe(recipe, overrides or [], stage="sft")
+    from rich.console import Console
+
+    from hybrid_ft.finetune.sft import run
+
+    return run(resolved, Console())
+
+
+@app.command()
+def dpo(recipe: RecipeName, overrides: Overrides = None) -> int:
+    """Tune a model on pairs of a better and a worse answer; the same command again resumes a run that was stopped."""
+    from hybrid_ft.finetune.recipe import load_recipe
+
+    resolved = load_recipe(recipe, overrides or [], stage="dpo")
+    from rich.console import Console
+
+    from hybrid_ft.finetune.dpo import run
+
+    return run(resolved, Console())
+
+
+@app.command("run")
+def run_stages(
+    stages: Annotated[
+        str, typer.Argument(metavar="FILE", help="A YAML file of stages, or the name of one that ships.")
+    ],
+    overrides: Overrides = None,
+) -> int:
+    """Do the stages of a file in order (sft, dpo, export), each from the one before; what is done is not repeated."""
+    from rich.console import Console
+
+    from hybrid_ft.finetune.pipeline import run
+
+    return run(stages, overrides or [], Console())
+
+
+@app.command()
+def data(recipe: RecipeName, overrides: Overrides = None) -> int:
+    """Show what a recipe would train on: rows read, dropped and cut, lengths, padding, examples with trained tokens marked."""
+    from hybrid_ft.finetune.recipe import load_recipe
+
+    resolved = load_recipe(recipe, overrides or [])
+    from rich.console import Console
+
+    from hybrid_ft.finetune.data import prepare
+    from hybrid_ft.finetune.pairs import prepare_pairs
+    from hybrid_ft.hybrid_model.checkpoint import load_tokenizer
+
+    model = resolved.model
+    tokenizer = load_tokenizer(model.tokenizer or model.path, revision=None if model.tokenizer else model.revision)
+    read = prepare_pairs if resolved.dpo else prepare
+    report = read(resolved, tokenizer, refuse=False).report
+    report.render(Console())
+    if report.refusal:
+        raise InputError(report.refusal)
+    return 0
+
+
+@app.command()
+def chat(
+    path: ModelPath,
+    system: Annotated[str | None, typer.Option(help="A system message to begin with.")] = None,
+    max_new_tokens: MaxNewTokens = 512,
+    temperature: Temperature = 0.7,
+    top_p: TopP = 0.95,
+    seed: Seed = 0,
+) -> int:
+    """Talk to a model, one line a turn. /reset starts over, /system TEXT sets the system message, /exit ends."""
+    from hybrid_ft.finetune.chat import run
+    from hybrid_ft.finetune.generate import Sampling
+
+    return run(path, system, max_new_tokens, Sampling(temperature, top_p, seed))
+
+
+@app.command()
+def generate(
+    path: ModelPath,
+    prompts: Annotated[
+        Path, typer.Option(help=".txt: a prompt a line. .jsonl: an object a line with prompt or messages.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="Where the JSON lines go; to the terminal if not given.")] = None,
+    max_new_tokens: MaxNewTokens = 512,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    seed: Seed = 0,
+) -> int:
+    """Answer every prompt of a file, as JSON lines in the order of the file."""
+    from hybrid_ft.finetune.prompt_file import read_prompts
+
+    rows = read_prompts(prompts)
+    if out is not None and not out.absolute().parent.is_dir():
+        raise InputError(f"{out}: its folder does not exist")
+    if out is not None and out.is_dir():
+        raise InputError(f"{out}: is a folder; name a file for the answers")
+    from hybrid_ft.finetune.generate import Sampling, run
+
+    return run(path, prompts, rows, out, max_new_tokens, Sampling(temperature, top_p, seed))
+
+
+@app.command()
+def recipes() -> int:
+    """List the recipes that ship here."""
+    from hybrid_ft.finetune.resources import recipe_names
+
+    for name in recipe_names():
+        typer.echo(name)
+    return 0
+
+
+def _complain(message: str) -> None:
+    """One ``error:`` line for each line of the message; under a launcher every rank but the first says which it is."""
+    rank = os.environ.get("RANK", "0")
+    prefix = "" if rank == "0" else f"[rank {rank}] "
+    for line in message.splitlines():
+        print(f"{prefix}error: {line}", file=sys.stderr)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status. 2: bad input, 130: interrupted; a bug keeps its traceback."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if not sys.warnoptions:  # libraries speaking to one another's authors
+        for category in (FutureWarning, DeprecationWarning):
+            warnings.filterwarnings("ignore", category=category, module=LIBRARIES)
+    try:
+        status = app(arguments, prog_name="hybrid-ft", standalone_mode=False)
+    except InputError as error:
+        _complain(str(error))
+        return error.status
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        # typer's own complaints about the command line; its classes live in click or in a private copy, by version
+        if not hasattr(error, "format_message") or not hasattr(error, "exit_code"):
+            raise
+        if message := error.format_message():  # none where help has been printed instead
+            context = getattr(error, "ctx", None)
+            _complain(message.rstrip(".") + (f"; see {context.command_path} --help" if context else ""))
+        return error.exit_code
+    return status or 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

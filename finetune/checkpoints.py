@@ -1,0 +1,129 @@
+"""Folders that are either whole or absent, whatever moment the process dies.
+
+A folder is filled under another name, listed with sizes and sha256 in ``manifest.json``, synced, and renamed to its
+name; only then do older ones go. Nothing that bears its final name is ever written to again. A rename is the commit,
+and the manifest says whether what was committed is still what lies there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+MANIFEST = "manifest.json"
+STAGING = ".staging"
+
+
+def commit(staged: Path, final: Path) -> None:
+    """Turn a filled folder into ``final``, with its manifest, so that a crash of the machine leaves one or the other."""
+    files = sorted(path for path in staged.rglob("*") if path.is_file() and path.name != MANIFEST)
+    sums = sha256(files)
+    listed = {
+        path.relative_to(staged).as_posix(): {"size": path.stat().st_size, "sha256": sums[path]} for path in files
+    }
+    (staged / MANIFEST).write_text(json.dumps(listed, indent=1), encoding="utf-8")
+    publish(staged, final)
+
+
+def publish(staged: Path, final: Path) -> None:
+    """Sync a filled folder and rename it to ``final``, replacing what bears that name."""
+    for path in [*staged.rglob("*"), staged]:
+        _sync(path)
+    if final.exists():
+        remove(final)
+    os.rename(staged, final)
+    _sync(final.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file's content at once: a reader or a crash sees the old text or the new."""
+    staged = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(staged, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(staged, path)
+    _sync(path.parent)
+
+
+def remove(folder: Path) -> None:
+    """Delete a folder; one half deleted no longer bears a name that anything looks for."""
+    doomed = folder.with_name(f".removing-{folder.name}-{time.time_ns()}")
+    os.rename(folder, doomed)
+    shutil.rmtree(doomed)
+
+
+def fault(folder: Path) -> str | None:
+    """What is wrong with a committed folder, or None: every file of the manifest is there and has its sha256."""
+    try:
+        listed = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        expected = {folder / name: (entry["size"], entry["sha256"]) for name, entry in listed.items()}
+    except FileNotFoundError:
+        return f"{MANIFEST} is missing"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{MANIFEST} is damaged"
+    for path, (size, _) in expected.items():
+        if not path.is_file():
+            return f"{path.name} is missing"
+        if path.stat().st_size != size:
+            return f"{path.name} has {path.stat().st_size:,} bytes instead of {size:,}"
+    sums = sha256(list(expected))
+    changed = [path.name for path, (_, sha256) in expected.items() if sums[path] != sha256]
+    return f"{changed[0]} is damaged: its sha256 is not the one it was saved with" if changed else None
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def committed(checkpoints: Path) -> list[Path]:
+    """The folders ``checkpoint-N``, oldest step first."""
+    found = [path for path in checkpoints.glob("checkpoint-*") if path.is_dir() and path.name[11:].isdecimal()]
+    return sorted(found, key=step_of)
+
+
+def newest(checkpoints: Path, say: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint that is whole; each bad one met on the way is set aside under a unique name and named.
+
+    Left-overs of a save or a removal that was cut short are deleted: they never had a checkpoint's name.
+    """
+    for leftover in [checkpoints / STAGING, *checkpoints.glob(".removing-*")]:
+        shutil.rmtree(leftover, ignore_errors=True)
+    for checkpoint in reversed(committed(checkpoints)):
+        wrong = fault(checkpoint)
+        if wrong is None:
+            return checkpoint
+        aside = checkpoint.with_name(f"damaged-{checkpoint.name}-{time.time_ns()}")
+        os.rename(checkpoint, aside)
+        say(f"{checkpoint.name}: {wrong}; set aside as {aside.name}, going back to an older one")
+    return None
+
+
+def rotate(checkpoints: Path, keep: int) -> None:
+    """Remove all but the ``keep`` checkpoints of the highest steps."""
+    for checkpoint in committed(checkpoints)[:-keep]:
+        remove(checkpoint)
+
+
+def sha256(paths: list[Path]) -> dict[Path, str]:
+    def digest(path: Path) -> str:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    # hashlib lets go of the interpreter lock, so several shards are read and hashed at once
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        return dict(zip(paths, pool.map(digest, paths), strict=True))
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

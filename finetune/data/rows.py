@@ -1,0 +1,55 @@
+"""What a source yields: rows, and rows that are no good."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(slots=True)
+class Row:
+    """One row as it was read. ``line`` is where it begins in its file, or its number where there are no lines."""
+
+    line: int
+    values: dict[str, Any]
+
+
+class BadRow(Exception):
+    """A row that cannot be trained on.
+
+    ``kind`` is the short reason under which such rows are counted; the message says field, value, rule and fix,
+    without the file and line, which whoever reads the source puts before it. ``line`` is set where the row itself
+    could not be read.
+    """
+
+    def __init__(self, kind: str, text: str, line: int = 0) -> None:
+        super().__init__(text)
+        self.kind = kind
+        self.line = line
+
+
+def shown(value: Any) -> str:
+    """A value on one line, cut to a readable length, with its type where that is the point."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, dict):
+        names = ", ".join(str(key) for key in list(value)[:4])
+        return f"an object with {short(names)}" if value else "an empty object"
+    if isinstance(value, list):
+        return f"a list of {len(value)}" if value else "an empty list"
+    if isinstance(value, int | float):
+        return f"the number {short(repr_number(value))}"
+    return short(repr(value))
+
+
+def repr_number(value: float) -> str:
+    try:
+        return repr(value)
+    except ValueError:  # Python refuses to write an integer of more than 4,300 digits
+        return "of thousands of digits"
+
+
+def short(text: str, most: int = 60) -> str:
+    return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -1,0 +1,67 @@
+"""Counts with their first places: what became of rows, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+PLACES = 3
+
+
+@dataclass
+class Tally:
+    """How many rows, and where the first of them are."""
+
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+
+    def add(self, origin: str) -> None:
+        self.count += 1
+        if len(self.first) < PLACES:
+            self.first.append(origin)
+
+    def __str__(self) -> str:
+        return f"{self.count:,} ({self.places()})" if self.count else "0"
+
+    def places(self) -> str:
+        """``rows.jsonl:3, :7, :12, ...``: a file's name once."""
+        shown, before = [], ""
+        for origin in self.first:
+            name, _, line = origin.rpartition(":")
+            shown.append(f":{line}" if name == before else origin)
+            before = name
+        return ", ".join(shown) + (", ..." if self.count > len(self.first) else "")
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"rows": self.count, "first": list(self.first)}
+
+
+@dataclass
+class Tallies:
+    """Tallies by reason."""
+
+    by_reason: dict[str, Tally] = field(default_factory=dict)
+
+    def add(self, reason: str, origin: str) -> None:
+        self.by_reason.setdefault(reason, Tally()).add(origin)
+
+    @property
+    def count(self) -> int:
+        return sum(tally.count for tally in self.by_reason.values())
+
+    def most_first(self) -> list[tuple[str, Tally]]:
+        return sorted(self.by_reason.items(), key=lambda item: -item[1].count)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {reason: tally.as_dict() for reason, tally in self.most_first()}
+
+
+def joined(several: list[Tallies]) -> Tallies:
+    """The sum of tallies, the places of the earlier ones first."""
+    total = Tallies()
+    for tallies in several:
+        for reason, tally in tallies.by_reason.items():
+            into = total.by_reason.setdefault(reason, Tally())
+            into.count += tally.count
+            into.first = (into.first + tally.first)[:PLACES]
+    return total

@@ -1,0 +1,110 @@
+"""What the model knows before and after: the exact held-out loss, and greedy answers to prompts it was not trained on."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from hybrid_ft.finetune.checkpoints import write_text
+from hybrid_ft.finetune.generate import answer
+from hybrid_ft.finetune.prompts import PromptEncoder
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from hybrid_ft.finetune.recipe import Evaluate
+
+
+@torch.no_grad()
+def held_out_loss(model: torch.nn.Module, batches: Iterable[dict[str, Any]]) -> tuple[float, int]:
+    """Negative log-likelihood per trained token over all batches, and the number of these tokens.
+
+    The sum over every token divided once, so that it does not depend on how rows fall into batches. ``model`` is one
+    that TRL has given its fused head.
+    """
+    total, tokens = torch.zeros((), dtype=torch.float64), 0
+    for batch in batches:
+        outputs = model(**batch, use_cache=False, fused_lm_head=True)
+        total -= outputs.log_probs.sum(dtype=torch.float64).cpu()
+        tokens += int(outputs.label_mask.sum())
+    return float(total) / max(tokens, 1), tokens
+
+
+def answer_held_out(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Dataset, end_ids: list[int], wanted: Evaluate
+) -> list[dict[str, Any]]:
+    """Greedy answers to ``wanted.answers`` held-out prompts, spread evenly over the rows: origin, answer, reference, exact."""
+    count = min(wanted.answers, len(rows))
+    chosen = rows.select([index * len(rows) // count for index in range(count)]) if count else rows.select([])
+    answers = answer(model, tokenizer, list(chosen["prompt_ids"]), end_ids, wanted.max_new_tokens)
+    return [
+        {
+            "origin": row["origin"],
+            "answer": text,
+            "reference": row["answer"],
+            "exact": text.strip() == row["answer"].strip(),
+        }
+        for row, text in zip(chosen, answers, strict=True)
+    ]
+
+
+def answer_samples(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, end_ids: list[int], wanted: Evaluate
+) -> list[dict[str, Any]]:
+    """Greedy answers to the recipe's own prompts."""
+    if not wanted.samples:
+        return []
+    encode = PromptEncoder(tokenizer)
+    prompts = [encode([{"role": "user", "content": prompt}]) for prompt in wanted.samples]
+    answers = answer(model, tokenizer, prompts, end_ids, wanted.max_new_tokens)
+    return [{"prompt": prompt, "answer": text} for prompt, text in zip(wanted.samples, answers, strict=True)]
+
+
+def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def show(console: Console, before: dict[str, Any], after: dict[str, Any]) -> None:
+    """The table before | after. Each has ``loss`` (or None), ``answers`` and ``samples`` as made above."""
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("")
+    table.add_column("before", justify="right")
+    table.add_column("after", justify="right")
+    if after["answers"]:
+        table.add_row("exact answers", _exact(before["answers"]), _exact(after["answers"]))
+    if after["loss"] is not None:
+        table.add_row("held-out loss", f"{before['loss']:.4f}", f"{after['loss']:.4f}")
+    if table.row_count:
+        console.print(table)
+    for was, now in list(zip(before["answers"], after["answers"], strict=True))[:3]:
+        _example(console, now["origin"], was["answer"], now["answer"], now["reference"])
+    for was, now in zip(before["samples"], after["samples"], strict=True):
+        _example(console, now["prompt"], was["answer"], now["answer"], None)
+
+
+def _exact(answers: list[dict[str, Any]]) -> str:
+    exact = sum(row["exact"] for row in answers)
+    return f"{exact} of {len(answers)} ({exact / len(answers):.1%})"
+
+
+def _example(console: Console, title: str, before: str, after: str, reference: str | None) -> None:
+    lines = [("", title), ("  before", before), ("  after", after)] + (
+        [("  reference", reference)] if reference else []
+    )
+    for name, text in lines:
+        line = Text(f"{name:<13}" if name else "").append(re.sub(r"\s*\n\s*", " ", text), "" if name else "bold")
+        console.print(line, no_wrap=True, overflow="ellipsis")

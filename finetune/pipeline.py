@@ -1,0 +1,269 @@
+"""Stages in a row, each starting from the model that the one before has made: ``hybrid-ft run FILE``.
+
+    stages:
+      - sft: instruct-sft.yaml        # a recipe beside this file or by name, or the recipe itself
+      - dpo: {data: {...}, dpo: {beta: 5}}
+      - export: {dtype: bfloat16}     # the last model as one folder, checked
+    output: runs/instruct             # null: runs/ and the file's stem
+
+A stage's folder is ``<output>/<number>-<kind>``. Every start looks what is done: a finished stage is not repeated, one
+that was cut short goes on, and one that has changed, in its recipe or in its files, is done anew with all after it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from hybrid_ft.finetune.recipe import Recipe, resolve_recipe
+from hybrid_ft.finetune.recipe_errors import shown
+from hybrid_ft.finetune.resources import find_recipe
+from hybrid_ft.finetune.yaml_reader import YamlFile, read_yaml
+from hybrid_ft.hybrid_model.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+TRAINING = ("sft", "dpo")
+DTYPES = ("float32", "bfloat16")
+_RECORD = "pipeline.json"
+_LOCK = ".lock"
+_STAND_IN = "tiny"
+
+
+@dataclass
+class Stage:
+    """``recipe`` of training; an export has a dtype instead, None: the model's own."""
+
+    kind: str
+    folder: Path
+    recipe: Recipe | None = None
+    dtype: str | None = None
+
+
+def load_pipeline(path: str | Path, overrides: Sequence[str] = ()) -> list[Stage]:
+    """The stages of a file, every recipe validated. ``overrides`` begin with a stage's kind: ``dpo.train.steps=3``.
+
+    In all but the first ``model.path`` is a stand-in until the stage before it has ended. Imports nothing heavy.
+    Raises InputError with one line per mistake.
+    """
+    file = find_recipe(str(path))
+    text = read_yaml(file)
+    entries, output = text.value.get("stages"), text.value.get("output")
+    if not isinstance(entries, list) or not entries:
+        raise InputError(f"{file}: stages: must be a list such as [sft: sft.yaml, dpo: dpo.yaml]")
+    mistakes = [f"{file}:{line}: {mistake}" for line, mistake in text.mistakes]
+    for key in text.value.keys() - {"stages", "output"}:
+        mistakes.append(f"{file}:{text.lines[key,]}: unknown key {key}; a file of stages has stages and output")
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key == "output":
+            output = value
+        elif not any(isinstance(entry, dict) and key.partition(".")[0] in entry for entry in entries):
+            mistakes.append(f"override {key}: must begin with a stage of this file, such as sft.train.steps=3")
+    if output is not None and (not isinstance(output, str) or not output):
+        mistakes.append(f"{file}: output: got {shown(output)}; must be a folder")
+        output = None
+    place = Path(os.path.expanduser(output or f"runs/{file.stem}"))
+    stages = []
+    for number, entry in enumerate(entries):
+        try:
+            stages.append(_stage(entry, file, text, number, place, overrides))
+        except InputError as error:
+            mistakes += str(error).splitlines()
+    if mistakes:
+        raise InputError("\n".join(mistakes))
+    for stage in stages[:-1]:
+        if stage.recipe and stage.recipe.model.lora:
+            stage.recipe.model.lora.merge = True  # the next stage starts from whole weights
+    return stages
+
+
+def _stage(entry: Any, file: Path, text: YamlFile, number: int, place: Path, overrides: Sequence[str]) -> Stage:
+    where = f"{file}:{text.lines['stages', number]}: stages.{number}"
+    kind = next(iter(entry)) if isinstance(entry, dict) and len(entry) == 1 else None
+    folder = place / f"{number + 1}-{kind}"
+    if kind == "export" and number:
+        wanted = {} if entry[kind] is None else entry[kind]
+        if not isinstance(wanted, dict) or wanted.keys() - {"dtype"}:
+            got = ", ".join(wanted) if isinstance(wanted, dict) else shown(wanted)
+            raise InputError(f"{where}: export: got {got}; it has dtype alone")
+        if wanted.get("dtype") not in (None, *DTYPES):
+            raise InputError(f"{where}: export.dtype: got {shown(wanted['dtype'])}; must be {' or '.join(DTYPES)}")
+        return Stage(kind, folder, dtype=wanted.get("dtype"))
+    if kind not in TRAINING:
+        first = "" if number else "; the first one trains"
+        raise InputError(f"{where}: got {shown(entry)}; must be sft, dpo or export with its recipe{first}")
+    mine = [override.removeprefix(f"{kind}.") for override in overrides if override.startswith(f"{kind}.")]
+    recipe = _recipe(entry[kind], file, text, number, kind, mine)
+    recipe.output = str(folder)
+    return Stage(kind, folder, recipe)
+
+
+def _recipe(
+    entry: Any, file: Path, text: YamlFile, number: int, kind: Literal["sft", "dpo"], overrides: list[str]
+) -> Recipe:
+    """A stage's recipe from a path, or from the file itself with the file's line numbers."""
+    loc = ("stages", number, kind)
+    if isinstance(entry, str):
+        beside = file.parent / entry
+        inner_file = beside if beside.is_file() else find_recipe(entry)
+        inner = read_yaml(inner_file)
+    else:
+        inner_file, depth = file, len(loc)
+        lines = {
+            inner[depth:]: line for inner, line in text.lines.items() if inner[:depth] == loc and len(inner) > depth
+        }
+        inner = YamlFile({} if entry is None else entry, lines, [])
+    if not isinstance(inner.value, dict):
+        raise InputError(f"{file}:{text.lines[loc]}: {kind}: got {shown(entry)}; must be a recipe or its file")
+    if number == 0:
+        return resolve_recipe(inner, inner_file, overrides, stage=kind)
+    model = inner.value.get("model")
+    if model is None or isinstance(model, dict):
+        kept = {
+            key: value for key, value in (model or {}).items() if key not in ("revision", "tokenizer", "from_scratch")
+        }
+        inner.value["model"] = kept | {"path": _STAND_IN}
+    return resolve_recipe(inner, inner_file, overrides, stage=kind)
+
+
+def run(path: str | Path, overrides: Sequence[str], console: Console) -> int:
+    """Do what is not done yet. Returns the exit status: 0 all done, 75 stopped by a signal and resumable."""
+    stages = load_pipeline(path, overrides)
+    from hybrid_ft.finetune.progress import say
+
+    place = stages[0].folder.parent
+    with _held(place):
+        known, digest, base = _read(place), "", Path()
+        for number, stage in enumerate(stages, start=1):
+            digest = _digest(stage, digest)
+            title = f"stage {number} of {len(stages)}  {stage.kind:<6}  {stage.folder}"
+            if known.get(stage.folder.name) != digest:
+                if stage.folder.exists():
+                    aside = stage.folder.with_name(f"replaced-{stage.folder.name}-{time.time_ns()}")
+                    os.rename(stage.folder, aside)
+                    title += f"  (has changed; what was there is now {aside.name})"
+                known[stage.folder.name] = digest
+                _write(place, known)
+            result = _result(stage)
+            if result:
+                say(console, f"{title}  finished before")
+            else:
+                say(console, title)
+                status = _do(stage, base, number, console)
+                if status:
+                    return status
+                result = _result(stage)
+                assert result is not None
+            base = result
+    say(console, f"all {len(stages)} stages are done: {base}")
+    return 0
+
+
+def _do(stage: Stage, base: Path, number: int, console: Console) -> int:
+    if stage.recipe is None:
+        _export(stage, base)
+        return 0
+    if number > 1:
+        stage.recipe.model.path = str(base)
+    if stage.kind == "sft":
+        from hybrid_ft.finetune.sft import run as train
+    else:
+        from hybrid_ft.finetune.dpo import run as train
+    try:
+        return train(stage.recipe, console)
+    except InputError as error:
+        lines = [f"stage {number}, {stage.kind}: {line}" for line in str(error).splitlines()]
+        raise InputError("\n".join(lines), error.status) from error
+
+
+def _export(stage: Stage, base: Path) -> None:
+    """The model of the stage before, in the dtype asked for, opened again in plain transformers and compared."""
+    from transformers import GenerationConfig
+    from transformers.utils import logging
+
+    from hybrid_ft.finetune.export import Exporter
+    from hybrid_ft.hybrid_model import checkpoint
+
+    logging.disable_progress_bar()
+    ends = GenerationConfig.from_pretrained(base).eos_token_id
+    tokenizer = checkpoint.load_tokenizer(base)
+    stage.folder.mkdir(exist_ok=True)
+    exporter = Exporter(stage.folder, tokenizer, ends if isinstance(ends, list) else [ends], str(base))
+    exporter.whole(checkpoint.load(base, dtype=stage.dtype))
+
+
+def _result(stage: Stage) -> Path | None:
+    """The folder of a finished stage's model."""
+    if stage.recipe is None:
+        model = stage.folder / "model"
+        return model if model.is_dir() else None
+    try:
+        record = json.loads((stage.folder / "run.json").read_text(encoding="utf-8"))
+        return stage.folder / record["finished"]["results"][-1]
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return None
+
+
+def _digest(stage: Stage, before: str) -> str:
+    """Of all that decides what a stage makes: its recipe, the files it names, and the stages before it."""
+    from hybrid_ft.finetune.run_folder import recipe_identity
+
+    mine = stage.dtype if stage.recipe is None else recipe_identity(stage.recipe)
+    text = json.dumps([before, stage.kind, mine], sort_keys=True, default=str)
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def _read(place: Path) -> dict[str, str]:
+    record = place / _RECORD
+    if not record.exists():
+        return {}
+    try:
+        known = json.loads(record.read_text(encoding="utf-8"))["stages"]
+        assert isinstance(known, dict)
+    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+        raise InputError(f"output: {record} is damaged; give another output") from error
+    return known
+
+
+def _write(place: Path, known: dict[str, str]) -> None:
+    from hybrid_ft.finetune.checkpoints import write_text
+
+    write_text(place / _RECORD, json.dumps({"stages": known}, indent=1) + "\n")
+
+
+@contextmanager
+def _held(place: Path) -> Iterator[None]:
+    """Hold the folder against other processes. What was made for stages that did not begin is taken away at the end."""
+    missing = [folder for folder in (place, *place.parents) if not folder.exists()]
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        foreign = [] if (place / _RECORD).exists() else sorted(p.name for p in place.iterdir() if p.name[0] != ".")
+        (place / _LOCK).touch()
+    except OSError as error:
+        raise InputError(f"output: cannot write in {place} ({error.strerror}); give another output") from error
+    if foreign:
+        (place / _LOCK).unlink()
+        raise InputError(f"output: {place} holds {foreign[0]} and no {_RECORD}; give another output")
+    with open(place / _LOCK, "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"output: another process is at work in {place}; wait for it, or stop it") from error
+        try:
+            yield
+        finally:
+            if not any(entry.is_dir() for entry in place.iterdir()):
+                for name in (_RECORD, _LOCK):
+                    (place / name).unlink(missing_ok=True)
+                for folder in missing:
+                    folder.rmdir()

@@ -1,0 +1,147 @@
+"""Causal attention inside each segment and to the segments it continues, on flat tokens.
+
+No mask of all tokens by all tokens is ever built: each segment is a call of its own, or equal ones share a call.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+from torch.nn.attention.bias import causal_lower_right
+from transformers.models.olmo_hybrid import modeling_olmo_hybrid as hf
+
+from hybrid_ft.hybrid_model.blocks import OlmoHybridRMSNorm
+from hybrid_ft.hybrid_model.cache import AttentionMemory
+from hybrid_ft.hybrid_model.joined import Joined
+from hybrid_ft.hybrid_model.layout import SequenceLayout
+from hybrid_ft.hybrid_model.turns import Turn
+
+Rope = tuple[torch.Tensor, torch.Tensor]
+
+
+def segment_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: SequenceLayout, scale: float, dropout: float = 0.0
+) -> torch.Tensor:
+    """Attention of q [N, H, D] to k and v [N, HKV, D], each token to its own history. Returns [N, H, D].
+
+    H is a multiple of HKV; each key head serves H // HKV consecutive query heads.
+    """
+    gqa = q.shape[1] != k.shape[1]
+    if len(layout.levels) == 1 and len(set(layout.lengths)) == 1:
+        rows = (len(layout.lengths), layout.lengths[0])
+        q, k, v = (x.unflatten(0, rows).transpose(1, 2) for x in (q, k, v))
+        o = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, scale=scale, enable_gqa=gqa)
+        return o.transpose(1, 2).flatten(0, 1)
+
+    # split once and not slice often: the gradient of a slice is as large as what it was cut from
+    queries, keys, values = (x.transpose(0, 1).split(layout.lengths, dim=1) for x in (q, k, v))
+    outputs = []
+    for s, history in enumerate(layout.histories):
+        if layout.lengths[s] == 0:
+            continue
+        past = [a for a in history if layout.lengths[a]]
+        q_s, k_s, v_s = queries[s], keys[s], values[s]
+        if len(past) > 1:
+            k_s = torch.cat([keys[a] for a in past], dim=1)
+            v_s = torch.cat([values[a] for a in past], dim=1)
+        outputs.append(_causal(q_s, k_s, v_s, scale, gqa, dropout))
+    return torch.cat(outputs) if outputs else q
+
+
+def _causal(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, gqa: bool, dropout: float = 0.0
+) -> torch.Tensor:
+    """q [H, L, D] are the last L of the P + L positions of k and v [HKV, P + L, D]. Returns [L, H, D]."""
+    square = q.shape[1] == k.shape[1]
+    o = F.scaled_dot_product_attention(
+        q.unsqueeze(0),
+        k.unsqueeze(0),
+        v.unsqueeze(0),
+        attn_mask=None if square else causal_lower_right(q.shape[1], k.shape[1]),
+        dropout_p=dropout,
+        is_causal=square,
+        scale=scale,
+        enable_gqa=gqa,
+    )
+    return o.squeeze(0).transpose(0, 1)
+
+
+class OlmoHybridAttention(hf.OlmoHybridAttention):
+    """transformers' parameters, another forward: keys and queries normed over all heads, rope where the config has it."""
+
+    def __init__(self, config: hf.OlmoHybridConfig, layer_idx: int) -> None:
+        super().__init__(config, layer_idx)
+        self.q_norm = OlmoHybridRMSNorm(self.q_proj.out_features, config.rms_norm_eps)
+        self.k_norm = OlmoHybridRMSNorm(self.k_proj.out_features, config.rms_norm_eps)
+        self.widths = [self.q_proj.out_features, self.k_proj.out_features, self.v_proj.out_features]
+        self.joined = Joined()
+
+    def _heads(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rope: Rope | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Normed queries and keys and values, all [N, *], to q [N, H, D], k and v [N, HKV, D]."""
+        N, D = len(q), self.head_dim
+        q, k, v = q.view(N, -1, D), k.view(N, -1, D), v.view(N, -1, D)
+        if rope is not None:
+            q, k = hf.apply_rotary_pos_emb(q, k, *rope)
+        return q, k, v
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        layout: SequenceLayout,
+        rope: Rope | None,
+        memory: AttentionMemory | None = None,
+        turn: Turn | None = None,
+    ) -> torch.Tensor:
+        """[N, D] -> [N, D]."""
+        q, k = self.q_norm(self.q_proj(hidden_states)), self.k_norm(self.k_proj(hidden_states))
+        q, k, v = self._heads(q, k, self.v_proj(hidden_states), rope)
+        if memory is None:
+            o = segment_attention(q, k, v, layout, self.scaling, self.attention_dropout if self.training else 0.0)
+            return self.o_proj(o.flatten(1))
+
+        assert turn is not None and turn.door is not None
+        fresh = memory.length == 0
+        keys, values = memory.update(turn.door.unflatten(k).transpose(1, 2), turn.door.unflatten(v).transpose(1, 2))
+        memory.mask, memory.history = turn.mask, turn.history
+        if fresh:
+            o = segment_attention(q, k, v, layout, self.scaling)
+        else:
+            o = self._continue_rows(q, keys, values, layout, turn.mask)
+        return self.o_proj(o.flatten(1))
+
+    def _continue_rows(
+        self,
+        q: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        layout: SequenceLayout,
+        mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        outputs = []
+        for b, q_b in enumerate(q.transpose(0, 1).split(layout.lengths, dim=1)):
+            k_b, v_b = keys[b], values[b]
+            if mask is not None:
+                real = mask[b].nonzero().squeeze(1)
+                k_b, v_b = k_b.index_select(1, real), v_b.index_select(1, real)
+            if q_b.shape[1]:
+                outputs.append(_causal(q_b, k_b, v_b, self.scaling, self.num_key_value_groups > 1))
+        return torch.cat(outputs)
+
+    def step(self, hidden_states: torch.Tensor, rope: Rope | None, memory: AttentionMemory, turn: Turn) -> torch.Tensor:
+        """One token of every row, [B, D] -> [B, D], continuing from the memory and written to it. No gradients."""
+        x = self.joined(hidden_states, (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = x.split(self.widths, dim=-1)
+        q, k, v = self._heads(self.q_norm.step(q), self.k_norm.step(k), v, rope)
+        keys, values = memory.update(k.unsqueeze(2), v.unsqueeze(2))
+        memory.mask, memory.history = turn.mask, turn.history
+        o = F.scaled_dot_product_attention(
+            q.unsqueeze(2),
+            keys,
+            values,
+            attn_mask=turn.bias,
+            scale=self.scaling,
+            enable_gqa=self.num_key_value_groups > 1,
+        )
+        return self.o_proj(o.flatten(1))

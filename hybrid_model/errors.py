@@ -1,0 +1,13 @@
+"""What a user can cause and mend: one line, a status, no traceback."""
+
+
+class InputError(ValueError):
+    """A mistake in a recipe, a data file, a model folder or an argument.
+
+    The message is one line: file and line or key, the value got, the rule, the fix.
+    ``status`` is the exit status of the command: 2 bad input, 3 environment, 4 numerics, 5 storage.
+    """
+
+    def __init__(self, message: str, status: int = 2) -> None:
+        super().__init__(message)
+        self.status = status

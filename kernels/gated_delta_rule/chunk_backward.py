@@ -1,0 +1,171 @@
+"""The chunked backward pass, tile by tile, last tile first. Equations and names: chunked.py."""
+
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from hybrid_ft.kernels.gated_delta_rule.chunk_forward import KeyTile
+from hybrid_ft.kernels.gated_delta_rule.tiles import Block, Call, Inputs, Kept, Scratch, TileGates, TokenRows
+
+
+class Gradients:
+    """dq, dk, dv by token; by row [rows, C]: dbeta, and what ``decay_gradient`` makes dg of."""
+
+    def __init__(self, call: Call, q: Tensor, k: Tensor, v: Tensor) -> None:
+        self.call = call
+        self.q, self.k = (TokenRows.like(x, call.plan, call.group) for x in (q, k))
+        self.v = TokenRows.like(v, call.plan)
+        rows = call.like.new_empty(4, call.rows, call.chunk)
+        self.beta, self.read, self.written, self.stored = rows
+        self.carried = call.like.new_empty(call.rows)
+
+    def decay_gradient(self) -> Tensor:
+        """dg [rows, C]. Token t's gate scales all that was there before t, where a token from t on reads it or the
+        chunk's end keeps it: earlier writes of the chunk and the state that the chunk began with."""
+        gates = self.call.gates
+        dg = (self.read - self.written).flip(1).cumsum(1).flip(1)
+        dg += self.carried[:, None] * gates.total[:, 0]
+        dg[:, 1:] += self.stored.mul(gates.beta[..., 0]).cumsum(1)[:, :-1]
+        return dg
+
+
+def run_backward(call: Call, inputs: Inputs, do: TokenRows, kept: Kept, d_states: Tensor, grads: Gradients) -> None:
+    """Takes ``d_states`` [S, HV, K, V] from the final states' gradient to the initial states'; fills ``grads``."""
+    scratch = call.scratch()
+    buffers = cache(lambda steps: _BackwardTile(call, scratch, steps))
+    for block in call.blocks:
+        segments, heads = block.lanes()
+        ds = d_states[segments, heads].flatten(0, 1)
+        _backward_block(call, block, inputs, do, buffers, ds, Kept(*(x[block.rows] for x in kept)), grads)
+        d_states[segments, heads] = ds.unflatten(0, (-1, block.heads))
+
+
+class _BackwardTile(KeyTile):
+    def __init__(self, call: Call, scratch: Scratch, steps: tuple[int, ...]) -> None:
+        super().__init__(call, scratch, steps)
+        n, C, K, V = sum(steps), call.chunk, call.key_dim, call.value_dim
+        self.do, self.dy, self.dv = (scratch.take(name, n, C, V) for name in ("do", "dy", "dv"))
+        self.weights, self.pairs = (scratch.take(name, n, C, C, stack=2) for name in ("weights", "pairs"))
+        self.q_weights, self.k_weights = self.weights.unbind()
+        self.q_pairs, self.k_pairs = self.pairs.unbind()
+        self.dqk = scratch.take("dqk", n, C, K, stack=2)
+        self.dq, self.dk = self.dqk.unbind()
+        # Step by step, Y dS'^T takes the place of the write keys that the step has used.
+        self.dwrite, self.product = self.write_end, self.read[0]
+        self.diagonal = self.q_weights.diagonal(dim1=1, dim2=2)
+        self.q_weights_t, self.q_pairs_t, self.k_pairs_t = (x.mT for x in (self.q_weights, self.q_pairs, self.k_pairs))
+        product = scratch.take("state_product", n, K, V)
+        columns = (self.read[0].mT, self.read[1].mT, self.write_end, self.do, self.dy, self.dv, product)
+        self.steps = list(zip(*(x.split(steps) for x in columns)))[::-1]
+
+
+def _backward_block(
+    call: Call,
+    block: Block,
+    inputs: Inputs,
+    do: TokenRows,
+    buffers: Callable[[tuple[int, ...]], _BackwardTile],
+    ds: Tensor,
+    kept: Kept,
+    grads: Gradients,
+) -> None:
+    """Takes ``ds`` [lanes, K, V] from the final state's gradient to the initial state's, in place."""
+    by_row = (grads.beta, grads.read, grads.written, grads.stored)
+    tokens = (inputs.q, inputs.k, do, grads.q, grads.k, grads.v)
+    tiles = zip(
+        block.tiles,
+        call.gates.by_tile(block),
+        zip(*(x.places(block) for x in tokens)),
+        zip(*(block.by_tile(x) for x in (kept.states.mT, kept.y.mT, kept.decay))),
+        zip(*(block.by_step(x) for x in (kept.T.mT, kept.states, kept.y, grads.carried[block.rows]))),
+        zip(*(block.by_tile(x[block.rows]) for x in by_row)),
+    )
+    for tile, gates, places, (states_t, y_t, decay), steps, rows in reversed(list(tiles)):
+        at_q, at_k, at_do, at_dq, at_dk, at_dv = places
+        b = buffers(tile.steps)
+        inputs.q.read(at_q, b.q)
+        inputs.k.read(at_k, b.k)
+        do.read(at_do, b.do)
+        if tile.padded:
+            assert call.plan.pad is not None
+            b.do.unflatten(0, (-1, block.heads)).masked_fill_(call.plan.pad[tile.chunks, None, :, None], 0)
+        b.fill(gates)
+        torch.bmm(b.q, b.write_t, out=b.q_weights)
+        torch.bmm(b.k, b.write_t, out=b.k_weights)
+        b.weights.mul_(decay)
+        b.k_weights.tril_(-1)
+        torch.bmm(b.q_weights_t, b.do, out=b.dy)
+        _scan_back(b, ds, gates, *steps)
+        grads.v.write(at_dv, b.dv)
+
+        torch.bmm(b.do, y_t, out=b.q_pairs)
+        b.k_pairs.baddbmm_(b.dv, y_t, beta=0, alpha=-1)
+        torch.bmm(b.do, states_t, out=b.dq)
+        torch.bmm(b.dv, states_t, out=b.dk)
+        _finish(call, b, gates, decay, *rows)
+        grads.q.write(at_dq, b.dq)
+        grads.k.write(at_dk, b.dk)
+
+
+def _scan_back(
+    b: _BackwardTile,
+    ds: Tensor,
+    gates: TileGates,
+    T_t: tuple[Tensor, ...],
+    states: tuple[Tensor, ...],
+    y: tuple[Tensor, ...],
+    carried: tuple[Tensor, ...],
+) -> None:
+    """The sequential part of a tile: fills b.dv, Y dS'^T in b.dwrite, and <S, dS'> in ``carried``."""
+    for (q_read_t, k_read_t, write_end, do, dy, dv, product), T_i, state, y_i, carried_i, total in zip(
+        b.steps, *(x[::-1] for x in (T_t, states, y, carried, gates.total))
+    ):
+        s = ds[: len(dv)]
+        torch.bmm(T_i, dy.baddbmm_(write_end, s), out=dv)
+        torch.bmm(y_i, s.mT, out=write_end)
+        torch.sum(torch.mul(state, s, out=product), (1, 2), out=carried_i)
+        s.mul_(total).baddbmm_(q_read_t, do).baddbmm_(k_read_t, dv)
+
+
+def _finish(
+    call: Call,
+    b: _BackwardTile,
+    gates: TileGates,
+    decay: Tensor,
+    dbeta: Tensor,
+    read: Tensor,
+    written: Tensor,
+    stored: Tensor,
+) -> None:
+    """From dO Y^T, -dV Y^T (b.pairs), dO S^T, dV S^T (b.dqk) and Y dS'^T (b.dwrite): dq and dk of the raw q and k.
+
+    The rest is per token, [rows, C]. ``read``: what decay to this token costs; ``written``: from it to later tokens;
+    ``stored``: from it to the chunk's end, without its beta.
+    """
+    b.weights.mul_(b.pairs)
+    b.pairs.mul_(decay)
+    b.k_pairs.tril_(-1)
+    b.dqk.mul_(gates.reading)
+    b.dwrite.mul_(gates.remaining)
+
+    reads = torch.mul(b.qk, b.dqk, out=b.read).sum(-1)
+    torch.sum(torch.mul(b.k, b.dwrite, out=b.product), -1, out=stored)
+    own = b.diagonal.clone()
+    b.diagonal.zero_()
+    reads += b.weights.sum(-1)
+    torch.sum(reads, 0, out=read)
+    torch.sum(b.q_weights.add_(b.k_weights), 1, out=written)
+
+    b.dq.baddbmm_(b.q_pairs, b.write)
+    b.dk.baddbmm_(b.k_pairs, b.write)
+    b.dwrite.baddbmm_(b.q_pairs_t, b.q).baddbmm_(b.k_pairs_t, b.k)
+    torch.sum(torch.mul(b.k, b.dwrite, out=b.product), -1, out=dbeta)
+    b.dk.addcmul_(b.dwrite, gates.beta)
+    if call.settings.use_qk_l2norm:
+        # x / |x| has the gradient (dx - x (x . dx)) / |x|; q . dq and k . dk are sums of what is at hand.
+        reads[0].add_(own).div_(call.settings.scale**2)
+        reads[1].addcmul_(dbeta, gates.beta[..., 0])
+        b.dqk.addcmul_(b.qk, reads[..., None], value=-1)
+    b.dqk.mul_(gates.norm)

@@ -1,0 +1,39 @@
+"""The gated delta rule: arguments checked, then run on the tensors' device."""
+
+from torch import Tensor
+
+from hybrid_ft.kernels.gated_delta_rule.checks import check_inputs, check_state
+from hybrid_ft.kernels.gated_delta_rule.chunked import chunked_gated_delta_rule
+
+
+def gated_delta_rule(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    beta: Tensor,
+    *,
+    cu_seqlens: Tensor | None = None,
+    initial_state: Tensor | None = None,
+    output_final_state: bool = False,
+    scale: float | None = None,
+    use_qk_l2norm: bool = True,
+) -> tuple[Tensor, Tensor | None]:
+    """
+    q, k [B, T, H, K]; v [B, T, HV, V], HV a multiple of H: each q/k head serves HV / H consecutive value heads.
+    g [B, T, HV] is the logarithm of the decay, at most 0; beta [B, T, HV] is in [0, 2].
+    cu_seqlens int32 or int64 [S+1], with B = 1: segment s is tokens cu_seqlens[s] : cu_seqlens[s+1]; it may be empty.
+    initial_state, final_state [S or B, HV, K, V], float32 (float64 for float64 inputs); an empty segment's final state
+    is its initial state. scale defaults to K**-0.5 and multiplies q after its norm.
+
+    Returns o [B, T, HV, V] in v's dtype, and the final state or None. Differentiable in q, k, v, g, beta and
+    initial_state, through both outputs. bfloat16 and float16 inputs are computed in float32.
+    Raises ValueError, one line, for shapes, dtypes or segment edges that do not fit. See reference.py for the equations.
+    """
+    check_inputs(q, k, v, g, beta, cu_seqlens)
+    segments = q.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
+    if initial_state is not None:
+        check_state("initial_state", initial_state, (segments, v.shape[2], q.shape[3], v.shape[3]))
+    scale = q.shape[3] ** -0.5 if scale is None else scale
+    o, final_state = chunked_gated_delta_rule(q, k, v, g, beta, cu_seqlens, initial_state, scale, use_qk_l2norm)
+    return o, final_state if output_final_state else None

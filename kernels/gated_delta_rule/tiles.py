@@ -1,0 +1,292 @@
+"""Data movement for the chunked path: tokens to chunks and back, the gates of every chunk, scratch memory.
+
+A *row* is one chunk of one value head. Rows are numbered run of heads by run of heads, in a run chunk by chunk, in a
+chunk head by head; a block (a run of heads x a group of segments), a tile of it and a step are then slices of rows.
+Views are made once per block or per kind of tile, never inside the loop over tiles: a view costs as much as a product
+of small matrices.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hybrid_ft.kernels.gated_delta_rule.plan import ChunkPlan, Group
+from hybrid_ft.kernels.gated_delta_rule.reference import NORM_EPS, compute_dtype
+
+
+@dataclass(frozen=True)
+class Settings:
+    """heads: value heads in a run; rows: most rows in a tile (a step of more rows is a tile by itself)."""
+
+    scale: float
+    use_qk_l2norm: bool
+    heads: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A run of steps of one block; ``steps`` are the rows of each."""
+
+    chunks: slice
+    steps: tuple[int, ...]
+    padded: bool
+
+
+class Block:
+    """A run of value heads x a group of segments: the lanes that are scanned together."""
+
+    def __init__(self, group: Group, first_head: int, settings: Settings, plan: ChunkPlan) -> None:
+        self.group, self.first_head, self.heads, self.plan = (group, first_head, settings.heads, plan)
+        self.chunks = slice(group.steps[0].chunk, group.steps[-1].chunk + group.steps[-1].active)
+        first = first_head * len(plan.tokens)
+        self.rows = slice(first + self.chunks.start * self.heads, first + self.chunks.stop * self.heads)
+        self.tiles: list[Tile] = []
+        for steps in group.tiles(max(1, settings.rows // self.heads)):
+            chunks = slice(steps[0].chunk, steps[-1].chunk + steps[-1].active)
+            self.tiles.append(Tile(chunks, tuple(s.active * self.heads for s in steps), plan.has_pad(chunks)))
+
+    def lanes(self) -> tuple[Tensor, slice]:
+        """Index of the block's lanes in a [S, HV, K, V] tensor."""
+        segments = self.plan.order[self.group.first : self.group.first + self.group.segments]
+        return segments, slice(self.first_head, self.first_head + self.heads)
+
+    @property
+    def size(self) -> int:
+        return self.rows.stop - self.rows.start
+
+    @cached_property
+    def tile_sizes(self) -> list[int]:
+        return [sum(tile.steps) for tile in self.tiles]
+
+    def by_tile(self, x: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
+        """Splits the block's rows, dimension ``dim`` of ``x``, into one view per tile."""
+        return x.split(self.tile_sizes, dim)
+
+    @cached_property
+    def step_sizes(self) -> list[int]:
+        return [size for tile in self.tiles for size in tile.steps]
+
+    def by_step(self, x: Tensor) -> list[tuple[Tensor, ...]]:
+        """Splits the block's rows ``x`` into one view per step, in a tuple per tile."""
+        views = iter(x.split(self.step_sizes))
+        return [tuple(next(views) for _ in tile.steps) for tile in self.tiles]
+
+
+class TokenRows:
+    """The (token, head) rows of a [B, T, H, D] tensor, read or written tile by tile.
+
+    A *place* says where a tile's rows are: a strided view of full, evenly spaced chunks, or else the rows' numbers.
+    Copying through the view is two (reading) to three (writing) times as fast as by number.
+    """
+
+    def __init__(self, rows: Tensor, per_token: int, plan: ChunkPlan, group: int, spare: int | None) -> None:
+        self.rows, self.per_token, self.plan, self.group, self.spare = rows, per_token, plan, group, spare
+        self.repeat = group if spare is None else 1
+
+    @classmethod
+    def of(cls, x: Tensor, plan: ChunkPlan, group: int = 1) -> "TokenRows":
+        """To read ``x``; with H < HV, each of its heads once for every value head of the ``group`` it serves.
+
+        ``x`` is read in place where a row is contiguous and every row starts at a multiple of D elements, which holds
+        for q, k and v split from one projection; else it is copied first.
+        """
+        batch, length, heads, dim = x.shape
+        in_place = x.stride(3) == 1 and (heads == 1 or x.stride(2) == dim) and x.stride(1) % dim == 0
+        if not (in_place and x.stride(1) and (batch == 1 or x.stride(0) == length * x.stride(1))):
+            x = x.contiguous()
+        per_token = x.stride(1) // dim
+        rows = x.as_strided(((batch * length - 1) * per_token + heads, dim), (dim, 1))
+        return cls(rows, per_token, plan, group, spare=None)
+
+    @classmethod
+    def like(cls, x: Tensor, plan: ChunkPlan, group: int = 1) -> "TokenRows":
+        """To write a new tensor of x's shape and dtype, adding up a group's rows. One spare row takes the padding's."""
+        spare = x.shape[:3].numel()
+        return cls(x.new_empty(spare + 1, x.shape[3]), x.shape[2], plan, group, spare)
+
+    def places(self, block: Block) -> list[Tensor]:
+        """For each tile of ``block``."""
+        plan, C, dim = self.plan, self.plan.chunk_size, self.rows.shape[1]
+        first, count = block.first_head // self.group, block.heads // self.group
+        places: list[Tensor] = []
+        for tile in block.tiles:
+            grid = plan.regular_grid(tile.chunks, tile.steps[0] // block.heads)
+            if grid is not None:
+                start, steps, step_gap, segments, segment_gap = grid
+                token = self.per_token * dim
+                sizes = (steps, segments, count, self.repeat, C, dim)
+                strides = (step_gap * token, segment_gap * token, dim, 0, token, 1)
+                offset = self.rows.storage_offset() + start * token + first * dim
+                places.append(self.rows.as_strided(sizes, strides, offset))
+                continue
+            heads = torch.arange(first, first + count, device=self.rows.device).repeat_interleave(self.repeat)
+            numbers = plan.tokens[tile.chunks, None, :] * self.per_token + heads[:, None]
+            if tile.padded and self.spare is not None:
+                assert plan.pad is not None
+                numbers.masked_fill_(plan.pad[tile.chunks, None, :], self.spare)
+            places.append(numbers.view(-1))
+        return places
+
+    def read(self, place: Tensor, out: Tensor) -> None:
+        """Into ``out`` [rows, C, D], of any dtype."""
+        if place.ndim > 1:
+            out.view(place.shape).copy_(place)
+        elif self.rows.dtype == out.dtype:
+            torch.index_select(self.rows, 0, place, out=out.view(-1, out.shape[-1]))
+        else:
+            out.view(-1, out.shape[-1]).copy_(self.rows.index_select(0, place))
+
+    def write(self, place: Tensor, x: Tensor) -> None:
+        """From ``x`` [rows, C, D], of any dtype."""
+        if self.group > 1:
+            x = x.unflatten(0, (-1, self.group)).sum(1)
+        if place.ndim > 1:
+            place.copy_(x.view(place.shape))
+        else:
+            self.rows.index_copy_(0, place, x.view(-1, x.shape[-1]).to(self.rows.dtype))
+
+
+class Inputs(NamedTuple):
+    q: TokenRows
+    k: TokenRows
+    v: TokenRows
+
+
+class Kept(NamedTuple):
+    """What forward keeps for backward, by row: D and T [rows, C, C], S at the chunk's start [rows, K, V], Y [rows, C, V]."""
+
+    decay: Tensor
+    T: Tensor
+    states: Tensor
+    y: Tensor
+
+
+def decay_(x: Tensor) -> Tensor:
+    """exp(x) in place, at most 1, and 0 instead of a subnormal number: those cost 40 ns each on a CPU, exp(-inf) 2 ns."""
+    lowest = -700.0 if x.dtype == torch.float64 else -87.0
+    return torch.threshold_(x.clamp_(lowest, 0).exp_(), 1.001 * math.exp(lowest), 0.0)
+
+
+class TileGates(NamedTuple):
+    """Gates of one tile's rows; see ``Gates``."""
+
+    beta: Tensor
+    remaining: Tensor
+    cum: Tensor
+    reading: Tensor
+    norm: Tensor
+    total: tuple[Tensor, ...]
+
+
+class Gates:
+    """Factors per token of every row, [rows, C, 1]; neutral in the padding, where beta and g are zero.
+
+    norm       [2, rows, C, 1] of q and k: 1 / sqrt(|x|^2 + eps), q's times the scale
+    cum        [2, rows, C, 1] cumsum(g) within the chunk: in 64ths, and the rest. In one float32, the difference of two
+               sums of several hundred would be off by 1e-5.
+    reading    [2, rows, C, 1] exp(cum_i) for q, -exp(cum_i) for k: from the chunk's start to token i
+    remaining  exp(cum_last - cum_i), from token i to the chunk's end
+    total      [rows, 1, 1] exp(cum_last)
+    """
+
+    def __init__(
+        self, q: Tensor, k: Tensor, g: Tensor, beta: Tensor, plan: ChunkPlan, settings: Settings, group: int
+    ) -> None:
+        self.plan, self.heads = plan, settings.heads
+        self.norm = torch.stack([self._to_rows(_inverse_norm(x, settings, group)) for x in (q, k)])
+        self.norm[0] *= settings.scale
+        self.beta = self._to_rows(beta, fill=True)
+        cum = self._to_rows(g, fill=True).double().cumsum(1)
+        coarse = cum.mul(64).round_().div_(64)
+        self.cum = torch.stack([coarse, cum - coarse]).to(g.dtype)
+        grown = decay_(cum.to(g.dtype, copy=True))
+        self.reading = torch.stack([grown, -grown])
+        self.remaining = decay_((cum[:, -1:] - cum).to(g.dtype))
+        self.total = grown[:, -1:]
+
+    def by_tile(self, block: Block) -> list[TileGates]:
+        rows = block.rows
+        columns = [block.by_tile(x[rows]) for x in (self.beta, self.remaining)]
+        columns += [block.by_tile(x[:, rows], dim=1) for x in (self.cum, self.reading, self.norm)]
+        return [TileGates(*tile) for tile in zip(*columns, block.by_step(self.total[rows]))]
+
+    def _to_rows(self, x: Tensor, fill: bool = False) -> Tensor:
+        chunks = x.flatten(0, 1)[self.plan.tokens]
+        if fill and self.plan.pad is not None:
+            chunks.masked_fill_(self.plan.pad[..., None], 0)
+        return chunks.unflatten(2, (-1, self.heads)).permute(2, 0, 3, 1).flatten(0, 2).unsqueeze(-1).contiguous()
+
+    def to_tokens(self, x: Tensor, like: Tensor) -> Tensor:
+        """[rows, C] to the shape of ``like``, [B, T, HV]."""
+        tokens, pad = self.plan.tokens, self.plan.pad
+        x = x.unflatten(0, (-1, len(tokens), self.heads)).permute(1, 3, 0, 2).flatten(2, 3)
+        out = like.new_empty(like.shape[0] * like.shape[1], like.shape[2])
+        if pad is None:
+            out[tokens] = x
+        else:
+            out[tokens[~pad]] = x[~pad]
+        return out.view(like.shape)
+
+
+def _inverse_norm(x: Tensor, settings: Settings, group: int) -> Tensor:
+    """[B, T, HV]"""
+    dtype = compute_dtype(x)
+    if not settings.use_qk_l2norm:
+        return torch.ones(*x.shape[:2], x.shape[2] * group, dtype=dtype, device=x.device)
+    norm = torch.linalg.vector_norm(x, dim=-1, dtype=dtype).square_().add_(NORM_EPS).rsqrt_()
+    return norm.repeat_interleave(group, dim=2) if group > 1 else norm
+
+
+class Scratch:
+    """Named buffers that every tile of a call reuses: fresh memory costs a page fault per 4 KiB and leaves the cache."""
+
+    def __init__(self, most_rows: int, like: Tensor) -> None:
+        self.most_rows, self.like = most_rows, like
+        self.memory: dict[str, Tensor] = {}
+
+    def take(self, name: str, rows: int, *sizes: int, stack: int = 1, dtype: torch.dtype | None = None) -> Tensor:
+        """A contiguous [rows, *sizes], or [stack, rows, *sizes], at the start of the buffer called ``name``."""
+        per_row = math.prod(sizes) * stack
+        if name not in self.memory:
+            self.memory[name] = self.like.new_empty(self.most_rows * per_row, dtype=dtype)
+        flat = self.memory[name][: rows * per_row]
+        return flat.view(stack, rows, *sizes) if stack > 1 else flat.view(rows, *sizes)
+
+
+class Call:
+    """What forward and backward share: the gates, the order of work, a few constants."""
+
+    def __init__(self, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, plan: ChunkPlan, settings: Settings):
+        value_heads = v.shape[2]
+        self.plan, self.settings = plan, settings
+        self.group = value_heads // q.shape[2]
+        self.chunk, self.key_dim, self.value_dim = (plan.chunk_size, q.shape[3], v.shape[3])
+        self.gates = Gates(q, k, g, beta, plan, settings, self.group)
+        self.like = g.new_empty(0)
+        runs = range(0, value_heads, settings.heads)
+        self.blocks = [Block(group, head, settings, plan) for head in runs for group in plan.groups]
+        self.rows = value_heads * len(plan.tokens)
+
+    def keep(self, rows: int, states: bool) -> Kept:
+        """Memory for ``rows`` rows, without states if not ``states``."""
+        new, C = self.like.new_empty, self.chunk
+        state_rows = rows if states else 0
+        return Kept(
+            new(rows, C, C),
+            new(rows, C, C),
+            new(state_rows, self.key_dim, self.value_dim),
+            new(rows, C, self.value_dim),
+        )
+
+    @property
+    def most_rows(self) -> int:
+        """Rows of the largest block."""
+        return max(block.size for block in self.blocks)
+
+    def scratch(self) -> Scratch:
+        return Scratch(max(size for block in self.blocks for size in block.tile_sizes), self.like)

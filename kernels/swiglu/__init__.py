@@ -1,0 +1,4 @@
+from hybrid_ft.kernels.swiglu.op import swiglu
+from hybrid_ft.kernels.swiglu.reference import swiglu_reference
+
+__all__ = ["swiglu", "swiglu_reference"]

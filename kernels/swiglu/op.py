@@ -1,0 +1,34 @@
+"""silu(gate) * up. Backward keeps the two inputs alone and computes silu(gate) again."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """
+    gate and up of one shape and dtype, which the result has too; each step is rounded to it, as in an eager MLP.
+    Differentiable in both. See reference.py for the equation. Raises ValueError, one line, for shapes that differ.
+    """
+    if gate.shape != up.shape:
+        raise ValueError(f"up: got shape {tuple(up.shape)}; it must be gate's, {tuple(gate.shape)}")
+    if torch.is_grad_enabled() and (gate.requires_grad or up.requires_grad):
+        return _SwiGLU.apply(gate, up)
+    return F.silu(gate).mul_(up)
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        dgate = torch.ops.aten.silu_backward(dy * up, gate)
+        return dgate, F.silu(gate).mul_(dy)

@@ -1,0 +1,167 @@
+"""A base of a few thousand weights, a tokenizer of single characters, and rows of random tokens: a run in a second."""
+
+import io
+import json
+import random
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+CHARACTERS = "abcdefghijklmnopqrstuvwxyz 0123456789.,:?!+-=<>|/_ABCDEFGHIJKLMNOPQRSTUVWXYZ{}[]\n"
+TEMPLATE = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> Any:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>"]
+    words = {word: index for index, word in enumerate([*special, *dict.fromkeys(CHARACTERS)])}
+    backend = Tokenizer(models.WordLevel(words, unk_token="?"))
+    backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        eos_token="<|endoftext|>",
+        pad_token="<|pad|>",
+        additional_special_tokens=special[2:],
+    )
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Path:
+    """A model folder as a user would have one: 2 layers, hidden size 32, attention dropout on."""
+    from transformers import OlmoHybridConfig
+
+    import hybrid_ft
+    from hybrid_ft.hybrid_model import checkpoint
+
+    config = OlmoHybridConfig(
+        vocab_size=128,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        layer_types=["linear_attention", "full_attention"],
+        linear_num_key_heads=2,
+        linear_num_value_heads=2,
+        linear_key_head_dim=8,
+        linear_value_head_dim=16,
+        attention_dropout=0.1,
+        rope_parameters={"rope_theta": None},
+        pad_token_id=1,
+        bos_token_id=None,
+        eos_token_id=0,
+    )
+    shape = tmp_path_factory.mktemp("shape")
+    config.save_pretrained(shape)
+    model = hybrid_ft.load(shape, from_scratch=True, seed=1)
+    folder = tmp_path_factory.mktemp("base")
+    checkpoint.save(model, folder, tiny_tokenizer)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def steady_base(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
+    """The same without dropout."""
+    folder = tmp_path_factory.mktemp("steady") / "base"
+    shutil.copytree(tiny_base, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.0}))
+    return folder
+
+
+@dataclass
+class Start:
+    """One start of a run: its exit status, what was on the screen, its folder, and the rows it was given."""
+
+    status: int
+    screen: str
+    folder: Path
+    prepared: Any
+
+    def metrics(self, name: str = "loss") -> dict[int, float]:
+        lines = [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+        return {line["step"]: line[name] for line in lines if name in line}
+
+
+@pytest.fixture
+def start(tmp_path: Path, tiny_base: Path, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """``start(rows=..., train={...}, ...)`` runs a recipe on random rows into ``tmp_path / output``; ``start.prepared`` are the rows."""
+
+    def go(output: str = "run", rows: int = 12, held_out: int = 0, seed: int = 0, **sections: Any) -> Start:
+        from rich.console import Console
+
+        from hybrid_ft.finetune import sft
+        from hybrid_ft.finetune.recipe import Recipe
+
+        recipe = Recipe.model_validate(
+            {
+                "model": {"path": str(tiny_base)} | sections.get("model", {}),
+                "data": {"sources": [{"path": "rows.jsonl"}], "max_length": 24} | sections.get("data", {}),
+                "train": {"steps": 6, "batch_tokens": 48, "batch_size": 3, "learning_rate": 1e-2, "save_every": 2}
+                | sections.get("train", {}),
+                "evaluate": {"max_new_tokens": 4} | sections.get("evaluate", {}),
+                "output": str(tmp_path / output),
+            }
+        )
+        prepared = go.prepared = random_rows(rows, held_out, seed, recipe)
+        monkeypatch.setattr(sft, "prepare", lambda recipe, tokenizer: prepared)
+        screen = io.StringIO()
+        status = sft.run(recipe, Console(file=screen, width=200))
+        return Start(status, screen.getvalue(), tmp_path / output, prepared)
+
+    return go
+
+
+def random_rows(rows: int, held_out: int, seed: int, recipe: Any) -> Any:
+    """What ``prepare`` gives: rows of 5 to 20 tokens, the first third of each not trained on, packed in order."""
+    from datasets import Dataset
+
+    chance = random.Random(seed)
+
+    def make(count: int, name: str) -> Any:
+        columns: dict[str, list[Any]] = {key: [] for key in ("input_ids", "labels", "origin", "prompt_ids", "answer")}
+        for index in range(count):
+            ids = [chance.randrange(4, 80) for _ in range(chance.randint(5, 20))]
+            prompt = len(ids) // 3
+            columns["input_ids"].append(ids)
+            columns["labels"].append([-100] * prompt + ids[prompt:])
+            columns["origin"].append(f"{name}:{index + 1}")
+            columns["prompt_ids"].append(ids[:prompt])
+            columns["answer"].append("ab")
+        return Dataset.from_dict(columns)
+
+    def pack(dataset: Any) -> list[list[int]] | None:
+        if not recipe.data.packing:
+            return None
+        packs: list[list[int]] = []
+        room = 0
+        for index, ids in enumerate(dataset["input_ids"]):
+            if len(ids) > room:
+                packs.append([])
+                room = recipe.train.batch_tokens
+            packs[-1].append(index)
+            room -= len(ids)
+        return packs
+
+    train, held = make(rows, "rows.jsonl"), make(held_out, "held.jsonl") if held_out else None
+    return SimpleNamespace(
+        train=train,
+        eval=held,
+        packs=pack(train),
+        eval_packs=pack(held) if held else None,
+        end_ids=[3, 0],
+        chat_template=TEMPLATE,
+        report=SimpleNamespace(summary=lambda: [f"{rows} rows"]),
+    )

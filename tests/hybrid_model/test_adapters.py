@@ -1,0 +1,72 @@
+import re
+
+import pytest
+import torch
+
+from hybrid_ft.hybrid_model.adapters import add_lora, target_modules
+from hybrid_ft.hybrid_model.errors import InputError
+
+ATTENTION = {f"self_attn.{part}_proj" for part in "qkvo"}
+DELTA = {f"linear_attn.{part}_proj" for part in "qkvgo"}
+MLP = {f"mlp.{part}_proj" for part in ("gate", "up", "down")}
+SETS = {
+    "attention": ATTENTION,
+    "delta": DELTA,
+    "mlp": MLP,
+    "all-linear": ATTENTION | DELTA | MLP,
+    "delta+mlp": DELTA | MLP,
+    "mlp+attention": ATTENTION | MLP,
+    "attention+attention": ATTENTION,
+}
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_set_adapts_its_layers_and_nothing_else(make_pair, name):
+    model = add_lora(make_pair()[1], name, rank=2, alpha=4, dropout=0.0)
+    trained = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert all("lora_A" in n or "lora_B" in n for n in trained)
+    assert {re.search(r"layers\.\d+\.(.*)\.lora_", n)[1] for n in trained} == SETS[name]
+
+
+@pytest.mark.parametrize("name", ["lm_head", "conv1d", "", "delta+", "all-linear+mlp", "A_log"])
+def test_an_unknown_name_is_refused_with_the_choices(name):
+    with pytest.raises(InputError, match="cannot be adapted; use one of all-linear, attention, delta, mlp"):
+        target_modules(name)
+
+
+def test_output_is_unchanged_until_the_first_step_and_the_base_stays(make_pair):
+    base = make_pair()[1]
+    tokens = torch.arange(1, 30)[None]
+    expected = base(tokens, use_cache=False).logits.detach()
+    frozen = {name: parameter.detach().clone() for name, parameter in base.named_parameters()}
+    model = add_lora(base, "all-linear", rank=4, alpha=8)
+    assert torch.equal(model(tokens, use_cache=False).logits, expected)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=10.0)
+    model(tokens, use_cache=False).logits.square().mean().backward()
+    optimizer.step()
+    assert not torch.allclose(model(tokens, use_cache=False).logits, expected)
+    with model.disable_adapter():
+        assert torch.equal(model(tokens, use_cache=False).logits, expected)
+    for name, parameter in base.named_parameters():
+        if "lora_" not in name:
+            assert torch.equal(parameter, frozen[name.replace("base_layer.", "")])
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_under_lora_gives_the_same_gradients(make_pair, assert_gradients, reentrant):
+    tokens = torch.randint(1, 61, (1, 90), generator=torch.Generator().manual_seed(0))
+    batch = {"input_ids": tokens, "position_ids": torch.cat([torch.arange(40), torch.arange(50)])[None]}
+    model = add_lora(make_pair(dtype=torch.float64)[1], "all-linear", rank=4, alpha=8).train()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+
+    def gradients():
+        model.zero_grad()
+        model(**batch).logits.square().mean().backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+
+    expected = gradients()
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    model.enable_input_require_grads()
+    assert_gradients(gradients(), expected, 1e-12)

@@ -1,0 +1,66 @@
+"""What does not fit is refused with one line that names the argument, what it got and the rule."""
+
+import pytest
+import torch
+
+from hybrid_ft.kernels.gated_delta_rule import gated_delta_rule, gated_delta_rule_step
+from hybrid_ft.kernels.gated_delta_rule.tiles import decay_
+
+
+def good() -> dict:
+    q, k, v = torch.randn(1, 6, 2, 8), torch.randn(1, 6, 2, 8), torch.randn(1, 6, 4, 16)
+    return {"q": q, "k": k, "v": v, "g": -torch.rand(1, 6, 4), "beta": torch.rand(1, 6, 4)}
+
+
+BAD = {
+    "q rank": ({"q": torch.randn(6, 2, 8)}, r"q: got \(6, 2, 8\) torch.float32; .* 4 dimensions"),
+    "q not a tensor": ({"q": None}, r"q: got NoneType; .* 4 dimensions"),
+    "q integer": ({"q": torch.ones(1, 6, 2, 8, dtype=torch.int64)}, r"q: got \(1, 6, 2, 8\) torch.int64; .* float"),
+    "k shape": ({"k": torch.randn(1, 6, 2, 4)}, r"k: got shape \(1, 6, 2, 4\); it must be q's, \(1, 6, 2, 8\)"),
+    "k dtype": ({"k": torch.randn(1, 6, 2, 8).double()}, r"k: got torch.float64; .* one dtype, and q is torch.float32"),
+    "v tokens": ({"v": torch.randn(1, 5, 4, 16)}, r"v: got shape \(1, 5, 4, 16\); its first two sizes .* \(1, 6\)"),
+    "v heads": ({"v": torch.randn(1, 6, 3, 16)}, r"v: got 3 value heads; .* multiple of q's 2 heads"),
+    "g shape": ({"g": torch.zeros(1, 6, 2)}, r"g: got shape \(1, 6, 2\); .* \(1, 6, 4\)"),
+    "beta shape": ({"beta": torch.zeros(1, 6, 2)}, r"beta: got shape \(1, 6, 2\); .* \(1, 6, 4\)"),
+    "beta device": ({"beta": torch.zeros(1, 6, 4, device="meta")}, r"beta: got device meta; it must be q's, cpu"),
+    "edges dtype": (
+        {"cu_seqlens": torch.tensor([0.0, 6.0])},
+        r"cu_seqlens: got \(2,\) torch.float32; .* int32 or int64",
+    ),
+    "edges start": ({"cu_seqlens": torch.tensor([1, 6])}, r"cu_seqlens: got 1 \.\.\. 6; .* start at 0 and end at 6"),
+    "edges end": ({"cu_seqlens": torch.tensor([0, 5])}, r"cu_seqlens: got 0 \.\.\. 5; .* start at 0 and end at 6"),
+    "edges order": ({"cu_seqlens": torch.tensor([0, 4, 3, 6])}, r"cu_seqlens: got 4 then 3 at 1; it must not decrease"),
+    "state shape": (
+        {"initial_state": torch.zeros(2, 4, 8, 16)},
+        r"initial_state: got \(2, 4, 8, 16\) torch.float32; .* shape \(1, 4, 8, 16\)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), BAD.values(), ids=BAD)
+def test_bad_argument(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as raised:
+        gated_delta_rule(**{**good(), **change})
+    assert "\n" not in str(raised.value)
+
+
+def test_packed_segments_want_one_row() -> None:
+    batch = {name: x.expand(3, *x.shape[1:]) for name, x in good().items()}
+    with pytest.raises(ValueError, match=r"cu_seqlens: got a batch of 3; packed segments need a batch of 1"):
+        gated_delta_rule(**batch, cu_seqlens=torch.tensor([0, 6]))
+
+
+def test_step_checks_its_state() -> None:
+    row = {name: x[:, 0] for name, x in good().items()}
+    with pytest.raises(ValueError, match=r"state: got \(1, 4, 8, 8\) torch.float32; .* shape \(1, 4, 8, 16\)"):
+        gated_delta_rule_step(**row, state=torch.zeros(1, 4, 8, 8))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_decays_are_normal_numbers_or_zero(dtype: torch.dtype) -> None:
+    """One subnormal number costs a CPU as much as forty others; a closed head would be full of them."""
+    logs = torch.cat([torch.linspace(-800, 3, 9999, dtype=dtype), torch.tensor([float("-inf")], dtype=dtype)])
+    decays = decay_(logs.clone())
+    assert (decays[decays != 0] >= torch.finfo(dtype).tiny).all() and decays.max() == 1
+    kept = logs > (-86 if dtype == torch.float32 else -699)
+    assert torch.equal(decays[kept], logs[kept].clamp(max=0).exp())

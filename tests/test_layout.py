@@ -1,0 +1,145 @@
+"""The layout's rules, each of which breaks something silently when it is broken."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+CODE = ("kernels", "hybrid_model", "finetune")
+# Where nothing that the project keeps lies: made by tools, or by runs.
+NOT_OURS = {".git", ".venv", ".typing", "build", "runs", "__pycache__", ".hypothesis", ".pytest_cache", ".mypy_cache"}
+NOT_OURS |= {".ruff_cache", ".device"}
+
+
+def modules(root: Path) -> Iterator[tuple[str, Path]]:
+    for folder in CODE:
+        for path in sorted((root / folder).rglob("*.py")):
+            yield ".".join(("hybrid_ft", *path.relative_to(root).with_suffix("").parts)), path
+    yield "hybrid_ft.cli", root / "cli.py"
+
+
+def imported(name: str, path: Path) -> set[str]:
+    """Every module of the package that a file imports anywhere, inside functions and under TYPE_CHECKING too."""
+    package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
+    if package[-1] == "__init__":
+        package = package[:-1]
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            module = ".".join(part for part in (base, node.module or "") if part)
+            found |= {module} | {f"{module}.{alias.name}" for alias in node.names}
+    return {module for module in found if module.split(".")[0] == "hybrid_ft"}
+
+
+@pytest.mark.parametrize("folder", ["kernels", "datasets"])
+def test_no_init_in_folders_named_like_hugging_face_packages(root: Path, folder: str) -> None:
+    """`python -m` from the root puts the root on sys.path: with an __init__.py our folder would be imported in place
+    of Hugging Face's package, without one that package wins (PEP 420)."""
+    assert (root / folder).is_dir()
+    assert not (root / folder / "__init__.py").exists()
+
+
+def test_datasets_and_recipes_hold_no_code(root: Path) -> None:
+    assert [path for folder in ("datasets", "recipes") for path in (root / folder).rglob("*.py")] == []
+
+
+def test_every_code_folder_is_declared(root: Path) -> None:
+    """A folder that is missing from pyproject.toml works in an editable install and is absent from the wheel."""
+    declared = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = {"hybrid_ft"}
+    for _, path in modules(root):
+        parts = path.parent.relative_to(root).parts
+        found |= {".".join(("hybrid_ft", *parts[:depth])) for depth in range(1, len(parts) + 1)}
+    assert sorted(declared) == sorted(found)
+
+
+def test_root_holds_no_stray_modules(root: Path) -> None:
+    """Every *.py in the root goes into the wheel as hybrid_ft/*.py."""
+    assert {path.name for path in root.glob("*.py")} == {"__init__.py", "cli.py"}
+
+
+def test_imports_point_one_way(root: Path) -> None:
+    """kernels <- hybrid_model <- finetune <- cli."""
+    order = {f"hybrid_ft.{name}": rank for rank, name in enumerate((*CODE, "cli"))}
+    wrong = []
+    seen = 0
+    for name, path in modules(root):
+        here = order[".".join(name.split(".")[:2])]
+        for module in imported(name, path):
+            there = order.get(".".join(module.split(".")[:2]), -1)
+            seen += there >= 0
+            # errors.py holds the one exception that every layer may raise
+            if there > here and module.split(".")[:3] != ["hybrid_ft", "hybrid_model", "errors"]:
+                wrong.append(f"{name} imports {module}")
+    assert seen > 50
+    assert wrong == []
+
+
+def test_kernels_know_nothing_of_transformers(root: Path) -> None:
+    libraries = {"transformers", "trl", "peft", "accelerate", "datasets"}
+    for path in (root / "kernels").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            assert not libraries & {name.split(".")[0] for name in names}, path
+
+
+def test_packages_start_light(root: Path) -> None:
+    """What every command imports first: `hybrid-ft --help` must answer before torch could have been imported."""
+    code = (
+        "import sys, hybrid_ft, hybrid_ft.cli, hybrid_ft.hybrid_model, hybrid_ft.finetune\n"
+        "print(sorted({name.split('.')[0] for name in sys.modules} & {'torch', 'transformers', 'datasets', 'trl', 'numpy', 'pydantic', 'yaml'}))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "start",
+    [["-m", "hybrid_ft.cli"], ["cli.py"], ["-c", "import sys; from hybrid_ft.cli import main; sys.exit(main())"]],
+    ids=["module", "file", "code"],
+)
+def test_hugging_face_packages_are_not_shadowed(root: Path, tmp_path: Path, start: list[str]) -> None:
+    """However the program is started from a checkout, `datasets` is Hugging Face's."""
+    report = tmp_path / "sitecustomize.py"
+    report.write_text(
+        "import atexit, importlib.util, sys\n"
+        "def where():\n"
+        "    spec = importlib.util.find_spec('datasets')\n"
+        "    print('datasets is', spec.origin)\n"
+        "atexit.register(where)\n"
+    )
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONSAFEPATH"} | {"PYTHONPATH": str(tmp_path)}
+    run = subprocess.run(
+        [sys.executable, *start, "--version"], cwd=root, env=env, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    found = re.search(r"datasets is (.+)", run.stdout)
+    assert found is not None
+    assert Path(found[1]).name == "__init__.py"
+    assert not Path(found[1]).is_relative_to(root / "datasets")
+
+
+def test_nothing_of_one_machine_is_kept(root: Path) -> None:
+    """Nothing in the repository refers to a home, a mount or a work folder of whoever wrote it, or to a package index."""
+    machine = re.compile(r"(?<![\w.])/(?:home|root|Users|work|mnt|opt)/\w+|pypi\.org|pythonhosted|download\.pytorch")
+    suffixes = {".py", ".yaml", ".yml", ".toml", ".md", ".txt", ".json", ".jsonl", ".jinja", ""}
+    found = []
+    for folder, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if name not in NOT_OURS and not name.endswith(".egg-info")]
+        for path in (Path(folder) / name for name in files):
+            if path.suffix in suffixes and path != Path(__file__) and path.stat().st_size < 2_000_000:
+                found += [
+                    f"{path}: {match[0]}"
+                    for match in machine.finditer(path.read_text(encoding="utf-8", errors="replace"))
+                ]
+    assert found == []
