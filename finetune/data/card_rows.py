@@ -9,7 +9,16 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from hybrid_ft.finetune.data.cards import PLACE, Card, Turn, Turns, Value, load_card
-from hybrid_ft.finetune.data.conversation import ROLES, Conversation, checked, text_from, tool_calls_from, tools_from
+from hybrid_ft.finetune.data.conversation import (
+    ROLES,
+    TRAINING_FLAGS,
+    Conversation,
+    checked,
+    text_from,
+    tool_calls_from,
+    tools_from,
+    trained,
+)
 from hybrid_ft.finetune.data.forms import Form, Values
 from hybrid_ft.finetune.data.rows import BadRow, repr_number, shown
 from hybrid_ft.hybrid_model.errors import InputError
@@ -67,21 +76,20 @@ def _at(values: Values, path: str) -> Any:
 
 
 def _conversation(card: Card, values: Values) -> Conversation:
-    messages: list[dict[str, Any]] = []
+    row = Conversation([])
     labels: list[str] = []
     where = "the card's messages"
     if card.turns:
-        messages = _listed_turns(card.turns, values)
+        row.messages = _listed_turns(card.turns, values, row.unused, row.untrained)
         where = card.turns.column
     else:
         for index, turn in enumerate(card.messages):
             if turn.when is None or _filled(card, values, turn.when):
-                messages.append(_turn(card, turn, values, f"messages[{index}]"))
+                row.messages.append(_turn(card, turn, values, f"messages[{index}]"))
                 labels.append(f"the card's messages[{index}]")
-    tools = None
     if card.tools and (value := _at(values, card.tools)) is not _MISSING:
-        tools = tools_from(value, card.tools)
-    return checked(Conversation(messages, tools), where, labels)
+        row.tools = tools_from(value, card.tools)
+    return checked(row, where, labels)
 
 
 def _turn(card: Card, turn: Turn, values: Values, at: str) -> dict[str, Any]:
@@ -171,11 +179,12 @@ def _absent(found: Any) -> str:
     return "missing" if found is _MISSING else "null"
 
 
-def _listed_turns(turns: Turns, values: Values) -> list[dict[str, Any]]:
+def _listed_turns(turns: Turns, values: Values, unused: set[str], untrained: set[int]) -> list[dict[str, Any]]:
     items = _at(values, turns.column)
     if not isinstance(items, list):
         found = "missing" if items is _MISSING else shown(items)
         raise BadRow("wrong type", f"{turns.column}: got {found}; must be a list of turns")
+    read = {_head(turns.role), _head(turns.content), turns.role, turns.content}
     messages = []
     for index, item in enumerate(items):
         at = f"{turns.column}[{index}]"
@@ -188,6 +197,10 @@ def _listed_turns(turns: Turns, values: Values) -> list[dict[str, Any]]:
         if role is None:
             known = ", ".join([*turns.roles, *ROLES])
             raise BadRow("unknown role", f"{at}.{turns.role}: got {shown(theirs)}; must be one of {known}")
+        flags = {key: item[key] for key in TRAINING_FLAGS if key in item and key not in read}
+        unused.update(f"{turns.column}[].{key}" for key in item.keys() - read - flags.keys())
+        if not trained(flags, role, at):
+            untrained.add(index)
         messages.append({"role": role, "content": text_from(_at_or_null(item, turns.content), f"{at}.{turns.content}")})
     return messages
 

@@ -30,9 +30,12 @@ SHAREGPT_ROLES = ROLES | {
     "function_call": "assistant",
     "tool_call": "assistant",
 }
+NOTHING_TO_LEARN = "nothing to learn"
 _CALLING_ROLES = ("function_call", "tool_call")
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 PASSED_ON = ("name", "tool_call_id")  # for templates that print them
+TRAINING_FLAGS = ("train", "weight", "loss")
+"""What sets call a turn's own word on whether it is trained: true or 1, false or 0."""
 _KNOWN = {"role", "content", "tool_calls", "function_call", "function_calls", "functions", *_REASONING, *PASSED_ON}
 
 
@@ -43,26 +46,39 @@ class Conversation:
     Every message has ``role`` (one of ROLES' values) and ``content`` (text, "" beside calls). It may have
     ``tool_calls`` (a list of ``{"type": "function", "function": {"name", "arguments": {...}}}``), the released Olmo
     templates' ready-made ``function_calls`` and ``functions`` (text), ``reasoning_content``, ``name`` and
-    ``tool_call_id``. ``tools`` is None where there are none. ``unused`` names the message fields that were left out.
+    ``tool_call_id``. ``tools`` is None where there are none. ``unused`` names the message fields that were left out,
+    ``untrained`` the assistant's messages, by index, that are there to be read and not to be learned.
     """
 
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None = None
     unused: set[str] = field(default_factory=set)
+    untrained: set[int] = field(default_factory=set)
 
 
-def messages_from(items: Any, where: str, unused: set[str]) -> list[dict[str, Any]]:
-    """Messages in the ``role``, ``content`` form. Raises BadRow naming the field below ``where``."""
-    return [_message(item, f"{where}[{index}]", unused) for index, item in enumerate(_a_list(items, where))]
+def messages_from(items: Any, where: str, unused: set[str], untrained: set[int] | None = None) -> list[dict[str, Any]]:
+    """Messages in the ``role``, ``content`` form. Raises BadRow naming the field below ``where``.
+
+    ``unused`` and ``untrained`` are added to; without ``untrained`` a turn's training flag is one more unused field.
+    """
+    messages = []
+    for index, item in enumerate(_a_list(items, where)):
+        messages.append(_message(item, f"{where}[{index}]", unused, untrained is not None))
+        if untrained is not None and not trained(item, messages[-1]["role"], f"{where}[{index}]"):
+            untrained.add(index)
+    return messages
 
 
-def sharegpt_messages_from(items: Any, where: str, unused: set[str]) -> list[dict[str, Any]]:
-    """Messages in the ``from``, ``value`` form."""
+def sharegpt_messages_from(
+    items: Any, where: str, unused: set[str], untrained: set[int] | None = None
+) -> list[dict[str, Any]]:
+    """Messages in the ``from``, ``value`` form; the rest is as in ``messages_from``."""
+    known = {"from", "value"} | (set() if untrained is None else set(TRAINING_FLAGS))
     messages = []
     for index, item in enumerate(_a_list(items, where)):
         at = f"{where}[{index}]"
         turn = _an_object(item, at)
-        unused.update(f"{where}[].{key}" for key in turn.keys() - {"from", "value"})
+        unused.update(f"{where}[].{key}" for key in turn.keys() - known)
         role = _role(turn.get("from"), f"{at}.from", SHAREGPT_ROLES, turn.get("value"))
         if turn["from"] in _CALLING_ROLES:
             calls = tool_calls_from(turn.get("value"), f"{at}.value")
@@ -70,16 +86,38 @@ def sharegpt_messages_from(items: Any, where: str, unused: set[str]) -> list[dic
         else:
             content, more = _content(turn.get("value"), f"{at}.value", role)
             messages.append({"role": role, "content": content} | more)
+        if untrained is not None and not trained(turn, role, at):
+            untrained.add(index)
     return messages
 
 
-def _message(item: Any, at: str, unused: set[str]) -> dict[str, Any]:
+def trained(turn: Mapping[str, Any], role: str, at: str) -> bool:
+    """Whether a turn's own flags leave it to be trained; True for turns that nobody trains anyway.
+
+    Raises BadRow for a flag that is neither, for two that differ, and for one that asks to train another's turn.
+    """
+    flags = {key: turn[key] for key in TRAINING_FLAGS if turn.get(key) is not None}
+    for key, value in flags.items():
+        if not isinstance(value, bool | int | float) or value not in (0, 1):
+            rule = "must be true or 1 (the turn is trained), false or 0 (it is not)"
+            raise BadRow("training flag", f"{at}.{key}: got {shown(value)}; {rule}")
+        if value and role != "assistant":
+            raise BadRow(
+                "training flag", f"{at}.{key}: got {shown(value)} (role {role}); only assistant turns are trained"
+            )
+    if len(set(map(bool, flags.values()))) > 1:
+        raise BadRow("training flag", f"{at}: {' and '.join(flags)} contradict each other; keep one")
+    return role != "assistant" or all(flags.values())
+
+
+def _message(item: Any, at: str, unused: set[str], flags: bool) -> dict[str, Any]:
     turn = _an_object(item, at)
     if "role" not in turn and "from" in turn:
         raise BadRow("wrong form", f"{at} has from and value; set format: sharegpt")
     role = _role(turn.get("role"), f"{at}.role", ROLES, turn.get("content"))
     where = at.partition("[")[0]
-    unused.update(f"{where}[].{key}" for key in turn.keys() - _KNOWN)
+    known = _KNOWN.union(TRAINING_FLAGS) if flags else _KNOWN
+    unused.update(f"{where}[].{key}" for key in turn.keys() - known)
     message: dict[str, Any] = {"role": role, "content": ""}
     for key in ("function_calls", "functions", *PASSED_ON):
         if turn.get(key) is not None:
@@ -212,6 +250,9 @@ def checked(conversation: Conversation, where: str, labels: Sequence[str] = ()) 
         raise BadRow("no turns", f"{where} is empty; a row needs a user turn and an answer")
     if all(message["role"] != "assistant" for message in messages):
         raise BadRow("no assistant turn", f"{where}: no assistant turn; there is nothing to learn from this row")
+    if all(message["role"] != "assistant" or index in conversation.untrained for index, message in enumerate(messages)):
+        text = "every assistant turn's own flag says not to train it; set one to true, or drop the row"
+        raise BadRow(NOTHING_TO_LEARN, f"{where}: {text}")
     for index, message in enumerate(messages):
         at = labels[index] if labels else f"{where}[{index}]"
         empty = not message["content"].strip() and not _calls(message)

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 class Encoded:
     """A row in tokens.
 
-    ``turns``: [first, last] of the trained tokens of each assistant turn, the token that ends the turn included.
-    ``prompt_ids`` and ``answer``: what comes before the last assistant turn, up to where an answer is asked for, and
-    the text of that turn. ``neutralised``: control tokens that stood in the row's texts and were encoded as text.
+    ``turns``: [first, last] of the tokens of each assistant turn that is trained, the token that ends it included.
+    ``prompt_ids`` and ``answer``: what comes before the last of them, up to where an answer is asked for, and the text
+    of that turn. ``neutralised``: control tokens that stood in the row's texts and were encoded as text.
     ``unshown_thoughts``: reasoning texts that the template does not write.
     """
 
@@ -92,10 +92,11 @@ def _filled(conversation: Conversation, template: ChatTemplate, control: Control
     marked = list(pieces)
     marked[::2] = plan.marked
     starts, marked_starts = _starts(pieces), _starts(marked)
-    spans = [(_at(span.start, marked_starts), _at(span.end, marked_starts)) for span in plan.spans]
+    learned = [span for span in plan.spans if span.message not in conversation.untrained]
+    spans = [(_at(span.start, marked_starts), _at(span.end, marked_starts)) for span in learned]
     answer = ""
-    if plan.spans:
-        last = plan.spans[-1]
+    if learned:
+        last = learned[-1]
         begin, end = (starts[2 * place.literal] + place.plain for place in (last.start, last.end))
         answer = text[begin:end]
     found = {match[0] for slot in skeleton.slots for match in control.pattern.finditer(slot.text)}

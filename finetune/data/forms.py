@@ -71,11 +71,13 @@ def _turn_form(column: str, kind: str) -> Form:
     turns_from = sharegpt_messages_from if kind == "sharegpt" else messages_from
 
     def convert(values: Values) -> Conversation:
-        unused: set[str] = set()
-        messages = turns_from(_column(values, column), column, unused)
+        row = Conversation([])
+        row.messages = turns_from(_column(values, column), column, row.unused, row.untrained)
         if kind == "sharegpt" and values.get("system") not in (None, ""):
-            messages = _with_system(messages, text_from(values["system"], "system"))
-        return checked(Conversation(messages, tools_from(values.get("tools")), unused), column)
+            row.messages = _with_system(row.messages, text_from(values["system"], "system"))
+            row.untrained = {index + 1 for index in row.untrained}
+        row.tools = tools_from(values.get("tools"))
+        return checked(row, column)
 
     names = "from, value" if kind == "sharegpt" else "role, content"
     columns = {column, "tools", "system"} if kind == "sharegpt" else {column, "tools"}
@@ -96,19 +98,21 @@ def _column(values: Values, name: str) -> Any:
 
 
 def _prompt_completion(values: Values) -> Conversation:
-    unused: set[str] = set()
-    messages: list[dict[str, Any]] = []
+    row = Conversation([])
     labels: list[str] = []
     for column, role in (("prompt", "user"), ("completion", "assistant")):
         value = _column(values, column)
         if isinstance(value, list):
-            turns = messages_from(value, column, unused)
-            messages += turns
+            untrained: set[int] = set()
+            turns = messages_from(value, column, row.unused, untrained)
+            row.untrained |= {len(row.messages) + index for index in untrained}
+            row.messages += turns
             labels += [f"{column}[{index}]" for index in range(len(turns))]
         else:
-            messages.append({"role": role, "content": text_from(value, column)})
+            row.messages.append({"role": role, "content": text_from(value, column)})
             labels.append(column)
-    return checked(Conversation(messages, tools_from(values.get("tools")), unused), "prompt and completion", labels)
+    row.tools = tools_from(values.get("tools"))
+    return checked(row, "prompt and completion", labels)
 
 
 def _alpaca(values: Values) -> Conversation:

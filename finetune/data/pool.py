@@ -16,7 +16,7 @@ import pyarrow as pa
 from datasets import Dataset
 
 from hybrid_ft.finetune.data.control_tokens import ControlTokens
-from hybrid_ft.finetune.data.conversation import PASSED_ON, Conversation
+from hybrid_ft.finetune.data.conversation import NOTHING_TO_LEARN, PASSED_ON, Conversation
 from hybrid_ft.finetune.data.encode import Encoded, encode
 from hybrid_ft.finetune.data.reading import SourceReport, conversations
 from hybrid_ft.finetune.data.rows import BadRow
@@ -49,7 +49,8 @@ class Pool:
         self._trained.append(sum(last - first + 1 for first, last in row.turns))
         self._source.append(source)
         self._prompts.append(_prompt_hash(conversation))
-        self._texts.append(_hash(json.dumps([conversation.messages, conversation.tools], sort_keys=True)))
+        whole = [conversation.messages, conversation.tools, sorted(conversation.untrained)]
+        self._texts.append(_hash(json.dumps(whole, sort_keys=True)))
 
     @property
     def lengths(self) -> np.ndarray:
@@ -127,6 +128,8 @@ class _SourceRows:
             for (origin, conversation), row in zip(good, encoded, strict=False):
                 if (fitting := self._fitting(origin, row)) is not None:
                     pool.note(self._number, conversation, fitting)
+                    if conversation.untrained:
+                        self._report.untrained.add(origin, len(conversation.untrained))
                     kept.append((origin, fitting))
             self._report.kept += len(kept)
             if kept:
@@ -163,7 +166,8 @@ class _SourceRows:
     def _fitting(self, origin: str, row: Encoded | BadRow) -> Encoded | None:
         """The row as it is trained on, cut if need be; None where it is dropped."""
         if isinstance(row, Encoded) and not row.turns:
-            row = BadRow("nothing to learn", "the chat template marks none of this row's turns as the assistant's")
+            text = "the chat template marks none of the row's turns that are trained as the assistant's"
+            row = BadRow(NOTHING_TO_LEARN, text)
         if isinstance(row, BadRow):
             self._bad(origin, row)
             return None

@@ -39,6 +39,7 @@ class SourceReport:
     cut: Tally = field(default_factory=Tally)
     neutralised: Tallies = field(default_factory=Tallies)
     unshown_thoughts: Tally = field(default_factory=Tally)
+    untrained: Tally = field(default_factory=Tally)
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -54,6 +55,7 @@ class SourceReport:
             "cut": self.cut.as_dict(),
             "control_strings_as_text": self.neutralised.as_dict(),
             "reasoning_not_shown": self.unshown_thoughts.as_dict(),
+            "turns_not_trained_by_flag": self.untrained.as_dict("turns"),
         }
 
 

@@ -119,6 +119,8 @@ class Report:
                 lines.append(
                     f"reasoning that the chat template does not show, so not trained: {source.unshown_thoughts}"
                 )
+            if source.untrained.count:
+                lines.append(f"turns not trained by their own flag: {source.untrained}")
         for token, tally in joined([source.neutralised for source in sources]).most_first():
             lines.append(f"{token} in a row's text, encoded as plain text: {tally}")
         if self.train.duplicates:

@@ -10,13 +10,13 @@ PLACES = 3
 
 @dataclass
 class Tally:
-    """How many rows, and where the first of them are."""
+    """How many rows, or turns of them, and where the first are."""
 
     count: int = 0
     first: list[str] = field(default_factory=list)
 
-    def add(self, origin: str) -> None:
-        self.count += 1
+    def add(self, origin: str, count: int = 1) -> None:
+        self.count += count
         if len(self.first) < PLACES:
             self.first.append(origin)
 
@@ -32,8 +32,8 @@ class Tally:
             before = name
         return ", ".join(shown) + (", ..." if self.count > len(self.first) else "")
 
-    def as_dict(self) -> dict[str, Any]:
-        return {"rows": self.count, "first": list(self.first)}
+    def as_dict(self, unit: str = "rows") -> dict[str, Any]:
+        return {unit: self.count, "first": list(self.first)}
 
 
 @dataclass

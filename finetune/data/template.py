@@ -54,10 +54,14 @@ class Place:
 
 @dataclass(frozen=True)
 class Span:
-    """One assistant turn: from its first trained character to the token that ends it, which is trained as well."""
+    """One assistant turn: from its first character to learn to the token that ends it, which is learned as well.
+
+    ``message``: the turn's index in its conversation.
+    """
 
     start: Place
     end: Place
+    message: int
 
 
 @dataclass
@@ -228,6 +232,7 @@ class ChatTemplate:
         return Span(
             self._place(text, matches, start, own[0]),
             self._place(text, matches, last.end() + ends[0].start(), own[-1] + 1),
+            index,
         )
 
     def _where_another_text_would_begin(self, skeleton: Skeleton, index: int, text: str) -> int:

@@ -87,6 +87,9 @@ def test_turns_under_other_names(card: Write) -> None:
     name = card("turns: {column: dialog.turns, role: speaker, content: said.text, roles: {A: user, B: assistant}}")
     said = [{"speaker": "A", "said": {"text": "q"}}, {"speaker": "B", "said": {"text": "a"}}]
     assert turns(name, {"dialog": {"turns": said}}) == [("user", "q"), ("assistant", "a")]
+    said[1] |= {"train": True, "score": 3}
+    read = card_form(name, ["dialog"]).convert({"dialog": {"turns": [*said, said[1] | {"train": False}]}})
+    assert (read.untrained, read.unused) == ({2}, {"dialog.turns[].score"})
     with pytest.raises(BadRow, match=r"dialog.turns\[0\].speaker: got 'C'; must be one of A, B, system"):
         turns(name, {"dialog": {"turns": [{"speaker": "C", "said": {"text": "q"}}]}})
 

@@ -153,6 +153,30 @@ def test_fields_that_are_left_out_are_named() -> None:
     assert read({"conversations": shared}).unused == {"conversations[].id"}
 
 
+def said(speaker: str, text: str, **more: Any) -> dict[str, Any]:
+    return {"from": speaker, "value": text, **more}
+
+
+FLAGS: list[tuple[dict[str, Any], set[int]]] = [
+    ({"messages": [user("q"), assistant("a", train=False), user("r"), assistant("b")]}, {1}),
+    ({"messages": [user("q"), assistant("a", weight=0), user("r"), assistant("b", weight=1)]}, {1}),
+    ({"messages": [user("q"), assistant("a", weight=1.0), user("r"), assistant("b", weight=0.0)]}, {3}),
+    ({"messages": [user("q") | {"weight": 0}, assistant("a", train=None, weight=True)]}, set()),
+    ({"messages": [user("q"), assistant("a", train=False, weight=0), user("r"), assistant("b")]}, {1}),
+    ({"system": "s", "conversations": [said("human", "q"), said("gpt", "a", loss=False), said("gpt", "b")]}, {2}),
+    ({"conversations": [said("human", "q"), said("gpt", "a", train=True), said("gpt", "b", weight=0)]}, {2}),
+    ({"prompt": [user("q"), assistant("a", train=False), user("r")], "completion": [assistant("b")]}, {1}),
+    ({"prompt": [user("q")], "completion": [assistant("a", weight=0), user("r"), assistant("b")]}, {1}),
+]
+
+
+@pytest.mark.parametrize(("values", "untrained"), FLAGS)
+def test_a_turns_own_flag_says_whether_it_is_trained(values: dict[str, Any], untrained: set[int]) -> None:
+    found = read(values)
+    assert found.untrained == untrained and found.unused == set()
+    assert all(message.keys() <= {"role", "content"} for message in found.messages)
+
+
 def row(*turns: Any) -> dict[str, Any]:
     return {"messages": list(turns)}
 
@@ -204,6 +228,12 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
     ("output empty", {"instruction": "i", "output": ""}, "empty answer", "output: the assistant's turn is empty"),
     ("instruction", {"instruction": " ", "input": "", "output": "a"}, "empty prompt", "instruction: the user's turn is empty"),
     ("input", {"instruction": "i", "input": 3, "output": "a"}, "not text", "input: got the number 3"),
+    ("half a weight", row(user("q"), assistant("a", weight=0.5)), "training flag", "messages[1].weight: got the number 0.5; must be true or 1 (the turn is trained), false or 0"),
+    ("flag as text", row(user("q"), assistant("a", train="yes")), "training flag", "messages[1].train: got 'yes'; must be true"),
+    ("trained user", row(user("q") | {"train": True}, assistant("a")), "training flag", "messages[0].train: got true (role user); only assistant turns are trained"),
+    ("flags differ", row(user("q"), assistant("a", train=True, weight=0)), "training flag", "messages[1]: train and weight contradict each other"),
+    ("nothing trained", row(user("q"), assistant("a", weight=0)), "nothing to learn", "messages: every assistant turn's own flag says not to train it"),
+    ("sharegpt flag", {"conversations": [said("human", "q"), said("gpt", "a", loss=2)]}, "training flag", "conversations[1].loss: got the number 2"),
     ("history", {"instruction": "i", "output": "a", "history": [["q"]]}, "wrong type", "history[0]: got a list of 1"),
 ]  # fmt: skip
 

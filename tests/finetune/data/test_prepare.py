@@ -298,3 +298,28 @@ def test_no_room_for_the_tokens(
     with pytest.raises(InputError, match="point TMPDIR at a folder with room") as error:
         prepare(recipe(write_rows(numbered(4))), tokenizer)
     assert error.value.status == 5
+
+
+@pytest.mark.parametrize("flag", [{"train": False}, {"weight": 0}])
+def test_a_turn_that_is_not_to_be_trained_is_read_only(
+    flag: dict[str, Any], write_rows: WriteRows, recipe: MakeRecipe, tokenizer: Any, chat: Any
+) -> None:
+    rows = [{"messages": chat(f"q {n}", "bad", "r", f"good {n}", "s", "bad too")} for n in range(4)]
+    for row in rows[1:]:
+        row["messages"][1] |= flag
+        row["messages"][5] |= flag
+    prepared = prepare(recipe(write_rows(rows), eval={"count": 3}), tokenizer)
+    assert prepared.eval is not None
+    learned = {}
+    for row in (*prepared.train, *prepared.eval):
+        number = int(row["origin"].rpartition(":")[2]) - 1
+        learned[number] = tokenizer.decode([token for token in row["labels"] if token != -100])
+        assert "bad<|im_end|>" in tokenizer.decode(row["input_ids"])
+    assert learned.pop(0) == "bad<|im_end|>good 0<|im_end|>bad too<|im_end|>"
+    assert learned == {number: f"good {number}<|im_end|>" for number in (1, 2, 3)}
+    held = next(row for row in prepared.eval if not row["origin"].endswith(":1"))
+    assert held["answer"].startswith("good")  # what is asked for is what is trained
+    assert tokenizer.decode(held["prompt_ids"]).endswith("user\nr<|im_end|>\n<|im_start|>assistant\n")
+    assert "turns not trained by their own flag: 6 (" in "\n".join(prepared.report.warnings())
+    counts = prepared.report.as_dict()["sources"][0]
+    assert counts["turns_not_trained_by_flag"]["turns"] == 6 and counts["ignored"] == []

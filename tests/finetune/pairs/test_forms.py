@@ -107,6 +107,7 @@ def test_the_report_names_the_columns_that_are_read() -> None:
         "system",
         "tools",
     }
+    assert read({"chosen": [ASKED, GOOD | {"weight": 0}], "rejected": [ASKED, BAD]}).unused == {"chosen[].weight"}
     assert form_of({"prompt": "a", "chosen": "b", "rejected": "c"}).columns >= {"prompt", "chosen", "rejected"}
     assert recognise_pairs([Row(1, {"prompt": "a", "completion": "b"})]) is None
 
