@@ -7,6 +7,7 @@ element begins.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from hybrid_ft.hybrid_model.errors import InputError
 MAX_LINE_BYTES = 64 * 2**20
 
 _SPACE = re.compile(r"[ \t\r\n]*")
+_COMMA = re.compile(r",[ \t\r\n]*")
 
 
 class Lines:
@@ -214,15 +216,22 @@ class _Whole:
 
     def _elements(self, close: str) -> Iterator[Row | BadRow]:
         """The elements of the array or object that begins here."""
+        line = self._here()
         self._at += 1
         self._skip_space()
         if self._peek() == close:
-            self._at += 1
-            return
-        while True:
-            if close == "}" and self._key() is None:
+            raise InputError(f"{self._name}:{line}: 0 rows; the {'list' if close == ']' else 'object'} is empty")
+        before = 0
+        for number in itertools.count(1):
+            key = self._key() if close == "}" else None
+            if close == "}" and key is None:
                 raise self._broken("a key is missing")
-            yield self._row(self._here())
+            start, line = self._at, self._here()
+            row = self._row(line)
+            if line == before or self._next_begins_beside(start):
+                row.which = f"row {number}" if key is None else f"key {json.dumps(short(key), ensure_ascii=False)}"
+            before = line
+            yield row
             if self._skip_comma(close):
                 return
 
@@ -235,6 +244,11 @@ class _Whole:
         except BadRow as bad:
             bad.line = line
             return bad
+
+    def _next_begins_beside(self, start: int) -> bool:
+        """Whether the element behind the comma here begins on the line of the one that began at ``start``."""
+        comma = _COMMA.match(self._text, self._at)
+        return comma is not None and self._text.find("\n", start, comma.end()) < 0
 
     def _value(self) -> object:
         try:

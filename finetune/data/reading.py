@@ -11,7 +11,7 @@ from hybrid_ft.finetune.data.card_rows import card_form
 from hybrid_ft.finetune.data.cards import load_card, suggested
 from hybrid_ft.finetune.data.conversation import Conversation
 from hybrid_ft.finetune.data.forms import Form, needed, recognise
-from hybrid_ft.finetune.data.rows import BadRow, Row
+from hybrid_ft.finetune.data.rows import BadRow, Row, origin
 from hybrid_ft.finetune.data.sources import open_source
 from hybrid_ft.finetune.data.tally import Tallies, Tally
 from hybrid_ft.hybrid_model.errors import InputError
@@ -76,9 +76,9 @@ def conversations(source: Source, report: SourceReport) -> Iterator[tuple[str, C
     unused: set[str] = set()
     for row in itertools.chain(ahead, rows):
         report.read += 1
-        origin = f"{opened.name}:{row.line}"
+        place = origin(opened.name, row)
         if isinstance(row, BadRow):
-            yield origin, row
+            yield place, row
             continue
         if form is None:  # nothing but bad rows so far
             form = _form(source, [row], opened.name)
@@ -86,10 +86,10 @@ def conversations(source: Source, report: SourceReport) -> Iterator[tuple[str, C
         try:
             conversation = form.convert(row.values)
         except BadRow as bad:
-            yield origin, bad
+            yield place, bad
             continue
         unused |= conversation.unused
-        yield origin, conversation
+        yield place, conversation
     if form is not None:
         report.form, report.reads = form.name, form.reads
         report.ignored = sorted(columns - form.columns) + sorted(unused)
@@ -102,7 +102,7 @@ def _form(source: Source, rows: list[Row], name: str) -> Form:
     form = recognise(rows, source.format)
     if form is not None:
         return form
-    where = f"{name}:{rows[0].line}"
+    where = origin(name, rows[0])
     found = ", ".join(columns[:12]) + (", ..." if len(columns) > 12 else "") or "none"
     if source.format:
         raise InputError(f"{where}: format {source.format} needs {needed(source.format)} (columns found: {found})")

@@ -8,24 +8,34 @@ from typing import Any
 
 @dataclass(slots=True)
 class Row:
-    """One row as it was read. ``line`` is where it begins in its file, or its number where there are no lines."""
+    """One row as it was read. ``line`` is where it begins in its file, or its number where there are no lines.
+
+    ``which`` says which one it is where several rows begin on that line: ``row 37``, ``key "abc"``.
+    """
 
     line: int
     values: dict[str, Any]
+    which: str = ""
 
 
 class BadRow(Exception):
     """A row that cannot be trained on.
 
     ``kind`` is the short reason under which such rows are counted; the message says field, value, rule and fix,
-    without the file and line, which whoever reads the source puts before it. ``line`` is set where the row itself
-    could not be read.
+    without the file and line, which whoever reads the source puts before it. ``line`` and ``which`` are set where the
+    row itself could not be read.
     """
 
     def __init__(self, kind: str, text: str, line: int = 0) -> None:
         super().__init__(text)
         self.kind = kind
         self.line = line
+        self.which = ""
+
+
+def origin(name: str, row: Row | BadRow) -> str:
+    """Where a row of the source ``name`` is found: ``file:line``, ``file:1 (row 37)``."""
+    return f"{name}:{row.line}" + (f" ({row.which})" if row.which else "")
 
 
 def shown(value: Any) -> str:

@@ -18,28 +18,32 @@ _FIELD_LIMIT = threading.Lock()  # the csv module's limit is one for the whole p
 def delimited_rows(stream: BinaryIO, name: str, delimiter: str) -> Iterator[Row | BadRow]:
     """Rows of a table with a header line; fields may be quoted and hold line ends. Every value is a string.
 
-    A row's line is that of its first character. Raises InputError for a header that names no columns.
+    A row's line is that of its first character. Raises InputError for a header that names no columns, or stands alone.
     """
     lines = _TextLines(stream)
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     header: list[str] | None = None
+    some = False
     while True:
         start = lines.number + 1
         try:
             cells = _next_cells(reader)
             if cells is None:
-                return
+                break
             if not cells:
                 continue  # a blank line
             if header is None:
                 header = _header(cells, name, start)
                 continue
+            some = True
             yield Row(start, _named(header, cells))
         except BadRow as bad:
             if header is None:
                 raise InputError(f"{name}:{start}: {bad}") from None
-            bad.line = start
+            bad.line, some = start, True
             yield bad
+    if header is not None and not some:
+        raise InputError(f"{name}: 0 rows; only a header")
 
 
 class _TextLines:
@@ -109,6 +113,8 @@ def parquet_rows(file: BinaryIO, name: str) -> Iterator[Row]:
             for values in batch.to_pylist():
                 number += 1
                 yield Row(number, without_nulls(values))
+        if not number:
+            raise InputError(f"{name}: 0 rows; only column names")
     except (pa.ArrowException, OSError) as error:
         reason = short(str(error).splitlines()[0], 160) if str(error) else type(error).__name__
         raise InputError(f"{name}: not a Parquet file that can be read ({reason})") from None

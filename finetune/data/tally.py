@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
 PLACES = 3
+
+
+_PLACE = re.compile(r'(.*?):(\d+(?: \((?:row \d+|key ".*")\))?)', re.DOTALL)
 
 
 @dataclass
@@ -27,13 +31,19 @@ class Tally:
         """``rows.jsonl:3, :7, :12, ...``: a file's name once."""
         shown, before = [], ""
         for origin in self.first:
-            name, _, line = origin.rpartition(":")
+            name, line = split_origin(origin)
             shown.append(f":{line}" if name == before else origin)
             before = name
         return ", ".join(shown) + (", ..." if self.count > len(self.first) else "")
 
     def as_dict(self, unit: str = "rows") -> dict[str, Any]:
         return {unit: self.count, "first": list(self.first)}
+
+
+def split_origin(origin: str) -> tuple[str, str]:
+    """A source's name and the place in it: a line, and which of several rows on it."""
+    match = _PLACE.fullmatch(origin)
+    return (match[1], match[2]) if match else ("", origin)
 
 
 @dataclass

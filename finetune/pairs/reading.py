@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hybrid_ft.finetune.data.reading import SourceReport
-from hybrid_ft.finetune.data.rows import BadRow, Row
+from hybrid_ft.finetune.data.rows import BadRow, Row, origin
 from hybrid_ft.finetune.data.sources import open_source
 from hybrid_ft.finetune.data.tally import Tally
 from hybrid_ft.finetune.pairs.cards import load_pair_card, pair_card_form, suggested_pair_card
@@ -57,9 +57,9 @@ def preferences(source: Source, report: PairSourceReport) -> Iterator[tuple[str,
     unused: set[str] = set()
     for row in itertools.chain(ahead, rows):
         report.read += 1
-        origin = f"{opened.name}:{row.line}"
+        place = origin(opened.name, row)
         if isinstance(row, BadRow):
-            yield origin, row
+            yield place, row
             continue
         if form is None:  # nothing but bad rows so far
             form = _form(source, [row], opened.name)
@@ -67,10 +67,10 @@ def preferences(source: Source, report: PairSourceReport) -> Iterator[tuple[str,
         try:
             pair = form.convert(row.values)
         except (BadRow, Unusable) as reason:
-            yield origin, reason
+            yield place, reason
             continue
         unused |= pair.unused
-        yield origin, pair
+        yield place, pair
     if form is not None:
         report.form, report.reads = form.name, form.reads
         report.ignored = sorted(columns - form.columns) + sorted(unused)
@@ -91,4 +91,4 @@ def _form(source: Source, rows: list[Row], name: str) -> PairForm:
         if card
         else f"known without a card: {known}, beside a prompt; for anything else write a preference card"
     )
-    raise InputError(f"{name}:{rows[0].line}: no columns that hold a pair (found {found}); {fix}")
+    raise InputError(f"{origin(name, rows[0])}: no columns that hold a pair (found {found}); {fix}")

@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hybrid_ft.finetune.data.rows import BadRow, Row
+from hybrid_ft.finetune.data.rows import BadRow, Row, origin
 from hybrid_ft.finetune.data.sources import open_source
+from hybrid_ft.finetune.data.tally import Tally, split_origin
 from hybrid_ft.finetune.recipe import Source
 from hybrid_ft.hybrid_model.errors import InputError
 
@@ -45,6 +46,14 @@ def parquet() -> bytes:
 
     file = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(ROWS), file)
+    return file.getvalue()
+
+
+def empty_parquet() -> bytes:
+    import io
+
+    file = io.BytesIO()
+    pq.write_table(pa.table({"a": pa.array([], pa.string())}), file)
     return file.getvalue()
 
 
@@ -94,6 +103,26 @@ def test_where_rows_begin(tmp_path: Path, rows_of: Read) -> None:
         assert lines(rows_of(tmp_path / name)) == expected, name
 
 
+@pytest.mark.parametrize(
+    ("content", "places"),
+    [
+        ('[{"a": 1}, {"a": 2},\n{"a": 3}, 4, {"a": NaN},\n {"a": 6}]', ["1 (row 1)", "1 (row 2)", "2 (row 3)", "2 (row 4)", "2 (row 5)", "3"]),
+        ('{"x": {"a": 1}, "y:1\\n": {"a": 2},\n"z": {"a": 3}}', ['1 (key "x")', '1 (key "y:1\\n")', "2"]),
+        ('[{"a":\n1}, {"a":\n2}]', ["1", "2"]),
+        ('[{"a": 1}]', ["1"]),
+        ('{"x": {"a": 1}}', ["1"]),
+    ],
+)  # fmt: skip
+def test_rows_that_begin_on_one_line_are_told_apart(
+    content: str, places: list[str], tmp_path: Path, rows_of: Read
+) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(content)
+    found = [origin("a.json", row) for row in rows_of(path)]
+    assert found == [f"a.json:{place}" for place in places]
+    assert [split_origin(one) for one in found] == [("a.json", place) for place in places]
+
+
 def test_notes_say_what_a_file_is(tmp_path: Path) -> None:
     for name, note in [
         ("array.jsonl", "a JSON array in a .jsonl file"),
@@ -107,12 +136,22 @@ def test_notes_say_what_a_file_is(tmp_path: Path) -> None:
         assert opened.notes == ([note] if note else []), name
 
 
+def test_a_files_name_is_said_once() -> None:
+    tally = Tally()
+    for place in ('my file.json:1 (key "a:2")', "my file.json:1 (row 4)", "b:3.jsonl:7", "my file.json:3"):
+        tally.add(place)
+    assert str(tally) == '4 (my file.json:1 (key "a:2"), :1 (row 4), b:3.jsonl:7, ...)'
+
+
 def test_rows_inside_an_object(tmp_path: Path, rows_of: Read) -> None:
     path = tmp_path / "a.json"
     path.write_text(json.dumps({"version": {"data": [1]}, "set": {"x": [], "data": ROWS}, "more": 1}, indent=1))
     assert values(rows_of(path, "set.data")) == ROWS
     with pytest.raises(InputError, match="set.rows is not in this file"):
         rows_of(path, "set.rows")
+    path.write_text('{"set":\n {}}')
+    with pytest.raises(InputError, match=r"a\.json:2: 0 rows; the object is empty"):
+        rows_of(path, "set")
 
 
 BAD_LINES = [
@@ -165,8 +204,11 @@ def test_a_bad_element_of_an_array_costs_itself(case: str, tmp_path: Path, rows_
         ("a.json", b"[" * 200_000, ": nested more than 64 deep"),
         ("a.jsonl", b"", ": 0 rows; the file is empty"),
         ("a.jsonl", b"\n \n", ": 0 rows; the file is empty"),
-        ("a.json", b"[]", ": 0 rows; the file is empty"),
-        ("a.csv", b"a,b\n", ": 0 rows; the file is empty"),
+        ("a.csv", b"\n\n", ": 0 rows; the file is empty"),
+        ("a.json", b"[]", ":1: 0 rows; the list is empty"),
+        ("a.csv", b"a,b\n", ": 0 rows; only a header"),
+        ("a.tsv", b"\xef\xbb\xbfa\tb\r\n\r\n", ": 0 rows; only a header"),
+        ("a.parquet", empty_parquet(), ": 0 rows; only column names"),
         ("a.csv", b"a,,b\n1,2,3\n", ":1: column 2 has no name"),
         ("a.csv", b"a,b,a\n1,2,3\n", ":1: column 'a' is there twice"),
         ("a.csv", b"caf\xe9,b\n1,2\n", ":1: byte 0xe9 at column 4 is not UTF-8"),
