@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ from hybrid_ft.hybrid_model.weights import check_weight_files, released_shapes
 BUNDLED = Path(__file__).parent / "tiny"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _DOWNLOAD = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+_PATIENCE = 5.0  # seconds within which the hub must answer; what is in the cache is then opened from there
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_DAMAGED = "it is damaged, copy it again"
 # relative L2 between two implementations' logits in float32; a wrong norm eps alone moves them by 0.38
 _TOLERANCE = 1e-4
 
@@ -82,18 +86,17 @@ def read_config(folder: Path) -> OlmoHybridConfig:
     so by null. Raises InputError for a file that is missing or of another architecture.
     """
     path = folder / "config.json"
-    if not path.is_file():
+    if not path.exists():
         adapter = (folder / "adapter_config.json").is_file()
         hint = "it holds a LoRA adapter: merge it first" if adapter else "a checkpoint has one beside its weights"
         raise InputError(f"{path}: missing; {hint}")
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error})") from None
-    kind = raw.get("model_type") if isinstance(raw, dict) else None
+    raw = _json_object(path)
+    kind = raw.get("model_type")
     if kind != "olmo_hybrid":
         raise InputError(f"{path}: model_type is {kind!r}; this project trains olmo_hybrid")
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise InputError(f"{path}: rope_parameters is {rope!r}; must be an object or null")
     if rope.get("rope_theta", raw.get("rope_theta")) is None:
         raw.pop("rope_scaling", None)
         raw.pop("rope_theta", None)
@@ -167,13 +170,35 @@ def verify(folder: str | Path, model: OlmoHybridForCausalLM) -> float:
 
 
 def load_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a preset (the bundled one), a folder or a name on the hub. Raises InputError where it has none."""
+    """The tokenizer of a preset (the bundled one), a folder or a name on the hub.
+
+    Raises InputError where it has none, and for a file of it that is damaged.
+    """
     name = str(path)
     folder = BUNDLED if name in PRESETS else _folder(name, revision, weights=False)
+    whole = folder / "tokenizer.json"
+    for file in (folder / file for file in (*_TOKENIZER_FILES, "config.json")):
+        if file.exists() and "model" not in _json_object(file) and file == whole:
+            raise InputError(f"{whole}: holds no tokenizer (key model is missing); {_DAMAGED}")
+    if not whole.exists() and not any(folder.glob("vocab.*")) and not any(folder.glob("*.model")):
+        raise InputError(
+            f"{whole}: missing; a tokenizer lies beside its model, or in a folder that model.tokenizer names"
+        )
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise InputError(f"tokenizer {name}: cannot be read ({_one_line(error)})") from None
+    except StrictDataclassError as error:
+        raise InputError(f"{folder / 'config.json'}: {_one_line(error)}") from None
+    except Exception as error:
+        # the tokenizers library raises bare exceptions for what it cannot read
+        if type(error) is Exception or isinstance(error, OSError | ValueError | KeyError | AttributeError | TypeError):
+            raise InputError(f"tokenizer {name}: cannot be read ({_one_line(error)}); {_DAMAGED}") from None
+        raise
+
+
+def find_config(path: str | Path, revision: str | None = None) -> OlmoHybridConfig:
+    """The config of what ``load`` opens, without its weights. Raises InputError."""
+    name = str(path)
+    return preset_config(name) if name in PRESETS else read_config(_folder(name, revision, weights=False))
 
 
 def check_vocabulary(model: OlmoHybridForCausalLM, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -228,10 +253,12 @@ def _folder(name: str, revision: str | None, weights: bool) -> Path:
     """Where the checkpoint lies on this machine, downloaded if it is a hub name."""
     if name == TINY:
         return BUNDLED
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.is_dir():
         return path
-    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
+    if path.exists():
+        raise InputError(f"{name}: is a file; name the folder that it lies in")
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise InputError(f"{name}: no such folder; name a preset ({', '.join(PRESETS)}), a folder or owner/name")
     return _download(name, revision, weights)
 
@@ -242,10 +269,28 @@ def _download(name: str, revision: str | None, weights: bool) -> Path:
 
     patterns = _DOWNLOAD if weights else [pattern for pattern in _DOWNLOAD if "safetensors" not in pattern]
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+        found = snapshot_download(name, revision=revision, allow_patterns=patterns, etag_timeout=_PATIENCE)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         at = f" at {revision}" if revision else ""
         raise InputError(f"{name}{at}: no such folder here, and the hub says: {_one_line(error)}", 3) from None
+    return Path(found)
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises InputError for a file that is damaged."""
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; it must be a file")
+    try:
+        raw = path.read_bytes()
+        value = json.loads(raw.decode("utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        reason = f"not JSON ({_one_line(error)})" if raw.strip() else "the file is empty"
+        raise InputError(f"{path}: {reason}; {_DAMAGED}") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: not a JSON object; {_DAMAGED}")
+    return value
 
 
 def _one_line(error: Any) -> str:

@@ -34,7 +34,7 @@ NOTHING_TO_LEARN = "nothing to learn"
 _CALLING_ROLES = ("function_call", "tool_call")
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 PASSED_ON = ("name", "tool_call_id")  # for templates that print them
-TRAINING_FLAGS = ("train", "weight", "loss")
+TRAINING_FLAGS = ("train", "weight", "loss", "loss_weight")
 """What sets call a turn's own word on whether it is trained: true or 1, false or 0."""
 _KNOWN = {"role", "content", "tool_calls", "function_call", "function_calls", "functions", *_REASONING, *PASSED_ON}
 

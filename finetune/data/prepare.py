@@ -17,6 +17,7 @@ from hybrid_ft.finetune.data.pool import Pool, read_pool
 from hybrid_ft.finetune.data.report import Example, Report, Side, refusal, side
 from hybrid_ft.finetune.data.selection import held_out, mixed
 from hybrid_ft.finetune.data.template import ChatTemplate
+from hybrid_ft.finetune.data.vocabulary import check_fits
 from hybrid_ft.hybrid_model.errors import InputError
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, refuse: bool 
     allows, which then stands in ``report.refusal``, so that the account can be shown first.
     """
     data = recipe.data
+    check_fits(recipe.model, tokenizer)
     control = ControlTokens(tokenizer)
     text, name = template_text(recipe.model.chat_template, tokenizer)
     template = ChatTemplate(text, name, tokenizer, control)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
+from hybrid_ft.finetune.data.hub import load_from_hub
 from hybrid_ft.finetune.data.json_rows import json_rows
 from hybrid_ft.finetune.data.rows import BadRow, Row, short
 from hybrid_ft.finetune.data.tables import delimited_rows, parquet_rows, without_nulls
@@ -159,20 +160,8 @@ def _open_hub(source: Source) -> Opened:
 
 
 def _hub_rows(source: Source, name: str) -> Iterator[Row]:
-    dataset = _load_hub(source, name)
+    dataset = load_from_hub(source, name)
     if not len(dataset):
         raise InputError(f"{name}: 0 rows")
     for number, values in enumerate(dataset):
         yield Row(number, without_nulls(values))
-
-
-def _load_hub(source: Source, name: str) -> Any:
-    import datasets
-
-    try:
-        return datasets.load_dataset(source.path, source.name, split=source.split, revision=source.revision)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        text = short(" ".join(str(error).split()) or type(error).__name__, 200)
-        fix = "there is no such local file either; check the name, the network and, for a gated set, your login"
-        status = 2 if isinstance(error, ValueError) else 3  # ValueError: no such split or configuration
-        raise InputError(f"{name}: cannot be loaded from the hub ({text}); {fix}", status) from None

@@ -15,6 +15,7 @@ from hybrid_ft.finetune.data.prepare import _looked_at, template_text
 from hybrid_ft.finetune.data.report import refusal
 from hybrid_ft.finetune.data.selection import held_out, mixed
 from hybrid_ft.finetune.data.template import ChatTemplate
+from hybrid_ft.finetune.data.vocabulary import check_fits
 from hybrid_ft.finetune.pairs.fitting import Limits
 from hybrid_ft.finetune.pairs.pool import PairPool, read_pair_pool
 from hybrid_ft.finetune.pairs.report import PairExample, PairReport, PairSide
@@ -54,6 +55,7 @@ def prepare_pairs(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, refuse:
     """
     data, dpo = recipe.data, recipe.dpo
     assert dpo is not None, "a recipe of pairs has a dpo section"
+    check_fits(recipe.model, tokenizer)
     control = ControlTokens(tokenizer)
     text, name = template_text(recipe.model.chat_template, tokenizer)
     template = ChatTemplate(text, name, tokenizer, control)

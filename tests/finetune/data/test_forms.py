@@ -147,8 +147,8 @@ def test_tools(tools: Any) -> None:
 
 
 def test_fields_that_are_left_out_are_named() -> None:
-    turns = [{"role": "user", "content": "q", "loss_weight": 0.0}, {"role": "assistant", "content": "a", "name": "n"}]
-    assert read({"messages": turns}).unused == {"messages[].loss_weight"}
+    turns = [{"role": "user", "content": "q", "score": 0.0}, {"role": "assistant", "content": "a", "name": "n"}]
+    assert read({"messages": turns}).unused == {"messages[].score"}
     shared = [{"from": "human", "value": "q", "id": 1}, {"from": "gpt", "value": "a"}]
     assert read({"conversations": shared}).unused == {"conversations[].id"}
 
@@ -161,6 +161,7 @@ FLAGS: list[tuple[dict[str, Any], set[int]]] = [
     ({"messages": [user("q"), assistant("a", train=False), user("r"), assistant("b")]}, {1}),
     ({"messages": [user("q"), assistant("a", weight=0), user("r"), assistant("b", weight=1)]}, {1}),
     ({"messages": [user("q"), assistant("a", weight=1.0), user("r"), assistant("b", weight=0.0)]}, {3}),
+    ({"messages": [user("q") | {"loss_weight": 0.0}, assistant("a", loss_weight=1.0)]}, set()),
     ({"messages": [user("q") | {"weight": 0}, assistant("a", train=None, weight=True)]}, set()),
     ({"messages": [user("q"), assistant("a", train=False, weight=0), user("r"), assistant("b")]}, {1}),
     ({"system": "s", "conversations": [said("human", "q"), said("gpt", "a", loss=False), said("gpt", "b")]}, {2}),

@@ -24,7 +24,7 @@ FILES = [
     ("sft/legalbench_overruling_test.tsv", "legalbench-overruling", "card legalbench-overruling", 2_394, 232_170, 4_788, 292, 890, []),
     ("sft/legalbench_overruling_train.tsv", "legalbench-overruling", "card legalbench-overruling", 6, 453, 12, 82, 0, ["index"]),
     ("sft/lf_identity.json", None, "alpaca", 91, 8_361, 4_228, 185, 0, []),
-    ("sft/lf_v1_sft_demo.jsonl", None, "messages", 500, 90_686, 64_212, 551, 1, ["messages[].loss_weight"]),
+    ("sft/lf_v1_sft_demo.jsonl", None, "messages", 500, 90_686, 64_212, 551, 1, []),
     ("sft/mbpp.jsonl", "mbpp", "card mbpp", 974, 195_931, 57_045, 2_686, 0, ["challenge_test_list", "task_id", "test_setup_code"]),
     ("sft/pubmedqa_ori_pqal.json", "pubmedqa", "card pubmedqa", 1_000, 422_247, 52_292, 945, 0, ["LABELS", "MESHES", "YEAR", "reasoning_free_pred", "reasoning_required_pred"]),
     ("sft/rasbt_instruction_data.json", None, "alpaca", 1_100, 67_317, 14_387, 102, 0, []),
@@ -51,6 +51,7 @@ def olmo(folder: Path) -> Any:
 def made(path: Path, card: str | None, recipe: Callable[..., Any], tokenizer: Any, **data: Any) -> Prepared:
     wanted = recipe({"path": str(path), "card": card}, **data)
     wanted.model.chat_template = "olmo-instruct"
+    wanted.model.from_scratch = True  # the tiny base has fewer tokens
     return prepare(wanted, tokenizer)
 
 

@@ -322,39 +322,3 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, rows_of: Read, monkeypatch:
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(InputError, match=r"a\.jsonl: cannot be read \(Permission denied\)"):
         rows_of(path)
-
-
-def test_hub_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
-
-    asked: list[Any] = []
-
-    def load(path: str, name: str | None, *, split: str, revision: str | None) -> Any:
-        asked.append((path, name, split, revision))
-        return datasets.Dataset.from_list(ROWS)
-
-    monkeypatch.setattr(datasets, "load_dataset", load)
-    opened = open_source(Source(path="someone/rows", name="main", split="test", revision="v1"))
-    assert opened.name == "someone/rows[test]"
-    assert [(row.line, row.values) for row in opened.rows if isinstance(row, Row)] == list(enumerate(ROWS))
-    assert asked == [("someone/rows", "main", "test", "v1")]
-
-
-@pytest.mark.parametrize(
-    ("failure", "status"),
-    [
-        (ConnectionError("Couldn't reach 'someone/rows' on the Hub\n(offline)"), 3),
-        (FileNotFoundError("no such dataset"), 3),
-        (ValueError("Unknown split 'x'. Should be one of ['train']."), 2),
-    ],
-)
-def test_hub_failures_are_one_line(failure: Exception, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
-
-    def fail(*_: object, **__: object) -> None:
-        raise failure
-
-    monkeypatch.setattr(datasets, "load_dataset", fail)
-    with pytest.raises(InputError, match=r"someone/rows\[train\]: cannot be loaded from the hub") as error:
-        list(open_source(Source(path="someone/rows")).rows)
-    assert error.value.status == status and "\n" not in str(error.value)
