@@ -25,7 +25,7 @@ help: # what stands above
 	@sed -n '/^#/!q;s/^# \{0,1\}//p' Makefile
 
 quickstart: $(READY)
-	$(BIN)/hybrid-ft sft quickstart
+	$(BIN)/hybrid-ft run quickstart
 
 test: $(READY)
 	$(PYTEST) -n 2 -m 'not slow and not real_data'

@@ -84,27 +84,65 @@ def show(console: Console, before: dict[str, Any], after: dict[str, Any]) -> Non
     table.add_column("")
     table.add_column("before", justify="right")
     table.add_column("after", justify="right")
-    if after["answers"]:
-        table.add_row("exact answers", _exact(before["answers"]), _exact(after["answers"]))
+    for measure, cells in measures([before["answers"], after["answers"]]).items():
+        table.add_row(measure, *cells)
     if after["loss"] is not None:
         table.add_row("held-out loss", f"{before['loss']:.4f}", f"{after['loss']:.4f}")
     if table.row_count:
         console.print(table)
     for was, now in list(zip(before["answers"], after["answers"], strict=True))[:3]:
-        _example(console, now["origin"], was["answer"], now["answer"], now["reference"])
+        show_answers(
+            console,
+            now["origin"],
+            [("before", was["answer"]), ("after", now["answer"]), ("reference", now["reference"])],
+        )
     for was, now in zip(before["samples"], after["samples"], strict=True):
-        _example(console, now["prompt"], was["answer"], now["answer"], None)
+        show_answers(console, now["prompt"], [("before", was["answer"]), ("after", now["answer"])])
 
 
-def _exact(answers: list[dict[str, Any]]) -> str:
-    exact = sum(row["exact"] for row in answers)
-    return f"{exact} of {len(answers)} ({exact / len(answers):.1%})"
+def measures(answers: list[list[dict[str, Any]]]) -> dict[str, list[str]]:
+    """For each measure that these answers have, its text for each model.
+
+    exact answers    the reference, letter for letter, but for space at the ends
+    invented values  where references are JSON objects: fields that are null there and have a value in the answer
+    """
+    if not answers[0]:
+        return {}
+    table = {"exact answers": [_share(sum(row["exact"] for row in rows), len(rows)) for rows in answers]}
+    counts = [[invented(row["answer"], row["reference"]) for row in rows] for rows in answers]
+    missing = sum(of for _, of in counts[0])
+    if missing:
+        table["invented values"] = [_share(sum(count for count, _ in rows), missing) for rows in counts]
+    return table
 
 
-def _example(console: Console, title: str, before: str, after: str, reference: str | None) -> None:
-    lines = [("", title), ("  before", before), ("  after", after)] + (
-        [("  reference", reference)] if reference else []
-    )
-    for name, text in lines:
+def invented(answer: str, reference: str) -> tuple[int, int]:
+    """How many of the fields that are null in ``reference``, a JSON object, have a value in ``answer``; and how many there are.
+
+    In an answer that is not JSON the first value written for a field counts.
+    """
+    missing = [field for field, value in (_json_object(reference) or {}).items() if value is None]
+    given = _json_object(answer)
+    if given is None:
+        written = [re.search(re.escape(json.dumps(field)) + r"\s*:\s*(?!null\b)\S", answer) for field in missing]
+        return sum(match is not None for match in written), len(missing)
+    return sum(given.get(field) is not None for field in missing), len(missing)
+
+
+def _json_object(text: str) -> dict[str, Any] | None:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part} of {whole} ({part / whole:.1%})"
+
+
+def show_answers(console: Console, title: str, answers: list[tuple[str, str]]) -> None:
+    """What was asked, then a line for each model's answer, cut to the console's width."""
+    for name, text in [("", title), *((f"  {name}", text) for name, text in answers)]:
         line = Text(f"{name:<13}" if name else "").append(re.sub(r"\s*\n\s*", " ", text), "" if name else "bold")
         console.print(line, no_wrap=True, overflow="ellipsis")

@@ -4,6 +4,7 @@
       - sft: instruct-sft.yaml        # a recipe beside this file or by name, or the recipe itself
       - dpo: {data: {...}, dpo: {beta: 5}}
       - export: {dtype: bfloat16}     # the last model as one folder, checked
+    evaluate: {...}                   # prompts for the base and every stage's model: see comparison.py
     output: runs/instruct             # null: runs/ and the file's stem
 
 A stage's folder is ``<output>/<number>-<kind>``. Every start looks what is done: a finished stage is not repeated, one
@@ -17,12 +18,13 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from hybrid_ft.finetune import comparison
 from hybrid_ft.finetune.recipe import Recipe, resolve_recipe
 from hybrid_ft.finetune.recipe_errors import shown
 from hybrid_ft.finetune.resources import find_recipe
@@ -36,7 +38,6 @@ TRAINING = ("sft", "dpo")
 DTYPES = ("float32", "bfloat16")
 _RECORD = "pipeline.json"
 _LOCK = ".lock"
-_STAND_IN = "tiny"
 
 
 @dataclass
@@ -49,7 +50,16 @@ class Stage:
     dtype: str | None = None
 
 
-def load_pipeline(path: str | Path, overrides: Sequence[str] = ()) -> list[Stage]:
+@dataclass
+class Pipeline:
+    """``place``: the folder that the stages' folders lie in; ``questions``: what every model is asked, if anything."""
+
+    place: Path
+    stages: list[Stage]
+    questions: Recipe | None
+
+
+def load_pipeline(path: str | Path, overrides: Sequence[str] = ()) -> Pipeline:
     """The stages of a file, every recipe validated. ``overrides`` begin with a stage's kind: ``dpo.train.steps=3``.
 
     In all but the first ``model.path`` is a stand-in until the stage before it has ended. Imports nothing heavy.
@@ -61,8 +71,10 @@ def load_pipeline(path: str | Path, overrides: Sequence[str] = ()) -> list[Stage
     if not isinstance(entries, list) or not entries:
         raise InputError(f"{file}: stages: must be a list such as [sft: sft.yaml, dpo: dpo.yaml]")
     mistakes = [f"{file}:{line}: {mistake}" for line, mistake in text.mistakes]
-    for key in text.value.keys() - {"stages", "output"}:
-        mistakes.append(f"{file}:{text.lines[key,]}: unknown key {key}; a file of stages has stages and output")
+    for key in text.value.keys() - {"stages", "evaluate", "output"}:
+        mistakes.append(
+            f"{file}:{text.lines[key,]}: unknown key {key}; a file of stages has stages, evaluate and output"
+        )
     for override in overrides:
         key, _, value = override.partition("=")
         if key == "output":
@@ -79,12 +91,17 @@ def load_pipeline(path: str | Path, overrides: Sequence[str] = ()) -> list[Stage
             stages.append(_stage(entry, file, text, number, place, overrides))
         except InputError as error:
             mistakes += str(error).splitlines()
+    questions = None
+    try:
+        questions = comparison.load_questions(text, file)
+    except InputError as error:
+        mistakes += str(error).splitlines()
     if mistakes:
         raise InputError("\n".join(mistakes))
     for stage in stages[:-1]:
         if stage.recipe and stage.recipe.model.lora:
             stage.recipe.model.lora.merge = True  # the next stage starts from whole weights
-    return stages
+    return Pipeline(place, stages, questions)
 
 
 def _stage(entry: Any, file: Path, text: YamlFile, number: int, place: Path, overrides: Sequence[str]) -> Stage:
@@ -132,18 +149,19 @@ def _recipe(
         kept = {
             key: value for key, value in (model or {}).items() if key not in ("revision", "tokenizer", "from_scratch")
         }
-        inner.value["model"] = kept | {"path": _STAND_IN}
+        inner.value["model"] = kept | {"path": comparison.STAND_IN}
     return resolve_recipe(inner, inner_file, overrides, stage=kind)
 
 
 def run(path: str | Path, overrides: Sequence[str], console: Console) -> int:
     """Do what is not done yet. Returns the exit status: 0 all done, 75 stopped by a signal and resumable."""
-    stages = load_pipeline(path, overrides)
+    pipeline = load_pipeline(path, overrides)
     from hybrid_ft.finetune.progress import say
 
-    place = stages[0].folder.parent
+    place, stages = pipeline.place, pipeline.stages
     with _held(place):
         known, digest, base = _read(place), "", Path()
+        models = _Models(pipeline, known, console)
         for number, stage in enumerate(stages, start=1):
             digest = _digest(stage, digest)
             title = f"stage {number} of {len(stages)}  {stage.kind:<6}  {stage.folder}"
@@ -159,14 +177,58 @@ def run(path: str | Path, overrides: Sequence[str], console: Console) -> int:
                 say(console, f"{title}  finished before")
             else:
                 say(console, title)
+                models.check(number)
                 status = _do(stage, base, number, console)
                 if status:
                     return status
                 result = _result(stage)
                 assert result is not None
             base = result
+            models.ask(stage, result, digest)
+        models.show()
     say(console, f"all {len(stages)} stages are done: {base}")
     return 0
+
+
+class _Models:
+    """The base and the stages' models, each asked the file's questions once; nothing where it has none."""
+
+    def __init__(self, pipeline: Pipeline, known: dict[str, str], console: Console) -> None:
+        self._questions, self._place, self._known, self._console = pipeline.questions, pipeline.place, known, console
+        self._first = pipeline.stages[0].recipe
+        self._answers: list[tuple[str, list[dict[str, Any]]]] = []
+
+    def check(self, number: int) -> None:
+        """Before the first stage: rows that cannot be asked are named now, not after hours of training."""
+        if number == 1 and self._questions and self._first:
+            comparison.check(self._questions, self._first)
+
+    def ask(self, stage: Stage, result: Path, digest: str) -> None:
+        """A stage's model; with the first one also the base."""
+        first = self._first
+        if not self._questions or not first or stage.recipe is None:
+            return
+        if stage.recipe is first:
+            model = {key: value for key, value in _identity(first).items() if key.startswith("model.")}
+            self._add("base", model, lambda questions: comparison.ask_base(questions, first))
+        self._add(stage.folder.name, digest, lambda questions: comparison.ask(questions, result))
+
+    def show(self) -> None:
+        if self._answers:
+            comparison.show(self._console, self._answers)
+
+    def _add(self, name: str, of: Any, ask: Callable[[Recipe], list[dict[str, Any]]]) -> None:
+        from hybrid_ft.finetune import evaluate
+
+        assert self._questions is not None
+        file = self._place / f"answers-{name}.jsonl"
+        digest = _sha256([of, _identity(self._questions)])
+        if self._known.get(file.name) != digest or not file.exists():
+            with self._console.status(f"asking {name}"):
+                evaluate.write_lines(file, ask(self._questions))
+            self._known[file.name] = digest
+            _write(self._place, self._known)
+        self._answers.append((name.partition("-")[2] or name, evaluate.read_lines(file)))
 
 
 def _do(stage: Stage, base: Path, number: int, console: Console) -> int:
@@ -216,11 +278,17 @@ def _result(stage: Stage) -> Path | None:
 
 def _digest(stage: Stage, before: str) -> str:
     """Of all that decides what a stage makes: its recipe, the files it names, and the stages before it."""
+    return _sha256([before, stage.kind, stage.dtype if stage.recipe is None else _identity(stage.recipe)])
+
+
+def _identity(recipe: Recipe) -> dict[str, Any]:
     from hybrid_ft.finetune.run_folder import recipe_identity
 
-    mine = stage.dtype if stage.recipe is None else recipe_identity(stage.recipe)
-    text = json.dumps([before, stage.kind, mine], sort_keys=True, default=str)
-    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+    return recipe_identity(recipe)
+
+
+def _sha256(value: Any) -> str:
+    return "sha256:" + hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _read(place: Path) -> dict[str, str]:

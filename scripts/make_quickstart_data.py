@@ -3,8 +3,9 @@
     python scripts/make_quickstart_data.py [--out datasets/quickstart] [--seed 11]
 
 The same seed gives the same bytes. Names and references in the held-out files come from a pool that no training
-row and no text of the tiny base draws from (see quickstart_words), so an answer is right only if it was copied
-from the message. A field that the message does not give is null in the record.
+row, no pair and no text of the tiny base draws from (see quickstart_words), so an answer is right only if it was copied
+from the message. A field that the message does not give is null in the record. In preferences the better record is
+the exact one; the worse one has a value that its message does not give, or leaves out one that it does.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 
 import quickstart_words as words
 
-TRAIN_ROWS, HELD_OUT_ROWS, INCOMPLETE_ROWS = 6000, 360, 180
+TRAIN_ROWS, HELD_OUT_ROWS, INCOMPLETE_ROWS, PAIRS = 6000, 360, 180, 3000
 MISSING_SHARE = 0.04  # of the rows in train and heldout; every row of incomplete lacks one
 
 
@@ -154,6 +155,7 @@ KINDS = {
         ["customer", "order", "money"],
     ),
 }
+FIELDS = {"money": ["amount", "currency"]}  # of a slot that fills more than one, or another than its own
 OPENERS = ["", "", "Hello! ", "Hi! ", "Good morning. ", "To the team: "]
 CLOSERS = ["", "", "", " Thank you.", " Please confirm.", " Let me know."]
 
@@ -221,6 +223,35 @@ def make_rows(seed: int, count: int, held_out: bool, missing_share: float) -> li
     return rows
 
 
+def worse(rng: random.Random, record: dict[str, Any]) -> dict[str, Any]:
+    """The record with a mistake: a missing value invented, or, where none is missing, one left out."""
+    missing = [field for field, value in record.items() if value is None]
+    if not missing:
+        slot = rng.choice(KINDS[record["kind"]].optional)
+        return record | dict.fromkeys(FIELDS.get(slot, [slot]))
+    _, fills = _values(rng, record["kind"], False)
+    made_up = {field: value for fill in fills.values() for field, value in fill.items()}
+    given = [value for field, value in record.items() if field != "kind" and value is not None]
+    # mostly something likely; now and then what stands elsewhere in the message, or nothing at all
+    pick = rng.random()
+    return record | {field: made_up[field] if pick < 0.7 else rng.choice(given) if pick < 0.9 else "" for field in missing}
+
+
+def make_pairs(seed: int, count: int) -> list[dict[str, Any]]:
+    """Rows of ``prompt``, ``chosen`` and ``rejected``; in two of three messages something is missing."""
+    rng = random.Random(seed)
+    seen: set[str] = set()
+    rows: list[dict[str, Any]] = []
+    while len(rows) < count:
+        text, record = write_message(rng, False, len(rows) % 3 > 0)
+        if text in seen:
+            continue
+        seen.add(text)
+        sides = {"chosen": json.dumps(record), "rejected": json.dumps(worse(rng, record))}
+        rows.append({"prompt": text} | sides)
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write the quickstart's messages and records.")
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent.parent / "datasets" / "quickstart")
@@ -231,6 +262,7 @@ def main() -> None:
         "train": make_rows(arguments.seed, TRAIN_ROWS, False, MISSING_SHARE),
         "heldout": make_rows(arguments.seed + 1, HELD_OUT_ROWS, True, MISSING_SHARE),
         "incomplete": make_rows(arguments.seed + 2, INCOMPLETE_ROWS, True, 1.0),
+        "preferences": make_pairs(arguments.seed + 3, PAIRS),
     }
     for name, rows in files.items():
         path = arguments.out / f"{name}.jsonl"

@@ -39,7 +39,7 @@ def test_dpo_as_published() -> None:
 
 @pytest.mark.parametrize("name", ["instruct", "instruct-lora"])
 def test_stages_resolve(name: str) -> None:
-    stages = load_pipeline(f"olmo-hybrid-7b/{name}")
+    stages = load_pipeline(f"olmo-hybrid-7b/{name}").stages
     assert [stage.kind for stage in stages] == ["sft", "dpo", "export"]
     assert stages[2].dtype == "bfloat16"
 

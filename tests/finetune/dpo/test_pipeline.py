@@ -151,6 +151,49 @@ def test_a_changed_stage_and_all_after_it_are_redone(
     assert started(go().stages) == []
 
 
+@pytest.fixture
+def asking(files: Path) -> Path:
+    """The file with an ``evaluate`` section of one prompt whose record lacks a value."""
+    row = {"prompt": "ab", "completion": '{"a": null, "b": 2}'}
+    Path("asked.jsonl").write_text(json.dumps(row) + "\n")
+    with files.open("a") as file:
+        file.write("evaluate:\n  sources: [asked.jsonl]\n  max_new_tokens: 2\n")
+    return files
+
+
+def test_every_model_is_asked_once(go: Any, asking: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hybrid_ft.finetune import evaluate
+
+    asked = []
+    monkeypatch.setattr(
+        evaluate, "answer", lambda model, tokenizer, prompts, *rest: asked.append(model) or ['{"a": 1, "b": 2}']
+    )
+    first = go()
+    lines = [line.split() for line in first.screen.splitlines()]
+    title, exact, invented = [line for line in lines if line[:1] in (["base"], ["asked.jsonl:"])][:3]
+    assert title == ["base", "sft", "dpo"]
+    assert exact[1:3] == ["exact", "answers"] and exact.count("(0.0%)") == 3
+    assert invented[1:3] == ["invented", "values"] and invented.count("(100.0%)") == 3
+    assert len(asked) == 3
+    names = ["answers-1-sft.jsonl", "answers-2-dpo.jsonl", "answers-base.jsonl"]
+    assert sorted(path.name for path in Path("runs/all").glob("*.jsonl")) == names
+    again = go()
+    assert len(asked) == 3 and "asked.jsonl: exact answers" in again.screen
+    edit(asking, "pairs_per_step: 3", "pairs_per_step: 2")
+    go()
+    assert len(asked) == 4
+    edit(asking, "max_new_tokens: 2", "max_new_tokens: 3")
+    go()
+    assert len(asked) == 7
+
+
+def test_rows_that_cannot_be_asked_are_named_before_any_training(go: Any, asking: Path) -> None:
+    Path("asked.jsonl").write_text('{"prompt": "ab"}\n')
+    with pytest.raises(InputError, match="asked.jsonl:1"):
+        go()
+    assert not Path("runs").exists()
+
+
 def test_a_stopped_stage_goes_on(go: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from hybrid_ft.finetune.dpo_trainer import PairTrainer
 
@@ -177,7 +220,7 @@ def test_adapters_are_merged_for_the_next_stage(go: Any) -> None:
 
 
 def test_overrides_reach_their_stages(files: Path) -> None:
-    sft, dpo, _ = load_pipeline(files, ["sft.train.steps=7", "dpo.dpo.beta=2", "output=elsewhere"])
+    sft, dpo, _ = load_pipeline(files, ["sft.train.steps=7", "dpo.dpo.beta=2", "output=elsewhere"]).stages
     assert sft.recipe.train.steps == 7 and dpo.recipe.train.steps == 2
     assert dpo.recipe.dpo.beta == 2.0 and sft.recipe.dpo is None
     assert dpo.folder == Path("elsewhere/2-dpo") and dpo.recipe.output == "elsewhere/2-dpo"
@@ -210,6 +253,11 @@ def test_all_mistakes_of_all_stages_at_once(files: Path) -> None:
         ("stages:\n  - sft: 3\n", "sft: got 3; must be a recipe or its file"),
         ("stages:\n  - sft: sft.yaml\nmodel: x\n", ":3: unknown key model"),
         ("stages:\n  - sft: sft.yaml\noutput: 3\n", "output: got 3; must be a folder"),
+        ("stages:\n  - sft: sft.yaml\nevaluate: {rows: 3}\n", ":3: evaluate: got .*; it has sources"),
+        (
+            "stages:\n  - sft: sft.yaml\nevaluate:\n  sources:\n    - no.jsonl\n",
+            ":5: evaluate.sources.0.path: .*no.jsonl",
+        ),
     ],
 )
 def test_mistakes_of_the_file(files: Path, text: str, said: str) -> None:
