@@ -9,7 +9,7 @@ from hybrid_ft.finetune.data.control_tokens import ControlTokens
 from hybrid_ft.finetune.data.conversation import Conversation
 from hybrid_ft.finetune.data.rows import BadRow
 from hybrid_ft.finetune.data.skeleton import Skeleton, as_rendered
-from hybrid_ft.finetune.data.template import ChatTemplate, Place, Plan, escaped
+from hybrid_ft.finetune.data.template import RUNAWAY, ChatTemplate, Place, Plan, escaped
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -53,8 +53,16 @@ class _Filled:
 
 
 def encode(conversations: list[Conversation], template: ChatTemplate, control: ControlTokens) -> list[Encoded | BadRow]:
-    """Encode conversations; a row that cannot be encoded with certainty comes back as the BadRow that says why."""
-    filled = [_filled_or_bad(conversation, template, control) for conversation in conversations]
+    """Encode conversations; a row that cannot be encoded with certainty comes back as the BadRow that says why.
+
+    A row on which the template had to be stopped is the last that comes back: the next might take as long.
+    """
+    filled: list[_Filled | BadRow] = []
+    for conversation in conversations:
+        row = _filled_or_bad(conversation, template, control)
+        filled.append(row)
+        if isinstance(row, BadRow) and row.kind == RUNAWAY:
+            break
     encodings = iter(control.encode([row.marked for row in filled if isinstance(row, _Filled)]))
     opening = control.encode([control.mark(template.opening)])[0].ids if template.opening else []
     rows: list[Encoded | BadRow] = []

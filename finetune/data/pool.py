@@ -20,7 +20,7 @@ from hybrid_ft.finetune.data.conversation import NOTHING_TO_LEARN, PASSED_ON, Co
 from hybrid_ft.finetune.data.encode import Encoded, encode
 from hybrid_ft.finetune.data.reading import SourceReport, conversations
 from hybrid_ft.finetune.data.rows import BadRow
-from hybrid_ft.finetune.data.template import ChatTemplate
+from hybrid_ft.finetune.data.template import RUNAWAY, ChatTemplate
 from hybrid_ft.hybrid_model.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ _TOKENS = pa.list_(pa.int32())
 _SCHEMA = pa.schema([("input_ids", _TOKENS), ("labels", _TOKENS), ("origin", pa.string())])
 _HELD_OUT_SCHEMA = _SCHEMA.append(pa.field("prompt_ids", _TOKENS)).append(pa.field("answer", pa.string()))
 
+ANOTHER_TEMPLATE = "Set model.chat_template to another one"
 _LONG, _LONG_PROMPT = "longer than data.max_length", "prompt alone longer than data.max_length"
 
 
@@ -156,7 +157,7 @@ class _SourceRows:
 
     def _bad(self, origin: str, bad: BadRow) -> None:
         self._report.dropped.add(bad.kind, origin)
-        if self._data.on_bad_row == "error":
+        if self._data.on_bad_row == "error" or bad.kind == RUNAWAY:
             self._refuse(origin, bad)
 
     def _refuse(self, origin: str, bad: BadRow) -> None:
@@ -192,6 +193,8 @@ class _SourceRows:
     def _error(self, origin: str, bad: BadRow) -> InputError:
         if bad.kind == _LONG:
             fix = "Raise data.max_length, or set data.on_long_row: drop (or cut)"
+        elif bad.kind == RUNAWAY:
+            fix = ANOTHER_TEMPLATE
         else:
             fix = "Fix it, or set data.on_bad_row: skip"
         rows = "row" if self._refused_count == 1 else "rows"

@@ -20,6 +20,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from hybrid_ft.finetune.data.control_tokens import ControlTokens
 from hybrid_ft.finetune.data.conversation import Conversation
+from hybrid_ft.finetune.data.limits import TookTooLong, limited
 from hybrid_ft.finetune.data.rows import BadRow, short
 from hybrid_ft.finetune.data.skeleton import Skeleton, skeleton_of
 from hybrid_ft.hybrid_model.errors import InputError
@@ -28,6 +29,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MOST_PLANS = 4096
+SECONDS = 10.0
+"""How long one rendering may take."""
+MEMORY = 2**30
+"""Bytes that one rendering may add to the process."""
+RUNAWAY = "runaway chat template"
+"""The kind of a row on which a template ran into one of these limits."""
 
 _NAMED_TOKEN = re.compile(r"<\|[^\s<>|]{1,40}\|>")
 _MARKERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -130,14 +137,19 @@ class ChatTemplate:
     def _rendered(self, messages: list[dict[str, Any]], tools: Any, ask: bool = False) -> tuple[str, list[list[int]]]:
         """The text, and the [begin, end) of what the template marks as generated."""
         try:
-            texts, marked = render_jinja_template(
-                conversations=[messages],
-                tools=tools,
-                chat_template=self.text,
-                return_assistant_tokens_mask=self._marks_answers,
-                add_generation_prompt=ask,
-                **self._special,
-            )
+            with limited(SECONDS, MEMORY):
+                texts, marked = render_jinja_template(
+                    conversations=[messages],
+                    tools=tools,
+                    chat_template=self.text,
+                    return_assistant_tokens_mask=self._marks_answers,
+                    add_generation_prompt=ask,
+                    **self._special,
+                )
+        except (TookTooLong, MemoryError) as error:
+            slow = isinstance(error, TookTooLong)
+            used = f"{SECONDS:g} s" if slow else f"{MEMORY // 2**30} GB of memory"
+            raise BadRow(RUNAWAY, f"chat template {self.name} takes more than {used} on this row") from None
         except _RENDER_ERRORS as error:
             reason = short(" ".join(str(error).split()) or type(error).__name__, 160)
             raise BadRow("chat template", f"chat template {self.name} fails on this row ({reason})") from None
@@ -151,7 +163,7 @@ class ChatTemplate:
             text = self.render(turns)
             question, asking = self.render(turns[:1]), self.render(turns[:1], ask=True)
         except BadRow as bad:
-            raise InputError(f"model.chat_template: {bad}".replace(" fails on this row", " fails on any row")) from None
+            raise InputError(f"model.chat_template: {bad}".replace(" on this row", " on any row")) from None
         found = {int(match[1]): match for match in self._slot.finditer(text)}
         if sorted(found) != [0, 1, 2, 3]:
             raise InputError(f"model.chat_template: {self.name} does not write user and assistant turns as they are")

@@ -15,9 +15,9 @@ import pyarrow as pa
 from datasets import Dataset
 
 from hybrid_ft.finetune.data.control_tokens import ControlTokens
-from hybrid_ft.finetune.data.pool import _hash, _prompt_hash
+from hybrid_ft.finetune.data.pool import ANOTHER_TEMPLATE, _hash, _prompt_hash
 from hybrid_ft.finetune.data.rows import BadRow
-from hybrid_ft.finetune.data.template import ChatTemplate
+from hybrid_ft.finetune.data.template import RUNAWAY, ChatTemplate
 from hybrid_ft.finetune.pairs.fitting import NOTHING_LEFT, OVER_BUDGET, PAIR_TOO_LONG, PROMPT_TOO_LONG, Limits, fit
 from hybrid_ft.finetune.pairs.preference import Preference, Unusable
 from hybrid_ft.finetune.pairs.reading import PairSourceReport, preferences
@@ -165,6 +165,7 @@ class _SourcePairs:
         self._report.dropped.add(reason.kind, origin)
         if isinstance(reason, BadRow):
             what, fix = "bad", "Fix it, or set data.on_bad_row: skip" if self._bad_row_stops else ""
+            fix = ANOTHER_TEMPLATE if reason.kind == RUNAWAY else fix
         else:
             what, fix = "long", self._stops.get(reason.kind, "")
         if fix:

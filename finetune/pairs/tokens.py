@@ -58,7 +58,7 @@ def encode_pairs(
     encoded = encode([side for pair in pairs for side in pair.sides()], template, control)
     opening = control.encode([control.mark(template.opening)])[0].ids
     results: list[TokenPair | BadRow | Unusable] = []
-    for index, pair in enumerate(pairs):
+    for index, pair in enumerate(pairs[: (len(encoded) + 1) // 2]):  # fewer where the template had to be stopped
         try:
             sides = [
                 _side(conversation, row, template, control)

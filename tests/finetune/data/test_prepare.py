@@ -230,11 +230,11 @@ def test_columns_that_are_not_known(
 
 def test_unused_columns_are_named_once(write_rows: WriteRows, recipe: MakeRecipe, tokenizer: Any, chat: Any) -> None:
     turns = chat("q", "a")
-    turns[0] |= {"loss_weight": 1, "name": "n"}
+    turns[0] |= {"score": 1, "name": "n"}
     rows = [{"messages": turns, "id": 1}, {"messages": chat("q", "a"), "id": 2, "origin": "x"}]
     prepared = prepare(recipe(write_rows(rows)), tokenizer)
-    assert prepared.report.sources[0].ignored == ["id", "origin", "messages[].loss_weight", "turns' name"]
-    assert any("unused: id, origin, messages[].loss_weight, turns' name" in line for line in prepared.report.summary())
+    assert prepared.report.sources[0].ignored == ["id", "origin", "messages[].score", "turns' name"]
+    assert any("unused: id, origin, messages[].score, turns' name" in line for line in prepared.report.summary())
 
 
 def test_control_strings_in_text_are_counted(write_rows: WriteRows, recipe: MakeRecipe, tokenizer: Any) -> None:
