@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from accelerate import Accelerator
 from rich.console import Console
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from hybrid_ft.finetune.progress import ShowProgress, duration, say
+from hybrid_ft.finetune.progress import ShowProgress, say
 
 _FIELDS = (
     "pairs",
@@ -214,21 +213,15 @@ class ShowPairs(ShowProgress):
 
     def _show(self, state: TrainerState) -> None:
         shown = self.shown
-        done = state.global_step - self.first_step
-        left = (time.perf_counter() - self.began) / max(done, 1) * (state.max_steps - state.global_step)
         lengths = f"{shown['chosen_tokens']:.0f}/{shown['rejected_tokens']:.0f} tokens"
+        # beside a terminal's bar there is no room for one line in 80 columns
         parts = [
             measures(shown),
             f"chosen {shown['chosen_logp']:.2f} rejected {shown['rejected_logp']:.2f} a token",
             f"{lengths}  {shown['tokens_per_s']:,.0f} tokens/s  saved {shown['saved']:.0%}",
-            f"{duration(left)} left",
+            self._left(state),
         ]
-        self.text = f"step {state.global_step}/{state.max_steps}  {'  '.join(parts)}"
-        if self.console.is_terminal:
-            # beside the bar there is no room for one line in 80 columns
-            self.live.update(self.task, completed=state.global_step, line="\n".join(parts))
-        else:
-            say(self.console, self.text)
+        self._put(state, parts)
 
 
 def measures(values: dict[str, Any], prefix: str = "") -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,10 @@ _KEPT = (
 )
 
 
+SPACING = 10.0
+"""seconds between two lines where there is no terminal: a log of thousands of steps stays readable"""
+
+
 class ShowProgress(TrainerCallback):
     """One JSON line per logged step or held-out loss: ``step``, ``epoch`` and what was measured.
 
@@ -36,7 +41,8 @@ class ShowProgress(TrainerCallback):
         self.console = console
         self.metrics = metrics
         self.shown: dict[str, float] = {}
-        self.text = ""
+        self.unsaid = ""
+        self.said_at = -math.inf
         self.live = Progress(
             TextColumn("step {task.completed}/{task.total}"),
             BarColumn(bar_width=24),
@@ -72,8 +78,8 @@ class ShowProgress(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.close()
-        if self.console.is_terminal and self.text:
-            say(self.console, self.text)
+        if self.unsaid:
+            say(self.console, self.unsaid)
 
     def close(self) -> None:
         """Take the live line away; also after an error."""
@@ -82,17 +88,25 @@ class ShowProgress(TrainerCallback):
 
     def _show(self, state: TrainerState) -> None:
         shown = self.shown
-        done = state.global_step - self.first_step
-        left = (time.perf_counter() - self.began) / max(done, 1) * (state.max_steps - state.global_step)
         numbers = (
             f"loss {shown['loss']:.4f}  lr {shown['learning_rate']:.2e}  {shown['tokens_per_s']:,.0f} tokens/s  "
-            f"padding {shown['padding']:.0%}  {duration(left)} left"
+            f"padding {shown['padding']:.0%}"
         )
-        self.text = f"step {state.global_step}/{state.max_steps}  {numbers}"
+        self._put(state, [f"{numbers}  {self._left(state)}"])
+
+    def _left(self, state: TrainerState) -> str:
+        done = state.global_step - self.first_step
+        left = (time.perf_counter() - self.began) / max(done, 1) * (state.max_steps - state.global_step)
+        return f"{duration(left)} left"
+
+    def _put(self, state: TrainerState, parts: list[str]) -> None:
+        """The state of the run: on a terminal in place of the last one, elsewhere as a line now and then."""
+        self.unsaid = f"step {state.global_step}/{state.max_steps}  {'  '.join(parts)}"
         if self.console.is_terminal:
-            self.live.update(self.task, completed=state.global_step, line=numbers)
-        else:
-            say(self.console, self.text)
+            self.live.update(self.task, completed=state.global_step, line="\n".join(parts))
+        elif time.perf_counter() - self.said_at >= SPACING:
+            say(self.console, self.unsaid)
+            self.unsaid, self.said_at = "", time.perf_counter()
 
 
 def say(console: Console, text: str) -> None:

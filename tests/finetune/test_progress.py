@@ -50,10 +50,28 @@ def test_loss_rate_speed_padding_and_time_left_are_shown(tmp_path, terminal):
         "held-out loss 1.7500",
     ):
         assert part in text
-    # a file gets a line a step; a terminal's line moves, and its last state stays
+    # a file gets lines, the last state among them; a terminal's line moves, and its last state stays
     assert (text.count("\x1b[") > 0) == terminal
     if not terminal:
         assert [line.split("  ")[0] for line in text.splitlines()] == ["step 5/8", "step 6/8", "step 6/8"]
+
+
+def test_a_file_gets_a_line_now_and_then(tmp_path, monkeypatch):
+    from hybrid_ft.finetune import progress
+
+    clock = iter(range(10_000))  # a second whenever it is looked at, a few times a step
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: next(clock))
+    screen = io.StringIO()
+    live = ShowProgress(Console(file=screen, width=120), tmp_path / "metrics.jsonl")
+    state = SimpleNamespace(global_step=0, max_steps=40, epoch=0.5)
+    live.on_train_begin(None, state, None)
+    for step in range(1, 41):
+        state.global_step = step
+        live.on_log(None, state, None, logs=LOGS)
+    live.on_train_end(None, state, None)
+    steps = [int(line.split()[1].partition("/")[0]) for line in screen.getvalue().splitlines()]
+    assert steps[0] == 1 and steps[-1] == 40 and 5 < len(steps) < 20 and len(set(steps)) == len(steps)
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 40
 
 
 def test_metrics_are_a_json_line_each(tmp_path):
