@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -195,7 +196,9 @@ def run(
 
 @contextmanager
 def _writer(out: Path | None) -> Iterator[Callable[[str], object]]:
-    """Writes to the terminal, or to a file that bears its name once it is whole."""
+    """Writes to the terminal, or to a file that bears its name once it is whole; until then, and for good where an
+    error or Ctrl-C comes between, to ``NAME.part``.
+    """
     if out is None:
         yield lambda text: print(text, end="", flush=True)
         return
@@ -204,5 +207,27 @@ def _writer(out: Path | None) -> Iterator[Callable[[str], object]]:
         with unfinished.open("w", encoding="utf-8", buffering=1) as file:
             yield file.write
         unfinished.replace(out)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror})", status=5) from None
+    except BaseException as error:
+        kept = _kept(unfinished)
+        if isinstance(error, OSError):
+            more = f"; {kept}" if kept else ""
+            raise InputError(f"{out}: cannot be written ({error.strerror}){more}", status=5) from None
+        if kept:
+            print(kept, file=sys.stderr)
+        raise
+
+
+def _kept(unfinished: Path) -> str:
+    """Where the answers before an error lie, in words; a file of none goes."""
+    if not unfinished.is_file():
+        return ""
+    with unfinished.open("rb") as file:
+        answers = sum(line.endswith(b"\n") for line in file)
+    if not answers:
+        unfinished.unlink()
+        return ""
+    return (
+        f"the {answers:,} answers so far are in {unfinished}"
+        if answers > 1
+        else f"the one answer so far is in {unfinished}"
+    )

@@ -115,7 +115,7 @@ class Mistakes:
             elif detail["type"] != "missing":
                 self._add_at(loc, self._named(loc, f"got {shown(detail['input'])}; {rule(detail)}"))
             elif generic(loc) not in meant:
-                self._add_at(loc, f"{dotted(loc)} is missing; {_what_for(loc)}")
+                self._add_at(loc, f"{dotted(loc)} is missing" + (f"; {what}" if (what := _what_for(loc)) else ""))
 
     def found_in_values(self, wrongs: Iterable[Wrong]) -> None:
         """Add what the checks found, unless it reads a key that is already known to be wrong."""
@@ -218,7 +218,7 @@ def generic(loc: Loc) -> str:
 def nearest_key(loc: Loc, known: Sequence[str]) -> str | None:
     """The right key that a wrong one most likely stands for: spelt alike, better still in the same section."""
     leaf = str(loc[-1]).lower().replace("-", "_")
-    if leaf in _ALSO_CALLED:
+    if _ALSO_CALLED.get(leaf) in known:
         return _ALSO_CALLED[leaf]
     if len(leaf) > 40:
         return None
@@ -270,10 +270,11 @@ def _drop(node: Any, loc: Loc) -> None:
 
 
 def _what_for(loc: Loc) -> str:
+    """What a missing key of a recipe holds; nothing for those of other files."""
     if generic(loc) == "model.path":
         return "a preset (tiny), a model folder or a hub name"
     if generic(loc) == "data.sources":
         return "a list of what to train on, such as [{path: data/train.jsonl}]"
     if loc[-1] == "path":
         return "a file or the name of a hub dataset"
-    return "a mapping of keys"
+    return "a mapping of keys" if loc in (("model",), ("data",)) else ""

@@ -63,26 +63,29 @@ class YamlFile(NamedTuple):
     mistakes: list[tuple[int, str]]
 
 
-def read_yaml(path: Path) -> YamlFile:
-    """A file's mapping. Raises InputError, one line per mistake, for what cannot be read to its end."""
+def read_yaml(path: Path, what: str = "recipe", keys: str = "model:, data:, train:") -> YamlFile:
+    """A file's mapping. Raises InputError, one line per mistake, for what cannot be read to its end.
+
+    ``what`` the file is and some ``keys`` that it has, for the messages.
+    """
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     if len(raw) > MAX_BYTES:
-        raise InputError(f"{path}: larger than {MAX_BYTES // 1024} kB; a recipe is a short text file")
+        raise InputError(f"{path}: larger than {MAX_BYTES // 1024} kB; a {what} is a short text file")
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise InputError(f"{path}:{line}: byte {raw[error.start]:#04x} is not UTF-8; save the file as UTF-8") from None
-    builder = _build(text)
+    builder = _build(text, what)
     if builder.broken:
         raise InputError("\n".join(f"{path}:{line}: {mistake}" for line, mistake in builder.mistakes))
     if not isinstance(builder.top, dict):
         got = "nothing" if builder.top is None else f"a {type(builder.top).__name__}"
-        raise InputError(f"{path}: holds {got} at the top; a recipe is a mapping of keys such as model:, data:, train:")
+        raise InputError(f"{path}: holds {got} at the top; a {what} is a mapping of keys such as {keys}")
     return YamlFile(builder.top, builder.lines, builder.mistakes)
 
 
@@ -119,19 +122,20 @@ class _Stop(Exception):
 class _Builder:
     """Turns parser events into a value, noting lines and mistakes."""
 
-    def __init__(self) -> None:
+    def __init__(self, what: str) -> None:
         self.top: Any = None
         self.lines: dict[Loc, int] = {}
         self.mistakes: list[tuple[int, str]] = []
         self.broken = False  # the text was not read to its end
         self._stack: list[_Open] = []
         self._documents = 0
+        self._what = what
 
     def take(self, event: yaml.Event) -> None:
         if isinstance(event, yaml.DocumentStartEvent):
             self._documents += 1
             if self._documents == 2:
-                self._stop(event, "a second document starts here; a recipe is one document")
+                self._stop(event, f"a second document starts here; a {self._what} is one document")
         elif isinstance(event, yaml.CollectionEndEvent):
             self._stack.pop()
         elif isinstance(event, yaml.NodeEvent):
@@ -188,7 +192,8 @@ class _Builder:
     def _refuse_tag_and_anchor(self, event: yaml.NodeEvent) -> None:
         tag = getattr(event, "tag", None)
         if tag is not None:
-            self._note(event, f"tag {_short_tag(tag)} is not allowed; a recipe holds plain values (or quote the text)")
+            rule = f"a {self._what} holds plain values (or quote the text)"
+            self._note(event, f"tag {_short_tag(tag)} is not allowed; {rule}")
         if event.anchor is not None:
             self._note(event, f"anchor &{event.anchor} is not allowed; write the value out (or quote the text)")
 
@@ -209,8 +214,8 @@ def _line(event: yaml.Event) -> int:
     return int(event.start_mark.line) + 1
 
 
-def _build(text: str) -> _Builder:
-    builder = _Builder()
+def _build(text: str, what: str = "recipe") -> _Builder:
+    builder = _Builder(what)
     try:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             builder.take(event)

@@ -131,7 +131,7 @@ def load_card(name: str) -> Card:
         names = resources.card_names()
         near = resources.did_you_mean(name, names)
         raise InputError(f"card {name}: neither a card that ships here ({', '.join(names)}) nor a file{near}")
-    text = read_yaml(path)
+    text = read_yaml(path, "dataset card", "signature:, messages:, turns:")
     mistakes = Mistakes(path, text)
     card = None
     try:

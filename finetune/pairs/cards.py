@@ -64,7 +64,7 @@ def load_pair_card(name: str) -> PairCard:
         names = resources.card_names(resources.PAIR_CARDS)
         near = resources.did_you_mean(name, names)
         raise InputError(f"card {name}: neither a preference card that ships ({', '.join(names)}) nor a file{near}")
-    text = read_yaml(path)
+    text = read_yaml(path, "preference card", "signature:, columns:, preference:")
     mistakes = Mistakes(path, text)
     try:
         card = PairCard.model_validate(text.value)

@@ -137,6 +137,40 @@ def test_a_file_of_prompts_is_answered_in_its_order(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl", "p.jsonl"]
 
 
+@pytest.mark.parametrize("after", [0, 1, 2])
+@pytest.mark.parametrize("failure", [KeyboardInterrupt(), RuntimeError("out of memory"), OSError(28, "No space left")])
+def test_a_late_failure_says_where_the_answers_are(
+    failure: BaseException,
+    after: int,
+    tiny_base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(generate, "WINDOW", 1)
+    given: list[Any] = []
+
+    def fails(*args: Any, **_: Any) -> list[str]:
+        if len(given) == after:
+            raise failure
+        given.append(args)
+        return ["x"]
+
+    monkeypatch.setattr(generate, "answer", fails)
+    (tmp_path / "p.txt").write_text("a\nb\nc\n")
+    out = tmp_path / "out.jsonl"
+    command = ["generate", str(tiny_base), "--prompts", str(tmp_path / "p.txt"), "--out", str(out)]
+    if isinstance(failure, RuntimeError):
+        with pytest.raises(RuntimeError):
+            cli.main(command)
+    else:
+        assert cli.main(command) == (130 if isinstance(failure, KeyboardInterrupt) else 5)
+    said = capsys.readouterr().err
+    kept = f"the {'one answer so far is' if after == 1 else '2 answers so far are'} in {out}.part"
+    assert (kept in said) == (after > 0) == (tmp_path / "out.jsonl.part").exists()
+    assert not out.exists() and said.count("\n") <= 1
+
+
 def test_lines_of_text_are_prompts(tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "p.txt").write_text("one\n\n two \n")
     assert cli.main(["generate", str(tiny_base), "--prompts", str(tmp_path / "p.txt"), "--max-new-tokens", "2"]) == 0
