@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 from array import array
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from datasets import Dataset
 from hybrid_ft.finetune.data.control_tokens import ControlTokens
 from hybrid_ft.finetune.data.conversation import NOTHING_TO_LEARN, PASSED_ON, Conversation
 from hybrid_ft.finetune.data.encode import Encoded, encode
+from hybrid_ft.finetune.data.hashes import prompt_hash, text_hash
 from hybrid_ft.finetune.data.reading import SourceReport, conversations
 from hybrid_ft.finetune.data.rows import BadRow
 from hybrid_ft.finetune.data.template import RUNAWAY, ChatTemplate
@@ -49,9 +49,9 @@ class Pool:
         self._lengths.append(len(row.ids))
         self._trained.append(sum(last - first + 1 for first, last in row.turns))
         self._source.append(source)
-        self._prompts.append(_prompt_hash(conversation))
+        self._prompts.append(prompt_hash(conversation))
         whole = [conversation.messages, conversation.tools, sorted(conversation.untrained)]
-        self._texts.append(_hash(json.dumps(whole, sort_keys=True)))
+        self._texts.append(text_hash(json.dumps(whole, sort_keys=True)))
 
     @property
     def lengths(self) -> np.ndarray:
@@ -217,18 +217,3 @@ def _record_batch(rows: list[tuple[str, Encoded]], schema: pa.Schema) -> pa.Reco
         "answer": [row.answer for _, row in rows],
     }
     return pa.RecordBatch.from_pydict({name: columns[name] for name in schema.names}, schema=schema)
-
-
-def _prompt_hash(conversation: Conversation) -> int:
-    """Equal for rows that ask the same first, whatever the white space: such rows must stay on one side of a split."""
-    asked: list[str] = []
-    for message in conversation.messages:
-        if message["role"] == "assistant" and asked:
-            break
-        if message["role"] == "user":
-            asked.append(" ".join(message["content"].split()))
-    return _hash("\n".join(asked))
-
-
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")

@@ -14,7 +14,7 @@ from datasets import Dataset
 from hybrid_ft.finetune.data.control_tokens import ControlTokens
 from hybrid_ft.finetune.data.packing import pack
 from hybrid_ft.finetune.data.pool import Pool, read_pool
-from hybrid_ft.finetune.data.report import Example, Report, Side, refusal, side
+from hybrid_ft.finetune.data.report import Example, Report, Side, refusal, rows_to_show, side
 from hybrid_ft.finetune.data.selection import held_out, mixed
 from hybrid_ft.finetune.data.template import ChatTemplate
 from hybrid_ft.finetune.data.vocabulary import check_fits
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from hybrid_ft.finetune.recipe import Recipe
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_EXAMPLES = 3
 
 
 @dataclass
@@ -101,7 +100,7 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, refuse: bool 
         train=train_side,
         eval=eval_side,
         shared_prompts=shared,
-        examples=[_example(train[row], tokenizer) for row in _looked_at(pool.source[train_rows])],
+        examples=[_example(train[row], tokenizer) for row in rows_to_show(pool.source[train_rows])],
         refusal=stop,
     )
     return Prepared(train, eval_set, packs, eval_packs, account, template.end_ids, text, folder)
@@ -140,13 +139,6 @@ def _packed(pool: Pool, rows: np.ndarray, recipe: Recipe) -> tuple[list[list[int
         lengths, pool.trained[rows], pool.texts[rows], packs, recipe.train.batch_size, recipe.train.batch_tokens
     )
     return packs, counts
-
-
-def _looked_at(source: np.ndarray) -> list[int]:
-    """Rows to show: the first of each source, then rows spread over the rest."""
-    firsts = np.unique(source, return_index=True)[1].tolist()
-    spread = np.linspace(0, len(source) - 1, _EXAMPLES + 2, dtype=int)[1:-1].tolist()
-    return list(dict.fromkeys(firsts + spread))[:_EXAMPLES]
 
 
 def _example(row: dict[str, list[int]], tokenizer: PreTrainedTokenizerBase) -> Example:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from hybrid_ft.finetune.data.cards import load_card, suggested
 from hybrid_ft.finetune.data.conversation import Conversation
 from hybrid_ft.finetune.data.forms import Form, needed, recognise
 from hybrid_ft.finetune.data.rows import BadRow, Row, origin
-from hybrid_ft.finetune.data.sources import open_source
+from hybrid_ft.finetune.data.sources import Opened, open_source
 from hybrid_ft.finetune.data.tally import Tallies, Tally
 from hybrid_ft.hybrid_model.errors import InputError
 
@@ -67,11 +67,24 @@ def conversations(source: Source, report: SourceReport) -> Iterator[tuple[str, C
     """
     card = load_card(source.card) if source.card else None
     opened = open_source(source, card.rows if card else None)
+    return converted(opened, report, lambda rows: _form(source, rows, opened.name), BadRow)
+
+
+def converted(
+    opened: Opened,
+    report: SourceReport,
+    form_of: Callable[[list[Row]], Any],
+    reason: type[Exception] | tuple[type[Exception], ...],
+) -> Iterator[tuple[str, Any]]:
+    """The rows of a source as its form converts them, each with its origin; for a row that is none, the ``reason``.
+
+    ``form_of`` finds the form from the first rows; whatever a form makes has a set ``unused``.
+    """
     report.name, report.notes = opened.name, opened.notes
     rows = iter(opened.rows)
     ahead = list(itertools.islice(rows, _LOOK_AHEAD))
     good = [row for row in ahead if isinstance(row, Row)]
-    form = _form(source, good, opened.name) if good else None
+    form = form_of(good) if good else None
     columns: set[str] = set()
     unused: set[str] = set()
     for row in itertools.chain(ahead, rows):
@@ -81,15 +94,15 @@ def conversations(source: Source, report: SourceReport) -> Iterator[tuple[str, C
             yield place, row
             continue
         if form is None:  # nothing but bad rows so far
-            form = _form(source, [row], opened.name)
+            form = form_of([row])
         columns.update(row.values)
         try:
-            conversation = form.convert(row.values)
-        except BadRow as bad:
-            yield place, bad
+            made = form.convert(row.values)
+        except reason as why:
+            yield place, why
             continue
-        unused |= conversation.unused
-        yield place, conversation
+        unused |= made.unused
+        yield place, made
     if form is not None:
         report.form, report.reads = form.name, form.reads
         report.ignored = sorted(columns - form.columns) + sorted(unused)

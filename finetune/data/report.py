@@ -15,6 +15,8 @@ from hybrid_ft.finetune.data.tally import Tallies, joined
 if TYPE_CHECKING:
     from rich.console import Console
 
+_EXAMPLES = 3
+
 
 @dataclass
 class Side:
@@ -189,3 +191,10 @@ def refusal(sources: Sequence[SourceReport], most: float, what: str) -> str | No
             f"{what}: dropped {dropped_text(dropped, read)}; {rule}. Mend the rows, or raise the limit that they meet"
         )
     return None
+
+
+def rows_to_show(source: np.ndarray) -> list[int]:
+    """Rows to show: the first of each source, then rows spread over the rest."""
+    firsts = np.unique(source, return_index=True)[1].tolist()
+    spread = np.linspace(0, len(source) - 1, _EXAMPLES + 2, dtype=int)[1:-1].tolist()
+    return list(dict.fromkeys(firsts + spread))[:_EXAMPLES]

@@ -122,14 +122,14 @@ def _draw_example(example: Example, console: Console) -> None:
     console.print(Text(plain(example.origin), style="bold"))
     text = Text()
     for run, trained in example.runs[:_MOST_RUNS]:
-        inner = plain(_shortened(run))
+        inner = plain(shortened(run))
         text.append(f"【{inner}】" if trained else inner, style="bold green" if trained else "dim")
     if len(example.runs) > _MOST_RUNS:
         text.append(" ... and more turns", style="dim")
     console.print(text)
 
 
-def _shortened(text: str) -> str:
+def shortened(text: str) -> str:
     left_out = len(text) - _LONGEST_RUN
     if left_out <= 100:
         return text

@@ -15,7 +15,8 @@ import pyarrow as pa
 from datasets import Dataset
 
 from hybrid_ft.finetune.data.control_tokens import ControlTokens
-from hybrid_ft.finetune.data.pool import ANOTHER_TEMPLATE, _hash, _prompt_hash
+from hybrid_ft.finetune.data.hashes import prompt_hash, text_hash
+from hybrid_ft.finetune.data.pool import ANOTHER_TEMPLATE
 from hybrid_ft.finetune.data.rows import BadRow
 from hybrid_ft.finetune.data.template import RUNAWAY, ChatTemplate
 from hybrid_ft.finetune.pairs.fitting import NOTHING_LEFT, OVER_BUDGET, PAIR_TOO_LONG, PROMPT_TOO_LONG, Limits, fit
@@ -54,9 +55,9 @@ class PairPool:
         self._chosen.append(len(pair.chosen))
         self._rejected.append(len(pair.rejected))
         self._source.append(source)
-        self._prompts.append(_prompt_hash(next(preference.sides())))
+        self._prompts.append(prompt_hash(next(preference.sides())))
         whole = [preference.prompt, preference.chosen, preference.rejected, preference.tools]
-        self._texts.append(_hash(json.dumps(whole, sort_keys=True)))
+        self._texts.append(text_hash(json.dumps(whole, sort_keys=True)))
 
     def lengths(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Tokens [rows] of prompts, chosen and rejected answers."""

@@ -11,8 +11,8 @@ import numpy as np
 from datasets import Dataset
 
 from hybrid_ft.finetune.data.control_tokens import ControlTokens
-from hybrid_ft.finetune.data.prepare import _looked_at, template_text
-from hybrid_ft.finetune.data.report import refusal
+from hybrid_ft.finetune.data.prepare import template_text
+from hybrid_ft.finetune.data.report import refusal, rows_to_show
 from hybrid_ft.finetune.data.selection import held_out, mixed
 from hybrid_ft.finetune.data.template import ChatTemplate
 from hybrid_ft.finetune.data.vocabulary import check_fits
@@ -97,7 +97,7 @@ def prepare_pairs(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, refuse:
         train=_side(pool, train_rows),
         eval=None if eval_pool is None or eval_rows is None else _side(eval_pool, eval_rows),
         shared_prompts=shared,
-        examples=[_example(train[row], tokenizer) for row in _looked_at(pool.source[train_rows])],
+        examples=[_example(train[row], tokenizer) for row in rows_to_show(pool.source[train_rows])],
         refusal=stop,
     )
     held = None if eval_pool is None or eval_rows is None else eval_pool.rows(eval_rows)

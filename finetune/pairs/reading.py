@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from hybrid_ft.finetune.data.reading import SourceReport
+from hybrid_ft.finetune.data.reading import SourceReport, converted
 from hybrid_ft.finetune.data.rows import BadRow, Row, origin
 from hybrid_ft.finetune.data.sources import open_source
 from hybrid_ft.finetune.data.tally import Tally
@@ -18,9 +17,6 @@ from hybrid_ft.hybrid_model.errors import InputError
 
 if TYPE_CHECKING:
     from hybrid_ft.finetune.recipe import Source
-
-# Rows whose columns decide the form: optional columns may be missing from the first.
-_LOOK_AHEAD = 64
 
 
 @dataclass
@@ -48,32 +44,7 @@ def preferences(source: Source, report: PairSourceReport) -> Iterator[tuple[str,
         raise InputError(f"{text}; leave it out, the form of pairs is recognised, or set card")
     card = load_pair_card(source.card) if source.card else None
     opened = open_source(source, card.rows if card else None)
-    report.name, report.notes = opened.name, opened.notes
-    rows = iter(opened.rows)
-    ahead = list(itertools.islice(rows, _LOOK_AHEAD))
-    good = [row for row in ahead if isinstance(row, Row)]
-    form = _form(source, good, opened.name) if good else None
-    columns: set[str] = set()
-    unused: set[str] = set()
-    for row in itertools.chain(ahead, rows):
-        report.read += 1
-        place = origin(opened.name, row)
-        if isinstance(row, BadRow):
-            yield place, row
-            continue
-        if form is None:  # nothing but bad rows so far
-            form = _form(source, [row], opened.name)
-        columns.update(row.values)
-        try:
-            pair = form.convert(row.values)
-        except (BadRow, Unusable) as reason:
-            yield place, reason
-            continue
-        unused |= pair.unused
-        yield place, pair
-    if form is not None:
-        report.form, report.reads = form.name, form.reads
-        report.ignored = sorted(columns - form.columns) + sorted(unused)
+    return converted(opened, report, lambda rows: _form(source, rows, opened.name), (BadRow, Unusable))
 
 
 def _form(source: Source, rows: list[Row], name: str) -> PairForm:

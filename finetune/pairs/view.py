@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hybrid_ft.finetune.data.report import share
-from hybrid_ft.finetune.data.view import _shortened, histogram, plain
+from hybrid_ft.finetune.data.view import histogram, plain, shortened
 from hybrid_ft.finetune.pairs.reading import PairSourceReport
 from hybrid_ft.finetune.pairs.report import PairExample, PairReport, PairSide, lengths_of
 
@@ -99,5 +99,5 @@ def _draw_example(example: PairExample, console: Console) -> None:
     console.print()
     console.print(Text(plain(example.origin), style="bold"))
     for name, style in _STYLES.items():
-        shown = plain(_shortened(getattr(example, name)))
+        shown = plain(shortened(getattr(example, name)))
         console.print(Text.assemble((f"{name} ", f"bold {style}"), (f"【{shown}】", style)))
