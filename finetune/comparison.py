@@ -130,8 +130,9 @@ def show(console: Console, columns: Sequence[tuple[str, list[dict[str, Any]]]]) 
         source: [[line for line in lines if line["source"] == source] for _, lines in columns] for source in sources
     }
     for source, answers in parts.items():
+        table.add_row(Path(source).name)
         for measure, cells in evaluate.measures(answers).items():
-            table.add_row(f"{Path(source).name}: {measure}", *cells)
+            table.add_row(f"  {measure}", *cells)
     console.print(table)
     for answers in parts.values():
         number = _most_changed(answers)

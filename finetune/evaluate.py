@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from hybrid_ft.finetune.recipe import Evaluate
 
 
+LONGEST = 240
+"""characters of an answer that are shown"""
+
+
 @torch.no_grad()
 def held_out_loss(model: torch.nn.Module, batches: Iterable[dict[str, Any]]) -> tuple[float, int]:
     """Negative log-likelihood per trained token over all batches, and the number of these tokens.
@@ -138,11 +142,19 @@ def _json_object(text: str) -> dict[str, Any] | None:
 
 
 def _share(part: int, whole: int) -> str:
-    return f"{part} of {whole} ({part / whole:.1%})"
+    return f"{part / whole:.1%} ({part}/{whole})"
 
 
 def show_answers(console: Console, title: str, answers: list[tuple[str, str]]) -> None:
-    """What was asked, then a line for each model's answer, cut to the console's width."""
-    for name, text in [("", title), *((f"  {name}", text) for name, text in answers)]:
-        line = Text(f"{name:<13}" if name else "").append(re.sub(r"\s*\n\s*", " ", text), "" if name else "bold")
-        console.print(line, no_wrap=True, overflow="ellipsis")
+    """What was asked, then each model's answer on a line or a few."""
+    console.print(Text(_on_one_line(title)), no_wrap=True, overflow="ellipsis")
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    for name, text in answers:
+        table.add_row(f"  {name}", Text(_on_one_line(text)))
+    console.print(table)
+
+
+def _on_one_line(text: str) -> str:
+    line = re.sub(r"\s*\n\s*", " ", text)
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…"

@@ -77,9 +77,36 @@ def test_every_answer_is_the_record_of_its_message(rows: dict[str, list[tuple[st
     assert 0.02 < incomplete["train"] < 0.06
 
 
+def test_pairs_differ_in_one_thing(root: Path, rows: dict[str, list[tuple[str, str]]]) -> None:
+    lines = (root / "datasets" / "quickstart" / "preferences.jsonl").read_text(encoding="utf-8").splitlines()
+    pairs = [json.loads(line) for line in lines]
+    others = {message for part in rows.values() for message, _ in part}
+    held_out = {
+        word
+        for name in ("heldout", "incomplete")
+        for _, answer in rows[name]
+        for word in copied_words(json.loads(answer))
+    }
+    assert len({pair["prompt"] for pair in pairs}) == len(pairs) >= 2000
+    incomplete = 0
+    for pair in pairs:
+        right, wrong = json.loads(pair["chosen"]), json.loads(pair["rejected"])
+        assert (json.dumps(right), json.dumps(wrong)) == (pair["chosen"], pair["rejected"])
+        assert pair["prompt"] not in others
+        assert not held_out & copied_words(right)
+        assert list(right) == list(wrong) == ["kind", *FIELDS[right["kind"]]]
+        changed = [field for field in right if right[field] != wrong[field]]
+        assert changed and changed in (changed[:1], ["amount", "currency"])
+        missing = None in right.values()
+        incomplete += missing
+        # a value invented where there is none, or left out where there is one
+        assert all((right if missing else wrong)[field] is None for field in changed)
+    assert 0.6 < incomplete / len(pairs) < 0.7
+
+
 def test_made_again_byte_for_byte(root: Path, tmp_path: Path) -> None:
     script = root / "scripts" / "make_quickstart_data.py"
     subprocess.run([sys.executable, script, "--out", tmp_path], check=True, capture_output=True)
-    for name in FILES:
+    for name in (*FILES, "preferences"):
         kept = root / "datasets" / "quickstart" / f"{name}.jsonl"
         assert (tmp_path / kept.name).read_bytes() == kept.read_bytes()

@@ -219,7 +219,7 @@ def test_the_table_and_three_examples_a_line_each():
     lines = [line.rstrip() for line in screen.getvalue().splitlines() if line.strip()]
     assert max(map(len, lines)) <= 60
     table = " ".join(screen.getvalue().split())
-    assert "exact answers 0 of 4 (0.0%) 3 of 4 (75.0%)" in table and "held-out loss 2.5000 1.2500" in table
+    assert "exact answers 0.0% (0/4) 75.0% (3/4)" in table and "held-out loss 2.5000 1.2500" in table
     assert [line for line in lines if line.startswith("held[")] == ["held[0]", "held[1]", "held[2]"]
     assert sum("reference  [b]x" in line for line in lines) == 3 and sum("word word" in line for line in lines) == 6
     assert lines[-3:] == ["hello", "  before     loss 2.5", "  after      loss 1.25"]
