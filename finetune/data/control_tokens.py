@@ -7,6 +7,7 @@ encoding; the same strings in a message are then plain text, and everything else
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import secrets
@@ -51,6 +52,18 @@ class ControlTokens:
     def encode(self, marked: list[str]) -> list[Encoding]:
         """Encode texts whose control tokens are marked. No begin or end token is put around them."""
         return self._backend.encode_batch(marked, add_special_tokens=False)
+
+    def shown(self, ids: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
+        """Tokens as text to look at; text that only looks like a control token as ``[text: <|im_end|>]``."""
+        whole = str(tokenizer.decode(ids))
+        known = frozenset(self.ids.values())
+        if len(self.found_in(whole)) <= sum(map(known.__contains__, ids)):
+            return whole
+        parts = []
+        for control, group in itertools.groupby(ids, known.__contains__):
+            text = str(tokenizer.decode(list(group)))
+            parts.append(text if control else self.pattern.sub(lambda match: f"[text: {match[0]}]", text))
+        return "".join(parts)
 
     def count(self, ids: list[int]) -> int:
         """How many of the ids are control tokens, the model's unknown token apart."""

@@ -100,7 +100,7 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, refuse: bool 
         train=train_side,
         eval=eval_side,
         shared_prompts=shared,
-        examples=[_example(train[row], tokenizer) for row in rows_to_show(pool.source[train_rows])],
+        examples=[_example(train[row], tokenizer, control) for row in rows_to_show(pool.source[train_rows])],
         refusal=stop,
     )
     return Prepared(train, eval_set, packs, eval_packs, account, template.end_ids, text, folder)
@@ -141,9 +141,9 @@ def _packed(pool: Pool, rows: np.ndarray, recipe: Recipe) -> tuple[list[list[int
     return packs, counts
 
 
-def _example(row: dict[str, list[int]], tokenizer: PreTrainedTokenizerBase) -> Example:
+def _example(row: dict[str, list[int]], tokenizer: PreTrainedTokenizerBase, control: ControlTokens) -> Example:
     ids, labels = row["input_ids"], row["labels"]
     trained = [label != -100 for label in labels]
     edges = [0, *(at for at in range(1, len(ids)) if trained[at] != trained[at - 1]), len(ids)]
-    runs = [(tokenizer.decode(ids[begin:end]), trained[begin]) for begin, end in pairwise(edges)]
+    runs = [(control.shown(ids[begin:end], tokenizer), trained[begin]) for begin, end in pairwise(edges)]
     return Example(str(row["origin"]), runs)

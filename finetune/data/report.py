@@ -23,7 +23,7 @@ class Side:
     """The rows that are trained on, or those held out.
 
     ``padding``: the share of padding in padded batches, in the order of the rows. ``packs``, ``empty``: how many packs
-    and the share of their budget that no token uses, None without packing. ``duplicates``: rows that are there before.
+    and what takes the place of padding there, the share of their budget that no token uses; None without packing. ``duplicates``: rows that are there before.
     """
 
     lengths: np.ndarray
@@ -57,7 +57,7 @@ class Side:
             "length": {"shortest": shortest, "median": median, "95_percent": near_longest, "longest": longest},
             "padding_share_padded": self.padding,
             "packs": self.packs,
-            "empty_share_packed": self.empty,
+            "padding_share_packed": self.empty,
         }
 
 
@@ -150,17 +150,22 @@ class Report:
         }
 
 
+def counted(number: int, thing: str) -> str:
+    """``1 row``, ``2,000 rows``."""
+    return f"{number:,} {thing}" + ("" if number == 1 else "s")
+
+
 def share(part: float) -> str:
     return f"{100 * part:.1f} %"
 
 
 def dropped_text(dropped: Tallies, read: int) -> str:
     reasons = "; ".join(f"{reason}: {tally}" for reason, tally in dropped.most_first())
-    return f"{dropped.count:,} of {read:,} rows ({share(dropped.count / max(1, read))}): {reasons}"
+    return f"{dropped.count:,} of {counted(read, 'row')} ({share(dropped.count / max(1, read))}): {reasons}"
 
 
 def _source_line(source: SourceReport) -> str:
-    line = f"{source.name}: {source.form}, {source.read:,} rows"
+    line = f"{source.name}: {source.form}, {counted(source.read, 'row')}"
     if source.dropped.count:
         line += f", dropped {dropped_text(source.dropped, source.read)}"
     if source.taken != source.kept:
@@ -171,12 +176,11 @@ def _source_line(source: SourceReport) -> str:
 
 
 def _side_line(name: str, rows: Side, budget: int, batch: int) -> str:
-    line = f"{name}: {rows.rows:,} rows, {rows.tokens:,} tokens, {share(rows.trained_share)} trained"
+    line = f"{name}: {counted(rows.rows, 'row')}, {counted(rows.tokens, 'token')}, {share(rows.trained_share)} trained"
     if rows.packs is None or rows.empty is None:
-        return f"{line}; {share(rows.padding)} padding in batches of {batch}"
-    packs = "pack" if rows.packs == 1 else "packs"
-    packed = f"{rows.packs:,} {packs} of {budget:,} tokens, {share(rows.empty)} empty"
-    return f"{line}; {packed} (padded in batches of {batch}: {share(rows.padding)} padding)"
+        return f"{line}; {share(rows.padding)} padding in batches of {counted(batch, 'row')}"
+    packed = f"{counted(rows.packs, 'pack')} of {budget:,} tokens, {share(rows.empty)} padding"
+    return f"{line}; {packed} ({share(rows.padding)} before packing, in batches of {counted(batch, 'row')})"
 
 
 def refusal(sources: Sequence[SourceReport], most: float, what: str) -> str | None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import unicodedata
+from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 from rich.console import Console
@@ -10,8 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from hybrid_ft.finetune.data.reading import SourceReport
-from hybrid_ft.finetune.data.report import Example, Report, Side, share
+from hybrid_ft.finetune.data.report import Example, Report, Side, counted, share
 
+_T = TypeVar("_T")
 _BAR = 40
 _LONGEST_RUN = 600
 _MOST_RUNS = 16
@@ -26,7 +30,7 @@ def draw(report: Report, console: Console) -> None:
     _draw_sides(report, console)
     _draw_lengths(report.train, console)
     for line in report.warnings():
-        console.print(Text(f"note: {line}", style="yellow"))
+        console.print(Text(f"note: {plain(line)}", style="yellow"), soft_wrap=True)
     if report.examples:
         console.print()
         console.print(
@@ -39,7 +43,7 @@ def draw(report: Report, console: Console) -> None:
 
 
 def _draw_source(source: SourceReport, console: Console, note: str) -> None:
-    console.print(Text(f"{plain(source.name)}{note}", style="bold"))
+    console.print(Text(f"{plain(source.name)}{note}", style="bold"), soft_wrap=True)
     lines = [("form", f"{source.form}: {source.reads}")]
     if source.notes:
         lines.append(("file", ", ".join(source.notes)))
@@ -50,28 +54,43 @@ def _draw_source(source: SourceReport, console: Console, note: str) -> None:
     lines.append(("dropped", f"{source.dropped.count:,}"))
     lines += [("", f"{reason}: {tally}") for reason, tally in dropped]
     lines.append(("cut", str(source.cut)))
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 2))
+    draw_lines(lines, console)
+
+
+def draw_lines(lines: list[tuple[str, str]], console: Console) -> None:
+    """Named lines. They are left to the terminal to wrap: places are copied from them, and a break would spoil those."""
     for name, text in lines:
-        table.add_row(Text(name, style="dim"), Text(plain(text)))
-    console.print(table)
+        console.print(Text.assemble((f"  {name:<9} ", "dim"), plain(text)), soft_wrap=True)
 
 
 def _draw_sides(report: Report, console: Console) -> None:
+    batches = f"in batches of {counted(report.batch_size, 'row')}"
+    lines: list[tuple[str, Callable[[Side], str]]] = [
+        ("rows", lambda rows: f"{rows.rows:,}"),
+        ("tokens", lambda rows: f"{rows.tokens:,}"),
+        ("trained", lambda rows: share(rows.trained_share)),
+        ("duplicates", lambda rows: f"{rows.duplicates:,}"),
+    ]
+    if report.train.packs is None:
+        lines.append((f"padding, {batches}", lambda rows: share(rows.padding)))
+    else:
+        lines += [
+            (f"packs of {report.batch_tokens:,} tokens", lambda rows: f"{rows.packs:,}"),
+            (f"padding before packing, {batches}", lambda rows: share(rows.padding)),
+            ("padding after packing, room left in packs", lambda rows: share(rows.empty or 0.0)),
+        ]
+    sides = [("train", report.train)] + ([("held out", report.eval)] if report.eval else [])
+    draw_sides(sides, lines, console)
+
+
+def draw_sides(sides: list[tuple[str, _T]], lines: list[tuple[str, Callable[[_T], str]]], console: Console) -> None:
+    """A column for each side and a line for each count, which fits a narrow terminal."""
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for heading in ("", "rows", "tokens", "trained", "duplicates", f"padding, batches of {report.batch_size}"):
-        table.add_column(heading, justify="left" if not heading else "right")
-    packed = report.train.packs is not None
-    if packed:
-        table.add_column(f"packs of {report.batch_tokens:,}", justify="right")
-        table.add_column("empty", justify="right")
-    for name, rows in (("train", report.train), ("held out", report.eval)):
-        if rows is None:
-            continue
-        cells = [name, f"{rows.rows:,}", f"{rows.tokens:,}", share(rows.trained_share), f"{rows.duplicates:,}"]
-        cells.append(share(rows.padding))
-        if packed and rows.packs is not None and rows.empty is not None:
-            cells += [f"{rows.packs:,}", share(rows.empty)]
-        table.add_row(*cells)
+    table.add_column("")
+    for name, _ in sides:
+        table.add_column(name, justify="right")
+    for name, cell in lines:
+        table.add_row(name, *(cell(side) for _, side in sides))
     console.print()
     console.print(table)
 
@@ -92,7 +111,10 @@ def _draw_lengths(rows: Side, console: Console) -> None:
 
 
 def histogram(lengths: np.ndarray) -> list[tuple[str, int, int]]:
-    """(range, rows, bar width) from the shortest to the longest row; every range is twice as wide as the one before."""
+    """(range, rows, bar width) from the shortest to the longest row; every range is twice as wide as the one before.
+
+    Neighbouring ranges without rows are one.
+    """
     edges = [int(2 ** np.floor(np.log2(lengths.min())))]
     while edges[-1] <= lengths.max():
         edges.append(2 * edges[-1])
@@ -102,10 +124,16 @@ def histogram(lengths: np.ndarray) -> list[tuple[str, int, int]]:
         edges = list(range(first, int(lengths.max()) + step + 1, step))
     counts, _ = np.histogram(lengths, bins=np.array(edges) - 0.5)
     most = counts.max()
-    return [
-        (f"{low:,} to {high - 1:,}" if high - low > 1 else f"{low:,}", int(count), int(np.ceil(count / most * _BAR)))
-        for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True)
-    ]
+    rows: list[tuple[str, int, int]] = []
+    bins = zip(edges[:-1], edges[1:], counts.tolist(), strict=True)
+    for empty, group in itertools.groupby(bins, lambda part: part[2] == 0):
+        parts = list(group)
+        if empty:  # a gap is one line
+            parts = [(parts[0][0], parts[-1][1], 0)]
+        for low, high, count in parts:
+            label = f"{low:,} to {high - 1:,}" if high - low > 1 else f"{low:,}"
+            rows.append((label, count, int(np.ceil(count / most * _BAR))))
+    return rows[:-1] if not rows[-1][1] else rows  # rounding may leave an empty range behind the longest row
 
 
 def _round_up(step: float) -> int:
@@ -119,7 +147,7 @@ def _round_up(step: float) -> int:
 
 def _draw_example(example: Example, console: Console) -> None:
     console.print()
-    console.print(Text(plain(example.origin), style="bold"))
+    console.print(Text(plain(example.origin), style="bold"), soft_wrap=True)
     text = Text()
     for run, trained in example.runs[:_MOST_RUNS]:
         inner = plain(shortened(run))

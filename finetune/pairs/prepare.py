@@ -97,7 +97,7 @@ def prepare_pairs(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, refuse:
         train=_side(pool, train_rows),
         eval=None if eval_pool is None or eval_rows is None else _side(eval_pool, eval_rows),
         shared_prompts=shared,
-        examples=[_example(train[row], tokenizer) for row in rows_to_show(pool.source[train_rows])],
+        examples=[_example(train[row], tokenizer, control) for row in rows_to_show(pool.source[train_rows])],
         refusal=stop,
     )
     held = None if eval_pool is None or eval_rows is None else eval_pool.rows(eval_rows)
@@ -117,6 +117,8 @@ def _side(pool: PairPool, rows: np.ndarray) -> PairSide:
     return PairSide(prompt, chosen, rejected, len(prompts), len(rows) - len(texts))
 
 
-def _example(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> PairExample:
-    prompt, chosen, rejected = (str(tokenizer.decode(row[f"{part}_ids"])) for part in ("prompt", "chosen", "rejected"))
+def _example(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, control: ControlTokens) -> PairExample:
+    prompt, chosen, rejected = (
+        control.shown(row[f"{part}_ids"], tokenizer) for part in ("prompt", "chosen", "rejected")
+    )
     return PairExample(str(row["origin"]), prompt, chosen, rejected)

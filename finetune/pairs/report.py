@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hybrid_ft.finetune.data.report import dropped_text, share
+from hybrid_ft.finetune.data.report import counted, dropped_text, share
 from hybrid_ft.finetune.data.tally import joined
 from hybrid_ft.finetune.pairs.reading import PairSourceReport
 
@@ -156,7 +156,7 @@ class PairReport:
 
 
 def _source_line(source: PairSourceReport) -> str:
-    line = f"{source.name}: {source.form}, {source.read:,} rows"
+    line = f"{source.name}: {source.form}, {counted(source.read, 'row')}"
     if source.dropped.count:
         line += f", dropped {dropped_text(source.dropped, source.read)}"
     if source.taken != source.kept:
@@ -167,6 +167,6 @@ def _source_line(source: PairSourceReport) -> str:
 
 
 def _side_line(name: str, pairs: PairSide) -> str:
-    line = f"{name}: {pairs.pairs:,} pairs, {pairs.tokens:,} tokens, {share(pairs.saved_share)} saved by shared prompts"
+    line = f"{name}: {counted(pairs.pairs, 'pair')}, {counted(pairs.tokens, 'token')}, {share(pairs.saved_share)} saved by shared prompts"
     mean = ", ".join(f"{part} {tokens.mean():,.0f}" for part, tokens in pairs.parts().items() if part != "pair")
     return f"{line}; mean tokens {mean}; chosen is the longer in {share(pairs.chosen_longer)}"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from hybrid_ft.finetune.data.report import share
-from hybrid_ft.finetune.data.view import histogram, plain, shortened
+from hybrid_ft.finetune.data.view import draw_lines, draw_sides, histogram, plain, shortened
 from hybrid_ft.finetune.pairs.reading import PairSourceReport
 from hybrid_ft.finetune.pairs.report import PairExample, PairReport, PairSide, lengths_of
 
@@ -23,7 +25,7 @@ def draw(report: PairReport, console: Console) -> None:
     _draw_sides(report, console)
     _draw_lengths(report.train, report.batch_tokens, console)
     for line in report.warnings():
-        console.print(Text(f"note: {line}", style="yellow"))
+        console.print(Text(f"note: {plain(line)}", style="yellow"), soft_wrap=True)
     if report.examples:
         console.print()
         console.print(Text(f"Examples, chat template {report.template}; the answers are what is compared", "bold"))
@@ -32,7 +34,7 @@ def draw(report: PairReport, console: Console) -> None:
 
 
 def _draw_source(source: PairSourceReport, console: Console, note: str) -> None:
-    console.print(Text(f"{plain(source.name)}{note}", style="bold"))
+    console.print(Text(f"{plain(source.name)}{note}", style="bold"), soft_wrap=True)
     lines = [("form", f"{source.form}: {source.reads}")]
     if source.notes:
         lines.append(("file", ", ".join(source.notes)))
@@ -42,34 +44,21 @@ def _draw_source(source: PairSourceReport, console: Console, note: str) -> None:
     lines.append(("dropped", f"{source.dropped.count:,}"))
     lines += [("", f"{reason}: {tally}") for reason, tally in source.dropped.most_first()]
     lines.append(("cut", f"prompts: {source.cut_prompts}; answers: {source.cut}"))
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 2))
-    for name, text in lines:
-        table.add_row(Text(name, style="dim"), Text(plain(text)))
-    console.print(table)
+    draw_lines(lines, console)
 
 
 def _draw_sides(report: PairReport, console: Console) -> None:
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for heading in (
-        "",
-        "pairs",
-        "prompts",
-        "tokens",
-        "prompts twice",
-        "saved",
-        "chosen longer",
-        "as long",
-        "duplicates",
-    ):
-        table.add_column(heading, justify="left" if not heading else "right")
-    for name, side in (("train", report.train), ("held out", report.eval)):
-        if side is not None:
-            twice = side.tokens + int(side.prompt.sum())
-            cells = [f"{side.pairs:,}", f"{side.prompts:,}", f"{side.tokens:,}", f"{twice:,}", share(side.saved_share)]
-            cells += [share(side.chosen_longer), share(side.equally_long), f"{side.duplicates:,}"]
-            table.add_row(name, *cells)
-    console.print()
-    console.print(table)
+    lines: list[tuple[str, Callable[[PairSide], str]]] = [
+        ("pairs", lambda side: f"{side.pairs:,}"),
+        ("prompts", lambda side: f"{side.prompts:,}"),
+        ("tokens, prompt once", lambda side: f"{side.tokens:,}"),
+        ("tokens, prompt twice", lambda side: f"{side.tokens + int(side.prompt.sum()):,}"),
+        ("saved by shared prompts", lambda side: share(side.saved_share)),
+        ("chosen is longer", lambda side: share(side.chosen_longer)),
+        ("both as long", lambda side: share(side.equally_long)),
+        ("duplicates", lambda side: f"{side.duplicates:,}"),
+    ]
+    draw_sides([("train", report.train)] + ([("held out", report.eval)] if report.eval else []), lines, console)
 
 
 def _draw_lengths(side: PairSide, budget: int, console: Console) -> None:
@@ -97,7 +86,7 @@ def _draw_lengths(side: PairSide, budget: int, console: Console) -> None:
 
 def _draw_example(example: PairExample, console: Console) -> None:
     console.print()
-    console.print(Text(plain(example.origin), style="bold"))
+    console.print(Text(plain(example.origin), style="bold"), soft_wrap=True)
     for name, style in _STYLES.items():
         shown = plain(shortened(getattr(example, name)))
         console.print(Text.assemble((f"{name} ", f"bold {style}"), (f"【{shown}】", style)))

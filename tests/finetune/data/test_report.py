@@ -45,7 +45,7 @@ def test_the_screen_says_it_all(report: Any) -> None:
     for part in (
         "rows.jsonl",
         "prompt-completion: prompt is the user's turn, completion the assistant's",
-        "unused     id",
+        "unused    id",
         "33 read, 31 usable",
         "longer than data.max_length: 1 (",
         "null content: 1 (",
@@ -81,7 +81,7 @@ def test_the_numbers_add_up(report: Any) -> None:
     assert source["rows_read"] == 33 == source["rows_kept"] + dropped
     assert counts["train"]["rows"] + counts["eval"]["rows"] == source["rows_taken"] == 31
     assert counts["train"]["tokens"] == int(report.train.lengths.sum())
-    assert counts["train"]["empty_share_packed"] == pytest.approx(
+    assert counts["train"]["padding_share_packed"] == pytest.approx(
         1 - counts["train"]["tokens"] / (256 * counts["train"]["packs"])
     )
     assert 0 < counts["train"]["trained_share"] < 1
@@ -98,6 +98,31 @@ def test_histogram_counts_every_row(lengths: list[int]) -> None:
     assert sum(count for _, count, _ in rows) == len(lengths) and len(rows) <= 20
     assert max(width for *_, width in rows) == 40
     assert all((width > 0) == (count > 0) for _, count, width in rows)
+
+
+def test_a_gap_in_the_histogram_is_one_line() -> None:
+    rows = histogram(np.array([84, 103]))
+    assert [(label, count) for label, count, _ in rows] == [("84 to 85", 1), ("86 to 101", 0), ("102 to 103", 1)]
+    assert histogram(np.array([3, 3, 4]))[-1][0] == "4" and histogram(np.array([7]))[0][0] == "7"
+
+
+def test_one_is_singular_and_a_long_place_is_not_broken(
+    write_rows: Callable[..., Path], recipe: Callable[..., Any], tokenizer: Any
+) -> None:
+    rows = [{"prompt": "typed <|im_end|> here", "completion": "fox"}, {"prompt": "x", "completion": None}]
+    path = write_rows(rows, f"{'long-' * 20}name.jsonl")
+    made = recipe(path, max_dropped=1.0, on_bad_row="skip")
+    report = prepare(made, tokenizer).report
+    out = io.StringIO()
+    report.render(Console(file=out, width=80))
+    lines = out.getvalue().splitlines()
+    assert f"note: <|im_end|> in a row's text, encoded as plain text: 1 ({path}:1)" in lines
+    assert f"            null content: 1 ({path}:2)" in lines and str(path) in lines
+    assert "user" in out.getvalue() and "typed [text: <|im_end|>] here<|im_end|>" in out.getvalue()
+    assert "padding after packing" in out.getvalue() and "empty" not in out.getvalue()
+    summary = report.summary()[1]
+    assert summary.startswith("train: 1 row, ") and "; 1 pack of 4,096 tokens, " in summary
+    assert "1 rows" not in out.getvalue() + summary and "1 packs" not in out.getvalue() + summary
 
 
 def test_text_cannot_move_the_cursor() -> None:
