@@ -34,6 +34,7 @@ def delimited_rows(stream: BinaryIO, name: str, delimiter: str) -> Iterator[Row 
                 continue  # a blank line
             if header is None:
                 header = _header(cells, name, start)
+                _refuse_other_separator(header, delimiter, name, start)
                 continue
             some = True
             yield Row(start, _named(header, cells))
@@ -80,6 +81,8 @@ def _next_cells(reader: Any) -> list[str] | None:
             return None
         except csv.Error as error:
             reason = str(error).replace("unexpected end of data", "a quote is opened and never closed")
+            if reason.startswith("new-line character seen"):
+                reason = "a carriage return alone ends no line; save the file with \\n line ends"
             raise BadRow("not a table row", f"cannot be read as a row ({reason})") from None
         finally:
             csv.field_size_limit(limit)
@@ -93,6 +96,14 @@ def _header(cells: list[str], name: str, line: int) -> list[str]:
         if header.count(cell) > 1:
             raise InputError(f"{name}:{line}: column {short(cell)!r} is there twice; give each column its own name")
     return header
+
+
+def _refuse_other_separator(header: list[str], delimiter: str, name: str, line: int) -> None:
+    """A header that is one column and holds another separator: the file is read by the wrong one."""
+    fixes = {",": "name the file .csv", "\t": "name the file .tsv", ";": "separate the columns by commas"}
+    for other, fix in fixes.items():
+        if len(header) == 1 and other != delimiter and other in header[0]:
+            raise InputError(f"{name}:{line}: the header is one column, {short(repr(header[0]))}; {fix}")
 
 
 def _named(header: list[str], cells: list[str]) -> dict[str, str]:
