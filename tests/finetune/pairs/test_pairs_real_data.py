@@ -27,7 +27,12 @@ def real_tokenizer() -> Any:
 
 def prepared(name: str, recipe_of: Any, tokenizer: Any, **sections: Any) -> PreparedPairs:
     path = Path(os.environ["HYBRID_FT_REAL_DATA"], "preference", name)
-    limits = {"data": {"max_length": 4096, "max_dropped": 0.01}, "train": {"batch_tokens": 8192}}
+    # from scratch: the tiny base has fewer tokens
+    limits = {
+        "model": {"from_scratch": True},
+        "data": {"max_length": 4096, "max_dropped": 0.01},
+        "train": {"batch_tokens": 8192},
+    }
     return prepare_pairs(recipe_of(str(path), **limits | sections), tokenizer)
 
 
