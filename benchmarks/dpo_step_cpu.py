@@ -168,7 +168,12 @@ def _status(field: str) -> int:
 def prepared_task(options: argparse.Namespace, folder: Path) -> Task:
     recipe = Recipe.model_validate(
         {
-            "model": {"path": options.model, "tokenizer": options.tokenizer, "chat_template": options.chat_template},
+            "model": {
+                "path": options.model,
+                "from_scratch": True,
+                "tokenizer": options.tokenizer,
+                "chat_template": options.chat_template,
+            },
             "data": {
                 "sources": [{"path": options.pairs, "count": options.batch, "card": options.card}],
                 "max_length": options.max_length,

@@ -132,7 +132,12 @@ def prepared_task(options: argparse.Namespace, folder: Path) -> Task:
     tokens = options.batch_tokens
     recipe = Recipe.model_validate(
         {
-            "model": {"path": options.model, "tokenizer": options.tokenizer, "chat_template": options.chat_template},
+            "model": {
+                "path": options.model,
+                "from_scratch": True,
+                "tokenizer": options.tokenizer,
+                "chat_template": options.chat_template,
+            },
             "data": {"sources": [source], "max_length": tokens},
             "train": {"batch_tokens": tokens, "learning_rate": 1e-4},
         }
