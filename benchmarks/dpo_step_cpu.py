@@ -207,7 +207,9 @@ def main() -> None:
     parser.add_argument("--chat-template", default="olmo-instruct", help="a name, a .jinja file")
     parser.add_argument("--model", default="tiny", help="shape: tiny, 190M, 1B, or a folder with a config.json")
     parser.add_argument("--batch", type=int, default=32, help="pairs of the step")
-    parser.add_argument("--batch-tokens", type=int, default=4096, help="of our micro-batches")
+    parser.add_argument(
+        "--batch-tokens", type=int, default=3072, help="of our micro-batches; about what 8 pairs of TRL's have"
+    )
     parser.add_argument("--micro-batch", type=int, default=8, help="pairs of TRL's micro-batches")
     parser.add_argument("--max-length", type=int, default=4096)
     parser.add_argument("--repeats", type=int, default=3)
