@@ -10,8 +10,12 @@ then dbeta = k^ . dB, dk^ += beta dB, the gradient of the norms, and dg from eve
 whose decay a token's gate is part of. The diagonal of E has no decay in it and is left out of dg: it would cancel in
 exact arithmetic only.
 
-E^T and F^T go through memory (over ``weights``, which nothing reads after this): the transpose of an accumulator as a
-product's operand is miscompiled for Hopper by Triton 3.4 to 3.7.0.
+Two kernels, q's and then k's: the accumulators of both do not fit into the registers. E and F go to k's products
+through memory (over ``weights``, which nothing reads after this): the transpose of an accumulator as a product's
+operand is miscompiled for Hopper by Triton 3.4 to 3.7.0.
+
+Factors: dq and dk are of the raw rows, but for the norms' own gradient, and dB is kept times k's norm, without the beta
+that dbeta must not be divided by.
 """
 
 import triton
@@ -39,7 +43,7 @@ from hybrid_ft.kernels.gated_delta_rule.triton.tiles import (
 
 
 @triton.jit(do_not_specialize=["T"])
-def gradients_kernel(
+def query_kernel(
     q,
     k,
     do,
@@ -47,12 +51,8 @@ def gradients_kernel(
     weights,
     y,
     states,
-    dv,
-    d_states,
     dq,
-    dk,
-    dg,
-    dbeta,
+    change,
     chunks,
     scale,
     T,
@@ -61,95 +61,158 @@ def gradients_kernel(
     L2NORM: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """One program per chunk and value head; dq and dk [B, T, HV, K] are that head's share."""
-    chunk = tl.program_id(0) // d.HV
-    head = tl.program_id(0) % d.HV
-    segment = tl.load(chunks.segment_of + chunk)
+    """One program per chunk and value head. Writes that head's share of dq [B, T, HV, K], its part of every token's
+    change of decay [NT, HV, BT], and E over ``weights``."""
+    segment, start, row, head, here = _place(chunks, d)
     if segment < 0:
         return
-    offset = (chunk - tl.load(chunks.first_chunk + segment)) * d.BT
-    start = (tl.load(chunks.cu_seqlens + segment) + offset).to(tl.int64)
     o = tl.arange(0, d.BT)
-    here = start + o < tl.load(chunks.cu_seqlens + segment + 1)
     key_head = head // (d.HV // d.H)
-    row = chunk.to(tl.int64) * d.HV + head
+    gates += row * (ROWS * d.BT)
+    out = start * d.HV + head
+    pairs = tl.zeros([d.BT, d.BT], tl.float32)
+    dq1, dq2 = _zeros(d)
+    outputs = token(do, start, head, T)
+    for first in tl.range(0, d.V, BV, num_stages=STAGES):
+        o_v = first + tl.arange(0, BV)
+        do_rows = load_rows(outputs, do.t, o, o_v, here, d.V, d.V % BV == 0)
+        y_rows = load_rows(y + out * d.V, d.HV * d.V, o, o_v, here, d.V, d.V % BV == 0)
+        s1, s2 = load_keys(states + row * (d.K * d.V), d.K, o_v, o_v < d.V, d)
+        pairs = dot_onto(pairs, do_rows, tl.trans(y_rows))
+        dq1, dq2 = _add_product(dq1, dq2, do_rows, s1, s2, d)
+
+    q1, q2 = load_keys(token(q, start, key_head, T), q.t, o, here, d)
+    k1, k2 = load_keys(token(k, start, key_head, T), k.t, o, here, d)
+    norm = tl.load(gates + NORM_Q * d.BT + o)
+    dq1, dq2, read = _scale_rows(dq1, dq2, tl.load(gates + READ_Q * d.BT + o), q1, q2, d)
+    e = pairs * pair_decay(gates, o, o, d) * (scale * norm)[:, None]
+    tl.store(weights + row * (d.BT * d.BT) + o[:, None] * d.BT + o[None, :], operand(e, d))
+    weighted = e * _write_factor(gates, o, d)[None, :]
+    dq1, dq2 = _add_product(dq1, dq2, operand(weighted, d), k1, k2, d)
+    later = o[:, None] > o[None, :]
+    shared = _shared(tl.where(later, weighted * dot_keys(q1, q2, k1, k2, d), 0.0))
+    tl.store(change + row * d.BT + o, read + shared)
+    _store_keys(dq + out * d.K, dq1, dq2, q1, q2, norm, o, here, d, L2NORM)
+
+
+@triton.jit(do_not_specialize=["T"])
+def key_kernel(
+    q,
+    k,
+    gates,
+    weights,
+    y,
+    states,
+    dv,
+    d_states,
+    dk,
+    dg,
+    dbeta,
+    change,
+    chunks,
+    T,
+    d,
+    BV: tl.constexpr,
+    L2NORM: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """One program per chunk and value head, after ``query_kernel``; dk [B, T, HV, K] is that head's share."""
+    segment, start, row, head, here = _place(chunks, d)
+    if segment < 0:
+        return
+    o = tl.arange(0, d.BT)
+    key_head = head // (d.HV // d.H)
     gates += row * (ROWS * d.BT)
     weights += row * (d.BT * d.BT)
     out = start * d.HV + head
-    states += row * (d.K * d.V)
-    d_states += row * (d.K * d.V)
-
-    q_pairs, k_pairs, dq1, dq2, dk1, dk2, db1, db2, carried = _over_values(
-        token(do, start, head, T), do.t, y + out * d.V, dv + out * d.V, states, d_states, o, here, d, BV, STAGES
+    pairs, dk1, dk2, db1, db2, carried = _key_products(
+        y + out * d.V, dv + out * d.V, states + row * (d.K * d.V), d_states + row * (d.K * d.V), o, here, d, BV, STAGES
     )
-    q1, q2 = load_keys(token(q, start, key_head, T), q.t, o, here, d)
     k1, k2 = load_keys(token(k, start, key_head, T), k.t, o, here, d)
-    norm_q = tl.load(gates + NORM_Q * d.BT + o)
-    norm_k = tl.load(gates + NORM_K * d.BT + o)
-    beta = tl.load(gates + BETA * d.BT + o)
-
-    # dq and dk are of the raw rows, but for the norms' own gradient: READ_Q and READ_K hold the norm. So is db, by k's
-    # norm; without its beta, which dbeta must not be divided by.
-    dq1, dq2, read_q = _scale_rows(dq1, dq2, tl.load(gates + READ_Q * d.BT + o), q1, q2, d)
-    dk1, dk2, read_k = _scale_rows(dk1, dk2, -tl.load(gates + READ_K * d.BT + o), k1, k2, d)
+    norm = tl.load(gates + NORM_K * d.BT + o)
+    later = o[:, None] > o[None, :]
+    f = tl.where(later, -pairs * pair_decay(gates, o, o, d), 0.0) * norm[:, None]
+    weighted = f * _write_factor(gates, o, d)[None, :]
+    total = tl.load(change + row * d.BT + o) + _shared(weighted * dot_keys(k1, k2, k1, k2, d))
+    dk1, dk2, read = _scale_rows(dk1, dk2, -tl.load(gates + READ_K * d.BT + o), k1, k2, d)
+    dk1, dk2 = _add_product(dk1, dk2, operand(weighted, d), k1, k2, d)
     db1, db2, stored = _scale_rows(db1, db2, _decay_to_end(gates, o, d), k1, k2, d)
-    write = norm_k * beta
-    decay = pair_decay(gates, o, o, d)
-    strictly = o[:, None] > o[None, :]
-    e = q_pairs * decay * (scale * norm_q)[:, None]
-    f = tl.where(strictly, -k_pairs * decay, 0.0) * norm_k[:, None]
-    pairs = tl.where(strictly, e * dot_keys(q1, q2, k1, k2, d), 0.0)
-    pairs = (pairs + f * dot_keys(k1, k2, k1, k2, d)) * write[None, :]
-    # A token's gate scales what was there before it, where a token from it on reads it or the chunk's end keeps it.
-    change = tl.cumsum(read_q + read_k + tl.sum(pairs, 1) - tl.sum(pairs, 0), 0, reverse=True)
-    change += tl.sum(tl.where(o[:, None] < o[None, :], (stored * write)[:, None], 0.0), 0)
-    change += carried * chunk_decay(gates, d)
-    tl.store(dg + out + o * d.HV, change, mask=here)
-
-    dq1, dq2 = _add_product(dq1, dq2, operand(e * write[None, :], d), k1, k2, d)
-    _store_keys(dq + out * d.K, dq1, dq2, q1, q2, norm_q, o, here, d, L2NORM)
-    dk1, dk2 = _add_product(dk1, dk2, operand(f * write[None, :], d), k1, k2, d)
-    db1, db2 = _add_product(db1, db2, _transposed(operand(e, d), weights, o, d), q1, q2, d)
-    db1, db2 = _add_product(db1, db2, _transposed(operand(f, d), weights, o, d), k1, k2, d)
-    db1, db2, beta_gradient = _scale_rows(db1, db2, norm_k, k1, k2, d)
-    tl.store(dbeta + out + o * d.HV, beta_gradient, mask=here)
+    e_transposed = tl.load(weights + o[None, :] * d.BT + o[:, None])
+    tl.debug_barrier()  # F takes E's place when every warp has E
+    tl.store(weights + o[:, None] * d.BT + o[None, :], operand(f, d))
+    tl.debug_barrier()
+    q1, q2 = load_keys(token(q, start, key_head, T), q.t, o, here, d)
+    db1, db2 = _add_product(db1, db2, e_transposed, q1, q2, d)
+    db1, db2 = _add_product(db1, db2, tl.load(weights + o[None, :] * d.BT + o[:, None]), k1, k2, d)
+    db1, db2, dbeta_rows = _scale_rows(db1, db2, norm, k1, k2, d)
+    tl.store(dbeta + out + o * d.HV, dbeta_rows, mask=here)
+    beta = tl.load(gates + BETA * d.BT + o)
     dk1 += db1 * beta[:, None]
     if d.K2:
         dk2 += db2 * beta[:, None]
-    _store_keys(dk + out * d.K, dk1, dk2, k1, k2, norm_k, o, here, d, L2NORM)
+    _store_keys(dk + out * d.K, dk1, dk2, k1, k2, norm, o, here, d, L2NORM)
+
+    # A token's gate scales what was there before it, where a token from it on reads it or the chunk's end keeps it.
+    total = tl.cumsum(total + read, 0, reverse=True) + carried * chunk_decay(gates, d)
+    stored = stored * _write_factor(gates, o, d)
+    total += tl.sum(tl.where(o[:, None] < o[None, :], stored[:, None], 0.0), 0)
+    tl.store(dg + out + o * d.HV, total, mask=here)
 
 
 @triton.jit
-def _over_values(do, do_t, y, dv, states, d_states, o, here, d, BV: tl.constexpr, STAGES: tl.constexpr):
-    """The products that contract V: dO Y^T, dV Y^T [BT, BT]; dO S^T, dV S^T, Y dS'^T [BT, K]; and <S, dS'>."""
-    q_pairs = tl.zeros([d.BT, d.BT], tl.float32)
-    k_pairs = tl.zeros([d.BT, d.BT], tl.float32)
-    dq1 = tl.zeros([d.BT, d.K1], tl.float32)
-    dk1 = tl.zeros([d.BT, d.K1], tl.float32)
-    db1 = tl.zeros([d.BT, d.K1], tl.float32)
-    dq2, dk2, db2 = dq1, dk1, db1
+def _place(chunks, d):
+    """Segment (-1: no such chunk), first token in int64, chunk and value head as one number in int64, value head, which
+    of the rows are tokens."""
+    chunk = tl.program_id(0) // d.HV
+    head = tl.program_id(0) % d.HV
+    segment = tl.load(chunks.segment_of + chunk)
+    known = tl.maximum(segment, 0)
+    offset = (chunk - tl.load(chunks.first_chunk + known)) * d.BT
+    start = (tl.load(chunks.cu_seqlens + known) + offset).to(tl.int64)
+    here = start + tl.arange(0, d.BT) < tl.load(chunks.cu_seqlens + known + 1)
+    return segment, start, chunk.to(tl.int64) * d.HV + head, head, here
+
+
+@triton.jit
+def _zeros(d):
+    x1 = tl.zeros([d.BT, d.K1], tl.float32)
+    x2 = x1
     if d.K2:
-        dq2 = tl.zeros([d.BT, d.K2], tl.float32)
-        dk2 = tl.zeros([d.BT, d.K2], tl.float32)
-        db2 = tl.zeros([d.BT, d.K2], tl.float32)
+        x2 = tl.zeros([d.BT, d.K2], tl.float32)
+    return x1, x2
+
+
+@triton.jit
+def _write_factor(gates, o, d):
+    return tl.load(gates + NORM_K * d.BT + o) * tl.load(gates + BETA * d.BT + o)
+
+
+@triton.jit
+def _key_products(y, dv, states, d_states, o, here, d, BV: tl.constexpr, STAGES: tl.constexpr):
+    """What contracts V for k's gradient: dV Y^T [BT, BT]; dV S^T, Y dS'^T [BT, K]; and <S, dS'>."""
+    pairs = tl.zeros([d.BT, d.BT], tl.float32)
+    dk1, dk2 = _zeros(d)
+    db1, db2 = _zeros(d)
     products = tl.zeros([BV], tl.float32)
     for first in tl.range(0, d.V, BV, num_stages=STAGES):
         o_v = first + tl.arange(0, BV)
-        m_v = o_v < d.V
-        do_rows = load_rows(do, do_t, o, o_v, here, d.V, d.V % BV == 0)
         y_rows = load_rows(y, d.HV * d.V, o, o_v, here, d.V, d.V % BV == 0)
         dv_rows = load_rows(dv, d.HV * d.V, o, o_v, here, d.V, d.V % BV == 0)
-        s1, s2 = load_keys(states, d.K, o_v, m_v, d)
-        ds1, ds2 = load_keys(d_states, d.K, o_v, m_v, d)
+        s1, s2 = load_keys(states, d.K, o_v, o_v < d.V, d)
+        ds1, ds2 = load_keys(d_states, d.K, o_v, o_v < d.V, d)
         products += tl.sum(s1.to(tl.float32) * ds1.to(tl.float32), 1)
         if d.K2:
             products += tl.sum(s2.to(tl.float32) * ds2.to(tl.float32), 1)
-        q_pairs = dot_onto(q_pairs, do_rows, tl.trans(y_rows))
-        k_pairs = dot_onto(k_pairs, dv_rows, tl.trans(y_rows))
-        dq1, dq2 = _add_product(dq1, dq2, do_rows, s1, s2, d)
+        pairs = dot_onto(pairs, dv_rows, tl.trans(y_rows))
         dk1, dk2 = _add_product(dk1, dk2, dv_rows, s1, s2, d)
         db1, db2 = _add_product(db1, db2, y_rows, ds1, ds2, d)
-    return q_pairs, k_pairs, dq1, dq2, dk1, dk2, db1, db2, tl.sum(products, 0)
+    return pairs, dk1, dk2, db1, db2, tl.sum(products, 0)
+
+
+@triton.jit
+def _shared(pairs):
+    """Of each token, what it reads through the chunk's pairs less what it wrote that later tokens read."""
+    return tl.sum(pairs, 1) - tl.sum(pairs, 0)
 
 
 @triton.jit
@@ -176,14 +239,6 @@ def _scale_rows(x1, x2, factor, y1, y2, d):
 def _decay_to_end(gates, o, d):
     past, rest = gates + CUM * d.BT, gates + CUM_REST * d.BT
     return tl.exp2(tl.load(past + d.BT - 1) - tl.load(past + o)) * tl.exp2(tl.load(rest + d.BT - 1) - tl.load(rest + o))
-
-
-@triton.jit
-def _transposed(x, scratch, o, d):
-    tl.debug_barrier()  # nobody reads what was there before
-    tl.store(scratch + o[:, None] * d.BT + o[None, :], x)
-    tl.debug_barrier()
-    return tl.load(scratch + o[None, :] * d.BT + o[:, None])
 
 
 @triton.jit

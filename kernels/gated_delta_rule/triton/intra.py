@@ -70,11 +70,12 @@ def intra_kernel(
         b = tl.load(token(beta, start, head, T) + o * beta.t, mask=here, other=0.0).to(tl.float32)
         _write_gates(gates, log_decay, b, norm_q, norm_k, scale, o, d)
         tl.debug_barrier()  # from here every warp reads what all have written
-        _write_inverse(inverse + row * (d.BT * d.BT), gates, keys, k.t, end - start, d)
     read = tl.load(gates + NORM_Q * d.BT + o) * scale
     write = tl.load(gates + NORM_K * d.BT + o) * tl.load(gates + BETA * d.BT + o)
     pairs = dot_keys(q1, q2, k1, k2, d) * read[:, None] * write[None, :] * pair_decay(gates, o, o, d)
     tl.store(weights + o[:, None] * d.BT + o[None, :], operand(pairs, d))
+    if FIRST:
+        _write_inverse(inverse + row * (d.BT * d.BT), gates, keys, k.t, end - start, d)
 
 
 @triton.jit
@@ -119,28 +120,19 @@ def _split(x):
 @triton.jit
 def _write_inverse(inverse, gates, keys, k_t, left, d):
     """T of one chunk: X_ii of the diagonal blocks, then X_ij = -X_ii sum over j <= m < i of L_im X_mj."""
-    o = tl.arange(0, BLOCK)
-    a1, a2 = load_keys(keys, k_t, o, o < left, d)
-    b1, b2 = load_keys(keys, k_t, o + 16, o + 16 < left, d)
-    c1, c2 = load_keys(keys, k_t, o + 32, o + 32 < left, d)
-    e1, e2 = load_keys(keys, k_t, o + 48, o + 48 < left, d)
-    x00 = _inverse_block(gates, a1, a2, 0, d)
-    x11 = _inverse_block(gates, b1, b2, 16, d)
-    x22 = _inverse_block(gates, c1, c2, 32, d)
-    x33 = _inverse_block(gates, e1, e2, 48, d)
-    l10 = _pairs(gates, b1, b2, 16, a1, a2, 0, d)
-    l20 = _pairs(gates, c1, c2, 32, a1, a2, 0, d)
-    l21 = _pairs(gates, c1, c2, 32, b1, b2, 16, d)
-    l30 = _pairs(gates, e1, e2, 48, a1, a2, 0, d)
-    l31 = _pairs(gates, e1, e2, 48, b1, b2, 16, d)
-    l32 = _pairs(gates, e1, e2, 48, c1, c2, 32, d)
-
-    x10 = -dot(x11, dot(l10, x00))
+    x00 = _inverse_block(gates, keys, k_t, left, 0, d)
+    x11 = _inverse_block(gates, keys, k_t, left, 16, d)
+    x10 = -dot(x11, dot(_pairs(gates, keys, k_t, left, 16, 0, d), x00))
+    x22 = _inverse_block(gates, keys, k_t, left, 32, d)
+    l21 = _pairs(gates, keys, k_t, left, 32, 16, d)
     x21 = -dot(x22, dot(l21, x11))
+    x20 = -dot(x22, dot(_pairs(gates, keys, k_t, left, 32, 0, d), x00) + dot(l21, x10))
+    x33 = _inverse_block(gates, keys, k_t, left, 48, d)
+    l32 = _pairs(gates, keys, k_t, left, 48, 32, d)
+    l31 = _pairs(gates, keys, k_t, left, 48, 16, d)
     x32 = -dot(x33, dot(l32, x22))
-    x20 = -dot(x22, dot(l20, x00) + dot(l21, x10))
     x31 = -dot(x33, dot(l31, x11) + dot(l32, x21))
-    x30 = -dot(x33, dot(l30, x00) + dot(l31, x10) + dot(l32, x20))
+    x30 = -dot(x33, dot(_pairs(gates, keys, k_t, left, 48, 0, d), x00) + dot(l31, x10) + dot(l32, x20))
 
     none = tl.zeros([BLOCK, BLOCK], tl.float32)
     _store_blocks(inverse, 0, x00, none, none, none, d)
@@ -150,21 +142,24 @@ def _write_inverse(inverse, gates, keys, k_t, left, d):
 
 
 @triton.jit
-def _pairs(gates, a1, a2, row, b1, b2, col, d):
+def _pairs(gates, keys, k_t, left, row, col, d):
     """k^_i . b_j D_ij for 16 tokens i from ``row`` on and 16 tokens j from ``col`` <= ``row`` on."""
+    tl.debug_barrier()  # keeps the loads here: ten products' keys at once do not fit into the registers
     o_i = row + tl.arange(0, BLOCK)
     o_j = col + tl.arange(0, BLOCK)
+    a1, a2 = load_keys(keys, k_t, o_i, o_i < left, d)
+    b1, b2 = load_keys(keys, k_t, o_j, o_j < left, d)
     read = tl.load(gates + NORM_K * d.BT + o_i)
     write = tl.load(gates + NORM_K * d.BT + o_j) * tl.load(gates + BETA * d.BT + o_j)
     return dot_keys(a1, a2, b1, b2, d) * read[:, None] * write[None, :] * pair_decay(gates, o_i, o_j, d)
 
 
 @triton.jit
-def _inverse_block(gates, k1, k2, row, d):
+def _inverse_block(gates, keys, k_t, left, row, d):
     """Forward substitution for a diagonal block: row i of the inverse is e_i - sum over j < i of L_ij times row j."""
     o = tl.arange(0, BLOCK)
-    # The transpose: a row of L is then a column, which lies as the rows that it weighs do..
-    upper = tl.trans(_pairs(gates, k1, k2, row, k1, k2, row, d))
+    # The transpose: a row of L is then a column, which lies as the rows that it weighs do.
+    upper = tl.trans(_pairs(gates, keys, k_t, left, row, row, d))
     x = tl.where(o[:, None] == o[None, :], 1.0, 0.0)
     for i in range(1, BLOCK):
         weights = tl.sum(tl.where((o[None, :] == i) & (o[:, None] < i), upper, 0.0), 1)

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hybrid_ft.kernels.gated_delta_rule.triton.gradients import gradients_kernel
+from hybrid_ft.kernels.gated_delta_rule.triton.gradients import key_kernel, query_kernel
 from hybrid_ft.kernels.gated_delta_rule.triton.intra import intra_kernel
 from hybrid_ft.kernels.gated_delta_rule.triton.scans import backward_kernel, forward_kernel
 from hybrid_ft.kernels.gated_delta_rule.triton.settings import Settings, settings_for
@@ -55,8 +55,9 @@ class Call:
             self.segments = cu_seqlens.shape[0] - 1
             self.chunks = self.length // CHUNK + self.segments  # the true number is known to the device alone
 
-    def dims(self) -> Dims:
-        first = 1 << (self.key_dim.bit_length() - 1)
+    def dims(self, scan: bool = False) -> Dims:
+        """For a scan 128 is 64 + 64: with one tile of 128 beside the state's, its backward pass spills registers."""
+        first = 64 if scan and self.key_dim == 128 else 1 << (self.key_dim.bit_length() - 1)
         rest = self.key_dim - first
         second = max(16, triton.next_power_of_2(rest)) if rest else 0
         sizes = (self.heads, self.value_heads, self.key_dim, self.value_dim, first, second, CHUNK)
@@ -127,7 +128,7 @@ def run_forward(
         block = block_of(call.value_dim, use)
         forward_kernel[(call.lanes(block),)](
             heads(q), heads(k), heads(v), gates, inverse, weights, contiguous(initial_state), o, y, states, final_state,
-            chunks, call.length, d, BV=block, KEEP=keep_states, APART=use.apart, STAGES=use.forward_stages,
+            chunks, call.length, call.dims(scan=True), BV=block, KEEP=keep_states, APART=use.apart, STAGES=use.forward_stages,
             num_warps=use.forward_warps,
         )  # fmt: skip
     return Forward(o, final_state, gates, inverse, states, y)
@@ -173,14 +174,19 @@ def run_backward(
         lanes = call.lanes(block)
         backward_kernel[(lanes if kept else 2 * lanes,)](
             heads(q), heads(k), heads(v), heads(do), gates, inverse, weights, contiguous(initial_state),
-            contiguous(d_final), y, states, dv, d_states, d_initial, chunks, lanes, call.length, d, BV=block, KEPT=kept,
+            contiguous(d_final), y, states, dv, d_states, d_initial, chunks, lanes, call.length, call.dims(scan=True), BV=block, KEPT=kept,
             APART=use.apart, STAGES=use.backward_stages, num_warps=use.backward_warps,
         )  # fmt: skip
     if grid[0]:
-        gradients_kernel[grid](
-            heads(q), heads(k), heads(do), gates, weights, y, states, dv, d_states, dq, dk, dg, dbeta, chunks, scale,
-            call.length, d, BV=min(use.gradients_block, block_of(call.value_dim, use)), L2NORM=use_qk_l2norm,
-            STAGES=use.gradients_stages, num_warps=use.gradients_warps,
+        narrow = min(use.gradients_block, block_of(call.value_dim, use))
+        change = call.memory(call.chunks, call.value_heads, CHUNK, dtype=torch.float32)
+        query_kernel[grid](
+            heads(q), heads(k), heads(do), gates, weights, y, states, dq, change, chunks, scale, call.length, d,
+            BV=narrow, L2NORM=use_qk_l2norm, STAGES=use.gradients_stages, num_warps=use.gradients_warps,
+        )  # fmt: skip
+        key_kernel[grid](
+            heads(q), heads(k), gates, weights, y, states, dv, d_states, dk, dg, dbeta, change, chunks, call.length, d,
+            BV=narrow, L2NORM=use_qk_l2norm, STAGES=use.gradients_stages, num_warps=use.gradients_warps,
         )  # fmt: skip
     if group > 1:
         dq, dk = (x.unflatten(2, (call.heads, group)).sum(3).to(q.dtype) for x in (dq, dk))

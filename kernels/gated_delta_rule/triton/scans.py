@@ -116,7 +116,23 @@ def backward_kernel(
     else:
         if pid < lanes:
             _scan_backward(
-                pid, q, k, do, gates, inverse, weights, d_final, dv, d_states, d_initial, chunks, T, d, BV, APART, STAGES
+                pid,
+                q,
+                k,
+                do,
+                gates,
+                inverse,
+                weights,
+                d_final,
+                dv,
+                d_states,
+                d_initial,
+                chunks,
+                T,
+                d,
+                BV,
+                APART,
+                STAGES,
             )
         else:
             _scan_forward(

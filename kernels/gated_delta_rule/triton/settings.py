@@ -1,4 +1,6 @@
 from dataclasses import dataclass
+
+
 @dataclass(frozen=True)
 class Settings:
     scan_block: int = 64
@@ -11,4 +13,7 @@ class Settings:
     gradients_stages: int = 2
     gradients_block: int = 64
     apart: bool = False
-def settings_for(q, k): return Settings()
+
+
+def settings_for(q, k):
+    return Settings()
