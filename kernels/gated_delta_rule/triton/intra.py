@@ -40,11 +40,9 @@ BLOCK = tl.constexpr(16)
 
 
 @triton.jit(do_not_specialize=["T"])
-def intra_kernel(
-    q, k, g, beta, gates, inverse, weights, chunks, scale, T, d, L2NORM: tl.constexpr, FIRST: tl.constexpr
-):
-    """One program per chunk and value head. FIRST writes gates, inverse and weights; else the weights alone, from gates
-    that are there: backward computes them again rather than keep them."""
+def weights_kernel(q, k, g, beta, gates, weights, chunks, scale, T, d, L2NORM: tl.constexpr, FIRST: tl.constexpr):
+    """One program per chunk and value head. Writes the weights, and if FIRST the gates before them; else from gates that
+    are there: backward computes the weights again rather than keep them."""
     chunk = tl.program_id(0) // d.HV
     head = tl.program_id(0) % d.HV
     segment = tl.load(chunks.segment_of + chunk)
@@ -61,8 +59,7 @@ def intra_kernel(
     o = tl.arange(0, d.BT)
     here = start + o < end
     q1, q2 = load_keys(token(q, start, key_head, T), q.t, o, here, d)
-    keys = token(k, start, key_head, T)
-    k1, k2 = load_keys(keys, k.t, o, here, d)
+    k1, k2 = load_keys(token(k, start, key_head, T), k.t, o, here, d)
     if FIRST:
         norm_q = _norm(q1, q2, here, L2NORM, d)
         norm_k = _norm(k1, k2, here, L2NORM, d)
@@ -74,8 +71,6 @@ def intra_kernel(
     write = tl.load(gates + NORM_K * d.BT + o) * tl.load(gates + BETA * d.BT + o)
     pairs = dot_keys(q1, q2, k1, k2, d) * read[:, None] * write[None, :] * pair_decay(gates, o, o, d)
     tl.store(weights + o[:, None] * d.BT + o[None, :], operand(pairs, d))
-    if FIRST:
-        _write_inverse(inverse + row * (d.BT * d.BT), gates, keys, k.t, end - start, d)
 
 
 @triton.jit
@@ -117,27 +112,42 @@ def _split(x):
     return coarse.to(tl.float32), (x - coarse).to(tl.float32)
 
 
-@triton.jit
-def _write_inverse(inverse, gates, keys, k_t, left, d):
-    """T of one chunk: X_ii of the diagonal blocks, then X_ij = -X_ii sum over j <= m < i of L_im X_mj."""
-    x00 = _inverse_block(gates, keys, k_t, left, 0, d)
-    x11 = _inverse_block(gates, keys, k_t, left, 16, d)
-    x10 = -dot(x11, dot(_pairs(gates, keys, k_t, left, 16, 0, d), x00))
-    x22 = _inverse_block(gates, keys, k_t, left, 32, d)
-    l21 = _pairs(gates, keys, k_t, left, 32, 16, d)
-    x21 = -dot(x22, dot(l21, x11))
-    x20 = -dot(x22, dot(_pairs(gates, keys, k_t, left, 32, 0, d), x00) + dot(l21, x10))
-    x33 = _inverse_block(gates, keys, k_t, left, 48, d)
-    l32 = _pairs(gates, keys, k_t, left, 48, 32, d)
-    l31 = _pairs(gates, keys, k_t, left, 48, 16, d)
-    x32 = -dot(x33, dot(l32, x22))
-    x31 = -dot(x33, dot(l31, x11) + dot(l32, x21))
-    x30 = -dot(x33, dot(_pairs(gates, keys, k_t, left, 48, 0, d), x00) + dot(l31, x10) + dot(l32, x20))
-
+@triton.jit(do_not_specialize=["T"])
+def inverse_kernel(k, gates, inverse, chunks, T, d):
+    """T, one program per chunk and value head, from the gates: X_ii of the diagonal blocks, then X_ij = -X_ii times the
+    sum over j <= m < i of L_im X_mj."""
+    chunk = tl.program_id(0) // d.HV
+    head = tl.program_id(0) % d.HV
+    segment = tl.load(chunks.segment_of + chunk)
+    if segment < 0:
+        return
+    offset = (chunk - tl.load(chunks.first_chunk + segment)) * d.BT
+    start = (tl.load(chunks.cu_seqlens + segment) + offset).to(tl.int64)
+    left = tl.load(chunks.cu_seqlens + segment + 1) - start
+    row = chunk.to(tl.int64) * d.HV + head
+    gates += row * (ROWS * d.BT)
+    inverse += row * (d.BT * d.BT)
+    keys = token(k, start, head // (d.HV // d.H), T)
+    # Each block is stored as soon as it is there: the next _pairs waits for that, so that nothing piles up in registers.
     none = tl.zeros([BLOCK, BLOCK], tl.float32)
+    x00 = _inverse_block(gates, keys, k.t, left, 0, d)
     _store_blocks(inverse, 0, x00, none, none, none, d)
+    x11 = _inverse_block(gates, keys, k.t, left, 16, d)
+    x10 = -dot(x11, dot(_pairs(gates, keys, k.t, left, 16, 0, d), x00))
     _store_blocks(inverse, 16, x10, x11, none, none, d)
+    x22 = _inverse_block(gates, keys, k.t, left, 32, d)
+    l21 = _pairs(gates, keys, k.t, left, 32, 16, d)
+    x21 = -dot(x22, dot(l21, x11))
+    x20 = -dot(x22, dot(_pairs(gates, keys, k.t, left, 32, 0, d), x00) + dot(l21, x10))
     _store_blocks(inverse, 32, x20, x21, x22, none, d)
+    x33 = _inverse_block(gates, keys, k.t, left, 48, d)
+    l32 = _pairs(gates, keys, k.t, left, 48, 32, d)
+    x32 = -dot(x33, dot(l32, x22))
+    sum1, sum0 = dot(l32, x21), dot(l32, x20)
+    l31 = _pairs(gates, keys, k.t, left, 48, 16, d)
+    x31 = -dot(x33, dot(l31, x11) + sum1)
+    sum0 += dot(l31, x10)
+    x30 = -dot(x33, dot(_pairs(gates, keys, k.t, left, 48, 0, d), x00) + sum0)
     _store_blocks(inverse, 48, x30, x31, x32, x33, d)
 
 

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hybrid_ft.kernels.gated_delta_rule.triton.gradients import key_kernel, query_kernel
-from hybrid_ft.kernels.gated_delta_rule.triton.intra import intra_kernel
+from hybrid_ft.kernels.gated_delta_rule.triton.intra import inverse_kernel, weights_kernel
 from hybrid_ft.kernels.gated_delta_rule.triton.scans import backward_kernel, forward_kernel
 from hybrid_ft.kernels.gated_delta_rule.triton.settings import Settings, settings_for
 from hybrid_ft.kernels.gated_delta_rule.triton.tiles import ROWS, Chunks, Dims, Heads
@@ -31,7 +31,7 @@ class Forward(NamedTuple):
 
 
 class Backward(NamedTuple):
-    """In the shapes and dtypes of the inputs; d_initial [S, HV, K, V] float32."""
+    """In the shapes of the inputs and q's dtype, but dg and dbeta [B, T, HV] and d_initial [S, HV, K, V] in float32."""
 
     dq: Tensor
     dk: Tensor
@@ -48,6 +48,7 @@ class Call:
         self.batch, self.length, self.heads, self.key_dim = q.shape
         self.value_heads, self.value_dim = v.shape[2:]
         self.like = q
+        self.tokens_in_row = max(1, self.length)  # what a token's number is divided by
         if cu_seqlens is None:
             self.segments = self.batch
             self.chunks = self.batch * -(-self.length // CHUNK)
@@ -55,9 +56,9 @@ class Call:
             self.segments = cu_seqlens.shape[0] - 1
             self.chunks = self.length // CHUNK + self.segments  # the true number is known to the device alone
 
-    def dims(self, scan: bool = False) -> Dims:
-        """For a scan 128 is 64 + 64: with one tile of 128 beside the state's, its backward pass spills registers."""
-        first = 64 if scan and self.key_dim == 128 else 1 << (self.key_dim.bit_length() - 1)
+    def dims(self, halves: bool = False) -> Dims:
+        """``halves``: 128 is 64 + 64."""
+        first = 64 if halves and self.key_dim == 128 else 1 << (self.key_dim.bit_length() - 1)
         rest = self.key_dim - first
         second = max(16, triton.next_power_of_2(rest)) if rest else 0
         sizes = (self.heads, self.value_heads, self.key_dim, self.value_dim, first, second, CHUNK)
@@ -99,6 +100,14 @@ def cut(call: Call, cu_seqlens: Tensor | None) -> Chunks:
     return Chunks(cu_seqlens, first_chunk, segment_of, order)
 
 
+def forward_memory(q: Tensor, v: Tensor, cu_seqlens: Tensor | None, keep_states: bool) -> Forward:
+    call = Call(q, v, cu_seqlens)
+    gates = call.memory(call.chunks, call.value_heads, ROWS.value, CHUNK, dtype=torch.float32)
+    states = call.states() if keep_states else call.memory(0)
+    y = call.tokens(call.value_dim) if keep_states else call.memory(0)
+    return Forward(call.tokens(call.value_dim), call.outer_state(), gates, call.square(), states, y)
+
+
 def run_forward(
     q: Tensor,
     k: Tensor,
@@ -112,26 +121,33 @@ def run_forward(
     keep_states: bool,
 ) -> Forward:
     call = Call(q, v, cu_seqlens)
-    d, chunks, use = call.dims(), cut(call, cu_seqlens), settings_for(q, call.key_dim)
-    gates = call.memory(call.chunks, call.value_heads, ROWS.value, CHUNK, dtype=torch.float32)
-    inverse, weights = call.square(), call.square()
-    states = call.states() if keep_states else call.memory(0)
-    y = call.tokens(call.value_dim) if keep_states else call.memory(0)
-    o, final_state = call.tokens(call.value_dim), call.outer_state()
+    chunks, use = cut(call, cu_seqlens), settings_for(q)
+    out = forward_memory(q, v, cu_seqlens, keep_states)
+    weights = call.square()
     grid = (call.chunks * call.value_heads,)
     if grid[0]:
-        intra_kernel[grid](
-            heads(q), heads(k), heads(g), heads(beta), gates, inverse, weights, chunks, scale, call.length, d,
-            L2NORM=use_qk_l2norm, FIRST=True, num_warps=use.intra_warps,
+        weights_kernel[grid](
+            heads(q), heads(k), heads(g), heads(beta), out.gates, weights, chunks, scale, call.tokens_in_row,
+            call.dims(), L2NORM=use_qk_l2norm, FIRST=True, num_warps=use.weights_warps,
         )  # fmt: skip
+        inverse_kernel[grid](
+            heads(k), out.gates, out.inverse, chunks, call.tokens_in_row, call.dims(), num_warps=use.inverse_warps
+        )
     if call.segments:
         block = block_of(call.value_dim, use)
         forward_kernel[(call.lanes(block),)](
-            heads(q), heads(k), heads(v), gates, inverse, weights, contiguous(initial_state), o, y, states, final_state,
-            chunks, call.length, call.dims(scan=True), BV=block, KEEP=keep_states, APART=use.apart, STAGES=use.forward_stages,
-            num_warps=use.forward_warps,
+            heads(q), heads(k), heads(v), out.gates, out.inverse, weights, contiguous(initial_state), out.o, out.y,
+            out.states, out.final_state, chunks, call.tokens_in_row, call.dims(use.halves), BV=block, KEEP=keep_states,
+            APART=use.apart, STAGES=use.forward_stages, num_warps=use.forward_warps,
         )  # fmt: skip
-    return Forward(o, final_state, gates, inverse, states, y)
+    return out
+
+
+def backward_memory(q: Tensor, do: Tensor, cu_seqlens: Tensor | None) -> Backward:
+    call = Call(q, do, cu_seqlens)
+    dq, dk = (call.memory(*q.shape) for _ in range(2))
+    dg, dbeta = (call.tokens(dtype=torch.float32) for _ in range(2))
+    return Backward(dq, dk, call.tokens(call.value_dim), dg, dbeta, call.outer_state())
 
 
 def run_backward(
@@ -139,9 +155,7 @@ def run_backward(
     d_final: Tensor | None,
     q: Tensor,
     k: Tensor,
-    v: Tensor,
-    g: Tensor,
-    beta: Tensor,
+    v: Tensor | None,
     cu_seqlens: Tensor | None,
     initial_state: Tensor | None,
     gates: Tensor,
@@ -151,51 +165,53 @@ def run_backward(
     scale: float,
     use_qk_l2norm: bool,
 ) -> Backward:
-    """``states`` and ``y`` are computed again where they are empty."""
-    call = Call(q, v, cu_seqlens)
-    d, chunks, use = call.dims(), cut(call, cu_seqlens), settings_for(q, call.key_dim)
-    kept = states.numel() > 0
+    """``states`` and ``y`` are computed again from v where they are empty; where they are not, v is not needed."""
+    call = Call(q, do, cu_seqlens)
+    chunks, use = cut(call, cu_seqlens), settings_for(q)
+    out = backward_memory(q, do, cu_seqlens)
+    kept = v is None
     if not kept:
         states, y = call.states(), call.tokens(call.value_dim)
     weights, d_states = call.square(), call.states()
-    group = call.value_heads // call.heads
-    key_dtype = q.dtype if group == 1 else torch.float32
-    dq, dk = (call.tokens(call.key_dim, dtype=key_dtype) for _ in range(2))
-    dv, d_initial = call.tokens(call.value_dim), call.outer_state()
-    dg, dbeta = (call.tokens(dtype=x.dtype) for x in (g, beta))
+    block = block_of(call.value_dim, use)
     grid = (call.chunks * call.value_heads,)
     if grid[0]:
-        intra_kernel[grid](
-            heads(q), heads(k), heads(g), heads(beta), gates, inverse, weights, chunks, scale, call.length, d,
-            L2NORM=use_qk_l2norm, FIRST=False, num_warps=use.intra_warps,
+        weights_kernel[grid](
+            heads(q), heads(k), None, None, gates, weights, chunks, scale, call.tokens_in_row, call.dims(),
+            L2NORM=use_qk_l2norm, FIRST=False, num_warps=use.weights_warps,
         )  # fmt: skip
     if call.segments:
-        block = block_of(call.value_dim, use)
         lanes = call.lanes(block)
         backward_kernel[(lanes if kept else 2 * lanes,)](
-            heads(q), heads(k), heads(v), heads(do), gates, inverse, weights, contiguous(initial_state),
-            contiguous(d_final), y, states, dv, d_states, d_initial, chunks, lanes, call.length, call.dims(scan=True), BV=block, KEPT=kept,
-            APART=use.apart, STAGES=use.backward_stages, num_warps=use.backward_warps,
+            heads(q), heads(k), None if v is None else heads(v), heads(do), gates, inverse, weights,
+            contiguous(initial_state), contiguous(d_final), y, states, out.dv, d_states, out.d_initial, chunks, lanes,
+            call.tokens_in_row, call.dims(use.halves), BV=block, KEPT=kept, APART=use.apart, STAGES=use.backward_stages,
+            num_warps=use.backward_warps,
         )  # fmt: skip
-    if grid[0]:
-        narrow = min(use.gradients_block, block_of(call.value_dim, use))
-        change = call.memory(call.chunks, call.value_heads, CHUNK, dtype=torch.float32)
-        query_kernel[grid](
-            heads(q), heads(k), heads(do), gates, weights, y, states, dq, change, chunks, scale, call.length, d,
-            BV=narrow, L2NORM=use_qk_l2norm, STAGES=use.gradients_stages, num_warps=use.gradients_warps,
-        )  # fmt: skip
-        key_kernel[grid](
-            heads(q), heads(k), gates, weights, y, states, dv, d_states, dk, dg, dbeta, change, chunks, call.length, d,
-            BV=narrow, L2NORM=use_qk_l2norm, STAGES=use.gradients_stages, num_warps=use.gradients_warps,
-        )  # fmt: skip
+    if not grid[0]:
+        return out
+    group = call.value_heads // call.heads
+    dq, dk = out[:2]
     if group > 1:
-        dq, dk = (x.unflatten(2, (call.heads, group)).sum(3).to(q.dtype) for x in (dq, dk))
-    return Backward(dq, dk, dv, dg, dbeta, d_initial)
+        dq, dk = (call.tokens(call.key_dim, dtype=torch.float32) for _ in range(2))
+    change = call.memory(call.chunks, call.value_heads, CHUNK, dtype=torch.float32)
+    query_kernel[grid](
+        heads(q), heads(k), heads(do), gates, weights, y, states, dq, change, chunks, scale, call.tokens_in_row,
+        call.dims(), BV=block, L2NORM=use_qk_l2norm, STAGES=use.query_stages, num_warps=use.query_warps,
+    )  # fmt: skip
+    key_kernel[grid](
+        heads(q), heads(k), gates, weights, y, states, out.dv, d_states, dk, out.dg, out.dbeta, change, chunks,
+        call.tokens_in_row, call.dims(), BV=block, L2NORM=use_qk_l2norm, STAGES=use.key_stages, num_warps=use.key_warps,
+    )  # fmt: skip
+    if group > 1:
+        for total, shares in ((out.dq, dq), (out.dk, dk)):
+            total.copy_(shares.unflatten(2, (call.heads, group)).sum(3))
+    return out
 
 
 def block_of(value_dim: int, use: Settings) -> int:
     """V columns of a state tile."""
-    return min(use.scan_block, max(16, triton.next_power_of_2(value_dim)))
+    return min(use.block, max(16, triton.next_power_of_2(value_dim)))
 
 
 def heads(x: Tensor) -> Heads:
