@@ -58,27 +58,9 @@ def forward_kernel(
 ):
     """One program per segment, value head and V tile. Writes o and the final state; with KEEP every S and Y as well."""
     _scan_forward(
-        tl.program_id(0),
-        q,
-        k,
-        v,
-        gates,
-        inverse,
-        weights,
-        initial_state,
-        o,
-        y,
-        states,
-        final_state,
-        chunks,
-        T,
-        d,
-        BV,
-        True,
-        KEEP,
-        APART,
-        STAGES,
-    )
+        tl.program_id(0), q, k, v, gates, inverse, weights, initial_state, o, y, states, final_state, chunks, T, d,
+        BV, True, KEEP, APART, STAGES,
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["T", "lanes"])
@@ -111,52 +93,19 @@ def backward_kernel(
     pid = tl.program_id(0)
     if KEPT:
         _scan_backward(
-            pid, q, k, do, gates, inverse, weights, d_final, dv, d_states, d_initial, chunks, T, d, BV, APART, STAGES
-        )
+            pid, q, k, do, gates, inverse, weights, d_final, dv, d_states, d_initial, chunks, T, d, BV, APART, STAGES,
+        )  # fmt: skip
     else:
         if pid < lanes:
             _scan_backward(
-                pid,
-                q,
-                k,
-                do,
-                gates,
-                inverse,
-                weights,
-                d_final,
-                dv,
-                d_states,
-                d_initial,
-                chunks,
-                T,
-                d,
-                BV,
-                APART,
+                pid, q, k, do, gates, inverse, weights, d_final, dv, d_states, d_initial, chunks, T, d, BV, APART,
                 STAGES,
-            )
+            )  # fmt: skip
         else:
             _scan_forward(
-                pid - lanes,
-                q,
-                k,
-                v,
-                gates,
-                inverse,
-                weights,
-                initial_state,
-                None,
-                y,
-                states,
-                None,
-                chunks,
-                T,
-                d,
-                BV,
-                False,
-                True,
-                APART,
-                STAGES,
-            )
+                pid - lanes, q, k, v, gates, inverse, weights, initial_state, None, y, states, None, chunks, T, d, BV,
+                False, True, APART, STAGES,
+            )  # fmt: skip
 
 
 @triton.jit
