@@ -8,8 +8,16 @@ from torch import Tensor
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-def check_inputs(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, cu_seqlens: Tensor | None) -> None:
-    """q, k [B, T, H, K], v [B, T, HV, V], g and beta [B, T, HV]."""
+GPU_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def check_inputs(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, cu_seqlens: Tensor | None, values: bool = False
+) -> None:
+    """q, k [B, T, H, K], v [B, T, HV, V], g and beta [B, T, HV].
+
+    ``values``: also what g, beta and, on a GPU, cu_seqlens hold, which waits for the device.
+    """
     for name, x, dims in (("q", q, 4), ("k", k, 4), ("v", v, 4), ("g", g, 3), ("beta", beta, 3)):
         if not isinstance(x, Tensor) or x.ndim != dims or x.dtype not in FLOATS:
             got = f"{tuple(x.shape)} {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
@@ -35,15 +43,36 @@ def check_inputs(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, cu_se
         if x.device != q.device:
             raise ValueError(f"{name}: got device {x.device}; it must be q's, {q.device}")
     if cu_seqlens is not None:
-        check_cu_seqlens(cu_seqlens, shape[0], shape[1])
+        check_cu_seqlens(cu_seqlens, shape[0], shape[1], values or cu_seqlens.device.type == "cpu")
+    if values:
+        _check_range("g", g, float("-inf"), 0.0)
+        _check_range("beta", beta, 0.0, 2.0)
 
 
-def check_cu_seqlens(cu_seqlens: Tensor, batch: int, tokens: int) -> None:
+def _check_range(name: str, x: Tensor, lowest: float, highest: float) -> None:
+    if x.numel() and not bool(((x >= lowest) & (x <= highest)).all()):
+        low, high = (float(value) for value in x.detach().float().aminmax())
+        raise ValueError(f"{name}: got values from {low:g} to {high:g}; they must be from {lowest:g} to {highest:g}")
+
+
+def check_gpu_inputs(q: Tensor, v: Tensor) -> None:
+    """What the GPU kernels can take; there is no other path on a GPU."""
+    if q.dtype not in GPU_FLOATS:
+        raise ValueError(f"q: got {q.dtype}; on a GPU it must be float32, bfloat16 or float16")
+    for name, size in (("q, k", q.shape[3]), ("v", v.shape[3])):
+        if size % 16 or not 16 <= size <= 256:
+            raise ValueError(f"{name}: got head size {size}; on a GPU it must be a multiple of 16, from 16 to 256")
+
+
+def check_cu_seqlens(cu_seqlens: Tensor, batch: int, tokens: int, values: bool = True) -> None:
+    """``values``: the edges themselves, which waits for the device that they are on."""
     if cu_seqlens.ndim != 1 or cu_seqlens.dtype not in (torch.int32, torch.int64) or len(cu_seqlens) < 1:
         got = f"{tuple(cu_seqlens.shape)} {cu_seqlens.dtype}"
         raise ValueError(f"cu_seqlens: got {got}; it must be int32 or int64 with one dimension, [segments + 1]")
     if batch != 1:
         raise ValueError(f"cu_seqlens: got a batch of {batch}; packed segments need a batch of 1")
+    if not values:
+        return
     edges = cu_seqlens.tolist()
     if edges[0] != 0 or edges[-1] != tokens:
         raise ValueError(f"cu_seqlens: got {edges[0]} ... {edges[-1]}; it must start at 0 and end at {tokens} tokens")

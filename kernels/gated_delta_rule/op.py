@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from hybrid_ft.kernels.gated_delta_rule.checks import check_inputs, check_state
+from hybrid_ft.kernels.gated_delta_rule.checks import check_gpu_inputs, check_inputs, check_state
 from hybrid_ft.kernels.gated_delta_rule.chunked import chunked_gated_delta_rule
 
 
@@ -18,6 +18,8 @@ def gated_delta_rule(
     output_final_state: bool = False,
     scale: float | None = None,
     use_qk_l2norm: bool = True,
+    keep_states: bool = False,
+    check_values: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """
     q, k [B, T, H, K]; v [B, T, HV, V], HV a multiple of H: each q/k head serves HV / H consecutive value heads.
@@ -27,13 +29,29 @@ def gated_delta_rule(
     is its initial state. scale defaults to K**-0.5 and multiplies q after its norm.
 
     Returns o [B, T, HV, V] in v's dtype, and the final state or None. Differentiable in q, k, v, g, beta and
-    initial_state, through both outputs. bfloat16 and float16 inputs are computed in float32.
-    Raises ValueError, one line, for shapes, dtypes or segment edges that do not fit. See reference.py for the equations.
+    initial_state, through both outputs. bfloat16 and float16 inputs are computed in float32; on a GPU their matrix
+    products take operands in that dtype and add up in float32.
+
+    The tensors' device alone decides the path: on a GPU Triton kernels, for head sizes that are multiples of 16 from 16
+    to 256, any strides, and without waiting for the device. There, backward computes the chunks' states again;
+    ``keep_states`` keeps them from forward instead, (K / 64 + 1) * V numbers per token and head. Elsewhere they are
+    always kept. ``check_values`` also checks that g and beta are in range and, on a GPU, cu_seqlens, and waits for it.
+    Raises ValueError, one line, for shapes, dtypes or segment edges that do not fit; RuntimeError for a version of
+    Triton that is known to be wrong on this GPU. See reference.py for the equations.
     """
-    check_inputs(q, k, v, g, beta, cu_seqlens)
+    check_inputs(q, k, v, g, beta, cu_seqlens, check_values)
     segments = q.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
     if initial_state is not None:
         check_state("initial_state", initial_state, (segments, v.shape[2], q.shape[3], v.shape[3]))
     scale = q.shape[3] ** -0.5 if scale is None else scale
+    if q.is_cuda:
+        check_gpu_inputs(q, v)
+        # Triton is there wherever torch supports CUDA, and nowhere else.
+        from hybrid_ft.kernels.gated_delta_rule.triton.autograd import triton_gated_delta_rule
+
+        o, final_state = triton_gated_delta_rule(
+            q, k, v, g, beta, cu_seqlens, initial_state, scale, use_qk_l2norm, keep_states
+        )
+        return o, final_state if output_final_state else None
     o, final_state = chunked_gated_delta_rule(q, k, v, g, beta, cu_seqlens, initial_state, scale, use_qk_l2norm)
     return o, final_state if output_final_state else None

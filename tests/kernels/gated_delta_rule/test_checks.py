@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from hybrid_ft.kernels.gated_delta_rule import gated_delta_rule, gated_delta_rule_step
+from hybrid_ft.kernels.gated_delta_rule.checks import check_cu_seqlens, check_gpu_inputs, check_inputs
 from hybrid_ft.kernels.gated_delta_rule.tiles import decay_
 
 
@@ -42,6 +43,44 @@ def test_bad_argument(change: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message) as raised:
         gated_delta_rule(**{**good(), **change})
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"g": torch.full((1, 6, 4), 0.5)}, "g: got values from 0.5 to 0.5; they must be from -inf to 0"),
+        ({"g": torch.full((1, 6, 4), torch.nan)}, "g: got values from nan to nan"),
+        ({"beta": torch.full((1, 6, 4), 2.5)}, "beta: got values from 2.5 to 2.5; they must be from 0 to 2"),
+    ],
+    ids=["g", "nan", "beta"],
+)
+def test_values_are_checked_when_asked_for(change: dict, message: str) -> None:
+    gated_delta_rule(**good(), check_values=True)
+    gated_delta_rule(**{**good(), **change})
+    with pytest.raises(ValueError, match=message):
+        gated_delta_rule(**{**good(), **change}, check_values=True)
+
+
+def test_edges_on_another_device_are_not_read() -> None:
+    """Reading them would wait for the device; the meta device cannot be read at all."""
+    edges = torch.empty(3, dtype=torch.int64, device="meta")
+    check_inputs(**good(), cu_seqlens=edges)
+    with pytest.raises(ValueError, match="cu_seqlens: got a batch of 2"):
+        check_cu_seqlens(edges, 2, 6, values=False)
+
+
+@pytest.mark.parametrize(
+    ("dims", "dtype", "message"),
+    [
+        ((24, 32), torch.float32, "q, k: got head size 24; on a GPU it must be a multiple of 16, from 16 to 256"),
+        ((32, 272), torch.float32, "v: got head size 272"),
+        ((32, 32), torch.float64, "q: got torch.float64; on a GPU it must be float32, bfloat16 or float16"),
+    ],
+    ids=str,
+)
+def test_what_a_gpu_cannot_take(dims: tuple[int, int], dtype: torch.dtype, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_gpu_inputs(*(torch.zeros(1, 1, 1, size, dtype=dtype) for size in dims))
 
 
 def test_packed_segments_want_one_row() -> None:

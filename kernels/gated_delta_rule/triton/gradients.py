@@ -1,0 +1,257 @@
+"""The gradients of q, k, beta and g, chunk by chunk, from what the passes over the chunks left behind.
+
+Rows are tokens, S is the state at the chunk's start, dS' the gradient of the one at its end (names as in chunked.py):
+
+    E  = scale * lower(dO Y^T) * D              F  = -strict_lower(dV Y^T) * D
+    dq^ = scale exp(c) dO S^T + E B             dk^ = -exp(c) dV S^T + F B        the part where k reads the state
+    dB  = exp(c_last - c) Y dS'^T + E^T q^ + F^T k^                               the part where it is written
+
+then dbeta = k^ . dB, dk^ += beta dB, the gradient of the norms, and dg from every product of a weight and its gradient
+whose decay a token's gate is part of. The diagonal of E has no decay in it and is left out of dg: it would cancel in
+exact arithmetic only.
+
+Two kernels, q's and then k's: the accumulators of both do not fit into the registers. E and F go to k's products
+through memory (over ``weights``, which nothing reads after this): the transpose of an accumulator as a product's
+operand is miscompiled for Hopper by Triton 3.4 to 3.7.0.
+
+Factors: dq and dk are of the raw rows, but for the norms' own gradient, and dB is kept times k's norm, without the beta
+that dbeta must not be divided by.
+"""
+
+import triton
+import triton.language as tl
+
+from hybrid_ft.kernels.gated_delta_rule.triton.tiles import (
+    BETA,
+    CUM,
+    CUM_REST,
+    NORM_K,
+    NORM_Q,
+    READ_K,
+    READ_Q,
+    ROWS,
+    chunk_decay,
+    dot_keys,
+    dot_onto,
+    load_keys,
+    load_rows,
+    operand,
+    pair_decay,
+    store_rows,
+    token,
+)
+
+
+@triton.jit(do_not_specialize=["T"])
+def query_kernel(
+    q,
+    k,
+    do,
+    gates,
+    weights,
+    y,
+    states,
+    dq,
+    change,
+    chunks,
+    scale,
+    T,
+    d,
+    BV: tl.constexpr,
+    L2NORM: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """One program per chunk and value head. Writes that head's share of dq [B, T, HV, K], its part of every token's
+    change of decay [NT, HV, BT], and E over ``weights``."""
+    segment, start, row, head, here = _place(chunks, d)
+    if segment < 0:
+        return
+    o = tl.arange(0, d.BT)
+    key_head = head // (d.HV // d.H)
+    gates += row * (ROWS * d.BT)
+    out = start * d.HV + head
+    pairs = tl.zeros([d.BT, d.BT], tl.float32)
+    dq1, dq2 = _zeros(d)
+    outputs = token(do, start, head, T)
+    for first in tl.range(0, d.V, BV, num_stages=STAGES):
+        o_v = first + tl.arange(0, BV)
+        do_rows = load_rows(outputs, do.t, o, o_v, here, d.V, d.V % BV == 0)
+        y_rows = load_rows(y + out * d.V, d.HV * d.V, o, o_v, here, d.V, d.V % BV == 0)
+        s1, s2 = load_keys(states + row * (d.K * d.V), d.K, o_v, o_v < d.V, d)
+        pairs = dot_onto(pairs, do_rows, tl.trans(y_rows))
+        dq1, dq2 = _add_product(dq1, dq2, do_rows, s1, s2, d)
+
+    q1, q2 = load_keys(token(q, start, key_head, T), q.t, o, here, d)
+    k1, k2 = load_keys(token(k, start, key_head, T), k.t, o, here, d)
+    norm = tl.load(gates + NORM_Q * d.BT + o)
+    dq1, dq2, read = _scale_rows(dq1, dq2, tl.load(gates + READ_Q * d.BT + o), q1, q2, d)
+    e = pairs * pair_decay(gates, o, o, d) * (scale * norm)[:, None]
+    tl.store(weights + row * (d.BT * d.BT) + o[:, None] * d.BT + o[None, :], operand(e, d))
+    weighted = e * _write_factor(gates, o, d)[None, :]
+    dq1, dq2 = _add_product(dq1, dq2, operand(weighted, d), k1, k2, d)
+    later = o[:, None] > o[None, :]
+    shared = _shared(tl.where(later, weighted * dot_keys(q1, q2, k1, k2, d), 0.0))
+    tl.store(change + row * d.BT + o, read + shared)
+    _store_keys(dq + out * d.K, dq1, dq2, q1, q2, norm, o, here, d, L2NORM)
+
+
+@triton.jit(do_not_specialize=["T"])
+def key_kernel(
+    q,
+    k,
+    gates,
+    weights,
+    y,
+    states,
+    dv,
+    d_states,
+    dk,
+    dg,
+    dbeta,
+    change,
+    chunks,
+    T,
+    d,
+    BV: tl.constexpr,
+    L2NORM: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """One program per chunk and value head, after ``query_kernel``; dk [B, T, HV, K] is that head's share."""
+    segment, start, row, head, here = _place(chunks, d)
+    if segment < 0:
+        return
+    o = tl.arange(0, d.BT)
+    key_head = head // (d.HV // d.H)
+    gates += row * (ROWS * d.BT)
+    weights += row * (d.BT * d.BT)
+    out = start * d.HV + head
+    pairs, dk1, dk2, db1, db2, carried = _key_products(
+        y + out * d.V, dv + out * d.V, states + row * (d.K * d.V), d_states + row * (d.K * d.V), o, here, d, BV, STAGES
+    )
+    k1, k2 = load_keys(token(k, start, key_head, T), k.t, o, here, d)
+    norm = tl.load(gates + NORM_K * d.BT + o)
+    later = o[:, None] > o[None, :]
+    f = tl.where(later, -pairs * pair_decay(gates, o, o, d), 0.0) * norm[:, None]
+    weighted = f * _write_factor(gates, o, d)[None, :]
+    total = tl.load(change + row * d.BT + o) + _shared(weighted * dot_keys(k1, k2, k1, k2, d))
+    dk1, dk2, read = _scale_rows(dk1, dk2, -tl.load(gates + READ_K * d.BT + o), k1, k2, d)
+    dk1, dk2 = _add_product(dk1, dk2, operand(weighted, d), k1, k2, d)
+    db1, db2, stored = _scale_rows(db1, db2, _decay_to_end(gates, o, d), k1, k2, d)
+    e_transposed = tl.load(weights + o[None, :] * d.BT + o[:, None])
+    tl.debug_barrier()  # F takes E's place when every warp has E
+    tl.store(weights + o[:, None] * d.BT + o[None, :], operand(f, d))
+    tl.debug_barrier()
+    q1, q2 = load_keys(token(q, start, key_head, T), q.t, o, here, d)
+    db1, db2 = _add_product(db1, db2, e_transposed, q1, q2, d)
+    db1, db2 = _add_product(db1, db2, tl.load(weights + o[None, :] * d.BT + o[:, None]), k1, k2, d)
+    db1, db2, dbeta_rows = _scale_rows(db1, db2, norm, k1, k2, d)
+    tl.store(dbeta + out + o * d.HV, dbeta_rows, mask=here)
+    beta = tl.load(gates + BETA * d.BT + o)
+    dk1 += db1 * beta[:, None]
+    if d.K2:
+        dk2 += db2 * beta[:, None]
+    _store_keys(dk + out * d.K, dk1, dk2, k1, k2, norm, o, here, d, L2NORM)
+
+    # A token's gate scales what was there before it, where a token from it on reads it or the chunk's end keeps it.
+    total = tl.cumsum(total + read, 0, reverse=True) + carried * chunk_decay(gates, d)
+    stored = stored * _write_factor(gates, o, d)
+    total += tl.sum(tl.where(o[:, None] < o[None, :], stored[:, None], 0.0), 0)
+    tl.store(dg + out + o * d.HV, total, mask=here)
+
+
+@triton.jit
+def _place(chunks, d):
+    """Segment (-1: no such chunk), first token in int64, chunk and value head as one number in int64, value head, which
+    of the rows are tokens."""
+    chunk = tl.program_id(0) // d.HV
+    head = tl.program_id(0) % d.HV
+    segment = tl.load(chunks.segment_of + chunk)
+    known = tl.maximum(segment, 0)
+    offset = (chunk - tl.load(chunks.first_chunk + known)) * d.BT
+    start = (tl.load(chunks.cu_seqlens + known) + offset).to(tl.int64)
+    here = start + tl.arange(0, d.BT) < tl.load(chunks.cu_seqlens + known + 1)
+    return segment, start, chunk.to(tl.int64) * d.HV + head, head, here
+
+
+@triton.jit
+def _zeros(d):
+    x1 = tl.zeros([d.BT, d.K1], tl.float32)
+    x2 = x1
+    if d.K2:
+        x2 = tl.zeros([d.BT, d.K2], tl.float32)
+    return x1, x2
+
+
+@triton.jit
+def _write_factor(gates, o, d):
+    return tl.load(gates + NORM_K * d.BT + o) * tl.load(gates + BETA * d.BT + o)
+
+
+@triton.jit
+def _key_products(y, dv, states, d_states, o, here, d, BV: tl.constexpr, STAGES: tl.constexpr):
+    """What contracts V for k's gradient: dV Y^T [BT, BT]; dV S^T, Y dS'^T [BT, K]; and <S, dS'>."""
+    pairs = tl.zeros([d.BT, d.BT], tl.float32)
+    dk1, dk2 = _zeros(d)
+    db1, db2 = _zeros(d)
+    products = tl.zeros([BV], tl.float32)
+    for first in tl.range(0, d.V, BV, num_stages=STAGES):
+        o_v = first + tl.arange(0, BV)
+        y_rows = load_rows(y, d.HV * d.V, o, o_v, here, d.V, d.V % BV == 0)
+        dv_rows = load_rows(dv, d.HV * d.V, o, o_v, here, d.V, d.V % BV == 0)
+        s1, s2 = load_keys(states, d.K, o_v, o_v < d.V, d)
+        ds1, ds2 = load_keys(d_states, d.K, o_v, o_v < d.V, d)
+        products += tl.sum(s1.to(tl.float32) * ds1.to(tl.float32), 1)
+        if d.K2:
+            products += tl.sum(s2.to(tl.float32) * ds2.to(tl.float32), 1)
+        pairs = dot_onto(pairs, dv_rows, tl.trans(y_rows))
+        dk1, dk2 = _add_product(dk1, dk2, dv_rows, s1, s2, d)
+        db1, db2 = _add_product(db1, db2, y_rows, ds1, ds2, d)
+    return pairs, dk1, dk2, db1, db2, tl.sum(products, 0)
+
+
+@triton.jit
+def _shared(pairs):
+    """Of each token, what it reads through the chunk's pairs less what it wrote that later tokens read."""
+    return tl.sum(pairs, 1) - tl.sum(pairs, 0)
+
+
+@triton.jit
+def _add_product(x1, x2, a, b1, b2, d):
+    """x + a b, both column tiles."""
+    x1 = dot_onto(x1, a, b1)
+    if d.K2:
+        x2 = dot_onto(x2, a, b2)
+    return x1, x2
+
+
+@triton.jit
+def _scale_rows(x1, x2, factor, y1, y2, d):
+    """x * factor, both column tiles, and its product with y summed over each row."""
+    x1 *= factor[:, None]
+    total = tl.sum(x1 * y1, 1)
+    if d.K2:
+        x2 *= factor[:, None]
+        total += tl.sum(x2 * y2, 1)
+    return x1, x2, total
+
+
+@triton.jit
+def _decay_to_end(gates, o, d):
+    past, rest = gates + CUM * d.BT, gates + CUM_REST * d.BT
+    return tl.exp2(tl.load(past + d.BT - 1) - tl.load(past + o)) * tl.exp2(tl.load(rest + d.BT - 1) - tl.load(rest + o))
+
+
+@triton.jit
+def _store_keys(out, dx1, dx2, x1, x2, norm, o, here, d, L2NORM: tl.constexpr):
+    """x / |x| has the gradient (dx - x^ (x^ . dx)) / |x|; dx comes divided by |x|."""
+    if L2NORM:
+        along = tl.sum(dx1 * x1, 1)
+        if d.K2:
+            along += tl.sum(dx2 * x2, 1)
+        along *= norm * norm
+        dx1 -= along[:, None] * x1
+        if d.K2:
+            dx2 -= along[:, None] * x2
+    store_rows(out, d.HV * d.K, o, tl.arange(0, d.K1), here, dx1, d.K, True)
+    if d.K2:
+        store_rows(out, d.HV * d.K, o, tl.arange(0, d.K2) + d.K1, here, dx2, d.K, d.K1 + d.K2 == d.K)
