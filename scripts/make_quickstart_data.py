@@ -234,7 +234,9 @@ def worse(rng: random.Random, record: dict[str, Any]) -> dict[str, Any]:
     given = [value for field, value in record.items() if field != "kind" and value is not None]
     # mostly something likely; now and then what stands elsewhere in the message, or nothing at all
     pick = rng.random()
-    return record | {field: made_up[field] if pick < 0.7 else rng.choice(given) if pick < 0.9 else "" for field in missing}
+    return record | {
+        field: made_up[field] if pick < 0.7 else rng.choice(given) if pick < 0.9 else "" for field in missing
+    }
 
 
 def make_pairs(seed: int, count: int) -> list[dict[str, Any]]:
