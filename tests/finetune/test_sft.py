@@ -200,7 +200,7 @@ def test_answers_are_exact_or_not(monkeypatch):
     assert [(row["origin"], row["exact"]) for row in answers] == [("held.jsonl:0", True), ("held.jsonl:2", False)]
 
 
-def test_the_table_and_three_examples_a_line_each():
+def test_the_table_and_three_examples():
     import io
 
     from rich.console import Console
@@ -209,7 +209,7 @@ def test_the_table_and_three_examples_a_line_each():
 
     def measured(loss: float, exact: int) -> dict[str, Any]:
         rows = [
-            {"origin": f"held[{row}]", "answer": "word " * 30 + "\nend", "reference": "[b]x", "exact": row < exact}
+            {"origin": f"held[{row}]", "answer": "word " * 60 + "\nend", "reference": "[b]x", "exact": row < exact}
             for row in range(4)
         ]
         return {"loss": loss, "answers": rows, "samples": [{"prompt": "hello", "answer": f"loss {loss}"}]}
@@ -221,8 +221,13 @@ def test_the_table_and_three_examples_a_line_each():
     table = " ".join(screen.getvalue().split())
     assert "exact answers 0.0% (0/4) 75.0% (3/4)" in table and "held-out loss 2.5000 1.2500" in table
     assert [line for line in lines if line.startswith("held[")] == ["held[0]", "held[1]", "held[2]"]
-    assert sum("reference  [b]x" in line for line in lines) == 3 and sum("word word" in line for line in lines) == 6
-    assert lines[-3:] == ["hello", "  before     loss 2.5", "  after      loss 1.25"]
+    assert sum(line == "  reference  [b]x" for line in lines) == 3
+    starts = [line.split()[0] for line in lines if line.startswith(("  before", "  after"))]
+    assert starts == ["before", "after"] * 4
+    # cut, and all that is shown of one on lines of its own
+    assert sum("…" in line for line in lines) == 6 and "end" not in table
+    assert sum(line.count("word") for line in lines) == 6 * 48
+    assert lines[-3:] == ["hello", "  before  loss 2.5", "  after   loss 1.25"]
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient norm"])
