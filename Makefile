@@ -56,6 +56,8 @@ $(READY): pyproject.toml constraints.txt scripts/install_torch.py
 	@echo 'Setting up $(VENV); the first time takes a few minutes.'
 ifeq ($(TORCH),auto)
 	@$(BIN)/python scripts/install_torch.py
+	@# the version that this torch's CUDA build asks for; its CPU build brings none, and any other may compile otherwise
+	@$(BIN)/python -m pip install -q 'triton==3.7.1; platform_system == "Linux"'
 else ifneq ($(TORCH),)
 	@$(BIN)/python -m pip install -q $(TORCH)
 endif
