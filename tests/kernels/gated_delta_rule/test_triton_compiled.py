@@ -81,7 +81,9 @@ def build(recorder: Recorder, arch: int, folder: Path) -> Built:
         value = args[i] if i < len(args) else options[name]
         signature[name] = describe(value, (i,), name, constants, attributes)
     source = ASTSource(fn=recorder.kernel, signature=signature, constexprs=constants, attrs=attributes)
-    built = triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": warps, "enable_fp_fusion": True})
+    built = triton.compile(
+        source, target=GPUTarget("cuda", arch, 32), options={"num_warps": warps, "enable_fp_fusion": True}
+    )
     cubin = folder / "kernel.cubin"
     cubin.write_bytes(built.asm["cubin"])
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
