@@ -37,10 +37,12 @@ def begin(raw: dict[str, Any]) -> RunFolder:
     return folder
 
 
-def start_again(raw: dict[str, Any]) -> None:
+def start_again(raw: dict[str, Any]) -> dict[str, Any]:
+    """What is known of the run that goes on."""
     folder = RunFolder(raw["output"])
     with folder.held():
         folder.check(recipe_identity(Recipe.model_validate(raw)))
+    return folder.record
 
 
 @pytest.mark.parametrize(
@@ -54,8 +56,8 @@ def start_again(raw: dict[str, Any]) -> None:
     ],
 )
 def test_what_does_not_touch_the_weights_may_change(files, section, change):
-    begin(files)
-    start_again(files | {section: change})
+    record = begin(files).record
+    assert record and start_again(files | {section: change}) == record
 
 
 @pytest.mark.parametrize(
@@ -106,13 +108,13 @@ def test_a_hub_revision_that_changed_is_told(files):
 
 
 def test_the_same_files_elsewhere_are_the_same_run(files, tmp_path):
-    begin(files)
+    record = begin(files).record
     moved = tmp_path / "elsewhere"
     moved.mkdir()
     shutil.copy(tmp_path / "rows.jsonl", moved / "train.jsonl")
     files["data"]["sources"][0]["path"] = str(moved / "train.jsonl")
     shutil.move(tmp_path / "run", moved / "run")
-    start_again(files | {"output": str(moved / "run")})
+    assert record and start_again(files | {"output": str(moved / "run")}) == record
 
 
 def test_one_process_at_a_time(files):

@@ -200,36 +200,6 @@ def test_answers_are_exact_or_not(monkeypatch):
     assert [(row["origin"], row["exact"]) for row in answers] == [("held.jsonl:0", True), ("held.jsonl:2", False)]
 
 
-def test_the_table_and_three_examples():
-    import io
-
-    from rich.console import Console
-
-    from hybrid_ft.finetune.evaluate import show
-
-    def measured(loss: float, exact: int) -> dict[str, Any]:
-        rows = [
-            {"origin": f"held[{row}]", "answer": "word " * 60 + "\nend", "reference": "[b]x", "exact": row < exact}
-            for row in range(4)
-        ]
-        return {"loss": loss, "answers": rows, "samples": [{"prompt": "hello", "answer": f"loss {loss}"}]}
-
-    screen = io.StringIO()
-    show(Console(file=screen, width=60), measured(2.5, 0), measured(1.25, 3))
-    lines = [line.rstrip() for line in screen.getvalue().splitlines() if line.strip()]
-    assert max(map(len, lines)) <= 60
-    table = " ".join(screen.getvalue().split())
-    assert "exact answers 0.0% (0/4) 75.0% (3/4)" in table and "held-out loss 2.5000 1.2500" in table
-    assert [line for line in lines if line.startswith("held[")] == ["held[0]", "held[1]", "held[2]"]
-    assert sum(line == "  reference  [b]x" for line in lines) == 3
-    starts = [line.split()[0] for line in lines if line.startswith(("  before", "  after"))]
-    assert starts == ["before", "after"] * 4
-    # cut, and all that is shown of one on lines of its own
-    assert sum("…" in line for line in lines) == 6 and "end" not in table
-    assert sum(line.count("word") for line in lines) == 6 * 48
-    assert lines[-3:] == ["hello", "  before  loss 2.5", "  after   loss 1.25"]
-
-
 @pytest.mark.parametrize("what", ["loss", "gradient norm"])
 def test_a_number_that_is_none_stops_the_run_before_the_step(start, tmp_path, monkeypatch, what):
     """In the second micro-batch of step 4; the optimizer has taken 3 steps then, and takes no other."""
