@@ -73,6 +73,8 @@ class Child:
     stderr: Path
     began: float = field(default_factory=time.monotonic)
     status: int | None = None
+    tracer: subprocess.Popen[str] | None = None
+    """ends by itself after the child"""
 
     def __post_init__(self) -> None:
         self.handle = os.pidfd_open(self.pid)
@@ -90,7 +92,8 @@ class Child:
             if not self._ended(limit):
                 self.dispose()
                 raise TimeoutError(f"still running after {limit:.0f} s\n{self.screen}")
-            self.status = os.waitstatus_to_exitcode(self.server.ask(reap=self.pid))
+            self._reap()
+        assert self.status is not None
         return self.status
 
     def dispose(self) -> None:
@@ -100,11 +103,17 @@ class Child:
         except ProcessLookupError:
             pass
         if self.status is None:
-            self.status = os.waitstatus_to_exitcode(self.server.ask(reap=self.pid))
+            self._reap()
 
     @property
     def screen(self) -> str:
         return "".join(file.read_text(errors="replace") for file in (self.stdout, self.stderr))
+
+    def _reap(self) -> None:
+        self.status = os.waitstatus_to_exitcode(self.server.ask(reap=self.pid))
+        os.close(self.handle)
+        if self.tracer:
+            self.tracer.communicate()
 
     def _ended(self, limit: float) -> bool:
         if self.status is not None:

@@ -4,6 +4,7 @@ import re
 import shutil
 import signal
 import subprocess
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -85,7 +86,7 @@ def test_killed_at_each_system_call(harness, jobs, some, faults_row, name, step)
     def trial(call: tuple[str, int, str]) -> str | None:
         output = harness.folder() / "run"
         child = traced(
-            harness, job, output, f"-o /dev/null -e trace=none -e inject={call[0]}:signal=KILL:when={call[1]}"
+            harness, job, output, f"-o /dev/null -e trace={call[0]} -e inject={call[0]}:signal=KILL:when={call[1]}"
         )
         assert child is not None and child.wait() == -signal.SIGKILL, child and child.screen
         return after_kill(harness, job, output, whole, call[2])
@@ -106,6 +107,8 @@ def after_kill(harness, job, output: Path, whole, operation: str) -> str | None:
 def traced(harness, job, output: Path, options: str) -> Child | None:
     """A start with strace attached from its first line on, or None where that is not allowed."""
     child = harness.start(job, output, paused=True)
+    while not re.search(r"\) T ", Path(f"/proc/{child.pid}/stat").read_text()):
+        time.sleep(0.005)
     tracer = subprocess.Popen(
         ["strace", "-f", "-p", str(child.pid), *options.split()], stderr=subprocess.PIPE, text=True
     )
