@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 import hybrid_ft
+from hybrid_ft.finetune.stopping import resumable
 from hybrid_ft.hybrid_model.errors import InputError
 
 # What a library reads from the environment when it is imported. A value that the user has set stays.
@@ -48,6 +49,12 @@ Overrides = Annotated[
         metavar="KEY=VALUE", help="Values in place of the recipe's: train.learning_rate=1e-4", show_default=False
     ),
 ]
+AcceptChanges = Annotated[
+    bool,
+    typer.Option(
+        "--accept-changes", help="Go on with a run though its recipe, data, base or code have changed since it began."
+    ),
+]
 ModelPath = Annotated[
     str, typer.Argument(metavar="PATH", help="A saved model or adapter folder, a hub name, or the preset tiny.")
 ]
@@ -75,29 +82,31 @@ def _options(
 
 
 @app.command()
-def sft(recipe: RecipeName, overrides: Overrides = None) -> int:
+def sft(recipe: RecipeName, overrides: Overrides = None, accept_changes: AcceptChanges = False) -> int:
     """Fine-tune a model as a recipe says; the same command again resumes a run that was stopped."""
-    from hybrid_ft.finetune.recipe import load_recipe
+    with resumable():
+        from hybrid_ft.finetune.recipe import load_recipe
 
-    resolved = load_recipe(recipe, overrides or [], stage="sft")
-    from rich.console import Console
+        resolved = load_recipe(recipe, overrides or [], stage="sft")
+        from rich.console import Console
 
-    from hybrid_ft.finetune.sft import run
+        from hybrid_ft.finetune.sft import run
 
-    return run(resolved, Console())
+        return run(resolved, Console(), accept_changes)
 
 
 @app.command()
-def dpo(recipe: RecipeName, overrides: Overrides = None) -> int:
+def dpo(recipe: RecipeName, overrides: Overrides = None, accept_changes: AcceptChanges = False) -> int:
     """Tune a model on pairs of a better and a worse answer; the same command again resumes a run that was stopped."""
-    from hybrid_ft.finetune.recipe import load_recipe
+    with resumable():
+        from hybrid_ft.finetune.recipe import load_recipe
 
-    resolved = load_recipe(recipe, overrides or [], stage="dpo")
-    from rich.console import Console
+        resolved = load_recipe(recipe, overrides or [], stage="dpo")
+        from rich.console import Console
 
-    from hybrid_ft.finetune.dpo import run
+        from hybrid_ft.finetune.dpo import run
 
-    return run(resolved, Console())
+        return run(resolved, Console(), accept_changes)
 
 
 @app.command("run")
@@ -108,11 +117,12 @@ def run_stages(
     overrides: Overrides = None,
 ) -> int:
     """Do the stages of a file in order (sft, dpo, export), each from the one before; what is done is not repeated."""
-    from rich.console import Console
+    with resumable():
+        from rich.console import Console
 
-    from hybrid_ft.finetune.pipeline import run
+        from hybrid_ft.finetune.pipeline import run
 
-    return run(stages, overrides or [], Console())
+        return run(stages, overrides or [], Console())
 
 
 @app.command()

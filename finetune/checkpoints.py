@@ -20,21 +20,25 @@ MANIFEST = "manifest.json"
 STAGING = ".staging"
 
 
-def commit(staged: Path, final: Path) -> None:
-    """Turn a filled folder into ``final``, with its manifest, so that a crash of the machine leaves one or the other."""
+def commit(staged: Path, final: Path, beat: Callable[[], None] = lambda: None) -> None:
+    """Turn a filled folder into ``final``, with its manifest, so that a crash of the machine leaves one or the other.
+
+    ``beat`` is called after every file that was hashed or synced, for a watchdog.
+    """
     files = sorted(path for path in staged.rglob("*") if path.is_file() and path.name != MANIFEST)
-    sums = sha256(files)
+    sums = sha256(files, beat)
     listed = {
         path.relative_to(staged).as_posix(): {"size": path.stat().st_size, "sha256": sums[path]} for path in files
     }
     (staged / MANIFEST).write_text(json.dumps(listed, indent=1), encoding="utf-8")
-    publish(staged, final)
+    publish(staged, final, beat)
 
 
-def publish(staged: Path, final: Path) -> None:
+def publish(staged: Path, final: Path, beat: Callable[[], None] = lambda: None) -> None:
     """Sync a filled folder and rename it to ``final``, replacing what bears that name."""
     for path in [*staged.rglob("*"), staged]:
         _sync(path)
+        beat()
     if final.exists():
         remove(final)
     os.rename(staged, final)
@@ -105,16 +109,19 @@ def newest(checkpoints: Path, say: Callable[[str], None]) -> Path | None:
     return None
 
 
-def rotate(checkpoints: Path, keep: int) -> None:
-    """Remove all but the ``keep`` checkpoints of the highest steps."""
+def rotate(checkpoints: Path, keep: int, best: int | None = None) -> None:
+    """Remove all but the ``keep`` checkpoints of the highest steps and that of step ``best``."""
     for checkpoint in committed(checkpoints)[:-keep]:
-        remove(checkpoint)
+        if step_of(checkpoint) != best:
+            remove(checkpoint)
 
 
-def sha256(paths: list[Path]) -> dict[Path, str]:
+def sha256(paths: list[Path], beat: Callable[[], None] = lambda: None) -> dict[Path, str]:
     def digest(path: Path) -> str:
         with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        beat()
+        return found
 
     # hashlib lets go of the interpreter lock, so several shards are read and hashed at once
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:

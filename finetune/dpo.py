@@ -20,7 +20,7 @@ from rich.progress import Progress, TaskID
 from transformers import PreTrainedTokenizerBase
 from trl import DPOConfig
 
-from hybrid_ft.finetune import checkpoints, evaluate, stage
+from hybrid_ft.finetune import evaluate, sharding, stage
 from hybrid_ft.finetune.dpo_checks import check_first_loss, check_whole_steps, try_longest
 from hybrid_ft.finetune.dpo_metrics import ShowPairs, measures
 from hybrid_ft.finetune.dpo_trainer import PairTrainer
@@ -28,18 +28,20 @@ from hybrid_ft.finetune.pairs import prepare_pairs
 from hybrid_ft.finetune.progress import duration, say
 from hybrid_ft.finetune.recipe import Dpo, Recipe
 from hybrid_ft.finetune.reference import ReferenceCache, digests_of, reference_key, with_reference
-from hybrid_ft.finetune.run_folder import RunFolder, recipe_identity, versions
+from hybrid_ft.finetune.run_folder import RunFolder, run_identity
 from hybrid_ft.finetune.stopping import StopRequest
 
 
-def run(recipe: Recipe, console: Console) -> int:
+def run(recipe: Recipe, console: Console, accept_changes: bool = False) -> int:
     """The whole stage. Returns the exit status: 0 done, 75 stopped by a signal and resumable.
 
-    Raises InputError for what a user can mend; until training begins nothing is left behind then.
+    ``accept_changes``: go on with a run though its recipe, data, base or code are not those it began with. Raises
+    InputError for what a user can mend; until training begins nothing is left behind then.
     """
     folder, dpo = RunFolder(recipe.output or "runs/dpo"), recipe.dpo
     assert dpo is not None, "a recipe of pairs has a dpo section"
-    return stage.in_folder(folder, console, lambda stop: _Run(recipe, dpo, console, folder, stop).go())
+    recipe.train.sharded |= sharding.asked_by_launcher()
+    return stage.in_folder(folder, console, lambda stop: _Run(recipe, dpo, console, folder, stop, accept_changes).go())
 
 
 @dataclass(frozen=True)
@@ -61,16 +63,19 @@ class Plan:
 class _Run:
     """One start of a run, new or resumed."""
 
-    def __init__(self, recipe: Recipe, dpo: Dpo, console: Console, folder: RunFolder, stop: StopRequest) -> None:
+    def __init__(
+        self, recipe: Recipe, dpo: Dpo, console: Console, folder: RunFolder, stop: StopRequest, accept: bool
+    ) -> None:
         self.recipe, self.dpo, self.console, self.folder, self.stop = recipe, dpo, console, folder, stop
+        self.accept = accept
 
     def say(self, text: str) -> None:
         say(self.console, text)
 
     def go(self) -> int:
         recipe, folder, began = self.recipe, self.folder, time.perf_counter()
-        identity = recipe_identity(recipe)
-        folder.check(identity)
+        identity = run_identity(recipe, folder.processes)
+        folder.check(identity, self.accept)
         if folder.finished:
             self.say(f"{folder.path}: this run is finished; nothing to do")
             return 0
@@ -81,27 +86,31 @@ class _Run:
         self.splits = {"train": self.prepared.train} | ({"eval": self.prepared.eval} if self.prepared.eval else {})
         self.digests = {name: digests_of(rows) for name, rows in self.splits.items()}
         identity |= _identity(self.digests, self.tokenizer)
-        folder.check(identity)
+        changed = folder.check(identity, self.accept)
         self.plan = Plan.of(recipe, len(self.prepared.train))
         model = stage.load_model(recipe, self.tokenizer)
         cache = self._cache(model)
         cache.check()
-        if folder.begun and folder.record["versions"] != versions():
-            self.say(
-                "versions or the device have changed since the run began, so it may not end bit for bit where it would have"
-            )
-        resumed = checkpoints.newest(folder.checkpoints, self.say) if folder.begun else None
-        self._introduce(model, resumed)
+        saves = stage.check_storage(folder, recipe, model)
+        resumed = stage.newest_checkpoint(folder, self.say)
+        self._introduce(model, resumed, saves)
         trainer = self._trainer(model)
         # before anything is written: an hour of reference log-probabilities is no use where no step fits
         try_longest(trainer, self.prepared.train)
-        if not folder.begun:
-            folder.begin(recipe, identity)
-            folder.note(stage="dpo")
+        stage.begin_or_go_on(folder, recipe, "dpo", identity, changed, self.say)
         self._give_reference(trainer, cache)
         check_first_loss(trainer, cache.folder)
         before = self._before(trainer)
-        stage.train(trainer, recipe, self.plan.steps, folder, self.stop, self.progress, resumed)
+        if not stage.train(
+            trainer,
+            recipe,
+            self.plan.steps,
+            self.stop,
+            self.progress,
+            resumed,
+            lambda: stage.load_model(recipe, self.tokenizer),
+        ):
+            return 0
         with self.console.status("measuring after the training"):
             after = self._measure(trainer, "after")
         results = stage.export(trainer, recipe, folder, self.tokenizer, self.prepared.end_ids)
@@ -119,7 +128,7 @@ class _Run:
         dtype = "bfloat16" if stage.in_bfloat16(self.recipe) else "float32"
         return ReferenceCache(place, reference_key(model, pairs, self.tokenizer.chat_template, dtype))
 
-    def _introduce(self, model: torch.nn.Module, resumed: Path | None) -> None:
+    def _introduce(self, model: torch.nn.Module, resumed: Path | None, saves: str) -> None:
         """What will be trained, on what, against what, and where it goes."""
         recipe, dpo, plan, train = self.recipe, self.dpo, self.plan, self.recipe.train
         self.say(f"model     {stage.describe_model(recipe, model)}")
@@ -133,6 +142,9 @@ class _Run:
             f"training  {plan.steps:,} steps ({plan.steps / plan.per_epoch:.2f} epochs), loss {dpo.loss}, beta {dpo.beta:g}, "
             f"learning rate {train.learning_rate:g}, {train.schedule}, {plan.warmup} steps of warm-up"
         )
+        self.say(saves)
+        if self.folder.processes.count > 1:
+            self.say(stage.describe_processes(recipe, self.folder.processes))
         self.say(f"output    {self.folder.path}" + (f", going on from {resumed.name}" if resumed else ""))
 
     def _trainer(self, model: torch.nn.Module) -> PairTrainer:
@@ -153,8 +165,9 @@ class _Run:
             keep=recipe.train.keep,
             stop=self.stop,
             origins=lambda row: origins[row],
+            save_best=recipe.evaluate.load_best,
         )
-        if not self.folder.begun:
+        if not self.folder.begun and self.folder.processes.main:
             self.folder.checkpoints.rmdir()  # transformers makes it at once
         return trainer
 
@@ -171,6 +184,7 @@ class _Run:
                     trainer.reference,
                     self.say,
                     partial(_advance, live, task),
+                    self.folder.processes,
                 )
         self.say(f"reference {cache.folder} ({duration(time.perf_counter() - began)})")
         trainer.train_dataset = with_reference(self.prepared.train, self.digests["train"], values)
@@ -179,6 +193,8 @@ class _Run:
 
     def _before(self, trainer: PairTrainer) -> dict[str, Any]:
         """Measured once, on the base; a resumed run reads what was written then."""
+        if not self.folder.processes.main:
+            return {}
         if "before" not in self.folder.record:
             with self.console.status("measuring before the training"):
                 before = self._measure(trainer, "before")
@@ -194,7 +210,7 @@ class _Run:
         known = trainer.held_out_at
         held_out = None
         if prepared.eval is not None:
-            held_out = known[1] if known and known[0] == self.plan.steps else trainer.held_out()
+            held_out = known[1] if known and known[0] == trainer.result_step else trainer.held_out(alone=True)
         model.eval()
         answers = []
         if wanted.answers and prepared.eval is not None:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from rich.console import Console
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from hybrid_ft.finetune.processes import Processes
 from hybrid_ft.finetune.progress import ShowProgress, say
 
 _FIELDS = (
@@ -76,14 +76,14 @@ class PairSums:
         sums = torch.stack([values.double().sum() for values in each])
         self.sums = sums if self.sums is None else self.sums + sums
 
-    def take(self, accelerator: Accelerator | None = None) -> dict[str, float]:
+    def take(self, processes: Processes | None = None) -> dict[str, float]:
         """The means over all processes since the last time, and ``pairs``, how many; empty where there was none."""
-        if self.sums is None:
-            return {}
-        sums = self.sums if accelerator is None else accelerator.reduce(self.sums, "sum")
+        sums = [0.0] * len(_FIELDS) if self.sums is None else self.sums.tolist()
         self.sums = None
-        total = dict(zip(_FIELDS, sums.tolist(), strict=True))
+        total = dict(zip(_FIELDS, (processes or Processes()).sum(sums), strict=True))
         pairs = total["pairs"]
+        if not pairs:
+            return {}
         means = {
             "pairs": pairs,
             "margin": total["margins"] / pairs,
@@ -102,7 +102,7 @@ class PairSums:
         return means
 
 
-_KEPT_OF_STEPS = ("loss", "grad_norm", "learning_rate", "tokens", "tokens_per_s", "seconds", "memory")
+_KEPT_OF_STEPS = ("loss", "grad_norm", "learning_rate", "tokens", "tokens_per_s", "skipped", "seconds", "memory")
 KEPT = (
     "margin",
     "accuracy",
@@ -198,7 +198,7 @@ class ShowPairs(ShowProgress):
     ) -> None:
         kept = {name: logs[name] for name in (*_KEPT_OF_STEPS, *KEPT) if name in logs}
         kept |= {name: value for name, value in logs.items() if name.removeprefix("eval_") in ("loss", *KEPT)}
-        if not kept:
+        if not kept or not state.is_world_process_zero:
             return
         line = {"step": state.global_step, "epoch": round(state.epoch or 0.0, 4), **kept}
         with open(self.metrics, "a", encoding="utf-8") as file:

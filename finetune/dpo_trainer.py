@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader
 from datasets import Dataset
 from peft import PeftModel
@@ -26,11 +25,11 @@ from trl import DPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
 from hybrid_ft.finetune.cpu_head import take_over_on_cpu
-from hybrid_ft.finetune.data.packing import pack
-from hybrid_ft.finetune.dpo_batches import Pair, StepCollator, count_work, padded_pairs, sizes_of
+from hybrid_ft.finetune.dpo_batches import Pair, StepCollator, count_work, in_portions, padded_pairs, sizes_of
 from hybrid_ft.finetune.dpo_metrics import PairSums
+from hybrid_ft.finetune.processes import Processes
 from hybrid_ft.finetune.recipe_checks import NORMALISED_LOSSES
-from hybrid_ft.finetune.trainer import RunTrainer
+from hybrid_ft.finetune.trainer import RunTrainer, to_itself
 
 
 class PairTrainer(RunTrainer, DPOTrainer):
@@ -42,6 +41,8 @@ class PairTrainer(RunTrainer, DPOTrainer):
 
     held_out_at: tuple[int, dict[str, float]] | None = None
     """step and values of the last held-out measures"""
+    counted = True
+    """whether the pairs at work are this process's own, not some that keep it in step with the others"""
 
     def __init__(self, *args: Any, pairs_per_step: int, batch_tokens: int, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -86,6 +87,7 @@ class PairTrainer(RunTrainer, DPOTrainer):
             batch_size=self.pairs_per_step,
             sampler=self._get_train_sampler(self.train_dataset),
             collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
         )
         return prepare_data_loader(
             loader, num_processes=1, process_index=0, use_seedable_sampler=True, data_seed=self.args.data_seed
@@ -98,9 +100,7 @@ class PairTrainer(RunTrainer, DPOTrainer):
         steps, _ = Trainer.get_batch_samples(self, epoch_iterator, num_batches, device)
         for step in steps:
             self.counts.rows = step["rows"]
-            self.counts.tokens += step["tokens"]
-            self.counts.slots += step["tokens"]
-            self.state.num_input_tokens_seen += step["tokens"]
+            self.count(step["tokens"], step["tokens"], of_all=True)
         return steps, None
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any) -> torch.Tensor:
@@ -119,14 +119,16 @@ class PairTrainer(RunTrainer, DPOTrainer):
     def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         # gradients are averaged over the processes, each of which has its share of one step
         share = inputs.pop("share", 1.0) * self.accelerator.num_processes
+        self.counted = share > 0
         return super().compute_loss(model, inputs, *args, **kwargs) * share
 
     def _compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool) -> Any:
         mode = "train" if self.model.training else "eval"
         seen: list[torch.Tensor] = []
-        with _to_itself(self.accelerator):
+        with to_itself(self.accelerator):
             loss = super()._compute_loss(partial(answer_log_probs, model, seen=seen), inputs, return_outputs)
-        self.sums[mode].add(seen[0], inputs)
+        if self.counted:
+            self.sums[mode].add(seen[0], inputs)
         self._metrics[mode].clear()
         return loss
 
@@ -152,26 +154,36 @@ class PairTrainer(RunTrainer, DPOTrainer):
             self._metrics[mode].clear()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs and self.sums["train"].sums is not None:
-            logs |= self.sums["train"].take(self.accelerator)
-            logs["saved"] = 1 - self.work[0] / max(self.work[1], 1)
+        if "loss" in logs and (measured := self.sums["train"].take(self.processes)):
+            shared, unshared = self.processes.sum(self.work)
+            logs |= measured | {"saved": 1 - shared / max(unshared, 1)}
             self.work = [0, 0]
         super().log(logs, start_time)
 
-    def held_out(self) -> dict[str, float]:
-        """Loss per pair and the other measures of the held-out pairs. Leaves the random state and the mode as they were."""
+    def held_out(self, alone: bool = False) -> dict[str, float]:
+        """Loss per pair and the other measures of the held-out pairs. Leaves the random state and the mode as they were.
+
+        The processes share the pairs, unless this one is to compute ``alone``.
+        """
+        processes = Processes() if alone else self.processes
         rows, total = self.eval_dataset, 0.0
         was_training = self.model.training
         self.model.eval()
         sizes = sizes_of(rows)
+        shares = in_portions(sizes, max(self.batch_tokens, max(sizes)), processes.count)
         with torch.random.fork_rng(devices=[]), torch.no_grad(), self.compute_loss_context_manager():
-            for portion in pack(sizes, max(self.batch_tokens, max(sizes))):
-                if self.stop.now:
+            for portion in shares[processes.rank]:
+                if processes.any(self.stop.now):
+                    self.stop.agreed = True
                     break
-                batch = self._prepare_inputs(padded_pairs(list(rows.select(portion)), self.pad_token_id))
+                # one that is left without pairs computes on some all the same, because the others wait for it
+                batch = self._prepare_inputs(padded_pairs(list(rows.select(portion or [0])), self.pad_token_id))
+                self.counted = bool(portion)
                 total += float(DPOTrainer.compute_loss(self, self.model, batch)) * len(portion)
+                self.watchdog.beat()
+        self.counted = True
         self.model.train(was_training)
-        return {"loss": total / len(rows)} | self.sums["eval"].take()
+        return {"loss": processes.sum([total])[0] / len(rows)} | self.sums["eval"].take(processes)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As the loop calls it between steps; a stop request ends it early, without a result."""
@@ -179,6 +191,7 @@ class PairTrainer(RunTrainer, DPOTrainer):
         if self.stop.now:
             return {}
         self.held_out_at = (self.state.global_step, measured)
+        self.note_held_out(measured["loss"])
         metrics = {f"eval_{name}": value for name, value in measured.items()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -209,21 +222,3 @@ def answer_log_probs(
         seen.append(log_probs.detach())
     nothing = torch.zeros_like(log_probs, requires_grad=False)
     return SimpleNamespace(log_probs=log_probs, entropy=nothing, mean_logits=nothing, is_top1=nothing.bool())
-
-
-@contextmanager
-def _to_itself(accelerator: Accelerator) -> Iterator[None]:
-    """Inside the block gathering returns this process's own values.
-
-    TRL gathers its metrics after every micro-batch; ours differ in size between processes, and a collective call on
-    tensors of different shapes never returns. ``PairSums`` are reduced once, when they are logged.
-    """
-
-    def own(values: Any, *args: Any, **kwargs: Any) -> Any:
-        return values
-
-    accelerator.gather = accelerator.gather_for_metrics = own
-    try:
-        yield
-    finally:
-        del accelerator.gather, accelerator.gather_for_metrics

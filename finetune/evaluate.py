@@ -30,18 +30,18 @@ LONGEST = 240
 
 
 @torch.no_grad()
-def held_out_loss(model: torch.nn.Module, batches: Iterable[dict[str, Any]]) -> tuple[float, int]:
-    """Negative log-likelihood per trained token over all batches, and the number of these tokens.
+def held_out_sums(model: torch.nn.Module, batches: Iterable[dict[str, Any]]) -> tuple[float, int]:
+    """Negative log-likelihood of all trained tokens, summed over the batches, and the number of these tokens.
 
-    The sum over every token divided once, so that it does not depend on how rows fall into batches. ``model`` is one
-    that TRL has given its fused head.
+    To be divided once, so that the loss does not depend on how rows fall into batches. ``model`` is one that TRL has
+    given its fused head.
     """
     total, tokens = torch.zeros((), dtype=torch.float64), 0
     for batch in batches:
         outputs = model(**batch, use_cache=False, fused_lm_head=True)
         total -= outputs.log_probs.sum(dtype=torch.float64).cpu()
         tokens += int(outputs.label_mask.sum())
-    return float(total) / max(tokens, 1), tokens
+    return float(total), tokens
 
 
 def answer_held_out(

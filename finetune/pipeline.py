@@ -324,8 +324,8 @@ def _held(place: Path) -> Iterator[None]:
         raise InputError(f"output: {place} holds {foreign[0]} and no {_RECORD}; give another output")
     with open(place / _LOCK, "a") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # as the runs' folders
+        except (BlockingIOError, PermissionError) as error:
             raise InputError(f"output: another process is at work in {place}; wait for it, or stop it") from error
         try:
             yield

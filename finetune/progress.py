@@ -19,6 +19,7 @@ _KEPT = (
     "tokens",
     "tokens_per_s",
     "padding",
+    "skipped",
     "seconds",
     "memory",
     "eval_loss",
@@ -63,7 +64,7 @@ class ShowProgress(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **kwargs: Any
     ) -> None:
         kept = {name: logs[name] for name in _KEPT if name in logs}
-        if not kept:
+        if not kept or not state.is_world_process_zero:
             return
         line = {"step": state.global_step, "epoch": round(state.epoch or 0.0, 4), **kept}
         with open(self.metrics, "a", encoding="utf-8") as file:

@@ -162,6 +162,10 @@ class Train(Section):
     """checkpoints kept"""
     log_every: AtLeastOne = 1
     """steps"""
+    loader_workers: int = Field(0, ge=0, le=64)
+    """processes that put batches together ahead of the training"""
+    sharded: bool = False
+    """of several processes: weights, gradients and optimizer divided among them (FSDP2), not a copy in each (DDP)"""
     trackers: list[Literal["tensorboard", "trackio", "wandb"]] = Field(default_factory=list)
     """beside metrics.jsonl, which is always written"""
 
@@ -215,6 +219,8 @@ class Evaluate(Section):
 
     every: AtLeastOne | None = None
     """steps between held-out losses; one is always taken at the end when there are held-out rows"""
+    load_best: bool = False
+    """the result is the checkpoint with the lowest held-out loss, which is kept beside the newest ones"""
     answers: int = Field(0, ge=0)
     """held-out prompts answered greedily before and after, scored by exact match with the reference answer"""
     samples: list[Text] = Field(default_factory=list)

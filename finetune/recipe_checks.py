@@ -49,6 +49,8 @@ def contradictions(recipe: Recipe) -> Iterator[Wrong]:
             yield Wrong(("evaluate", "every"), f"got {evaluate.every}; {needs}", (("data", "eval"),))
         if evaluate.answers:
             yield Wrong(("evaluate", "answers"), f"got {evaluate.answers}; {needs}", (("data", "eval"),))
+    if evaluate.load_best and not evaluate.every:
+        yield Wrong(("evaluate", "load_best"), "needs held-out losses on the way; set evaluate.every")
     if model.from_scratch and model.lora:
         yield Wrong(
             ("model", "lora"), "needs trained weights to adapt; set model.from_scratch: false or model.lora: null"

@@ -14,7 +14,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from hybrid_ft.finetune.checkpoints import sha256, write_text
 from hybrid_ft.finetune.data.packing import pack
 from hybrid_ft.finetune.dpo_batches import Pair, tokens_of
+from hybrid_ft.finetune.processes import Processes
 from hybrid_ft.hybrid_model.errors import InputError
 
 NUMERICS = 4
@@ -121,36 +122,40 @@ class ReferenceCache:
         compute: Compute,
         say: Callable[[str], None],
         show: Callable[[int, int], None] = lambda done, total: None,
+        processes: Processes | None = None,
     ) -> Values:
         """The values of all pairs; those that are not in the folder are computed, piece by piece, and written.
 
-        ``compute`` gets micro-batches of at most ``batch_tokens``. Raises InputError for a value that is not finite.
+        ``compute`` gets micro-batches of at most ``batch_tokens``. Several processes share the pieces; number 0 reads
+        and writes. Raises InputError for a value that is not finite.
         """
+        processes = processes or Processes()
+        with self._opened(say) if processes.main else nullcontext():
+            values, total = processes.of_main(self._read(say) if processes.main else None), len(pairs)
+            missing = {digest: row for row, digest in enumerate(digests) if digest not in values}
+            rows = sorted(missing.values())
+            pieces = [rows[start : start + PIECE] for start in range(0, len(rows), PIECE)]
+            for turn in range(0, len(pieces), processes.count):
+                show(total - len(rows) + turn * PIECE, total)
+                mine = pieces[turn + processes.rank] if turn + processes.rank < len(pieces) else []
+                named = [digests[row] for row in mine]
+                for found in processes.gather(_computed(list(pairs.select(mine)), named, batch_tokens, compute)):
+                    values |= found
+                    if found and processes.main:
+                        self._add(found)
+            show(total, total)
+        return values
+
+    @contextmanager
+    def _opened(self, say: Callable[[str], None]) -> Iterator[None]:
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._lock(say):
             self.check()
             if not (self.folder / _MANIFEST).exists():
                 self._write({"key": self.key, "pieces": {}})
-            values, total = self._read(say), len(pairs)
-            missing = {digest: row for row, digest in enumerate(digests) if digest not in values}
-            rows = sorted(missing.values())
-            for start in range(0, len(rows), PIECE):
-                show(total - len(rows) + start, total)
-                chosen = rows[start : start + PIECE]
-                named = [digests[row] for row in chosen]
-                values |= self._piece(list(pairs.select(chosen)), named, batch_tokens, compute)
-            show(total, total)
-        return values
+            yield
 
-    def _piece(self, pairs: list[Pair], digests: list[bytes], batch_tokens: int, compute: Compute) -> Values:
-        values: Values = {}
-        for portion in pack([tokens_of(pair) for pair in pairs], batch_tokens):
-            chosen, rejected = compute([pairs[number] for number in portion])
-            for number, *both in zip(portion, chosen.tolist(), rejected.tolist(), strict=True):
-                if not np.isfinite(both).all():
-                    name = pairs[number].get("origin", "a pair")
-                    raise InputError(f"{name}: the base's log-probabilities are {both[0]} and {both[1]}", NUMERICS)
-                values[digests[number]] = (both[0], both[1])
+    def _add(self, values: Values) -> None:
         manifest = self._manifest()
         name = f"pairs-{len(manifest['pieces']):05}.safetensors"
         while name in manifest["pieces"]:
@@ -165,7 +170,6 @@ class ReferenceCache:
         manifest["pieces"][name] = sha256([staged])[staged]
         os.replace(staged, self.folder / name)
         self._write(manifest)
-        return values
 
     def _read(self, say: Callable[[str], None]) -> Values:
         manifest = self._manifest()
@@ -199,11 +203,23 @@ class ReferenceCache:
     def _lock(self, say: Callable[[str], None]) -> Iterator[None]:
         with open(self.folder / ".lock", "a") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
                 say(f"{self.folder}: another run is computing this reference; waiting for it")
-                fcntl.flock(file, fcntl.LOCK_EX)
+                fcntl.lockf(file, fcntl.LOCK_EX)
             yield
+
+
+def _computed(pairs: list[Pair], digests: list[bytes], batch_tokens: int, compute: Compute) -> Values:
+    values: Values = {}
+    for portion in pack([tokens_of(pair) for pair in pairs], batch_tokens):
+        chosen, rejected = compute([pairs[number] for number in portion])
+        for number, *both in zip(portion, chosen.tolist(), rejected.tolist(), strict=True):
+            if not np.isfinite(both).all():
+                name = pairs[number].get("origin", "a pair")
+                raise InputError(f"{name}: the base's log-probabilities are {both[0]} and {both[1]}", NUMERICS)
+            values[digests[number]] = (both[0], both[1])
+    return values
 
 
 def with_reference(pairs: Dataset, digests: Sequence[bytes], values: Values) -> Dataset:

@@ -7,45 +7,45 @@ import time
 from pathlib import Path
 from typing import Any
 
-import transformers
 from datasets import Dataset
 from peft import PeftModel
 from rich.console import Console
 from transformers import PreTrainedModel
 
-from hybrid_ft.finetune import checkpoints, evaluate, stage
+from hybrid_ft.finetune import evaluate, sharding, stage
 from hybrid_ft.finetune.data import prepare
 from hybrid_ft.finetune.progress import ShowProgress, duration, say
 from hybrid_ft.finetune.recipe import Recipe
-from hybrid_ft.finetune.run_folder import RunFolder, prepared_identity, recipe_identity, versions
+from hybrid_ft.finetune.run_folder import RunFolder, prepared_identity, run_identity
 from hybrid_ft.finetune.sft_trainer import PackedSFTTrainer, Plan, arguments
 from hybrid_ft.finetune.stopping import StopRequest
-from hybrid_ft.finetune.trainer import packs_dataset
+from hybrid_ft.finetune.trainer import FILLER, packs_dataset
 
 
-def run(recipe: Recipe, console: Console) -> int:
+def run(recipe: Recipe, console: Console, accept_changes: bool = False) -> int:
     """The whole stage. Returns the exit status: 0 done, 75 stopped by a signal and resumable.
 
-    Raises InputError for what a user can mend; until training begins nothing is left behind then.
+    ``accept_changes``: go on with a run though its recipe, data, base or code are not those it began with. Raises
+    InputError for what a user can mend; until training begins nothing is left behind then.
     """
-    transformers.logging.disable_progress_bar()
     folder = RunFolder(recipe.output or "runs/sft")
-    return stage.in_folder(folder, console, lambda stop: _Run(recipe, console, folder, stop).go())
+    recipe.train.sharded |= sharding.asked_by_launcher()
+    return stage.in_folder(folder, console, lambda stop: _Run(recipe, console, folder, stop, accept_changes).go())
 
 
 class _Run:
     """One start of a run, new or resumed."""
 
-    def __init__(self, recipe: Recipe, console: Console, folder: RunFolder, stop: StopRequest) -> None:
-        self.recipe, self.console, self.folder, self.stop = recipe, console, folder, stop
+    def __init__(self, recipe: Recipe, console: Console, folder: RunFolder, stop: StopRequest, accept: bool) -> None:
+        self.recipe, self.console, self.folder, self.stop, self.accept = recipe, console, folder, stop, accept
 
     def say(self, text: str) -> None:
         say(self.console, text)
 
     def go(self) -> int:
         recipe, folder, began = self.recipe, self.folder, time.perf_counter()
-        identity = recipe_identity(recipe)
-        folder.check(identity)
+        identity = run_identity(recipe, folder.processes)
+        folder.check(identity, self.accept)
         if folder.finished:
             self.say(f"{folder.path}: this run is finished; nothing to do")
             return 0
@@ -54,23 +54,17 @@ class _Run:
         # what the rows were rendered with is what the result answers with
         self.tokenizer.chat_template = self.prepared.chat_template
         identity |= prepared_identity(self.prepared, self.tokenizer)
-        folder.check(identity)
-        self.plan = Plan.of(recipe, self.prepared)
-        model = stage.load_model(recipe, self.tokenizer)
-        if recipe.model.from_scratch:
-            # a preset's is of its own tokenizer; in another one that id may be a word, and would get no gradient
-            model.get_input_embeddings().padding_idx = self.tokenizer.pad_token_id
-        if not folder.begun:
-            folder.begin(recipe, identity)
-        elif folder.record["versions"] != versions():
-            self.say(
-                "versions or the device have changed since the run began, so it may not end bit for bit where it would have"
-            )
-        resumed = checkpoints.newest(folder.checkpoints, self.say)
-        self._introduce(model, resumed)
+        changed = folder.check(identity, self.accept)
+        self.plan = Plan.of(recipe, self.prepared, folder.processes.count)
+        model = self._model()
+        saves = stage.check_storage(folder, recipe, model)
+        stage.begin_or_go_on(folder, recipe, "sft", identity, changed, self.say)
+        resumed = stage.newest_checkpoint(folder, self.say)
+        self._introduce(model, resumed, saves)
         trainer = self._trainer(model)
         before = self._before(trainer)
-        stage.train(trainer, recipe, self.plan.steps, folder, self.stop, self.progress, resumed)
+        if not stage.train(trainer, recipe, self.plan.steps, self.stop, self.progress, resumed, self._model):
+            return 0
         with self.console.status("measuring after the training"):
             after = self._measure(trainer, "after")
         results = stage.export(trainer, recipe, folder, self.tokenizer, self.prepared.end_ids)
@@ -82,7 +76,14 @@ class _Run:
         self.say(f"next: hybrid-ft chat {results[-1]}")
         return 0
 
-    def _introduce(self, model: PreTrainedModel | PeftModel, resumed: Path | None) -> None:
+    def _model(self) -> PreTrainedModel | PeftModel:
+        model = stage.load_model(self.recipe, self.tokenizer)
+        if self.recipe.model.from_scratch:
+            # a preset's is of its own tokenizer; in another one that id may be a word, and would get no gradient
+            model.get_input_embeddings().padding_idx = self.tokenizer.pad_token_id
+        return model
+
+    def _introduce(self, model: PreTrainedModel | PeftModel, resumed: Path | None, saves: str) -> None:
         """What will be trained, on what, in what portions, and where it goes."""
         recipe, plan, train = self.recipe, self.plan, self.recipe.train
         self.say(f"model     {stage.describe_model(recipe, model)}")
@@ -94,27 +95,33 @@ class _Run:
             else f"batches of {train.batch_size} rows"
         )
         self.say(
-            f"batches   {plan.micro_batches:,} {portion}, {train.accumulation} a step: "
+            f"batches   {plan.micro_batches:,} {portion}, {train.accumulation * self.folder.processes.count} a step: "
             f"about {plan.tokens / plan.per_epoch:,.0f} tokens a step, {plan.per_epoch:,} steps an epoch"
         )
         self.say(
             f"training  {plan.steps:,} steps ({plan.steps / plan.per_epoch:.2f} epochs), learning rate {train.learning_rate:g}, "
             f"{train.schedule}, {plan.warmup} steps of warm-up"
         )
+        self.say(saves)
+        if self.folder.processes.count > 1:
+            self.say(stage.describe_processes(recipe, self.folder.processes))
         self.say(f"output    {self.folder.path}" + (f", going on from {resumed.name}" if resumed else ""))
 
     def _trainer(self, model: PreTrainedModel | PeftModel) -> PackedSFTTrainer:
         prepared = self.prepared
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(self.folder.path / "tensorboard")
         origins = prepared.train["origin"]
+        packs, fillers = _packs(prepared.train, prepared.packs), int(self.folder.processes.count > 1)
         held_out = (
-            None if prepared.eval is None else packs_dataset(prepared.eval, _packs(prepared.eval, prepared.eval_packs))
+            None
+            if prepared.eval is None
+            else packs_dataset(prepared.eval, _packs(prepared.eval, prepared.eval_packs) + [[FILLER]] * fillers)
         )
         self.progress = ShowProgress(self.console, self.folder.metrics)
-        return PackedSFTTrainer(
+        trainer = PackedSFTTrainer(
             model,
             arguments(self.recipe, self.plan, self.folder),
-            train_dataset=packs_dataset(prepared.train, _packs(prepared.train, prepared.packs)),
+            train_dataset=packs_dataset(prepared.train, packs + [[FILLER]] * fillers),
             eval_dataset=held_out,
             processing_class=self.tokenizer,
             callbacks=[self.progress],
@@ -122,10 +129,14 @@ class _Run:
             keep=self.recipe.train.keep,
             stop=self.stop,
             origins=lambda row: origins[row],
+            save_best=self.recipe.evaluate.load_best,
         )
+        return trainer
 
     def _before(self, trainer: PackedSFTTrainer) -> dict[str, Any]:
         """Measured once, on the base; a resumed run reads what was written then."""
+        if not self.folder.processes.main:
+            return {}
         if "before" not in self.folder.record:
             with self.console.status("measuring before the training"):
                 before = self._measure(trainer, "before")
@@ -141,7 +152,7 @@ class _Run:
         known = trainer.held_out_at
         loss = None
         if prepared.eval is not None:
-            loss = known[1] if known and known[0] == self.plan.steps else trainer.held_out()[0]
+            loss = known[1] if known and known[0] == trainer.result_step else trainer.held_out(alone=True)[0]
         model.eval()
         answers = (
             evaluate.answer_held_out(model, self.tokenizer, prepared.eval, prepared.end_ids, wanted)

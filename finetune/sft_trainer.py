@@ -10,16 +10,21 @@ from typing import Any
 
 import pyarrow.compute as pc
 import torch
+from accelerate.data_loader import SeedableRandomSampler, prepare_data_loader
+from datasets import Dataset
 from peft import PeftModel
+from torch.utils.data import BatchSampler, DataLoader
 from transformers import PreTrainedModel
 from trl import SFTConfig, SFTTrainer
 
 from hybrid_ft.finetune import evaluate, stage
 from hybrid_ft.finetune.cpu_head import take_over_on_cpu
 from hybrid_ft.finetune.data import Prepared
+from hybrid_ft.finetune.processes import Processes
 from hybrid_ft.finetune.recipe import Recipe
 from hybrid_ft.finetune.run_folder import RunFolder
-from hybrid_ft.finetune.trainer import RunTrainer
+from hybrid_ft.finetune.shares import Share
+from hybrid_ft.finetune.trainer import RunTrainer, to_itself
 
 
 @dataclass(frozen=True)
@@ -36,10 +41,10 @@ class Plan:
     tokens: int
 
     @classmethod
-    def of(cls, recipe: Recipe, prepared: Prepared) -> Plan:
+    def of(cls, recipe: Recipe, prepared: Prepared, processes: int = 1) -> Plan:
         train, rows = recipe.train, len(prepared.train)
         micro_batches = len(prepared.packs) if prepared.packs is not None else math.ceil(rows / train.batch_size)
-        per_epoch = math.ceil(micro_batches / train.accumulation)
+        per_epoch = math.ceil(micro_batches / (train.accumulation * processes))
         steps = train.steps or math.ceil(train.epochs * per_epoch)
         columns = prepared.train.with_format("arrow").iter(10_000)
         tokens = sum(pc.sum(pc.list_value_length(table["input_ids"])).as_py() for table in columns)
@@ -47,24 +52,43 @@ class Plan:
 
 
 class PackedSFTTrainer(RunTrainer, SFTTrainer):
-    """The rows come tokenised and packed; the held-out loss is exact."""
+    """The rows come tokenised and packed; the held-out loss is exact. With several processes the last row of the
+    training set is the filler."""
 
     held_out_at: tuple[int, float] | None = None
     """step and value of the last held-out loss"""
 
     def __init__(self, model: PreTrainedModel | PeftModel, *args: Any, **kwargs: Any) -> None:
         super().__init__(model, *args, **kwargs)
+        self.fillers = int(self.processes.count > 1)
         take_over_on_cpu(model.get_base_model() if isinstance(model, PeftModel) else model)
 
-    def held_out(self) -> tuple[float, int]:
-        """Loss per trained token of the held-out rows, and the number of these tokens. Leaves the random state as it was."""
+    def get_train_dataloader(self) -> DataLoader:
+        if self.processes.count == 1:
+            return super().get_train_dataloader()
+        # the order of one process, which accelerate makes in this way
+        order = SeedableRandomSampler(range(len(self.train_dataset) - self.fillers), data_seed=self.args.data_seed)
+        loader = self._loader(self.train_dataset, BatchSampler(order, self.args.train_batch_size, drop_last=False))
+        return prepare_data_loader(loader, num_processes=1, process_index=0)
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        with to_itself(self.accelerator):
+            return super().compute_loss(*args, **kwargs)
+
+    def held_out(self, alone: bool = False) -> tuple[float, int]:
+        """Loss per trained token of the held-out rows, and the number of these tokens. Leaves the random state as it was.
+
+        The processes share the rows, unless this one is to compute ``alone``.
+        """
+        processes = Processes() if alone else self.processes
         was_training = self.model.training
         self.model.eval()
         # a loader draws from the global generator: without the fork, evaluating would change the training
         with torch.random.fork_rng(devices=[]), self.accelerator.autocast():
-            result = evaluate.held_out_loss(self.model, self._held_out_batches())
+            here = evaluate.held_out_sums(self.model, self._held_out_batches(processes))
         self.model.train(was_training)
-        return result
+        loss, tokens = processes.sum(here)
+        return loss / max(tokens, 1), int(tokens)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As the loop calls it between steps; a stop request ends it early, without a result."""
@@ -72,17 +96,33 @@ class PackedSFTTrainer(RunTrainer, SFTTrainer):
         if self.stop.now:
             return {}
         self.held_out_at = (self.state.global_step, loss)
+        self.note_held_out(loss)
         metrics = {"eval_loss": loss, "eval_tokens": tokens}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _held_out_batches(self) -> Iterator[dict[str, Any]]:
-        for batch in self.get_eval_dataloader():
-            if self.stop.now:
+    def _held_out_batches(self, processes: Processes) -> Iterator[dict[str, Any]]:
+        rows = range(len(self.eval_dataset) - self.fillers)
+        in_order = BatchSampler(rows, self.args.eval_batch_size, drop_last=False)
+        for batch in self._loader(self.eval_dataset, in_order, processes):
+            if processes.any(self.stop.now):
+                self.stop.agreed = True
                 return
             batch.pop("rows")
             yield self._prepare_inputs(batch)
+            self.watchdog.beat()
+
+    def _loader(self, rows: Dataset, batches: BatchSampler, processes: Processes | None = None) -> DataLoader:
+        """This process's share. The last of the rows is the filler where there are several processes."""
+        processes, args = processes or self.processes, self.args
+        return DataLoader(
+            rows,
+            batch_sampler=Share(batches, processes.count, processes.rank, [len(rows) - 1]),
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+        )
 
 
 def arguments(recipe: Recipe, plan: Plan, folder: RunFolder) -> SFTConfig:

@@ -2,16 +2,49 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 RESUMABLE = 75
 """Exit status of a run that was stopped and continues with the same command (EX_TEMPFAIL)."""
 
+ECHO = 3.0
+"""Seconds in which the same request may arrive again where there are several processes."""
+
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Inside the block, until a run listens itself, a signal ends the process with the status of a stopped run: the
+    libraries take seconds to load."""
+    with _handled_by(_end):
+        yield
+
+
+@contextmanager
+def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    # nohup and a shell's background jobs ignore some; that is what their user asked for
+    heard = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, handler) for number in heard}
+    try:
+        yield
+    finally:
+        for number, was in before.items():
+            signal.signal(number, was)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    print(f"stopped by {signal.Signals(number).name}; the same command goes on from here", flush=True)
+    os._exit(RESUMABLE)
 
 
 class Stopped(BaseException):
@@ -19,30 +52,26 @@ class Stopped(BaseException):
 
 
 class StopRequest:
-    """Whether a signal has asked this run to stop, and by which one."""
+    """Whether a signal has asked this run to stop, and by which one.
+
+    agreed   another of its processes has heard one, and all of them stop after the same step
+    several  there are others: a launcher passes a signal on to all, so that one request arrives more than once
+    """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
-        self._in_steps = False
+        self.agreed = self.several = False
+        self._in_steps, self._heard_at = False, 0.0
 
     @property
     def now(self) -> bool:
-        return self.received is not None
+        return self.agreed or self.received is not None
 
     @contextmanager
     def listening(self) -> Iterator[StopRequest]:
         """Catch the signals inside the block; outside steps they raise Stopped at once, where they are."""
-        if threading.current_thread() is not threading.main_thread():
+        with _handled_by(self._on_signal):
             yield self
-            return
-        # nohup and a shell's background jobs ignore some; that is what their user asked for
-        heard = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-        before = {number: signal.signal(number, self._on_signal) for number in heard}
-        try:
-            yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     @contextmanager
     def at_step_ends(self) -> Iterator[None]:
@@ -56,9 +85,16 @@ class StopRequest:
             raise Stopped
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.received = signal.Signals(number)
-        for other in _SIGNALS:
-            if signal.getsignal(other) == self._on_signal:
-                signal.signal(other, signal.SIG_DFL)
+        if self.received is None:
+            self.received, self._heard_at = signal.Signals(number), time.monotonic()
+        elif time.monotonic() - self._heard_at >= ECHO:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        else:
+            return
+        if not self.several:
+            for other in _SIGNALS:
+                if signal.getsignal(other) == self._on_signal:
+                    signal.signal(other, signal.SIG_DFL)
         if not self._in_steps:
             raise Stopped

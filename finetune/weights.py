@@ -12,23 +12,41 @@ from pathlib import Path
 import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from hybrid_ft.finetune.processes import Processes, whole
 from hybrid_ft.hybrid_model import checkpoint
 from hybrid_ft.hybrid_model.errors import InputError
 
 ADAPTER = "adapter_model.safetensors"
 
 
-def save(model: PreTrainedModel | PeftModel, folder: Path) -> None:
-    """All weights with the config, or for LoRA the adapter with its config."""
+def save(model: PreTrainedModel | PeftModel, folder: Path, processes: Processes | None = None) -> None:
+    """All weights with the config, or for LoRA the adapter with its config. Of several processes number 0 writes."""
+    processes = processes or Processes()
+    tensors: dict[str, torch.Tensor] = {}
+    for name, tensor in (_adapter(model) if isinstance(model, PeftModel) else model.state_dict()).items():
+        found = whole(tensor)
+        if processes.main:
+            # pieces put together lie with the model's on the GPU, which has no room for all of them
+            tensors[name] = found.cpu() if found is not tensor else found
+    if not processes.main:
+        return
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(model, PeftModel):
-        save_file(_adapter(model), folder / ADAPTER, metadata={"format": "pt"})
+        save_file(tensors, folder / ADAPTER, metadata={"format": "pt"})
         model.peft_config["default"].save_pretrained(str(folder))
     else:
         # not checkpoint.save, which writes A_log and dt_bias in the model's dtype
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=tensors, max_shard_size="5GB")
+
+
+def are_finite(model: torch.nn.Module) -> bool:
+    """Whether all weights that are trained are, as far as they lie with this process."""
+    trained = [parameter.detach() for parameter in model.parameters() if parameter.requires_grad]
+    pieces = [part.to_local() if isinstance(part, DTensor) else part for part in trained]
+    return all(bool(torch.isfinite(piece).all()) for piece in pieces)
 
 
 def load_into(model: PreTrainedModel | PeftModel, folder: Path) -> None:

@@ -26,7 +26,7 @@ def shown(metrics, terminal: bool) -> str:
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=terminal, width=120, color_system=None)
     progress = ShowProgress(console, metrics)
-    state = SimpleNamespace(global_step=4, max_steps=8, epoch=0.5)
+    state = SimpleNamespace(global_step=4, max_steps=8, epoch=0.5, is_world_process_zero=True)
     progress.on_train_begin(None, state, None)
     for step in (5, 6):
         state.global_step = step
@@ -63,7 +63,7 @@ def test_a_file_gets_a_line_now_and_then(tmp_path, monkeypatch):
     monkeypatch.setattr(progress.time, "perf_counter", lambda: next(clock))
     screen = io.StringIO()
     live = ShowProgress(Console(file=screen, width=120), tmp_path / "metrics.jsonl")
-    state = SimpleNamespace(global_step=0, max_steps=40, epoch=0.5)
+    state = SimpleNamespace(global_step=0, max_steps=40, epoch=0.5, is_world_process_zero=True)
     live.on_train_begin(None, state, None)
     for step in range(1, 41):
         state.global_step = step

@@ -33,7 +33,7 @@ def begin(raw: dict[str, Any]) -> RunFolder:
     recipe = Recipe.model_validate(raw)
     folder = RunFolder(raw["output"])
     with folder.held():
-        folder.begin(recipe, recipe_identity(recipe))
+        folder.begin("sft", recipe, recipe_identity(recipe))
     return folder
 
 

@@ -54,7 +54,7 @@ def results(folder: Path) -> dict[str, bytes]:
 
 
 def optimizer(folder: Path, step: int) -> dict[str, Any]:
-    return torch.load(folder / "checkpoints" / f"checkpoint-{step}" / "optimizer.pt", weights_only=True)
+    return load_file(folder / "checkpoints" / f"checkpoint-{step}" / "optimizer-00001.safetensors")
 
 
 def assert_same_run(one: Any, other: Any, steps: int) -> None:
@@ -66,10 +66,8 @@ def assert_same_run(one: Any, other: Any, steps: int) -> None:
     assert ones.keys() == others.keys()
     assert [name for name in ones if ones[name] != others[name]] == []
     state, other_state = optimizer(one.folder, steps), optimizer(other.folder, steps)
-    assert state["param_groups"] == other_state["param_groups"]
-    for index, values in state["state"].items():
-        for name, value in values.items():
-            assert torch.equal(value, other_state["state"][index][name]), (index, name)
+    assert len(state) >= 30 and state.keys() == other_state.keys()
+    assert [name for name in state if not torch.equal(state[name], other_state[name])] == []
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -200,7 +198,7 @@ def test_a_missing_state_file_is_no_fresh_start(start, tmp_path, monkeypatch):
         with pytest.raises(Killed):
             start()
     checkpoint = tmp_path / "run/checkpoints/checkpoint-2"
-    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"):
+    for name in ("optimizer-00001.safetensors", "scheduler.json", "random_state.safetensors", "trainer_state.json"):
         content = (checkpoint / name).read_bytes()
         (checkpoint / name).unlink()
         checkpoints.commit(checkpoint.rename(checkpoint.with_name("staged")), checkpoint)

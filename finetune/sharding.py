@@ -1,0 +1,51 @@
+"""Weights, gradients and moments in pieces over the processes, by torch's FSDP2."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from accelerate import Accelerator
+from peft import PeftModel
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from transformers import PreTrainedModel
+
+
+def asked_by_launcher() -> bool:
+    """Whether ``accelerate launch --use_fsdp`` has started this. accelerate is then not told: it would divide a model
+    in its own way."""
+    return os.environ.pop("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true")
+
+
+def shard(model: PreTrainedModel | PeftModel, accelerator: Accelerator) -> None:
+    """Divide every layer by itself, and the embedding, last norm and head with the model.
+
+    They are gathered in the dtype they are kept in: a layer's policy holds for all of its weights, and ``A_log`` and
+    ``dt_bias`` are not to be rounded. Arithmetic in bfloat16 is autocast's, as in one process.
+
+    accelerate would divide the last norm and the head as a unit of their own, which a fused head, that never calls the
+    head, leaves undivided after the first step.
+    """
+    mesh = init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", (accelerator.num_processes,))
+    policy = MixedPrecisionPolicy(param_dtype=None, reduce_dtype=torch.float32)
+    plain = model.get_base_model() if isinstance(model, PeftModel) else model
+    for layer in plain.model.layers:
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+    # what accelerate asks a model for before the last micro-batch of a step
+    model.no_sync = partial(_no_sync, model)
+    # it adds autocast, and no DDP
+    accelerator.prepare_model = partial(accelerator.prepare_model, evaluation_mode=True)
+
+
+@contextmanager
+def _no_sync(model: FSDPModule) -> Iterator[None]:
+    model.set_requires_gradient_sync(False)
+    try:
+        yield
+    finally:
+        model.set_requires_gradient_sync(True)
