@@ -29,6 +29,7 @@ def enter_child(wanted: dict[str, Any]) -> list[str]:
         os.dup2(handle, number)
         os.close(handle)
     sys.stdin, sys.stdout, sys.stderr = (os.fdopen(*end, closefd=False) for end in ((0, "r"), (1, "w"), (2, "w", 1)))
+    os.environ |= wanted["environment"]
     os.chdir(wanted["cwd"])
     sys.argv = ["hybrid-ft", *wanted["arguments"]]
     for name, options in wanted["inject"].items():

@@ -13,6 +13,7 @@ import random
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -26,6 +27,7 @@ from typing import Any
 RESULTS = ("model", "adapter", "merged")
 TIMES = ("tokens_per_s", "pairs_per_s", "seconds", "memory")
 """In metrics.jsonl; everything else there must come out the same twice."""
+Inject = dict[str, dict[str, Any]]
 LIMIT = 240.0
 """seconds after which a start that takes two has hung"""
 
@@ -81,7 +83,7 @@ class Child:
 
     def kill(self, number: signal.Signals) -> bool:
         """Whether it was still there to be sent the signal."""
-        if self._ended(0):
+        if self.ended(0):
             return False
         signal.pidfd_send_signal(self.handle, number)
         return True
@@ -89,7 +91,7 @@ class Child:
     def wait(self, limit: float = LIMIT) -> int:
         """The exit status, negative for the signal that ended it, as subprocess has it."""
         if self.status is None:
-            if not self._ended(limit):
+            if not self.ended(limit):
                 self.dispose()
                 raise TimeoutError(f"still running after {limit:.0f} s\n{self.screen}")
             self._reap()
@@ -115,12 +117,48 @@ class Child:
         if self.tracer:
             self.tracer.communicate()
 
-    def _ended(self, limit: float) -> bool:
+    def ended(self, limit: float) -> bool:
+        """Whether it has ended, now or within ``limit`` seconds."""
         if self.status is not None:
             return True
         poll = select.poll()
         poll.register(self.handle, select.POLLIN)
         return bool(poll.poll(limit * 1000))
+
+
+@dataclass
+class Ranks:
+    """The processes of one run, and what a launcher does for them."""
+
+    children: list[Child]
+    hung: str | None = None
+    """what had to be done to end them"""
+
+    def wait(self, limit: float = 60.0, grace: float = 30.0) -> list[int]:
+        """The exit statuses, once all have ended. When one ends with a status that is not 0 the others are asked to stop
+        (SIGTERM) and killed ``grace`` seconds later, as torchrun does; all are killed after ``limit`` seconds."""
+        began, asked_at = time.monotonic(), None
+        while running := [rank for rank, child in enumerate(self.children) if not child.ended(0.02)]:
+            failed = [child for rank, child in enumerate(self.children) if rank not in running and child.wait() != 0]
+            now = time.monotonic()
+            if failed and asked_at is None:
+                asked_at = now
+                for rank in running:
+                    self.children[rank].kill(signal.SIGTERM)
+            too_long = now - began > limit
+            if too_long or (asked_at is not None and now - asked_at > grace):
+                why = f"after {limit:.0f} s" if too_long else f"{grace:.0f} s after SIGTERM"
+                self.hung = f"rank {running} still ran {why}\n{self.screen}"
+                self.dispose()
+        return [child.wait() for child in self.children]
+
+    def dispose(self) -> None:
+        for child in self.children:
+            child.dispose()
+
+    @property
+    def screen(self) -> str:
+        return "".join(f"--- rank {rank}\n{child.screen}" for rank, child in enumerate(self.children))
 
 
 @dataclass(frozen=True)
@@ -162,7 +200,12 @@ class Harness:
         return folder
 
     def start(
-        self, job: Job, output: Path, inject: dict[str, dict[str, Any]] | None = None, paused: bool = False
+        self,
+        job: Job,
+        output: Path,
+        inject: Inject | None = None,
+        paused: bool = False,
+        environment: dict[str, str] | None = None,
     ) -> Child:
         """``inject`` names functions of ``injections`` and their arguments; ``paused`` waits for SIGCONT."""
         log = self.place / f"start-{next(self._numbers)}"
@@ -171,12 +214,26 @@ class Harness:
             "cwd": str(self.place),
             "stdout": f"{log}.out",
             "stderr": f"{log}.err",
+            "environment": environment or {},
             "inject": inject or {},
             "paused": paused,
         }
         for end in ("out", "err"):
             Path(f"{log}.{end}").touch()
         return Child(self.server, self.server.ask(start=request), Path(f"{log}.out"), Path(f"{log}.err"))
+
+    def launch(self, job: Job, output: Path, count: int = 2, inject: dict[int, Inject] | None = None) -> Ranks:
+        """One run in ``count`` processes, as torchrun starts them; ``inject`` by rank."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        shared = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        shared |= {"ACCELERATE_USE_CPU": "true"}
+        children = []
+        for rank in range(count):
+            environment = {name: str(value) for name, value in (shared | {"RANK": rank, "LOCAL_RANK": rank}).items()}
+            children.append(self.start(job, output, (inject or {}).get(rank), environment=environment))
+        return Ranks(children)
 
     def finish(self, job: Job, output: Path) -> Child:
         """The same command until the run is done; it may take no more than one start."""
