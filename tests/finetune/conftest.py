@@ -1,4 +1,4 @@
-"""A base of a few thousand weights, a tokenizer of single characters, and rows of random tokens: a run in a second."""
+"""Rows of random tokens, and runs of a second on the tiny base."""
 
 import io
 import json
@@ -10,65 +10,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-
-CHARACTERS = "abcdefghijklmnopqrstuvwxyz 0123456789.,:?!+-=<>|/_ABCDEFGHIJKLMNOPQRSTUVWXYZ{}[]\n"
-TEMPLATE = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-
-
-@pytest.fixture(scope="session")
-def tiny_tokenizer() -> Any:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    special = ["<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>"]
-    words = {word: index for index, word in enumerate([*special, *dict.fromkeys(CHARACTERS)])}
-    backend = Tokenizer(models.WordLevel(words, unk_token="?"))
-    backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        eos_token="<|endoftext|>",
-        pad_token="<|pad|>",
-        additional_special_tokens=special[2:],
-    )
-    tokenizer.chat_template = TEMPLATE
-    return tokenizer
-
-
-@pytest.fixture(scope="session")
-def tiny_base(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Path:
-    """A model folder as a user would have one: 2 layers, hidden size 32, attention dropout on."""
-    from transformers import OlmoHybridConfig
-
-    import hybrid_ft
-    from hybrid_ft.hybrid_model import checkpoint
-
-    config = OlmoHybridConfig(
-        vocab_size=128,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        layer_types=["linear_attention", "full_attention"],
-        linear_num_key_heads=2,
-        linear_num_value_heads=2,
-        linear_key_head_dim=8,
-        linear_value_head_dim=16,
-        attention_dropout=0.1,
-        rope_parameters={"rope_theta": None},
-        pad_token_id=1,
-        bos_token_id=None,
-        eos_token_id=0,
-    )
-    shape = tmp_path_factory.mktemp("shape")
-    config.save_pretrained(shape)
-    model = hybrid_ft.load(shape, from_scratch=True, seed=1)
-    folder = tmp_path_factory.mktemp("base")
-    checkpoint.save(model, folder, tiny_tokenizer)
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -115,7 +56,7 @@ def start(tmp_path: Path, tiny_base: Path, tiny_tokenizer: Any, monkeypatch: pyt
                 "output": str(tmp_path / output),
             }
         )
-        prepared = go.prepared = random_rows(rows, held_out, seed, recipe)
+        prepared = go.prepared = random_rows(rows, held_out, seed, recipe, tiny_tokenizer.chat_template)
         monkeypatch.setattr(sft, "prepare", lambda recipe, tokenizer: prepared)
         screen = io.StringIO()
         status = sft.run(recipe, Console(file=screen, width=200))
@@ -124,7 +65,7 @@ def start(tmp_path: Path, tiny_base: Path, tiny_tokenizer: Any, monkeypatch: pyt
     return go
 
 
-def random_rows(rows: int, held_out: int, seed: int, recipe: Any) -> Any:
+def random_rows(rows: int, held_out: int, seed: int, recipe: Any, chat_template: str) -> Any:
     """What ``prepare`` gives: rows of 5 to 20 tokens, the first third of each not trained on, packed in order."""
     from datasets import Dataset
 
@@ -162,6 +103,6 @@ def random_rows(rows: int, held_out: int, seed: int, recipe: Any) -> Any:
         packs=pack(train),
         eval_packs=pack(held) if held else None,
         end_ids=[3, 0],
-        chat_template=TEMPLATE,
+        chat_template=chat_template,
         report=SimpleNamespace(summary=lambda: [f"{rows} rows"]),
     )

@@ -1,0 +1,148 @@
+"""What goes wrong inside the program, arranged in a forked child before its first line runs.
+
+Steps are told by torch's own hooks around every optimizer's step; they are counted from 1 in each process.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from trl import DPOTrainer, SFTTrainer
+
+CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink"}
+WRITING = os.O_WRONLY | os.O_RDWR
+
+
+def log_steps(file: str) -> None:
+    """A line for each step taken: when it ended, by the clock that all processes of a machine share."""
+    handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    register_optimizer_step_post_hook(lambda *_: os.write(handle, f"{time.monotonic()}\n".encode()))
+
+
+def signal_in_step(step: int, number: int) -> None:
+    _in_step(step, lambda: os.kill(os.getpid(), number))
+
+
+def stall_in_step(step: int, seconds: float, mark: str) -> None:
+    """``mark`` is a file that is there as soon as the step stands still."""
+
+    def stall() -> None:
+        os.close(os.open(mark, os.O_WRONLY | os.O_CREAT))
+        time.sleep(seconds)
+
+    _in_step(step, stall)
+
+
+def log_operations(file: str) -> None:
+    """A line for each operation that changes a file system: its kind and its path."""
+    handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    _before_each_operation(lambda kind, path: os.write(handle, f"{kind} {path}\n".encode()))
+
+
+def die_at_operation(number: int) -> None:
+    """SIGKILL just before the operation in line ``number``, from 0, of such a log."""
+    left = [number]
+
+    def count(kind: str, path: str) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    _before_each_operation(count)
+
+
+def not_finite(what: str, step: int, value: str, place: int) -> None:
+    """In ``step`` the loss, or one number of a gradient, becomes ``value``; or one of a weight, just after the step.
+
+    ``place`` chooses the tensor.
+    """
+    wrong, taken = float(value), [0]
+    register_optimizer_step_post_hook(lambda *_: taken.__setitem__(0, taken[0] + 1))
+    if what == "loss":
+        for trainer in (SFTTrainer, DPOTrainer):
+            _poison_loss(trainer, lambda: taken[0] + 1 == step, wrong)
+    elif what == "gradient":
+        _poison_gradient(lambda: taken[0] + 1 == step, wrong, place)
+    else:
+        register_optimizer_step_post_hook(
+            lambda optimizer, *_: _poison_one(optimizer, wrong, place) if taken[0] == step else None
+        )
+
+
+def _in_step(step: int, act: Callable[[], None]) -> None:
+    begun = [0]
+
+    def hook(*_: Any) -> None:
+        begun[0] += 1
+        if begun[0] == step:
+            act()
+
+    register_optimizer_step_pre_hook(hook)
+
+
+def _before_each_operation(act: Callable[[str, str], None]) -> None:
+    def audit(event: str, arguments: tuple[Any, ...]) -> None:
+        if event in CHANGES or (event == "open" and arguments[2] & WRITING):
+            act(event, str(arguments[0]))
+
+    def counted(sync: Callable[[int], None]) -> Callable[[int], None]:
+        def call(handle: int) -> None:
+            act("sync", os.readlink(f"/proc/self/fd/{handle}"))
+            sync(handle)
+
+        return call
+
+    sys.addaudithook(audit)  # it hears of everything but syncs
+    os.fsync, os.fdatasync = counted(os.fsync), counted(os.fdatasync)
+
+
+def _poison_loss(trainer: type, now: Callable[[], bool], wrong: float) -> None:
+    compute_loss = trainer.compute_loss
+
+    def poisoned(self: Any, *args: Any, **kwargs: Any) -> Any:
+        loss = compute_loss(self, *args, **kwargs)
+        # what is measured before the first step draws no gradient
+        return loss * wrong if now() and torch.is_grad_enabled() and torch.is_tensor(loss) else loss
+
+    trainer.compute_loss = poisoned
+
+
+def _poison_gradient(now: Callable[[], bool], wrong: float, place: int) -> None:
+    backward = torch.Tensor.backward
+
+    def poisoned(self: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+        leaves = _leaves(self) if now() else []
+        backward(self, *args, **kwargs)
+        if leaves:
+            grad = leaves[place % len(leaves)].grad
+            assert grad is not None
+            grad.view(-1)[0] = wrong
+
+    torch.Tensor.backward = poisoned
+
+
+def _leaves(loss: torch.Tensor) -> list[torch.Tensor]:
+    """The tensors that a backward pass gives a gradient, in an order that is the same every time."""
+    found, seen, waiting = [], set(), [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.append(node.variable)
+        waiting += [after for after, _ in node.next_functions]
+    return found
+
+
+@torch.no_grad()
+def _poison_one(optimizer: torch.optim.Optimizer, wrong: float, place: int) -> None:
+    weights = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    weights[place % len(weights)].view(-1)[0] = wrong

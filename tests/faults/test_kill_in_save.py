@@ -1,0 +1,122 @@
+"""A kill before each operation on files: whatever half of a save, a start or an export is there, the same command goes on."""
+
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from harness import Child, differing, results
+
+SYSCALLS = ("mkdir", "rename", "unlink", "unlinkat", "rmdir", "fsync", "fdatasync", "ftruncate", "write", "pwrite64")
+LAST = 8
+"""the step of the last save, after which the export comes"""
+
+
+def operations(harness, job, output: Path) -> list[str]:
+    """Of a whole run, in order."""
+    log = output.with_suffix(".operations")
+    assert harness.start(job, output, {"log_operations": {"file": str(log)}}).wait() == 0
+    return log.read_text().splitlines()
+
+
+def of_save(lines: list[str], step: int) -> range:
+    """Which lines stand between the first that names a step's checkpoint and the first that names the next one."""
+
+    def first(wanted: int) -> int:
+        found = [index for index, line in enumerate(lines) if re.search(rf"checkpoint-{wanted}\b", line)]
+        return found[0] if found else len(lines)
+
+    return range(first(step), first(step + 1)) if step else range(first(1))
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("name", "step", "what"),
+    [
+        ("sft-full", 0, "before the first save"),
+        ("sft-full", 5, "of one save"),
+        ("sft-full", LAST, "of the last save and the export"),
+        ("sft-lora", LAST, "of the last save and the export"),
+        ("dpo-full", 0, "before the first save"),
+        ("dpo-full", 5, "of one save"),
+    ],
+)
+def test_killed_at_each_file_operation(harness, jobs, some, faults_row, name, step, what):
+    job, whole = jobs[name], harness.whole(jobs[name])
+    lines = operations(harness, job, harness.folder() / "run")
+    window = of_save(lines, step)
+    assert len(window) > 8, lines
+
+    def trial(number: int) -> str | None:
+        output = harness.folder() / "run"
+        child = harness.start(job, output, {"die_at_operation": {"number": number}})
+        assert child.wait() == -signal.SIGKILL, child.screen
+        return after_kill(harness, job, output, whole, lines[number])
+
+    trials = some(list(window))
+    failures = harness.each(trials, trial)
+    faults_row(
+        f"kill -9 at each file operation {what}, {name}", "all resume, final files identical", len(trials), failures
+    )
+
+
+@pytest.mark.faults
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+@pytest.mark.parametrize(("name", "step"), [("sft-full", 5), ("sft-lora", 5), ("dpo-full", LAST)])
+def test_killed_at_each_system_call(harness, jobs, some, faults_row, name, step):
+    """The same from outside: it meets the files that compiled code writes, too, and each write to them."""
+    job, whole, log = jobs[name], harness.whole(jobs[name]), harness.folder() / "calls"
+    child = traced(harness, job, harness.folder() / "run", f"-y -o {log} -e trace=" + ",".join(SYSCALLS))
+    if child is None:
+        pytest.skip("strace may not attach to a process here")
+    assert child.wait() == 0, child.screen
+    lines = log.read_text().splitlines()
+    calls, seen = [], Counter[str]()
+    for line in lines:
+        call = re.match(r"\d+ +(\w+)\(", line)
+        seen[call[1] if call else ""] += 1
+        calls.append((call[1], seen[call[1]], line) if call else None)
+    window = [calls[index] for index in of_save(lines, step) if calls[index]]
+    assert len(window) > 20, lines
+
+    def trial(call: tuple[str, int, str]) -> str | None:
+        output = harness.folder() / "run"
+        child = traced(
+            harness, job, output, f"-o /dev/null -e trace={call[0]} -e inject={call[0]}:signal=KILL:when={call[1]}"
+        )
+        assert child is not None and child.wait() == -signal.SIGKILL, child and child.screen
+        return after_kill(harness, job, output, whole, call[2])
+
+    trials = some(window)
+    failures = harness.each(trials, trial)
+    faults_row(
+        f"kill -9 at each system call of one save, {name}", "all resume, final files identical", len(trials), failures
+    )
+
+
+def after_kill(harness, job, output: Path, whole, operation: str) -> str | None:
+    harness.finish(job, output)
+    wrong = differing(results(output), whole.digests)
+    return f"killed before {operation}: differs in {wrong}" if wrong else None
+
+
+def traced(harness, job, output: Path, options: str) -> Child | None:
+    """A start with strace attached from its first line on, or None where that is not allowed."""
+    child = harness.start(job, output, paused=True)
+    while not re.search(r"\) T ", Path(f"/proc/{child.pid}/stat").read_text()):
+        time.sleep(0.005)
+    tracer = subprocess.Popen(
+        ["strace", "-f", "-p", str(child.pid), *options.split()], stderr=subprocess.PIPE, text=True
+    )
+    assert tracer.stderr is not None
+    if "attached" not in tracer.stderr.readline():
+        tracer.communicate()
+        child.dispose()
+        return None
+    child.kill(signal.SIGCONT)
+    child.tracer = tracer
+    return child

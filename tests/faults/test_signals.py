@@ -1,0 +1,90 @@
+"""A request to stop at any moment: at most the step at work and a save, exit 75, and the same end by the same command."""
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from harness import Child, differing, results
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+PATIENCE = 20.0
+"""seconds: a step, a save and this machine's other work"""
+
+
+def stopped_at(harness, job, number: signal.Signals, seconds: float) -> tuple[Child, Path, float, int]:
+    """Start, signal after so many seconds, wait: the start, its folder, seconds until its end, steps after the signal."""
+    output = harness.folder() / "run"
+    log = output.with_suffix(".steps")
+    child = harness.start(job, output, {"log_steps": {"file": str(log)}})
+    time.sleep(seconds)
+    sent = time.monotonic()
+    child.kill(number)
+    child.wait(PATIENCE)
+    steps = [float(line) for line in log.read_text().splitlines()]
+    return child, output, time.monotonic() - sent, sum(ended > sent for ended in steps)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("number", "full"), [(signal.SIGTERM, 100), (signal.SIGINT, 20), (signal.SIGHUP, 20)], ids=lambda value: str(value)
+)
+def test_stops_at_random_moments(harness, jobs, count, chance, faults_row, number, full):
+    names, slowest, statuses = sorted(jobs), [0.0], []
+    for job in jobs.values():
+        harness.whole(job)
+
+    def trial(one: int) -> str | None:
+        job = jobs[names[one % len(names)]]
+        whole = harness.whole(job)
+        seconds = chance(one).uniform(0, whole.seconds)
+        told = f"{job.name} after {seconds:.3f} of {whole.seconds:.3f} s"
+        child, output, took, steps = stopped_at(harness, job, number, seconds)
+        slowest[0] = max(slowest[0], took)
+        statuses.append(child.status)
+        if child.status not in (75, 0):
+            return f"{told}: exit status {child.status}\n{child.screen[-2000:]}"
+        if steps > 1:
+            return f"{told}: {steps} steps after the signal"
+        harness.finish(job, output)
+        wrong = differing(results(output), whole.digests)
+        return f"{told}: differs in {wrong}" if wrong else None
+
+    failures = harness.each(range(count(full)), trial)
+    faults_row(
+        f"{number.name} at random moments",
+        "at most a step and a save, exit 75 (0 where it was done), resume identical",
+        count(full),
+        failures,
+        f"{statuses.count(75)} exit 75, {statuses.count(0)} exit 0, at most {slowest[0]:.1f} s",
+    )
+
+
+@pytest.mark.faults
+def test_a_second_signal_stops_at_once(harness, jobs, chance, count, faults_row):
+    """In a step that takes minutes; nothing is saved then, and nothing is lost that was."""
+    for job in jobs.values():
+        harness.whole(job)
+
+    def trial(number: int) -> str | None:
+        draw = chance(number)
+        job, output = jobs[draw.choice(sorted(jobs))], harness.folder() / "run"
+        first, second = draw.choice(SIGNALS), draw.choice(SIGNALS)
+        mark = output.with_suffix(".stalled")
+        stall = {"step": draw.randint(1, 8), "seconds": 120.0, "mark": str(mark)}
+        child = harness.start(job, output, {"stall_in_step": stall})
+        while not mark.exists():
+            time.sleep(0.01)
+        child.kill(first)
+        time.sleep(0.5)
+        child.kill(second)
+        status = child.wait(5)
+        told = f"{job.name}, {first.name} and {second.name}"
+        if status not in (-second, 128 + second, 75):
+            return f"{told}: exit status {status}\n{child.screen[-2000:]}"
+        harness.finish(job, output)
+        wrong = differing(results(output), harness.whole(job).digests)
+        return f"{told}: differs in {wrong}" if wrong else None
+
+    failures = harness.each(range(count(10)), trial)
+    faults_row("a second signal", "stops within 5 s, resume identical", count(10), failures)
