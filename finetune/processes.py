@@ -37,6 +37,11 @@ _TRANSPORT = (
 )
 
 
+def asked_for() -> int:
+    """How many processes the launcher has started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 @dataclass
 class Processes:
     """``count`` processes; this one is number ``rank``. Number 0, ``main``, is the one that writes and speaks."""
@@ -48,7 +53,7 @@ class Processes:
     @classmethod
     def join(cls) -> Processes:
         """Meet the others that the launcher has started. Raises InputError where it does not say how."""
-        count = int(os.environ.get("WORLD_SIZE", "1"))
+        count = asked_for()
         if count == 1:
             return cls()
         missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]

@@ -21,8 +21,8 @@ MODULES = (
 )
 
 
-def enter_child(wanted: dict[str, Any]) -> list[str]:
-    """The child's own side of the fork, up to the program's first line; returns its arguments."""
+def enter_child(wanted: dict[str, Any]) -> None:
+    """The child's own side of the fork, up to the program's first line."""
     os.setsid()
     for number, path in ((0, os.devnull), (1, wanted["stdout"]), (2, wanted["stderr"])):
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
@@ -36,11 +36,10 @@ def enter_child(wanted: dict[str, Any]) -> list[str]:
         getattr(importlib.import_module("injections"), name)(**options)
     if wanted["paused"]:
         os.kill(os.getpid(), signal.SIGSTOP)
-    return wanted["arguments"]
 
 
-def serve() -> list[str]:
-    """Answers until the input ends. Comes back in every child, with the arguments of its command."""
+def serve() -> None:
+    """Answers until the input ends. Comes back in every child, whose command line stands in sys.argv."""
     answers = os.dup(1)
     os.dup2(2, 1)  # what an import may print is no answer
     with os.fdopen(answers, "w", buffering=1) as out:
@@ -51,7 +50,8 @@ def serve() -> list[str]:
             if "start" in request:
                 pid = os.fork()
                 if pid == 0:
-                    return enter_child(request["start"])
+                    enter_child(request["start"])
+                    return
                 alive.add(pid)
                 print(pid, file=out)
             else:
@@ -71,6 +71,6 @@ if __name__ == "__main__":
         importlib.import_module(module)
     gc.collect()
     gc.freeze()  # a child would otherwise copy every page on its first collection
-    arguments = serve()
+    serve()
     # the way out of a program that was started by its name, its exit handlers included
-    sys.exit(cli.main(arguments))
+    sys.exit(cli.main())
