@@ -16,10 +16,8 @@ from hybrid_ft.finetune.dpo_batches import padded_pairs, sizes_of
 from hybrid_ft.finetune.dpo_trainer import PairTrainer
 from hybrid_ft.finetune.recipe import Dpo
 from hybrid_ft.finetune.reference import PIECE
-from hybrid_ft.hybrid_model.errors import InputError
+from hybrid_ft.hybrid_model.errors import ENVIRONMENT, InputError
 
-ENVIRONMENT = 3
-"""Exit status where the machine is not what the run needs."""
 SORTING_LOSSES = ("aot", "aot_unpaired")
 
 

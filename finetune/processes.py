@@ -19,10 +19,7 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 
-from hybrid_ft.hybrid_model.errors import InputError
-
-ENVIRONMENT = 3
-"""Exit status where the machine is not what the run needs."""
+from hybrid_ft.hybrid_model.errors import ENVIRONMENT, InputError
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # To meet at all; one that has died before this cannot be noticed otherwise.

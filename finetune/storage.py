@@ -9,6 +9,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -16,10 +17,7 @@ from peft import PeftModel
 
 from hybrid_ft.finetune.checkpoints import STAGING, committed
 from hybrid_ft.finetune.progress import duration
-from hybrid_ft.hybrid_model.errors import InputError
-
-STORAGE = 5
-"""Exit status where the run's folder cannot take what is saved."""
+from hybrid_ft.hybrid_model.errors import STORAGE, InputError
 
 PROBE_BYTES = 64 * 2**20
 
@@ -116,6 +114,17 @@ def describe(checkpoint_bytes: int, bytes_per_second: float, every: int, keep: i
     lasts = duration(max(checkpoint_bytes / bytes_per_second, 1.0))
     steps = "every step" if every == 1 else f"every {every:,} steps"
     return f"saves     {size(checkpoint_bytes)} each, about {lasts} here; {steps}, {keep} kept; a stop costs a step and a save"
+
+
+@contextmanager
+def saving(place: Path, needed: int | None = None) -> Iterator[None]:
+    """Inside the block ``place`` is written, of ``needed`` bytes where that is known; InputError where the disk fails."""
+    try:
+        yield
+    except Exception as error:
+        if no_room(error):
+            raise refusal(error, place, needed) from error
+        raise
 
 
 def no_room(error: BaseException) -> bool:
