@@ -8,10 +8,7 @@ import shutil
 
 import torch
 
-from hybrid_ft.hybrid_model.errors import InputError
-
-ENVIRONMENT = 3
-"""Exit status where the machine is not what the run needs."""
+from hybrid_ft.hybrid_model.errors import ENVIRONMENT, InputError
 
 OPEN_FILES = 1024
 SHARED_MEMORY = 64_000_000

@@ -13,7 +13,7 @@ TOLERANCE = 1e-6
 
 _LABELS = (
     "the loss has been exactly 0 {steps}; every trained token is already certain, or none is trained: look at the rows, "
-    "and at which of their tokens carry labels"
+    "and at which of their tokens are trained, with hybrid-ft data RECIPE"
 )
 _PAIRS = (
     "the loss has been {loss:.6f} {steps}, which is that of a model equal to its reference; look whether chosen and "

@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 
-from hybrid_ft.finetune.checkpoints import STAGING, committed
 from hybrid_ft.finetune.progress import duration
 from hybrid_ft.hybrid_model.errors import STORAGE, InputError
 
@@ -134,25 +133,19 @@ def no_room(error: BaseException) -> bool:
     )
 
 
-def refusal(error: BaseException, folder: Path, needed: int | None = None) -> InputError:
-    """The one line for an error of which ``no_room`` is true, raised while something was written in a run's folder.
+def refusal(error: BaseException, place: Path, needed: int | None) -> InputError:
+    """The one line for an error of which ``no_room`` is true, raised while ``place`` was written (``.../checkpoint-6``).
 
-    ``needed`` are the bytes of a checkpoint; where it is not given, the newest one's. What was begun counts as free:
-    the next start removes it.
+    ``needed`` are the bytes that it takes, where known.
     """
     number = next((found for one in _chain(error) if (found := _number(one)) in _FAILURES), None)
-    begun = [*(folder / "checkpoints" / STAGING).glob("*"), *folder.glob(f"{STAGING}-*")]
-    place = _elsewhere(error, folder) or folder
-    free = shutil.disk_usage(place).free + sum(_occupied(path) for path in begun)
-    name = begun[0].name.removeprefix(f"{STAGING}-") if begun and place == folder else ""
-    if needed is None:
-        needed = sum(_occupied(path) for path in committed(folder / "checkpoints")[-1:])
-    if number is None and free < needed:
+    free = shutil.disk_usage(_standing(place)).free
+    if number is None and needed is not None and free < needed:
         number = errno.ENOSPC
     reason = os.strerror(number) if number is not None else "a file was cut short while it was written"
-    room = f"{size(needed)} needed, {size(free)} free" if name and needed else f"{size(free)} free"
+    room = f"{size(needed)} needed, {size(free)} free" if needed is not None else f"{size(free)} free"
     return InputError(
-        f"{place}: cannot {f'save {name}' if name else 'write'} ({reason}): {room}; the older checkpoints are whole. "
+        f"{place.parent}: cannot save {place.name} ({reason}): {room}; the older checkpoints are whole. "
         f"{_MENDED_BY.get(number or 0, 'Free some space')} and start the same command again",
         STORAGE,
     )
@@ -187,16 +180,9 @@ def _cut_short(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and bool(_TORCH_WRITER.search(str(error)))
 
 
-def _elsewhere(error: BaseException, folder: Path) -> Path | None:
-    """The folder of the file that an error names, where that is not in the run's folder: a cache on another disk, say."""
-    names = [one.filename for one in _chain(error) if isinstance(one, OSError) and isinstance(one.filename, str)]
-    outside = [path.parent for path in map(Path, names) if not path.absolute().is_relative_to(folder.absolute())]
-    return next((path for path in outside if path.is_dir()), None)
-
-
-def _occupied(folder: Path) -> int:
-    """Bytes on the disk; a file that was cut short may claim more than it has."""
-    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
+def _standing(place: Path) -> Path:
+    """The nearest folder at or above ``place`` that exists."""
+    return next(path for path in [place, *place.absolute().parents] if path.is_dir())
 
 
 def _forget(path: Path) -> None:

@@ -30,7 +30,7 @@ def test_twenty_zero_losses_in_a_row_are_said_once_and_at_once():
             20,
             (
                 "no learning signal: the loss has been exactly 0 for 20 logged steps; every trained token is already certain, "
-                "or none is trained: look at the rows, and at which of their tokens carry labels"
+                "or none is trained: look at the rows, and at which of their tokens are trained, with hybrid-ft data RECIPE"
             ),
         )
     ]

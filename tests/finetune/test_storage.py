@@ -187,57 +187,37 @@ def test_other_errors_are_not_taken_for_them(error):
     assert not storage.no_room(error)
 
 
-def begin_save(folder: Path, name: str = "checkpoints/.staging/checkpoint-6") -> None:
-    (folder / name).mkdir(parents=True)
-    (folder / name / "half").write_bytes(bytes(100_000))
-
-
 @pytest.mark.parametrize(
     ("error", "needed", "said"),
     [
-        (SafetensorError(SAFETENSORS), 1_200_000_000, "(No space left on device): 1.2 GB needed, 300.1 MB free"),
-        (RuntimeError(TORCH), 1_200_000_000, "(No space left on device): 1.2 GB needed, 300.1 MB free"),
-        (RuntimeError(TORCH), 1_000, "(a file was cut short while it was written): 1 kB needed, 300.1 MB free"),
-        (OSError(errno.EDQUOT, ""), None, "(Disk quota exceeded): 300.1 MB free"),
+        (SafetensorError(SAFETENSORS), 1_200_000_000, "(No space left on device): 1.2 GB needed, 300.0 MB free"),
+        (RuntimeError(TORCH), 1_200_000_000, "(No space left on device): 1.2 GB needed, 300.0 MB free"),
+        (RuntimeError(TORCH), 1_000, "(a file was cut short while it was written): 1 kB needed, 300.0 MB free"),
+        (OSError(errno.EDQUOT, ""), None, "(Disk quota exceeded): 300.0 MB free"),
     ],
 )
 def test_a_save_that_fails_says_what_is_needed_and_what_is_free(tmp_path, monkeypatch, error, needed, said):
-    begin_save(tmp_path)
     free(monkeypatch, 300_000_000)
-    refused = storage.refusal(error, tmp_path, needed)
+    refused = storage.refusal(error, tmp_path / "gone" / "checkpoint-6", needed)
     assert str(refused) == (
-        f"{tmp_path}: cannot save checkpoint-6 {said}; the older checkpoints are whole. "
+        f"{tmp_path / 'gone'}: cannot save checkpoint-6 {said}; the older checkpoints are whole. "
         "Free some space and start the same command again"
     )
     assert refused.status == 5
 
 
-def test_the_newest_checkpoint_says_what_the_next_one_needs(tmp_path, monkeypatch):
-    free(monkeypatch, 0)
-    begin_save(tmp_path)
-    begin_save(tmp_path, "checkpoints/checkpoint-4")
-    (tmp_path / "checkpoints/checkpoint-4/more").write_bytes(bytes(400_000))
-    refused = storage.refusal(RuntimeError(TORCH), tmp_path)
-    assert "cannot save checkpoint-6 (No space left on device): 50" in str(refused)
-    assert " needed, 10" in str(refused)
-
-
-def test_results_and_other_files_and_other_disks(tmp_path, monkeypatch):
-    free(monkeypatch, 1_000)
-    full, run = OSError(errno.ENOSPC, "No space left on device"), tmp_path / "run"
-    run.mkdir()
-    assert str(storage.refusal(full, run)).startswith(f"{run}: cannot write (No space left on device): 1 kB free;")
-    full.filename = str(run / "metrics.jsonl")
-    assert str(storage.refusal(full, run)).startswith(f"{run}: cannot write (")
-    full.filename = str(tmp_path / "cache.arrow")
-    assert str(storage.refusal(full, run)).startswith(f"{tmp_path}: cannot write (")
-    (run / ".staging-model").mkdir()
-    assert str(storage.refusal(RuntimeError(TORCH), run)).startswith(f"{run}: cannot save model (")
-
-
-def test_a_read_only_disk_wants_no_space(tmp_path):
+def test_a_read_only_disk_wants_no_space_and_the_place_need_not_exist(tmp_path):
     error = OSError(errno.EROFS, "Read-only file system")
-    assert "Make it writable and start the same" in str(storage.refusal(error, tmp_path))
+    refused = storage.refusal(error, tmp_path / "gone" / "checkpoint-6", None)
+    assert "Make it writable and start the same" in str(refused)
+
+
+def test_while_saving_only_failures_of_storage_are_translated(tmp_path):
+    with pytest.raises(InputError, match="cannot save model") as raised, storage.saving(tmp_path / "model"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert raised.value.status == 5
+    with pytest.raises(KeyError), storage.saving(tmp_path / "model"):
+        raise KeyError("name")
 
 
 def write_json(file: Path) -> None:
@@ -265,4 +245,4 @@ def test_a_full_disk_is_known_from_what_each_library_raises(small_disk, write):
     with pytest.raises(Exception) as raised:
         write(small_disk / "file")
     assert storage.no_room(raised.value)
-    assert "(No space left on device)" in str(storage.refusal(raised.value, small_disk, 8_000_000))
+    assert "(No space left on device)" in str(storage.refusal(raised.value, small_disk / "checkpoint-6", 8_000_000))
