@@ -190,16 +190,15 @@ def test_other_errors_are_not_taken_for_them(error):
 @pytest.mark.parametrize(
     ("error", "needed", "said"),
     [
-        (SafetensorError(SAFETENSORS), 1_200_000_000, "(No space left on device): 1.2 GB needed, 0.3 GB free"),
-        (RuntimeError(TORCH), 1_200_000_000, "(No space left on device): 1.2 GB needed, 0.3 GB free"),
-        (RuntimeError(TORCH), 1_000, "(a file was cut short while it was written): 1 kB needed, 0.3 GB free"),
-        (OSError(errno.EDQUOT, ""), None, "(Disk quota exceeded): 0.3 GB free"),
+        (SafetensorError(SAFETENSORS), 1_200_000_000, "(No space left on device): 1.2 GB needed, 300.0 MB free"),
+        (RuntimeError(TORCH), 1_200_000_000, "(No space left on device): 1.2 GB needed, 300.0 MB free"),
+        (RuntimeError(TORCH), 1_000, "(a file was cut short while it was written): 1 kB needed, 300.0 MB free"),
+        (OSError(errno.EDQUOT, ""), None, "(Disk quota exceeded): 300.0 MB free"),
     ],
 )
 def test_a_save_that_fails_says_what_is_needed_and_what_is_free(tmp_path, monkeypatch, error, needed, said):
     free(monkeypatch, 300_000_000)
     refused = storage.refusal(error, tmp_path / "gone" / "checkpoint-6", needed)
-    said = said.replace("0.3 GB", "300.0 MB")
     assert str(refused) == (
         f"{tmp_path / 'gone'}: cannot save checkpoint-6 {said}; the older checkpoints are whole. "
         "Free some space and start the same command again"
@@ -207,9 +206,18 @@ def test_a_save_that_fails_says_what_is_needed_and_what_is_free(tmp_path, monkey
     assert refused.status == 5
 
 
-def test_a_read_only_disk_wants_no_space(tmp_path):
+def test_a_read_only_disk_wants_no_space_and_the_place_need_not_exist(tmp_path):
     error = OSError(errno.EROFS, "Read-only file system")
-    assert "Make it writable and start the same" in str(storage.refusal(error, tmp_path / "model", None))
+    refused = storage.refusal(error, tmp_path / "gone" / "checkpoint-6", None)
+    assert "Make it writable and start the same" in str(refused)
+
+
+def test_while_saving_only_failures_of_storage_are_translated(tmp_path):
+    with pytest.raises(InputError, match="cannot save model") as raised, storage.saving(tmp_path / "model"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert raised.value.status == 5
+    with pytest.raises(KeyError), storage.saving(tmp_path / "model"):
+        raise KeyError("name")
 
 
 def write_json(file: Path) -> None:
