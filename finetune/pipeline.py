@@ -29,7 +29,7 @@ from hybrid_ft.finetune.recipe import Recipe, resolve_recipe
 from hybrid_ft.finetune.recipe_errors import shown
 from hybrid_ft.finetune.resources import find_recipe
 from hybrid_ft.finetune.yaml_reader import YamlFile, read_yaml
-from hybrid_ft.hybrid_model.errors import InputError
+from hybrid_ft.hybrid_model.errors import ENVIRONMENT, InputError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -156,6 +156,11 @@ def _recipe(
 def run(path: str | Path, overrides: Sequence[str], console: Console) -> int:
     """Do what is not done yet. Returns the exit status: 0 all done, 75 stopped by a signal and resumable."""
     pipeline = load_pipeline(path, overrides)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError(
+            "hybrid-ft run is one process; give the launcher the stages one by one, hybrid-ft sft and then hybrid-ft dpo",
+            ENVIRONMENT,
+        )
     from hybrid_ft.finetune.progress import say
 
     place, stages = pipeline.place, pipeline.stages

@@ -151,7 +151,7 @@ def other_is_gone(error: BaseException) -> bool:
     """Whether an error says that another process has ended while this one waited for it."""
     text = str(error).lower()
     return isinstance(error, dist.DistError) or (
-        isinstance(error, RuntimeError | ValueError) and any(words in text for words in _TRANSPORT)
+        isinstance(error, RuntimeError) and any(words in text for words in _TRANSPORT)
     )
 
 

@@ -24,6 +24,7 @@ from hybrid_ft.finetune.run_folder import RunFolder, device
 from hybrid_ft.finetune.stopping import RESUMABLE, Stopped, StopRequest
 from hybrid_ft.finetune.trainer import RunTrainer
 from hybrid_ft.hybrid_model import adapters, checkpoint
+from hybrid_ft.hybrid_model.errors import STORAGE, InputError
 from hybrid_ft.hybrid_model.presets import TINY
 
 
@@ -256,7 +257,13 @@ def train(
     best = trainer.best_checkpoint(last)
     trainer.result_step = checkpoints.step_of(best or last)
     if best is not None and best != last:
-        progress.say(f"result    the weights of {best.name}, whose held-out loss was the lowest")
+        if wrong := checkpoints.fault(best):
+            raise InputError(
+                f"{best}: {wrong}; it had the lowest held-out loss. Restore it, or take the last weights: start again with "
+                "evaluate.load_best=false --accept-changes",
+                STORAGE,
+            )
+        say(progress.console, f"result    the weights of {best.name}, whose held-out loss was the lowest")
         trainer.load_weights(best)
     return True
 

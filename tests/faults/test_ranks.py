@@ -17,6 +17,7 @@ CASES = {
         ("train.accumulation=2",),
     ),
     "sft-lora": ("sft-lora", ("train.steps=6", "model.lora.dropout=0"), ("train.accumulation=2",)),
+    "sft-bfloat16": ("sft-full", ("train.steps=6", "model.dtype=bfloat16"), ("train.accumulation=2",)),
     "dpo": ("dpo-full", ("train.steps=4", "train.learning_rate=1e-3"), ()),
     "dpo-lora": ("dpo-lora", ("train.steps=4",), ()),
 }

@@ -29,7 +29,9 @@ class Start:
 def start(tmp_path: Path, tiny_base: Path, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """``start(rows=..., train={...}, ...)`` runs a recipe on random rows into ``tmp_path / output``; ``start.prepared`` are the rows."""
 
-    def go(output: str = "run", rows: int = 12, held_out: int = 0, seed: int = 0, **sections: Any) -> Start:
+    def go(
+        output: str = "run", rows: int = 12, held_out: int = 0, seed: int = 0, accept: bool = False, **sections: Any
+    ) -> Start:
         from rich.console import Console
 
         from hybrid_ft.finetune import sft
@@ -48,7 +50,7 @@ def start(tmp_path: Path, tiny_base: Path, tiny_tokenizer: Any, monkeypatch: pyt
         prepared = go.prepared = random_rows(rows, held_out, seed, recipe, tiny_tokenizer.chat_template)
         monkeypatch.setattr(sft, "prepare", lambda recipe, tokenizer: prepared)
         screen = io.StringIO()
-        status = sft.run(recipe, Console(file=screen, width=200))
+        status = sft.run(recipe, Console(file=screen, width=200), accept)
         return Start(status, screen.getvalue(), tmp_path / output, prepared)
 
     return go
