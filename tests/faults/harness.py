@@ -190,13 +190,14 @@ class Harness:
         self.place, self.server, self.at_once = place, server, at_once
         self._wholes: dict[Job, Whole] = {}
         self._numbers = iter(range(10**9))
-        self._making = threading.Lock()
+        self._making, self._of_trial = threading.Lock(), threading.local()
 
     def folder(self) -> Path:
         """A new one; its name has no meaning."""
         with self._making:
             folder = self.place / f"trial-{next(self._numbers)}"
         folder.mkdir()
+        self._of_trial.folders = [*getattr(self._of_trial, "folders", []), folder]
         return folder
 
     def start(
@@ -251,14 +252,19 @@ class Harness:
         return self._wholes[job]
 
     def each(self, trials: Iterable[Any], trial: Callable[[Any], str | None]) -> list[str]:
-        """Do all trials, some at once; returns one line for each that failed: what ``trial`` returned or raised."""
+        """Do all trials, some at once; returns what ``trial`` returned or raised for each that failed, whose folders stay."""
 
         def tried(one: Any) -> str | None:
+            self._of_trial.folders = []
             try:
                 wrong = trial(one)
             except (AssertionError, TimeoutError) as error:
                 wrong = f"{type(error).__name__}: {error}"
-            return f"{one}: {wrong}" if wrong else None
+            if wrong:
+                return f"{one}: {wrong}"
+            for folder in self._of_trial.folders:
+                shutil.rmtree(folder)
+            return None
 
         with ThreadPoolExecutor(self.at_once) as pool:
             return [line for line in pool.map(tried, list(trials)) if line]

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
-from harness import differing, moments, results
+from harness import checkpoints, differing, moments, results
 
 
 def killed_at(harness, job, output: Path, seconds: float) -> bool:
@@ -40,3 +40,20 @@ def test_killed_at_random_moments(harness, jobs, count, chance, faults_row, name
         failures,
         f"{sum(kills)} kills",
     )
+
+
+def test_one_kill_and_one_flipped_bit(harness, jobs):
+    """The battery's share of the quick tests."""
+    job, output = jobs["sft-lora"], harness.folder() / "run"
+    child = harness.start(job, output)
+    while len(checkpoints(output)) < 2:
+        assert not child.ended(0.005), child.screen
+    child.kill(signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL
+    newest = checkpoints(output)[-1]
+    weights = newest / "adapter_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-5] ^= 4
+    weights.write_bytes(content)
+    assert f"{newest.name}: {weights.name} is damaged" in harness.finish(job, output).screen
+    assert differing(results(output), harness.whole(job).digests) == []

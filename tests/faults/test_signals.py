@@ -27,7 +27,9 @@ def stopped_at(harness, job, number: signal.Signals, seconds: float) -> tuple[Ch
 
 @pytest.mark.faults
 @pytest.mark.parametrize(
-    ("number", "full"), [(signal.SIGTERM, 100), (signal.SIGINT, 20), (signal.SIGHUP, 20)], ids=lambda value: str(value)
+    ("number", "full"),
+    [(signal.SIGTERM, 100), (signal.SIGINT, 20), (signal.SIGHUP, 20)],
+    ids=["SIGTERM", "SIGINT", "SIGHUP"],
 )
 def test_stops_at_random_moments(harness, jobs, count, chance, faults_row, number, full):
     names, slowest, statuses = sorted(jobs), [0.0], []
