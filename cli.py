@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import hybrid_ft
-from hybrid_ft.finetune.stopping import resumable
+from hybrid_ft.finetune.stopping import nothing_left_to_stop, resumable
 from hybrid_ft.hybrid_model.errors import InputError
 
 # What a library reads from the environment when it is imported. A value that the user has set stays.
@@ -215,6 +215,8 @@ def main(arguments: list[str] | None = None) -> int:
             warnings.filterwarnings("ignore", category=category, module=LIBRARIES)
     try:
         status = app(arguments, prog_name="hybrid-ft", standalone_mode=False)
+        if arguments is None:  # the process is this command's
+            nothing_left_to_stop()
     except InputError as error:
         _complain(str(error))
         return error.status

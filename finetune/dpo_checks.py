@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,12 +13,11 @@ from trl import DPOTrainer
 from hybrid_ft.finetune.data.packing import pack
 from hybrid_ft.finetune.dpo_batches import padded_pairs, sizes_of
 from hybrid_ft.finetune.dpo_trainer import PairTrainer
+from hybrid_ft.finetune.processes import asked_for
 from hybrid_ft.finetune.recipe import Dpo
 from hybrid_ft.finetune.reference import PIECE
-from hybrid_ft.hybrid_model.errors import InputError
+from hybrid_ft.hybrid_model.errors import ENVIRONMENT, InputError
 
-ENVIRONMENT = 3
-"""Exit status where the machine is not what the run needs."""
 SORTING_LOSSES = ("aot", "aot_unpaired")
 
 
@@ -28,7 +26,7 @@ def check_whole_steps(dpo: Dpo, pairs: Dataset, batch_tokens: int) -> None:
     if dpo.loss not in SORTING_LOSSES:
         return
     largest = sum(sorted(sizes_of(pairs), reverse=True)[: dpo.pairs_per_step])
-    if largest > batch_tokens or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if largest > batch_tokens or asked_for() > 1:
         raise InputError(
             f"dpo.loss: {dpo.loss} sorts the {dpo.pairs_per_step} pairs of a step against each other, so they must fit "
             f"one micro-batch of one process; the largest have {largest:,} tokens, train.batch_tokens is "

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +12,10 @@ import torch
 from peft import PeftModel
 from transformers import GenerationConfig, OlmoHybridForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from hybrid_ft.finetune import storage, weights
 from hybrid_ft.finetune.checkpoints import publish
 from hybrid_ft.hybrid_model import checkpoint
+from hybrid_ft.hybrid_model.errors import NUMERICS, InputError
 
 # float32 sums in another order; the same weights through transformers' own layers stay well below these
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
@@ -31,35 +35,50 @@ class Exporter:
     revision: str | None = None
 
     def whole(self, model: PreTrainedModel, name: str = "model") -> Path:
-        """All weights in the released layout; what was saved is opened in plain transformers and must agree."""
-        staged = self._staging(name)
-        checkpoint.save(model, staged, self.tokenizer)
-        self._generation_config().save_pretrained(staged)
-        checkpoint.verify(staged, model)
-        return self._publish(staged, name)
+        """All weights in the released layout; what was saved is opened in plain transformers and must agree.
+
+        Raises InputError for weights that are not finite, and where the disk fails.
+        """
+        self._refuse_not_finite(model)
+        with self._staged(name) as staged:
+            checkpoint.save(model, staged, self.tokenizer)
+            self._generation_config().save_pretrained(staged)
+            checkpoint.verify(staged, model)
+        return self.folder / name
 
     def adapter(self, model: PeftModel, name: str = "adapter") -> Path:
-        """The adapter in PEFT's format; it is opened with PEFT on the base in plain transformers and must agree."""
-        staged = self._staging(name)
-        config = model.peft_config["default"]
-        config.base_model_name_or_path, config.revision = self.base, self.revision
-        model.save_pretrained(str(staged), save_embedding_layers=False)
-        (staged / "README.md").unlink(missing_ok=True)  # PEFT's card is a form with nothing filled in
-        self.tokenizer.save_pretrained(str(staged))
-        self._generation_config().save_pretrained(staged)
-        plain = OlmoHybridForCausalLM.from_pretrained(self.base, revision=self.revision, dtype=model.dtype)
-        _agree(PeftModel.from_pretrained(plain, str(staged)), model, staged)
-        return self._publish(staged, name)
+        """The adapter in PEFT's format; it is opened with PEFT on the base in plain transformers and must agree.
 
-    def _staging(self, name: str) -> Path:
+        Raises InputError for weights that are not finite, and where the disk fails.
+        """
+        self._refuse_not_finite(model)
+        with self._staged(name) as staged:
+            config = model.peft_config["default"]
+            config.base_model_name_or_path, config.revision = self.base, self.revision
+            model.save_pretrained(str(staged), save_embedding_layers=False)
+            (staged / "README.md").unlink(missing_ok=True)  # PEFT's card is a form with nothing filled in
+            self.tokenizer.save_pretrained(str(staged))
+            self._generation_config().save_pretrained(staged)
+            plain = OlmoHybridForCausalLM.from_pretrained(self.base, revision=self.revision, dtype=model.dtype)
+            _agree(PeftModel.from_pretrained(plain, str(staged)), model, staged)
+        return self.folder / name
+
+    @contextmanager
+    def _staged(self, name: str) -> Iterator[Path]:
+        """A folder to fill, which then bears its name; nothing is left of it where that fails."""
         staged = self.folder / f".staging-{name}"
         shutil.rmtree(staged, ignore_errors=True)
-        staged.mkdir()
-        return staged
+        with storage.saving(self.folder / name):
+            try:
+                staged.mkdir()
+                yield staged
+                publish(staged, self.folder / name)
+            finally:
+                shutil.rmtree(staged, ignore_errors=True)
 
-    def _publish(self, staged: Path, name: str) -> Path:
-        publish(staged, self.folder / name)
-        return self.folder / name
+    def _refuse_not_finite(self, model: torch.nn.Module) -> None:
+        if not weights.are_finite(model.parameters()):
+            raise InputError(f"{self.folder}: the result has weights that are not finite, so it is not saved", NUMERICS)
 
     def _generation_config(self) -> GenerationConfig:
         ends: list[int] | int = self.end_ids if len(self.end_ids) > 1 else self.end_ids[0]

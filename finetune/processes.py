@@ -19,10 +19,7 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 
-from hybrid_ft.hybrid_model.errors import InputError
-
-ENVIRONMENT = 3
-"""Exit status where the machine is not what the run needs."""
+from hybrid_ft.hybrid_model.errors import ENVIRONMENT, InputError
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # To meet at all; one that has died before this cannot be noticed otherwise.
@@ -40,6 +37,11 @@ _TRANSPORT = (
 )
 
 
+def asked_for() -> int:
+    """How many processes the launcher has started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 @dataclass
 class Processes:
     """``count`` processes; this one is number ``rank``. Number 0, ``main``, is the one that writes and speaks."""
@@ -51,7 +53,7 @@ class Processes:
     @classmethod
     def join(cls) -> Processes:
         """Meet the others that the launcher has started. Raises InputError where it does not say how."""
-        count = int(os.environ.get("WORLD_SIZE", "1"))
+        count = asked_for()
         if count == 1:
             return cls()
         missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]

@@ -28,9 +28,8 @@ from hybrid_ft.finetune.checkpoints import sha256, write_text
 from hybrid_ft.finetune.data.packing import pack
 from hybrid_ft.finetune.dpo_batches import Pair, tokens_of
 from hybrid_ft.finetune.processes import Processes
-from hybrid_ft.hybrid_model.errors import InputError
+from hybrid_ft.hybrid_model.errors import NUMERICS, InputError
 
-NUMERICS = 4
 PIECE = 512
 """Pairs of one piece: what is lost at most when the computation is cut short."""
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 import hybrid_ft
 from hybrid_ft.finetune import checkpoints, sharding, storage
 from hybrid_ft.finetune.export import Exporter
-from hybrid_ft.finetune.processes import Processes, leave, other_is_gone
+from hybrid_ft.finetune.processes import Processes, asked_for, leave, other_is_gone
 from hybrid_ft.finetune.progress import ShowProgress, say
 from hybrid_ft.finetune.recipe import Recipe
 from hybrid_ft.finetune.run_folder import RunFolder, device
@@ -35,11 +35,10 @@ def in_folder(folder: RunFolder, console: Console, work: Callable[[StopRequest],
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()
-    stop = StopRequest()
+    stop = StopRequest(several=asked_for() > 1)
     try:
         with stop.listening():
             processes = Processes.join()
-            stop.several = processes.count > 1
             console.quiet = not processes.main
             with folder.held(processes):
                 return work(stop)
@@ -48,7 +47,8 @@ def in_folder(folder: RunFolder, console: Console, work: Callable[[StopRequest],
         say(console, f"stopped by {name}; the same command goes on from here")
     except Exception as error:
         if storage.no_room(error):
-            raise storage.refusal(error, folder.path) from error
+            name = getattr(error, "filename", None) or "a file"
+            raise storage.refusal(error, folder.path / Path(name).name, None) from error
         if not (stop.several and other_is_gone(error)):
             raise
         console.quiet = False

@@ -27,6 +27,13 @@ def resumable() -> Iterator[None]:
         yield
 
 
+def nothing_left_to_stop() -> None:
+    """The process is about to end with its status, and a signal is not to change that."""
+    if threading.current_thread() is threading.main_thread():
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
+
 @contextmanager
 def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
@@ -58,9 +65,9 @@ class StopRequest:
     several  there are others: a launcher passes a signal on to all, so that one request arrives more than once
     """
 
-    def __init__(self) -> None:
+    def __init__(self, several: bool = False) -> None:
         self.received: signal.Signals | None = None
-        self.agreed = self.several = False
+        self.agreed, self.several = False, several
         self._in_steps, self._heard_at = False, 0.0
 
     @property

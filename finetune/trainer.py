@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,14 +25,11 @@ from datasets import Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from hybrid_ft.finetune import checkpoints, training_state, weights
+from hybrid_ft.finetune import checkpoints, storage, training_state, weights
 from hybrid_ft.finetune.run_folder import RunFolder
 from hybrid_ft.finetune.stopping import StopRequest
 from hybrid_ft.finetune.watchdog import Watchdog
-from hybrid_ft.hybrid_model.errors import InputError
-
-NUMERICS = 4
-"""Exit status of a run whose loss or gradient is not finite."""
+from hybrid_ft.hybrid_model.errors import NUMERICS, InputError
 
 MOST_SKIPPED = 3
 """Steps in a row that may be left out because their gradient overflowed in bfloat16."""
@@ -191,7 +189,8 @@ class RunTrainer(Trainer):
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """Staged, listed and renamed by process 0, with whole tensors. No tokenizer, and no pickle."""
         plain, name = self.accelerator.unwrap_model(self.model), f"checkpoint-{self.state.global_step}"
-        if self.processes.any(not weights.are_finite(plain)):
+        trained = (parameter for parameter in plain.parameters() if parameter.requires_grad)
+        if self.processes.any(not weights.are_finite(trained)):
             raise InputError(
                 f"step {self.state.global_step}: weights are not finite, so they were not saved; older checkpoints are "
                 "whole. Lower train.learning_rate in a new output",
@@ -200,10 +199,14 @@ class RunTrainer(Trainer):
         self.store_flos()
         staging = self.folder.checkpoints / checkpoints.STAGING
         staged = staging / name
-        # the others wait for process 0 at the end, however long it writes
-        with nullcontext() if self.processes.main else self.watchdog.paused():
+        with ExitStack() as around:
             if self.processes.main:
-                staged.mkdir(parents=True, exist_ok=True)
+                around.enter_context(storage.saving(staged.parent.with_name(name), storage.checkpoint_bytes(plain)))
+                around.callback(shutil.rmtree, staging, ignore_errors=True)
+                staged.mkdir(parents=True)
+            else:
+                # the others wait for process 0 at the end, however long it writes
+                around.enter_context(self.watchdog.paused())
             weights.save(plain, staged, self.processes)
             self.watchdog.beat()
             training_state.save_optimizer(self.optimizer.optimizer, plain, staged, self.processes)
@@ -212,8 +215,7 @@ class RunTrainer(Trainer):
             if self.processes.main:
                 training_state.save_schedule(self.lr_scheduler, staged)
                 self.state.save_to_json(str(staged / _STATE))
-                checkpoints.commit(staged, self.folder.checkpoints / name, self.watchdog.beat)
-                staging.rmdir()
+                checkpoints.commit(staged, staging.with_name(name), self.watchdog.beat)
                 best = self.state.best_global_step if self.save_best else None
                 checkpoints.rotate(self.folder.checkpoints, self.keep, best)
             self.processes.wait()

@@ -7,6 +7,7 @@ Trainer does it, leaves every renamed tensor at its old value and says so only i
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -42,10 +43,10 @@ def save(model: PreTrainedModel | PeftModel, folder: Path, processes: Processes 
         model.save_pretrained(folder, state_dict=tensors, max_shard_size="5GB")
 
 
-def are_finite(model: torch.nn.Module) -> bool:
-    """Whether all weights that are trained are, as far as they lie with this process."""
-    trained = [parameter.detach() for parameter in model.parameters() if parameter.requires_grad]
-    pieces = [part.to_local() if isinstance(part, DTensor) else part for part in trained]
+@torch.no_grad()
+def are_finite(parameters: Iterable[torch.nn.Parameter]) -> bool:
+    """As far as they lie with this process."""
+    pieces = (part.to_local() if isinstance(part, DTensor) else part for part in parameters)
     return all(bool(torch.isfinite(piece).all()) for piece in pieces)
 
 

@@ -1,5 +1,8 @@
 """What a user can cause and mend: one line, a status, no traceback."""
 
+ENVIRONMENT, NUMERICS, STORAGE = 3, 4, 5
+"""Exit statuses beside 2, bad input: the machine is not what the run needs, a number is not finite, the disk failed."""
+
 
 class InputError(ValueError):
     """A mistake in a recipe, a data file, a model folder or an argument.

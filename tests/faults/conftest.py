@@ -43,8 +43,19 @@ def harness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Harness]:
 
 @pytest.fixture(scope="session")
 def jobs(harness: Harness, tiny_base: Path) -> dict[str, Job]:
+    return make_jobs(harness.place / "jobs", tiny_base)
+
+
+@pytest.fixture(scope="session")
+def steady_jobs(harness: Harness, steady_base: Path) -> dict[str, Job]:
+    """The same on a base without dropout."""
+    return make_jobs(harness.place / "steady", steady_base)
+
+
+def make_jobs(place: Path, base: Path) -> dict[str, Job]:
     """sft-full, sft-lora, dpo-full and dpo-lora: 24 rows, 8 steps over two to three passes, a checkpoint at every step."""
-    place, chance = harness.place, random.Random(0)
+    chance = random.Random(0)
+    place.mkdir()
     sft, dpo = [], []
     for index in range(24):
         letter = chance.choice(LETTERS)
@@ -55,7 +66,7 @@ def jobs(harness: Harness, tiny_base: Path) -> dict[str, Job]:
         dpo.append({"chosen": [user, answers[0]], "rejected": [user, answers[1] | {"content": f"{index} no"}]})
     for name, rows in (("rows", sft), ("pairs", dpo)):
         (place / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    head = f"model: {{path: {tiny_base}, lora: %s}}\ndata: {{sources: [{{path: %s.jsonl}}], max_length: 96}}\n"
+    head = f"model: {{path: {base}, lora: %s}}\ndata: {{sources: [{{path: %s.jsonl}}], max_length: 96}}\n"
     train = "train: {steps: 8, save_every: 1, keep: 2, learning_rate: 1.0e-2, batch_tokens: %d, batch_size: 6}\n"
     texts = {
         "sft-full": head % ("null", "rows") + train % 200,

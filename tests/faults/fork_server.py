@@ -21,8 +21,8 @@ MODULES = (
 )
 
 
-def enter_child(wanted: dict[str, Any]) -> list[str]:
-    """The child's own side of the fork, up to the program's first line; returns its arguments."""
+def enter_child(wanted: dict[str, Any]) -> None:
+    """The child's own side of the fork, up to the program's first line."""
     os.setsid()
     for number in (signal.SIGTERM, signal.SIGHUP):  # a shell's background jobs ignore some, and their children too
         signal.signal(number, signal.SIG_DFL)
@@ -39,11 +39,10 @@ def enter_child(wanted: dict[str, Any]) -> list[str]:
         getattr(importlib.import_module("injections"), name)(**options)
     if wanted["paused"]:
         os.kill(os.getpid(), signal.SIGSTOP)
-    return wanted["arguments"]
 
 
-def serve() -> list[str]:
-    """Answers until the input ends. Comes back in every child, with the arguments of its command."""
+def serve() -> None:
+    """Answers until the input ends. Comes back in every child, whose command line stands in sys.argv."""
     answers = os.dup(1)
     os.dup2(2, 1)  # what an import may print is no answer
     with os.fdopen(answers, "w", buffering=1) as out:
@@ -54,7 +53,8 @@ def serve() -> list[str]:
             if "start" in request:
                 pid = os.fork()
                 if pid == 0:
-                    return enter_child(request["start"])
+                    enter_child(request["start"])
+                    return
                 alive.add(pid)
                 print(pid, file=out)
             else:
@@ -74,6 +74,6 @@ if __name__ == "__main__":
         importlib.import_module(module)
     gc.collect()
     gc.freeze()  # a child would otherwise copy every page on its first collection
-    arguments = serve()
+    serve()
     # the way out of a program that was started by its name, its exit handlers included
-    sys.exit(cli.main(arguments))
+    sys.exit(cli.main())

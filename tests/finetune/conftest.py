@@ -3,23 +3,12 @@
 import io
 import json
 import random
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-
-
-@pytest.fixture(scope="session")
-def steady_base(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
-    """The same without dropout."""
-    folder = tmp_path_factory.mktemp("steady") / "base"
-    shutil.copytree(tiny_base, folder)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.0}))
-    return folder
 
 
 @dataclass

@@ -1,0 +1,172 @@
+"""Several processes: the curve of one, files of one kind, and nothing that hangs when they are stopped or lost."""
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from harness import checkpoints, differing, results, unsound
+
+HOW = {"ddp": (), "fsdp": ("train.sharded=true",)}
+CASES = {
+    "sft-packed": ("sft-full", ("train.steps=6",), ("train.accumulation=2",)),
+    "sft-padded": (
+        "sft-full",
+        ("train.steps=6", "data.packing=false", "train.batch_size=3"),
+        ("train.accumulation=2",),
+    ),
+    "sft-lora": ("sft-lora", ("train.steps=6", "model.lora.dropout=0"), ("train.accumulation=2",)),
+    "dpo": ("dpo-full", ("train.steps=4", "train.learning_rate=1e-3"), ()),
+    "dpo-lora": ("dpo-lora", ("train.steps=4",), ()),
+}
+# a dropout mask is another in every process, so the base of these has none
+STEADY = ("evaluate.every=2", "data.eval.count=4")
+
+
+def curve(output: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    names = ("step", "loss", "eval_loss", "tokens", "learning_rate", "margin", "accuracy", "pairs")
+    return [{name: line[name] for name in names if name in line} for line in lines]
+
+
+def shape_of(output: Path) -> dict[str, list[str]]:
+    """Every file of the run but those that lie in the folders above the results, and what tensors it holds."""
+    from safetensors import safe_open
+
+    found = {}
+    for file in sorted(path for path in output.rglob("*") if path.is_file()):
+        kinds = []
+        if file.suffix == ".safetensors" and file.name != "random_state.safetensors":
+            with safe_open(file, framework="pt") as opened:
+                kinds = [f"{name} {opened.get_slice(name).get_dtype()}" for name in sorted(opened.keys())]
+        found[str(file.relative_to(output))] = kinds
+    return found
+
+
+def run_in_two(harness, job, output: Path) -> None:
+    ranks = harness.launch(job, output)
+    assert ranks.wait(limit=90) == [0, 0], ranks.screen
+
+
+@pytest.mark.parametrize("how", [*HOW])
+@pytest.mark.parametrize("case", ["sft-packed", pytest.param("dpo", marks=pytest.mark.faults)])
+def test_two_processes_take_the_steps_of_one(harness, steady_jobs, case, how):
+    one_takes_the_steps_of_two(harness, steady_jobs, case, how)
+
+
+def one_takes_the_steps_of_two(harness, jobs, case: str, how: str) -> None:
+    """The loss of every step, the held-out losses, and the same files with the same tensors in them."""
+    name, both, alone = CASES[case]
+    one = harness.whole(jobs[name].but(f"{case}-alone", *STEADY, *both, *alone)).output
+    two = harness.folder() / "run"
+    run_in_two(harness, jobs[name].but(f"{case}-{how}", *STEADY, *both, *HOW[how]), two)
+    ones, twos = curve(one), curve(two)
+    assert len(ones) >= 6 and len(ones) == len(twos)
+    for line, other in zip(ones, twos, strict=True):
+        assert line.keys() == other.keys()
+        assert other == pytest.approx(line, rel=2e-4, abs=1e-5), (line, other)
+    assert shape_of(one) == shape_of(two)
+
+
+@pytest.mark.faults
+def test_all_kinds_of_runs_in_two_processes(harness, steady_jobs, some, faults_row):
+    trials = [(case, how) for case in CASES for how in HOW]
+    chosen = some(trials)
+    failures = []
+    for case, how in chosen:
+        try:
+            one_takes_the_steps_of_two(harness, steady_jobs, case, how)
+        except AssertionError as error:
+            failures.append(f"{case} {how}: {error}")
+    faults_row(
+        "two processes against one (DDP, FSDP2)", "the same losses to 2e-4, the same files", len(chosen), failures
+    )
+
+
+def whole_of_two(harness, job) -> dict[str, str]:
+    output = harness.place / f"whole-of-two-{job.name}"
+    if not output.exists():
+        run_in_two(harness, job, output)
+    return results(output)
+
+
+def finish_in_two(harness, job, output: Path, wanted: dict[str, str]) -> str | None:
+    """Start both again by the same command; what is wrong with what they leave."""
+    for checkpoint in checkpoints(output)[-1:]:
+        if wrong := unsound(checkpoint):
+            return wrong
+    ranks = harness.launch(job, output)
+    statuses = ranks.wait(limit=90)
+    if statuses != [0, 0]:
+        return f"exit statuses {statuses} of the next start\n{ranks.screen[-3000:]}"
+    wrong_files = differing(results(output), wanted)
+    return f"differs in {wrong_files}" if wrong_files else None
+
+
+@pytest.mark.faults
+def test_skewed_signals_never_hang(harness, jobs, count, chance, faults_row):
+    """SIGTERM to one process, and to the other up to two seconds later."""
+    kinds = [jobs["sft-full"], jobs["dpo-full"], jobs["sft-lora"].but("fsdp", "train.sharded=true")]
+    wanted = {job.name: whole_of_two(harness, job) for job in kinds}
+    seconds = {job.name: 1.6 * harness.whole(job).seconds for job in kinds}
+
+    def trial(number: int) -> str | None:
+        draw, job = chance(number), kinds[number % len(kinds)]
+        output, after, skew = harness.folder() / "run", draw.uniform(0, seconds[job.name]), draw.uniform(0, 2)
+        first = draw.randrange(2)
+        ranks = harness.launch(job, output)
+        time.sleep(after)
+        ranks.children[first].kill(signal.SIGTERM)
+        time.sleep(skew)
+        ranks.children[1 - first].kill(signal.SIGTERM)
+        statuses = ranks.wait(limit=60)
+        told = f"{job.name}, rank {first} after {after:.2f} s, the other {skew:.2f} s later"
+        if ranks.hung:
+            return f"{told}: {ranks.hung}"
+        if set(statuses) - {0, 75}:
+            return f"{told}: exit statuses {statuses}\n{ranks.screen[-3000:]}"
+        wrong = finish_in_two(harness, job, output, wanted[job.name])
+        return f"{told}: {wrong}" if wrong else None
+
+    failures = harness.each(range(count(50)), trial)
+    faults_row("two ranks: skewed SIGTERM", "0 hangs, newest checkpoint whole, resume identical", count(50), failures)
+
+
+@pytest.mark.faults
+def test_a_lost_process_ends_the_run(harness, jobs, count, chance, faults_row):
+    kinds = [jobs["sft-full"].but("fsdp", "train.sharded=true"), jobs["dpo-lora"]]
+    wanted = {job.name: whole_of_two(harness, job) for job in kinds}
+    seconds = {job.name: 1.6 * harness.whole(job).seconds for job in kinds}
+
+    def trial(number: int) -> str | None:
+        draw, job = chance(number), kinds[number % len(kinds)]
+        output, after, lost = harness.folder() / "run", draw.uniform(0, seconds[job.name]), draw.randrange(2)
+        ranks = harness.launch(job, output)
+        time.sleep(after)
+        ranks.children[lost].kill(signal.SIGKILL)
+        ranks.wait(limit=60)
+        told = f"{job.name}, rank {lost} after {after:.2f} s"
+        if ranks.hung:
+            return f"{told}: {ranks.hung}"
+        wrong = finish_in_two(harness, job, output, wanted[job.name])
+        return f"{told}: {wrong}" if wrong else None
+
+    failures = harness.each(range(count(20)), trial)
+    faults_row("two ranks: one killed", "0 hangs, newest checkpoint whole, resume identical", count(20), failures)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("how", [*HOW])
+def test_a_number_that_is_not_finite_in_one_process_stops_all(harness, jobs, how, faults_row):
+    job, output = jobs["sft-full"].but(f"nan-{how}", *HOW[how]), harness.folder() / "run"
+    wrong = {"not_finite": {"what": "loss", "step": 4, "value": "nan", "place": 0}}
+    ranks = harness.launch(job, output, inject={1: wrong})
+    failures = []
+    if (statuses := ranks.wait(limit=60)) != [4, 4]:
+        failures = [f"exit statuses {statuses}\n{ranks.screen}"]
+    elif not (output / "not-finite-step-4-process-1.json").exists() or "in another process" not in ranks.screen:
+        failures = [f"it is not told\n{ranks.screen}"]
+    elif [checkpoint.name for checkpoint in checkpoints(output)] != ["checkpoint-2", "checkpoint-3"]:
+        failures = [f"other checkpoints: {checkpoints(output)}"]
+    faults_row(f"NaN in the loss of one rank ({how})", "all stop before the step, exit 4", 1, failures)
