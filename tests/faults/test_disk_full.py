@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from harness import checkpoints, differing, results, unsound
+from harness import checkpoints, unsound
 
 PLENTY = 64 * 2**20
 STORAGE = 5
@@ -67,9 +67,8 @@ def test_small_from_the_start(harness, jobs, disks, count, chance, faults_row, n
             if wrong:
                 return f"{size:,} bytes: {wrong}"
             remount(place, f"size={PLENTY}")
-            harness.finish(job, place / "run")
-            wrong = differing(results(place / "run"), whole.digests)
-            return f"{size:,} bytes: differs in {wrong}" if wrong else None
+            wrong = harness.go_on(job, place / "run")
+            return f"{size:,} bytes: {wrong}" if wrong else None
 
     failures = harness.each(range(count(20)), trial)
     faults_row(
@@ -91,7 +90,7 @@ def test_full_in_the_middle(harness, jobs, disks, count, chance, faults_row, nam
     def trial(number: int) -> str | None:
         draw = chance(number)
         # from the second step on, so that there is an older checkpoint
-        step, left = draw.randint(2, 8), draw.randrange(0, 2 * size)
+        step, left = draw.randint(2, 8), draw.randrange(size * 9 // 8)
         told = f"{left:,} bytes left in step {step}"
         with small_disk(harness, PLENTY) as place:
             output, ballast = place / "run", place / "ballast"
@@ -106,9 +105,8 @@ def test_full_in_the_middle(harness, jobs, disks, count, chance, faults_row, nam
             if wrong:
                 return f"{told}: {wrong}"
             ballast.unlink()
-            harness.finish(job, output)
-            wrong = differing(results(output), whole.digests)
-            return f"{told}: differs in {wrong}" if wrong else None
+            wrong = harness.go_on(job, output)
+            return f"{told}: {wrong}" if wrong else None
 
     failures = harness.each(range(count(20)), trial)
     faults_row(
@@ -124,11 +122,13 @@ def test_full_in_the_middle(harness, jobs, disks, count, chance, faults_row, nam
 def test_places_that_cannot_be_written(harness, jobs, disks, faults_row):
     """Read-only, and a file where a folder should be."""
     job = jobs["sft-full"]
-    whole = harness.whole(job)
+    harness.whole(job)
 
     def refused(child, status: int, place: Path, statuses: tuple[int, ...]) -> str | None:
         lines = [line for line in child.screen.splitlines() if line.startswith("error: ")]
-        good = status in statuses and len(lines) == 1 and str(place) in lines[0] and "Traceback" not in child.screen
+        # a long path in a recipe is cut short
+        named = str(place) in lines[0] or (status == 2 and "output" in lines[0]) if lines else False
+        good = status in statuses and len(lines) == 1 and named and "Traceback" not in child.screen
         return None if good else f"exit status {status}\n{child.screen[-2000:]}"
 
     def trial(case: str) -> str | None:
@@ -149,10 +149,7 @@ def test_places_that_cannot_be_written(harness, jobs, disks, faults_row):
                 if file.read_text() != "mine":
                     wrong = "the file was written to"
                 file.unlink()
-            if wrong is None:
-                harness.finish(job, output)
-                wrong = ", ".join(differing(results(output), whole.digests))
-            return wrong or None
+            return wrong or harness.go_on(job, output)
 
     cases = ("read-only", "a file", "a file in place of checkpoints/")
     failures = harness.each(cases, trial)
