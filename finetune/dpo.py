@@ -24,6 +24,8 @@ from hybrid_ft.finetune import evaluate, sharding, stage
 from hybrid_ft.finetune.dpo_checks import check_first_loss, check_whole_steps, try_longest
 from hybrid_ft.finetune.dpo_metrics import ShowPairs, measures
 from hybrid_ft.finetune.dpo_trainer import PairTrainer
+from hybrid_ft.finetune.hardware import check_hardware
+from hybrid_ft.finetune.learning_signal import NoSignal
 from hybrid_ft.finetune.pairs import prepare_pairs
 from hybrid_ft.finetune.progress import duration, say
 from hybrid_ft.finetune.recipe import Dpo, Recipe
@@ -40,6 +42,7 @@ def run(recipe: Recipe, console: Console, accept_changes: bool = False) -> int:
     """
     folder, dpo = RunFolder(recipe.output or "runs/dpo"), recipe.dpo
     assert dpo is not None, "a recipe of pairs has a dpo section"
+    check_hardware(recipe.model.dtype == "bfloat16", recipe.train.loader_workers)
     recipe.train.sharded |= sharding.asked_by_launcher()
     return stage.in_folder(folder, console, lambda stop: _Run(recipe, dpo, console, folder, stop, accept_changes).go())
 
@@ -99,7 +102,7 @@ class _Run:
         try_longest(trainer, self.prepared.train)
         stage.begin_or_go_on(folder, recipe, "dpo", identity, changed, self.say)
         self._give_reference(trainer, cache)
-        check_first_loss(trainer, cache.folder)
+        trainer.add_callback(NoSignal(self.say, check_first_loss(trainer, cache.folder)))
         before = self._before(trainer)
         if not stage.train(
             trainer,

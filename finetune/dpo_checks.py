@@ -69,11 +69,14 @@ def try_longest(trainer: PairTrainer, pairs: Dataset) -> None:
         trainer.forget_measures()
 
 
-def check_first_loss(trainer: PairTrainer, reference: Path) -> None:
-    """Raise InputError where the model and its reference differ before the first step: the loss of the first pairs must
-    be what TRL's loss is for equal log-probabilities (ln 2 for sigmoid and sigmoid_norm) to 1e-3."""
+def check_first_loss(trainer: PairTrainer, reference: Path) -> float | None:
+    """The loss of equal models, ln 2 for sigmoid and sigmoid_norm; None for ``sft``, which compares nothing.
+
+    Raises InputError where the model and its reference differ before the first step: the loss of the first pairs must
+    be that to 1e-3.
+    """
     if trainer.loss_types == ["sft"]:
-        return
+        return None
     # the pairs that were computed together when the reference was made: what is the same on both sides rounds the same
     rows = trainer.train_dataset.select(range(min(PIECE, len(trainer.train_dataset))))
     first = pack(sizes_of(rows), trainer.batch_tokens)[0]
@@ -93,6 +96,7 @@ def check_first_loss(trainer: PairTrainer, reference: Path) -> None:
             f"the loss before the first step is {loss:.4f} and must be {expected:.4f}: the model is not its own reference. "
             f"The log-probabilities in {reference} are not this base's; delete that folder to compute them anew"
         )
+    return expected
 
 
 def _nothing_gained(labels: torch.Tensor, **inputs: Any) -> SimpleNamespace:

@@ -14,6 +14,8 @@ from transformers import PreTrainedModel
 
 from hybrid_ft.finetune import evaluate, sharding, stage
 from hybrid_ft.finetune.data import prepare
+from hybrid_ft.finetune.hardware import check_hardware
+from hybrid_ft.finetune.learning_signal import NoSignal
 from hybrid_ft.finetune.progress import ShowProgress, duration, say
 from hybrid_ft.finetune.recipe import Recipe
 from hybrid_ft.finetune.run_folder import RunFolder, prepared_identity, run_identity
@@ -29,6 +31,7 @@ def run(recipe: Recipe, console: Console, accept_changes: bool = False) -> int:
     InputError for what a user can mend; until training begins nothing is left behind then.
     """
     folder = RunFolder(recipe.output or "runs/sft")
+    check_hardware(recipe.model.dtype == "bfloat16", recipe.train.loader_workers)
     recipe.train.sharded |= sharding.asked_by_launcher()
     return stage.in_folder(folder, console, lambda stop: _Run(recipe, console, folder, stop, accept_changes).go())
 
@@ -124,7 +127,7 @@ class _Run:
             train_dataset=packs_dataset(prepared.train, packs + [[FILLER]] * fillers),
             eval_dataset=held_out,
             processing_class=self.tokenizer,
-            callbacks=[self.progress],
+            callbacks=[self.progress, NoSignal(self.say)],
             folder=self.folder,
             keep=self.recipe.train.keep,
             stop=self.stop,
