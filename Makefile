@@ -2,6 +2,7 @@
 # make test         set up .venv, then run the tests
 # make test-slow    the tests that take minutes or read a corpus of your own (HYBRID_FT_REAL_DATA)
 # make test-kernels the GPU kernels' long tests, none of which needs a GPU
+# make test-faults  the battery of faults: kills, damage, signals, full disks; FAULTS=0.1 is a tenth of it
 # make test-gpu     the GPU kernels on this machine's GPU      make bench-gpu   their times
 # make lint         ruff: rules and format        make typecheck   mypy
 # make setup        only the set-up               make clean       remove it
@@ -20,7 +21,7 @@ READY := $(VENV)/.ready
 # One thread per test process: two processes with all cores each only wait for one another.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --confcutdir=tests
 
-.PHONY: help quickstart test test-slow test-kernels test-gpu bench-gpu setup lint typecheck clean
+.PHONY: help quickstart test test-slow test-kernels test-faults test-gpu bench-gpu setup lint typecheck clean
 .DELETE_ON_ERROR:
 
 help: # what stands above
@@ -30,13 +31,16 @@ quickstart: $(READY)
 	$(BIN)/hybrid-ft run quickstart
 
 test: $(READY)
-	$(PYTEST) -n 2 -m 'not slow and not real_data and not kernels and not gpu'
+	$(PYTEST) -n 2 -m 'not slow and not real_data and not kernels and not gpu and not faults'
 
 test-slow: $(READY)
 	$(PYTEST) -n 2 -m 'slow or real_data'
 
 test-kernels: $(READY)
 	$(PYTEST) -n 2 -m kernels tests/kernels
+
+test-faults: $(READY)
+	HYBRID_FT_FAULTS=$(or $(FAULTS),1) $(PYTEST) -n 2 -m faults tests/faults
 
 # No -n: two processes would share the GPU.
 test-gpu: $(READY)

@@ -21,7 +21,8 @@ import pytest
 
 sys.path.append(str(Path(__file__).parent))  # pytest imports a test file by its path, and so not its neighbours
 
-from harness import ForkServer, Harness, Job
+from children import ForkServer
+from harness import Harness, Job
 
 SHARE = float(os.environ.get("HYBRID_FT_FAULTS", "0.1"))
 SEED = os.environ.get("HYBRID_FT_FAULTS_SEED", "0")
@@ -154,7 +155,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 def table(rows: list[tuple[str, str, str]]) -> Iterator[str]:
     """Three columns in 110 characters; a cell that is too long goes on in the next line."""
-    widths = (40, 36, 30)
+    widths = (46, 36, 24)
     rows = [("test", "bar", "found"), tuple("-" * width for width in widths), *rows]
     for row in rows:
         cells = [textwrap.wrap(cell, width) or [""] for cell, width in zip(row, widths, strict=True)]

@@ -24,6 +24,9 @@ MODULES = (
 def enter_child(wanted: dict[str, Any]) -> None:
     """The child's own side of the fork, up to the program's first line."""
     os.setsid()
+    for number in (signal.SIGTERM, signal.SIGHUP):  # a shell's background jobs ignore some, and their children too
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for number, path in ((0, os.devnull), (1, wanted["stdout"]), (2, wanted["stderr"])):
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(handle, number)

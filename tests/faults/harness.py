@@ -8,157 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import random
-import select
 import shutil
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from children import Child, ForkServer, Ranks
 
 RESULTS = ("model", "adapter", "merged")
 TIMES = ("tokens_per_s", "pairs_per_s", "seconds", "memory")
 """In metrics.jsonl; everything else there must come out the same twice."""
 Inject = dict[str, dict[str, Any]]
-LIMIT = 240.0
-"""seconds after which a start that takes two has hung"""
-
-
-class ForkServer:
-    """The process of ``fork_server.py``; its answers are in the order of its questions, so one thread asks at a time."""
-
-    def __init__(self, errors: Path) -> None:
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-        command = [sys.executable, str(Path(__file__).with_name("fork_server.py"))]
-        with open(errors, "w") as file:
-            self.process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=file,
-                text=True,
-                bufsize=1,
-                env=environment,
-            )
-        self.turn = threading.Lock()
-        assert self._answer() == "ready", errors.read_text()
-
-    def ask(self, **request: Any) -> int:
-        with self.turn:
-            assert self.process.stdin is not None
-            print(json.dumps(request), file=self.process.stdin)
-            return int(self._answer())
-
-    def close(self) -> None:
-        self.process.communicate(timeout=30)
-
-    def _answer(self) -> str:
-        assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
-
-
-@dataclass
-class Child:
-    """One start of the program."""
-
-    server: ForkServer
-    pid: int
-    stdout: Path
-    stderr: Path
-    began: float = field(default_factory=time.monotonic)
-    status: int | None = None
-    tracer: subprocess.Popen[str] | None = None
-    """ends by itself after the child"""
-
-    def __post_init__(self) -> None:
-        self.handle = os.pidfd_open(self.pid)
-
-    def kill(self, number: signal.Signals) -> bool:
-        """Whether it was still there to be sent the signal."""
-        if self.ended(0):
-            return False
-        signal.pidfd_send_signal(self.handle, number)
-        return True
-
-    def wait(self, limit: float = LIMIT) -> int:
-        """The exit status, negative for the signal that ended it, as subprocess has it."""
-        if self.status is None:
-            if not self.ended(limit):
-                self.dispose()
-                raise TimeoutError(f"still running after {limit:.0f} s\n{self.screen}")
-            self._reap()
-        assert self.status is not None
-        return self.status
-
-    def dispose(self) -> None:
-        """End it, whatever it does, with every process that it has started."""
-        try:
-            os.killpg(self.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        if self.status is None:
-            self._reap()
-
-    @property
-    def screen(self) -> str:
-        return "".join(file.read_text(errors="replace") for file in (self.stdout, self.stderr))
-
-    def _reap(self) -> None:
-        self.status = os.waitstatus_to_exitcode(self.server.ask(reap=self.pid))
-        os.close(self.handle)
-        if self.tracer:
-            self.tracer.communicate()
-
-    def ended(self, limit: float) -> bool:
-        """Whether it has ended, now or within ``limit`` seconds."""
-        if self.status is not None:
-            return True
-        poll = select.poll()
-        poll.register(self.handle, select.POLLIN)
-        return bool(poll.poll(limit * 1000))
-
-
-@dataclass
-class Ranks:
-    """The processes of one run, and what a launcher does for them."""
-
-    children: list[Child]
-    hung: str | None = None
-    """what had to be done to end them"""
-
-    def wait(self, limit: float = 60.0, grace: float = 30.0) -> list[int]:
-        """The exit statuses, once all have ended. When one ends with a status that is not 0 the others are asked to stop
-        (SIGTERM) and killed ``grace`` seconds later, as torchrun does; all are killed after ``limit`` seconds."""
-        began, asked_at = time.monotonic(), None
-        while running := [rank for rank, child in enumerate(self.children) if not child.ended(0.02)]:
-            failed = [child for rank, child in enumerate(self.children) if rank not in running and child.wait() != 0]
-            now = time.monotonic()
-            if failed and asked_at is None:
-                asked_at = now
-                for rank in running:
-                    self.children[rank].kill(signal.SIGTERM)
-            too_long = now - began > limit
-            if too_long or (asked_at is not None and now - asked_at > grace):
-                why = f"after {limit:.0f} s" if too_long else f"{grace:.0f} s after SIGTERM"
-                self.hung = f"rank {running} still ran {why}\n{self.screen}"
-                self.dispose()
-        return [child.wait() for child in self.children]
-
-    def dispose(self) -> None:
-        for child in self.children:
-            child.dispose()
-
-    @property
-    def screen(self) -> str:
-        return "".join(f"--- rank {rank}\n{child.screen}" for rank, child in enumerate(self.children))
 
 
 @dataclass(frozen=True)
@@ -190,13 +55,14 @@ class Harness:
         self.place, self.server, self.at_once = place, server, at_once
         self._wholes: dict[Job, Whole] = {}
         self._numbers = iter(range(10**9))
-        self._making = threading.Lock()
+        self._making, self._of_trial = threading.Lock(), threading.local()
 
     def folder(self) -> Path:
         """A new one; its name has no meaning."""
         with self._making:
             folder = self.place / f"trial-{next(self._numbers)}"
         folder.mkdir()
+        self._of_trial.folders = [*getattr(self._of_trial, "folders", []), folder]
         return folder
 
     def start(
@@ -250,15 +116,29 @@ class Harness:
             self._wholes[job] = Whole(output, results(output), time.monotonic() - child.began)
         return self._wholes[job]
 
+    def go_on(self, job: Job, output: Path) -> str | None:
+        """Start the job once more: what is wrong with how it goes on from the newest checkpoint, or with its end."""
+        step = newest_sound(output)
+        screen = self.finish(job, output).screen
+        if step and f"checkpoint-{step}" not in screen and "finished" not in screen:
+            return f"not resumed from step {step}\n{screen}"
+        wrong = differing(results(output), self.whole(job).digests)
+        return f"differs in {wrong}" if wrong else None
+
     def each(self, trials: Iterable[Any], trial: Callable[[Any], str | None]) -> list[str]:
-        """Do all trials, some at once; returns one line for each that failed: what ``trial`` returned or raised."""
+        """Do all trials, some at once; returns what ``trial`` returned or raised for each that failed, whose folders stay."""
 
         def tried(one: Any) -> str | None:
+            self._of_trial.folders = []
             try:
                 wrong = trial(one)
             except (AssertionError, TimeoutError) as error:
                 wrong = f"{type(error).__name__}: {error}"
-            return f"{one}: {wrong}" if wrong else None
+            if wrong:
+                return f"{one}: {wrong}"
+            for folder in self._of_trial.folders:
+                shutil.rmtree(folder)
+            return None
 
         with ThreadPoolExecutor(self.at_once) as pool:
             return [line for line in pool.map(tried, list(trials)) if line]
@@ -293,20 +173,19 @@ def checkpoints(output: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name[11:]))
 
 
+def newest_sound(output: Path) -> int:
+    """The step of the newest checkpoint that is whole, or 0."""
+    return max((int(path.name[11:]) for path in checkpoints(output) if unsound(path) is None), default=0)
+
+
 def unsound(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint by its own manifest, or None."""
-    listed = json.loads((checkpoint / "manifest.json").read_text())
+    try:
+        listed = json.loads((checkpoint / "manifest.json").read_text())
+    except (OSError, ValueError) as error:
+        return f"{checkpoint.name}: {error}"
     for name, entry in listed.items():
         content = (checkpoint / name).read_bytes()
         if len(content) != entry["size"] or digest(content) != entry["sha256"]:
             return f"{checkpoint.name}/{name} is not what its manifest says"
     return None
-
-
-def copy(source: Path, target: Path) -> None:
-    shutil.copytree(source, target, dirs_exist_ok=True)
-
-
-def moments(chance: random.Random, whole: Whole, most: int) -> list[float]:
-    """Of one to ``most`` kills in a row: seconds after the start, uniform over a whole run."""
-    return [round(chance.uniform(0, whole.seconds), 3) for _ in range(chance.randint(1, most))]

@@ -40,6 +40,18 @@ def stall_in_step(step: int, seconds: float, mark: str) -> None:
     _in_step(step, stall)
 
 
+def fill_disk_in_step(step: int, left: int, ballast: str) -> None:
+    """Leave ``left`` bytes on the file system of ``ballast``, a new file that takes the rest."""
+
+    def fill() -> None:
+        handle = os.open(ballast, os.O_WRONLY | os.O_CREAT)
+        room = os.statvfs(ballast)
+        os.posix_fallocate(handle, 0, max(1, room.f_bavail * room.f_frsize - left))
+        os.close(handle)
+
+    _in_step(step, fill)
+
+
 def log_operations(file: str) -> None:
     """A line for each operation that changes a file system: its kind and its path."""
     handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -76,7 +88,7 @@ def not_finite(what: str, step: int, value: str, place: int) -> None:
         )
 
 
-def _in_step(step: int, act: Callable[[], None]) -> None:
+def _in_step(step: int, act: Callable[[], object]) -> None:
     begun = [0]
 
     def hook(*_: Any) -> None:

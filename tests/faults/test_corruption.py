@@ -1,11 +1,12 @@
 """The newest checkpoint damaged on disk: it is noticed, named and set aside, and an older one leads to the same end."""
 
 import random
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
-from harness import checkpoints, copy, differing, results
+from harness import checkpoints, differing, results
 
 STOPPED = 6
 
@@ -44,7 +45,7 @@ def files_of(checkpoint: Path) -> list[Path]:
 def resumed(harness, job, template: Path, damage, names: list[Path], chance: random.Random) -> str | None:
     """Copy the stopped run, damage files of its newest checkpoint, start it: what is wrong with how that went."""
     output = harness.folder() / "run"
-    copy(template, output)
+    shutil.copytree(template, output)
     newest = checkpoints(output)[-1]
     for name in names:
         damage(newest / name, chance)
@@ -109,8 +110,7 @@ def test_every_checkpoint_damaged(harness, jobs, chance, faults_row):
     """Then the run begins anew, and says so."""
 
     def trial(name: str) -> str | None:
-        output = harness.folder() / "run"
-        copy(stopped_run(harness, jobs[name]), output)
+        output = stopped_run(harness, jobs[name])
         for checkpoint in checkpoints(output):
             for file in files_of(checkpoint):
                 zeroed(checkpoint / file, chance(name))

@@ -1,9 +1,9 @@
 """A finished run started again does nothing."""
 
+import shutil
 from pathlib import Path
 
 import pytest
-from harness import copy
 
 
 def seen(folder: Path) -> dict[str, tuple[int, int, int]]:
@@ -20,7 +20,7 @@ def test_a_finished_run_writes_nothing(harness, jobs, count, faults_row):
     def trial(number: int) -> str | None:
         job = list(jobs.values())[number % len(jobs)]
         folder = harness.folder()
-        copy(harness.whole(job).output, folder / "run")
+        shutil.copytree(harness.whole(job).output, folder / "run")
         before = seen(folder)
         screen = harness.finish(job, folder / "run").screen
         after = seen(folder)
