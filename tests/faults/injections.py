@@ -52,6 +52,14 @@ def fill_disk_in_step(step: int, left: int, ballast: str) -> None:
     _in_step(step, fill)
 
 
+def patience(seconds: float) -> None:
+    """After so long without progress a process is taken for hung."""
+    from hybrid_ft.finetune import watchdog
+
+    watchdog.FIRST = watchdog.PATIENCE = seconds
+    watchdog.SLOWER = 1
+
+
 def log_operations(file: str) -> None:
     """A line for each operation that changes a file system: its kind and its path."""
     handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -171,3 +171,20 @@ def test_a_number_that_is_not_finite_in_one_process_stops_all(harness, jobs, how
     elif [checkpoint.name for checkpoint in checkpoints(output)] != ["checkpoint-2", "checkpoint-3"]:
         failures = [f"other checkpoints: {checkpoints(output)}"]
     faults_row(f"NaN in the loss of one rank ({how})", "all stop before the step, exit 4", 1, failures)
+
+
+@pytest.mark.faults
+def test_a_process_that_hangs_is_noticed(harness, jobs, faults_row):
+    """The other one waits for it in a collective call. Both end, and say what they were doing."""
+    job, output = jobs["sft-full"], harness.folder() / "run"
+    wanted, soon = whole_of_two(harness, job), {"patience": {"seconds": 6.0}}
+    stall = {"step": 5, "seconds": 200.0, "mark": str(output.with_suffix(".stalled"))}
+    ranks = harness.launch(job, output, inject={0: soon, 1: soon | {"stall_in_step": stall}})
+    statuses, failures = ranks.wait(limit=90), []
+    if ranks.hung or set(statuses) - {75}:
+        failures = [f"{ranks.hung}, exit statuses {statuses}\n{ranks.screen}"]
+    elif "stall" not in (output / "hang-1.txt").read_text():
+        failures = [f"the stacks do not show it\n{ranks.screen}"]
+    elif wrong := finish_in_two(harness, job, output, wanted):
+        failures = [wrong]
+    faults_row("two ranks: one hangs", "noticed, stacks dumped, exit 75, resume identical", 1, failures)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
+from transformers import Trainer
 
 from hybrid_ft.hybrid_model.errors import InputError
 
@@ -231,6 +232,39 @@ def test_a_number_that_is_none_stops_the_run_before_the_step(start, tmp_path, mo
     weights = load_file(tmp_path / "run/checkpoints/checkpoint-3/model.safetensors")
     assert all(tensor.isfinite().all() for tensor in weights.values())
     assert not (tmp_path / "run/model").exists()
+
+
+@pytest.mark.parametrize(("in_a_row", "status"), [(2, 0), (4, 4)])
+def test_an_overflow_in_bfloat16_is_left_out_and_counted(start, monkeypatch, in_a_row, status):
+    """One infinite gradient norm is no step; more than three in a row are no accident."""
+    before: dict[int, list[torch.Tensor]] = {}
+
+    def spoil(trainer: Any, inputs: dict[str, Any], loss: torch.Tensor) -> torch.Tensor:
+        step = trainer.state.global_step + 1
+        before[step] = [parameter.detach().clone() for parameter in trainer.model.parameters()]
+        if 3 <= step < 3 + in_a_row:
+            loss.register_hook(lambda gradient: gradient * float("inf"))
+        return loss
+
+    wrap_loss(monkeypatch, spoil)
+    # infinity times a gradient of zero is no number; here every weight's gradient is infinite
+    monkeypatch.setattr(Trainer, "_get_grad_norm", lambda self, model, grad_norm=None: overflow(grad_norm))
+    if status:
+        with pytest.raises(InputError, match="step 6: the gradient norm is inf") as caught:
+            start(model={"dtype": "bfloat16"}, train={"steps": 8, "learning_rate": 1e-3})
+        assert caught.value.status == status
+        return
+    run = start(model={"dtype": "bfloat16"}, train={"steps": 8, "learning_rate": 1e-3})
+    assert run.status == 0
+    assert run.metrics("skipped") == {3: 1, 4: 1}
+    assert sorted(run.metrics("grad_norm")) == [1, 2, 5, 6, 7, 8]
+    assert all(torch.equal(one, other) for one, other in zip(before[3], before[5], strict=True))
+    assert not all(torch.equal(one, other) for one, other in zip(before[5], before[6], strict=True))
+
+
+def overflow(norm: torch.Tensor) -> torch.Tensor:
+    """What a bfloat16 sum of squares makes of huge gradients, where float32 has a NaN from a zero among them."""
+    return torch.full_like(norm, float("inf")) if torch.isnan(norm) else norm
 
 
 def test_a_signal_before_training_leaves_nothing(start, tmp_path, monkeypatch):
