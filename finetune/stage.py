@@ -48,8 +48,8 @@ def in_folder(folder: RunFolder, console: Console, work: Callable[[StopRequest],
         say(console, f"stopped by {name}; the same command goes on from here")
     except Exception as error:
         if storage.no_room(error):
-            name = getattr(error, "filename", None) or "a file"
-            raise storage.refusal(error, folder.path / Path(name).name, None) from error
+            place = getattr(error, "filename", None)
+            raise storage.refusal(error, Path(place) if place else folder.path / "a file", None) from error
         if not (stop.several and other_is_gone(error)):
             raise
         console.quiet = False

@@ -118,6 +118,8 @@ def test_a_pause_is_not_held_against_it_and_does_not_make_it_more_patient(begin)
     ended = end(begin("dog.beat()\ngo()\nwith dog.paused():\n    time.sleep(1.5)\ntime.sleep(100)"))
     assert ended.status == 75
     assert "no progress for 0.8 s" in ended.stderr
+    ended = end(begin("dog.beat()\ngo()\nwith dog.paused():\n    time.sleep(1.5)\ndog.beat()\ntime.sleep(100)"))
+    assert ended.status == 75 and "no progress for 0.8 s" in ended.stderr
     # the backstop rests as well
     ended = end(begin("dog.beat()\ngo()\nwith dog.paused():\n    ctypes.PyDLL(None).sleep(3)\nsys.exit(9)"))
     assert ended.status == 9, ended.stderr
