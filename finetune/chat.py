@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TextStreamer
 
-from hybrid_ft.finetune.generate import Sampling, load_for_answers
+from hybrid_ft.finetune.generate import Sampling, model_for_answers, tokenizer_for_answers
 from hybrid_ft.finetune.prompts import PromptEncoder
 
 if TYPE_CHECKING:
@@ -34,8 +34,9 @@ class _Printer(TextStreamer):
 
 def run(path: str, system: str | None, max_new_tokens: int, sampling: Sampling) -> int:
     """Read turns until the input ends; the whole conversation goes to the model at each turn."""
-    model, tokenizer, end_ids = load_for_answers(path)
+    tokenizer = tokenizer_for_answers(path)
     encoder = PromptEncoder(tokenizer)
+    model, end_ids = model_for_answers(path, tokenizer)
     pad_id = end_ids[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     config = sampling.config(end_ids, pad_id, max_new_tokens)
     interactive = sys.stdin.isatty()

@@ -20,6 +20,7 @@ import hybrid_ft
 from hybrid_ft.finetune.prompt_file import MOST_LINES
 from hybrid_ft.finetune.prompts import PromptEncoder
 from hybrid_ft.hybrid_model import checkpoint
+from hybrid_ft.hybrid_model.adapter_files import CONFIG, check_adapter, read_adapter
 from hybrid_ft.hybrid_model.errors import InputError
 
 if TYPE_CHECKING:
@@ -117,14 +118,31 @@ def load_for_answers(path: str) -> tuple[PreTrainedModel | PeftModel, PreTrained
     path: a saved model, an adapter folder (the base is the one its config names), a hub name, or the preset tiny.
     Loaded onto the GPU where there is one. Raises InputError where there is nothing to load.
     """
+    tokenizer = tokenizer_for_answers(path)
+    model, end_ids = model_for_answers(path, tokenizer)
+    return model, tokenizer, end_ids
+
+
+def tokenizer_for_answers(path: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of what ``load_for_answers`` opens, once all that can be known without the weights is in order."""
     transformers.utils.logging.disable_progress_bar()
     folder = Path(path).expanduser()
-    if (folder / "adapter_config.json").is_file():
-        model = _with_adapter(folder)
+    if (folder / CONFIG).is_file():
+        adapter = read_adapter(folder)
+        config = checkpoint.find_config(adapter.base, adapter.revision, weights=True)
+        check_adapter(folder, adapter, config)
+        checkpoint.check_end_tokens(folder, config)
     else:
-        model = hybrid_ft.load(path)
+        config = checkpoint.find_config(path, weights=True)
     tokenizer = checkpoint.load_tokenizer(folder if folder.is_dir() else path)
-    checkpoint.check_vocabulary(model, tokenizer)
+    checkpoint.check_tokens(config, tokenizer)
+    return tokenizer
+
+
+def model_for_answers(path: str, tokenizer: PreTrainedTokenizerBase) -> tuple[PreTrainedModel | PeftModel, list[int]]:
+    """The model of ``load_for_answers``, and the tokens that end its answers; ``tokenizer`` is the one found before."""
+    folder = Path(path).expanduser()
+    model = _with_adapter(folder) if (folder / CONFIG).is_file() else hybrid_ft.load(path)
     if torch.cuda.is_available():
         model = model.cuda()
     ends = model.generation_config.eos_token_id
@@ -132,28 +150,20 @@ def load_for_answers(path: str) -> tuple[PreTrainedModel | PeftModel, PreTrained
         ends = tokenizer.eos_token_id
     if ends is None:
         raise InputError(f"{path}: neither its generation config nor its tokenizer names a token that ends an answer")
-    return model.eval(), tokenizer, [ends] if isinstance(ends, int) else list(ends)
+    return model.eval(), [ends] if isinstance(ends, int) else list(ends)
 
 
 def _with_adapter(folder: Path) -> PreTrainedModel:
     """The base that an adapter names, with the adapter folded in: one matrix product a layer instead of three."""
-    from peft import PeftConfig, PeftModel
+    from peft import PeftModel
 
-    if not (folder / "adapter_model.safetensors").is_file():
-        raise InputError(f"{folder}: adapter_model.safetensors is missing; weights are read from safetensors alone")
+    adapter = read_adapter(folder)
+    base = hybrid_ft.load(adapter.base, revision=adapter.revision)
     try:
-        config = PeftConfig.from_pretrained(str(folder))
-    except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{folder / 'adapter_config.json'}: not an adapter's config ({_one_line(error)})") from None
-    if config.peft_type != "LORA" or not config.base_model_name_or_path:
-        raise InputError(f"{folder / 'adapter_config.json'}: must be LoRA and name its base model")
-    base = hybrid_ft.load(config.base_model_name_or_path, revision=config.revision)
-    try:
-        model = PeftModel.from_pretrained(base, str(folder)).merge_and_unload()
+        model = PeftModel.from_pretrained(base, str(folder), config=adapter.config).merge_and_unload()
     except (ValueError, RuntimeError, SafetensorError) as error:
-        raise InputError(
-            f"{folder}: the adapter does not fit {config.base_model_name_or_path} ({_one_line(error)})"
-        ) from None
+        raise InputError(f"{folder}: the adapter does not fit {adapter.base} ({_one_line(error)})") from None
+    checkpoint.check_finite(folder, model)
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(str(folder))
     return model
@@ -172,7 +182,9 @@ def run(
     sampling: Sampling,
 ) -> int:
     """``hybrid-ft generate``: answer the rows that were read from ``prompts``, into ``out`` or onto the terminal."""
-    model, tokenizer, end_ids = load_for_answers(path)
+    if out is not None and out.exists() and out.samefile(prompts):
+        raise InputError(f"{out}: is the file of prompts; name another file for the answers")
+    tokenizer = tokenizer_for_answers(path)
     encoder = PromptEncoder(tokenizer)
     encoded: list[list[int]] = []
     mistakes: list[str] = []
@@ -184,6 +196,7 @@ def run(
             mistakes.append(f"{prompts}:{number}: {error}")
     if mistakes:
         raise InputError("\n".join(mistakes[:MOST_LINES]))
+    model, end_ids = model_for_answers(path, tokenizer)
     with _writer(out) as write:
         for start in range(0, len(rows), WINDOW):
             part = slice(start, start + WINDOW)

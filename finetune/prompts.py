@@ -25,10 +25,14 @@ class PromptEncoder:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        if not tokenizer.chat_template:
+        try:
+            text = tokenizer.get_chat_template() if tokenizer.chat_template else ""
+        except ValueError:
+            text = ""  # several, and none of them the default
+        if not text or not isinstance(text, str):
             raise InputError(f"{tokenizer.name_or_path}: its tokenizer has no chat template, so it cannot be asked")
         self._control = ControlTokens(tokenizer)
-        self._template = ChatTemplate(tokenizer.get_chat_template(), "(the tokenizer's own)", tokenizer, self._control)
+        self._template = ChatTemplate(text, "(the tokenizer's own)", tokenizer, self._control)
 
     def __call__(self, messages: list[dict[str, Any]], tools: Any = None) -> list[int]:
         """Tokens up to where the assistant's answer to ``messages`` begins. Raises ValueError with the reason if it cannot."""

@@ -9,11 +9,12 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hybrid_ft.finetune.recipe_errors import Wrong, shown
 from hybrid_ft.finetune.resources import CARDS, PAIR_CARDS, card_names, did_you_mean, shipped
 from hybrid_ft.finetune.yaml_reader import Loc
+from hybrid_ft.hybrid_model.errors import holds_secret
 
 if TYPE_CHECKING:
     from hybrid_ft.finetune.recipe import Recipe, Source
@@ -31,6 +32,7 @@ _DATA_FILE = re.compile(r"\.(jsonl|json|csv|tsv|parquet|txt|gz|bz2|zst|zip|arrow
 def contradictions(recipe: Recipe) -> Iterator[Wrong]:
     """Values that are fine alone and wrong together."""
     data, train, evaluate, model = recipe.data, recipe.train, recipe.evaluate, recipe.model
+    yield from _secrets(recipe.model_dump())
     if data.packing and train.batch_tokens < data.max_length:
         yield Wrong(
             ("train", "batch_tokens"),
@@ -103,6 +105,15 @@ def preference_contradictions(recipe: Recipe, stage: str | None) -> Iterator[Wro
         )
 
 
+def _secrets(value: Any, loc: Loc = ()) -> Iterator[Wrong]:
+    """Every text that holds a credential: a run writes its recipe down, and its output's name stands in many files."""
+    if isinstance(value, str) and holds_secret(value):
+        yield Wrong(loc, "holds a secret; take it out, secrets are read from the environment (HF_TOKEN, WANDB_API_KEY)")
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        yield from _secrets(inner, (*loc, key))
+
+
 def _weights(sources: list[Source], loc: Loc) -> Iterator[Wrong]:
     have = [source.weight is not None for source in sources]
     if any(have) and not all(have):
@@ -133,12 +144,12 @@ def resolve_files(recipe: Recipe, folder: Path) -> list[Wrong]:
         _resolve_source(source, ("data", "eval", "sources", index), files, cards)
     if recipe.output:
         recipe.output = os.path.expanduser(recipe.output)
-        if os.path.exists(recipe.output) and not os.path.isdir(recipe.output):
-            wrongs.append(Wrong(("output",), f"got {shown(recipe.output)}, which is a file; the run needs a folder"))
+        if problem := _no_folder(recipe.output):
+            wrongs.append(Wrong(("output",), f"got {shown(recipe.output)}, {problem}; the run needs a folder"))
     if recipe.dpo and recipe.dpo.reference_cache:
         cache = recipe.dpo.reference_cache = os.path.expanduser(recipe.dpo.reference_cache)
-        if os.path.exists(cache) and not os.path.isdir(cache):
-            wrongs.append(Wrong(("dpo", "reference_cache"), f"got {shown(cache)}, which is a file; name a folder"))
+        if problem := _no_folder(cache):
+            wrongs.append(Wrong(("dpo", "reference_cache"), f"got {shown(cache)}, {problem}; name a folder"))
     return wrongs
 
 
@@ -163,6 +174,8 @@ class _Files:
     def local_or_hub(self, loc: Loc, path: str, what: str) -> str:
         """An existing path, or a hub name as it is; what can only be a path and is not there is wrong."""
         found = self._find(path)
+        if found is not None and (problem := _unreadable(found)):
+            self.wrongs.append(Wrong(loc, f"got {shown(path)}; {problem}"))
         if found is None and ("://" in path or not _HUB_NAME.fullmatch(path) or _DATA_FILE.search(path)):
             also = "" if what == "data file" and _DATA_FILE.search(path) else ", nor can it be a hub name"
             self.wrongs.append(Wrong(loc, f"got {shown(path)}; there is no such {what}{also}{self._near(path)}"))
@@ -173,6 +186,8 @@ class _Files:
         if path in names:
             return path
         found = self._find(path)
+        if found is not None and os.path.isfile(found) and (problem := _unreadable(found)):
+            self.wrongs.append(Wrong(loc, f"got {shown(path)}; {problem}"))
         if found is None or not os.path.isfile(found):
             known = ", ".join(names) or "none ships yet"
             near = did_you_mean(path, names) or self._near(path)
@@ -205,3 +220,31 @@ class _Files:
             if near := difflib.get_close_matches(name[:80], names, n=1, cutoff=0.75):
                 return f"; did you mean {os.path.join(folder, near[0])}?"
         return ""
+
+
+def _no_folder(path: str) -> str:
+    """Why a path neither is a folder nor can become one; nothing where it may."""
+    if not path.isprintable():
+        return "which holds a line end or another control character"
+    if os.path.exists(path):
+        return "" if os.path.isdir(path) else "which is a file"
+    if os.path.islink(path):
+        return f"which is a link to {os.readlink(path)}, where nothing is"
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except OSError as error:
+        return f"which cannot be ({error.strerror})"
+    return ""
+
+
+def _unreadable(path: str) -> str:
+    """Why what exists at a path cannot be read; nothing where it can."""
+    if not os.path.isfile(path) and not os.path.isdir(path):
+        return "it is neither a file nor a folder, and reading from it may never end"
+    if not os.access(path, os.R_OK | (os.X_OK if os.path.isdir(path) else 0)):
+        return (
+            f"this user may not read it; chmod it, or copy it to another {'folder' if os.path.isdir(path) else 'file'}"
+        )
+    return ""

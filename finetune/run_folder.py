@@ -254,7 +254,9 @@ def _rows_digest(prepared: Prepared) -> str:
 def _content(place: Path, weights: bool) -> str:
     """sha256 of a file, or of the files of a model or tokenizer folder that decide what is loaded from it."""
     kinds = ("*.json", "*.jinja", "*.safetensors") if weights else ("*.json", "*.jinja")
-    files = [place] if place.is_file() else sorted(file for kind in kinds for file in place.glob(kind))
+    files = (
+        [place] if place.is_file() else sorted(file for kind in kinds for file in place.glob(kind) if file.is_file())
+    )
     sums = sha256(files)
     named = "".join(f"{file.name}\0{sums[file]}\n" for file in files) if place.is_dir() else sums[place]
     return "sha256:" + (hashlib.sha256(named.encode()).hexdigest() if place.is_dir() else named)

@@ -24,6 +24,9 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 _DOWNLOAD = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 _PATIENCE = 5.0  # seconds within which the hub must answer; what is in the cache is then opened from there
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_MOST_LAYERS = 1000  # transformers lists the kinds of all layers; a million take it a quarter of a minute
+# Names of code that transformers would fetch and run for such a model, here or where an export is opened.
+_FOREIGN = ("auto_map", "_attn_implementation", "attn_implementation", "trust_remote_code", "use_kernels", "custom_")
 _DAMAGED = "it is damaged, copy it again"
 # relative L2 between two implementations' logits in float32; a wrong norm eps alone moves them by 0.38
 _TOLERANCE = 1e-4
@@ -71,11 +74,12 @@ def load(
                 parameter.data = parameter.data.float()
     else:
         check_weight_files(folder, config)
+        check_end_tokens(folder, config)
         model, info = OlmoHybridForCausalLM.from_pretrained(
             folder, config=config, dtype=wanted, use_safetensors=True, output_loading_info=True
         )
         assert not any(info.values()), info
-        _check_finite(folder, model)
+        check_finite(folder, model)
     return model if device is None else model.to(device)
 
 
@@ -90,10 +94,18 @@ def read_config(folder: Path) -> OlmoHybridConfig:
         adapter = (folder / "adapter_config.json").is_file()
         hint = "it holds a LoRA adapter: merge it first" if adapter else "a checkpoint has one beside its weights"
         raise InputError(f"{path}: missing; {hint}")
-    raw = _json_object(path)
+    raw = json_object(path)
     kind = raw.get("model_type")
     if kind != "olmo_hybrid":
         raise InputError(f"{path}: model_type is {kind!r}; this project trains olmo_hybrid")
+    if isinstance(layers := raw.get("num_hidden_layers"), int) and layers > _MOST_LAYERS:
+        raise InputError(f"{path}: num_hidden_layers is {str(layers)[:60]}; at most {_MOST_LAYERS} are taken for meant")
+    if raw.get("quantization_config"):
+        raise InputError(
+            f"{path}: quantization_config: quantised weights cannot be trained; name the checkpoint before it"
+        )
+    for key in [key for key in raw if key.startswith(_FOREIGN)]:
+        del raw[key]
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     if not isinstance(rope, dict):
         raise InputError(f"{path}: rope_parameters is {rope!r}; must be an object or null")
@@ -103,7 +115,7 @@ def read_config(folder: Path) -> OlmoHybridConfig:
         raw["rope_parameters"] = {"rope_theta": None}
     try:
         return OlmoHybridConfig.from_dict(raw)
-    except (StrictDataclassError, ValueError, TypeError, KeyError) as error:
+    except (StrictDataclassError, AttributeError, ValueError, TypeError, KeyError) as error:
         raise InputError(f"{path}: {_one_line(error)}") from None
 
 
@@ -177,8 +189,10 @@ def load_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedT
     name = str(path)
     folder = BUNDLED if name in PRESETS else _folder(name, revision, weights=False)
     whole = folder / "tokenizer.json"
+    if (folder / "config.json").exists() and json_object(folder / "config.json").get("model_type") == "olmo_hybrid":
+        read_config(folder)  # transformers reads it for a tokenizer too, and complains of it less well
     for file in (folder / file for file in (*_TOKENIZER_FILES, "config.json")):
-        if file.exists() and "model" not in _json_object(file) and file == whole:
+        if file.exists() and "model" not in json_object(file) and file == whole:
             raise InputError(f"{whole}: holds no tokenizer (key model is missing); {_DAMAGED}")
     if not whole.exists() and not any(folder.glob("vocab.*")) and not any(folder.glob("*.model")):
         raise InputError(
@@ -195,15 +209,30 @@ def load_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedT
         raise
 
 
-def find_config(path: str | Path, revision: str | None = None) -> OlmoHybridConfig:
-    """The config of what ``load`` opens, without its weights. Raises InputError."""
+def find_config(path: str | Path, revision: str | None = None, *, weights: bool = False) -> OlmoHybridConfig:
+    """The config of what ``load`` opens, without its weights. Raises InputError.
+
+    ``weights``: also look at the headers of the weight files, where they lie on this machine.
+    """
     name = str(path)
-    return preset_config(name) if name in PRESETS else read_config(_folder(name, revision, weights=False))
+    if name in PRESETS:
+        return preset_config(name)
+    folder = _folder(name, revision, weights=False)
+    config = read_config(folder)
+    if weights and os.path.isdir(os.path.expanduser(name)):
+        check_weight_files(folder, config)
+        check_end_tokens(folder, config)
+    return config
 
 
 def check_vocabulary(model: OlmoHybridForCausalLM, tokenizer: PreTrainedTokenizerBase) -> None:
     """Refuse a tokenizer that can make ids beyond the embedding."""
-    size = model.config.vocab_size
+    check_tokens(model.config, tokenizer)
+
+
+def check_tokens(config: OlmoHybridConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """The same by a model's config, before it is loaded."""
+    size = config.vocab_size
     largest = max(tokenizer.get_vocab().values(), default=0)
     if largest >= size:
         raise InputError(
@@ -211,8 +240,20 @@ def check_vocabulary(model: OlmoHybridForCausalLM, tokenizer: PreTrainedTokenize
         )
 
 
-def _check_finite(folder: Path, model: torch.nn.Module) -> None:
-    """One such number makes every loss not a number, and then the rows would be blamed."""
+def check_end_tokens(folder: Path, config: OlmoHybridConfig) -> None:
+    """Refuse a generation config that is damaged, or whose end tokens are no tokens of the model."""
+    path = folder / "generation_config.json"
+    if not path.exists():
+        return
+    ends = json_object(path).get("eos_token_id")
+    for end in ends if isinstance(ends, list) else [ends]:
+        if end is not None and (type(end) is not int or not 0 <= end < config.vocab_size):
+            rule = f"must be ids below {config.vocab_size}, the model's vocabulary"
+            raise InputError(f"{path}: eos_token_id is {str(ends)[:60]!r}; {rule}")
+
+
+def check_finite(folder: Path, model: torch.nn.Module) -> None:
+    """Refuse weights that are not finite: one such number makes every loss none, and then the rows would be blamed."""
     for name, parameter in model.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
             raise InputError(f"{folder}: tensor {name} holds values that are not finite; take another checkpoint")
@@ -276,7 +317,7 @@ def _download(name: str, revision: str | None, weights: bool) -> Path:
     return Path(found)
 
 
-def _json_object(path: Path) -> dict[str, Any]:
+def json_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises InputError for a file that is damaged."""
     if path.is_dir():
         raise InputError(f"{path}: is a folder; it must be a file")

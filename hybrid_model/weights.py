@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ _FUSED = re.compile(r"(.*linear_attn\.)conv1d\.weight")
 _LEGACY = (("attention_layer_norm", "input_layernorm"), ("feedforward_layer_norm", "post_attention_layernorm"))
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+_LARGEST_HEADER = 2**24  # bytes; the 523 tensors of the 7B take 60 kB
 
 
 def split_widths(config: OlmoHybridConfig) -> dict[str, int]:
@@ -44,9 +46,14 @@ def released_state_dict(state_dict: dict[str, torch.Tensor], config: OlmoHybridC
 
 
 def released_shapes(config: OlmoHybridConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of a checkpoint; 523 for Olmo Hybrid 7B."""
-    with torch.device("meta"):
-        model = OlmoHybridForCausalLM(config)
+    """Name and shape of every tensor of a checkpoint; 523 for Olmo Hybrid 7B. Raises InputError for an impossible config."""
+    try:
+        with torch.device("meta"), warnings.catch_warnings(action="ignore"):
+            model = OlmoHybridForCausalLM(config)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"config.json: no model can be made as it says ({' '.join(str(error).split())[:200]})"
+        ) from None
     widths = split_widths(config)
     shapes: dict[str, tuple[int, ...]] = {}
     for name, tensor in model.state_dict().items():
@@ -72,7 +79,10 @@ def check_weight_files(folder: Path, config: OlmoHybridConfig) -> None:
                 )
             found[_current_name(name)] = (path, tuple(entry["shape"]))
     _split_fused(found, config)
-    expected = released_shapes(config)
+    try:
+        expected = released_shapes(config)
+    except InputError as error:
+        raise InputError(f"{folder}/{error}") from None
     missing = [name for name in expected if name not in found]
     if missing:
         raise InputError(
@@ -116,7 +126,7 @@ def _headers(folder: Path) -> dict[Path, dict[str, Any]]:
         path = folder / _SINGLE
         if not path.is_file():
             raise InputError(f"{folder}: no {_SINGLE} and no {_INDEX}; weights are read from safetensors files only")
-        return {path: _header(path)}
+        return {path: read_header(path)}
     try:
         weight_map = json.loads(index_path.read_text(encoding="utf-8"))["weight_map"]
         files = sorted(set(weight_map.values()))
@@ -127,7 +137,7 @@ def _headers(folder: Path) -> dict[Path, dict[str, Any]]:
         path = folder / str(file)
         if Path(str(file)).name != file or not path.is_file():
             raise InputError(f"{path}: missing, but {_INDEX} names it; the download or copy is not complete")
-        headers[path] = _header(path)
+        headers[path] = read_header(path)
     for name, file in weight_map.items():
         if name not in headers[folder / file]:
             raise InputError(f"{folder / file}: tensor {name} is missing, but {_INDEX} says it is there")
@@ -138,18 +148,21 @@ def _headers(folder: Path) -> dict[Path, dict[str, Any]]:
     return headers
 
 
-def _header(path: Path) -> dict[str, Any]:
+def read_header(path: Path) -> dict[str, Any]:
+    """The header of one safetensors file: ``dtype``, ``shape`` and ``data_offsets`` by tensor. Raises InputError."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or 8 + length > size:
             raise InputError(f"{path}: {size} bytes end before the file's header does; it is cut short, copy it again")
+        if length > _LARGEST_HEADER:
+            raise InputError(f"{path}: its header of {length} bytes is larger than any model's; it is damaged")
         try:
             header = json.loads(file.read(length))
             header.pop("__metadata__", None)
             end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
             wrong = [name for name, entry in header.items() if not _consistent(entry)]
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
             raise InputError(f"{path}: not a safetensors file: its header cannot be read") from None
     if end != size:
         raise InputError(f"{path}: {size} bytes, but its header promises {end}; it is damaged, copy it again")

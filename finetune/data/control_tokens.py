@@ -40,6 +40,8 @@ class ControlTokens:
         # The model itself writes its unknown token, wherever a text has a character that it does not know.
         self._counted = frozenset(self.ids.values()) - {_unknown(parts["model"])}
         self._backend = _renamed_copy(parts, self._renamed, self.ids)
+        if not self._backend.encode("any words", add_special_tokens=False).ids:
+            raise InputError("model.tokenizer: makes no tokens of plain text; its vocabulary is empty or damaged")
 
     def mark(self, literal: str) -> str:
         """Text that the template wrote, its control tokens renamed."""

@@ -16,11 +16,11 @@ PATIENCE = 5.0
 """Seconds within which the hub must answer one request."""
 
 
-def load_from_hub(source: Source, name: str) -> Any:
+def load_from_hub(source: Source, name: str, near: str = "") -> Any:
     """A hub dataset, or its copy in the cache where the hub cannot be reached.
 
     Raises InputError: status 2 for a split or configuration that does not exist, 3 for what cannot be had. ``name`` is
-    what the message calls the source.
+    what the message calls the source, ``near`` names a local file that may have been meant.
     """
     import datasets
 
@@ -29,7 +29,7 @@ def load_from_hub(source: Source, name: str) -> Any:
         with _as_the_network_is(reachable):
             return datasets.load_dataset(source.path, source.name, split=source.split, revision=source.revision)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        fix = "there is no such local file either; check the name, the network and, for a gated set, your login"
+        fix = f"there is no such local file either{near}; check the name, the network and, for a gated set, your login"
         if not reachable and not isinstance(error, ValueError):
             text = "cannot be loaded: the hub cannot be reached, and the cache does not hold it"
             raise InputError(f"{name}: {text}; {fix}", 3) from None

@@ -160,6 +160,8 @@ def _is_first_of_many(first: bytes | None, lines: Lines) -> bool:
 
 def _refuse_table(first: bytes | None, line: int, name: str) -> None:
     text = (first or b"")[:500].decode("utf-8", "replace").strip()
+    if not text.replace("\t", " ").isprintable():
+        return
     mark = "tsv" if "\t" in text else "csv" if "," in text else None
     if mark and text[:1] not in ("{", "[") and not _is_json_line(first):
         raise InputError(f"{name}:{line}: looks like {mark.upper()} ({short(text)}); name the file .{mark}")

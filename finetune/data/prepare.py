@@ -12,9 +12,12 @@ import numpy as np
 from datasets import Dataset
 
 from hybrid_ft.finetune.data.control_tokens import ControlTokens
+from hybrid_ft.finetune.data.conversation import Conversation
+from hybrid_ft.finetune.data.encode import encode
 from hybrid_ft.finetune.data.packing import pack
 from hybrid_ft.finetune.data.pool import Pool, read_pool
 from hybrid_ft.finetune.data.report import Example, Report, Side, refusal, rows_to_show, side
+from hybrid_ft.finetune.data.rows import BadRow
 from hybrid_ft.finetune.data.selection import held_out, mixed
 from hybrid_ft.finetune.data.template import ChatTemplate
 from hybrid_ft.finetune.data.vocabulary import check_fits
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from hybrid_ft.finetune.recipe import Recipe
 
 _TEMPLATES = Path(__file__).parent / "templates"
+_MOST_TEMPLATE_BYTES = 2**20
 
 
 @dataclass
@@ -62,6 +66,7 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, refuse: bool 
     control = ControlTokens(tokenizer)
     text, name = template_text(recipe.model.chat_template, tokenizer)
     template = ChatTemplate(text, name, tokenizer, control)
+    check_samples(recipe.evaluate.samples, template, control)
     folder = tempfile.TemporaryDirectory(prefix="hybrid-ft-", ignore_cleanup_errors=True)
     splits = bool(data.eval.fraction or data.eval.count)
     pool = read_pool(data.sources, data, template, control, Path(folder.name, "train.arrow"), held_out=splits)
@@ -114,15 +119,31 @@ def template_text(wanted: str | None, tokenizer: PreTrainedTokenizerBase) -> tup
         except ValueError:
             fix = "set model.chat_template: olmo-instruct, or a .jinja file"
             raise InputError(f"model.chat_template: the tokenizer has none; {fix}") from None
+        if not isinstance(text, str):
+            raise InputError("model.chat_template: the tokenizer's own is no text; name a .jinja file")
         return text, "(the tokenizer's own)"
     shipped = _TEMPLATES / f"{wanted}.jinja"
     path = shipped if shipped.is_file() else Path(wanted)
     try:
-        return path.read_text(encoding="utf-8"), wanted
+        with path.open("rb") as file:
+            raw = file.read(_MOST_TEMPLATE_BYTES + 1)
+        if len(raw) > _MOST_TEMPLATE_BYTES:
+            size = f"{_MOST_TEMPLATE_BYTES // 1024} kB"
+            raise InputError(f"model.chat_template: {wanted} is larger than {size}; a chat template is a short program")
+        return raw.decode("utf-8-sig"), wanted
     except OSError as error:
         raise InputError(f"model.chat_template: {wanted} cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
         raise InputError(f"model.chat_template: {wanted} is not UTF-8") from None
+
+
+def check_samples(samples: list[str], template: ChatTemplate, control: ControlTokens) -> None:
+    """Refuse a prompt of the recipe that the chat template cannot render, before a model is asked it."""
+    for index, sample in enumerate(samples):
+        turns = [{"role": "user", "content": sample}, {"role": "assistant", "content": "x"}]
+        (encoded,) = encode([Conversation(turns)], template, control)
+        if isinstance(encoded, BadRow):
+            raise InputError(f"evaluate.samples.{index}: {encoded}")
 
 
 def _refusal(pool: Pool, most: float, what: str, refuse: bool) -> str | None:

@@ -187,13 +187,11 @@ def refusal(sources: Sequence[SourceReport], most: float, what: str) -> str | No
     """Why a run may not start: too large a share of the rows would be dropped, or none is left."""
     read = sum(source.read for source in sources)
     dropped = joined([source.dropped for source in sources])
+    fix = "Mend the rows, or raise the limit that they meet"
     if dropped.count == read:
-        return f"{what}: no row can be trained on; dropped {dropped_text(dropped, read)}"
+        return f"{what}: no row can be trained on; dropped {dropped_text(dropped, read)}. {fix}"
     if dropped.count > most * read:
-        rule = f"data.max_dropped allows {share(most)}"
-        return (
-            f"{what}: dropped {dropped_text(dropped, read)}; {rule}. Mend the rows, or raise the limit that they meet"
-        )
+        return f"{what}: dropped {dropped_text(dropped, read)}; data.max_dropped allows {share(most)}. {fix}"
     return None
 
 

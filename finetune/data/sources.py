@@ -82,7 +82,7 @@ def _file_rows(path: str, suffix: str, packing: str, rows_path: str | None, note
     some = False
     try:
         with closing(_open_bytes(path, packing)) as stream:
-            _refuse_utf16(stream, path, suffix)
+            _refuse_other_data(stream, path, suffix)
             for row in _parsed(stream, path, suffix, rows_path, notes):
                 some, line = True, row.line
                 yield row
@@ -114,12 +114,16 @@ def _open_bytes(path: str, packing: str) -> io.BufferedReader:
     return io.BufferedReader(cast(io.RawIOBase, _PACKED[packing](path)), 2**18)
 
 
-def _refuse_utf16(stream: io.BufferedReader, path: str, suffix: str) -> None:
-    start = stream.peek(2)[:2]
-    if suffix != ".parquet" and start in (b"\xff\xfe", b"\xfe\xff"):
+def _refuse_other_data(stream: io.BufferedReader, path: str, suffix: str) -> None:
+    start = stream.peek(4)[:4]
+    if suffix == ".parquet":
+        return
+    if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise InputError(f"{path}:1: is UTF-16; save the file as UTF-8")
-    if suffix != ".parquet" and start == b"\x1f\x8b":
+    if start[:2] == b"\x1f\x8b":
         raise InputError(f"{path}:1: is gzip data; name the file {os.path.basename(path)}.gz")
+    if start == b"PK\x03\x04":
+        raise InputError(f"{path}:1: is a zip archive; unpack it and name a file that was in it")
 
 
 def _parsed(
@@ -160,7 +164,7 @@ def _open_hub(source: Source) -> Opened:
 
 
 def _hub_rows(source: Source, name: str) -> Iterator[Row]:
-    dataset = load_from_hub(source, name)
+    dataset = load_from_hub(source, name, _near(source.path))
     if not len(dataset):
         raise InputError(f"{name}: 0 rows")
     for number, values in enumerate(dataset):

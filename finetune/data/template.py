@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MOST_PLANS = 4096
-SECONDS = 10.0
+SECONDS = 5.0
 """How long one rendering may take."""
 MEMORY = 2**30
 """Bytes that one rendering may add to the process."""

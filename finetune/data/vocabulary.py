@@ -16,7 +16,7 @@ _ENVIRONMENT = 3
 
 
 def check_fits(model: Model, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a tokenizer that makes ids beyond the model's embedding.
+    """Refuse a tokenizer that makes ids beyond the model's embedding, and weight files that cannot be loaded.
 
     A model from scratch gets an embedding of the tokenizer's size. A hub that cannot be reached is left for the loading
     of the weights to complain of. Raises InputError, also for a damaged config.
@@ -24,7 +24,7 @@ def check_fits(model: Model, tokenizer: PreTrainedTokenizerBase) -> None:
     if model.from_scratch:
         return
     try:
-        rows = checkpoint.find_config(model.path, model.revision).vocab_size
+        rows = checkpoint.find_config(model.path, model.revision, weights=True).vocab_size
     except InputError as error:
         if error.status == _ENVIRONMENT:
             return

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from hybrid_ft.finetune.pairs.preference import Unusable
 from hybrid_ft.finetune.pairs.tokens import TokenPair
 
-PROMPT_TOO_LONG = "prompt too long"
+PROMPT_TOO_LONG = "prompt alone longer than data.max_length"
 PAIR_TOO_LONG = "longer than data.max_length"
 OVER_BUDGET = "over train.batch_tokens"
 NOTHING_LEFT = "nothing left of an answer"

@@ -11,7 +11,7 @@ import numpy as np
 from datasets import Dataset
 
 from hybrid_ft.finetune.data.control_tokens import ControlTokens
-from hybrid_ft.finetune.data.prepare import template_text
+from hybrid_ft.finetune.data.prepare import check_samples, template_text
 from hybrid_ft.finetune.data.report import refusal, rows_to_show
 from hybrid_ft.finetune.data.selection import held_out, mixed
 from hybrid_ft.finetune.data.template import ChatTemplate
@@ -59,6 +59,7 @@ def prepare_pairs(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, refuse:
     control = ControlTokens(tokenizer)
     text, name = template_text(recipe.model.chat_template, tokenizer)
     template = ChatTemplate(text, name, tokenizer, control)
+    check_samples(recipe.evaluate.samples, template, control)
     limits = Limits(
         max_length=data.max_length,
         batch_tokens=recipe.train.batch_tokens,

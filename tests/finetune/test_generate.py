@@ -195,7 +195,7 @@ def test_mistakes_in_a_file_of_prompts(tmp_path: Path) -> None:
     [
         ("p.csv", b"a", "must end in .txt"),
         ("p.txt", b"\n\n", "holds no prompt"),
-        ("p.txt", b"a\xff", "byte 2 is not UTF-8"),
+        ("p.txt", b"a\n\xff", "p.txt:2: byte 0xff is not UTF-8"),
         ("gone.txt", None, "cannot be read"),
     ],
 )

@@ -48,7 +48,7 @@ def test_answers_lose_their_end_only_where_the_recipe_says_so() -> None:
 
 
 def test_a_cut_that_takes_everything_or_the_difference_drops_the_pair() -> None:
-    assert kind(pair(10, 1, 1), limits()) == "prompt too long"
+    assert kind(pair(10, 1, 1), limits()) == "prompt alone longer than data.max_length"
     assert kind(pair(10, 1, 1), limits(row="cut")) == "nothing left of an answer"
     alike = TokenPair([0] * 8, [1, 1, 2], [1, 1, 3])
     assert kind(alike, limits(row="cut")) == "identical answers"

@@ -132,7 +132,7 @@ def test_long_prompts_and_long_answers_go_as_the_recipe_says(write: Any, recipe_
 
     _, counts = source({}, {})
     assert {reason: tally["first"] for reason, tally in counts["dropped"].items()} == {
-        "prompt too long": [f"{path}:2"],
+        "prompt alone longer than data.max_length": [f"{path}:2"],
         "longer than data.max_length": [f"{path}:3"],
     }
     prepared, counts = source({"on_long_row": "cut"}, {"on_long_prompt": "cut_start"})
