@@ -29,7 +29,7 @@ from hybrid_ft.finetune.recipe import Recipe, resolve_recipe
 from hybrid_ft.finetune.recipe_errors import shown
 from hybrid_ft.finetune.resources import find_recipe
 from hybrid_ft.finetune.yaml_reader import YamlFile, read_yaml
-from hybrid_ft.hybrid_model.errors import ENVIRONMENT, InputError
+from hybrid_ft.hybrid_model.errors import ENVIRONMENT, STORAGE, InputError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -323,7 +323,10 @@ def _held(place: Path) -> Iterator[None]:
         foreign = [] if (place / _RECORD).exists() else sorted(p.name for p in place.iterdir() if p.name[0] != ".")
         (place / _LOCK).touch()
     except OSError as error:
-        raise InputError(f"output: cannot write in {place} ({error.strerror}); give another output") from error
+        from hybrid_ft.finetune.storage import no_room
+
+        status = STORAGE if no_room(error) else 2
+        raise InputError(f"output: cannot write in {place} ({error.strerror}); give another output", status) from error
     if foreign:
         (place / _LOCK).unlink()
         raise InputError(f"output: {place} holds {foreign[0]} and no {_RECORD}; give another output")

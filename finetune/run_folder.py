@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.compute as pc
 import torch
 
+from hybrid_ft.finetune import storage
 from hybrid_ft.finetune.checkpoints import sha256, write_text
 from hybrid_ft.finetune.processes import Processes
 from hybrid_ft.finetune.resources import PACKAGE_ROOT
 from hybrid_ft.hybrid_model.checkpoint import BUNDLED
-from hybrid_ft.hybrid_model.errors import InputError
+from hybrid_ft.hybrid_model.errors import STORAGE, InputError
 from hybrid_ft.hybrid_model.presets import TINY
 
 if TYPE_CHECKING:
@@ -164,7 +165,8 @@ class RunFolder:
         except OSError as error:
             _take_away(missing)
             reason = f"cannot write in {self.path} ({error.strerror})"
-            raise InputError(f"output: {reason}; give another output") from error
+            status = STORAGE if storage.no_room(error) else 2
+            raise InputError(f"output: {reason}; give another output", status) from error
         return missing
 
     @contextmanager

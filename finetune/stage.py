@@ -94,9 +94,8 @@ def check_storage(folder: RunFolder, recipe: Recipe, model: PreTrainedModel | Pe
         return ""
     each = storage.checkpoint_bytes(model)
     keep = recipe.train.keep + recipe.evaluate.load_best
-    speed = storage.probe(folder.path)
     storage.check_room(folder.path, each, keep, _result_bytes(recipe, model), _present(folder))
-    return storage.describe(each, speed, recipe.train.save_every, keep)
+    return storage.describe(each, storage.probe(folder.path), recipe.train.save_every, keep)
 
 
 def _result_bytes(recipe: Recipe, model: PreTrainedModel | PeftModel) -> int:
