@@ -249,7 +249,7 @@ def train(
         last = folder.checkpoints / f"checkpoint-{trainer.state.global_step}"
         processes.part()
         if processes.main and sharded:
-            trainer.model = plain_model()
+            trainer.replace_model(plain_model)
             trainer.load_weights(last)
     if not processes.main:
         return False

@@ -22,10 +22,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from peft import PeftModel
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
+from trl.trainer.utils import add_fused_lm_head
 
 from hybrid_ft.finetune import checkpoints, storage, training_state, weights
+from hybrid_ft.finetune.cpu_head import take_over_on_cpu
 from hybrid_ft.finetune.run_folder import RunFolder
 from hybrid_ft.finetune.stopping import StopRequest
 from hybrid_ft.finetune.watchdog import Watchdog
@@ -229,6 +232,17 @@ class RunTrainer(Trainer):
         if missing:
             raise InputError(f"{folder}: {missing[0]} is missing; the run cannot go on from here")
         weights.load_into(self.accelerator.unwrap_model(self.model), folder)
+
+    def replace_model(self, load: Callable[[], PreTrainedModel | PeftModel]) -> None:
+        """Take a whole model, which only measures from now on, in place of one in pieces, which makes room for it."""
+        for name in ("model", "model_wrapped", "optimizer", "lr_scheduler"):
+            setattr(self, name, None)
+            setattr(self.callback_handler, name, None)
+        self.accelerator.free_memory()
+        self.model = self.model_wrapped = load().to(self.args.device)
+        plain = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        add_fused_lm_head(plain)
+        take_over_on_cpu(plain)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         assert checkpoint is not None

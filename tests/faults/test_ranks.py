@@ -18,11 +18,12 @@ CASES = {
     ),
     "sft-lora": ("sft-lora", ("train.steps=6", "model.lora.dropout=0"), ("train.accumulation=2",)),
     "sft-bfloat16": ("sft-full", ("train.steps=6", "model.dtype=bfloat16"), ("train.accumulation=2",)),
-    "dpo": ("dpo-full", ("train.steps=4", "train.learning_rate=1e-3"), ()),
-    "dpo-lora": ("dpo-lora", ("train.steps=4",), ()),
+    "dpo": ("dpo-full", ("train.steps=6", "train.learning_rate=1e-3"), ()),
+    "dpo-lora": ("dpo-lora", ("train.steps=6",), ()),
 }
 # a dropout mask is another in every process, so the base of these has none
-STEADY = ("evaluate.every=2", "data.eval.count=4")
+# measured at the end as well, by process 0 alone
+STEADY = ("evaluate.every=4", "data.eval.count=4", "evaluate.answers=2", "evaluate.max_new_tokens=4")
 
 
 def curve(output: Path) -> list[dict[str, float]]:
