@@ -24,13 +24,14 @@ def check_fits(model: Model, tokenizer: PreTrainedTokenizerBase) -> None:
     if model.from_scratch:
         return
     try:
-        rows = checkpoint.find_config(model.path, model.revision, weights=True).vocab_size
+        rows = checkpoint.find_config(model.path, model.revision).vocab_size
     except InputError as error:
         if error.status == _ENVIRONMENT:
             return
         raise
     needed = 1 + max(tokenizer.get_vocab().values(), default=-1)
     if needed <= rows:
+        checkpoint.find_config(model.path, model.revision, weights=True)
         return
     has = f"needs an embedding of {needed:,} rows, that of"
     if model.tokenizer:
