@@ -90,7 +90,7 @@ def test_full_in_the_middle(harness, jobs, disks, count, chance, faults_row, nam
     def trial(number: int) -> str | None:
         draw = chance(number)
         # from the second step on, so that there is an older checkpoint
-        step, left = draw.randint(2, 8), draw.randrange(size * 9 // 8)
+        step, left = draw.randint(2, 8), draw.randrange(size * 3 // 2)
         told = f"{left:,} bytes left in step {step}"
         with small_disk(harness, PLENTY) as place:
             output, ballast = place / "run", place / "ballast"
