@@ -196,11 +196,11 @@ def run_backward(
         dq, dk = (call.tokens(call.key_dim, dtype=torch.float32) for _ in range(2))
     change = call.memory(call.chunks, call.value_heads, CHUNK, dtype=torch.float32)
     query_kernel[grid](
-        heads(q), heads(k), heads(do), gates, weights, y, states, dq, change, chunks, scale, call.tokens_in_row,
+        heads(q), heads(k), heads(do), gates, weights, y, states, d_states, dq, change, chunks, scale, call.tokens_in_row,
         call.dims(), BV=block, L2NORM=use_qk_l2norm, STAGES=use.query_stages, num_warps=use.query_warps,
     )  # fmt: skip
     key_kernel[grid](
-        heads(q), heads(k), gates, weights, y, states, out.dv, d_states, dk, out.dg, out.dbeta, change, chunks,
+        heads(q), heads(k), gates, weights, y, states, d_states, out.dv, dk, out.dg, out.dbeta, change, chunks,
         call.tokens_in_row, call.dims(), BV=block, L2NORM=use_qk_l2norm, STAGES=use.key_stages, num_warps=use.key_warps,
     )  # fmt: skip
     if group > 1:

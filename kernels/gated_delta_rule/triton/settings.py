@@ -2,7 +2,7 @@
 
 Nothing is tuned at run time and nothing depends on the length: a batch of another length must not compile anew, and two
 runs must not pick different sums. What stands here compiles without spilled registers at head sizes 96/192 and 128/128
-in 16 bits (but for three cases on sm_80); tests/kernels/gated_delta_rule/test_triton_compiled.py holds it to that.
+in 16 bits; tests/kernels/gated_delta_rule/test_triton_compiled.py holds it to that.
 """
 
 from dataclasses import dataclass, replace
