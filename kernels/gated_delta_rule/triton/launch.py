@@ -85,7 +85,7 @@ def _summarise(inputs: Inputs, call: Call, use: Settings, pieces: Pieces, kept: 
     summary_kernel[(lanes + call.lanes(call.pieces, block, call.key_dim),)](
         heads(inputs.k), heads(inputs.v), kept.gates, kept.inverse, sums, kept.moves, pieces, lanes, call.tokens_in_row,
         dims, dims._replace(V=tl.constexpr(call.key_dim)), BV=block, APART=use.apart, STAGES=use.forward_stages,
-        num_warps=use.forward_warps,
+        num_warps=use.summary_warps,
     )  # fmt: skip
 
 

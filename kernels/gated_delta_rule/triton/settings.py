@@ -31,6 +31,7 @@ class Settings:
     forward_stages: int
     backward_warps: int
     backward_stages: int
+    summary_warps: int
     summary_backward_stages: int
     query_warps: int
     query_stages: int
@@ -39,10 +40,10 @@ class Settings:
 
 
 # 64 rows for the four warps of a warp-group product; two stages leave room for two programs on a multiprocessor.
-HOPPER = Settings(64, True, False, 4, 4, 4, 2, 8, 2, 2, 8, 2, 8, 2)
-AMPERE = Settings(32, False, False, 4, 4, 8, 1, 8, 1, 2, 8, 2, 8, 2)
+HOPPER = Settings(64, True, False, 4, 4, 4, 2, 8, 2, 4, 2, 8, 2, 8, 2)
+AMPERE = Settings(32, False, False, 4, 4, 8, 1, 8, 1, 8, 2, 8, 2, 8, 2)
 # One stage: with two, an accumulator that is carried through a loop and read by another product is wrong (triton#10993).
-BLACKWELL = Settings(64, True, True, 4, 8, 8, 1, 8, 1, 1, 8, 1, 8, 1)
+BLACKWELL = Settings(64, True, True, 4, 8, 8, 1, 8, 1, 4, 1, 8, 1, 8, 1)
 BY_ARCH = {80: AMPERE, 86: AMPERE, 89: AMPERE, 90: HOPPER, 100: BLACKWELL, 103: BLACKWELL, 120: AMPERE}
 
 OLDEST = (3, 6)
