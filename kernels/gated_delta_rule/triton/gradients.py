@@ -10,9 +10,10 @@ then dbeta = k^ . dB, dk^ += beta dB, the gradient of the norms, and dg from eve
 whose decay a token's gate is part of. The diagonal of E has no decay in it and is left out of dg: it would cancel in
 exact arithmetic only.
 
-Two kernels, q's and then k's: the accumulators of both do not fit into the registers. E and F go to k's products
-through memory (over ``weights``, which nothing reads after this): the transpose of an accumulator as a product's
-operand is miscompiled for Hopper by Triton 3.4 to 3.7.0.
+Two kernels, q's and then k's, and in k's two loops over V: the accumulators of all do not fit into the registers. E and
+F go to k's products through memory (over ``weights``, which nothing reads after this; F^T above the diagonal, where E
+is 0): the transpose of an accumulator as a product's operand is miscompiled for Hopper by Triton 3.4 to 3.7.0. Where
+keys are loaded again behind a barrier, the compiler would otherwise hold them in registers that it does not have.
 
 Factors: dq and dk are of the raw rows, but for the norms' own gradient, and dB is kept times k's norm, without the beta
 that dbeta must not be divided by.
@@ -51,6 +52,7 @@ def query_kernel(
     weights,
     y,
     states,
+    d_states,
     dq,
     change,
     chunks,
@@ -62,7 +64,8 @@ def query_kernel(
     STAGES: tl.constexpr,
 ):
     """One program per chunk and value head. Writes that head's share of dq [B, T, HV, K], its part of every token's
-    change of decay [NT, HV, BT], and E over ``weights``."""
+    change of decay [NT, HV, BT], and E over ``weights``. <S, dS'> counts as a change at the chunk's last row, which every
+    token of the chunk takes part in."""
     segment, start, row, head, here = _place(chunks, d)
     if segment < 0:
         return
@@ -72,26 +75,37 @@ def query_kernel(
     out = start * d.HV + head
     pairs = tl.zeros([d.BT, d.BT], tl.float32)
     dq1, dq2 = _zeros(d)
+    products = tl.zeros([BV], tl.float32)
     outputs = token(do, start, head, T)
     for first in tl.range(0, d.V, BV, num_stages=STAGES):
         o_v = first + tl.arange(0, BV)
         do_rows = load_rows(outputs, do.t, o, o_v, here, d.V, d.V % BV == 0)
         y_rows = load_rows(y + out * d.V, d.HV * d.V, o, o_v, here, d.V, d.V % BV == 0)
         s1, s2 = load_keys(states + row * (d.K * d.V), d.K, o_v, o_v < d.V, d)
+        ds1, ds2 = load_keys(d_states + row * (d.K * d.V), d.K, o_v, o_v < d.V, d)
+        products += tl.sum(s1.to(tl.float32) * ds1.to(tl.float32), 1)
+        if d.K2:
+            products += tl.sum(s2.to(tl.float32) * ds2.to(tl.float32), 1)
         pairs = dot_onto(pairs, do_rows, tl.trans(y_rows))
         dq1, dq2 = _add_product(dq1, dq2, do_rows, s1, s2, d)
 
-    q1, q2 = load_keys(token(q, start, key_head, T), q.t, o, here, d)
-    k1, k2 = load_keys(token(k, start, key_head, T), k.t, o, here, d)
     norm = tl.load(gates + NORM_Q * d.BT + o)
-    dq1, dq2, read = _scale_rows(dq1, dq2, tl.load(gates + READ_Q * d.BT + o), q1, q2, d)
     e = pairs * pair_decay(gates, o, o, d) * (scale * norm)[:, None]
     tl.store(weights + row * (d.BT * d.BT) + o[:, None] * d.BT + o[None, :], operand(e, d))
     weighted = e * _write_factor(gates, o, d)[None, :]
-    dq1, dq2 = _add_product(dq1, dq2, operand(weighted, d), k1, k2, d)
+    tl.debug_barrier()
+    q1, q2 = load_keys(token(q, start, key_head, T), q.t, o, here, d)
+    k1, k2 = load_keys(token(k, start, key_head, T), k.t, o, here, d)
     later = o[:, None] > o[None, :]
     shared = _shared(tl.where(later, weighted * dot_keys(q1, q2, k1, k2, d), 0.0))
-    tl.store(change + row * d.BT + o, read + shared)
+    dq1, dq2, read = _scale_rows(dq1, dq2, tl.load(gates + READ_Q * d.BT + o), q1, q2, d)
+    carried = tl.sum(products, 0) * chunk_decay(gates, d)
+    tl.store(change + row * d.BT + o, read + shared + tl.where(o == d.BT - 1, carried, 0.0))
+    tl.debug_barrier()
+    k1, k2 = load_keys(token(k, start, key_head, T), k.t, o, here, d)
+    dq1, dq2 = _add_product(dq1, dq2, operand(weighted, d), k1, k2, d)
+    tl.debug_barrier()
+    q1, q2 = load_keys(token(q, start, key_head, T), q.t, o, here, d)
     _store_keys(dq + out * d.K, dq1, dq2, q1, q2, norm, o, here, d, L2NORM)
 
 
@@ -103,8 +117,8 @@ def key_kernel(
     weights,
     y,
     states,
-    dv,
     d_states,
+    dv,
     dk,
     dg,
     dbeta,
@@ -116,7 +130,8 @@ def key_kernel(
     L2NORM: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """One program per chunk and value head, after ``query_kernel``; dk [B, T, HV, K] is that head's share."""
+    """One program per chunk and value head, after ``query_kernel``, whose ``change`` it completes; dk [B, T, HV, K] is
+    that head's share."""
     segment, start, row, head, here = _place(chunks, d)
     if segment < 0:
         return
@@ -125,25 +140,37 @@ def key_kernel(
     gates += row * (ROWS * d.BT)
     weights += row * (d.BT * d.BT)
     out = start * d.HV + head
-    pairs, dk1, dk2, db1, db2, carried = _key_products(
-        y + out * d.V, dv + out * d.V, states + row * (d.K * d.V), d_states + row * (d.K * d.V), o, here, d, BV, STAGES
-    )
-    k1, k2 = load_keys(token(k, start, key_head, T), k.t, o, here, d)
-    norm = tl.load(gates + NORM_K * d.BT + o)
+    change += row * d.BT
+    y += out * d.V
+    pairs, dk1, dk2 = _read_products(y, dv + out * d.V, states + row * (d.K * d.V), o, here, d, BV, STAGES)
     later = o[:, None] > o[None, :]
-    f = tl.where(later, -pairs * pair_decay(gates, o, o, d), 0.0) * norm[:, None]
+    f = tl.where(later, -pairs * pair_decay(gates, o, o, d), 0.0) * tl.load(gates + NORM_K * d.BT + o)[:, None]
+    tl.store(weights + o[None, :] * d.BT + o[:, None], operand(f, d), mask=later)
     weighted = f * _write_factor(gates, o, d)[None, :]
-    total = tl.load(change + row * d.BT + o) + _shared(weighted * dot_keys(k1, k2, k1, k2, d))
+    tl.debug_barrier()
+    k1, k2 = load_keys(token(k, start, key_head, T), k.t, o, here, d)
+    shared = _shared(weighted * dot_keys(k1, k2, k1, k2, d))
     dk1, dk2, read = _scale_rows(dk1, dk2, -tl.load(gates + READ_K * d.BT + o), k1, k2, d)
+    tl.store(change + o, tl.load(change + o) + shared + read)
+    tl.debug_barrier()
+    k1, k2 = load_keys(token(k, start, key_head, T), k.t, o, here, d)
     dk1, dk2 = _add_product(dk1, dk2, operand(weighted, d), k1, k2, d)
+    tl.debug_barrier()
+    db1, db2 = _write_products(y, d_states + row * (d.K * d.V), o, here, d, BV, STAGES)
+    tl.debug_barrier()
+    k1, k2 = load_keys(token(k, start, key_head, T), k.t, o, here, d)
     db1, db2, stored = _scale_rows(db1, db2, _decay_to_end(gates, o, d), k1, k2, d)
-    e_transposed = tl.load(weights + o[None, :] * d.BT + o[:, None])
-    tl.debug_barrier()  # F takes E's place when every warp has E
-    tl.store(weights + o[:, None] * d.BT + o[None, :], operand(f, d))
+    tl.debug_barrier()
+    k1, k2 = load_keys(token(k, start, key_head, T), k.t, o, here, d)
+    square = weights + o[:, None] * d.BT + o[None, :]
+    db1, db2 = _add_product(db1, db2, tl.load(square, mask=o[:, None] < o[None, :], other=0.0), k1, k2, d)
     tl.debug_barrier()
     q1, q2 = load_keys(token(q, start, key_head, T), q.t, o, here, d)
-    db1, db2 = _add_product(db1, db2, e_transposed, q1, q2, d)
-    db1, db2 = _add_product(db1, db2, tl.load(weights + o[None, :] * d.BT + o[:, None]), k1, k2, d)
+    square = weights + o[None, :] * d.BT + o[:, None]
+    db1, db2 = _add_product(db1, db2, tl.load(square, mask=o[:, None] <= o[None, :], other=0.0), q1, q2, d)
+    tl.debug_barrier()
+    k1, k2 = load_keys(token(k, start, key_head, T), k.t, o, here, d)
+    norm = tl.load(gates + NORM_K * d.BT + o)
     db1, db2, dbeta_rows = _scale_rows(db1, db2, norm, k1, k2, d)
     tl.store(dbeta + out + o * d.HV, dbeta_rows, mask=here)
     beta = tl.load(gates + BETA * d.BT + o)
@@ -153,7 +180,7 @@ def key_kernel(
     _store_keys(dk + out * d.K, dk1, dk2, k1, k2, norm, o, here, d, L2NORM)
 
     # A token's gate scales what was there before it, where a token from it on reads it or the chunk's end keeps it.
-    total = tl.cumsum(total + read, 0, reverse=True) + carried * chunk_decay(gates, d)
+    total = tl.cumsum(tl.load(change + o), 0, reverse=True)
     stored = stored * _write_factor(gates, o, d)
     total += tl.sum(tl.where(o[:, None] < o[None, :], stored[:, None], 0.0), 0)
     tl.store(dg + out + o * d.HV, total, mask=here)
@@ -168,9 +195,9 @@ def _place(chunks, d):
     segment = tl.load(chunks.segment_of + chunk)
     known = tl.maximum(segment, 0)
     offset = (chunk - tl.load(chunks.first_chunk + known)) * d.BT
-    start = (tl.load(chunks.cu_seqlens + known) + offset).to(tl.int64)
-    here = start + tl.arange(0, d.BT) < tl.load(chunks.cu_seqlens + known + 1)
-    return segment, start, chunk.to(tl.int64) * d.HV + head, head, here
+    start = tl.load(chunks.cu_seqlens + known) + offset
+    here = tl.arange(0, d.BT) < tl.load(chunks.cu_seqlens + known + 1) - start
+    return segment, start.to(tl.int64), chunk.to(tl.int64) * d.HV + head, head, here
 
 
 @triton.jit
@@ -188,25 +215,30 @@ def _write_factor(gates, o, d):
 
 
 @triton.jit
-def _key_products(y, dv, states, d_states, o, here, d, BV: tl.constexpr, STAGES: tl.constexpr):
-    """What contracts V for k's gradient: dV Y^T [BT, BT]; dV S^T, Y dS'^T [BT, K]; and <S, dS'>."""
+def _read_products(y, dv, states, o, here, d, BV: tl.constexpr, STAGES: tl.constexpr):
+    """dV Y^T [BT, BT] and dV S^T [BT, K]."""
     pairs = tl.zeros([d.BT, d.BT], tl.float32)
     dk1, dk2 = _zeros(d)
-    db1, db2 = _zeros(d)
-    products = tl.zeros([BV], tl.float32)
     for first in tl.range(0, d.V, BV, num_stages=STAGES):
         o_v = first + tl.arange(0, BV)
         y_rows = load_rows(y, d.HV * d.V, o, o_v, here, d.V, d.V % BV == 0)
         dv_rows = load_rows(dv, d.HV * d.V, o, o_v, here, d.V, d.V % BV == 0)
         s1, s2 = load_keys(states, d.K, o_v, o_v < d.V, d)
-        ds1, ds2 = load_keys(d_states, d.K, o_v, o_v < d.V, d)
-        products += tl.sum(s1.to(tl.float32) * ds1.to(tl.float32), 1)
-        if d.K2:
-            products += tl.sum(s2.to(tl.float32) * ds2.to(tl.float32), 1)
         pairs = dot_onto(pairs, dv_rows, tl.trans(y_rows))
         dk1, dk2 = _add_product(dk1, dk2, dv_rows, s1, s2, d)
+    return pairs, dk1, dk2
+
+
+@triton.jit
+def _write_products(y, d_states, o, here, d, BV: tl.constexpr, STAGES: tl.constexpr):
+    """Y dS'^T [BT, K]."""
+    db1, db2 = _zeros(d)
+    for first in tl.range(0, d.V, BV, num_stages=STAGES):
+        o_v = first + tl.arange(0, BV)
+        y_rows = load_rows(y, d.HV * d.V, o, o_v, here, d.V, d.V % BV == 0)
+        ds1, ds2 = load_keys(d_states, d.K, o_v, o_v < d.V, d)
         db1, db2 = _add_product(db1, db2, y_rows, ds1, ds2, d)
-    return pairs, dk1, dk2, db1, db2, tl.sum(products, 0)
+    return db1, db2
 
 
 @triton.jit

@@ -57,9 +57,9 @@ def forward_kernel(
     STAGES: tl.constexpr,
 ):
     """One program per segment, value head and V tile. Writes o and the final state; with KEEP every S and Y as well."""
-    _scan_forward(
+    scan_forward(
         tl.program_id(0), q, k, v, gates, inverse, weights, initial_state, o, y, states, final_state, chunks, T, d,
-        BV, True, KEEP, APART, STAGES,
+        BV, KEEP, APART, STAGES,
     )  # fmt: skip
 
 
@@ -92,24 +92,24 @@ def backward_kernel(
     two do not need one another, and one long sequence alone would leave half a chip idle."""
     pid = tl.program_id(0)
     if KEPT:
-        _scan_backward(
+        scan_backward(
             pid, q, k, do, gates, inverse, weights, d_final, dv, d_states, d_initial, chunks, T, d, BV, APART, STAGES,
         )  # fmt: skip
     else:
         if pid < lanes:
-            _scan_backward(
+            scan_backward(
                 pid, q, k, do, gates, inverse, weights, d_final, dv, d_states, d_initial, chunks, T, d, BV, APART,
                 STAGES,
             )  # fmt: skip
         else:
-            _scan_forward(
+            scan_forward(
                 pid - lanes, q, k, v, gates, inverse, weights, initial_state, None, y, states, None, chunks, T, d, BV,
-                False, True, APART, STAGES,
+                True, APART, STAGES,
             )  # fmt: skip
 
 
 @triton.jit
-def _scan_forward(
+def scan_forward(
     pid,
     q,
     k,
@@ -126,27 +126,33 @@ def _scan_forward(
     T,
     d,
     BV: tl.constexpr,
-    OUTPUT: tl.constexpr,
     KEEP: tl.constexpr,
     APART: tl.constexpr,
     STAGES: tl.constexpr,
 ):
+    """What is None is not written. Without v the scan starts from the identity's rows."""
     segment, head, o_v = _lane(pid, chunks.order, d, BV)
     start, length, chunk = _segment(segment, chunks)
     key_head = head // (d.HV // d.H)
-    queries = token(q, start, key_head, T)
+    if o is not None:
+        queries = token(q, start, key_head, T)
     keys = token(k, start, key_head, T)
-    values = token(v, start, head, T)
     state = (segment.to(tl.int64) * d.HV + head) * (d.K * d.V)
     o_c = tl.arange(0, d.BT)
-    s1, s2 = _load_outer(initial_state, state, o_v, d, BV)
+    if v is None:
+        s1, s2 = _identity(o_v, d)
+    else:
+        values = token(v, start, head, T)
+        s1, s2 = load_outer(initial_state, state, o_v, d, BV)
     for i in tl.range(0, tl.cdiv(length, d.BT), num_stages=STAGES):
         row = (chunk + i) * d.HV + head
         at = (chunk - chunk) + i * d.BT
         here = o_c < length - i * d.BT
         gate = gates + row * (ROWS * d.BT)
         k1, k2 = load_keys(keys + at * k.t, k.t, o_c, here, d)
-        v_columns = load_columns(values + at * v.t, v.t, o_c, o_v, here, d.V, d.V % BV == 0)
+        v_columns = 0.0
+        if v is not None:
+            v_columns = load_columns(values + at * v.t, v.t, o_c, o_v, here, d.V, d.V % BV == 0)
         a1, a2 = s1.to(d.DOT), s2.to(d.DOT)
         if KEEP:
             _store_inner(states + row * (d.K * d.V), a1, a2, o_v, d, BV)
@@ -155,7 +161,7 @@ def _scan_forward(
         out = ((start + at) * d.HV + head) * d.V
         if KEEP:
             store_columns(y + out, d.HV * d.V, o_c, o_v, here, operand(write, d), d.V, d.V % BV == 0)
-        if OUTPUT:
+        if o is not None:
             q1, q2 = load_keys(queries + at * q.t, q.t, o_c, here, d)
             read = _read(a1, a2, q1, q2, tl.load(gate + READ_Q * d.BT + o_c), d, APART)
             read = dot_onto(read, operand(write, d), tl.trans(load_square(weights + row * (d.BT * d.BT), d)))
@@ -165,12 +171,12 @@ def _scan_forward(
         s1 = dot_onto(s1 * decay, write, k1)
         if d.K2:
             s2 = dot_onto(s2 * decay, write, k2)
-    if OUTPUT:
-        _store_outer(final_state, state, s1, s2, o_v, d)
+    if final_state is not None:
+        store_outer(final_state, state, s1, s2, o_v, d)
 
 
 @triton.jit
-def _scan_backward(
+def scan_backward(
     pid,
     q,
     k,
@@ -189,7 +195,7 @@ def _scan_backward(
     APART: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Writes dV, the gradient of the state at every chunk's end, and of the initial state."""
+    """Writes dV and the gradient of the state at every chunk's end, unless they are None, and of the initial state."""
     segment, head, o_v = _lane(pid, chunks.order, d, BV)
     start, length, chunk = _segment(segment, chunks)
     key_head = head // (d.HV // d.H)
@@ -198,7 +204,7 @@ def _scan_backward(
     outputs = token(do, start, head, T)
     state = (segment.to(tl.int64) * d.HV + head) * (d.K * d.V)
     o_c = tl.arange(0, d.BT)
-    s1, s2 = _load_outer(d_final, state, o_v, d, BV)
+    s1, s2 = load_outer(d_final, state, o_v, d, BV)
     count = tl.cdiv(length, d.BT)
     for back in tl.range(0, count, num_stages=STAGES):
         i = count - 1 - back
@@ -210,19 +216,21 @@ def _scan_backward(
         q1, q2 = load_keys(queries + at * q.t, q.t, o_c, here, d)
         do_columns = load_columns(outputs + at * do.t, do.t, o_c, o_v, here, d.V, d.V % BV == 0)
         a1, a2 = s1.to(d.DOT), s2.to(d.DOT)
-        _store_inner(d_states + row * (d.K * d.V), a1, a2, o_v, d, BV)
+        if d_states is not None:
+            _store_inner(d_states + row * (d.K * d.V), a1, a2, o_v, d, BV)
         dy = _read(a1, a2, k1, k2, tl.load(gate + WRITE_K * d.BT + o_c), d, APART)
         dy = dot_onto(dy, do_columns, load_square(weights + row * (d.BT * d.BT), d))
         dvalue = dot(operand(dy, d), load_square(inverse + row * (d.BT * d.BT), d))
-        out = ((start + at) * d.HV + head) * d.V
-        store_columns(dv + out, d.HV * d.V, o_c, o_v, here, dvalue, d.V, d.V % BV == 0)
+        if dv is not None:
+            out = ((start + at) * d.HV + head) * d.V
+            store_columns(dv + out, d.HV * d.V, o_c, o_v, here, dvalue, d.V, d.V % BV == 0)
         read = operand(do_columns * tl.load(gate + READ_Q * d.BT + o_c)[None, :], d)
         corrected = operand(-dvalue * tl.load(gate + READ_K * d.BT + o_c)[None, :], d)
         decay = chunk_decay(gate, d)
         s1 = _add_two(s1 * decay, read, q1, corrected, k1, APART)
         if d.K2:
             s2 = _add_two(s2 * decay, read, q2, corrected, k2, APART)
-    _store_outer(d_initial, state, s1, s2, o_v, d)
+    store_outer(d_initial, state, s1, s2, o_v, d)
 
 
 @triton.jit
@@ -270,7 +278,17 @@ def _add_two(s, a, x, b, y, APART: tl.constexpr):
 
 
 @triton.jit
-def _load_outer(x, state, o_v, d, BV: tl.constexpr):
+def _identity(o_v, d):
+    """Rows ``o_v`` of it."""
+    s1 = tl.where(o_v[:, None] == tl.arange(0, d.K1)[None, :], 1.0, 0.0)
+    s2 = s1
+    if d.K2:
+        s2 = tl.where(o_v[:, None] == (tl.arange(0, d.K2) + d.K1)[None, :], 1.0, 0.0)
+    return s1, s2
+
+
+@triton.jit
+def load_outer(x, state, o_v, d, BV: tl.constexpr):
     """Both tiles of a [K, V] state outside the kernels, V-first in float32; zeros where there is none."""
     s1 = tl.zeros([BV, d.K1], tl.float32)
     if x is not None:
@@ -288,7 +306,7 @@ def _load_outer(x, state, o_v, d, BV: tl.constexpr):
 
 
 @triton.jit
-def _store_outer(x, state, s1, s2, o_v, d):
+def store_outer(x, state, s1, s2, o_v, d):
     o_k = tl.arange(0, d.K1)
     tl.store(x + state + o_k[None, :] * d.V + o_v[:, None], s1, mask=(o_v < d.V)[:, None])
     if d.K2:

@@ -2,7 +2,7 @@
 
 Nothing is tuned at run time and nothing depends on the length: a batch of another length must not compile anew, and two
 runs must not pick different sums. What stands here compiles without spilled registers at head sizes 96/192 and 128/128
-in 16 bits (but for three cases on sm_80); tests/kernels/gated_delta_rule/test_triton_compiled.py holds it to that.
+in 16 bits; tests/kernels/gated_delta_rule/test_triton_compiled.py holds it to that.
 """
 
 from dataclasses import dataclass, replace
@@ -31,6 +31,8 @@ class Settings:
     forward_stages: int
     backward_warps: int
     backward_stages: int
+    summary_warps: int
+    summary_backward_stages: int
     query_warps: int
     query_stages: int
     key_warps: int
@@ -38,10 +40,10 @@ class Settings:
 
 
 # 64 rows for the four warps of a warp-group product; two stages leave room for two programs on a multiprocessor.
-HOPPER = Settings(64, True, False, 4, 4, 4, 2, 8, 2, 8, 2, 8, 2)
-AMPERE = Settings(32, False, False, 4, 4, 8, 1, 8, 1, 8, 2, 8, 2)
+HOPPER = Settings(64, True, False, 4, 4, 4, 2, 8, 2, 4, 2, 8, 2, 8, 2)
+AMPERE = Settings(32, False, False, 4, 4, 8, 1, 8, 1, 8, 2, 8, 2, 8, 2)
 # One stage: with two, an accumulator that is carried through a loop and read by another product is wrong (triton#10993).
-BLACKWELL = Settings(64, True, True, 4, 8, 8, 1, 8, 1, 8, 1, 8, 1)
+BLACKWELL = Settings(64, True, True, 4, 8, 8, 1, 8, 1, 4, 1, 8, 1, 8, 1)
 BY_ARCH = {80: AMPERE, 86: AMPERE, 89: AMPERE, 90: HOPPER, 100: BLACKWELL, 103: BLACKWELL, 120: AMPERE}
 
 OLDEST = (3, 6)
@@ -53,8 +55,10 @@ MISCOMPILED = [((103,), (3, 6), (3, 8), "products into an accumulator that a loo
 def settings(arch: int, itemsize: int) -> Settings:
     """For ``arch`` = 10 * major + minor; the settings of the newest one before it where it is not known."""
     known = BY_ARCH[max((a for a in BY_ARCH if a <= arch), default=80)]
+    if itemsize < 4:
+        return known
     # float32 tiles take twice the shared memory.
-    return known if itemsize < 4 else replace(known, block=32, forward_stages=1, backward_stages=1)
+    return replace(known, block=32, forward_stages=1, backward_stages=1, summary_backward_stages=1)
 
 
 def settings_for(x: Tensor) -> Settings:

@@ -47,6 +47,16 @@ class Chunks(NamedTuple):
     order: Any
 
 
+class Pieces(NamedTuple):
+    """How segments are cut into pieces of whole chunks, on the device: first [S+1], the number of a segment's first
+    piece; owner [NP], a piece's segment, -1 where there are not as many; both int32. ``chunks``: as if pieces were
+    segments."""
+
+    first: Any
+    owner: Any
+    chunks: Chunks
+
+
 # Rows of a chunk's ``gates``, float32 [NT, HV, ROWS, BT]. Past the segment's end all are 0 but the sums, which stay.
 READ_Q = tl.constexpr(0)  # scale * decay from the chunk's start to the token * norm of q
 READ_K = tl.constexpr(1)  # decay from the chunk's start to the token * norm of k

@@ -8,6 +8,7 @@ races, and its bfloat16 is wrong: test_triton_compiled.py and test_triton_gpu.py
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,69 @@ def test_lengths(length: int, dims: tuple[int, int], gate: str) -> None:
 @pytest.mark.parametrize("edges", [[0, 0, 1, 1, 2, 65, 130, 195, 195], [0, 128, 129]], ids=str)
 def test_segments_and_heads(edges: list[int], heads: tuple[int, int], keep: bool) -> None:
     assert_right(case(edges, heads, (48, 32)), keep=keep)
+
+
+@pytest.fixture
+def short_pieces(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Makes every segment that is longer than so many chunks one that is cut into pieces of as many."""
+    from hybrid_ft.kernels.gated_delta_rule.triton import call
+
+    def to(chunks: int) -> None:
+        monkeypatch.setattr(call, "SHORTEST", chunks)
+        monkeypatch.setattr(call, "PROGRAMS", 2**30)
+
+    return to
+
+
+@inside
+@pytest.mark.parametrize(
+    ("edges", "heads", "dims", "gate", "piece", "keep"),
+    [
+        pytest.param([0, 200], (1, 1), (16, 32), "typical", 1, False),
+        *(
+            pytest.param(*values, marks=pytest.mark.kernels)
+            for values in (
+                ([0, 260], (1, 1), (96, 192), "typical", 2, False),
+                ([0, 260], (1, 1), (96, 192), "open", 1, True),
+                ([0, 200], (1, 2), (128, 128), "some closed", 1, False),
+                ([0, 0, 1, 150, 150, 351, 420], (2, 2), (80, 48), "typical", 1, True),
+                ([0, 0, 129, 322, 322], (1, 2), (48, 32), "closed", 2, False),
+            )
+        ),
+    ],
+    ids=str,
+)
+def test_pieces(
+    edges: list[int],
+    heads: tuple[int, int],
+    dims: tuple[int, int],
+    gate: str,
+    piece: int,
+    keep: bool,
+    short_pieces: Callable[[int], None],
+) -> None:
+    from hybrid_ft.kernels.gated_delta_rule.triton.call import Call
+
+    short_pieces(piece)
+    inputs = case(edges, heads, dims, gate)
+    assert Call(inputs[0][0], inputs[0][2], inputs[2]).piece == piece
+    assert_right(inputs, keep=keep)
+
+
+def test_what_is_cut_into_pieces() -> None:
+    """Only what would leave a chip idle, by sizes alone; nothing of a length that is short."""
+    from hybrid_ft.kernels.gated_delta_rule.triton.call import Call
+
+    def piece(tokens: int, heads: int, segments: int = 1) -> int:
+        q, v = (torch.empty(1, tokens, heads, size, device="meta") for size in (96, 192))
+        return Call(q, v, torch.empty(segments + 1, device="meta")).piece
+
+    assert piece(32768, 30) == 257
+    assert piece(32768, 4) == 32
+    assert piece(2**17, 4) == 94
+    assert piece(32768, 30, segments=2) == 0
+    assert piece(2048, 4) == 32
+    assert piece(1920, 4) == 0
 
 
 @inside
@@ -196,7 +260,7 @@ def test_a_gate_that_is_nan_is_not_hidden() -> None:
 
 
 @inside
-def test_operators_are_what_they_say() -> None:
+def test_operators_are_what_they_say(short_pieces: Callable[[int], None]) -> None:
     """Their fake versions have the true shapes and dtypes, and a layer compiles whole."""
     from hybrid_ft.kernels.gated_delta_rule.triton.autograd import forward_op
 
@@ -205,6 +269,7 @@ def test_operators_are_what_they_say() -> None:
     state = leaves[5][:1].float().requires_grad_()
     for keep in (False, True):  # without cu_seqlens: with them the last chunks may be memory that nobody wrote
         torch.library.opcheck(forward_op, (*inputs[:5], None, state, 0.1, True, keep))
+    short_pieces(1)
 
     def layer(*xs: Tensor) -> Tensor:
         o, _ = rule(*xs[:5], cu_seqlens=cu_seqlens, initial_state=xs[5], output_final_state=True)
