@@ -37,7 +37,7 @@ def on(x: Tensor) -> AbstractContextManager[Any]:
 
 def as_rows(x: Tensor) -> Tensor:
     """[..., D] as [rows, D] whose rows are contiguous, by strides; copied only where strides cannot say it."""
-    x = x.flatten(0, -2) if x.ndim > 1 else x.unsqueeze(0)
+    x = x.flatten(0, -2) if x.ndim > 1 else x.reshape(1, -1)
     return x if x.stride(1) == 1 else x.contiguous()
 
 
@@ -65,3 +65,11 @@ def load_tile(x, stride, first, o_n, o_d, mask):
 def store_tile(x, stride, first, o_n, o_d, mask, value):
     at = x + first * stride + (o_n[:, None] * stride + o_d[None, :])
     tl.store(at, value.to(x.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def normalise(x, m_n, eps, D: tl.constexpr):
+    """x / sqrt(mean(x^2) + eps) and the factor; finite in rows that are not there, whatever eps."""
+    mean = tl.where(m_n, tl.sum(x * x, 1) / D, 1.0)
+    rstd = tl.rsqrt(mean + eps)[:, None]
+    return x * rstd, rstd

@@ -16,6 +16,15 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 TYPES = {torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int32: "*i32", torch.int64: "*i64"}
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that run kernels are tests of a GPU wherever they are not interpreted."""
+    for item in items:
+        if not INTERPRETED and item.path.name == "test_triton.py" and "device" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.gpu)
+            item.add_marker(pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: not measured"))
+
+
 @pytest.fixture(params=[torch.float32] if INTERPRETED else [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     """The interpreter's bfloat16 is wrong."""
@@ -34,6 +43,27 @@ def nan_memory() -> Iterator[None]:
     assert torch.empty(3).isnan().all()
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def assert_operators() -> Callable[..., None]:
+    """Custom operators' fake versions have the true shapes and dtypes, and what calls them compiles whole."""
+
+    def check(forward: Any, backward: Any, call: tuple, back_call: tuple) -> None:
+        torch.library.opcheck(forward, call)
+        torch.library.opcheck(backward, back_call)
+        leaves = [x for x in call if isinstance(x, Tensor) and x.requires_grad]
+
+        def layer(*xs: Tensor) -> Tensor:
+            given = iter(xs)
+            y = forward(*(next(given) if isinstance(x, Tensor) and x.requires_grad else x for x in call))
+            return sum(i * x.square().sum() for i, x in enumerate([y] if isinstance(y, Tensor) else y, start=1))
+
+        compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+        eager, whole = (torch.autograd.grad(f(*leaves), leaves) for f in (layer, compiled))
+        assert all(torch.equal(a, b) for a, b in zip(eager, whole))
+
+    return check
 
 
 def run(op: Callable[..., Any], leaves: list[Tensor | None], up: list[Tensor]) -> list[Tensor]:
@@ -97,9 +127,10 @@ def assert_compiles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable
     def check(module: Any, call: Callable[[], object], arch: int) -> None:
         names = [name for name in vars(module) if name.endswith("_kernel")]
         recorders = [Recorder(getattr(module, name)) for name in names]
-        for name, recorder in zip(names, recorders):
-            monkeypatch.setattr(module, name, recorder)
-        call()
+        with monkeypatch.context() as patched:
+            for name, recorder in zip(names, recorders):
+                patched.setattr(module, name, recorder)
+            call()
         assert names
         for name, recorder in zip(names, recorders):
             assert spilled(recorder, arch, tmp_path) == 0, name

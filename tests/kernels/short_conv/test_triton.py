@@ -12,12 +12,6 @@ pytest.importorskip("triton")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def on_gpu(test):
-    """Elsewhere than in the interpreter."""
-    no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: not measured")
-    return test if INTERPRETED else pytest.mark.gpu(no_gpu(test))
-
-
 def case(edges: list[int], D: int = 6, W: int = 4, tail: bool = True, final: bool = True):
     """x, weight and tail, gradients of both outputs, cu_seqlens."""
     gen = torch.Generator().manual_seed(edges[-1] + D)
@@ -43,14 +37,12 @@ def rules(cu_seqlens: Tensor | None, final: bool = True):
 EDGES = [[0, 1], [0, 63], [0, 100], [0, 64, 128], [0, 0, 1, 3, 3, 6, 70, 70], [0, 0, 0]]
 
 
-@on_gpu
 @pytest.mark.parametrize(("edges", "W"), [(edges, 4) for edges in EDGES] + [(EDGES[4], W) for W in (1, 2, 3)], ids=str)
 def test_segments(assert_as_good, edges: list[int], W: int) -> None:
     leaves, up, cu_seqlens = case(edges, W=W)
     assert_as_good(*rules(cu_seqlens), leaves, up)
 
 
-@on_gpu
 @pytest.mark.kernels
 @pytest.mark.parametrize("D", [1, 33, 96])
 @pytest.mark.parametrize("tail", [False, True])
@@ -59,14 +51,12 @@ def test_channels(assert_as_good, D: int, tail: bool) -> None:
     assert_as_good(*rules(cu_seqlens), leaves, up)
 
 
-@on_gpu
 @pytest.mark.parametrize("final", [False, True])
 def test_one_segment_without_edges(assert_as_good, final: bool) -> None:
     leaves, up, _ = case([0, 70], final=final)
     assert_as_good(*rules(None, final), leaves, up)
 
 
-@on_gpu
 @pytest.mark.kernels
 def test_many_segments(assert_as_good) -> None:
     """Halving finds each: one more than a power of two, and one less."""
@@ -75,14 +65,12 @@ def test_many_segments(assert_as_good) -> None:
         assert_as_good(*rules(cu_seqlens), leaves, up)
 
 
-@on_gpu
 def test_only_the_final_tail_has_a_gradient(assert_as_good) -> None:
     leaves, up, cu_seqlens = case([0, 1, 8, 10])
     kernels, reference = rules(cu_seqlens)
     assert_as_good(lambda *xs: kernels(*xs)[1], lambda *xs: reference(*xs)[1], leaves, up[1:])
 
 
-@on_gpu
 def test_by_strides(device: str) -> None:
     """Columns of a joined projection, and a gradient that is expanded: the same bits as from memory of their own."""
     leaves, _, cu_seqlens = case([0, 3, 80], D=8)
@@ -96,7 +84,6 @@ def test_by_strides(device: str) -> None:
     assert torch.equal(wide.grad[:, 8:16], own.grad)
 
 
-@on_gpu
 def test_nothing_of_a_neighbour_reaches_a_segment(device: str) -> None:
     """Not even what arithmetic cannot cancel: the neighbours are NaN."""
     (x, weight, tail), up, cu_seqlens = case([0, 5, 9, 14])
@@ -116,31 +103,18 @@ def test_nothing_of_a_neighbour_reaches_a_segment(device: str) -> None:
         assert torch.equal(poisoned[i][own], clean[i][own])
 
 
-@on_gpu
-def test_operators_are_what_they_say(device: str) -> None:
-    """Their fake versions have the true shapes and dtypes, and a layer compiles whole."""
+def test_operators_are_what_they_say(device: str, assert_operators) -> None:
     from hybrid_ft.kernels.short_conv.launch import backward_op, forward_op
 
     leaves, up, cu_seqlens = case([0, 3, 20])
     x, weight, tail, dy, d_final = (t.to(device, torch.float32) for t in (*leaves, *up))
     cu_seqlens = cu_seqlens.to(device)
-    leaves = [t.requires_grad_() for t in (x, weight, tail)]
-    for final in (False, True):
-        torch.library.opcheck(forward_op, (x, weight, cu_seqlens, tail, final))
-    torch.library.opcheck(forward_op, (x, weight, cu_seqlens, None, True))
-    torch.library.opcheck(backward_op, (dy, d_final, x.detach(), weight.detach(), cu_seqlens, tail.detach()))
-    torch.library.opcheck(backward_op, (dy, None, x.detach(), weight.detach(), cu_seqlens, None))
-
-    def layer(*xs: Tensor) -> Tensor:
-        y, final_tail = forward_op(xs[0], xs[1], cu_seqlens, xs[2], True)
-        return y.sum() + 2 * final_tail.sum()
-
-    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-    eager, whole = (torch.autograd.grad(f(*leaves), leaves) for f in (layer, compiled))
-    assert all(torch.equal(a, b) for a, b in zip(eager, whole))
+    x.requires_grad_()
+    for old, final in ((None, False), (tail.clone().requires_grad_(), True)):
+        back = dy, d_final if final else None, x.detach(), weight, cu_seqlens, tail if final else None
+        assert_operators(forward_op, backward_op, (x, weight, cu_seqlens, old, final), back)
 
 
-@on_gpu
 def test_what_the_kernels_cannot_take(device: str) -> None:
     kernels, _ = rules(None)
     x = torch.zeros(5, 2, device=device)
