@@ -1,6 +1,6 @@
-"""Causal depthwise convolution and SiLU over packed segments, on torch operations.
+"""Causal depthwise convolution and SiLU over packed segments: arguments checked, then run on the tensors' device.
 
-Shifted multiply-adds over all rows, a cache-sized run of rows at a time, then the first W-1 rows of every segment
+On torch operations: shifted multiply-adds over all rows, a cache-sized run of rows at a time, then the first W-1 rows of every segment
 again from a window of their own, so that nothing of a neighbour reaches them. Backward keeps only x and computes the
 pre-activation again.
 """
@@ -28,20 +28,27 @@ def short_conv(
     initial_tail, final_tail [S, W-1, D]: the last W-1 raw inputs before and after each segment, oldest first, zeros
     where there were none. Returns y [N, D] and the final tail or None, both in x's dtype; bfloat16 and float16 are
     computed in float32. Differentiable in x, weight and initial_tail, through both outputs.
+    The tensors' device alone decides the path: on a GPU Triton kernels, for W up to 4, any strides, and without waiting
+    for the device, so that a cu_seqlens that lies there is not read back and not checked.
     Raises ValueError, one line, for shapes, dtypes or segment edges that do not fit. See reference.py.
     """
     _check(x, weight, ("N", "D"))
-    if cu_seqlens is None:
-        cu_seqlens = torch.tensor([0, len(x)])
-    else:
-        check_cu_seqlens(cu_seqlens, 1, len(x))
-    segments, width = len(cu_seqlens) - 1, weight.shape[1]
+    if cu_seqlens is not None:
+        check_cu_seqlens(cu_seqlens, 1, len(x), cu_seqlens.device.type == "cpu")
+    segments, width = 1 if cu_seqlens is None else len(cu_seqlens) - 1, weight.shape[1]
     shape = (segments, width - 1, x.shape[1])
-    if initial_tail is None:
-        initial_tail = x.new_zeros(shape)
-    elif tuple(initial_tail.shape) != shape or initial_tail.dtype not in FLOATS:
+    if initial_tail is not None and (tuple(initial_tail.shape) != shape or initial_tail.dtype not in FLOATS):
         got = f"{tuple(initial_tail.shape)} {initial_tail.dtype}"
         raise ValueError(f"initial_tail: got {got}; it must be float with shape {shape}")
+    if x.is_cuda:
+        # Triton is there wherever torch supports CUDA, and nowhere else.
+        from hybrid_ft.kernels.short_conv.launch import triton_short_conv
+
+        return triton_short_conv(x, weight, cu_seqlens, initial_tail, output_final_tail)
+    if cu_seqlens is None:
+        cu_seqlens = torch.tensor([0, len(x)])
+    if initial_tail is None:
+        initial_tail = x.new_zeros(shape)
     edges = cu_seqlens.to(x.device, torch.int64)
     y = _ShortConv.apply(x, weight, initial_tail.to(_compute_dtype(x)), edges)
     return y, _final_tail(x, initial_tail.to(x.dtype), edges) if output_final_tail else None

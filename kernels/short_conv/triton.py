@@ -1,0 +1,165 @@
+"""The short convolution's Triton kernels. Tiles of tokens and channels; shifted rows are read again, from the cache.
+
+Backward is two kernels: the first writes the gradient of the pre-activations, the second reads it W times. In one, each
+row's pre-activation would be computed W times, which costs more than writing and reading it. dweight is summed tile by
+tile and then over the tiles, in a fixed order.
+"""
+
+import triton
+import triton.language as tl
+
+from hybrid_ft.kernels.rowwise import load_tile, sigmoid, store_tile
+
+
+@triton.jit
+def _segment_of(n, cu_seqlens, S, steps):
+    """Of tokens n, int64: how many segments end at or before each. S past the last token; ``steps`` halvings suffice."""
+    low = n * 0
+    high = low + S
+    for _ in range(steps):
+        middle = tl.minimum((low + high) // 2, S - 1)
+        ended = tl.load(cu_seqlens + middle + 1) <= n
+        low = tl.where(ended, middle + 1, low)
+        high = tl.where(ended, high, middle)
+    return low
+
+
+@triton.jit
+def _history(x, stride, tail, first, o_n, o_d, start, segment, edge, mask, D: tl.constexpr, W: tl.constexpr):
+    """Raw inputs at tokens first + o_n, float32, of segments whose first token is ``first + start``; before it their
+    tail, or 0 without one. Of any shapes that broadcast with o_d. ``first`` and ``segment`` are int64, the rest int32.
+    ``edge``: whether any token may lie before its segment; most tiles have none."""
+    x += first * stride
+    value = tl.load(x + (o_n * stride + o_d), mask=(o_n >= start) & mask, other=0.0).to(tl.float32)
+    if tail is not None:  # noqa: SIM102  decided when it is compiled
+        if edge:
+            row = segment * (W - 1) + (o_n - start + W - 1)
+            value += tl.load(tail + row * D + o_d, mask=(o_n < start) & mask, other=0.0).to(tl.float32)
+    return value
+
+
+@triton.jit
+def _place(N, D: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr):
+    """This program's tile: its first token (int64), tokens from there, channels, and which of them there are."""
+    blocks: tl.constexpr = (D + BD - 1) // BD
+    first = (tl.program_id(0) // blocks).to(tl.int64) * BT
+    o_n = tl.arange(0, BT)
+    o_d = (tl.program_id(0) % blocks) * BD + tl.arange(0, BD)
+    return first, o_n, o_d, (first + o_n < N)[:, None] & (o_d < D)[None, :]
+
+
+@triton.jit
+def _starts(cu_seqlens, first, o_n, S, steps, W: tl.constexpr):
+    """The segments of tokens first + o_n, where these begin from ``first``, no further back than matters, and whether
+    any of the tokens sees its segment's tail."""
+    segment = _segment_of(first + o_n, cu_seqlens, S, steps)
+    start = tl.maximum(tl.load(cu_seqlens + segment) - first, -W).to(tl.int32)
+    return segment, start, tl.max((o_n - start < W - 1).to(tl.int32), 0) > 0
+
+
+@triton.jit
+def _convolve(
+    x, x_row, weight, tail, first, o_n, o_d, start, segment, edge, mask, D: tl.constexpr, W: tl.constexpr
+):  # fmt: skip
+    """Pre-activations [tokens, channels]."""
+    pre = tl.zeros(mask.shape, tl.float32)
+    for w in tl.static_range(W):
+        tap = tl.load(weight + o_d * W + w, mask=o_d < D, other=0.0).to(tl.float32)
+        o = o_n - (W - 1 - w)
+        pre += tap * _history(
+            x, x_row, tail, first, o[:, None], o_d[None, :], start[:, None], segment[:, None], edge, mask, D, W
+        )
+    return pre
+
+
+@triton.jit(do_not_specialize=["N", "S", "steps"])
+def forward_kernel(
+    x, x_row, weight, tail, cu_seqlens, y, N, S, steps,
+    D: tl.constexpr, W: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    first, o_n, o_d, mask = _place(N, D, BT, BD)
+    segment, start, edge = _starts(cu_seqlens, first, o_n, S, steps, W)
+    pre = _convolve(x, x_row, weight, tail, first, o_n, o_d, start, segment, edge, mask, D, W)
+    store_tile(y, D, first, o_n, o_d, mask, pre * sigmoid(pre))
+
+
+@triton.jit(do_not_specialize=["N", "S", "steps"])
+def activation_kernel(
+    x, x_row, weight, tail, cu_seqlens, dy, dy_row, dpre, dtaps, N, S, steps,
+    D: tl.constexpr, W: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """The gradient of the pre-activations [N, D], and each tile's part of dweight, dtaps [row tiles, W, D] float32."""
+    first, o_n, o_d, mask = _place(N, D, BT, BD)
+    segment, start, edge = _starts(cu_seqlens, first, o_n, S, steps, W)
+    pre = _convolve(x, x_row, weight, tail, first, o_n, o_d, start, segment, edge, mask, D, W)
+    sig = sigmoid(pre)
+    change = load_tile(dy, dy_row, first, o_n, o_d, mask) * sig * (1.0 + pre * (1.0 - sig))
+    store_tile(dpre, D, first, o_n, o_d, mask, change)
+    dtaps += first // BT * (W * D)
+    for w in tl.static_range(W):
+        o = o_n - (W - 1 - w)
+        past = _history(
+            x, x_row, tail, first, o[:, None], o_d[None, :], start[:, None], segment[:, None], edge, mask, D, W
+        )
+        tl.store(dtaps + w * D + o_d, tl.sum(change * past, 0), mask=o_d < D)
+
+
+@triton.jit(do_not_specialize=["N", "S", "steps"])
+def input_kernel(
+    dpre, weight, d_final, cu_seqlens, dx, N, S, steps,
+    D: tl.constexpr, W: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """dx: a row is read by itself and the W-1 rows after it in its segment, and by the final tail."""
+    first, o_n, o_d, mask = _place(N, D, BT, BD)
+    segment = _segment_of(first + o_n, cu_seqlens, S, steps)
+    end = tl.load(cu_seqlens + segment + 1, mask=first + o_n < N, other=0)
+    end = tl.minimum(end - first, BT + W).to(tl.int32)
+    change = tl.zeros([BT, BD], tl.float32)
+    for ahead in tl.static_range(W):
+        tap = tl.load(weight + o_d * W + (W - 1 - ahead), mask=o_d < D, other=0.0).to(tl.float32)
+        o = o_n + ahead
+        change += tap * load_tile(dpre, D, first, o, o_d, mask & (o < end)[:, None])
+    if d_final is not None:
+        place = o_n - end + (W - 1)
+        at = (segment * (W - 1) + place)[:, None] * D + o_d[None, :]
+        change += tl.load(d_final + at, mask=mask & (place >= 0)[:, None], other=0.0).to(tl.float32)
+    store_tile(dx, D, first, o_n, o_d, mask, change)
+
+
+@triton.jit
+def final_tail_kernel(
+    x, x_row, tail, cu_seqlens, final_tail, D: tl.constexpr, W: tl.constexpr, BD: tl.constexpr
+):  # fmt: skip
+    """One program per segment and block of channels."""
+    blocks: tl.constexpr = (D + BD - 1) // BD
+    segment = (tl.program_id(0) // blocks).to(tl.int64)
+    o_d = (tl.program_id(0) % blocks) * BD + tl.arange(0, BD)
+    start = tl.load(cu_seqlens + segment).to(tl.int64)
+    end = tl.load(cu_seqlens + segment + 1).to(tl.int64)
+    for i in tl.static_range(W - 1):
+        n = end - (W - 1) + i
+        value = _history(x, x_row, tail, start, (n - start).to(tl.int32), o_d, 0, segment, True, o_d < D, D, W)
+        row = segment * (W - 1) + i
+        tl.store(final_tail + row * D + o_d, value.to(final_tail.dtype.element_ty), mask=o_d < D)
+
+
+@triton.jit
+def initial_tail_kernel(
+    dpre, weight, d_final, cu_seqlens, dtail, D: tl.constexpr, W: tl.constexpr, BD: tl.constexpr
+):  # fmt: skip
+    """The initial tail is read by its segment's first W-1 rows, and by the final tail where the segment is shorter."""
+    blocks: tl.constexpr = (D + BD - 1) // BD
+    segment = (tl.program_id(0) // blocks).to(tl.int64)
+    o_d = (tl.program_id(0) % blocks) * BD + tl.arange(0, BD)
+    start = tl.load(cu_seqlens + segment).to(tl.int64)
+    length = tl.load(cu_seqlens + segment + 1).to(tl.int64) - start
+    for i in tl.static_range(W - 1):
+        change = tl.zeros([BD], tl.float32)
+        for t in tl.static_range(i + 1):
+            tap = tl.load(weight + o_d * W + (i - t), mask=o_d < D, other=0.0).to(tl.float32)
+            row = (start + t) * D
+            change += tap * tl.load(dpre + row + o_d, mask=(o_d < D) & (t < length), other=0.0).to(tl.float32)
+        if d_final is not None:
+            row = segment * (W - 1) + i - length
+            change += tl.load(d_final + row * D + o_d, mask=(o_d < D) & (i >= length), other=0.0).to(tl.float32)
+        tl.store(dtail + (segment * (W - 1) + i) * D + o_d, change.to(dtail.dtype.element_ty), mask=o_d < D)

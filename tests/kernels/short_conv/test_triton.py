@@ -1,0 +1,159 @@
+"""The short convolution's Triton kernels, in the interpreter in float32 or on a GPU, and compiled ahead of time."""
+
+import os
+
+import pytest
+import torch
+from torch import Tensor
+
+from hybrid_ft.kernels.short_conv import short_conv_reference
+
+pytest.importorskip("triton")
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def case(edges: list[int], D: int = 6, W: int = 4, tail: bool = True, final: bool = True):
+    """x, weight and tail, gradients of both outputs, cu_seqlens."""
+    gen = torch.Generator().manual_seed(edges[-1] + D)
+    N, S = edges[-1], len(edges) - 1
+    shapes = [(N, D), (D, W), (S, W - 1, D), (N, D), (S, W - 1, D)]
+    x, weight, old, *up = (torch.randn(shape, generator=gen, dtype=torch.float64) for shape in shapes)
+    return [x, weight, old if tail else None], up[: 1 + final], torch.tensor(edges, dtype=torch.int32)
+
+
+def rules(cu_seqlens: Tensor | None, final: bool = True):
+    """The kernels and the reference."""
+    from hybrid_ft.kernels.short_conv.launch import triton_short_conv
+
+    def kernels(x, weight, tail):
+        return triton_short_conv(x, weight, None if cu_seqlens is None else cu_seqlens.to(x.device), tail, final)
+
+    def reference(x, weight, tail):
+        return short_conv_reference(x, weight, cu_seqlens=cu_seqlens, initial_tail=tail, output_final_tail=final)
+
+    return kernels, reference
+
+
+EDGES = [[0, 1], [0, 63], [0, 100], [0, 64, 128], [0, 0, 1, 3, 3, 6, 70, 70], [0, 0, 0]]
+
+
+@pytest.mark.parametrize(("edges", "W"), [(edges, 4) for edges in EDGES] + [(EDGES[4], W) for W in (1, 2, 3)], ids=str)
+def test_segments(assert_as_good, edges: list[int], W: int) -> None:
+    leaves, up, cu_seqlens = case(edges, W=W)
+    assert_as_good(*rules(cu_seqlens), leaves, up)
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("D", [1, 33, 96])
+@pytest.mark.parametrize("tail", [False, True])
+def test_channels(assert_as_good, D: int, tail: bool) -> None:
+    leaves, up, cu_seqlens = case([0, 2, 100], D, tail=tail)
+    assert_as_good(*rules(cu_seqlens), leaves, up)
+
+
+@pytest.mark.parametrize("final", [False, True])
+def test_one_segment_without_edges(assert_as_good, final: bool) -> None:
+    leaves, up, _ = case([0, 70], final=final)
+    assert_as_good(*rules(None, final), leaves, up)
+
+
+@pytest.mark.kernels
+def test_many_segments(assert_as_good) -> None:
+    """Halving finds each: one more than a power of two, and one less."""
+    for segments in (3, 4, 5, 15, 17):
+        leaves, up, cu_seqlens = case([i * i // 5 for i in range(segments + 1)], D=3)
+        assert_as_good(*rules(cu_seqlens), leaves, up)
+
+
+def test_only_the_final_tail_has_a_gradient(assert_as_good) -> None:
+    leaves, up, cu_seqlens = case([0, 1, 8, 10])
+    kernels, reference = rules(cu_seqlens)
+    assert_as_good(lambda *xs: kernels(*xs)[1], lambda *xs: reference(*xs)[1], leaves, up[1:])
+
+
+def test_by_strides(device: str) -> None:
+    """Columns of a joined projection, and a gradient that is expanded: the same bits as from memory of their own."""
+    leaves, _, cu_seqlens = case([0, 3, 80], D=8)
+    kernels, _ = rules(cu_seqlens)
+    x, weight, tail = (t.to(device, torch.float32) for t in leaves)
+    wide = torch.cat([x * torch.nan, x, x * torch.nan], 1).requires_grad_()
+    own = x.clone().requires_grad_()
+    for tensor, view in ((own, own), (wide, wide[:, 8:16])):
+        kernels(view, weight, tail)[0].sum().backward()
+        assert torch.equal(kernels(view, weight, tail)[0], kernels(x, weight, tail)[0])
+    assert torch.equal(wide.grad[:, 8:16], own.grad)
+
+
+def test_nothing_of_a_neighbour_reaches_a_segment(device: str) -> None:
+    """Not even what arithmetic cannot cancel: the neighbours are NaN."""
+    (x, weight, tail), up, cu_seqlens = case([0, 5, 9, 14])
+    kernels, _ = rules(cu_seqlens)
+
+    def results() -> list[Tensor]:
+        leaves = [t.to(device, torch.float32).requires_grad_() for t in (x, weight, tail)]
+        outputs = kernels(*leaves)
+        grads = torch.autograd.grad(outputs, [leaves[0], leaves[2]], [dy.to(device, torch.float32) for dy in up])
+        return [*outputs, *grads]
+
+    clean = results()
+    x[:5] = x[9:] = up[0][:5] = up[0][9:] = tail[0] = tail[2] = up[1][0] = up[1][2] = torch.nan
+    poisoned = results()
+    for i, own in ((0, slice(5, 9)), (1, 1), (2, slice(5, 9)), (3, 1)):
+        assert clean[i].isfinite().all()
+        assert torch.equal(poisoned[i][own], clean[i][own])
+
+
+def test_operators_are_what_they_say(device: str, assert_operators) -> None:
+    from hybrid_ft.kernels.short_conv.launch import backward_op, forward_op
+
+    leaves, up, cu_seqlens = case([0, 3, 20])
+    x, weight, tail, dy, d_final = (t.to(device, torch.float32) for t in (*leaves, *up))
+    cu_seqlens = cu_seqlens.to(device)
+    x.requires_grad_()
+    for old, final in ((None, False), (tail.clone().requires_grad_(), True)):
+        back = dy, d_final if final else None, x.detach(), weight, cu_seqlens, tail if final else None
+        assert_operators(forward_op, backward_op, (x, weight, cu_seqlens, old, final), back)
+
+
+def test_what_the_kernels_cannot_take(device: str) -> None:
+    kernels, _ = rules(None)
+    x = torch.zeros(5, 2, device=device)
+    with pytest.raises(ValueError, match="weight: got a width of 5; on a GPU it must be at most 4"):
+        kernels(x, torch.zeros(2, 5, device=device), None)
+    with pytest.raises(ValueError, match="x: got torch.float64; on a GPU it must be float32, bfloat16 or float16"):
+        kernels(x.double(), torch.zeros(2, 4, device=device), None)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: not measured")
+def test_nothing_waits_for_the_device() -> None:
+    from hybrid_ft.kernels.short_conv import short_conv
+
+    leaves, up, cu_seqlens = case([0, 300, 1000], D=96)
+    x, weight, tail = (t.to("cuda", torch.bfloat16).requires_grad_() for t in leaves)
+    up, cu_seqlens = [t.to("cuda", torch.bfloat16) for t in up], cu_seqlens.to("cuda")
+    options = {"cu_seqlens": cu_seqlens, "initial_tail": tail, "output_final_tail": True}
+    torch.autograd.backward(short_conv(x, weight, **options), up)  # compiles
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        torch.autograd.backward(short_conv(x, weight, **options), up)
+        short_conv(x, weight)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
+@pytest.mark.kernels
+@pytest.mark.parametrize("D", [2880, 5760, 100])
+@pytest.mark.parametrize("arch", [80, 90, 100])
+def test_compiled(assert_compiles, arch: int, D: int) -> None:
+    from hybrid_ft.kernels.short_conv import launch
+
+    leaves, up, cu_seqlens = case([0, 3, 20], D)
+    x, weight, tail, dy, d_final = (t.bfloat16() for t in (*leaves, *up))
+
+    def call() -> None:
+        launch.forward_op(x, weight, cu_seqlens, tail, True)
+        launch.backward_op(dy, d_final, x, weight, cu_seqlens, tail)
+
+    assert_compiles(launch, call, arch)
