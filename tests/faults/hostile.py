@@ -111,7 +111,7 @@ def foreign_code(folder: Path, marker: Path | str = MARKER) -> None:
     with_json("generation_config.json", custom_generate="evil-owner/evil", trust_remote_code=True)(folder)
 
 
-FOREIGN_KEYS = ("auto_map", "trust_remote_code", "evil", "Evil", "use_kernels", "custom_")
+FOREIGN_KEYS = ('"auto_map"', '"trust_remote_code"', "evil", "Evil", '"use_kernels"', '"custom_')
 """what no file of an export may hold"""
 
 
