@@ -12,7 +12,7 @@ import typer
 
 import hybrid_ft
 from hybrid_ft.finetune.stopping import nothing_left_to_stop, resumable
-from hybrid_ft.hybrid_model.errors import InputError
+from hybrid_ft.hybrid_model.errors import InputError, masked
 
 # What a library reads from the environment when it is imported. A value that the user has set stays.
 ENVIRONMENT = {
@@ -199,10 +199,10 @@ def recipes() -> int:
 
 
 def _complain(message: str) -> None:
-    """One ``error:`` line for each line of the message; under a launcher every rank but the first says which it is."""
+    """One ``error:`` line for each line of the message, secrets masked; a launcher's ranks but the first say which they are."""
     rank = os.environ.get("RANK", "0")
     prefix = "" if rank == "0" else f"[rank {rank}] "
-    for line in message.splitlines():
+    for line in masked(message).splitlines():
         print(f"{prefix}error: {line}", file=sys.stderr)
 
 

@@ -59,7 +59,13 @@ class Exporter:
             (staged / "README.md").unlink(missing_ok=True)  # PEFT's card is a form with nothing filled in
             self.tokenizer.save_pretrained(str(staged))
             self._generation_config().save_pretrained(staged)
-            plain = OlmoHybridForCausalLM.from_pretrained(self.base, revision=self.revision, dtype=model.dtype)
+            plain = OlmoHybridForCausalLM.from_pretrained(
+                self.base,
+                revision=self.revision,
+                dtype=model.dtype,
+                use_safetensors=True,
+                attn_implementation="sdpa",  # a base's config may name code of the hub
+            )
             _agree(PeftModel.from_pretrained(plain, str(staged)), model, staged)
         return self.folder / name
 

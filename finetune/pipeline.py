@@ -26,10 +26,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from hybrid_ft.finetune import comparison
 from hybrid_ft.finetune.recipe import Recipe, resolve_recipe
+from hybrid_ft.finetune.recipe_checks import SECRET
 from hybrid_ft.finetune.recipe_errors import shown
 from hybrid_ft.finetune.resources import find_recipe
 from hybrid_ft.finetune.yaml_reader import YamlFile, read_yaml
-from hybrid_ft.hybrid_model.errors import ENVIRONMENT, STORAGE, InputError
+from hybrid_ft.hybrid_model.errors import ENVIRONMENT, STORAGE, InputError, holds_secret
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -83,6 +84,9 @@ def load_pipeline(path: str | Path, overrides: Sequence[str] = ()) -> Pipeline:
             mistakes.append(f"override {key}: must begin with a stage of this file, such as sft.train.steps=3")
     if output is not None and (not isinstance(output, str) or not output):
         mistakes.append(f"{file}: output: got {shown(output)}; must be a folder")
+        output = None
+    elif holds_secret(output or file.stem):
+        mistakes.append(f"{file}: output: {SECRET}")
         output = None
     place = Path(os.path.expanduser(output or f"runs/{file.stem}"))
     stages = []

@@ -25,6 +25,8 @@ CHAT_TEMPLATES = ("olmo-instruct",)
 NORMALISED_LOSSES = ("sigmoid_norm", "ipo", "sft")
 SMOOTHED_LOSSES = ("robust", "exo_pair", "aot", "aot_unpaired")
 
+SECRET = "holds a secret; take it out, secrets are read from the environment (HF_TOKEN, WANDB_API_KEY)"
+
 _HUB_NAME = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?", re.ASCII)
 _DATA_FILE = re.compile(r"\.(jsonl|json|csv|tsv|parquet|txt|gz|bz2|zst|zip|arrow|ya?ml)$", re.IGNORECASE)
 
@@ -108,7 +110,7 @@ def preference_contradictions(recipe: Recipe, stage: str | None) -> Iterator[Wro
 def _secrets(value: Any, loc: Loc = ()) -> Iterator[Wrong]:
     """Every text that holds a credential: a run writes its recipe down, and its output's name stands in many files."""
     if isinstance(value, str) and holds_secret(value):
-        yield Wrong(loc, "holds a secret; take it out, secrets are read from the environment (HF_TOKEN, WANDB_API_KEY)")
+        yield Wrong(loc, SECRET)
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in items:
         yield from _secrets(inner, (*loc, key))

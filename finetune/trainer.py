@@ -250,6 +250,9 @@ class RunTrainer(Trainer):
         training_state.load_optimizer(self.optimizer.optimizer, plain, Path(checkpoint))
         training_state.load_schedule(self.lr_scheduler, Path(checkpoint))
 
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        """None is ever saved; what lies there by its name would be a stranger's pickle."""
+
     def _load_rng_state(self, checkpoint: str | None) -> None:
         assert checkpoint is not None
         training_state.load_random(Path(checkpoint), self.processes.rank)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
@@ -54,7 +55,10 @@ def load_into(model: PreTrainedModel | PeftModel, folder: Path) -> None:
     """Put saved weights into ``model``: every tensor, in its dtype and shape. Raises InputError when one is missing or left over."""
     now = _adapter(model) if isinstance(model, PeftModel) else model.state_dict()
     if isinstance(model, PeftModel):
-        saved = load_file(folder / ADAPTER)
+        try:
+            saved = load_file(folder / ADAPTER)
+        except SafetensorError as error:
+            raise InputError(f"{folder / ADAPTER}: not a safetensors file ({error}); remove this checkpoint") from None
     else:
         saved = checkpoint.load(folder, dtype=model.dtype).state_dict()
     odd = sorted(now.keys() ^ saved.keys())

@@ -199,7 +199,7 @@ def load_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedT
             f"{whole}: missing; a tokenizer lies beside its model, or in a folder that model.tokenizer names"
         )
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except StrictDataclassError as error:
         raise InputError(f"{folder / 'config.json'}: {_one_line(error)}") from None
     except Exception as error:
@@ -207,6 +207,9 @@ def load_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedT
         if type(error) is Exception or isinstance(error, OSError | ValueError | KeyError | AttributeError | TypeError):
             raise InputError(f"tokenizer {name}: cannot be read ({_one_line(error)}); {_DAMAGED}") from None
         raise
+    for key in [key for key in tokenizer.init_kwargs if key.startswith(_FOREIGN)]:
+        del tokenizer.init_kwargs[key]  # an export would hand them on
+    return tokenizer
 
 
 def find_config(path: str | Path, revision: str | None = None, *, weights: bool = False) -> OlmoHybridConfig:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from hybrid_ft.finetune.recipe import Source
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+MOST_UNPACKED = 2**30
+"""Bytes that a packed file may unpack to where it is held whole: a few MB of zeros, packed, are gigabytes."""
 _PACKED: dict[str, Callable[[str], Any]] = {".gz": gzip.open, ".bz2": bz2.open}
 
 
@@ -110,8 +112,41 @@ def _unpacking(path: str, packing: str, line: int, error: Exception) -> InputErr
 def _open_bytes(path: str, packing: str) -> io.BufferedReader:
     if not packing:
         return Path(path).open("rb")
-    # gzip and bz2 objects have peek and fast lines only behind a buffer
-    return io.BufferedReader(cast(io.RawIOBase, _PACKED[packing](path)), 2**18)
+    return _Unpacked(path, packing)
+
+
+class _Unpacked(io.BufferedReader):
+    """A packed file behind a buffer, without which gzip and bz2 objects have no peek and only slow lines.
+
+    What asks for all that is left, or for a line however long, gets at most MOST_UNPACKED bytes, or an InputError.
+    """
+
+    def __init__(self, path: str, packing: str) -> None:
+        super().__init__(cast(io.RawIOBase, _PACKED[packing](path)), 2**18)
+        self._path = path
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size >= 0:
+            return super().read(size)
+        held = io.BytesIO()
+        while piece := super().read(2**20):  # asked for at once, the most would be allocated for every file
+            held.write(piece)
+            self._refuse_too_large(held.tell())
+        return held.getvalue()
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size >= 0:
+            return super().readline(size)
+        line = super().readline(MOST_UNPACKED + 1)
+        self._refuse_too_large(len(line))
+        return line
+
+    def _refuse_too_large(self, size: int) -> None:
+        if size > MOST_UNPACKED:
+            raise InputError(
+                f"{self._path}: unpacks to more than {MOST_UNPACKED // 2**20:,} MB, which would be held in memory; "
+                "unpack it, or write it as JSON lines, which are read one by one"
+            )
 
 
 def _refuse_other_data(stream: io.BufferedReader, path: str, suffix: str) -> None:
