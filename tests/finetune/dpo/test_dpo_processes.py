@@ -69,6 +69,7 @@ def take_steps(base: str, folder: str, out: str, pairs_per_step: int) -> None:
     from hybrid_ft.finetune.dpo import Plan, arguments
     from hybrid_ft.finetune.dpo_metrics import ShowPairs
     from hybrid_ft.finetune.dpo_trainer import PairTrainer
+    from hybrid_ft.finetune.processes import Processes
     from hybrid_ft.finetune.recipe import Recipe
     from hybrid_ft.finetune.run_folder import RunFolder
     from hybrid_ft.finetune.stopping import StopRequest
@@ -86,6 +87,7 @@ def take_steps(base: str, folder: str, out: str, pairs_per_step: int) -> None:
     )
     assert recipe.dpo is not None
     run = RunFolder(f"{folder}/run-{os.environ['WORLD_SIZE']}-{rank}")
+    run.processes = Processes.join()
     args = arguments(recipe, recipe.dpo, Plan.of(recipe, len(pairs)), run)
     args.save_strategy, args.optim = "no", "sgd"
     trainer = PairTrainer(
