@@ -27,7 +27,8 @@ class BadRow(Exception):
     """
 
     def __init__(self, kind: str, text: str, line: int = 0) -> None:
-        super().__init__(text)
+        # a column's name or a value may hold a line separator or a terminal's control characters
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text))
         self.kind = kind
         self.line = line
         self.which = ""

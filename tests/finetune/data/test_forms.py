@@ -251,3 +251,9 @@ def test_a_column_that_some_rows_lack() -> None:
     assert form is not None
     with pytest.raises(BadRow, match=r"column completion is missing \(found prompt, answer\)"):
         form.convert({"prompt": "q", "answer": "a"})
+
+
+@pytest.mark.parametrize("odd", ["\u2028", "\x1b[31m", "\n", "\x85"])
+def test_a_reason_is_one_printable_line_whatever_a_row_holds(odd):
+    text = str(BadRow("column missing", f"column messages is missing (found {odd}messages)"))
+    assert text.isprintable() and text.splitlines() == [text] and "messages is missing" in text
