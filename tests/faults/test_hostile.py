@@ -131,9 +131,9 @@ def told_secrets(cases: Iterable[Case], folder: Path) -> list[str]:
 @pytest.fixture
 def small_bombs(monkeypatch: pytest.MonkeyPatch) -> list[Case]:
     """The limits lowered, and archives that pass them."""
-    monkeypatch.setattr(sources, "MOST_UNPACKED", 2**20)
-    monkeypatch.setattr(json_rows, "MAX_LINE_BYTES", 2**16)
-    return bombs(2**21)
+    monkeypatch.setattr(sources, "MOST_UNPACKED", 2**18)
+    monkeypatch.setattr(json_rows, "MAX_LINE_BYTES", 2**14)
+    return bombs(2**19)
 
 
 def test_a_share_of_what_is_hostile(tmp_path: Path, canaries: None, monkeypatch: pytest.MonkeyPatch) -> None:
