@@ -14,6 +14,7 @@ from refusals import OF_MODEL, RECIPE, ROW, Case, lines
 
 MARKER = "ran"
 TOUCH = f"touch {MARKER}"
+ASKED = ("chat", "model", "--max-new-tokens", "2")
 
 HEAD = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% endfor %}"
@@ -38,7 +39,7 @@ ESCAPES = {
     "the filter map": "{{ ['']|map(attribute='__class__')|map(attribute='__mro__')|list|first|first|string + nothing.x }}",
     "format": "{{ '{0.__class__.__mro__}'.format('') }}",
     "format_map": "{{ '{a.__class__.__init__.__globals__}'.format_map({'a': cycler}) }}",
-    "format by a filter": "{{ ('{0.__class__}'|attr('format'))('') }}",
+    "format by a filter": "{{ ('{0.__class__.__mro__}'|attr('format'))('') }}",
     "format handed on": "{{ ['{0.__class__}'.format]|map('string')|list|first + nothing.x }}",
     "the template's own context": f"{{{{ self._TemplateReference__context.cycler{_OS}('{TOUCH}') }}}}",
     "the environment": f"{{{{ self._TemplateReference__context.environment.from_string('x')._module{_OS}('{TOUCH}') }}}}",
@@ -155,7 +156,7 @@ def _mapped_adapter(folder: Path) -> None:
 def _carried(name: str, damage: Any, status: tuple[int, ...] = (2,)) -> list[Case]:
     """The folder as a base to train, and as a model to talk to."""
     trained = Case(f"{name}, trained", (), recipe=OF_MODEL, model=damage, status=status)
-    return [trained, Case(f"{name}, asked", (), ("chat", "model"), model=damage, status=status)]
+    return [trained, Case(f"{name}, asked", (), ASKED, model=damage, status=status)]
 
 
 MODELS = [
@@ -164,26 +165,26 @@ MODELS = [
     for case in (
         *_carried(f"pytorch_model.bin, a {kind}", _weights("pytorch_model.bin", content)),
         *_carried(f"model.safetensors, a {kind}", _weights(WEIGHTS, content)),
-        Case(f"adapter_model.bin, a {kind}", (), ("chat", "model"), model=_pickled_adapter(content)),
+        Case(f"adapter_model.bin, a {kind}", (), ASKED, model=_pickled_adapter(content)),
         Case(
             f"adapter_model.safetensors, a {kind}",
             (),
-            ("chat", "model"),
+            ASKED,
             model=_pickled_adapter(content, "adapter_model.safetensors"),
         ),
     )
 ] + [
     *_carried("an index of pickles", _index_of_pickles),
     Case("a tokenizer of foreign code", (), ("data", "r.yaml"), OF_MODEL, model=_by_tokenizer_class, status=(0, 2)),
-    Case("an adapter of foreign code", (), ("chat", "model"), model=_mapped_adapter, status=(0, 2)),
-    Case("a model of foreign code", (), ("chat", "model"), model=foreign_code, status=(0, 2)),
-    Case("pickles beside the weights", (), ("chat", "model"), model=_weights("pytorch_model.bin", saved(), True), status=(0,)),
+    Case("an adapter of foreign code", (), ASKED, model=_mapped_adapter, status=(0, 2)),
+    Case("a model of foreign code", (), ASKED, model=foreign_code, status=(0, 2)),
+    Case("pickles beside the weights", (), ASKED, model=_weights("pytorch_model.bin", saved(), True), status=(0,)),
 ]  # fmt: skip
 
 _APPLY = f"!!python/object/apply:builtins.open ['{MARKER}', w]"
 _NEW = f"!!python/object/new:os.system ['{TOUCH}']"
 _LAUGHS = "a: &a [x, x]\n" + "".join(
-    f"{b}: &{b} [{', '.join(f'*{a}' for _ in range(9))}]\n" for a, b in zip("abcdefghi", "bcdefghij", strict=True)
+    f"{b}: &{b} [{', '.join(f'*{a}' for _ in range(3))}]\n" for a, b in zip("abcdefghi", "bcdefghij", strict=True)
 )
 YAMLS = [
     Case(f"{where}: {what}", (), command, content, files, complaints=0)
