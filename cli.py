@@ -214,9 +214,11 @@ def main(arguments: list[str] | None = None) -> int:
         for category in (FutureWarning, DeprecationWarning):
             warnings.filterwarnings("ignore", category=category, module=LIBRARIES)
     try:
-        status = app(arguments, prog_name="hybrid-ft", standalone_mode=False)
-        if arguments is None:  # the process is this command's
-            nothing_left_to_stop()
+        try:
+            status = app(arguments, prog_name="hybrid-ft", standalone_mode=False)
+        finally:
+            if arguments is None:  # the process is this command's, and its status is decided
+                nothing_left_to_stop()
     except InputError as error:
         _complain(str(error))
         return error.status

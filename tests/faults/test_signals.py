@@ -93,8 +93,19 @@ def test_a_second_signal_stops_at_once(harness, jobs, chance, count, faults_row)
     faults_row("a second signal", "stops within 5 s, resume identical", count(10), failures)
 
 
+@pytest.fixture
+def signals_heard():
+    """What nohup starts ignores a signal, and so would its children, as its user has asked; not these."""
+    ignored = [number for number in SIGNALS if signal.getsignal(number) is signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, signal.SIG_DFL)
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
+
+
 @pytest.mark.faults
-def test_a_signal_while_libraries_load(harness, jobs, count, chance, faults_row):
+def test_a_signal_while_libraries_load(signals_heard, harness, jobs, count, chance, faults_row):
     """In a process as a user starts it, which loads them for seconds before it does anything."""
     command = [sys.executable, "-m", "hybrid_ft.cli", "sft", str(jobs["sft-full"].recipe)]
 
@@ -105,7 +116,7 @@ def test_a_signal_while_libraries_load(harness, jobs, count, chance, faults_row)
         )
         while "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
             time.sleep(0.02)
-        seconds, sent = draw.uniform(0, 4), draw.choice(SIGNALS)
+        seconds, sent = draw.uniform(0, 2), draw.choice(SIGNALS)
         time.sleep(seconds)
         process.send_signal(sent)
         screen, _ = process.communicate(timeout=PATIENCE)
