@@ -272,7 +272,8 @@ def _holds_something(entry: Path) -> bool:
 def _take_away(made: list[Path]) -> None:
     with suppress(OSError):
         for place in made:
-            place.rmdir() if place.is_dir() else place.unlink(missing_ok=True)
+            # a link that leads nowhere counts as missing too, and is its owner's
+            place.unlink(missing_ok=True) if place.name == _LOCK else place.rmdir()
 
 
 def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -50,7 +51,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, model: torch.nn.Module, fol
     """Put the saved moments where they were. Raises InputError for a tensor that is missing, left over or of another shape."""
     place: dict[str, Path] = {}
     for file in sorted(folder.glob("optimizer-*.safetensors")):
-        with safe_open(file, framework="pt") as opened:
+        with _reading(file), safe_open(file, framework="pt") as opened:
             place |= dict.fromkeys(opened.keys(), file)
     if not place and (folder / FIRST_OPTIMIZER).is_file():
         return  # saved when no step had been taken yet: the first ones were skipped
@@ -62,7 +63,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, model: torch.nn.Module, fol
                 raise InputError(
                     f"{folder}: the optimizer's {key} of {name} is missing; the run cannot go on from here"
                 )
-            with safe_open(file, framework="pt") as opened:
+            with _reading(file), safe_open(file, framework="pt") as opened:
                 value = opened.get_tensor(f"{name}.{key}")
             if key != "step":
                 if value.shape != parameter.shape:
@@ -83,10 +84,8 @@ def save_schedule(schedule: Any, folder: Path) -> None:
 
 def load_schedule(schedule: Any, folder: Path) -> None:
     """Move a fresh schedule to the step that was saved: its rates are the recipe's."""
-    try:
-        steps = json.loads((folder / SCHEDULE).read_text(encoding="utf-8"))["steps"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder / SCHEDULE}: is damaged; the run cannot go on from here") from error
+    with _reading(folder / SCHEDULE):
+        steps = int(json.loads((folder / SCHEDULE).read_text(encoding="utf-8"))["steps"])
     rates = [base * rate(steps) for base, rate in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
     schedule.load_state_dict({"last_epoch": steps, "_step_count": steps + 1, "_last_lr": rates, "lr_lambdas": []})
     for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
@@ -103,9 +102,13 @@ def save_random(folder: Path, processes: Processes) -> None:
 
 def load_random(folder: Path, rank: int) -> None:
     """This process's state; where fewer processes saved, that of number 0."""
-    saved = load_file(folder / RANDOM)
-    rank = rank if f"{rank}.torch" in saved else 0
-    state = {name.partition(".")[2]: value for name, value in saved.items() if name.startswith(f"{rank}.")}
+    with _reading(folder / RANDOM):
+        saved = load_file(folder / RANDOM)
+        rank = rank if f"{rank}.torch" in saved else 0
+        _set_random({name.partition(".")[2]: value for name, value in saved.items() if name.startswith(f"{rank}.")})
+
+
+def _set_random(state: dict[str, torch.Tensor]) -> None:
     *words, gauss_kept = state["python"].tolist()
     random.setstate((3, tuple(words), float(state["python_gauss"]) if gauss_kept else None))
     keys, position, kept = state["numpy"][:-2].numpy().astype(np.uint32), *state["numpy"][-2:].tolist()
@@ -128,6 +131,15 @@ def _random_state() -> dict[str, torch.Tensor]:
         "torch": torch.get_rng_state(),
     }
     return state | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """Raises InputError for what the digests of a manifest do not show: it may have been made of a file that was damaged."""
+    try:
+        yield
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise InputError(f"{file}: is damaged; the run cannot go on from here") from error
 
 
 def _trained(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:

@@ -1,6 +1,6 @@
 """Ends a process that makes no progress, so that a supervisor can start it again from the last save.
 
-A thread counts its own ticks. Wall-clock time would take a process for hung that was suspended (Ctrl-Z, a laptop's lid).
+A thread counts its own ticks. Wall-clock time would take a process for hung that was suspended for minutes (Ctrl-Z).
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class Watchdog:
     """Hears ``beat()`` while it is ``watching``, and ends the process with status 75 when there has been none for long.
 
     The stacks of all threads go to stderr and to ``hang-RANK.txt`` first. Where the interpreter lock is never let go,
-    the thread cannot act; then ``faulthandler`` ends the process, with the stacks on stderr and status 1.
+    the thread cannot act; then ``faulthandler`` ends the process, with the stacks on stderr and status 1. Its timer
+    runs on while a process is suspended: one that sleeps for longer than the limit and ``GRACE`` ends when it wakes.
     """
 
     def __init__(self) -> None:

@@ -8,10 +8,14 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from hybrid_ft.finetune.data.json_rows import MAX_LINE_BYTES, Lines, decode
+from hybrid_ft.finetune.data.limits import TookTooLong, limited
 from hybrid_ft.finetune.data.rows import BadRow, Row, short
 from hybrid_ft.hybrid_model.errors import InputError
 
 _PARQUET_ROWS = 256  # decoded at a time
+# bytes that decoding them may take. A column says once what a million rows repeat: 1 MB of file may be a terabyte of rows.
+_PARQUET_MEMORY = 4 * 2**30
+_PARQUET_SECONDS = 60.0
 _FIELD_LIMIT = threading.Lock()  # the csv module's limit is one for the whole process
 
 
@@ -120,12 +124,21 @@ def parquet_rows(file: BinaryIO, name: str) -> Iterator[Row]:
 
     number = 0
     try:
-        for batch in pq.ParquetFile(file).iter_batches(_PARQUET_ROWS):
-            for values in batch.to_pylist():
+        batches = pq.ParquetFile(file).iter_batches(_PARQUET_ROWS)
+        while True:
+            with limited(_PARQUET_SECONDS, _PARQUET_MEMORY):
+                batch = next(batches, None)
+                rows = [without_nulls(values) for values in batch.to_pylist()] if batch is not None else []
+            if batch is None:
+                break
+            for values in rows:
                 number += 1
-                yield Row(number, without_nulls(values))
+                yield Row(number, values)
         if not number:
             raise InputError(f"{name}: 0 rows; only column names")
+    except (MemoryError, TookTooLong):
+        size = f"{_PARQUET_ROWS} rows unpack to more than {_PARQUET_MEMORY // 2**30} GB"
+        raise InputError(f"{name}: after row {number}, {size}; a row is at most {MAX_LINE_BYTES // 2**20} MB") from None
     except (pa.ArrowException, OSError) as error:
         reason = short(str(error).splitlines()[0], 160) if str(error) else type(error).__name__
         raise InputError(f"{name}: not a Parquet file that can be read ({reason})") from None

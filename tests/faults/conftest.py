@@ -139,7 +139,7 @@ def pytest_testnodedown(node: Any) -> None:
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     rows = sorted(config.stash.get(ROWS, []), key=lambda row: row["test"])
-    if not rows:
+    if not rows or hasattr(config, "workeroutput"):  # a worker's are written where all are
         return
     first = rows[0]
     versions = ", ".join(f"{name} {number}" for name, number in first["versions"].items())

@@ -153,6 +153,14 @@ def test_places_that_cannot_be_a_run_folder(tmp_path, place):
     assert (tmp_path / "a-file").read_text() == "x"
 
 
+def test_a_link_that_leads_nowhere_stays(tmp_path):
+    link = tmp_path / "run"
+    link.symlink_to(tmp_path / "unmounted" / "run")
+    with pytest.raises(InputError, match="output: cannot write in"), RunFolder(link).held():
+        raise AssertionError("held")
+    assert link.is_symlink()
+
+
 def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(InputError, match="holds thesis.tex and is no run's folder"), RunFolder(tmp_path).held():

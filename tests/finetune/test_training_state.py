@@ -108,3 +108,30 @@ def test_a_schedule_goes_on_at_its_step_with_the_rates_of_the_recipe(tmp_path, t
     (tmp_path / training_state.SCHEDULE).write_text("[]")
     with pytest.raises(InputError, match=r"scheduler.json: is damaged"):
         training_state.load_schedule(lower, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\x00" * 64, b"{}", b'{"steps": "x"}', b"[]"], ids=["empty", "zeros", "object", "text", "list"]
+)
+@pytest.mark.parametrize("name", ["optimizer-00001.safetensors", "random_state.safetensors", "scheduler.json"])
+def test_files_that_were_damaged_before_they_were_listed_are_told(tmp_path, trained, name, content):
+    model, optimizer = trained
+    schedule = get_scheduler("linear", optimizer, 0, 10)
+    training_state.save_optimizer(optimizer, model, tmp_path, Processes())
+    training_state.save_schedule(schedule, tmp_path)
+    training_state.save_random(tmp_path, Processes())
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=f"{name}: is damaged; the run cannot go on from here"):
+        training_state.load_optimizer(optimizer, model, tmp_path)
+        training_state.load_schedule(schedule, tmp_path)
+        training_state.load_random(tmp_path, 0)
+
+
+def test_random_states_that_are_not_all_there_are_told(tmp_path):
+    training_state.save_random(tmp_path, Processes())
+    file = tmp_path / "random_state.safetensors"
+    saved = load_file(file)
+    for name in saved:
+        save_file({other: value for other, value in saved.items() if other != name}, file)
+        with pytest.raises(InputError, match="is damaged"):
+            training_state.load_random(tmp_path, 0)

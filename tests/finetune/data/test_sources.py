@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from hybrid_ft.finetune.data import tables
 from hybrid_ft.finetune.data.rows import BadRow, Row, origin
 from hybrid_ft.finetune.data.sources import open_source
 from hybrid_ft.finetune.data.tally import Tally, split_origin
@@ -326,3 +327,16 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, rows_of: Read, monkeypatch:
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(InputError, match=r"a\.jsonl: cannot be read \(Permission denied\)"):
         rows_of(path)
+
+
+def test_a_parquet_file_that_unpacks_to_more_than_memory_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "_PARQUET_MEMORY", 2**28)
+    path = tmp_path / "a.parquet"
+    text = pa.DictionaryArray.from_arrays(pa.array([0] * 1000, pa.int32()), ["x" * 2**22])
+    pq.write_table(pa.table({"prompt": text, "completion": text}), path)
+    assert path.stat().st_size < 2**20
+    with (
+        path.open("rb") as file,
+        pytest.raises(InputError, match="after row 0, 256 rows unpack to more than 0 GB; a row is"),
+    ):
+        list(tables.parquet_rows(file, "a.parquet"))
