@@ -39,8 +39,8 @@ class OlmoHybridAttentionDecoderLayer(hf.OlmoHybridAttentionDecoderLayer):
             assert memory is not None and turn is not None
             return self.step(hidden_states, rope, memory, turn)
         mixed = self.self_attn(hidden_states, layout, rope, memory, turn)
-        hidden_states = hidden_states + self.post_attention_layernorm(mixed)
-        return hidden_states + self.post_feedforward_layernorm(self.mlp(hidden_states))
+        hidden_states = self.post_attention_layernorm(mixed, hidden_states)
+        return self.post_feedforward_layernorm(self.mlp(hidden_states), hidden_states)
 
     def step(self, hidden_states: torch.Tensor, rope: Rope | None, memory: AttentionMemory, turn: Turn) -> torch.Tensor:
         """[B, D] -> [B, D]."""
@@ -72,8 +72,9 @@ class OlmoHybridLinearAttentionDecoderLayer(hf.OlmoHybridLinearAttentionDecoderL
         if layout is None:
             assert memory is not None and turn is not None
             return self.step(hidden_states, rope, memory, turn)
-        hidden_states = hidden_states + self.linear_attn(self.input_layernorm(hidden_states), layout, memory)
-        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+        mixed = self.linear_attn(self.input_layernorm(hidden_states), layout, memory)
+        hidden_states, normed = self.post_attention_layernorm(mixed, hidden_states, of_sum=True)
+        return hidden_states + self.mlp(normed)
 
     def step(self, hidden_states: torch.Tensor, rope: Rope | None, memory: DeltaMemory, turn: Turn) -> torch.Tensor:
         """[B, D] -> [B, D]."""
