@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -88,11 +89,10 @@ def sft(recipe: RecipeName, overrides: Overrides = None, accept_changes: AcceptC
         from hybrid_ft.finetune.recipe import load_recipe
 
         resolved = load_recipe(recipe, overrides or [], stage="sft")
-        from rich.console import Console
-
+        from hybrid_ft.finetune.screen import screen
         from hybrid_ft.finetune.sft import run
 
-        return run(resolved, Console(), accept_changes)
+        return run(resolved, screen(), accept_changes)
 
 
 @app.command()
@@ -102,11 +102,10 @@ def dpo(recipe: RecipeName, overrides: Overrides = None, accept_changes: AcceptC
         from hybrid_ft.finetune.recipe import load_recipe
 
         resolved = load_recipe(recipe, overrides or [], stage="dpo")
-        from rich.console import Console
-
         from hybrid_ft.finetune.dpo import run
+        from hybrid_ft.finetune.screen import screen
 
-        return run(resolved, Console(), accept_changes)
+        return run(resolved, screen(), accept_changes)
 
 
 @app.command("run")
@@ -118,11 +117,10 @@ def run_stages(
 ) -> int:
     """Do the stages of a file in order (sft, dpo, export), each from the one before; what is done is not repeated."""
     with resumable():
-        from rich.console import Console
-
         from hybrid_ft.finetune.pipeline import run
+        from hybrid_ft.finetune.screen import screen
 
-        return run(stages, overrides or [], Console())
+        return run(stages, overrides or [], screen())
 
 
 @app.command()
@@ -202,8 +200,9 @@ def _complain(message: str) -> None:
     """One ``error:`` line for each line of the message, secrets masked; a launcher's ranks but the first say which they are."""
     rank = os.environ.get("RANK", "0")
     prefix = "" if rank == "0" else f"[rank {rank}] "
-    for line in masked(message).splitlines():
-        print(f"{prefix}error: {line}", file=sys.stderr)
+    with suppress(OSError):  # the status still tells, where nothing can be written
+        for line in masked(message).splitlines():
+            print(f"{prefix}error: {line}", file=sys.stderr)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -213,6 +212,11 @@ def main(arguments: list[str] | None = None) -> int:
     if not sys.warnoptions:  # libraries speaking to one another's authors
         for category in (FutureWarning, DeprecationWarning):
             warnings.filterwarnings("ignore", category=category, module=LIBRARIES)
+    try:
+        os.getcwd()  # libraries ask for it when they are imported
+    except FileNotFoundError:
+        _complain("the current folder is no longer there; change to one that is")
+        return 2
     try:
         try:
             status = app(arguments, prog_name="hybrid-ft", standalone_mode=False)

@@ -8,6 +8,7 @@ import shutil
 
 import torch
 
+from hybrid_ft.finetune.processes import number_told
 from hybrid_ft.hybrid_model.errors import ENVIRONMENT, InputError
 
 OPEN_FILES = 1024
@@ -29,7 +30,7 @@ def check_hardware(bfloat16: bool, workers: int) -> None:
 
 
 def _check_gpus(bfloat16: bool) -> None:
-    wanted, there = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    wanted, there = number_told("LOCAL_WORLD_SIZE", 1), torch.cuda.device_count()
     if wanted > there:
         raise InputError(
             f"{wanted} processes were started on this machine and it has {there} GPU{'s' * (there != 1)}; "

@@ -160,7 +160,9 @@ def _recipe(
 def run(path: str | Path, overrides: Sequence[str], console: Console) -> int:
     """Do what is not done yet. Returns the exit status: 0 all done, 75 stopped by a signal and resumable."""
     pipeline = load_pipeline(path, overrides)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    from hybrid_ft.finetune.processes import asked_for
+
+    if asked_for() > 1:
         raise InputError(
             "hybrid-ft run is one process; give the launcher the stages one by one, hybrid-ft sft and then hybrid-ft dpo",
             ENVIRONMENT,

@@ -38,8 +38,22 @@ _TRANSPORT = (
 
 
 def asked_for() -> int:
-    """How many processes the launcher has started."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """How many processes the launcher has started. Raises InputError where the environment says what cannot be."""
+    return number_told("WORLD_SIZE", 1)
+
+
+def number_told(name: str, least: int, most: int | None = None) -> int:
+    """What a launcher's variable says, ``least`` where it is not set. Raises InputError, status 3, for no such number."""
+    said = os.environ.get(name, str(least))
+    number = int(said) if said.isascii() and said.isdecimal() else -1
+    if number < least or (most is not None and number > most):
+        rule = f"{least} to {most}" if most is not None else f"a whole number from {least}"
+        raise InputError(
+            f"{name} is {said!r} in the environment and must be {rule}; start several processes by accelerate launch or "
+            "torchrun, or unset it",
+            ENVIRONMENT,
+        )
+    return number
 
 
 @dataclass
@@ -62,11 +76,13 @@ class Processes:
                 f"WORLD_SIZE is {count} and {missing[0]} is not set; start several processes by accelerate launch or torchrun",
                 ENVIRONMENT,
             )
+        number_told("RANK", 0, count - 1)
+        number_told("MASTER_PORT", 1, 65535)
         if os.environ["MASTER_ADDR"] in _LOOPBACK and os.path.isdir("/sys/class/net/lo"):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         gpu = torch.cuda.is_available()
         if gpu:
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+            torch.cuda.set_device(number_told("LOCAL_RANK", 0, torch.cuda.device_count() - 1))
 
         def meet() -> Any:
             if not dist.is_initialized():

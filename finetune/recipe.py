@@ -28,7 +28,7 @@ LEARNING_RATE_DPO_LORA = 1e-5
 Text = Annotated[str, Field(min_length=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
-AtLeastOne = Annotated[int, Field(ge=1)]
+AtLeastOne = Annotated[int, Field(ge=1, le=1_000_000_000)]
 
 # `train:` with every key below it commented out reads as null; it means the defaults.
 _NULL_IS_EMPTY = BeforeValidator(lambda value: {} if value is None else value)
@@ -139,7 +139,7 @@ class Train(Section):
     epochs: float = Field(1.0, gt=0, le=10_000)
     steps: AtLeastOne | None = None
     """overrides epochs"""
-    batch_tokens: AtLeastOne = 4096
+    batch_tokens: int = Field(4096, ge=1, le=2**24)
     """packing: tokens of one micro-batch at most"""
     batch_size: AtLeastOne = 8
     """no packing: rows of one padded micro-batch"""

@@ -259,7 +259,10 @@ def _content(place: Path, weights: bool) -> str:
     files = (
         [place] if place.is_file() else sorted(file for kind in kinds for file in place.glob(kind) if file.is_file())
     )
-    sums = sha256(files)
+    try:
+        sums = sha256(files)
+    except OSError as error:
+        raise InputError(f"{error.filename or place}: cannot be read ({error.strerror or error})") from error
     named = "".join(f"{file.name}\0{sums[file]}\n" for file in files) if place.is_dir() else sums[place]
     return "sha256:" + (hashlib.sha256(named.encode()).hexdigest() if place.is_dir() else named)
 

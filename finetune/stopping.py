@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 RESUMABLE = 75
@@ -50,7 +50,8 @@ def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[No
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    print(f"stopped by {signal.Signals(number).name}; the same command goes on from here", flush=True)
+    with suppress(OSError):
+        print(f"stopped by {signal.Signals(number).name}; the same command goes on from here", flush=True)
     os._exit(RESUMABLE)
 
 

@@ -111,6 +111,17 @@ def test_input_errors_keep_their_status(monkeypatch: pytest.MonkeyPatch, capsys:
     assert capsys.readouterr().err == "[rank 3] error: one\n[rank 3] error: two\n"
 
 
+def test_a_current_folder_that_was_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert cli.main(["sft", "x"]) == 2
+    assert capsys.readouterr().err == "error: the current folder is no longer there; change to one that is\n"
+
+
 def test_an_interrupt_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
     replaced_sft(monkeypatch, KeyboardInterrupt())
     assert cli.main(["sft", "x"]) == 130

@@ -44,6 +44,28 @@ def test_a_launcher_that_says_half_of_it_is_told(monkeypatch):
     assert caught.value.status == 3
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "rule"),
+    [
+        ("WORLD_SIZE", "abc", "a whole number from 1"),
+        ("WORLD_SIZE", "0", "a whole number from 1"),
+        ("WORLD_SIZE", "", "a whole number from 1"),
+        ("WORLD_SIZE", "\u00b2", "a whole number from 1"),
+        ("RANK", "2", "0 to 1"),
+        ("RANK", "-1", "0 to 1"),
+        ("MASTER_PORT", "0", "1 to 65535"),
+        ("MASTER_PORT", "http", "1 to 65535"),
+    ],
+)
+def test_a_launcher_that_says_what_cannot_be_is_told(monkeypatch, name, value, rule):
+    said = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500", name: value}
+    for key, number in said.items():
+        monkeypatch.setenv(key, number)
+    with pytest.raises(InputError, match=f"^{name} is .* in the environment and must be {rule}; start") as caught:
+        Processes.join()
+    assert caught.value.status == 3
+
+
 def test_the_launcher_that_asks_for_fsdp_is_heard_once(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     assert sharding.asked_by_launcher() and "ACCELERATE_USE_FSDP" not in os.environ
