@@ -49,6 +49,16 @@ def tile(D: int, most: int = WIDEST) -> tuple[int, int, int]:
 
 
 @triton.jit
+def exp(x):
+    """Of a float32 in [-126 ln 2, 127 ln 2], below it 0 or next to it. tl.exp rounds x / ln 2 first, which is off by
+    as many roundings as that is large; here its whole part is taken out of x without one (n has few digits, and so has
+    the longer part of ln 2)."""
+    n = tl.floor(x * 1.4426950408889634 + 0.5)
+    rest = (x - n * 0.693359375) + n * 2.121944400546906e-4
+    return tl.exp2(rest * 1.4426950408889634) * tl.exp2(n)
+
+
+@triton.jit
 def sigmoid(x):
     """Of a float32, without an exponential that overflows."""
     z = tl.exp(-tl.abs(x))
