@@ -75,7 +75,8 @@ def test_options(nan_memory, dtype, device: str, options: dict) -> None:
 
 def test_a_closed_gates_state_loses_no_digits(nan_memory, device: str) -> None:
     """With nothing written all that there is comes through the decay."""
-    inputs = case(2, (2, 2), (16, 16), "closed")
+    inputs = case(2, (4, 4), (16, 16))
+    inputs[3] -= 18
     inputs[4].zero_()
     assert_as_good(inputs, torch.float32, device)
 
@@ -104,8 +105,11 @@ def test_by_strides(device: str) -> None:
     assert [x.is_contiguous() for x in strided] == 6 * [False]
     true = rule(q, k, v, g, beta, state)
     assert all(torch.equal(x, y) for x, y in zip(rule(*strided), true))
-    turned = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v)]
-    assert all(torch.equal(x, y) for x, y in zip(rule(*turned, g, beta, state.mT.contiguous().mT), true))
+    gaps = [torch.cat([x, x * torch.nan], -1)[..., : x.shape[-1]] for x in (q, k, v)]
+    by_column = [x.mT.contiguous().mT for x in (q, k, v)]
+    for other in (gaps, by_column):
+        assert all(torch.equal(x, y) for x, y in zip(rule(*other, g.T.contiguous().T, beta, state), true))
+    assert all(torch.equal(x, y) for x, y in zip(rule(q, k, v, g, beta, state.mT.contiguous().mT), true))
 
 
 def test_beta_and_state_in_half_precision(device: str) -> None:
