@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hybrid_ft.kernels.delta_gates import delta_gates_reference
+from hybrid_ft.kernels.delta_gates import delta_gates, delta_gates_reference
 
 pytest.importorskip("triton")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -101,6 +101,24 @@ def test_what_the_kernels_cannot_take(device: str) -> None:
     x = torch.zeros(1, 3, device=device)
     with pytest.raises(ValueError, match="A_log: got torch.float64; on a GPU it must be float32, bfloat16 or float16"):
         rule(x, x, x[0].double(), x[0])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: not measured")
+def test_device_picks_the_path_and_nothing_waits_for_it() -> None:
+    leaves, up = case((100, 30))
+    a, b, A_log, dt_bias = (x.to("cuda", torch.bfloat16 if i < 2 else torch.float32) for i, x in enumerate(leaves))
+    up = [up[0].to("cuda", torch.float32), up[1].to("cuda", torch.bfloat16)]
+    leaves = [x.requires_grad_() for x in (a, b, A_log, dt_bias)]
+    true = rule(*leaves)
+    expected = torch.autograd.grad(true, leaves, up)  # compiles
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        outputs = delta_gates(*leaves)
+        grads = torch.autograd.grad(outputs, leaves, up)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(torch.equal(x, y) for x, y in zip((*outputs, *grads), (*true, *expected)))
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
