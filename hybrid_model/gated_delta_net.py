@@ -19,6 +19,7 @@ from transformers.models.olmo_hybrid import modeling_olmo_hybrid as hf
 from hybrid_ft.hybrid_model.cache import DeltaMemory
 from hybrid_ft.hybrid_model.joined import Joined
 from hybrid_ft.hybrid_model.layout import SequenceLayout
+from hybrid_ft.kernels.delta_gates import delta_gates
 from hybrid_ft.kernels.gated_delta_rule import gated_delta_rule, gated_delta_rule_step
 from hybrid_ft.kernels.gated_rms_norm import gated_rms_norm
 from hybrid_ft.kernels.short_conv import short_conv, short_conv_step
@@ -48,7 +49,8 @@ class OlmoHybridGatedDeltaNet(hf.OlmoHybridGatedDeltaNet):
     ) -> torch.Tensor:
         """[N, D] -> [N, D]. With a memory the segments are the rows of a batch that it remembers."""
         q, k, v = self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)
-        g, beta = self._gates(self.a_proj(hidden_states), self.b_proj(hidden_states))
+        a, b = self.a_proj(hidden_states), self.b_proj(hidden_states)
+        g, beta = delta_gates(a, b, self.A_log, self.dt_bias, allow_neg_eigval=self.allow_neg_eigval)
         tails: Tails | None = None
         state = None
         if memory is not None and memory.tail is not None:
@@ -71,14 +73,6 @@ class OlmoHybridGatedDeltaNet(hf.OlmoHybridGatedDeltaNet):
         gate = self.g_proj(hidden_states).view_as(o)
         normed = gated_rms_norm(o, gate, self.o_norm.weight, eps=self.o_norm.variance_epsilon)
         return self.o_proj(normed.flatten(1))
-
-    def _gates(self, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log decay, in float32 at least, and writing strength, both [N, HV]."""
-        beta = b.sigmoid()
-        if self.allow_neg_eigval:
-            beta = beta * 2.0
-        a = a if a.dtype == torch.float64 else a.float()
-        return F.softplus(a + self.dt_bias) * self.A_log.to(a.dtype).exp().neg(), beta
 
     def _mix(
         self,
@@ -123,7 +117,7 @@ class OlmoHybridGatedDeltaNet(hf.OlmoHybridGatedDeltaNet):
         )
         x, tail = short_conv_step(x, memory.tail, self.conv1d.weight.squeeze(1))
         q, k, v = x.split(self.widths, dim=-1)
-        g, beta = self._gates(a, b)
+        g, beta = delta_gates(a, b, self.A_log, self.dt_bias, allow_neg_eigval=self.allow_neg_eigval)
         q, k, v = q.view(B, -1, K), k.view(B, -1, K), v.view(B, -1, V)
         o, state = gated_delta_rule_step(q, k, v, g, beta, memory.state)
         memory.store(tail, state)

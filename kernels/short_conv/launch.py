@@ -13,6 +13,7 @@ from hybrid_ft.kernels.short_conv.triton import (
     forward_kernel,
     initial_tail_kernel,
     input_kernel,
+    step_kernel,
 )
 
 # Tokens, channels and warps of a tile, 16 numbers to a thread: with 32 the shifted loads do not fit into the registers.
@@ -20,6 +21,8 @@ from hybrid_ft.kernels.short_conv.triton import (
 TILE = {"BT": 32, "BD": 64, "num_warps": 4}
 SUMMED = {"BT": 64, "BD": 32, "num_warps": 4}
 WIDEST = 4
+# Of one token's step: few, since all that a GPU has to do for one row are some thousands of channels.
+STEP_CHANNELS = 128
 
 
 def triton_short_conv(
@@ -122,6 +125,34 @@ def _backward(ctx: Any, dy: Tensor | None, d_final: Tensor | None) -> tuple[Tens
 
 
 forward_op.register_autograd(_backward, setup_context=_setup)
+
+
+def triton_short_conv_step(x: Tensor, tail: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The step on checked arguments."""
+    check_gpu(x=x, tail=tail, weight=weight)
+    return step_op(x, tail, weight)
+
+
+@torch.library.custom_op("hybrid_ft::short_conv_step", mutates_args=())
+def step_op(x: Tensor, tail: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """y and the new tail."""
+    (B, D), W = x.shape, weight.shape[1]
+    y, new_tail = x.new_empty(B, D), x.new_empty(B, W - 1, D)
+    if not y.numel():
+        return y, new_tail
+    x, weight = as_rows(x), weight.contiguous()
+    tail = tail if tail[0].is_contiguous() else tail.contiguous()
+    BD = min(STEP_CHANNELS, triton.next_power_of_2(D))
+    with on(x):
+        step_kernel[(B * triton.cdiv(D, BD),)](
+            x, x.stride(0), tail, tail.stride(0), weight, y, new_tail, D, W, BD, num_warps=max(1, BD // 64)
+        )
+    return y, new_tail
+
+
+@step_op.register_fake
+def _(x: Tensor, tail: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty(tail.shape)
 
 
 def _grid(N: int, D: int, tile: dict[str, int]) -> tuple[int]:

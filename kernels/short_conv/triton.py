@@ -163,3 +163,26 @@ def initial_tail_kernel(
             row = segment * (W - 1) + i - length
             change += tl.load(d_final + row * D + o_d, mask=(o_d < D) & (i >= length), other=0.0).to(tl.float32)
         tl.store(dtail + (segment * (W - 1) + i) * D + o_d, change.to(dtail.dtype.element_ty), mask=o_d < D)
+
+
+@triton.jit
+def step_kernel(
+    x, x_row, tail, tail_row, weight, y, new_tail, D: tl.constexpr, W: tl.constexpr, BD: tl.constexpr
+):  # fmt: skip
+    """One token of each row. A tail without gaps within a row; its inputs are rounded as the new tail keeps them."""
+    blocks: tl.constexpr = (D + BD - 1) // BD
+    row = (tl.program_id(0) // blocks).to(tl.int64)
+    o_d = tl.program_id(0) % blocks * BD + tl.arange(0, BD)
+    mask = o_d < D
+    tail += row * tail_row
+    new_tail += row * ((W - 1) * D)
+    pre = tl.zeros([BD], tl.float32)
+    for w in tl.static_range(W):
+        if w < W - 1:
+            value = tl.load(tail + (w * D + o_d), mask=mask, other=0.0).to(x.dtype.element_ty)
+        else:
+            value = tl.load(x + row * x_row + o_d, mask=mask, other=0.0)
+        if w > 0:
+            tl.store(new_tail + ((w - 1) * D + o_d), value, mask=mask)
+        pre += tl.load(weight + (o_d * W + w), mask=mask, other=0.0).to(tl.float32) * value.to(tl.float32)
+    tl.store(y + row * D + o_d, (pre * sigmoid(pre)).to(y.dtype.element_ty), mask=mask)

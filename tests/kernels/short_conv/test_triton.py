@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hybrid_ft.kernels.short_conv import short_conv_reference
+from hybrid_ft.kernels.short_conv import short_conv_reference, short_conv_step
 
 pytest.importorskip("triton")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -124,6 +124,76 @@ def test_what_the_kernels_cannot_take(device: str) -> None:
         kernels(x.double(), torch.zeros(2, 4, device=device), None)
 
 
+def step(x: Tensor, tail: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    from hybrid_ft.kernels.short_conv.launch import triton_short_conv_step
+
+    return triton_short_conv_step(x, tail, weight)
+
+
+@pytest.mark.parametrize("W", [4, 1, 2])
+@pytest.mark.parametrize(("B", "D"), [(1, 300), (3, 64), (40, 1), (0, 8)], ids=str)
+def test_step(nan_memory, dtype, device: str, B: int, D: int, W: int) -> None:
+    """At most twice the error that the torch path has in the same dtype; the tail is moved, not computed."""
+    (x, weight, tail), _, _ = case(list(range(B + 1)), D, W)
+    own, true = ([t.to(to) for t in (x.to(dtype), tail.to(dtype), weight.to(dtype))] for to in (dtype, torch.float64))
+    there = [t.to(device) for t in own]
+    before = there[1].clone()
+    (y, new), (r, moved), (t, _) = step(*there), short_conv_step(*own), short_conv_step(*true)
+    assert torch.equal(there[1], before) and torch.equal(new.cpu(), moved)
+    assert y.dtype == dtype and y.shape == t.shape
+    rounding = torch.finfo(dtype).eps / 2 * float(t.norm())
+    assert float((y.cpu().double() - t).norm()) <= max(2 * float((r.double() - t).norm()), rounding)
+
+
+def test_steps_are_the_convolution(device: str) -> None:
+    (x, weight, tail), _, _ = case([0, 9])
+    y, final = short_conv_reference(x, weight, initial_tail=tail, output_final_tail=True)
+    now, weight, outputs = tail.to(device, torch.float32), weight.to(device, torch.float32), []
+    for row in x.to(device, torch.float32).split(1):
+        out, now = step(row, now, weight)
+        outputs.append(out)
+    torch.testing.assert_close(torch.cat(outputs).cpu().double(), y, rtol=1e-5, atol=1e-6)
+    assert torch.equal(now.cpu(), final.float())
+
+
+def test_step_by_strides(device: str) -> None:
+    """Columns of a joined projection, a window's last rows, a tail that lies channel by channel or is wider than x."""
+    (x, weight, tail), _, _ = case([0, 1, 2, 3], D=8)
+    x, weight, tail = (t.to(device, torch.float32) for t in (x, weight, tail.half()))
+    true = step(x, tail, weight)
+    joined = torch.cat([x * torch.nan, x, x * torch.nan], 1)[:, 8:16]
+    window = torch.cat([tail[:, :1] * torch.nan, tail], 1)[:, 1:]
+    by_channel = tail.mT.contiguous().mT
+    for other in (window, by_channel, tail.half()):
+        assert all(torch.equal(a, b) for a, b in zip(step(joined, other, weight.T.contiguous().T), true))
+
+
+def test_step_operator_is_what_it_says(device: str) -> None:
+    from hybrid_ft.kernels.short_conv.launch import step_op
+
+    (x, weight, tail), _, _ = case([0, 1, 2])
+    inputs = [t.to(device, torch.float32) for t in (x, tail, weight)]
+    torch.library.opcheck(step_op, inputs)
+    whole = torch.compile(step, fullgraph=True, backend="aot_eager")
+    assert all(torch.equal(a, b) for a, b in zip(whole(*inputs), step(*inputs)))
+    with pytest.raises(ValueError, match="tail: got torch.float64; on a GPU it must be float32, bfloat16 or float16"):
+        step(inputs[0], inputs[1].double(), inputs[2])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: not measured")
+def test_a_steps_device_picks_the_path_and_nothing_waits_for_it() -> None:
+    (x, weight, tail), _, _ = case([0, 1, 2, 3], D=300)
+    inputs = [t.to("cuda", torch.bfloat16) for t in (x, tail, weight)]
+    true = step(*inputs)  # compiles
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        got = short_conv_step(*inputs)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(torch.equal(a, b) for a, b in zip(got, true))
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: not measured")
 def test_nothing_waits_for_the_device() -> None:
@@ -155,5 +225,6 @@ def test_compiled(assert_compiles, arch: int, D: int) -> None:
     def call() -> None:
         launch.forward_op(x, weight, cu_seqlens, tail, True)
         launch.backward_op(dy, d_final, x, weight, cu_seqlens, tail)
+        launch.step_op(x[:2], tail, weight)
 
     assert_compiles(launch, call, arch)
