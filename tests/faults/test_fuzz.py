@@ -3,6 +3,7 @@
 What is right is decided by strict_rows and by the rules in mutated_recipes, which share nothing with the code.
 """
 
+import re
 import signal
 import time
 from collections import Counter
@@ -18,16 +19,19 @@ import pytest
 import strict_rows
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from mutated_recipes import FILLED, Mutated, broken_rules, recipes
 from mutations import PREFERENCES, SUPERVISED, File, files
 
 from hybrid_ft.finetune.data.reading import SourceReport, conversations
 from hybrid_ft.finetune.data.rows import BadRow
 from hybrid_ft.finetune.pairs.preference import Unusable
 from hybrid_ft.finetune.pairs.reading import PairSourceReport, preferences
-from hybrid_ft.finetune.recipe import Source
+from hybrid_ft.finetune.recipe import Recipe, Source, load_recipe
+from hybrid_ft.hybrid_model.errors import InputError
 
 MOST_SECONDS = 5.0
 """of the processor, for a file of rows or a recipe"""
+BAR = "0 tracebacks, 0 hangs over 5 s, no invalid one accepted, no valid one refused, the right line"
 SPOILED = 25
 """rows of a file"""
 
@@ -165,5 +169,78 @@ def test_mutated_rows(
     faults_row: Callable[..., None],
 ) -> None:
     found = fuzz_rows(what, count(rows), tmp_path, chance(0))
-    bar = "0 tracebacks, 0 hangs over 5 s, no invalid one accepted, no valid one refused, the right line"
-    faults_row(f"mutated {what}", bar, found.trials, found.failures, found.text())
+    faults_row(f"mutated {what}", BAR, found.trials, found.failures, found.text())
+
+
+def check_recipe(mutated: Mutated, found: Found) -> None:
+    """In the current folder."""
+    Path("r.yaml").write_bytes(mutated.text)
+    refused: list[str] = []
+    recipe = None
+    with found.timed(mutated):
+        try:
+            recipe = load_recipe("r.yaml", mutated.overrides)
+        except InputError as error:
+            refused = str(error).split("\n")
+    found.trials += 1
+    found.outcomes["refused" if refused else "accepted"] += 1
+    wrong = wrong_recipe(recipe, mutated) if recipe else wrong_complaints(refused, mutated)
+    if wrong:
+        found.failures.append(f"{wrong}: {mutated}")
+
+
+def wrong_complaints(lines: list[str], mutated: Mutated) -> str:
+    most = len(re.split(rb"\r\n?|\n", mutated.text))
+    for line in lines:
+        place = re.match(r"r\.yaml:(?:(\d+):)? |override ", line)
+        if not place or not readable(line) or not 1 <= int(place[1] or 1) <= most:
+            return f"no readable line with its place: {line!r}"
+        if mutated.refused and not re.match(mutated.refused, line):
+            return f"not as it must be: {line!r}"
+    return f"a right one was refused: {lines}" if mutated.accepted else ""
+
+
+def wrong_recipe(recipe: Recipe, mutated: Mutated) -> str:
+    if mutated.refused:
+        return "a wrong one was accepted"
+    values = recipe.model_dump()
+    if broken := broken_rules(values):
+        return f"accepted with {broken}"
+    if mutated.holds:
+        loc, wanted = mutated.holds
+        value: Any = values
+        for part in loc.split("."):
+            value = value[int(part) if isinstance(value, list) else part]
+        if value != wanted and loc.rpartition(".")[2] not in FILLED:
+            return f"{loc} holds {value!r}"
+    if Recipe.model_validate(values) != recipe:
+        return "another recipe when validated again"
+    Path("again.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    return "" if load_recipe("again.yaml") == recipe else "another recipe when written and read"
+
+
+def fuzz_recipes(number: int, folder: Path, chance: Random, monkeypatch: pytest.MonkeyPatch) -> Found:
+    monkeypatch.chdir(folder)
+    Path("rows.jsonl").write_text("{}\n")
+    found = Found()
+    drawn(recipes, number, chance.randrange(2**32), lambda mutated: check_recipe(mutated, found))
+    return found
+
+
+def test_some_mutated_recipes(tmp_path: Path, chance: Callable[..., Random], monkeypatch: pytest.MonkeyPatch) -> None:
+    found = fuzz_recipes(80, tmp_path, chance(0), monkeypatch)
+    assert found.failures == []
+    assert found.trials == 80
+    assert found.outcomes["accepted"] > 5 and found.outcomes["refused"] > 30, found.text()
+
+
+@pytest.mark.faults
+def test_mutated_recipes(
+    tmp_path: Path,
+    count: Callable[[int], int],
+    chance: Callable[..., Random],
+    faults_row: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = fuzz_recipes(count(2000), tmp_path, chance(0), monkeypatch)
+    faults_row("mutated recipes", BAR, found.trials, found.failures, found.text())
