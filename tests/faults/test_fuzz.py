@@ -145,16 +145,19 @@ def check_file(what: str, file: File, path: Path, found: Found) -> None:
 def fuzz_rows(what: str, rows: int, folder: Path, chance: Random) -> Found:
     found = Found()
     path = folder / "rows.jsonl"
-    strategy = files(READERS[what][0], SPOILED)
-    drawn(strategy, max(1, rows // SPOILED), chance.randrange(2**32), lambda file: check_file(what, file, path, found))
+    forms = READERS[what][0]
+    for form, kinds in forms.items():
+        some = max(1, rows // SPOILED // len(forms))
+        strategy = files(form, kinds, SPOILED)
+        drawn(strategy, some, chance.randrange(2**32), lambda file: check_file(what, file, path, found))
     return found
 
 
 @pytest.mark.parametrize("what", READERS)
 def test_some_mutated_rows(what: str, tmp_path: Path, chance: Callable[..., Random]) -> None:
-    found = fuzz_rows(what, 250, tmp_path, chance(0))
+    found = fuzz_rows(what, 300, tmp_path, chance(0))
     assert found.failures == []
-    assert found.trials == 250
+    assert found.trials == 300
     assert found.outcomes["accepted"] > 300 and found.outcomes["refused"] > 100, found.text()
 
 
