@@ -262,8 +262,12 @@ def general(loc: str) -> str:
 
 
 def valued(loc: str) -> st.SearchStrategy[tuple[str, Any]]:
-    """A value for a key, as often a right one as any."""
-    return st.sampled_from([pair for pair in POOL if RULES[general(loc)](pair[1])] or POOL) | st.sampled_from(POOL)
+    """A value for a key: a right one, a wrong one of the same type, or any."""
+    rule = RULES[general(loc)]
+    right = [pair for pair in POOL if rule(pair[1])]
+    types = {kind for _, value in right for kind in ((int, float) if type(value) in (int, float) else (type(value),))}
+    near = [pair for pair in POOL if type(pair[1]) in types and not rule(pair[1])]
+    return st.sampled_from(right or POOL) | st.sampled_from(near or POOL) | st.sampled_from(POOL)
 
 
 @st.composite
@@ -307,7 +311,7 @@ def spoiled(draw: st.DrawFn) -> Mutated:
     at = draw(st.sampled_from([index for index, (_, line) in enumerate(lines) if not line.endswith(":")]))
     loc, line = lines[at]
     head, key = line[: line.index(":")], loc.rpartition(".")[2]
-    how = draw(st.sampled_from(["value"] * 4 + ["unknown key", "key twice", "tab", "byte"]))
+    how = draw(st.sampled_from(["value"] * 6 + ["unknown key", "key twice", "tab", "byte"]))
     made = Mutated(how, b"")
     if how == "value":
         shown, value = draw(valued(loc))
@@ -341,4 +345,4 @@ def spoiled(draw: st.DrawFn) -> Mutated:
     return made
 
 
-recipes = st.one_of(changed(), damaged(), overridden(), spoiled(), spoiled())
+recipes = st.one_of(changed(), damaged(), overridden(), spoiled(), overridden(), spoiled(), spoiled(), spoiled())

@@ -214,7 +214,8 @@ def wrong_recipe(recipe: Recipe, mutated: Mutated) -> str:
         value: Any = values
         for part in loc.split("."):
             value = value[int(part) if isinstance(value, list) else part]
-        if value != wanted and loc.rpartition(".")[2] not in FILLED:
+        read = float(wanted) if isinstance(value, float) and isinstance(wanted, int) else wanted
+        if value != read and loc.rpartition(".")[2] not in FILLED:
             return f"{loc} holds {value!r}"
     if Recipe.model_validate(values) != recipe:
         return "another recipe when validated again"
