@@ -19,7 +19,7 @@ import pytest
 import strict_rows
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from mutated_recipes import FILLED, Mutated, broken_rules, recipes
+from mutated_recipes import FILLED, RECIPES, Mutated, broken_rules
 from mutations import PREFERENCES, SUPERVISED, File, files
 
 from hybrid_ft.finetune.data.reading import SourceReport, conversations
@@ -227,7 +227,9 @@ def fuzz_recipes(number: int, folder: Path, chance: Random, monkeypatch: pytest.
     monkeypatch.chdir(folder)
     Path("rows.jsonl").write_text("{}\n")
     found = Found()
-    drawn(recipes, number, chance.randrange(2**32), lambda mutated: check_recipe(mutated, found))
+    for strategy in RECIPES:
+        some = max(1, number // len(RECIPES))
+        drawn(strategy, some, chance.randrange(2**32), lambda mutated: check_recipe(mutated, found))
     return found
 
 
