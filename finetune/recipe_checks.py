@@ -48,11 +48,12 @@ def contradictions(recipe: Recipe) -> Iterator[Wrong]:
     yield from _weights(data.sources, ("data", "sources"))
     yield from _weights(data.eval.sources, ("data", "eval", "sources"))
     if not data.eval.wanted:
+        ways = tuple(("data", "eval", key) for key in ("fraction", "count", "sources"))
         needs = "needs held-out rows; set data.eval.fraction, data.eval.count or data.eval.sources"
         if evaluate.every:
-            yield Wrong(("evaluate", "every"), f"got {evaluate.every}; {needs}", (("data", "eval"),))
+            yield Wrong(("evaluate", "every"), f"got {evaluate.every}; {needs}", ways)
         if evaluate.answers:
-            yield Wrong(("evaluate", "answers"), f"got {evaluate.answers}; {needs}", (("data", "eval"),))
+            yield Wrong(("evaluate", "answers"), f"got {evaluate.answers}; {needs}", ways)
     if evaluate.load_best and not evaluate.every:
         yield Wrong(("evaluate", "load_best"), "needs held-out losses on the way; set evaluate.every")
     if model.from_scratch and model.lora:

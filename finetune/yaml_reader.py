@@ -11,6 +11,7 @@ Python's own.
 
 from __future__ import annotations
 
+import bisect
 import re
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -35,6 +36,7 @@ _INTEGER = re.compile(r"[-+]?(?:0|[1-9][0-9]*)")
 _OCTAL_OR_HEX = re.compile(r"0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|(?:0|[1-9][0-9]*)(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
 _NO_TEXT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")  # no file name, prompt or UTF-8 file can hold these
+_LINE_END = re.compile(r"\r\n?|\n")
 _NOT_FINITE = re.compile(r"([-+]?)\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
 
 
@@ -78,8 +80,9 @@ def read_yaml(path: Path, what: str = "recipe", keys: str = "model:, data:, trai
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{path}:{line}: byte {raw[error.start]:#04x} is not UTF-8; save the file as UTF-8") from None
+        read = error.object  # without a byte order mark
+        line = _Lines(read[: error.start].decode()).last
+        raise InputError(f"{path}:{line}: byte {read[error.start]:#04x} is not UTF-8; save the file as UTF-8") from None
     builder = _build(text, what)
     if builder.broken:
         raise InputError("\n".join(f"{path}:{line}: {mistake}" for line, mistake in builder.mistakes))
@@ -115,6 +118,23 @@ class _Open:
         self.key: str | None = None  # of a mapping: the key whose value comes next
 
 
+class _Lines:
+    """Lines and columns, from 1, as an editor counts them. PyYAML's marks also count U+2028, U+2029 and U+0085."""
+
+    def __init__(self, text: str) -> None:
+        self._starts = [0, *(end.end() for end in _LINE_END.finditer(text))]
+
+    @property
+    def last(self) -> int:
+        return len(self._starts)
+
+    def line(self, index: int) -> int:
+        return bisect.bisect_right(self._starts, index)
+
+    def column(self, index: int) -> int:
+        return index - self._starts[self.line(index) - 1] + 1
+
+
 class _Stop(Exception):
     """Nothing after this point can be read sensibly; the mistake has been noted."""
 
@@ -122,7 +142,7 @@ class _Stop(Exception):
 class _Builder:
     """Turns parser events into a value, noting lines and mistakes."""
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, places: _Lines) -> None:
         self.top: Any = None
         self.lines: dict[Loc, int] = {}
         self.mistakes: list[tuple[int, str]] = []
@@ -130,6 +150,7 @@ class _Builder:
         self._stack: list[_Open] = []
         self._documents = 0
         self._what = what
+        self._places = places
 
     def take(self, event: yaml.Event) -> None:
         if isinstance(event, yaml.DocumentStartEvent):
@@ -154,7 +175,7 @@ class _Builder:
         loc = (*parent.loc, event.value)
         if event.value in items:
             self._note(event, f"key {dotted(loc)} is given twice (first on line {self.lines[loc]}); keep one")
-        self.lines.setdefault(loc, _line(event))
+        self.lines.setdefault(loc, self._line(event))
         parent.key = event.value
 
     def _take_value(self, event: yaml.NodeEvent, parent: _Open | None) -> None:
@@ -180,7 +201,7 @@ class _Builder:
             return ()
         if isinstance(parent.items, list):
             loc: Loc = (*parent.loc, len(parent.items))
-            self.lines[loc] = _line(event)
+            self.lines[loc] = self._line(event)
             parent.items.append(value)
             return loc
         assert parent.key is not None
@@ -202,20 +223,20 @@ class _Builder:
             self._note(event, f"character {ord(match[0]):#04x} is not allowed in a text")
 
     def _note(self, event: yaml.Event, text: str) -> None:
-        self.mistakes.append((_line(event), text))
+        self.mistakes.append((self._line(event), text))
 
     def _stop(self, event: yaml.Event, text: str) -> NoReturn:
         self._note(event, text)
         raise _Stop
 
-
-def _line(event: yaml.Event) -> int:
-    assert event.start_mark is not None
-    return int(event.start_mark.line) + 1
+    def _line(self, event: yaml.Event) -> int:
+        assert event.start_mark is not None
+        return self._places.line(event.start_mark.index)
 
 
 def _build(text: str, what: str = "recipe") -> _Builder:
-    builder = _Builder(what)
+    places = _Lines(text)
+    builder = _Builder(what, places)
     try:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             builder.take(event)
@@ -224,11 +245,12 @@ def _build(text: str, what: str = "recipe") -> _Builder:
     except yaml.MarkedYAMLError as error:
         builder.broken = True
         mark = error.problem_mark or error.context_mark
-        builder.mistakes.append((mark.line + 1 if mark else 1, _syntax(error)))
+        builder.mistakes.append((places.line(mark.index) if mark else 1, _syntax(error, places)))
     except yaml.reader.ReaderError as error:
         builder.broken = True
-        line = text.count("\n", 0, error.position) + 1
-        builder.mistakes.append((line, f"control character {error.character:#04x} is not allowed in YAML"))
+        builder.mistakes.append(
+            (places.line(error.position), f"control character {error.character:#04x} is not allowed in YAML")
+        )
     return builder
 
 
@@ -236,12 +258,12 @@ def _short_tag(tag: str) -> str:
     return tag.replace("tag:yaml.org,2002:", "!!") if tag.startswith("tag:yaml.org,2002:") else tag
 
 
-def _syntax(error: yaml.MarkedYAMLError) -> str:
+def _syntax(error: yaml.MarkedYAMLError, places: _Lines) -> str:
     """PyYAML's several lines as one."""
     problem = error.problem or error.context or "not YAML"
     if "'\\t'" in problem:
         return "a tab cannot indent YAML; use spaces"
-    column = f" at column {error.problem_mark.column + 1}" if error.problem_mark else ""
+    column = f" at column {places.column(error.problem_mark.index)}" if error.problem_mark else ""
     context = f" ({error.context})" if error.context and error.problem else ""
     return " ".join(f"not YAML: {problem}{context}{column}".split())
 

@@ -165,6 +165,7 @@ def test_duplicate_keys_and_schema_mistakes_together() -> None:
             "mine.yaml:5: train.trackers.0: got 'mlflow'; must be 'tensorboard', 'trackio' or 'wandb'",
         ),
         (MINIMAL + "evaluate: {every: 5}\n", "mine.yaml:5: evaluate.every: got 5; needs held-out rows"),
+        (MINIMAL + "  eval: {count: -1}\nevaluate: {every: 5, answers: 2}\n", "mine.yaml:5: data.eval.count: got -1"),
         (MINIMAL + "output: rows.jsonl\n", "mine.yaml:5: output: got 'rows.jsonl', which is a file"),
     ],
 )

@@ -146,6 +146,18 @@ def test_text_that_no_file_name_can_hold_is_noted(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_lines_are_those_of_an_editor(tmp_path: Path, end: str) -> None:
+    text = end.join(["a:", "  # \u2028", "  b: 1", '  c: "\u2029\x85x"', "  d: [", "1, 2]", "# \u2028", ""])
+    lines = read(tmp_path, text).lines
+    assert [lines[("a", key)] for key in "bcd"] == [3, 4, 5]
+    assert lines["a", "d", 0] == 6
+    with pytest.raises(InputError, match=r"recipe.yaml:8: not YAML: .* at column 6"):
+        read(tmp_path, text + '"\u2028  " : *')
+    with pytest.raises(InputError, match="recipe.yaml:8: byte 0xff is not UTF-8"):
+        read(tmp_path, ("\ufeff" + text).encode() + b"\xff\xc3\xa9")
+
+
 def test_byte_order_mark_and_windows_lines_are_fine(tmp_path: Path) -> None:
     value, lines, mistakes = read(tmp_path, b"\xef\xbb\xbfa: 1\r\nb: 2\r\n")
     assert (value, lines, mistakes) == ({"a": 1, "b": 2}, {("a",): 1, ("b",): 2}, [])

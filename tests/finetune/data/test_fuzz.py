@@ -2,6 +2,7 @@
 
 import json
 import random
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,75 +11,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+sys.path.append(str(Path(__file__).parents[2] / "faults"))  # pytest imports a test file by its path
+
+from mutations import ROWS, mutated
+
 from hybrid_ft.finetune.data import prepare
 from hybrid_ft.finetune.data.rows import BadRow, Row
 from hybrid_ft.hybrid_model.errors import InputError
 
-CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": {"x": [1, "é"]}}}
-ROWS: list[dict[str, Any]] = [
-    {
-        "messages": [
-            {"role": "system", "content": "s"},
-            {"role": "user", "content": [{"type": "text", "text": "q"}]},
-            {"role": "assistant", "content": None, "tool_calls": [CALL]},
-            {"role": "tool", "content": "r", "tool_call_id": "c"},
-            {"role": "assistant", "content": "a", "reasoning": "t"},
-        ],
-        "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}],
-    },
-    {
-        "conversations": [
-            {"from": "human", "value": "q"},
-            {"from": "function_call", "value": '{"name": "f", "arguments": {}}'},
-            {"from": "observation", "value": "r"},
-            {"from": "gpt", "value": "a <|im_end|>"},
-        ],
-        "tools": '[{"name": "f"}]',
-        "system": "s",
-    },
-    {"instruction": "i", "input": "x", "output": "a", "history": [["q", "r"]], "system": None},
-    {"prompt": "q", "completion": [{"role": "assistant", "content": "a"}], "tools": []},
-]
-ODD = st.sampled_from(
-    [None, True, 0, -1.5, 1e308, "", " ", "<|im_end|>", "\u2028", "\0", "{{x}}", [], [[]], {}, {"a": None}, "[]", "{"]
-)
-
-
-def paths_in(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [path, *(found for key, item in inner for found in paths_in(item, (*path, key)))]
-
-
-def replaced(value: Any, path: tuple[Any, ...], odd: Any, action: str) -> Any:
-    """``value`` with what lies at ``path`` replaced, left out, doubled or put one level deeper."""
-    if not path:
-        return {"set": odd, "list": [value], "object": {"x": value}, "drop": None, "text": json.dumps(value)}[action]
-    copy = value.copy()
-    if action == "drop" and len(path) == 1:
-        del copy[path[0]]
-    else:
-        copy[path[0]] = replaced(value[path[0]], path[1:], odd, action)
-    return copy
-
-
-@st.composite
-def mutated(draw: st.DrawFn) -> Any:
-    row = draw(st.sampled_from(ROWS))
-    for _ in range(draw(st.integers(1, 3))):
-        path = draw(st.sampled_from(paths_in(row)))
-        row = replaced(row, path, draw(ODD), draw(st.sampled_from(["set", "list", "object", "drop", "text"])))
-        if not isinstance(row, dict):
-            break
-    return row
+# one of the whole rows, with one to three of its values changed
+MUTATED = st.sampled_from(ROWS).flatmap(mutated)
 
 
 def test_mutated_rows(tmp_path: Path, recipe: Callable[..., Any], tokenizer: Any) -> None:
     path = tmp_path / "rows.jsonl"
 
     @settings(max_examples=300, deadline=None)
-    @given(
-        st.lists(mutated(), min_size=1, max_size=3), st.integers(0, len(ROWS) - 1), st.sampled_from(["error", "skip"])
-    )
+    @given(st.lists(MUTATED, min_size=1, max_size=3), st.integers(0, len(ROWS) - 1), st.sampled_from(["error", "skip"]))
     def check(rows: list[Any], form: int, on_bad_row: str) -> None:
         # the first row is whole, so that the form is known
         path.write_text("".join(json.dumps(row) + "\n" for row in [ROWS[form], *rows]))

@@ -1,0 +1,349 @@
+"""Recipes with something wrong in them, and what every key may hold, written a second time."""
+
+import copy
+import json
+import math
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from hypothesis import strategies as st
+from mutations import paths_in
+
+from hybrid_ft.finetune.recipe import Recipe
+from hybrid_ft.finetune.yaml_reader import dump_yaml
+
+WHOLE = Recipe.model_validate(
+    {
+        "model": {"path": "tiny", "lora": {}},
+        "data": {"sources": [{"path": "rows.jsonl", "weight": 1.0}], "eval": {"count": 2}},
+        "evaluate": {"samples": ["hello"], "every": 3},
+        "output": "runs/x",
+    }
+).model_dump()
+SFT = {key: value for key, value in WHOLE.items() if key != "dpo"}
+DPO = Recipe.model_validate(WHOLE | {"dpo": {}}).model_dump()
+
+VALUES = st.sampled_from(
+    [None, True, False, 0, 1, -1, 2**64, 10**299, 1e-5, 1e308, float("inf"), float("nan"), "", "no", "012", "x" * 300, "~/x",
+     "../../etc/passwd", "\x1b[31m", "a\nb", [], [[]], [None], {}, {"a": {}}, [{"path": "rows.jsonl"}] * 2, {"path": 1}, "tiny", "7B", "/dev/null"]
+) | st.text(max_size=10)  # fmt: skip
+KEYS = st.sampled_from(
+    ["path", "sources", "eval", "lora", "train", "weight", "every", "", "0", "a.b", "\n", "ключ", "x" * 200]
+)
+PIECES = [
+    b"",
+    b":",
+    b"\t",
+    b"- ",
+    b"[",
+    b"\n",
+    b"\xff",
+    b"&a ",
+    b"*a",
+    b"!!x ",
+    b"'",
+    b"{",
+    b"#",
+    b"\x00",
+    b"  ",
+    b"---\n",
+]
+MORE_PIECES = [*PIECES, b"\r", b"\r\n", b"\xe2\x80\xa8", b"\xc2\x85", b"\xef\xbb\xbf", b'"', b"|", b"? ", b"%YAML 3\n"]  # fmt: skip
+
+Rule = Callable[[Any], bool]
+
+
+def whole(low: int, high: float = math.inf) -> Rule:
+    return lambda value: type(value) is int and low <= value <= high
+
+
+def number(low: float, high: float = math.inf, above: bool = False, below: bool = False) -> Rule:
+    """``above`` and ``below``: the end itself is outside."""
+
+    def holds(value: Any) -> bool:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            return False
+        return low <= value <= high and not (above and value == low) and not (below and value == high)
+
+    return holds
+
+
+def one_of(*texts: str) -> Rule:
+    return lambda value: isinstance(value, str) and value in texts
+
+
+def or_null(rule: Rule) -> Rule:
+    return lambda value: value is None or rule(value)
+
+
+def all_of(rule: Rule, length: int | None = None) -> Rule:
+    def holds(value: Any) -> bool:
+        return isinstance(value, list) and length in (None, len(value)) and all(map(rule, value))
+
+    return holds
+
+
+def text(value: Any) -> bool:
+    return isinstance(value, str) and value != "" and not re.search("[\0-\x08\x0b-\x1f\x7f\ud800-\udfff]", value)
+
+
+def flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def targets(value: Any) -> bool:
+    return isinstance(value, str) and set(value.split("+")) <= {"all-linear", "attention", "delta", "mlp"}
+
+
+SOURCE = {"path": text, "name": or_null(text), "split": text, "revision": or_null(text), "card": or_null(text)}
+SOURCE |= {"weight": or_null(number(0, above=True)), "count": or_null(whole(1))}
+SOURCE |= {"format": or_null(one_of("messages", "prompt-completion", "alpaca", "sharegpt"))}
+LOSSES = "sigmoid_norm sigmoid ipo hinge robust exo_pair nca_pair bco_pair sppo_hard aot aot_unpaired apo_zero apo_down"
+RULES: dict[str, Rule] = {
+    "model.path": text,
+    "model.revision": or_null(text),
+    "model.from_scratch": flag,
+    "model.dtype": one_of("auto", "float32", "bfloat16"),
+    "model.tokenizer": or_null(text),
+    "model.chat_template": or_null(text),
+    "model.gradient_checkpointing": or_null(flag),
+    "model.lora.targets": targets,
+    "model.lora.rank": whole(1, 1024),
+    "model.lora.alpha": whole(1),
+    "model.lora.dropout": number(0, 1, below=True),
+    "model.lora.merge": flag,
+    **{f"data.sources.*.{key}": rule for key, rule in SOURCE.items()},
+    **{f"data.eval.sources.*.{key}": rule for key, rule in SOURCE.items()},
+    "data.eval.sources": lambda value: value == [],
+    "data.eval.fraction": number(0, 1, below=True),
+    "data.eval.count": or_null(whole(1)),
+    "data.max_length": whole(2, 2**20),
+    "data.on_long_row": one_of("drop", "cut", "error"),
+    "data.on_bad_row": one_of("error", "skip"),
+    "data.max_dropped": number(0, 1),
+    "data.packing": flag,
+    "data.seed": whole(0, 2**32 - 1),
+    "train.epochs": number(0, 10_000, above=True),
+    "train.steps": or_null(whole(1)),
+    "train.batch_tokens": whole(1),
+    "train.batch_size": whole(1),
+    "train.accumulation": whole(1),
+    "train.learning_rate": or_null(number(0, 1, above=True)),
+    "train.schedule": one_of("linear", "cosine", "constant"),
+    "train.warmup": number(0, 1, below=True),
+    "train.weight_decay": number(0, 1),
+    "train.betas": all_of(number(0, 1, below=True), 2),
+    "train.max_grad_norm": number(0, above=True),
+    "train.seed": whole(0, 2**32 - 1),
+    "train.save_every": whole(1),
+    "train.keep": whole(1),
+    "train.log_every": whole(1),
+    "train.loader_workers": whole(0, 64),
+    "train.sharded": flag,
+    "train.trackers": all_of(one_of("tensorboard", "trackio", "wandb")),
+    "dpo.loss": or_null(one_of(*LOSSES.split(), "discopop", "sft")),
+    "dpo.beta": or_null(number(0, above=True)),
+    "dpo.label_smoothing": number(0, 0.5, below=True),
+    "dpo.pairs_per_step": whole(1),
+    "dpo.reference_cache": or_null(text),
+    "dpo.on_long_prompt": one_of("drop", "cut_start", "error"),
+    "evaluate.every": or_null(whole(1)),
+    "evaluate.load_best": flag,
+    "evaluate.answers": whole(0),
+    "evaluate.samples": all_of(text),
+    "evaluate.max_new_tokens": whole(1),
+    "output": or_null(text),
+}
+# what the reader completes, or turns into another path
+FILLED = ("learning_rate", "loss", "beta", "output", "path", "tokenizer", "chat_template", "card", "reference_cache")
+# what is right or wrong whatever other keys hold
+FREE = [
+    f"train.{key}"
+    for key in ["epochs", "steps", "learning_rate", "schedule", "warmup", "weight_decay", "betas", "max_grad_norm"]
+]
+FREE += [f"train.{key}" for key in ("seed", "save_every", "keep", "log_every", "loader_workers", "sharded")]
+FREE += ["data.on_long_row", "data.on_bad_row", "data.max_dropped", "data.seed", "data.sources.*.count", "model.dtype"]
+FREE += ["model.lora.rank", "model.lora.alpha", "model.lora.merge", "evaluate.answers", "evaluate.max_new_tokens"]
+
+# how a recipe writes a value, and the value
+POOL: list[tuple[str, Any]] = [
+    ("0", 0), ("1", 1), ("-1", -1), ("2.5", 2.5), ("1e-5", 1e-5), ("1E5", 1e5), (".5", 0.5), ("0.5", 0.5), ("1.0", 1.0),
+    ("1e400", math.inf), (".nan", math.nan), (".inf", math.inf), ("-.inf", -math.inf), ("0x1f", 31), ("0o17", 15),
+    ("012", "012"), ("1_000", "1_000"), ("12:30", "12:30"), ("2024-01-01", "2024-01-01"), ("10" * 12, int("10" * 12)),
+    ("true", True), ("false", False), ("yes", "yes"), ("no", "no"), ("on", "on"), ("null", None), ("~", None),
+    ("'8'", "8"), ('""', ""), ("'0.5'", "0.5"), ("'null'", "null"), ('"\\x1b"', "\x1b"), ("[]", []), ("[1]", [1]),
+    ("[0.9, 0.5]", [0.9, 0.5]), ("[0.9, 1]", [0.9, 1]), ("[hello]", ["hello"]), ("[null]", [None]), ("{}", {}),
+    ("{a: 1}", {"a": 1}), ("[[]]", [[]]), ("tiny", "tiny"), ("linear", "linear"), ("Linear", "Linear"), ("skip", "skip"),
+    ("float32", "float32"), ("delta+mlp", "delta+mlp"), ("delta+", "delta+"), ("4096", 4096), ("4294967296", 2**32),
+]  # fmt: skip
+
+
+def values_in(recipe: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """The keys of a recipe, ``data.sources.*.path``, and what they hold."""
+    if isinstance(recipe, dict):
+        for name, inner in recipe.items():
+            yield from values_in(inner, f"{key}.{name}".removeprefix("."))
+    elif isinstance(recipe, list) and recipe and isinstance(recipe[0], dict):
+        for inner in recipe:
+            yield from values_in(inner, f"{key}.*")
+    elif key not in ("model.lora", "dpo") or recipe is not None:
+        yield key, recipe
+
+
+def broken_rules(recipe: dict[str, Any]) -> list[str]:
+    """What an accepted recipe may not hold."""
+    found = [f"{key}: {value!r}" for key, value in values_in(recipe) if key not in RULES or not RULES[key](value)]
+    data, train, evaluate, held_out = recipe["data"], recipe["train"], recipe["evaluate"], recipe["data"]["eval"]
+    ways = [bool(held_out["fraction"]), bool(held_out["count"]), bool(held_out["sources"])]
+    weights = [source["weight"] is None for source in data["sources"]]
+    wrong = {
+        "no sources": not data["sources"],
+        "rows longer than a batch": data["packing"] and train["batch_tokens"] < data["max_length"],
+        "two kinds of held-out rows": sum(ways) > 1,
+        "nothing held out": not any(ways) and (evaluate["every"] or evaluate["answers"]),
+        "best of nothing": evaluate["load_best"] and not evaluate["every"],
+        "some weights": any(weights) and not all(weights),
+        "adapters of nothing": recipe["model"]["from_scratch"] and recipe["model"]["lora"],
+        "pairs": recipe["dpo"] and (train["accumulation"] != 1 or not data["packing"]),
+        "nothing filled in": train["learning_rate"] is None or recipe["output"] is None,
+    }
+    return found + [name for name, is_so in wrong.items() if is_so]
+
+
+def change(recipe: dict, loc: tuple, action: str, key: str, value: Any) -> None:
+    node: Any = recipe
+    for part in loc[:-1]:
+        node = node[part]
+    if not loc:
+        recipe[key] = value
+    elif action == "delete":
+        del node[loc[-1]]
+    elif action == "add" and isinstance(node, dict):
+        node[key] = value
+    else:
+        node[loc[-1]] = value
+
+
+@dataclass
+class Mutated:
+    """``refused``: how every complaint has to begin, as a pattern; None where nothing is known of it.
+
+    ``holds``: a key with the value that it must have in a recipe that is accepted; ``accepted``: it must be.
+    """
+
+    how: str
+    text: bytes
+    overrides: list[str] = field(default_factory=list)
+    refused: str | None = None
+    holds: tuple[str, Any] | None = None
+    accepted: bool = False
+
+
+def written(value: dict[str, Any], loc: str = "", pad: str = "") -> Iterator[tuple[str, str]]:
+    """A recipe's lines, each with its key; the last of a line is the key's value, where it is no section."""
+    for key, inner in value.items():
+        here = f"{loc}.{key}".removeprefix(".")
+        if isinstance(inner, dict):
+            yield here, f"{pad}{key}:"
+            yield from written(inner, here, pad + "  ")
+        elif isinstance(inner, list) and inner and isinstance(inner[0], dict):
+            yield here, f"{pad}{key}:"
+            for index, item in enumerate(inner):
+                first, *rest = written(item, f"{here}.{index}", pad + "    ")
+                yield from [(first[0], f"{pad}  - {first[1].strip()}"), *rest]
+        else:
+            yield here, f"{pad}{key}: {json.dumps(inner)}"
+
+
+def general(loc: str) -> str:
+    return re.sub(r"\.\d+", ".*", loc)
+
+
+def valued(loc: str) -> st.SearchStrategy[tuple[str, Any]]:
+    """A value for a key: a right one, a wrong one of the same type, or any."""
+    rule = RULES[general(loc)]
+    right = [pair for pair in POOL if rule(pair[1])]
+    types = {kind for _, value in right for kind in ((int, float) if type(value) in (int, float) else (type(value),))}
+    near = [pair for pair in POOL if type(pair[1]) in types and not rule(pair[1])]
+    return st.sampled_from(right or POOL) | st.sampled_from(near or POOL) | st.sampled_from(POOL)
+
+
+@st.composite
+def changed(draw: st.DrawFn) -> Mutated:
+    recipe = copy.deepcopy(draw(st.sampled_from([SFT, DPO])))
+    for _ in range(draw(st.integers(1, 3))):
+        loc = draw(st.sampled_from(paths_in(recipe)))
+        action, key, value = draw(st.sampled_from(["set", "delete", "add"])), draw(KEYS), draw(VALUES)
+        change(recipe, loc, action, key, copy.deepcopy(value))
+    locs = st.sampled_from([".".join(map(str, loc)) for loc in paths_in(WHOLE)])
+    pairs = draw(st.lists(st.tuples(locs, st.text(max_size=6)), max_size=1))
+    return Mutated("values", dump_yaml(recipe).encode(errors="replace"), [f"{key}={value}" for key, value in pairs])
+
+
+@st.composite
+def damaged(draw: st.DrawFn) -> Mutated:
+    raw = dump_yaml(draw(st.sampled_from([SFT, DPO]))).encode()
+    for _ in range(draw(st.integers(1, 4))):
+        where, cut = draw(st.integers(0, len(raw))), draw(st.integers(0, 3))
+        raw = raw[:where] + draw(st.sampled_from(MORE_PIECES)) + raw[where + cut :]
+    return Mutated("bytes", raw)
+
+
+@st.composite
+def overridden(draw: st.DrawFn) -> Mutated:
+    recipe = draw(st.sampled_from([SFT, DPO]))
+    raw = dump_yaml(recipe).encode()
+    if draw(st.integers(0, 3)) == 0:
+        return Mutated("overrides", raw, [draw(st.text(max_size=30))])
+    loc = draw(st.sampled_from([loc for loc, line in written(recipe) if not line.endswith(":")]))
+    shown, value = draw(valued(loc))
+    right, free = RULES[general(loc)](value), general(loc) in FREE
+    refused = None if right else re.escape(f"override {loc}: ")
+    return Mutated("overrides", raw, [f"{loc}={shown}"], refused, (loc, value), right and free)
+
+
+@st.composite
+def spoiled(draw: st.DrawFn, how: str) -> Mutated:
+    """One line of a whole recipe made wrong, comments and blank lines around it: the complaint's line is known."""
+    lines = list(written(draw(st.sampled_from([SFT, DPO]))))
+    at = draw(st.sampled_from([index for index, (_, line) in enumerate(lines) if not line.endswith(":")]))
+    loc, line = lines[at]
+    head, key = line[: line.index(":")], loc.rpartition(".")[2]
+    made = Mutated(how, b"")
+    if how == "value":
+        shown, value = draw(valued(loc))
+        lines[at] = loc, f"{head}: {shown}"
+        right = RULES[general(loc)](value)
+        made.holds, made.accepted = (loc, value), right and general(loc) in FREE
+        name = "" if right else rf"({re.escape(loc)}(\.\d+)?: |character 0x1b)"
+    elif how == "unknown key":
+        lines.insert(at + 1, ("", f"{head.replace('- ', '  ').removesuffix(key)}{key}_x: 1"))
+        at, name = at + 1, re.escape(f"unknown key {loc}_x")
+    elif how == "key twice":
+        lines.insert(at + 1, ("", line.replace("- ", "  ")))
+        at, name = at + 1, re.escape(f"key {loc} is given twice")
+    elif how == "tab":
+        lines[at] = loc, "\t" + line
+        name = "a tab cannot indent YAML"
+    else:
+        lines[at] = loc, line + "# \udcff"
+        name = "byte 0xff is not UTF-8"
+    texts = [line for _, line in lines]
+    for _ in range(draw(st.integers(0, 4))):
+        where = draw(st.integers(0, len(texts)))
+        texts.insert(
+            where, draw(st.sampled_from(["", "  ", "# a comment", "#\u2028\u2029", "   # \x85", "# é\ufeff: {["]))
+        )
+        at += where <= at
+    if name:
+        made.refused = rf"r\.yaml:{at + 1}: ({name})"
+    end = draw(st.sampled_from(["\n", "\r\n"]))
+    made.text = (draw(st.sampled_from(["", "\ufeff"])) + end.join([*texts, ""])).encode(errors="surrogateescape")
+    return made
+
+
+HOW = ["value", "value", "value", "unknown key", "key twice", "tab", "byte"]
+RECIPES = [changed(), damaged(), overridden(), *map(spoiled, HOW)]
+"""each gives a tenth of the recipes"""
