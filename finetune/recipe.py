@@ -45,7 +45,7 @@ class Lora(Section):
     targets: Text = "all-linear"
     """all-linear, attention, delta, mlp, or a union such as delta+mlp"""
     rank: int = Field(32, ge=1, le=1024)
-    alpha: int = Field(64, ge=1)
+    alpha: AtLeastOne = 64
     """the update is scaled by alpha / rank"""
     dropout: float = Field(0.0, ge=0, lt=1)
     merge: bool = False

@@ -20,6 +20,8 @@ from hybrid_ft.hybrid_model.errors import InputError
 # A line beyond this is no row of text to learn from, and reading on would only fill the memory.
 MAX_LINE_BYTES = 64 * 2**20
 
+# JSON's white space; bytes.strip() would also take a form feed, which is no blank line but a bad one
+_BLANK = b" \t\r\n"
 _SPACE = re.compile(r"[ \t\r\n]*")
 _COMMA = re.compile(r",[ \t\r\n]*")
 
@@ -57,7 +59,7 @@ class Lines:
 
     def next_filled(self) -> bytes | None:
         """The next line that is not blank."""
-        while (raw := self.next()) and not raw.strip():
+        while (raw := self.next()) and not raw.strip(_BLANK):
             pass
         return raw
 
@@ -88,7 +90,7 @@ def json_rows(stream: BinaryIO, name: str, suffix: str, path: str | None, notes:
     first = lines.next_filled()
     if first == b"":
         return
-    start = (first or b"").lstrip()[:1]
+    start = (first or b"").lstrip(_BLANK)[:1]
     if path is not None:
         lines.push_back(first)
         yield from _Whole(lines, name).below(path)

@@ -98,7 +98,7 @@ def targets(value: Any) -> bool:
 
 
 SOURCE = {"path": text, "name": or_null(text), "split": text, "revision": or_null(text), "card": or_null(text)}
-SOURCE |= {"weight": or_null(number(0, above=True)), "count": or_null(whole(1))}
+SOURCE |= {"weight": or_null(number(0, above=True)), "count": or_null(whole(1, 10**9))}
 SOURCE |= {"format": or_null(one_of("messages", "prompt-completion", "alpaca", "sharegpt"))}
 LOSSES = "sigmoid_norm sigmoid ipo hinge robust exo_pair nca_pair bco_pair sppo_hard aot aot_unpaired apo_zero apo_down"
 RULES: dict[str, Rule] = {
@@ -111,14 +111,14 @@ RULES: dict[str, Rule] = {
     "model.gradient_checkpointing": or_null(flag),
     "model.lora.targets": targets,
     "model.lora.rank": whole(1, 1024),
-    "model.lora.alpha": whole(1),
+    "model.lora.alpha": whole(1, 10**9),
     "model.lora.dropout": number(0, 1, below=True),
     "model.lora.merge": flag,
     **{f"data.sources.*.{key}": rule for key, rule in SOURCE.items()},
     **{f"data.eval.sources.*.{key}": rule for key, rule in SOURCE.items()},
     "data.eval.sources": lambda value: value == [],
     "data.eval.fraction": number(0, 1, below=True),
-    "data.eval.count": or_null(whole(1)),
+    "data.eval.count": or_null(whole(1, 10**9)),
     "data.max_length": whole(2, 2**20),
     "data.on_long_row": one_of("drop", "cut", "error"),
     "data.on_bad_row": one_of("error", "skip"),
@@ -126,10 +126,10 @@ RULES: dict[str, Rule] = {
     "data.packing": flag,
     "data.seed": whole(0, 2**32 - 1),
     "train.epochs": number(0, 10_000, above=True),
-    "train.steps": or_null(whole(1)),
-    "train.batch_tokens": whole(1),
-    "train.batch_size": whole(1),
-    "train.accumulation": whole(1),
+    "train.steps": or_null(whole(1, 10**9)),
+    "train.batch_tokens": whole(1, 2**24),
+    "train.batch_size": whole(1, 10**9),
+    "train.accumulation": whole(1, 10**9),
     "train.learning_rate": or_null(number(0, 1, above=True)),
     "train.schedule": one_of("linear", "cosine", "constant"),
     "train.warmup": number(0, 1, below=True),
@@ -137,23 +137,23 @@ RULES: dict[str, Rule] = {
     "train.betas": all_of(number(0, 1, below=True), 2),
     "train.max_grad_norm": number(0, above=True),
     "train.seed": whole(0, 2**32 - 1),
-    "train.save_every": whole(1),
-    "train.keep": whole(1),
-    "train.log_every": whole(1),
+    "train.save_every": whole(1, 10**9),
+    "train.keep": whole(1, 10**9),
+    "train.log_every": whole(1, 10**9),
     "train.loader_workers": whole(0, 64),
     "train.sharded": flag,
     "train.trackers": all_of(one_of("tensorboard", "trackio", "wandb")),
     "dpo.loss": or_null(one_of(*LOSSES.split(), "discopop", "sft")),
     "dpo.beta": or_null(number(0, above=True)),
     "dpo.label_smoothing": number(0, 0.5, below=True),
-    "dpo.pairs_per_step": whole(1),
+    "dpo.pairs_per_step": whole(1, 10**9),
     "dpo.reference_cache": or_null(text),
     "dpo.on_long_prompt": one_of("drop", "cut_start", "error"),
-    "evaluate.every": or_null(whole(1)),
+    "evaluate.every": or_null(whole(1, 10**9)),
     "evaluate.load_best": flag,
     "evaluate.answers": whole(0),
     "evaluate.samples": all_of(text),
-    "evaluate.max_new_tokens": whole(1),
+    "evaluate.max_new_tokens": whole(1, 10**9),
     "output": or_null(text),
 }
 # what the reader completes, or turns into another path

@@ -340,3 +340,14 @@ def test_a_parquet_file_that_unpacks_to_more_than_memory_is_refused(tmp_path, mo
         pytest.raises(InputError, match="after row 0, 256 rows unpack to more than 0 GB; a row is"),
     ):
         list(tables.parquet_rows(file, "a.parquet"))
+
+
+def test_a_line_of_form_feeds_is_a_bad_row_wherever_it_stands(tmp_path: Path, rows_of: Read) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"\x0c\n\n\x0b\n" + b'{"a": 1}\n' + b"\x0c\n")
+    assert [(row.line, isinstance(row, BadRow)) for row in rows_of(path)] == [
+        (1, True),
+        (3, True),
+        (4, False),
+        (5, True),
+    ]
