@@ -3,7 +3,7 @@
 # make test-slow    the tests that take minutes or read a corpus of your own (HYBRID_FT_REAL_DATA)
 # make test-kernels the GPU kernels' long tests, none of which needs a GPU
 # make test-faults  the battery of faults: kills, damage, signals, full disks; FAULTS=0.1 is a tenth of it
-# make test-gpu     the GPU kernels on this machine's GPU      make bench-gpu   their times
+# make test-gpu     the GPU kernels on this machine's GPU      make bench-gpu   its times beside its rivals' in one table
 # make lint         ruff: rules and format        make typecheck   mypy
 # make setup        only the set-up               make clean       remove it
 #
@@ -46,8 +46,12 @@ test-faults: $(READY)
 test-gpu: $(READY)
 	$(PYTEST) -rs -m gpu tests/kernels
 
-bench-gpu: $(READY)
-	$(BIN)/python benchmarks/gated_delta_rule_gpu.py
+# Any Python with torch will do: a GPU machine that has one needs no network.
+bench-gpu:
+	@for python in $(BIN)/python $(PYTHON); do \
+	    if "$$python" -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("torch"))' 2>/dev/null; \
+	    then exec "$$python" benchmarks/gpu --out benchmarks/results/gpu.jsonl; fi; done; \
+	$(MAKE) setup && exec $(BIN)/python benchmarks/gpu --out benchmarks/results/gpu.jsonl
 
 setup: $(READY)
 
