@@ -42,6 +42,7 @@ def main() -> int:
     parser.add_argument("--record", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
+        use_this_checkout()
         child(options)
         return 0
     unknown = sorted(set(options.parts.split(",")) - set(PARTS))
@@ -61,9 +62,10 @@ def measure_all(options: argparse.Namespace) -> int:
             records = list(run_child(name, options))
             red = red or any(record is not None and record.get("red", False) for record in records)
         for row, record in zip(part.rows, records):
-            body.append(cells(row, record))
+            body.append(cells(row, record, judged=not options.smoke))
             if record is not None and options.out:
-                line = {"row": row.name, "unit": row.unit, "bar": row.bar.text(row.unit), "met": verdict(row, record)}
+                met = None if options.smoke else verdict(row, record)
+                line = {"row": row.name, "unit": row.unit, "bar": row.bar.text(row.unit), "met": met}
                 append(options.out, common | {"time": datetime.now(UTC).isoformat()} | line | record)
     print(f"{device or why_not}: " + ", ".join(f"{name} {version}" for name, version in common["versions"].items()))
     if options.smoke:
@@ -120,14 +122,18 @@ def failed(name: str, why: str, **rest: Any) -> list[dict[str, Any]]:
     return [{"failed": why, **rest} for _ in PARTS[name].rows]
 
 
-def child(options: argparse.Namespace) -> None:
-    """Measure one part. The package is this checkout, whether it is installed or not."""
+def use_this_checkout() -> None:
+    """Make it the package ``hybrid_ft``, whether one is installed or not."""
     spec = importlib.util.spec_from_file_location(
         "hybrid_ft", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
     )
     assert spec is not None and spec.loader is not None
     sys.modules["hybrid_ft"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sys.modules["hybrid_ft"])
+
+
+def child(options: argparse.Namespace) -> None:
+    """Measure one part and write its records."""
     part = PARTS[options.child]
     from common import Red, Setting, in_short
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import statistics
 import time
 from collections.abc import Callable
@@ -96,7 +97,10 @@ class Taken:
 
 
 def side_by_side(setting: Setting, sides: dict[str, Turn]) -> dict[str, Taken]:
-    """Let the sides take turns in one process. What goes wrong on any side but ``ours`` costs that side alone."""
+    """Let the sides take turns in one process. What goes wrong on the side of ``theirs`` costs that side alone."""
+    if setting.device == "cuda":
+        gc.collect()  # what the correctness check has left would count as memory of both
+        torch.cuda.empty_cache()
     taken = {name: Taken() for name in sides}
     began = time.monotonic()
     for number in range((1 if setting.smoke else WARM_UP) + setting.turns):
@@ -118,10 +122,12 @@ def _take(setting: Setting, turn: Turn, taken: Taken, warm_up: bool, may_fail: b
         clock()
         turn(clock)
         phases = clock.phases()
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         if not may_fail:
             raise
         taken.failed, taken.phases = in_short(error), []
+        if on_gpu:
+            torch.cuda.empty_cache()
         return
     if not warm_up:
         taken.phases.append(phases)

@@ -70,11 +70,11 @@ def turn_of(model: Any, ids: Tensor, optimizer: torch.optim.Optimizer | None, lo
     assert optimizer is not None
 
     def turn(mark: Clock) -> None:
+        optimizer.zero_grad()  # first, because a side that ran out of memory may have left gradients
         hidden = backbone(input_ids=ids, use_cache=False).last_hidden_state
         loss = chunked_loss(hidden[:, :-1].flatten(0, 1), head.weight, ids[:, 1:].flatten())
         loss.backward()
         optimizer.step()
-        optimizer.zero_grad()
         mark()
 
     return turn

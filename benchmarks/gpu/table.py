@@ -9,7 +9,7 @@ from rows import Row
 HEAD = ("measurement", "ours", "theirs", "ratio", "bar", "met", "note")
 
 
-def cells(row: Row, record: dict[str, Any] | None) -> list[str]:
+def cells(row: Row, record: dict[str, Any] | None, judged: bool = True) -> list[str]:
     """``record`` is None where nothing was tried; with ``failed`` it says why there are no numbers."""
     bar = row.bar.text(row.unit)
     if record is None:
@@ -18,7 +18,7 @@ def cells(row: Row, record: dict[str, Any] | None) -> list[str]:
         return [row.label, record["failed"], "not measured", "", bar, "", ""]
     theirs = record["theirs"]
     ratio = record.get("share" if row.bar.of == "share" else "ratio")
-    met = verdict(row, record)
+    met = verdict(row, record) if judged else None
     return [
         row.label,
         _spread(record["ours"], row.unit),
@@ -26,7 +26,7 @@ def cells(row: Row, record: dict[str, Any] | None) -> list[str]:
         "" if ratio is None else f"{ratio:.2f}x",
         bar,
         "" if met is None else "yes" if met else "no",
-        "; ".join(filter(None, [record.get("note", ""), f"{record['turns']} turns"])),
+        "; ".join(filter(None, [record.get("note", ""), f"{record['turns']} turn{'s' * (record['turns'] != 1)}"])),
     ]
 
 
