@@ -61,8 +61,8 @@ def options_for(parts: str, **changed: Any) -> argparse.Namespace:
 
 
 def in_process(bench: SimpleNamespace, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def run_child(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
-        options.child, options.record = name, folder / "record.json"
+    def run_child(name: str, options: argparse.Namespace, alone: str = "") -> list[dict[str, Any]]:
+        options.child, options.record, options.alone = name, folder / "record.json", alone
         bench.main.child(options)
         return json.loads(options.record.read_text())
 
@@ -147,6 +147,26 @@ def test_a_child_that_dies_costs_its_rows_alone(
     assert "exit status -9: CUDA error: misaligned" in rows["op-1.forward"]
     assert "stopped after 1 s" in rows["op-8.both"]
     assert "5.00 % apart" in rows["linearity"]
+
+
+def test_a_process_that_both_sides_broke_is_tried_with_ours_alone(
+    bench: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    in_process(bench, tmp_path, monkeypatch)
+    monkeypatch.setattr(bench.checks, "self_test", lambda device: iter(()))
+    take = bench.delta_rule.side_by_side
+
+    def broken(setting: Any, sides: dict[str, Any]) -> Any:
+        if "theirs" in sides:
+            raise RuntimeError("CUDA error: an illegal memory access\nmore")
+        return take(setting, sides)
+
+    monkeypatch.setattr(bench.delta_rule, "side_by_side", broken)
+    monkeypatch.setattr(bench.theirs, "delta_rule", lambda: bench.delta_rule.gated_delta_rule)
+    assert bench.main.measure_all(options_for("op-8")) == 0
+    line = printed_rows(bench, capsys.readouterr().out)["op-8.both"]
+    assert "with both: RuntimeError: CUDA error: an illegal memory access" in line
+    assert "2 turns" in line
 
 
 def test_what_fails_on_their_side_costs_theirs_alone(bench: SimpleNamespace) -> None:

@@ -40,6 +40,7 @@ def main() -> int:
     parser.add_argument("--smoke", action="store_true", help="tiny shapes on the CPU; its numbers mean nothing")
     parser.add_argument("--child", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--record", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--alone", default="", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         use_this_checkout()
@@ -59,7 +60,7 @@ def measure_all(options: argparse.Namespace) -> int:
         records: list[dict[str, Any] | None] = [None] * len(part.rows)
         if name in options.parts.split(",") and not why_not:
             print(f"{name} ...", file=sys.stderr, flush=True)
-            records = list(run_child(name, options))
+            records = list(run_part(name, options))
             red = red or any(record is not None and record.get("red", False) for record in records)
         for row, record in zip(part.rows, records):
             body.append(cells(row, record, judged=not options.smoke))
@@ -99,12 +100,22 @@ def append(path: Path, record: dict[str, Any]) -> None:
         out.write(json.dumps(record) + "\n")
 
 
-def run_child(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+def run_part(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Where their side may have broken the process that both share (a fault on the GPU, its memory filled), ours gets
+    one of its own."""
+    records = run_child(name, options)
+    why = str(records[0].get("failed", ""))
+    if not why or records[0].get("red") or why.endswith("is not installed"):
+        return records
+    return run_child(name, options, alone=f"with both: {why}")
+
+
+def run_child(name: str, options: argparse.Namespace, alone: str = "") -> list[dict[str, Any]]:
     """A part's records, one for each of its rows; why there are none, if it fails in whatever way."""
     with tempfile.TemporaryDirectory() as folder:
         record = Path(folder) / "record.json"
         command = [sys.executable, str(Path(__file__).parent), "--child", name, "--record", str(record)]
-        command += ["--turns", str(options.turns), "--seconds", str(options.seconds)]
+        command += ["--turns", str(options.turns), "--seconds", str(options.seconds), "--alone", alone]
         command += ["--smoke"] if options.smoke else []
         try:
             done = subprocess.run(
@@ -137,7 +148,7 @@ def child(options: argparse.Namespace) -> None:
     part = PARTS[options.child]
     from common import Red, Setting, in_short
 
-    setting = Setting(options.smoke, options.turns, options.seconds)
+    setting = Setting(options.smoke, options.turns, options.seconds, options.alone)
     try:
         records = importlib.import_module(part.module).measure(setting, *part.arguments)
     except Red as wrong:

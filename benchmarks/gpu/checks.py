@@ -11,7 +11,7 @@ from torch import Tensor
 from hybrid_ft.kernels.gated_delta_rule.reference import gated_delta_rule_reference
 from hybrid_ft.kernels.gated_delta_rule.self_test import NAMES, allowed, case, error, results, self_test
 
-# bfloat16 keeps 8 bits; a miscompiled kernel is off by a tenth or more
+# Several times what bfloat16 costs (on a CPU 0.007, 0.025 and 0.012); a miscompiled kernel is off by a tenth or more.
 LAYER_LIMIT, MODEL_LIMIT, STEP_LIMIT = 0.04, 0.1, 0.1
 
 
@@ -49,8 +49,9 @@ def layer(config: Any, device: str) -> None:
         for side, where, dtype in ((tested, device, torch.bfloat16), (true, "cpu", torch.float64))
     )
     for name, value in got.items():
-        if not error(value, wanted[name]) <= LAYER_LIMIT:
-            raise Red(f"layer: {name} is off by {error(value, wanted[name]):.1e}, more than {LAYER_LIMIT}")
+        size = error(value, wanted[name].detach())
+        if not size <= LAYER_LIMIT:
+            raise Red(f"layer: {name} is off by {size:.1e}, more than {LAYER_LIMIT}")
 
 
 def _output_and_gradients(side: Any, layout: Any, x: Tensor, up: Tensor) -> dict[str, Tensor]:
@@ -78,8 +79,9 @@ def model(preset: str, device: str) -> None:
     ids = torch.randint(512, (2, 70))
     got, wanted = (_logits_and_gradient(m, ids.to(w)) for m, w in ((tested.to(device), device), (true, "cpu")))
     for name, x, t in zip(("logits", "gradient"), got, wanted):
-        if not error(x, t.double()) <= MODEL_LIMIT:
-            raise Red(f"model: {name} off by {error(x, t.double()):.1e}, more than {MODEL_LIMIT}")
+        size = error(x, t.double())
+        if not size <= MODEL_LIMIT:
+            raise Red(f"model: {name} is off by {size:.1e}, more than {MODEL_LIMIT}")
 
 
 def _logits_and_gradient(side: Any, ids: Tensor) -> tuple[Tensor, Tensor]:

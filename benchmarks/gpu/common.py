@@ -19,16 +19,26 @@ class Red(Exception):
     """A correctness check failed: no time of this part may be shown."""
 
 
+class Skipped(Exception):
+    """Their side is left out, for the reason given."""
+
+
 @dataclass(frozen=True)
 class Setting:
     """Olmo Hybrid 7B on a GPU; with ``smoke`` the tiny preset on a CPU, to go through the code.
 
     seconds  after which a part takes no more turns than LEAST_TURNS
+    alone    why their side is left out: with both, the process broke
     """
 
     smoke: bool
     turns: int
     seconds: float
+    alone: str = ""
+
+    def admit_theirs(self) -> None:
+        if self.alone:
+            raise Skipped(self.alone)
 
     @property
     def device(self) -> str:
@@ -142,6 +152,8 @@ def in_short(error: BaseException) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name:
         return f"{error.name.split('.')[0]} is not installed"
     lines = str(error).strip().splitlines()
+    if isinstance(error, Skipped):
+        return lines[0]
     return f"{type(error).__name__}: {lines[0] if lines else ''}"[:120]
 
 

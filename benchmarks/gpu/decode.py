@@ -32,6 +32,7 @@ def measure(setting: Setting, batch: int) -> list[dict[str, Any]]:
 
     sides, absent, note = {"ours": turn_of(ours)}, "", ""
     try:
+        setting.admit_theirs()
         plain = theirs.model_like(ours).eval()
         note = theirs.path_of(plain.model.layers[0].linear_attn)
         sides["theirs"] = turn_of(plain)

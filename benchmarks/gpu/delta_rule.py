@@ -28,6 +28,7 @@ def measure(setting: Setting, sequences: int) -> list[dict[str, Any]]:
     inputs, do, edges = make_inputs(setting, setting.tokens, sequences)
     sides, absent, notes = {"ours": turn_of(gated_delta_rule, inputs, do, edges)}, "", ""
     try:
+        setting.admit_theirs()
         rule = theirs.delta_rule()
         notes = f"fla: {checks.error_of(rule, setting.device)}"
         sides["theirs"] = turn_of(rule, inputs, do, edges)

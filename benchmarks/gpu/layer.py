@@ -39,6 +39,7 @@ def measure(setting: Setting, sequences: int) -> list[dict[str, Any]]:
 
     sides, absent, note = {"ours": turn_of(lambda: ours(x, layout))}, "", ""
     try:
+        setting.admit_theirs()
         plain = theirs.layer_like(ours, config)
         note = theirs.path_of(plain)
         sides["theirs"] = turn_of(lambda: plain(x.view(sequences, length, -1)).flatten(0, 1))

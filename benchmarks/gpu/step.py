@@ -32,6 +32,7 @@ def measure(setting: Setting, sequences: int, lora: bool) -> list[dict[str, Any]
     ids = torch.randint(2, config.vocab_size, (sequences, setting.tokens // sequences), device=setting.device)
     models = {"ours": ours}
     try:
+        setting.admit_theirs()
         models["theirs"] = theirs.model_like(ours)
         note = theirs.path_of(models["theirs"].model.layers[0].linear_attn)
     except Exception as error:  # noqa: BLE001
