@@ -46,12 +46,12 @@ test-faults: $(READY)
 test-gpu: $(READY)
 	$(PYTEST) -rs -m gpu tests/kernels
 
-# Any Python with torch will do: a GPU machine that has one needs no network.
+# Any Python with torch will do: a GPU machine that has one needs no network. BENCH= is for the options it knows.
 bench-gpu:
 	@for python in $(BIN)/python $(PYTHON); do \
 	    if "$$python" -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("torch"))' 2>/dev/null; \
-	    then exec "$$python" benchmarks/gpu --out benchmarks/results/gpu.jsonl; fi; done; \
-	$(MAKE) setup && exec $(BIN)/python benchmarks/gpu --out benchmarks/results/gpu.jsonl
+	    then exec "$$python" benchmarks/gpu --out benchmarks/results/gpu.jsonl $(BENCH); fi; done; \
+	$(MAKE) setup && exec $(BIN)/python benchmarks/gpu --out benchmarks/results/gpu.jsonl $(BENCH)
 
 setup: $(READY)
 

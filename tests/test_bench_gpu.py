@@ -206,6 +206,28 @@ def test_bars(bench: SimpleNamespace, row: str, ours: float, theirs: float | str
     assert bench.table.cells(found, record)[5] == {True: "yes", False: "no", None: ""}[met]
 
 
+@pytest.mark.parametrize(
+    ("card", "share"),
+    [
+        ("NVIDIA H200", 0.4),
+        ("NVIDIA H100 80GB HBM3", 0.4),
+        ("NVIDIA H100 PCIe", None),
+        ("NVIDIA H200 NVL", None),
+        ("NVIDIA B200", None),
+    ],
+)
+def test_the_share_of_peak_is_told_of_known_cards_alone(
+    bench: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, card: str, share: float | None
+) -> None:
+    monkeypatch.setattr(bench.step.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(bench.step.torch.cuda, "get_device_name", lambda: card)
+    made: dict[str, Any] = {}
+    taken = bench.common.Taken(phases=[[500.0], [1000.0], [2500.0]])
+    said = bench.step._use(taken, int(0.4 * 989e12), made, "ours")
+    assert made.get("ours_mfu") == (None if share is None else pytest.approx(share))
+    assert said == ("MFU not known" if share is None else "MFU 40%")
+
+
 @pytest.mark.slow
 def test_smoke_goes_through_every_part(root: Path, tmp_path: Path, bench: SimpleNamespace) -> None:
     out = tmp_path / "gpu.jsonl"

@@ -27,7 +27,16 @@ from rows import PARTS
 from table import cells, lines, verdict
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("torch", "triton", "transformers", "flash-linear-attention", "fla-core", "causal-conv1d", "peft", "trl")
+PACKAGES = (
+    "torch",
+    "triton",
+    "transformers",
+    "flash-linear-attention",
+    "fla-core",
+    "causal-conv1d",
+    "tilelang",
+    "peft",
+)
 
 
 def main() -> int:

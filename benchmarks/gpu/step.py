@@ -6,6 +6,7 @@ The loop is the same: forward, the loss by a cross-entropy over chunks of tokens
 
 from __future__ import annotations
 
+from statistics import median
 from typing import Any
 
 import checks
@@ -19,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 CHUNK = 2048  # tokens whose logits exist at once: 0.8 GB in float32
 # dense bfloat16 products per second, by what the card's name must and must not hold: the SXM cards alone have this rate
 PEAK = 989e12
-FULL_RATE, SLOWER = ("H200", "H100 80GB HBM3"), ("NVL", "PCIe", "GH200")
+FULL_RATE, SLOWER = ("H200", "H100 80GB HBM3"), ("NVL", "PCIe")
 
 
 def measure(setting: Setting, sequences: int, lora: bool) -> list[dict[str, Any]]:
@@ -102,7 +103,7 @@ def _use(taken: Taken, flops: int, made: dict[str, Any], name: str) -> str:
     said = []
     card = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     if any(word in card for word in FULL_RATE) and not any(word in card for word in SLOWER):
-        made[f"{name}_mfu"] = flops * 1e3 / sorted(taken.times())[len(taken.phases) // 2] / PEAK
+        made[f"{name}_mfu"] = flops * 1e3 / median(taken.times()) / PEAK
         said.append(f"MFU {made[f'{name}_mfu']:.0%}")
     if taken.peak is not None:
         made[f"{name}_peak_gib"] = taken.peak / 2**30
