@@ -3,7 +3,7 @@
 # make test-slow    the tests that take minutes or read a corpus of your own (HYBRID_FT_REAL_DATA)
 # make test-kernels the GPU kernels' long tests, none of which needs a GPU
 # make test-faults  the battery of faults: kills, damage, signals, full disks; FAULTS=0.1 is a tenth of it
-# make test-gpu     the GPU kernels on this machine's GPU      make bench-gpu   their times
+# make test-gpu     the GPU kernels on this machine's GPU      make bench-gpu   its times beside its rivals' in one table
 # make lint         ruff: rules and format        make typecheck   mypy
 # make setup        only the set-up               make clean       remove it
 #
@@ -42,12 +42,19 @@ test-kernels: $(READY)
 test-faults: $(READY)
 	HYBRID_FT_FAULTS=$(or $(FAULTS),1) $(PYTEST) -n 2 -m faults tests/faults
 
-# No -n: two processes would share the GPU.
-test-gpu: $(READY)
-	$(PYTEST) -rs -m gpu tests/kernels
+# A GPU machine that has torch needs no network: any Python with what is needed will do, .venv's first.
+WITH = for python in $(BIN)/python $(PYTHON); do \
+	    "$$python" -c 'import sys; from importlib.util import find_spec; sys.exit(not all(map(find_spec, sys.argv[1:])))' $(1) \
+	    2>/dev/null && break; python=; done; test "$$python" || { $(MAKE) setup && python=$(BIN)/python; }
 
-bench-gpu: $(READY)
-	$(BIN)/python benchmarks/gated_delta_rule_gpu.py
+# No -n: two processes would share the GPU.
+test-gpu: .typing/hybrid_ft
+	@$(call WITH,torch triton pytest) && PYTHONPATH=.typing OMP_NUM_THREADS=1 exec "$$python" -m pytest --confcutdir=tests \
+	    -rs -m gpu $$(find tests/kernels -name 'test_triton*.py')
+
+# BENCH= is for the options that it knows.
+bench-gpu:
+	@$(call WITH,torch) && exec "$$python" benchmarks/gpu --out benchmarks/results/gpu.jsonl $(BENCH)
 
 setup: $(READY)
 
@@ -73,11 +80,13 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 
 # mypy does not follow the editable install's import hook. .typing/hybrid_ft is a view of the package for it: one
-# link per folder, since a single link to the root would be a loop. It starts inside .typing because from the root
+# link per folder, since a single link to the root would be a loop. mypy starts inside .typing because from the root
 # it takes our datasets/ and kernels/ for Hugging Face's.
 TYPED := __init__.py cli.py finetune hybrid_model kernels
-typecheck: $(READY)
-	@mkdir -p .typing/hybrid_ft && for part in $(TYPED); do ln -sfn "../../$$part" ".typing/hybrid_ft/$$part"; done
+.typing/hybrid_ft:
+	@mkdir -p $@ && for part in $(TYPED); do ln -sfn "../../$$part" "$@/$$part"; done
+
+typecheck: $(READY) .typing/hybrid_ft
 	bin=$$(cd $(BIN) && pwd) && cd .typing && "$$bin/python" -m mypy --config-file ../pyproject.toml -p hybrid_ft
 
 clean:
