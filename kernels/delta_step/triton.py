@@ -24,8 +24,11 @@ def delta_step_kernel(
     row, head, o_k, o_v = place(HV, V, BK, BV)
     m_k, m_v = o_k < K, o_v < V
     at = head * (K * V) + (o_k[:, None] * V + o_v[None, :])
-    # first of all: no load moves up past the sums' barriers
+    # all loads first: none moves up past the sums' barriers or a division's branches
     S = tl.load(state + row * state_row + at, mask=m_k[:, None] & m_v[None, :], other=0.0).to(tl.float32)
+    g = tl.load(a + row * a_row + head).to(tl.float32) + tl.load(dt_bias + head).to(tl.float32)
+    rate = tl.load(A_log + head).to(tl.float32)
+    beta = tl.load(b + row * b_row + head).to(tl.float32)
     x += row * x_row
     tail += row * tail_row
     o_q = head // (HV // H) * K + o_k
@@ -33,11 +36,8 @@ def delta_step_kernel(
     queries = convolve_step(x, tail, conv_weight, o_q, m_k, D, W).to(x.dtype.element_ty).to(tl.float32)
     keys = convolve_step(x, tail, conv_weight, H * K + o_q, m_k, D, W).to(x.dtype.element_ty).to(tl.float32)
     values = convolve_step(x, tail, conv_weight, o_d, m_v, D, W).to(x.dtype.element_ty).to(tl.float32)
-    rate = -exp(tl.load(A_log + head).to(tl.float32))
-    bias = tl.load(dt_bias + head).to(tl.float32)
-    g = decay(tl.load(a + row * a_row + head).to(tl.float32) + bias, rate)
-    beta = strength(tl.load(b + row * b_row + head).to(tl.float32), ALLOW_NEG_EIGVAL)
-    beta = beta.to(b.dtype.element_ty).to(tl.float32)
+    g = decay(g, -exp(rate))
+    beta = strength(beta, ALLOW_NEG_EIGVAL).to(b.dtype.element_ty).to(tl.float32)
     read, S = advance(S, queries, keys, values, g, beta, True)
     tl.store(o + row * (HV * V) + (head * V + o_v), (scale * read).to(o.dtype.element_ty), mask=m_v)
     tl.store(new_state + row * (HV * K * V) + at, S, mask=m_k[:, None] & m_v[None, :])
