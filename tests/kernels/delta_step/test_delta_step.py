@@ -68,15 +68,11 @@ def test_steps_are_the_layer_over_a_segment() -> None:
     torch.testing.assert_close(state, final_state, rtol=1e-10, atol=1e-10)
 
 
-def test_no_gradients() -> None:
-    inputs = {name: x.requires_grad_() for name, x in case(2).items()}
-    assert not any(x.requires_grad for x in delta_step(**inputs))
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"x": torch.zeros(2, D, 1)}, "x: got (2, 44, 1) torch.float32; it must be float with shape [B, D]"),
+        ({"x": torch.zeros(2)}, "x: got (2,) torch.float32; it must be float with shape [B, D]"),
         ({"tail": torch.zeros(2, 2, D)}, "tail: got shape (2, 2, 44); it must be (2, 3, 44)"),
         ({"b": torch.zeros(2, 3)}, "b: got shape (2, 3); it must be a's, (2, 4)"),
         ({"dt_bias": torch.zeros(3)}, "dt_bias: got shape (3,); it must be a's last size, (4,)"),

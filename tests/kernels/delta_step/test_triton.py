@@ -175,12 +175,16 @@ def test_what_the_kernel_cannot_take(device: str) -> None:
 def test_device_picks_the_path_and_nothing_waits_for_it() -> None:
     inputs = [x.to("cuda") for x in prepared(case(3, (2, 4), (96, 192)), torch.bfloat16)]
     true = rule(*inputs)  # compiles
+    leaves = [x.requires_grad_() for x in inputs]
     torch.cuda.set_sync_debug_mode("error")
     try:
-        got = delta_step(*inputs)
+        got = delta_step(*leaves)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert all(torch.equal(x, y) for x, y in zip(got, true))
+    assert all(torch.equal(x, y) and not x.requires_grad for x, y in zip(got, true))
+    for i, message in ((2, "b: got shape"), (3, "tail: got shape"), (7, "dt_bias: got shape")):
+        with pytest.raises(ValueError, match=message):
+            delta_step(*(x[..., :-1] if i == j else x for j, x in enumerate(inputs)))
     with pytest.raises(
         ValueError, match="q, k: got head size 24; on a GPU it must be a multiple of 16, from 16 to 256"
     ):
