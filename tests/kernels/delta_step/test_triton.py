@@ -86,7 +86,7 @@ def test_writing_strength_up_to_one(nan_memory, dtype, device: str) -> None:
 
 @pytest.mark.skipif(not INTERPRETED, reason="compiled on its own, a kernel may contract its sums otherwise")
 @pytest.mark.parametrize("half", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize(("B", "heads", "dims"), QUICK, ids=str)
+@pytest.mark.parametrize(("B", "heads", "dims"), QUICK[1:], ids=str)
 def test_same_bits_as_three_launches(
     nan_memory, device: str, B: int, heads: tuple[int, int], dims: tuple[int, int], half: torch.dtype
 ) -> None:
