@@ -20,9 +20,10 @@ from hybrid_ft.hybrid_model.cache import DeltaMemory
 from hybrid_ft.hybrid_model.joined import Joined
 from hybrid_ft.hybrid_model.layout import SequenceLayout
 from hybrid_ft.kernels.delta_gates import delta_gates
-from hybrid_ft.kernels.gated_delta_rule import gated_delta_rule, gated_delta_rule_step
+from hybrid_ft.kernels.delta_step import delta_step
+from hybrid_ft.kernels.gated_delta_rule import gated_delta_rule
 from hybrid_ft.kernels.gated_rms_norm import gated_rms_norm
-from hybrid_ft.kernels.short_conv import short_conv, short_conv_step
+from hybrid_ft.kernels.short_conv import short_conv
 from hybrid_ft.kernels.swiglu import swiglu
 
 Tails = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -110,16 +111,14 @@ class OlmoHybridGatedDeltaNet(hf.OlmoHybridGatedDeltaNet):
     def step(self, hidden_states: torch.Tensor, memory: DeltaMemory) -> torch.Tensor:
         """One token of every row, [B, D] -> [B, D], continuing from the memory and written to it. No gradients."""
         assert memory.tail is not None and memory.state is not None
-        B, K, V = len(hidden_states), self.head_k_dim, self.head_v_dim
         layers = (self.q_proj, self.k_proj, self.v_proj, self.g_proj, self.a_proj, self.b_proj)
         x, gate, a, b = self.joined(hidden_states, layers).split(
             [self.conv_dim, self.value_dim, self.num_v_heads, self.num_v_heads], dim=-1
         )
-        x, tail = short_conv_step(x, memory.tail, self.conv1d.weight.squeeze(1))
-        q, k, v = x.split(self.widths, dim=-1)
-        g, beta = delta_gates(a, b, self.A_log, self.dt_bias, allow_neg_eigval=self.allow_neg_eigval)
-        q, k, v = q.view(B, -1, K), k.view(B, -1, K), v.view(B, -1, V)
-        o, state = gated_delta_rule_step(q, k, v, g, beta, memory.state)
+        o, tail, state = delta_step(
+            x, a, b, memory.tail, memory.state, self.conv1d.weight.squeeze(1), self.A_log, self.dt_bias,
+            allow_neg_eigval=self.allow_neg_eigval,
+        )  # fmt: skip
         memory.store(tail, state)
-        normed = F.rms_norm(o, (V,), self.o_norm.weight, self.o_norm.variance_epsilon)
-        return self.o_proj(swiglu(gate, normed.view(B, -1)))
+        normed = F.rms_norm(o, (self.head_v_dim,), self.o_norm.weight, self.o_norm.variance_epsilon)
+        return self.o_proj(swiglu(gate, normed.flatten(1)))

@@ -17,6 +17,16 @@ def delta_gates(
     results, and backward keeps nothing but the arguments.
     Raises ValueError, one line, for shapes or dtypes that do not fit.
     """
+    check_gates(a, b, A_log, dt_bias)
+    if a.is_cuda:
+        # Triton is there wherever torch supports CUDA, and nowhere else.
+        from hybrid_ft.kernels.delta_gates.launch import triton_delta_gates
+
+        return triton_delta_gates(a, b, A_log, dt_bias, allow_neg_eigval)
+    return delta_gates_reference(a, b, A_log, dt_bias, allow_neg_eigval)
+
+
+def check_gates(a: Tensor, b: Tensor, A_log: Tensor, dt_bias: Tensor) -> None:
     for name, x in (("a", a), ("b", b), ("A_log", A_log), ("dt_bias", dt_bias)):
         if x.dtype not in FLOATS:
             raise ValueError(f"{name}: got {x.dtype}; it must be float")
@@ -27,9 +37,3 @@ def delta_gates(
     for name, x in (("A_log", A_log), ("dt_bias", dt_bias)):
         if x.shape != a.shape[-1:]:
             raise ValueError(f"{name}: got shape {tuple(x.shape)}; it must be a's last size, {tuple(a.shape[-1:])}")
-    if a.is_cuda:
-        # Triton is there wherever torch supports CUDA, and nowhere else.
-        from hybrid_ft.kernels.delta_gates.launch import triton_delta_gates
-
-        return triton_delta_gates(a, b, A_log, dt_bias, allow_neg_eigval)
-    return delta_gates_reference(a, b, A_log, dt_bias, allow_neg_eigval)

@@ -43,6 +43,19 @@ def _sigmoid(x, e):
 
 
 @triton.jit
+def decay(x, rate):
+    """g of x = a + dt_bias and rate = -exp(A_log)."""
+    return rate * _softplus(x, _shrink(x))
+
+
+@triton.jit
+def strength(x, ALLOW_NEG_EIGVAL: tl.constexpr):
+    """beta of x = b."""
+    most: tl.constexpr = 2.0 if ALLOW_NEG_EIGVAL else 1.0
+    return most * _sigmoid(x, _shrink(x))
+
+
+@triton.jit
 def _place(D: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr):
     """This program's first tile: its first row (int64), rows from there, and columns."""
     blocks: tl.constexpr = (D + BD - 1) // BD
@@ -63,14 +76,13 @@ def forward_kernel(
     a, a_row, b, b_row, A_log, dt_bias, g, beta, N,
     D: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr, ALLOW_NEG_EIGVAL: tl.constexpr,
 ):  # fmt: skip
-    most: tl.constexpr = 2.0 if ALLOW_NEG_EIGVAL else 1.0
     first, o_n, o_d = _place(D, BR, BD)
     mask = (first + o_n < N)[:, None] & (o_d < D)[None, :]
     rate, bias = _heads(A_log, dt_bias, o_d, D)
     x = load_tile(a, a_row, first, o_n, o_d, mask) + bias
-    store_tile(g, D, first, o_n, o_d, mask, rate * _softplus(x, _shrink(x)))
+    store_tile(g, D, first, o_n, o_d, mask, decay(x, rate))
     x = load_tile(b, b_row, first, o_n, o_d, mask)
-    store_tile(beta, D, first, o_n, o_d, mask, most * _sigmoid(x, _shrink(x)))
+    store_tile(beta, D, first, o_n, o_d, mask, strength(x, ALLOW_NEG_EIGVAL))
 
 
 @triton.jit(do_not_specialize=["N", "steps", "stride"])

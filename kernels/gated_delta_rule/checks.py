@@ -59,7 +59,11 @@ def check_gpu_inputs(q: Tensor, v: Tensor) -> None:
     """What the GPU kernels can take; there is no other path on a GPU."""
     if q.dtype not in GPU_FLOATS:
         raise ValueError(f"q: got {q.dtype}; on a GPU it must be float32, bfloat16 or float16")
-    for name, size in (("q, k", q.shape[3]), ("v", v.shape[3])):
+    check_gpu_head_sizes(q.shape[3], v.shape[3])
+
+
+def check_gpu_head_sizes(K: int, V: int) -> None:
+    for name, size in (("q, k", K), ("v", V)):
         if size % 16 or not 16 <= size <= 256:
             raise ValueError(f"{name}: got head size {size}; on a GPU it must be a multiple of 16, from 16 to 256")
 

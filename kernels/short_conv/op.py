@@ -61,10 +61,7 @@ def short_conv_step(x: Tensor, tail: Tensor, weight: Tensor) -> tuple[Tensor, Te
     as it is, both in x's dtype. No gradients. The tensors' device alone decides the path: on a GPU one Triton kernel,
     for 32 and 16 bits. Raises ValueError, one line, for shapes or dtypes that do not fit.
     """
-    _check(x, weight, ("B", "D"))
-    shape = (len(x), weight.shape[1] - 1, x.shape[1])
-    if tuple(tail.shape) != shape:
-        raise ValueError(f"tail: got shape {tuple(tail.shape)}; it must be {shape}")
+    check_step(x, tail, weight)
     if x.is_cuda:
         from hybrid_ft.kernels.short_conv.launch import triton_short_conv_step
 
@@ -73,6 +70,13 @@ def short_conv_step(x: Tensor, tail: Tensor, weight: Tensor) -> tuple[Tensor, Te
     window = torch.cat([tail.to(x.dtype), x[:, None]], dim=1)
     pre = (window.to(dtype) * weight.to(dtype).T).sum(1)
     return F.silu(pre).to(x.dtype), window[:, 1:]
+
+
+def check_step(x: Tensor, tail: Tensor, weight: Tensor) -> None:
+    _check(x, weight, ("B", "D"))
+    shape = (len(x), weight.shape[1] - 1, x.shape[1])
+    if tuple(tail.shape) != shape:
+        raise ValueError(f"tail: got shape {tuple(tail.shape)}; it must be {shape}")
 
 
 def _check(x: Tensor, weight: Tensor, names: tuple[str, str]) -> None:

@@ -166,23 +166,41 @@ def initial_tail_kernel(
 
 
 @triton.jit
-def step_kernel(
-    x, x_row, tail, tail_row, weight, y, new_tail, D: tl.constexpr, W: tl.constexpr, BD: tl.constexpr
-):  # fmt: skip
-    """One token of each row. A tail without gaps within a row; its inputs are rounded as the new tail keeps them."""
-    blocks: tl.constexpr = (D + BD - 1) // BD
-    row = (tl.program_id(0) // blocks).to(tl.int64)
-    o_d = tl.program_id(0) % blocks * BD + tl.arange(0, BD)
-    mask = o_d < D
-    tail += row * tail_row
-    new_tail += row * ((W - 1) * D)
-    pre = tl.zeros([BD], tl.float32)
+def convolve_step(x, tail, weight, o_d, mask, D: tl.constexpr, W: tl.constexpr):
+    """Outputs of one token's channels o_d, float32. ``x`` and ``tail`` are its row's, neither with gaps; the tail's
+    inputs are rounded as the new tail keeps them."""
+    pre = tl.zeros(o_d.shape, tl.float32)
     for w in tl.static_range(W):
         if w < W - 1:
             value = tl.load(tail + (w * D + o_d), mask=mask, other=0.0).to(x.dtype.element_ty)
         else:
-            value = tl.load(x + row * x_row + o_d, mask=mask, other=0.0)
-        if w > 0:
-            tl.store(new_tail + ((w - 1) * D + o_d), value, mask=mask)
+            value = tl.load(x + o_d, mask=mask, other=0.0)
         pre += tl.load(weight + (o_d * W + w), mask=mask, other=0.0).to(tl.float32) * value.to(tl.float32)
-    tl.store(y + row * D + o_d, (pre * sigmoid(pre)).to(y.dtype.element_ty), mask=mask)
+    return pre * sigmoid(pre)
+
+
+@triton.jit
+def move_tail(x, tail, new_tail, o_d, mask, D: tl.constexpr, W: tl.constexpr):
+    """One token's new tail in the channels o_d. Apart from the convolution, as a store would hold up the next load."""
+    for w in tl.static_range(1, W):
+        if w < W - 1:
+            value = tl.load(tail + (w * D + o_d), mask=mask, other=0.0).to(x.dtype.element_ty)
+        else:
+            value = tl.load(x + o_d, mask=mask, other=0.0)
+        tl.store(new_tail + ((w - 1) * D + o_d), value, mask=mask)
+
+
+@triton.jit
+def step_kernel(
+    x, x_row, tail, tail_row, weight, y, new_tail, D: tl.constexpr, W: tl.constexpr, BD: tl.constexpr
+):  # fmt: skip
+    """One token of each row. A tail without gaps within a row."""
+    blocks: tl.constexpr = (D + BD - 1) // BD
+    row = (tl.program_id(0) // blocks).to(tl.int64)
+    o_d = tl.program_id(0) % blocks * BD + tl.arange(0, BD)
+    mask = o_d < D
+    x += row * x_row
+    tail += row * tail_row
+    value = convolve_step(x, tail, weight, o_d, mask, D, W)
+    tl.store(y + row * D + o_d, value.to(y.dtype.element_ty), mask=mask)
+    move_tail(x, tail, new_tail + row * ((W - 1) * D), o_d, mask, D, W)

@@ -12,6 +12,12 @@ from hybrid_ft.kernels.rowwise import on
 COLUMNS = 32
 
 
+def tile(K: int, V: int) -> tuple[int, int, int]:
+    """Rows and columns of a program's part of the state, and its warps."""
+    BK, BV = triton.next_power_of_2(K), min(COLUMNS, triton.next_power_of_2(V))
+    return BK, BV, max(1, BK * BV // 1024)
+
+
 @torch.library.custom_op("hybrid_ft::gated_delta_rule_step", mutates_args=())
 def step_op(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor, scale: float, use_qk_l2norm: bool
@@ -23,12 +29,12 @@ def step_op(
         return o, new_state
     q, k, v, g, beta = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v, g, beta))
     state = state if state[0].is_contiguous() else state.contiguous()
-    BK, BV = triton.next_power_of_2(K), min(COLUMNS, triton.next_power_of_2(V))
+    BK, BV, warps = tile(K, V)
     with on(q):
         step_kernel[(B * HV * triton.cdiv(V, BV),)](
             q, q.stride(0), q.stride(1), k, k.stride(0), k.stride(1), v, v.stride(0), v.stride(1), g, g.stride(0),
             beta, beta.stride(0), state, state.stride(0), o, new_state, scale, H, HV, K, V, BK, BV, use_qk_l2norm,
-            num_warps=max(1, BK * BV // 1024),
+            num_warps=warps,
         )  # fmt: skip
     return o, new_state
 
