@@ -158,7 +158,7 @@ def _finish(
     torch.sum(reads, 0, out=read)
     reads += b.weights.sum(-1)
     # In dg's sum over later tokens, most pairs are read and written and cancel: in float64 to nothing.
-    torch.add(b.q_weights, b.k_weights, out=b.shared)
+    b.shared.copy_(b.q_weights.add_(b.k_weights))
     torch.sub(b.shared.sum(2), b.shared.sum(1), out=shared)
 
     b.dq.baddbmm_(b.q_pairs, b.write)
