@@ -1,12 +1,17 @@
 """Causal attention inside each segment and to the segments it continues, on flat tokens.
 
-No mask of all tokens by all tokens is ever built: each segment is a call of its own, or equal ones share a call.
+No mask of all tokens by all tokens is ever built. On a GPU one launch takes all segments, in 16 bits; elsewhere each
+segment is a call of its own, or equal ones share a call.
 """
 
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
 import torch
 from torch.nn import functional as F
+from torch.nn.attention import varlen
 from torch.nn.attention.bias import causal_lower_right
 from transformers.models.olmo_hybrid import modeling_olmo_hybrid as hf
 
@@ -17,6 +22,10 @@ from hybrid_ft.hybrid_model.layout import SequenceLayout
 from hybrid_ft.hybrid_model.turns import Turn
 
 Rope = tuple[torch.Tensor, torch.Tensor]
+
+# torch 2.10 has it without these
+_VARLEN = {"scale", "window_size"} <= inspect.signature(varlen.varlen_attn).parameters.keys()
+_VARLEN_GQA = "enable_gqa" in inspect.signature(varlen.varlen_attn).parameters
 
 
 def segment_attention(
@@ -32,6 +41,8 @@ def segment_attention(
         q, k, v = (x.unflatten(0, rows).transpose(1, 2) for x in (q, k, v))
         o = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, scale=scale, enable_gqa=gqa)
         return o.transpose(1, 2).flatten(0, 1)
+    if _fits_varlen(q, gqa, dropout):
+        return _varlen(q, k, v, layout, scale, gqa)
 
     # split once and not slice often: the gradient of a slice is as large as what it was cut from
     queries, keys, values = (x.transpose(0, 1).split(layout.lengths, dim=1) for x in (q, k, v))
@@ -46,6 +57,25 @@ def segment_attention(
             v_s = torch.cat([values[a] for a in past], dim=1)
         outputs.append(_causal(q_s, k_s, v_s, scale, gqa, dropout))
     return torch.cat(outputs) if outputs else q
+
+
+def _fits_varlen(q: torch.Tensor, gqa: bool, dropout: float) -> bool:
+    """Whether torch's flash attention takes this: on a GPU, 16 bits, heads of up to 256 in eights, no dropout."""
+    half, D = q.dtype in (torch.bfloat16, torch.float16), q.shape[-1]
+    return _VARLEN and (_VARLEN_GQA or not gqa) and q.is_cuda and half and D <= 256 and D % 8 == 0 and not dropout
+
+
+def _varlen(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: SequenceLayout, scale: float, gqa: bool
+) -> torch.Tensor:
+    """A segment's queries are the last of its keys, as flash attention's causal mask has it."""
+    keys = layout.keys
+    if keys.tokens is not None:
+        k, v = k.index_select(0, keys.tokens), v.index_select(0, keys.tokens)
+    lengths = (layout.cu_seqlens, keys.cu_seqlens, layout.max_seqlen, keys.max_seqlen)
+    options: dict[str, Any] = {"enable_gqa": True} if gqa else {}
+    o: Any = varlen.varlen_attn(q, k, v, *lengths, scale=scale, window_size=(-1, 0), **options)
+    return o
 
 
 def _causal(

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 
@@ -28,6 +30,19 @@ class Level:
     lengths: tuple[int, ...]
     cu_seqlens: torch.Tensor
     parents: torch.Tensor | None
+
+
+class KeyRuns(NamedTuple):
+    """What each segment attends to, laid end to end: the tokens of its history and its own.
+
+    tokens      int64, which of the layout's tokens these are; None where each segment has its own alone
+    cu_seqlens  int32 [S+1]
+    max_seqlen  on the host
+    """
+
+    tokens: torch.Tensor | None
+    cu_seqlens: torch.Tensor
+    max_seqlen: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +68,19 @@ class SequenceLayout:
     lengths: tuple[int, ...]
     levels: tuple[Level, ...]
     histories: tuple[tuple[int, ...], ...]
+
+    @cached_property
+    def keys(self) -> KeyRuns:
+        """Made at first use, for all layers."""
+        if len(self.levels) == 1:
+            return KeyRuns(None, self.cu_seqlens, self.max_seqlen)
+        starts = [0, *accumulate(self.lengths)]
+        tokens = torch.cat([torch.arange(starts[a], starts[a + 1]) for history in self.histories for a in history])
+        lengths = [sum(self.lengths[a] for a in history) for history in self.histories]
+        device = self.cu_seqlens.device
+        return KeyRuns(
+            tokens.to(device, non_blocking=True), _offsets(lengths).to(device, non_blocking=True), max(lengths)
+        )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> SequenceLayout:
         """The same layout for another device; accelerate moves keyword arguments between devices with this."""
