@@ -17,15 +17,15 @@ class Gradients:
         self.call = call
         self.q, self.k = (TokenRows.like(x, call.plan, call.group) for x in (q, k))
         self.v = TokenRows.like(v, call.plan)
-        self.beta, self.read, self.stored = call.like.new_empty(3, call.rows, call.chunk)
-        self.shared = call.like.new_empty(call.rows, call.chunk, dtype=torch.float64)
+        rows = call.like.new_empty(4, call.rows, call.chunk)
+        self.beta, self.read, self.written, self.stored = rows
         self.carried = call.like.new_empty(call.rows)
 
     def decay_gradient(self) -> Tensor:
         """dg [rows, C]. Token t's gate scales all that was there before t, where a token from t on reads it or the
         chunk's end keeps it: earlier writes of the chunk and the state that the chunk began with."""
         gates = self.call.gates
-        dg = (self.shared + self.read).flip(1).cumsum(1).flip(1).to(self.read.dtype)
+        dg = (self.read - self.written).flip(1).cumsum(1).flip(1)
         dg += self.carried[:, None] * gates.total[:, 0]
         dg[:, 1:] += self.stored.mul(gates.beta[..., 0]).cumsum(1)[:, :-1]
         return dg
@@ -54,7 +54,6 @@ class _BackwardTile(KeyTile):
         self.dq, self.dk = self.dqk.unbind()
         # Step by step, Y dS'^T takes the place of the write keys that the step has used.
         self.dwrite, self.product = self.write_end, self.read[0]
-        self.shared = scratch.take("shared", n, C, C, dtype=torch.float64)
         self.diagonal = self.q_weights.diagonal(dim1=1, dim2=2)
         self.q_weights_t, self.q_pairs_t, self.k_pairs_t = (x.mT for x in (self.q_weights, self.q_pairs, self.k_pairs))
         product = scratch.take("state_product", n, K, V)
@@ -73,7 +72,7 @@ def _backward_block(
     grads: Gradients,
 ) -> None:
     """Takes ``ds`` [lanes, K, V] from the final state's gradient to the initial state's, in place."""
-    by_row = (grads.beta, grads.read, grads.shared, grads.stored)
+    by_row = (grads.beta, grads.read, grads.written, grads.stored)
     tokens = (inputs.q, inputs.k, do, grads.q, grads.k, grads.v)
     tiles = zip(
         block.tiles,
@@ -137,13 +136,13 @@ def _finish(
     decay: Tensor,
     dbeta: Tensor,
     read: Tensor,
-    shared: Tensor,
+    written: Tensor,
     stored: Tensor,
 ) -> None:
     """From dO Y^T, -dV Y^T (b.pairs), dO S^T, dV S^T (b.dqk) and Y dS'^T (b.dwrite): dq and dk of the raw q and k.
 
-    The rest is per token, [rows, C]. ``read``: what decay from the chunk's start to this token costs; ``shared``: from
-    earlier tokens to it less from it to later ones; ``stored``: from it to the chunk's end, without its beta.
+    The rest is per token, [rows, C]. ``read``: what decay to this token costs; ``written``: from it to later tokens;
+    ``stored``: from it to the chunk's end, without its beta.
     """
     b.weights.mul_(b.pairs)
     b.pairs.mul_(decay)
@@ -155,11 +154,9 @@ def _finish(
     torch.sum(torch.mul(b.k, b.dwrite, out=b.product), -1, out=stored)
     own = b.diagonal.clone()
     b.diagonal.zero_()
-    torch.sum(reads, 0, out=read)
     reads += b.weights.sum(-1)
-    # In dg's sum over later tokens, most pairs are read and written and cancel: in float64 to nothing.
-    b.shared.copy_(b.q_weights.add_(b.k_weights))
-    torch.sub(b.shared.sum(2), b.shared.sum(1), out=shared)
+    torch.sum(reads, 0, out=read)
+    torch.sum(b.q_weights.add_(b.k_weights), 1, out=written)
 
     b.dq.baddbmm_(b.q_pairs, b.write)
     b.dk.baddbmm_(b.k_pairs, b.write)

@@ -85,7 +85,7 @@ def run_forward(call: Call, inputs: Inputs, states: Tensor, kept: Kept | None, o
             inputs.v.read(at_v, b.w)
             b.fill(gates)
             cum, rest = gates.cum
-            decay_(torch.sub(cum, cum.mT, out=decay).add_(rest).sub_(rest.mT), decay.dtype).tril_()
+            decay_(torch.sub(cum, cum.mT, out=decay).add_(rest).sub_(rest.mT)).tril_()
             T.copy_(b.invert(decay))
             torch.bmm(b.q, b.write_t, out=b.q_weights).mul_(decay)
             for (q_read, k_read, write_end_t, w, o), T_i, y_i, total in zip(b.steps, T_steps, y_steps, gates.total):

@@ -95,14 +95,11 @@ def test_step_checks_its_state() -> None:
         gated_delta_rule_step(**row, state=torch.zeros(1, 4, 8, 8))
 
 
-@pytest.mark.parametrize(
-    ("logs_dtype", "dtype"),
-    [(torch.float32, torch.float32), (torch.float64, torch.float32), (torch.float64, torch.float64)],
-)
-def test_decays_are_normal_numbers_or_zero(logs_dtype: torch.dtype, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_decays_are_normal_numbers_or_zero(dtype: torch.dtype) -> None:
     """One subnormal number costs a CPU as much as forty others; a closed head would be full of them."""
-    logs = torch.cat([torch.linspace(-800, 3, 9999, dtype=logs_dtype), torch.tensor([float("-inf")])])
-    decays = decay_(logs.clone(), dtype).to(dtype)
+    logs = torch.cat([torch.linspace(-800, 3, 9999, dtype=dtype), torch.tensor([float("-inf")], dtype=dtype)])
+    decays = decay_(logs.clone())
     assert (decays[decays != 0] >= torch.finfo(dtype).tiny).all() and decays.max() == 1
     kept = logs > (-86 if dtype == torch.float32 else -699)
-    assert torch.equal(decays[kept], logs[kept].clamp(max=0).exp().to(dtype))
+    assert torch.equal(decays[kept], logs[kept].clamp(max=0).exp())

