@@ -119,6 +119,7 @@ def take_steps(base: str, folder: str, out: str, pairs_per_step: int) -> None:
         model = trainer.accelerator.unwrap_model(trainer.model)
         weights = {name: value.contiguous() for name, value in model.state_dict().items()}
         save_file(weights | {f"logged_{name}": torch.tensor(values) for name, values in logged.items()}, out)
+    run.processes.part()  # as a run does: at its exit a process with an open group may be aborted by its threads
 
 
 if __name__ == "__main__":
