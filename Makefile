@@ -50,7 +50,7 @@ WITH = for python in $(BIN)/python $(PYTHON); do \
 # No -n: two processes would share the GPU.
 test-gpu: .typing/hybrid_ft
 	@$(call WITH,torch triton pytest) && PYTHONPATH=.typing OMP_NUM_THREADS=1 exec "$$python" -m pytest --confcutdir=tests \
-	    -rs -m gpu $$(find tests/kernels -name 'test_triton*.py') tests/hybrid_model/test_attention.py
+	    -rs -m gpu $$(find tests/kernels -name 'test_triton*.py') tests/hybrid_model/test_attention.py tests/hybrid_model/test_triton.py
 
 # BENCH= is for the options that it knows.
 bench-gpu:

@@ -1,4 +1,4 @@
-"""Starts the process in which Triton's interpreter runs the layer's kernels: see conftest.py."""
+"""Starts the process in which Triton's interpreter runs the layer's kernels, and the model on them: see conftest.py."""
 
 import os
 import subprocess
@@ -15,8 +15,8 @@ outside = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="
 
 def interpret(select: str) -> None:
     here = Path(__file__).parent
-    files = sorted(here.glob("*/test_triton.py"))
-    assert files
+    files = [*sorted(here.glob("*/test_triton.py")), here.parent / "hybrid_model" / "test_triton.py"]
+    assert len(files) > 1
     command = [sys.executable, "-m", "pytest", "-q", "--confcutdir=tests", "-p", "no:cacheprovider", "-m", select]
     env = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     run = subprocess.run(
