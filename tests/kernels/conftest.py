@@ -6,14 +6,15 @@ import re
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-TYPES = {torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int32: "*i32", torch.int64: "*i64"}
+TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
+TYPES |= {torch.int32: "*i32", torch.int64: "*i64"}
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -120,51 +121,81 @@ class Recorder:
         return record
 
 
+class Built(NamedTuple):
+    """Bytes per thread that did not fit into the registers, bytes of shared memory, PTX."""
+
+    spilled: int
+    shared: int
+    ptx: str
+
+
 @pytest.fixture
-def assert_compiles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
+def record() -> Callable[[Any, Callable[[], object]], dict[str, Recorder]]:
+    """Every kernel of a module with what ``call`` launches it with; nothing is launched."""
+
+    def launches(module: Any, call: Callable[[], object]) -> dict[str, Recorder]:
+        recorders = {name: Recorder(x) for name, x in vars(module).items() if name.endswith("_kernel")}
+        with pytest.MonkeyPatch.context() as patched:
+            for name, recorder in recorders.items():
+                patched.setattr(module, name, recorder)
+            call()
+        return recorders
+
+    return launches
+
+
+@pytest.fixture
+def build(tmp_path: Path) -> Callable[[Recorder, int], Built]:
+    """A recorded kernel compiled for an architecture as it is launched."""
+
+    def compiled(recorder: Recorder, arch: int) -> Built:
+        import triton
+        from triton.backends.compiler import GPUTarget
+        from triton.compiler import ASTSource
+
+        assert recorder.launch is not None
+        args, options = recorder.launch
+        signature, constants, attributes = {}, {}, {}
+        for i, parameter in enumerate(recorder.kernel.params):
+            value = args[i] if i < len(args) else options[parameter.name]
+            signature[parameter.name] = described(value, (i,), parameter, constants, attributes)
+        source = ASTSource(fn=recorder.kernel, signature=signature, constexprs=constants, attrs=attributes)
+        built = triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": options["num_warps"]})
+        cubin = tmp_path / "kernel.cubin"
+        cubin.write_bytes(built.asm["cubin"])
+        tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+        usage = subprocess.run([tool, "-res-usage", cubin], capture_output=True, text=True, check=True).stdout
+        spilled = sum(int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("STACK", "LOCAL"))
+        return Built(spilled, built.metadata.shared, built.asm["ptx"])
+
+    return compiled
+
+
+def described(value: Any, place: tuple[int, ...], parameter: Any, constants: dict, attributes: dict) -> Any:
+    """An argument's type, as a launch would find it; a named tuple's members have no parameter of their own."""
+    if isinstance(value, tuple):
+        return type(value)(*(described(x, (*place, i), None, constants, attributes) for i, x in enumerate(value)))
+    if isinstance(value, Tensor):
+        attributes[place] = [["tt.divisibility", 16]]
+        return TYPES[value.dtype]
+    if isinstance(value, float):
+        return "fp32"
+    if type(value) is int and not (parameter and parameter.is_constexpr):
+        if value % 16 == 0 and not (parameter and parameter.do_not_specialize):
+            attributes[place] = [["tt.divisibility", 16]]
+        return "i32"
+    constants[place] = getattr(value, "value", value)
+    return "constexpr"
+
+
+@pytest.fixture
+def assert_compiles(record, build) -> Callable[..., None]:
     """Every kernel that ``call`` launches from a module, compiled for an architecture as it is launched: nothing spills."""
 
     def check(module: Any, call: Callable[[], object], arch: int) -> None:
-        names = [name for name in vars(module) if name.endswith("_kernel")]
-        recorders = [Recorder(getattr(module, name)) for name in names]
-        with monkeypatch.context() as patched:
-            for name, recorder in zip(names, recorders):
-                patched.setattr(module, name, recorder)
-            call()
-        assert names
-        for name, recorder in zip(names, recorders):
-            assert spilled(recorder, arch, tmp_path) == 0, name
+        recorders = record(module, call)
+        assert recorders
+        for name, recorder in recorders.items():
+            assert build(recorder, arch).spilled == 0, name
 
     return check
-
-
-def spilled(recorder: Recorder, arch: int, folder: Path) -> int:
-    """Bytes of stack and local memory per thread."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    assert recorder.launch is not None
-    args, options = recorder.launch
-    signature, constants, attributes = {}, {}, {}
-    for i, parameter in enumerate(recorder.kernel.params):
-        value = args[i] if i < len(args) else options[parameter.name]
-        if isinstance(value, Tensor):
-            signature[parameter.name] = TYPES[value.dtype]
-            attributes[(i,)] = [["tt.divisibility", 16]]
-        elif isinstance(value, float):
-            signature[parameter.name] = "fp32"
-        elif type(value) is int and not parameter.is_constexpr:
-            signature[parameter.name] = "i32"
-            if value % 16 == 0 and not parameter.do_not_specialize:
-                attributes[(i,)] = [["tt.divisibility", 16]]
-        else:
-            signature[parameter.name] = "constexpr"
-            constants[(i,)] = value
-    source = ASTSource(fn=recorder.kernel, signature=signature, constexprs=constants, attrs=attributes)
-    built = triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": options["num_warps"]})
-    cubin = folder / "kernel.cubin"
-    cubin.write_bytes(built.asm["cubin"])
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    usage = subprocess.run([tool, "-res-usage", cubin], capture_output=True, text=True, check=True).stdout
-    return sum(int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("STACK", "LOCAL"))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hybrid_ft.kernels.gated_delta_rule.triton.tiles import ROWS, Chunks, Dims, Pieces
 
-CHUNK = 64
+CHUNK = 64  # tokens, at most
 DOTS = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
 # Programs of a scan that a chip takes at once: two on each of an H100's 132 multiprocessors. The same number for every
 # device, so that all add up in the same order.
@@ -78,12 +78,17 @@ class Call:
         self.value_heads, self.value_dim = v.shape[2:]
         self.like = q
         self.tokens_in_row = max(1, self.length)  # what a token's number is divided by
+        self.chunk = CHUNK
+        if q.dtype == torch.float32:
+            # More keys than dimensions write over the state that the chunk begins with: its gradient and dg are then small
+            # differences of sums, which the definition never forms, several times off in float32. 16 bits are worse anyhow.
+            self.chunk = min(CHUNK, 1 << (self.key_dim.bit_length() - 1))
         if cu_seqlens is None:
             self.segments = self.batch
-            self.chunks = self.batch * -(-self.length // CHUNK)
+            self.chunks = self.batch * -(-self.length // self.chunk)
         else:
             self.segments = cu_seqlens.shape[0] - 1
-            self.chunks = self.length // CHUNK + self.segments  # the true number is known to the device alone
+            self.chunks = self.length // self.chunk + self.segments  # the true number is known to the device alone
 
     @cached_property
     def piece(self) -> int:
@@ -104,14 +109,14 @@ class Call:
         first = 64 if halves and self.key_dim == 128 else 1 << (self.key_dim.bit_length() - 1)
         rest = self.key_dim - first
         second = max(16, triton.next_power_of_2(rest)) if rest else 0
-        sizes = (self.heads, self.value_heads, self.key_dim, self.value_dim, first, second, CHUNK)
+        sizes = (self.heads, self.value_heads, self.key_dim, self.value_dim, first, second, self.chunk)
         return Dims(*(tl.constexpr(x) for x in (*sizes, DOTS[self.like.dtype])))
 
     def memory(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         return torch.empty(shape, dtype=dtype or self.like.dtype, device=self.like.device)
 
     def square(self) -> Tensor:
-        return self.memory(self.chunks, self.value_heads, CHUNK, CHUNK)
+        return self.memory(self.chunks, self.value_heads, self.chunk, self.chunk)
 
     def states(self) -> Tensor:
         return self.memory(self.chunks, self.value_heads, self.value_dim, self.key_dim)
@@ -127,7 +132,7 @@ class Call:
         return segments * self.value_heads * -(-(columns or self.value_dim) // block)
 
     def forward_memory(self, keep_states: bool) -> Forward:
-        gates = self.memory(self.chunks, self.value_heads, ROWS.value, CHUNK, dtype=torch.float32)
+        gates = self.memory(self.chunks, self.value_heads, ROWS.value, self.chunk, dtype=torch.float32)
         states = self.states() if keep_states else self.memory(0)
         y = self.tokens(self.value_dim) if keep_states else self.memory(0)
         starts = self.outer_states(self.pieces)
@@ -146,7 +151,7 @@ def cut(call: Call, cu_seqlens: Tensor | None) -> Chunks:
     device = call.like.device
     if cu_seqlens is None:
         cu_seqlens = torch.arange(call.batch + 1, dtype=torch.int32, device=device) * call.length
-    return _chunks(cu_seqlens.to(device, torch.int32), call.chunks)
+    return _chunks(cu_seqlens.to(device, torch.int32), call)
 
 
 def cut_pieces(call: Call, chunks: Chunks) -> Pieces:
@@ -154,15 +159,15 @@ def cut_pieces(call: Call, chunks: Chunks) -> Pieces:
     counts = (chunks.first_chunk.diff() + (call.piece - 1)) // call.piece
     first, owner = _number(counts.clamp(min=1), call.pieces)
     at = torch.arange(call.pieces, dtype=torch.int32, device=owner.device) - first[owner]
-    start = chunks.cu_seqlens[owner] + at * (call.piece * CHUNK)
+    start = chunks.cu_seqlens[owner] + at * (call.piece * call.chunk)
     end = chunks.cu_seqlens[-1:]
     edges = torch.cat([torch.where(owner < 0, end, start), end])
-    return Pieces(first, owner, _chunks(edges, call.chunks))
+    return Pieces(first, owner, _chunks(edges, call))
 
 
-def _chunks(edges: Tensor, number: int) -> Chunks:
+def _chunks(edges: Tensor, call: Call) -> Chunks:
     lengths = edges.diff()
-    first, owner = _number((lengths + (CHUNK - 1)) // CHUNK, number)
+    first, owner = _number((lengths + (call.chunk - 1)) // call.chunk, call.chunks)
     order = lengths.argsort(descending=True, stable=True).to(torch.int32)
     return Chunks(edges, first, owner, order)
 

@@ -63,9 +63,9 @@ def query_kernel(
     L2NORM: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """One program per chunk and value head. Writes that head's share of dq [B, T, HV, K], its part of every token's
-    change of decay [NT, HV, BT], and E over ``weights``. <S, dS'> counts as a change at the chunk's last row, which every
-    token of the chunk takes part in."""
+    """One program per chunk and value head. Writes that head's share of dq [B, T, HV, K], its part of ``change``
+    [NT, HV, BT], see ``_change``, and E over ``weights``. <S, dS'> is part of every token's dg: it counts as read by the
+    chunk's last row."""
     segment, start, row, head, here = _place(chunks, d)
     if segment < 0:
         return
@@ -97,10 +97,13 @@ def query_kernel(
     q1, q2 = load_keys(token(q, start, key_head, T), q.t, o, here, d)
     k1, k2 = load_keys(token(k, start, key_head, T), k.t, o, here, d)
     later = o[:, None] > o[None, :]
-    shared = _shared(tl.where(later, weighted * dot_keys(q1, q2, k1, k2, d), 0.0))
+    shared = tl.where(later, weighted * dot_keys(q1, q2, k1, k2, d), 0.0)
     dq1, dq2, read = _scale_rows(dq1, dq2, tl.load(gates + READ_Q * d.BT + o), q1, q2, d)
     carried = tl.sum(products, 0) * chunk_decay(gates, d)
-    tl.store(change + row * d.BT + o, read + shared + tl.where(o == d.BT - 1, carried, 0.0))
+    shares = o == d.BT - 1
+    if d.DOT == tl.float32:  # where ``change`` is summed over later tokens already
+        shares = o >= 0
+    tl.store(change + row * d.BT + o, _change(read, shared, later, d) + tl.where(shares, carried, 0.0))
     tl.debug_barrier()
     k1, k2 = load_keys(token(k, start, key_head, T), k.t, o, here, d)
     dq1, dq2 = _add_product(dq1, dq2, operand(weighted, d), k1, k2, d)
@@ -149,9 +152,9 @@ def key_kernel(
     weighted = f * _write_factor(gates, o, d)[None, :]
     tl.debug_barrier()
     k1, k2 = load_keys(token(k, start, key_head, T), k.t, o, here, d)
-    shared = _shared(weighted * dot_keys(k1, k2, k1, k2, d))
+    shared = weighted * dot_keys(k1, k2, k1, k2, d)
     dk1, dk2, read = _scale_rows(dk1, dk2, -tl.load(gates + READ_K * d.BT + o), k1, k2, d)
-    tl.store(change + o, tl.load(change + o) + shared + read)
+    tl.store(change + o, tl.load(change + o) + _change(read, shared, later, d))
     tl.debug_barrier()
     k1, k2 = load_keys(token(k, start, key_head, T), k.t, o, here, d)
     dk1, dk2 = _add_product(dk1, dk2, operand(weighted, d), k1, k2, d)
@@ -180,7 +183,9 @@ def key_kernel(
     _store_keys(dk + out * d.K, dk1, dk2, k1, k2, norm, o, here, d, L2NORM)
 
     # A token's gate scales what was there before it, where a token from it on reads it or the chunk's end keeps it.
-    total = tl.cumsum(tl.load(change + o), 0, reverse=True)
+    total = tl.load(change + o)
+    if d.DOT != tl.float32:
+        total = tl.cumsum(total, 0, reverse=True)
     stored = stored * _write_factor(gates, o, d)
     total += tl.sum(tl.where(o[:, None] < o[None, :], stored[:, None], 0.0), 0)
     tl.store(dg + out + o * d.HV, total, mask=here)
@@ -242,9 +247,19 @@ def _write_products(y, d_states, o, here, d, BV: tl.constexpr, STAGES: tl.conste
 
 
 @triton.jit
-def _shared(pairs):
-    """Of each token, what it reads through the chunk's pairs less what it wrote that later tokens read."""
-    return tl.sum(pairs, 1) - tl.sum(pairs, 0)
+def _change(read, pairs, later, d):
+    """What tokens read of the chunk's start, ``read`` [BT], and of its earlier tokens, ``pairs`` [BT, BT], as dg needs it:
+    summed over the tokens from t on, and of what was written before t alone.
+
+    In 16 bits that sum is taken in the end, of what each token reads less what it wrote that later tokens read; float32's
+    rounding of the pairs that cancel there doubles dg's error, so in float32 it is the sum itself, over i >= t > j.
+    """
+    if d.DOT == tl.float32:
+        change = tl.cumsum(read, 0, reverse=True)
+        change += tl.sum(tl.where(later, tl.cumsum(pairs, 0, reverse=True), 0.0), 1)
+    else:
+        change = read + (tl.sum(pairs, 1) - tl.sum(pairs, 0))
+    return change
 
 
 @triton.jit

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hybrid_ft.kernels.gated_delta_rule.triton.call import CHUNK, Backward, Call, Forward, Inputs, Kept, cut, cut_pieces
+from hybrid_ft.kernels.gated_delta_rule.triton.call import Backward, Call, Forward, Inputs, Kept, cut, cut_pieces
 from hybrid_ft.kernels.gated_delta_rule.triton.gradients import key_kernel, query_kernel
 from hybrid_ft.kernels.gated_delta_rule.triton.intra import inverse_kernel, weights_kernel
 from hybrid_ft.kernels.gated_delta_rule.triton.scans import backward_kernel, forward_kernel
@@ -158,7 +158,7 @@ def _gradients(
     dq, dk = out[:2]
     if group > 1:
         dq, dk = (call.tokens(call.key_dim, dtype=torch.float32) for _ in range(2))
-    change = call.memory(call.chunks, call.value_heads, CHUNK, dtype=torch.float32)
+    change = call.memory(call.chunks, call.value_heads, call.chunk, dtype=torch.float32)
     query_kernel[grid](
         q, k, heads(do), kept.gates, weights, kept.y, kept.states, d_states, dq, change, chunks, inputs.scale,
         call.tokens_in_row, call.dims(), BV=block, L2NORM=inputs.use_qk_l2norm, STAGES=use.query_stages,

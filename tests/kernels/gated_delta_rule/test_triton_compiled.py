@@ -5,10 +5,8 @@ the shared memory. A change that adds a spill fails here.
 """
 
 import os
-import re
-import subprocess
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -23,95 +21,35 @@ SIZES = [(96, 192), (128, 128)]
 ARCHS = [80, 90, 100]
 # KiB a program can have. Ampere's settings are also those of sm_86, sm_89 and sm_120, which have less than sm_80.
 SHARED = {80: 99, 90: 227, 100: 227}
-
-
-class Built(NamedTuple):
-    spilled: int
-    shared: int
-    ptx: str
-
-
-class Recorder:
-    """Stands in for a kernel: keeps what it is launched with."""
-
-    def __init__(self, kernel: Any) -> None:
-        self.kernel, self.launch = kernel, None
-
-    def __getitem__(self, grid: tuple[int, ...]) -> Any:
-        def record(*args: Any, **options: Any) -> None:
-            self.launch = args, options
-
-        return record
-
-
 KERNELS = ["weights_kernel", "inverse_kernel", "forward_kernel", "backward_kernel", "query_kernel", "key_kernel"]
 KERNELS += ["summary_kernel", "join_kernel", "summary_backward_kernel"]
 
 
-def launches(
-    monkeypatch: pytest.MonkeyPatch, arch: int, dims: tuple[int, int], dtype: torch.dtype
-) -> dict[str, Recorder]:
-    """Every kernel's arguments, by running the whole op, cut into pieces, with nothing launched."""
+@pytest.fixture
+def launch_of(
+    record: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str, int, tuple[int, int], torch.dtype], Any]:
+    """A kernel as it is launched by the whole op, cut into pieces."""
     from hybrid_ft.kernels.gated_delta_rule.triton import call, launch, settings
 
-    recorders = {name: Recorder(getattr(launch, name)) for name in KERNELS}
-    for name, recorder in recorders.items():
-        monkeypatch.setattr(launch, name, recorder)
-    monkeypatch.setattr(launch, "settings_for", lambda x: settings.settings(arch, x.itemsize))
-    monkeypatch.setattr(call, "SHORTEST", 1)
-    T, H = 128, 2
-    q, k, v = (torch.zeros(1, T, H, size, dtype=dtype) for size in (dims[0], *dims))
-    g = beta = torch.zeros(1, T, H)
-    state = torch.zeros(2, H, *dims)
-    inputs = call.Inputs(q, k, v, g, beta, torch.tensor([0, 50, T]), state, 0.1, True)
-    kept = launch.run_forward(inputs, False).kept
-    launch.run_backward(inputs._replace(g=None, beta=None), kept, v, state)
-    return recorders
+    def kernel(name: str, arch: int, dims: tuple[int, int], dtype: torch.dtype) -> Any:
+        monkeypatch.setattr(launch, "settings_for", lambda x: settings.settings(arch, x.itemsize))
+        monkeypatch.setattr(call, "SHORTEST", 1)
+        T, H = 128, 2
+        q, k, v = (torch.zeros(1, T, H, size, dtype=dtype) for size in (dims[0], *dims))
+        g = beta = torch.zeros(1, T, H)
+        state = torch.zeros(2, H, *dims)
+        inputs = call.Inputs(q, k, v, g, beta, torch.tensor([0, 50, T]), state, 0.1, True)
 
+        def both() -> None:
+            kept = launch.run_forward(inputs, False).kept
+            launch.run_backward(inputs._replace(g=None, beta=None), kept, v, state)
 
-def build(recorder: Recorder, arch: int, folder: Path) -> Built:
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
+        recorders = record(launch, both)
+        assert sorted(recorders) == sorted(KERNELS)
+        return recorders[name]
 
-    assert recorder.launch is not None
-    args, options = recorder.launch
-    warps = options.pop("num_warps")
-    signature, constants, attributes = {}, {}, {}
-    for i, name in enumerate(recorder.kernel.arg_names):
-        value = args[i] if i < len(args) else options[name]
-        signature[name] = describe(value, (i,), name, constants, attributes)
-    source = ASTSource(fn=recorder.kernel, signature=signature, constexprs=constants, attrs=attributes)
-    built = triton.compile(
-        source, target=GPUTarget("cuda", arch, 32), options={"num_warps": warps, "enable_fp_fusion": True}
-    )
-    cubin = folder / "kernel.cubin"
-    cubin.write_bytes(built.asm["cubin"])
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    usage = subprocess.run([tool, "-res-usage", cubin], capture_output=True, text=True, check=True).stdout
-    stack, local = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("STACK", "LOCAL"))
-    return Built(stack + local, built.metadata.shared, built.asm["ptx"])
-
-
-TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.int32: "*i32"}
-
-
-def describe(value: Any, place: tuple[int, ...], name: str, constants: dict, attributes: dict) -> Any:
-    """An argument's type, as a launch would find it; integers from 16 up are taken for multiples of 16 when they are."""
-    if isinstance(value, tuple):
-        return type(value)(*(describe(x, (*place, i), "", constants, attributes) for i, x in enumerate(value)))
-    if isinstance(value, torch.Tensor):
-        attributes[place] = [["tt.divisibility", 16]]
-        return TYPES[value.dtype]
-    if isinstance(value, float):
-        return "fp32"
-    if name in ("T", "lanes"):  # not specialised
-        return "i32"
-    if type(value) is int and not name.isupper():
-        if value % 16 == 0:
-            attributes[place] = [["tt.divisibility", 16]]
-        return "i32"
-    constants[place] = getattr(value, "value", value)
-    return "constexpr"
+    return kernel
 
 
 @pytest.mark.parametrize("dims", SIZES, ids=str)
@@ -123,10 +61,10 @@ def test_compiled(
     arch: int,
     kernel: str,
     dims: tuple[int, int],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    launch_of: Callable[..., Any],
+    build: Callable[..., Any],
 ) -> None:
-    built = build(launches(monkeypatch, arch, dims, dtype)[kernel], arch, tmp_path)
+    built = build(launch_of(kernel, arch, dims, dtype), arch)
     assert built.shared <= SHARED[arch] * 1024
     scans = {"forward_kernel", "backward_kernel", "summary_kernel", "summary_backward_kernel"}
     if arch == 90 and kernel in scans:
