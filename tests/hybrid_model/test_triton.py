@@ -6,8 +6,8 @@ levels of forked segments, tails and states of a cache.
 
 import copy
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -24,18 +24,11 @@ pytestmark = [
     pytest.mark.kernels if INTERPRETED else pytest.mark.gpu,
     pytest.mark.skipif(not INTERPRETED and not torch.cuda.is_available(), reason="no GPU: not measured"),
 ]
-Call = Callable[[OlmoHybridForCausalLM], torch.Tensor]
 
 
-@contextmanager
-def as_on_a_gpu() -> Iterator[None]:
-    """Whoever asks whether a tensor is on a GPU is told that it is: the interpreter's tensors are on the CPU."""
-    with pytest.MonkeyPatch.context() as patch:
-        if INTERPRETED:
-            patch.setattr(torch.Tensor, "is_cuda", property(lambda x: True), raising=False)
-            patch.setattr(torch.cuda, "device", lambda device: nullcontext())
-            patch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
-        yield
+@pytest.fixture
+def on_kernels(as_on_a_gpu: Callable) -> Callable:
+    return as_on_a_gpu if INTERPRETED else nullcontext
 
 
 @pytest.fixture
@@ -78,11 +71,11 @@ def results(model: OlmoHybridForCausalLM, batch: dict[str, torch.Tensor]) -> dic
 
 
 @pytest.mark.parametrize("batch", BATCHES.values(), ids=BATCHES)
-def test_logits_and_gradients(model: OlmoHybridForCausalLM, batch: dict[str, torch.Tensor]) -> None:
+def test_logits_and_gradients(model: OlmoHybridForCausalLM, on_kernels: Callable, batch: dict) -> None:
     """At most twice as far from float64 as the torch path in float32, or some roundings; with checkpoints the same
     bits. A gradient of a few numbers that are sums of many is held against a hundredth of the whole gradient."""
     own, true = (results(copy.deepcopy(model).to(dtype), batch) for dtype in (torch.float32, torch.float64))
-    with as_on_a_gpu():
+    with on_kernels():
         model.to(DEVICE)
         got = results(model, batch)
         model.train().gradient_checkpointing_enable({"use_reentrant": False})
@@ -94,11 +87,11 @@ def test_logits_and_gradients(model: OlmoHybridForCausalLM, batch: dict[str, tor
         assert torch.equal(got[name], again[name]), name
 
 
-def test_a_cache_and_steps(model: OlmoHybridForCausalLM, relative: Callable) -> None:
+def test_a_cache_and_steps(model: OlmoHybridForCausalLM, on_kernels: Callable, relative: Callable) -> None:
     """Rows that are fed in two parts and then token by token have the logits of the same rows at once."""
     batch = padded([40, 22])
     whole = model.double()(**batch, use_cache=False).logits
-    with as_on_a_gpu(), torch.no_grad():
+    with on_kernels(), torch.no_grad():
         model.float().to(DEVICE)
         cache, found = None, []
         for start, end in [(0, 20), (20, 36), *((i, i + 1) for i in range(36, 40))]:
