@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from hybrid_ft.kernels.delta_gates.reference import delta_gates_reference
-from hybrid_ft.kernels.gated_delta_rule.checks import FLOATS
+from hybrid_ft.kernels.gated_delta_rule.checks import check_floats
 
 
 def delta_gates(
@@ -27,9 +27,7 @@ def delta_gates(
 
 
 def check_gates(a: Tensor, b: Tensor, A_log: Tensor, dt_bias: Tensor) -> None:
-    for name, x in (("a", a), ("b", b), ("A_log", A_log), ("dt_bias", dt_bias)):
-        if x.dtype not in FLOATS:
-            raise ValueError(f"{name}: got {x.dtype}; it must be float")
+    check_floats(a=a, b=b, A_log=A_log, dt_bias=dt_bias)
     if a.ndim < 1:
         raise ValueError("a: got no dimension; it must have at least one, [..., HV]")
     if b.shape != a.shape:

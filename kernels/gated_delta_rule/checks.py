@@ -6,9 +6,13 @@ import torch
 from torch import Tensor
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-
-
 GPU_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def check_floats(**tensors: Tensor) -> None:
+    for name, x in tensors.items():
+        if x.dtype not in FLOATS:
+            raise ValueError(f"{name}: got {x.dtype}; it must be float")
 
 
 def check_inputs(

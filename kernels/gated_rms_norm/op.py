@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from hybrid_ft.kernels.gated_delta_rule.checks import check_floats
+
 
 def gated_rms_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
     """
@@ -19,6 +21,7 @@ def gated_rms_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float = 1e-5) -
     The tensors' device alone decides the path: on a GPU Triton kernels, for 32 and 16 bits and D up to 16384.
     Raises ValueError, one line, for shapes or dtypes that do not fit.
     """
+    check_floats(x=x, gate=gate, weight=weight)
     if gate.shape != x.shape:
         raise ValueError(f"gate: got shape {tuple(gate.shape)}; it must be x's, {tuple(x.shape)}")
     if x.ndim < 1 or tuple(weight.shape) != tuple(x.shape[-1:]):

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from hybrid_ft.kernels.gated_delta_rule.checks import check_floats
+
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6, residual: Tensor | None = None) -> Tensor:
     """
@@ -45,6 +47,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float = 1e-6)
 
 
 def _check(x: Tensor, weight: Tensor, residual: Tensor | None) -> None:
+    check_floats(x=x, weight=weight, **({} if residual is None else {"residual": residual}))
     if tuple(weight.shape) != tuple(x.shape[-1:]):
         raise ValueError(f"weight: got shape {tuple(weight.shape)}; it must be x's last size, {tuple(x.shape[-1:])}")
     if residual is not None and residual.shape != x.shape:

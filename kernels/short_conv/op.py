@@ -75,8 +75,8 @@ def short_conv_step(x: Tensor, tail: Tensor, weight: Tensor) -> tuple[Tensor, Te
 def check_step(x: Tensor, tail: Tensor, weight: Tensor) -> None:
     _check(x, weight, ("B", "D"))
     shape = (len(x), weight.shape[1] - 1, x.shape[1])
-    if tuple(tail.shape) != shape:
-        raise ValueError(f"tail: got shape {tuple(tail.shape)}; it must be {shape}")
+    if tuple(tail.shape) != shape or tail.dtype not in FLOATS:
+        raise ValueError(f"tail: got {tuple(tail.shape)} {tail.dtype}; it must be float with shape {shape}")
 
 
 def _check(x: Tensor, weight: Tensor, names: tuple[str, str]) -> None:

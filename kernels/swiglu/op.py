@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from hybrid_ft.kernels.gated_delta_rule.checks import check_floats
+
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """
@@ -16,6 +18,7 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     The tensors' device alone decides the path: on a GPU Triton kernels, for 32 and 16 bits, which round once.
     Raises ValueError, one line, for shapes that differ or dtypes that do not fit.
     """
+    check_floats(gate=gate, up=up)
     if gate.shape != up.shape:
         raise ValueError(f"up: got shape {tuple(up.shape)}; it must be gate's, {tuple(gate.shape)}")
     if gate.is_cuda:

@@ -73,7 +73,7 @@ def test_steps_are_the_layer_over_a_segment() -> None:
     [
         ({"x": torch.zeros(2, D, 1)}, "x: got (2, 44, 1) torch.float32; it must be float with shape [B, D]"),
         ({"x": torch.zeros(2)}, "x: got (2,) torch.float32; it must be float with shape [B, D]"),
-        ({"tail": torch.zeros(2, 2, D)}, "tail: got shape (2, 2, 44); it must be (2, 3, 44)"),
+        ({"tail": torch.zeros(2, 2, D)}, "tail: got (2, 2, 44) torch.float32; it must be float with shape (2, 3, 44)"),
         ({"b": torch.zeros(2, 3)}, "b: got shape (2, 3); it must be a's, (2, 4)"),
         ({"dt_bias": torch.zeros(3)}, "dt_bias: got shape (3,); it must be a's last size, (4,)"),
         ({"state": torch.zeros(2, 4, 6)}, "state: got shape (2, 4, 6); it must be [B, HV, K, V]"),

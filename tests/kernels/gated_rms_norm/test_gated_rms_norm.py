@@ -72,6 +72,7 @@ def test_gradcheck() -> None:
     ("change", "message"),
     [
         ({"gate": torch.randn(3, 5)}, r"gate: got shape \(3, 5\); it must be x's, \(3, 4\)"),
+        ({"x": torch.ones(3, 4, dtype=torch.int64)}, "x: got torch.int64; it must be float"),
         ({"weight": torch.randn(3)}, r"weight: got shape \(3,\); it must be x's last size, \(4,\)"),
     ],
 )

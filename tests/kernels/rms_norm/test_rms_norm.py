@@ -50,6 +50,8 @@ def test_a_frozen_weight_gets_no_gradient():
     assert torch.allclose(x.grad, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_a_weight_of_another_size_is_refused():
+def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match=r"weight: got shape \(3,\); it must be x's last size, \(4,\)"):
         rms_norm(torch.ones(2, 4), torch.ones(3))
+    with pytest.raises(ValueError, match=r"residual: got torch.int64; it must be float"):
+        rms_norm(torch.ones(2, 4), torch.ones(4), residual=torch.ones(2, 4, dtype=torch.int64))

@@ -145,5 +145,6 @@ def test_bad_argument(change: dict, message: str) -> None:
 
 
 def test_step_checks_its_tail() -> None:
-    with pytest.raises(ValueError, match=r"tail: got shape \(2, 2, 4\); it must be \(2, 3, 4\)"):
-        short_conv_step(torch.randn(2, 4), torch.zeros(2, 2, 4), torch.randn(4, 4))
+    for tail in (torch.zeros(2, 2, 4), torch.zeros(2, 3, 4, dtype=torch.bool)):
+        with pytest.raises(ValueError, match=r"tail: got \(2, ., 4\) torch.*; it must be float with shape \(2, 3, 4\)"):
+            short_conv_step(torch.randn(2, 4), tail, torch.randn(4, 4))

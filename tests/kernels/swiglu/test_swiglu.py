@@ -31,6 +31,8 @@ def test_numbers_are_those_of_an_eager_mlp():
     assert torch.equal(swiglu(gate.requires_grad_(), up).detach(), torch.nn.functional.silu(gate) * up)
 
 
-def test_shapes_that_differ_are_refused():
+def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match=r"up: got shape \(4, 2\); it must be gate's, \(2, 4\)"):
         swiglu(torch.ones(2, 4), torch.ones(4, 2))
+    with pytest.raises(ValueError, match="gate: got torch.bool; it must be float"):
+        swiglu(torch.ones(2, 4, dtype=torch.bool), torch.ones(2, 4))
