@@ -209,6 +209,24 @@ def test_dense_batch_by_its_strides() -> None:
 
 
 @inside
+def test_offsets_past_int32() -> None:
+    """Views whose tokens lie 10 GB apart end to end; what lies between is never touched and takes no memory."""
+    leaves, up, cu_seqlens = case([0, 30, 100], (1, 1), (16, 16))
+    true = results(rule, leaves, up, cu_seqlens, torch.float32)
+    stride = 2**31 // 90
+
+    def wide(x: Tensor) -> Tensor:
+        view = torch.empty(100 * stride).as_strided(x.shape, (0, stride, 16, 1))
+        return view.copy_(x)
+
+    q, k, v, do = (wide(x) for x in (*leaves[:3], up[0]))
+    inputs = [x.requires_grad_() for x in (q, k, v, *(x.float() for x in leaves[3:]))]
+    outputs = rule(*inputs[:5], cu_seqlens=cu_seqlens, initial_state=inputs[5], output_final_state=True)
+    got = (*outputs, *torch.autograd.grad(outputs, inputs, [do, up[1].float()]))
+    assert all(torch.equal(x, t) for x, t in zip(got, true))
+
+
+@inside
 def test_an_expanded_gradient_twice() -> None:
     leaves, up, cu_seqlens = case([0, 66], (1, 1), (16, 16))
     q, k, v, g, beta = (x.float().requires_grad_() for x in leaves[:5])
