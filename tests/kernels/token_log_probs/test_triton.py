@@ -66,7 +66,8 @@ def test_entropy_and_the_likeliest(device: str, dtype: torch.dtype, scale: float
     logits = (hidden @ weight.T).double().cpu()
     targets[::2] = logits.argmax(-1)[::2]
     log_p = logits.log_softmax(-1)
-    _, entropy, is_top = rule(hidden, weight, targets)
+    log_probs, entropy, is_top = rule(hidden.requires_grad_(), weight, targets)
+    assert log_probs.requires_grad and not entropy.requires_grad
     assert is_top.tolist() == (logits.gather(-1, targets[:, None]).squeeze(-1) == logits.amax(-1)).tolist()
     torch.testing.assert_close(entropy.cpu().double(), -(log_p.exp() * log_p).sum(-1), rtol=1e-5, atol=2e-6)
 
@@ -145,7 +146,8 @@ def test_operators_are_what_they_say(device: str) -> None:
     torch.library.opcheck(forward_op, (*leaves, targets))
     *_, highest, total = forward_op(h, w, targets)
     for wanted in ((True, True), (True, False), (False, True)):
-        torch.library.opcheck(backward_op, (up, h, w, targets, highest, total, *wanted))
+        for given in (h, h.half()):
+            torch.library.opcheck(backward_op, (up, given, w, targets, highest, total, *wanted))
 
     def loss(h: Tensor, w: Tensor) -> Tensor:
         return forward_op(h, w, targets)[0].square().sum()
