@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-MODULES = ("rows", "table", "common", "checks", "theirs", "delta_rule", "linearity", "layer", "step", "decode")
+MODULES = ("rows", "table", "common", "checks", "theirs", "delta_rule", "linearity", "layer", "attention", "log_probs", "trainers", "step", "decode")
 STAND_IN = """
 import torch
 from fla.ops.common import chunk_o
