@@ -35,7 +35,11 @@ PACKAGES = (
     "fla-core",
     "causal-conv1d",
     "tilelang",
+    "flash-attn",
+    "flash-attn-3",
+    "flash-attn-4",
     "peft",
+    "trl",
 )
 
 
