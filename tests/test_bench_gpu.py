@@ -333,6 +333,26 @@ def test_a_child_that_dies_costs_its_rows_alone(
     assert "5.00 % apart" in rows["linearity"]
 
 
+@pytest.mark.parametrize(("given", "seen"), [(None, "0"), ("2,3", "2"), ("", "")])
+def test_a_child_sees_one_gpu_and_no_hub(
+    bench: SimpleNamespace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    given: str | None,
+    seen: str,
+) -> None:
+    """TRL's trainers refuse several."""
+    script = tmp_path / "python"
+    script.write_text('#!/bin/sh\necho "[$CUDA_VISIBLE_DEVICES] $HF_HUB_OFFLINE" >&2; exit 1\n')
+    script.chmod(0o755)
+    monkeypatch.setattr(bench.main.sys, "executable", str(script))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if given is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    (record,) = bench.main.run_child("full-1", options_for("full-1"))
+    assert record["failed"] == f"exit status 1: [{seen}] 1"
+
+
 def test_a_process_that_both_sides_broke_is_tried_with_ours_alone(
     bench: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

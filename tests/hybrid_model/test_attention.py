@@ -42,12 +42,12 @@ def by_definition(q, k, v, cu_q, cu_k, max_q, max_k, *, scale, window_size, enab
     return torch.stack(outputs)
 
 
-def inputs(layout, heads, dtype, device):
+def inputs(layout, heads, dtype, device, D=16):
     generator = torch.Generator().manual_seed(0)
     N = sum(layout.lengths)
-    numbers = [torch.randn(N, h, 16, generator=generator, dtype=torch.float64) for h in (heads[0], *heads[1:] * 2)]
+    numbers = [torch.randn(N, h, D, generator=generator, dtype=torch.float64) for h in (heads[0], *heads[1:] * 2)]
     return [x.to(device, dtype).requires_grad_() for x in numbers], torch.randn(
-        N, heads[0], 16, generator=generator, dtype=torch.float64
+        N, heads[0], D, generator=generator, dtype=torch.float64
     ).to(device, dtype)
 
 
@@ -224,10 +224,12 @@ def test_the_trial_leaves_what_surrounds_it_alone(card, around):
 @pytest.mark.parametrize("heads", [(2, 2), (4, 2)], ids=["MHA", "GQA"])
 @pytest.mark.parametrize("tree", TREES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_on_a_gpu(tree, heads, dtype):
-    """Twice the error of the same steps in 16 bits, and one rounding."""
+@pytest.mark.parametrize("D", [16, 128])
+@pytest.mark.filterwarnings("ignore:flash_attn.* is installed but not used")
+def test_on_a_gpu(tree, heads, dtype, D):
+    """Twice the error of the same steps in 16 bits, and one rounding. On flash-attn where it is installed."""
     layout = build_layout(*TREES[tree], device="cuda")
-    leaves, up = inputs(layout, heads, dtype, "cuda")
+    leaves, up = inputs(layout, heads, dtype, "cuda", D)
     got = results(leaves, up, layout)
     on_cpu = layout.to("cpu")
     exact, rounded = (
