@@ -59,6 +59,24 @@ def test_shapes(assert_as_good, shape: tuple[int, ...], scale: float) -> None:
     assert_as_good(lambda h, w: rule(h, w, targets)[0], lambda h, w: rounded(h, w, targets), [hidden, weight], [up])
 
 
+@pytest.mark.parametrize("scale", [1.0, 8.0], ids=["flat", "peaked"])
+def test_half_precision(device: str, scale: float) -> None:
+    """In float16, which the interpreter has right: results and gradients as good as those of a head's rounded logits,
+    whose sum over chunks is not rounded on the way."""
+    hidden, weight, targets, up = inputs(63, 3 * BLOCK - 1, 16, scale)
+    hidden, weight = hidden.half(), weight.half()
+    results = []
+    for op, where, dtype in ((rule, device, torch.half), (rounded, "cpu", torch.half), (rounded, "cpu", torch.double)):
+        leaves = [x.to(where, dtype).requires_grad_() for x in (hidden, weight)]
+        log_probs = op(*leaves, targets)
+        log_probs = log_probs if isinstance(log_probs, Tensor) else log_probs[0]
+        results.append([log_probs, *torch.autograd.grad(log_probs, leaves, up.to(log_probs))])
+    for got, own, true in zip(*results):
+        assert got.dtype == own.dtype
+        error, limit = (float((x.cpu().double() - true).detach().norm()) for x in (got, own))
+        assert error <= 2 * limit
+
+
 @pytest.mark.parametrize("scale", [0.3, 1.0, 30.0])
 def test_entropy_and_the_likeliest(device: str, dtype: torch.dtype, scale: float) -> None:
     hidden, weight, targets, _ = inputs(13, 3 * BLOCK - 1, 16, scale)
