@@ -1,7 +1,8 @@
 """Causal attention inside each segment and to the segments it continues, on flat tokens.
 
-No mask of all tokens by all tokens is ever built. On a GPU one launch takes all segments, in 16 bits; elsewhere each
-segment is a call of its own, or equal ones share a call.
+No mask of all tokens by all tokens is ever built. On a GPU one launch takes all segments, in 16 bits: flash-attn's where
+the package for that GPU is installed, else torch's; elsewhere each segment is a call of its own, or equal ones share a
+call.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from transformers.models.olmo_hybrid import modeling_olmo_hybrid as hf
 
 from hybrid_ft.hybrid_model.blocks import OlmoHybridRMSNorm
 from hybrid_ft.hybrid_model.cache import AttentionMemory
+from hybrid_ft.hybrid_model.installed_flash import Varlen, installed_varlen
 from hybrid_ft.hybrid_model.joined import Joined
 from hybrid_ft.hybrid_model.layout import SequenceLayout
 from hybrid_ft.hybrid_model.turns import Turn
@@ -36,6 +38,10 @@ def segment_attention(
     H is a multiple of HKV; each key head serves H // HKV consecutive query heads.
     """
     gqa = q.shape[1] != k.shape[1]
+    if _fits_flash(q, dropout) and layout.lengths and 0 not in layout.lengths:
+        flash = installed_varlen(q, k)
+        if flash is not None:
+            return _varlen(q, k, v, layout, scale, gqa, flash)
     if len(layout.levels) == 1 and len(set(layout.lengths)) == 1:
         rows = (len(layout.lengths), layout.lengths[0])
         q, k, v = (x.unflatten(0, rows).transpose(1, 2) for x in (q, k, v))
@@ -59,20 +65,33 @@ def segment_attention(
     return torch.cat(outputs) if outputs else q
 
 
+def _fits_flash(q: torch.Tensor, dropout: float) -> bool:
+    """On a GPU, 16 bits, no dropout."""
+    return q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) and not dropout
+
+
 def _fits_varlen(q: torch.Tensor, gqa: bool, dropout: float) -> bool:
-    """Whether torch's flash attention takes this: on a GPU, 16 bits, heads of up to 256 in eights, no dropout."""
-    half, D = q.dtype in (torch.bfloat16, torch.float16), q.shape[-1]
-    return _VARLEN and (_VARLEN_GQA or not gqa) and q.is_cuda and half and D <= 256 and D % 8 == 0 and not dropout
+    """Whether torch's flash attention takes this, with heads of up to 256 in eights."""
+    D = q.shape[-1]
+    return _VARLEN and (_VARLEN_GQA or not gqa) and D <= 256 and D % 8 == 0 and _fits_flash(q, dropout)
 
 
 def _varlen(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: SequenceLayout, scale: float, gqa: bool
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    layout: SequenceLayout,
+    scale: float,
+    gqa: bool,
+    flash: Varlen | None = None,
 ) -> torch.Tensor:
     """A segment's queries are the last of its keys, as flash attention's causal mask has it."""
     keys = layout.keys
     if keys.tokens is not None:
         k, v = k.index_select(0, keys.tokens), v.index_select(0, keys.tokens)
     lengths = (layout.cu_seqlens, keys.cu_seqlens, layout.max_seqlen, keys.max_seqlen)
+    if flash is not None:
+        return flash(q, k, v, *lengths, scale)
     options: dict[str, Any] = {"enable_gqa": True} if gqa else {}
     o: Any = varlen.varlen_attn(q, k, v, *lengths, scale=scale, window_size=(-1, 0), **options)
     return o

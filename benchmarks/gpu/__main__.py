@@ -14,6 +14,7 @@ import argparse
 import importlib
 import importlib.util
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -35,7 +36,11 @@ PACKAGES = (
     "fla-core",
     "causal-conv1d",
     "tilelang",
+    "flash-attn",
+    "flash-attn-3",
+    "flash-attn-4",
     "peft",
+    "trl",
 )
 
 
@@ -126,9 +131,12 @@ def run_child(name: str, options: argparse.Namespace, alone: str = "") -> list[d
         command = [sys.executable, str(Path(__file__).parent), "--child", name, "--record", str(record)]
         command += ["--turns", str(options.turns), "--seconds", str(options.seconds), "--alone", alone]
         command += ["--smoke"] if options.smoke else []
+        # a trainer of TRL refuses several GPUs, and with a network it might look for files
+        first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+        env = os.environ | {"CUDA_VISIBLE_DEVICES": first, "HF_HUB_OFFLINE": "1"}
         try:
             done = subprocess.run(
-                command, capture_output=True, text=True, errors="replace", timeout=options.limit, check=False
+                command, capture_output=True, text=True, errors="replace", timeout=options.limit, check=False, env=env
             )
         except subprocess.TimeoutExpired:
             return failed(name, f"stopped after {options.limit:g} s")

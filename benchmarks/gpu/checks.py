@@ -13,6 +13,8 @@ from hybrid_ft.kernels.gated_delta_rule.self_test import NAMES, allowed, case, e
 
 # Several times what bfloat16 costs (on a CPU 0.007, 0.025 and 0.012); a miscompiled kernel is off by a tenth or more.
 LAYER_LIMIT, MODEL_LIMIT, STEP_LIMIT = 0.04, 0.1, 0.1
+# Likewise: on a CPU 0.004 and 0.002.
+ATTENTION_LIMIT, LOG_PROBS_LIMIT = 0.02, 0.02
 
 
 def delta_rule(device: str) -> None:
@@ -62,6 +64,62 @@ def _output_and_gradients(side: Any, layout: Any, x: Tensor, up: Tensor) -> dict
     o = side(x, layout)
     grads = torch.autograd.grad(o, [x, *weights.values()], up)
     return {"output": o, "gradient of x": grads[0]} | {f"gradient of {n}": g for n, g in zip(weights, grads[1:])}
+
+
+def attention(device: str) -> None:
+    """Segments' attention in bfloat16 on the device against its definition in float64, the last two after one prompt."""
+    from hybrid_ft.hybrid_model.attention import segment_attention
+    from hybrid_ft.hybrid_model.layout import build_layout
+
+    layout, scale = build_layout([150, 70, 40, 30], [-1, -1, 1, 1]), 128**-0.5
+    segment = torch.arange(4).repeat_interleave(torch.tensor(layout.lengths))
+    sees = torch.zeros(4, 4, dtype=torch.bool)
+    for s, history in enumerate(layout.histories):
+        sees[s, list(history)] = True
+    hidden = ~sees[segment][:, segment].tril()
+    torch.manual_seed(0)
+    numbers = [torch.randn(len(segment), 2, 128).bfloat16() for _ in range(4)]
+
+    def true(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scores = torch.einsum("qhd,khd->hqk", q, k) * scale
+        return torch.einsum("hqk,khd->qhd", scores.masked_fill(hidden, -torch.inf).softmax(-1), v)
+
+    def rule(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return segment_attention(q, k, v, layout.to(q.device), scale)
+
+    _compare("attention", rule, true, numbers, ("o", "dq", "dk", "dv"), device, ATTENTION_LIMIT)
+
+
+def log_probs(device: str) -> None:
+    """Token log-probabilities in bfloat16 on the device against the definition in float64; on a GPU in two chunks."""
+    from hybrid_ft.kernels.token_log_probs import token_log_probs, token_log_probs_reference
+
+    torch.manual_seed(0)
+    numbers = [torch.randn(4500, 64), torch.randn(1000, 64) / 4, torch.randn(4500)]
+    targets = torch.randint(1000, (4500,))
+
+    def of(function: Any) -> Any:
+        return lambda hidden, weight: function(hidden, weight, targets.to(hidden.device))[0]
+
+    rules = of(token_log_probs), of(token_log_probs_reference)
+    names = ("log p", "dhidden", "dweight")
+    _compare("token log-probabilities", *rules, [x.bfloat16() for x in numbers], names, device, LOG_PROBS_LIMIT)
+
+
+def _compare(
+    what: str, rule: Any, true: Any, numbers: list[Tensor], names: tuple[str, ...], device: str, limit: float
+) -> None:
+    """A rule's output and gradients on the device against the true ones in float64; the last number is the output's
+    gradient."""
+    results = []
+    for function, where, dtype in ((rule, device, numbers[0].dtype), (true, "cpu", torch.float64)):
+        *leaves, up = (x.to(where, dtype) for x in numbers)
+        o = function(*(leaf.requires_grad_() for leaf in leaves))
+        results.append([o.detach(), *torch.autograd.grad(o, leaves, up.to(o.dtype))])
+    for name, got, wanted in zip(names, *results):
+        size = error(got.cpu(), wanted)
+        if not size <= limit:
+            raise Red(f"{what}: {name} is off by {size:.1e}, more than {limit}")
 
 
 def model(preset: str, device: str) -> None:

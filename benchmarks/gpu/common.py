@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,8 +106,8 @@ class Taken:
         return [sum(turn) if phase is None else turn[phase] for turn in self.phases]
 
 
-def side_by_side(setting: Setting, sides: dict[str, Turn]) -> dict[str, Taken]:
-    """Let the sides take turns in one process. What goes wrong on the side of ``theirs`` costs that side alone."""
+def side_by_side(setting: Setting, sides: dict[str, Turn], may_fail: Sequence[str] = ("theirs",)) -> dict[str, Taken]:
+    """Let the sides take turns in one process. What goes wrong on a side that ``may_fail`` costs that side alone."""
     if setting.device == "cuda":
         gc.collect()  # what the correctness check has left would count as memory of both
         torch.cuda.empty_cache()
@@ -119,7 +119,7 @@ def side_by_side(setting: Setting, sides: dict[str, Turn]) -> dict[str, Taken]:
             break
         for name, turn in sides.items():
             if taken[name].failed is None:
-                _take(setting, turn, taken[name], warm_up, may_fail=name == "theirs")
+                _take(setting, turn, taken[name], warm_up, may_fail=name in may_fail)
     return taken
 
 

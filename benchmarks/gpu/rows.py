@@ -72,6 +72,11 @@ def _layer(count: int) -> Part:
     )
 
 
+def _attention(count: int) -> Part:
+    label = f"attention, {_sequences(count)}, forward and backward"
+    return Part("attention", (count,), (Row(f"attention-{count}", label, "ms", Bar("ratio", True, 1)),))
+
+
 def _step(count: int, lora: bool) -> Part:
     name, label = ("lora", "LoRA step") if lora else ("full", "full step")
     row = Row(f"{name}-{count}", f"{label}, {_sequences(count)}", "tokens/s", Bar("ratio", True, 1.2), True)
@@ -93,6 +98,13 @@ PARTS: dict[str, Part] = {
     ),
     "layer-1": _layer(1),
     "layer-8": _layer(8),
+    "attention-1": _attention(1),
+    "attention-8": _attention(8),
+    "log-probs": Part(
+        "log_probs",
+        (),
+        (Row("log-probs", "token log-probabilities, forward and backward", "ms", Bar("ratio", True, 1.15)),),
+    ),
     "full-1": _step(1, False),
     "full-8": _step(8, False),
     "lora-1": _step(1, True),

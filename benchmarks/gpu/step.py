@@ -1,11 +1,14 @@
-"""One SFT step, full or LoRA, with gradient checkpointing and random weights, against transformers' model in this loop.
+"""One SFT step, full or LoRA, with gradient checkpointing and random weights, against transformers' model.
 
-Both models hold the same weights, so that there is one copy of them and, in the full step, of AdamW's bfloat16 states.
-The loop is the same: forward, the loss by a cross-entropy over chunks of tokens, backward, AdamW.
+Where TRL is installed each side is a trainer of its (see trainers.py); elsewhere both are in one plain loop: forward,
+the loss by a cross-entropy over chunks of tokens, backward, AdamW. Both models hold the same weights, so that there is
+one copy of them and, in the full step, of AdamW's bfloat16 states.
 """
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -16,8 +19,10 @@ from common import Clock, Setting, Taken, Turn, in_short, other, record, side_by
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+from trainers import Step, Trainers
 
 CHUNK = 2048  # tokens whose logits exist at once: 0.8 GB in float32
+FIRST_LOSSES_APART = 0.01  # from here on they are told
 # dense bfloat16 products per second, by what the card's name must and must not hold: the SXM cards alone have this rate
 PEAK = 989e12
 FULL_RATE, SLOWER = ("H200", "H100 80GB HBM3"), ("NVL", "PCIe")
@@ -29,7 +34,7 @@ def measure(setting: Setting, sequences: int, lora: bool) -> list[dict[str, Any]
     checks.model(setting.preset, setting.device)
     ours = build(setting)
     config = ours.config
-    sides, absent, note = {}, "", ""
+    absent, note = "", ""
     ids = torch.randint(2, config.vocab_size, (sequences, setting.tokens // sequences), device=setting.device)
     models = {"ours": ours}
     try:
@@ -39,17 +44,46 @@ def measure(setting: Setting, sequences: int, lora: bool) -> list[dict[str, Any]
     except Exception as error:  # noqa: BLE001
         absent = in_short(error)
     shared = None if lora else torch.optim.AdamW(ours.parameters(), lr=1e-5, fused=True)
-    for name, model in models.items():
-        sides[name] = turn_of(model, ids, shared, lora)
-    taken = side_by_side(setting, sides)
+    ready = {name: (model, *prepare(model, shared)) for name, model in models.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        sides, loop = in_trainers(setting, ready, ids, Path(folder))
+        if not sides:
+            sides = {name: in_loop(model, ids, optimizer) for name, (model, _, optimizer) in ready.items()}
+        taken = side_by_side(setting, sides)
     made = record(_rates(taken["ours"], ids), other(taken, absent, lambda side: _rates(side, ids)), more_is_better=True)
     flops = training_flops(config, [ids.shape[1]] * sequences, frozen_weights=lora)
     made["flops"], made["optimizer"] = flops, "AdamW, fused, states in the parameters' dtype"
-    parts = [note, made["optimizer"]]
+    parts = [note, loop, made["optimizer"]]
     for name, side in taken.items():
         if side.phases:
             parts.append(f"{name} {_use(side, flops, made, name)}")
     return [made | {"note": "; ".join(filter(None, parts))}]
+
+
+def prepare(model: Any, shared: torch.optim.Optimizer | None) -> tuple[Any, torch.optim.Optimizer]:
+    """The model as it is trained, with adapters and an optimizer of its own unless one is ``shared``."""
+    model.train()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if shared is not None:
+        return model, shared
+    from hybrid_ft.hybrid_model.adapters import add_lora
+
+    adapted = add_lora(model)
+    return adapted, torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=1e-4, fused=True)
+
+
+def in_trainers(setting: Setting, ready: dict[str, Any], ids: Tensor, folder: Path) -> tuple[dict[str, Turn], str]:
+    """Both sides' steps in TRL's trainer and what is to be said of it; no steps, and why, where one of them fails."""
+    try:
+        trainers = Trainers(setting, ids, folder)
+        steps = {name: Step(trainers.of(name, model), optimizer) for name, (_, model, optimizer) in ready.items()}
+        losses = {name: step.loss() for name, step in steps.items()}
+    except Exception as error:  # noqa: BLE001
+        return {}, f"{in_short(error)}: plain loop on both sides"
+    said = "TRL's SFTTrainer on both sides"
+    if max(losses.values()) > (1 + FIRST_LOSSES_APART) * min(losses.values()):
+        said += ", whose first losses differ: " + ", ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
+    return {name: step.turn() for name, step in steps.items()}, said
 
 
 def build(setting: Setting) -> Any:
@@ -60,16 +94,8 @@ def build(setting: Setting) -> Any:
         return hybrid_ft.load(setting.preset, from_scratch=True, dtype="bfloat16")
 
 
-def turn_of(model: Any, ids: Tensor, optimizer: torch.optim.Optimizer | None, lora: bool) -> Turn:
-    model.train()
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+def in_loop(model: Any, ids: Tensor, optimizer: torch.optim.Optimizer) -> Turn:
     backbone, head = model.model, model.lm_head
-    if lora:
-        from hybrid_ft.hybrid_model.adapters import add_lora
-
-        adapted = add_lora(model)
-        optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=1e-4, fused=True)
-    assert optimizer is not None
 
     def turn(mark: Clock) -> None:
         optimizer.zero_grad()  # first, because a side that ran out of memory may have left gradients

@@ -1,4 +1,5 @@
-"""Log-probabilities of targets without the logits [N, V]: tile by tile, each tile small enough for a core's cache.
+"""Log-probabilities of targets without the logits [N, V]. Here on torch operations, tile by tile, each tile small enough
+for a core's cache; launch.py has the path of a GPU, chunk by chunk.
 
     forward    per tile of tokens, over tiles of the vocabulary: a running maximum m, s = sum exp(z - m), and
                x = sum exp(z - m) (z - m); at the end  log p = z_target - m - log s,  entropy = log s - x / s
@@ -24,14 +25,21 @@ def token_log_probs(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Te
     hidden [N, D], weight [V, D], targets int64 [N] in [0, V).
     Returns float32 [N] (float64 for float64 inputs): the targets' log-probabilities, differentiable in hidden and
     weight, and the entropies, which are not; and bool [N], whether no token is likelier than the target.
-    Half precision is multiplied in float32. Extra memory is a tile, and the gradient of weight.
+    The tensors' device alone decides the path. On a CPU half precision is multiplied in float32; extra memory is a tile,
+    and the gradient of weight. On a GPU, for 32 and 16 bits, logits are rounded to the inputs' dtype (the wider of two);
+    extra memory is 4,096 rows of them and, in backward, the gradient of weight in float32.
 
-    Raises ValueError, one line, for shapes that do not fit.
+    Raises ValueError, one line, for shapes or dtypes that do not fit.
     """
     if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
         raise ValueError(f"hidden {tuple(hidden.shape)} and weight {tuple(weight.shape)} must be [N, D] and [V, D]")
     if targets.shape != hidden.shape[:1]:
         raise ValueError(f"targets {tuple(targets.shape)} must be [N], with hidden {tuple(hidden.shape)}")
+    if hidden.is_cuda:
+        # Triton is there wherever torch supports CUDA, and nowhere else.
+        from hybrid_ft.kernels.token_log_probs.launch import triton_token_log_probs
+
+        return triton_token_log_probs(hidden, weight, targets)
     return _TokenLogProbs.apply(hidden, weight, targets)
 
 
