@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from hybrid_ft.kernels.gated_delta_rule.checks import check_floats
+
 # 4 MB of float32: about a core's share of the caches, and wide enough that the matrix products run at their full rate
 BT, BV = 512, 2048
 
@@ -29,8 +31,12 @@ def token_log_probs(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Te
     and the gradient of weight. On a GPU, for 32 and 16 bits, logits are rounded to the inputs' dtype (the wider of two);
     extra memory is 4,096 rows of them and, in backward, the gradient of weight in float32.
 
-    Raises ValueError, one line, for shapes or dtypes that do not fit.
+    Raises ValueError, one line, for shapes or dtypes that do not fit and, on a CPU, for a target that is no word; on a
+    GPU its log-probability is NaN, for the device is not waited for.
     """
+    check_floats(hidden=hidden, weight=weight)
+    if targets.dtype != torch.int64:
+        raise ValueError(f"targets: got {targets.dtype}; they must be int64")
     if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
         raise ValueError(f"hidden {tuple(hidden.shape)} and weight {tuple(weight.shape)} must be [N, D] and [V, D]")
     if targets.shape != hidden.shape[:1]:
@@ -40,6 +46,10 @@ def token_log_probs(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Te
         from hybrid_ft.kernels.token_log_probs.launch import triton_token_log_probs
 
         return triton_token_log_probs(hidden, weight, targets)
+    if len(targets) and not (0 <= int(targets.min()) and int(targets.max()) < len(weight)):
+        raise ValueError(
+            f"targets: got {int(targets.min())} to {int(targets.max())}; they must be words of weight, 0 to {len(weight) - 1}"
+        )
     return _TokenLogProbs.apply(hidden, weight, targets)
 
 

@@ -116,3 +116,19 @@ def test_no_tokens_give_a_zero_that_can_be_differentiated():
 def test_shapes_that_do_not_fit_are_told(hidden, weight, targets):
     with pytest.raises(ValueError, match=r"must be \[N"):
         token_log_probs(torch.zeros(hidden), torch.zeros(weight), torch.zeros(targets, dtype=torch.long))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden": torch.ones(4, 3, dtype=torch.int64)}, "hidden: got torch.int64; it must be float"),
+        ({"targets": torch.zeros(4, dtype=torch.bool)}, "targets: got torch.bool; they must be int64"),
+        ({"targets": torch.tensor([0, 8, 9, 1])}, "targets: got 0 to 9; they must be words of weight, 0 to 8"),
+        ({"targets": torch.tensor([0, -100, 8, 1])}, "targets: got -100 to 8; they must be words of weight, 0 to 8"),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_is_refused(change: dict, message: str) -> None:
+    inputs = {"hidden": torch.zeros(4, 3), "weight": torch.zeros(9, 3), "targets": torch.zeros(4, dtype=torch.int64)}
+    with pytest.raises(ValueError, match=message):
+        token_log_probs(**inputs | change)
