@@ -32,6 +32,7 @@ from hybrid_ft.kernels.gated_delta_rule.triton.tiles import (
     READ_Q,
     ROWS,
     chunk_decay,
+    dot,
     dot_keys,
     dot_onto,
     load_keys,
@@ -54,6 +55,7 @@ def query_kernel(
     states,
     d_states,
     dq,
+    dbeta,
     change,
     chunks,
     scale,
@@ -64,8 +66,8 @@ def query_kernel(
     STAGES: tl.constexpr,
 ):
     """One program per chunk and value head. Writes that head's share of dq [B, T, HV, K], its part of ``change``
-    [NT, HV, BT], see ``_change``, and E over ``weights``. <S, dS'> is part of every token's dg: it counts as read by the
-    chunk's last row."""
+    [NT, HV, BT], see ``_change``, and E over ``weights``; in float32 E's part of dbeta too. <S, dS'> is part of every
+    token's dg: it counts as read by the chunk's last row."""
     segment, start, row, head, here = _place(chunks, d)
     if segment < 0:
         return
@@ -75,7 +77,7 @@ def query_kernel(
     out = start * d.HV + head
     pairs = tl.zeros([d.BT, d.BT], tl.float32)
     dq1, dq2 = _zeros(d)
-    products = tl.zeros([BV], tl.float32)
+    inner = tl.zeros([BV], tl.float32)
     outputs = token(do, start, head, T)
     for first in tl.range(0, d.V, BV, num_stages=STAGES):
         o_v = first + tl.arange(0, BV)
@@ -83,9 +85,9 @@ def query_kernel(
         y_rows = load_rows(y + out * d.V, d.HV * d.V, o, o_v, here, d.V, d.V % BV == 0)
         s1, s2 = load_keys(states + row * (d.K * d.V), d.K, o_v, o_v < d.V, d)
         ds1, ds2 = load_keys(d_states + row * (d.K * d.V), d.K, o_v, o_v < d.V, d)
-        products += tl.sum(s1.to(tl.float32) * ds1.to(tl.float32), 1)
+        inner += tl.sum(s1.to(tl.float32) * ds1.to(tl.float32), 1)
         if d.K2:
-            products += tl.sum(s2.to(tl.float32) * ds2.to(tl.float32), 1)
+            inner += tl.sum(s2.to(tl.float32) * ds2.to(tl.float32), 1)
         pairs = dot_onto(pairs, do_rows, tl.trans(y_rows))
         dq1, dq2 = _add_product(dq1, dq2, do_rows, s1, s2, d)
 
@@ -97,9 +99,12 @@ def query_kernel(
     q1, q2 = load_keys(token(q, start, key_head, T), q.t, o, here, d)
     k1, k2 = load_keys(token(k, start, key_head, T), k.t, o, here, d)
     later = o[:, None] > o[None, :]
-    shared = tl.where(later, weighted * dot_keys(q1, q2, k1, k2, d), 0.0)
+    products = dot_keys(q1, q2, k1, k2, d)
+    shared = tl.where(later, weighted * products, 0.0)
+    if d.DOT == tl.float32:
+        tl.store(dbeta + out + o * d.HV, tl.sum(e * products, 0), mask=here)
     dq1, dq2, read = _scale_rows(dq1, dq2, tl.load(gates + READ_Q * d.BT + o), q1, q2, d)
-    carried = tl.sum(products, 0) * chunk_decay(gates, d)
+    carried = tl.sum(inner, 0) * chunk_decay(gates, d)
     shares = o == d.BT - 1
     if d.DOT == tl.float32:  # where ``change`` is summed over later tokens already
         shares = o >= 0
@@ -152,14 +157,18 @@ def key_kernel(
     weighted = f * _write_factor(gates, o, d)[None, :]
     tl.debug_barrier()
     k1, k2 = load_keys(token(k, start, key_head, T), k.t, o, here, d)
-    shared = weighted * dot_keys(k1, k2, k1, k2, d)
+    products = dot_keys(k1, k2, k1, k2, d)
+    shared = weighted * products
+    if d.DOT == tl.float32:
+        read_later = tl.load(dbeta + out + o * d.HV, mask=here, other=0.0).to(tl.float64) + tl.sum(f * products, 0)
     dk1, dk2, read = _scale_rows(dk1, dk2, -tl.load(gates + READ_K * d.BT + o), k1, k2, d)
     tl.store(change + o, tl.load(change + o) + _change(read, shared, later, d))
     tl.debug_barrier()
     k1, k2 = load_keys(token(k, start, key_head, T), k.t, o, here, d)
     dk1, dk2 = _add_product(dk1, dk2, operand(weighted, d), k1, k2, d)
     tl.debug_barrier()
-    db1, db2 = _write_products(y, d_states + row * (d.K * d.V), o, here, d, BV, STAGES)
+    keys = token(k, start, key_head, T)
+    db1, db2, kept = _write_products(y, d_states + row * (d.K * d.V), keys, k.t, o, here, d, BV, STAGES)
     tl.debug_barrier()
     k1, k2 = load_keys(token(k, start, key_head, T), k.t, o, here, d)
     db1, db2, stored = _scale_rows(db1, db2, _decay_to_end(gates, o, d), k1, k2, d)
@@ -175,6 +184,9 @@ def key_kernel(
     k1, k2 = load_keys(token(k, start, key_head, T), k.t, o, here, d)
     norm = tl.load(gates + NORM_K * d.BT + o)
     db1, db2, dbeta_rows = _scale_rows(db1, db2, norm, k1, k2, d)
+    if d.DOT == tl.float32:
+        kept *= _decay_to_end(gates, o, d)
+        dbeta_rows = ((kept + read_later) * norm).to(tl.float32)
     tl.store(dbeta + out + o * d.HV, dbeta_rows, mask=here)
     beta = tl.load(gates + BETA * d.BT + o)
     dk1 += db1 * beta[:, None]
@@ -184,10 +196,13 @@ def key_kernel(
 
     # A token's gate scales what was there before it, where a token from it on reads it or the chunk's end keeps it.
     total = tl.load(change + o)
-    if d.DOT != tl.float32:
+    if d.DOT == tl.float32:
+        kept *= _write_factor(gates, o, d)
+        total += tl.cumsum(kept, 0) - kept
+    else:
         total = tl.cumsum(total, 0, reverse=True)
-    stored = stored * _write_factor(gates, o, d)
-    total += tl.sum(tl.where(o[:, None] < o[None, :], stored[:, None], 0.0), 0)
+        stored = stored * _write_factor(gates, o, d)
+        total += tl.sum(tl.where(o[:, None] < o[None, :], stored[:, None], 0.0), 0)
     tl.store(dg + out + o * d.HV, total, mask=here)
 
 
@@ -235,15 +250,28 @@ def _read_products(y, dv, states, o, here, d, BV: tl.constexpr, STAGES: tl.const
 
 
 @triton.jit
-def _write_products(y, d_states, o, here, d, BV: tl.constexpr, STAGES: tl.constexpr):
-    """Y dS'^T [BT, K]."""
+def _write_products(y, d_states, keys, k_t, o, here, d, BV: tl.constexpr, STAGES: tl.constexpr):
+    """Y dS'^T [BT, K], and in float32 k Y dS'^T [BT] in float64. It is one sum of K V terms where only the chunk's end
+    reads a token, and often cancels: float32's rounding is then seen several hundred times in dbeta and dg. BV columns
+    are as many terms as are added up in float32."""
     db1, db2 = _zeros(d)
+    kept = tl.zeros([d.BT], tl.float64)
     for first in tl.range(0, d.V, BV, num_stages=STAGES):
         o_v = first + tl.arange(0, BV)
         y_rows = load_rows(y, d.HV * d.V, o, o_v, here, d.V, d.V % BV == 0)
         ds1, ds2 = load_keys(d_states, d.K, o_v, o_v < d.V, d)
-        db1, db2 = _add_product(db1, db2, y_rows, ds1, ds2, d)
-    return db1, db2
+        if d.DOT == tl.float32:
+            k1, k2 = load_keys(keys, k_t, o, here, d)
+            x1 = dot(y_rows, ds1)
+            kept += tl.sum(x1.to(tl.float64) * k1, 1)
+            db1 += x1
+            if d.K2:
+                x2 = dot(y_rows, ds2)
+                kept += tl.sum(x2.to(tl.float64) * k2, 1)
+                db2 += x2
+        else:
+            db1, db2 = _add_product(db1, db2, y_rows, ds1, ds2, d)
+    return db1, db2, kept
 
 
 @triton.jit
@@ -255,7 +283,7 @@ def _change(read, pairs, later, d):
     rounding of the pairs that cancel there doubles dg's error, so in float32 it is the sum itself, over i >= t > j.
     """
     if d.DOT == tl.float32:
-        change = tl.cumsum(read, 0, reverse=True)
+        change = tl.cumsum(read.to(tl.float64), 0, reverse=True)
         change += tl.sum(tl.where(later, tl.cumsum(pairs, 0, reverse=True), 0.0), 1)
     else:
         change = read + (tl.sum(pairs, 1) - tl.sum(pairs, 0))
