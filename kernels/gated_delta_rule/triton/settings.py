@@ -58,8 +58,10 @@ def settings(arch: int, itemsize: int) -> Settings:
     known = BY_ARCH[max((a for a in BY_ARCH if a <= arch), default=80)]
     if itemsize < 4:
         return known
-    # float32 tiles take twice the shared memory.
-    return replace(known, block=32, gradient_block=16, forward_stages=1, backward_stages=1, summary_backward_stages=1)
+    # float32 operands take twice the memory, and in three-pass tf32 four times the registers.
+    known = replace(known, block=16, gradient_block=16, inverse_warps=1, forward_warps=8, summary_warps=8)
+    known = replace(known, forward_stages=1, backward_stages=1, summary_backward_stages=1)
+    return replace(known, query_stages=1, key_stages=1)
 
 
 def settings_for(x: Tensor) -> Settings:
