@@ -59,7 +59,8 @@ def settings(arch: int, itemsize: int) -> Settings:
     if itemsize < 4:
         return known
     # float32 operands take twice the memory, and in three-pass tf32 four times the registers.
-    known = replace(known, block=16, gradient_block=16, inverse_warps=1, forward_warps=8, summary_warps=8)
+    # No product is the tensor memory's at 16 rows, so nothing need be apart.
+    known = replace(known, block=16, gradient_block=16, apart=False, inverse_warps=1, forward_warps=8, summary_warps=8)
     known = replace(known, forward_stages=1, backward_stages=1, summary_backward_stages=1)
     return replace(known, query_stages=1, key_stages=1)
 
