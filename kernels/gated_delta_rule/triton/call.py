@@ -105,7 +105,8 @@ class Call:
         return self.segments + self.chunks // self.piece if self.piece else 0
 
     def dims(self, halves: bool = False) -> Dims:
-        """``halves``: 128 is 64 + 64."""
+        """``halves``: 128 is 64 + 64, as float32 always has it: its operands are held in two parts."""
+        halves |= self.like.dtype == torch.float32
         first = 64 if halves and self.key_dim == 128 else 1 << (self.key_dim.bit_length() - 1)
         rest = self.key_dim - first
         second = max(16, triton.next_power_of_2(rest)) if rest else 0

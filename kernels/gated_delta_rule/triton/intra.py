@@ -26,9 +26,11 @@ from hybrid_ft.kernels.gated_delta_rule.triton.tiles import (
     WRITE_K,
     dot,
     dot_keys,
+    dot_rows,
     load_keys,
     operand,
     pair_decay,
+    place,
     token,
 )
 
@@ -43,23 +45,18 @@ BLOCK = tl.constexpr(16)
 def weights_kernel(q, k, g, beta, gates, weights, chunks, scale, T, d, L2NORM: tl.constexpr, FIRST: tl.constexpr):
     """One program per chunk and value head. Writes the weights, and if FIRST the gates before them; else from gates that
     are there: backward computes the weights again rather than keep them."""
-    chunk = tl.program_id(0) // d.HV
-    head = tl.program_id(0) % d.HV
-    segment = tl.load(chunks.segment_of + chunk)
+    segment, start, row, head, left = place(chunks, d)
     if segment < 0:
         return
-    offset = (chunk - tl.load(chunks.first_chunk + segment)) * d.BT
-    start = (tl.load(chunks.cu_seqlens + segment) + offset).to(tl.int64)
-    end = tl.load(chunks.cu_seqlens + segment + 1)
     key_head = head // (d.HV // d.H)
-    row = chunk.to(tl.int64) * d.HV + head
     gates += row * (ROWS * d.BT)
     weights += row * (d.BT * d.BT)
 
     o = tl.arange(0, d.BT)
-    here = start + o < end
-    q1, q2 = load_keys(token(q, start, key_head, T), q.t, o, here, d)
-    k1, k2 = load_keys(token(k, start, key_head, T), k.t, o, here, d)
+    here = o < left
+    queries, keys = token(q, start, key_head, T), token(k, start, key_head, T)
+    q1, q2 = load_keys(queries, q.t, o, here, d)
+    k1, k2 = load_keys(keys, k.t, o, here, d)
     if FIRST:
         norm_q = _norm(q1, q2, here, L2NORM, d)
         norm_k = _norm(k1, k2, here, L2NORM, d)
@@ -69,7 +66,11 @@ def weights_kernel(q, k, g, beta, gates, weights, chunks, scale, T, d, L2NORM: t
         tl.debug_barrier()  # from here every warp reads what all have written
     read = tl.load(gates + NORM_Q * d.BT + o) * scale
     write = tl.load(gates + NORM_K * d.BT + o) * tl.load(gates + BETA * d.BT + o)
-    pairs = dot_keys(q1, q2, k1, k2, d) * read[:, None] * write[None, :] * pair_decay(gates, o, o, d)
+    if d.DOT == tl.float32:
+        pairs = dot_rows(queries, q.t, o, keys, k.t, o, left, d)
+    else:
+        pairs = dot_keys(q1, q2, k1, k2, d)
+    pairs = pairs * read[:, None] * write[None, :] * pair_decay(gates, o, o, d)
     tl.store(weights + o[:, None] * d.BT + o[None, :], operand(pairs, d))
 
 
@@ -116,15 +117,9 @@ def _split(x):
 def inverse_kernel(k, gates, inverse, chunks, T, d):
     """T, one program per chunk and value head, from the gates: X_ii of the diagonal blocks, then X_ij = -X_ii times the
     sum over j <= m < i of L_im X_mj."""
-    chunk = tl.program_id(0) // d.HV
-    head = tl.program_id(0) % d.HV
-    segment = tl.load(chunks.segment_of + chunk)
+    segment, start, row, head, left = place(chunks, d)
     if segment < 0:
         return
-    offset = (chunk - tl.load(chunks.first_chunk + segment)) * d.BT
-    start = (tl.load(chunks.cu_seqlens + segment) + offset).to(tl.int64)
-    left = tl.load(chunks.cu_seqlens + segment + 1) - start
-    row = chunk.to(tl.int64) * d.HV + head
     gates += row * (ROWS * d.BT)
     inverse += row * (d.BT * d.BT)
     keys = token(k, start, head // (d.HV // d.H), T)
@@ -159,11 +154,15 @@ def _pairs(gates, keys, k_t, left, row, col, d):
     tl.debug_barrier()  # keeps the loads here: ten products' keys at once do not fit into the registers
     o_i = row + tl.arange(0, BLOCK)
     o_j = col + tl.arange(0, BLOCK)
-    a1, a2 = load_keys(keys, k_t, o_i, o_i < left, d)
-    b1, b2 = load_keys(keys, k_t, o_j, o_j < left, d)
+    if d.DOT == tl.float32:
+        products = dot_rows(keys, k_t, o_i, keys, k_t, o_j, left, d)
+    else:
+        a1, a2 = load_keys(keys, k_t, o_i, o_i < left, d)
+        b1, b2 = load_keys(keys, k_t, o_j, o_j < left, d)
+        products = dot_keys(a1, a2, b1, b2, d)
     read = tl.load(gates + NORM_K * d.BT + o_i)
     write = tl.load(gates + NORM_K * d.BT + o_j) * tl.load(gates + BETA * d.BT + o_j)
-    return dot_keys(a1, a2, b1, b2, d) * read[:, None] * write[None, :] * pair_decay(gates, o_i, o_j, d)
+    return products * read[:, None] * write[None, :] * pair_decay(gates, o_i, o_j, d)
 
 
 @triton.jit

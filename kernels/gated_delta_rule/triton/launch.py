@@ -154,14 +154,15 @@ def _gradients(
 ) -> None:
     """Fills dq, dk, dg and dbeta."""
     q, k, grid = heads(inputs.q), heads(inputs.k), (call.chunks * call.value_heads,)
-    block, group = block_of(call.value_dim, use), call.value_heads // call.heads
+    block, group = min(use.gradient_block, block_of(call.value_dim, use)), call.value_heads // call.heads
     dq, dk = out[:2]
     if group > 1:
         dq, dk = (call.tokens(call.key_dim, dtype=torch.float32) for _ in range(2))
-    change = call.memory(call.chunks, call.value_heads, call.chunk, dtype=torch.float32)
+    wide = torch.float64 if q.x.dtype == torch.float32 else torch.float32
+    change = call.memory(call.chunks, call.value_heads, call.chunk, dtype=wide)
     query_kernel[grid](
-        q, k, heads(do), kept.gates, weights, kept.y, kept.states, d_states, dq, change, chunks, inputs.scale,
-        call.tokens_in_row, call.dims(), BV=block, L2NORM=inputs.use_qk_l2norm, STAGES=use.query_stages,
+        q, k, heads(do), kept.gates, weights, kept.y, kept.states, d_states, dq, out.dbeta, change, chunks,
+        inputs.scale, call.tokens_in_row, call.dims(), BV=block, L2NORM=inputs.use_qk_l2norm, STAGES=use.query_stages,
         num_warps=use.query_warps,
     )  # fmt: skip
     key_kernel[grid](

@@ -27,6 +27,7 @@ from hybrid_ft.kernels.gated_delta_rule.triton.tiles import (
     dot_onto,
     load_columns,
     load_keys,
+    load_keys_again,
     load_square,
     operand,
     store_columns,
@@ -163,10 +164,12 @@ def scan_forward(
             store_columns(y + out, d.HV * d.V, o_c, o_v, here, operand(write, d), d.V, d.V % BV == 0)
         if o is not None:
             q1, q2 = load_keys(queries + at * q.t, q.t, o_c, here, d)
+            q1, q2 = load_keys_again(q1, q2, queries + at * q.t, q.t, o_c, here, d)
             read = _read(a1, a2, q1, q2, tl.load(gate + READ_Q * d.BT + o_c), d, APART)
             read = dot_onto(read, operand(write, d), tl.trans(load_square(weights + row * (d.BT * d.BT), d)))
             store_columns(o + out, d.HV * d.V, o_c, o_v, here, read, d.V, d.V % BV == 0)
         decay = chunk_decay(gate, d)
+        k1, k2 = load_keys_again(k1, k2, keys + at * k.t, k.t, o_c, here, d)
         write = operand(write * tl.load(gate + WRITE_K * d.BT + o_c)[None, :], d)
         s1 = dot_onto(s1 * decay, write, k1)
         if d.K2:
@@ -224,6 +227,8 @@ def scan_backward(
         if dv is not None:
             out = ((start + at) * d.HV + head) * d.V
             store_columns(dv + out, d.HV * d.V, o_c, o_v, here, dvalue, d.V, d.V % BV == 0)
+        q1, q2 = load_keys_again(q1, q2, queries + at * q.t, q.t, o_c, here, d)
+        k1, k2 = load_keys_again(k1, k2, keys + at * k.t, k.t, o_c, here, d)
         read = operand(do_columns * tl.load(gate + READ_Q * d.BT + o_c)[None, :], d)
         corrected = operand(-dvalue * tl.load(gate + READ_K * d.BT + o_c)[None, :], d)
         decay = chunk_decay(gate, d)

@@ -17,12 +17,13 @@ from torch import Tensor
 class Settings:
     """Warps per program and stages of a loop's loads, by kernel; and:
 
-    block   V columns of a state tile
+    block   V columns of a state tile; gradient_block, those of a step of the gradients' products
     halves  a scan takes K = 128 as 64 + 64
     apart   see scans._read
     """
 
     block: int
+    gradient_block: int
     halves: bool
     apart: bool
     weights_warps: int
@@ -40,10 +41,10 @@ class Settings:
 
 
 # 64 rows for the four warps of a warp-group product; two stages leave room for two programs on a multiprocessor.
-HOPPER = Settings(64, True, False, 4, 4, 4, 2, 8, 2, 4, 2, 8, 2, 8, 2)
-AMPERE = Settings(32, False, False, 4, 4, 8, 1, 8, 1, 8, 2, 8, 2, 8, 2)
+HOPPER = Settings(64, 64, True, False, 4, 4, 4, 2, 8, 2, 4, 2, 8, 2, 8, 2)
+AMPERE = Settings(32, 32, False, False, 4, 4, 8, 1, 8, 1, 8, 2, 8, 2, 8, 2)
 # One stage: with two, an accumulator that is carried through a loop and read by another product is wrong (triton#10993).
-BLACKWELL = Settings(64, True, True, 4, 8, 8, 1, 8, 1, 4, 1, 8, 1, 8, 1)
+BLACKWELL = Settings(64, 64, True, True, 4, 8, 8, 1, 8, 1, 4, 1, 8, 1, 8, 1)
 BY_ARCH = {80: AMPERE, 86: AMPERE, 89: AMPERE, 90: HOPPER, 100: BLACKWELL, 103: BLACKWELL, 120: AMPERE}
 
 OLDEST = (3, 6)
@@ -57,8 +58,11 @@ def settings(arch: int, itemsize: int) -> Settings:
     known = BY_ARCH[max((a for a in BY_ARCH if a <= arch), default=80)]
     if itemsize < 4:
         return known
-    # float32 tiles take twice the shared memory.
-    return replace(known, block=32, forward_stages=1, backward_stages=1, summary_backward_stages=1)
+    # float32 operands take twice the memory, and in three-pass tf32 four times the registers.
+    # No product is the tensor memory's at 16 rows, so nothing need be apart.
+    known = replace(known, block=16, gradient_block=16, apart=False, inverse_warps=1, forward_warps=8, summary_warps=8)
+    known = replace(known, forward_stages=1, backward_stages=1, summary_backward_stages=1)
+    return replace(known, query_stages=1, key_stages=1)
 
 
 def settings_for(x: Tensor) -> Settings:

@@ -67,6 +67,21 @@ BETA = tl.constexpr(5)
 NORM_Q = tl.constexpr(6)  # 1 / sqrt(|q|^2 + eps), or 1
 NORM_K = tl.constexpr(7)
 ROWS = tl.constexpr(8)
+STEP = tl.constexpr(16)  # keys or tokens; a head size is a multiple of it
+
+
+@triton.jit
+def place(chunks, d):
+    """Of a program per chunk and value head: the chunk's segment (-1: no such chunk), first token in int64, chunk and value
+    head as one number in int64, value head, how many tokens are left of the segment."""
+    chunk = tl.program_id(0) // d.HV
+    head = tl.program_id(0) % d.HV
+    segment = tl.load(chunks.segment_of + chunk)
+    known = tl.maximum(segment, 0)
+    offset = (chunk - tl.load(chunks.first_chunk + known)) * d.BT
+    start = tl.load(chunks.cu_seqlens + known) + offset
+    left = tl.load(chunks.cu_seqlens + known + 1) - start
+    return segment, start.to(tl.int64), chunk.to(tl.int64) * d.HV + head, head, left
 
 
 @triton.jit
@@ -121,6 +136,16 @@ def load_keys(x, stride, o_row, m_row, d):
 
 
 @triton.jit
+def load_keys_again(x1, x2, x, stride, o_row, m_row, d):
+    """In float32, whose operands take twice their size of registers in three-pass tf32: not held since they were loaded
+    for the product before."""
+    if d.DOT == tl.float32:
+        tl.debug_barrier()
+        x1, x2 = load_keys(x, stride, o_row, m_row, d)
+    return x1, x2
+
+
+@triton.jit
 def load_square(x, d):
     """[BT, BT]"""
     o = tl.arange(0, d.BT)
@@ -154,6 +179,17 @@ def dot_keys(a1, a2, b1, b2, d):
     x = dot(a1, tl.trans(b1))
     if d.K2:
         x = dot_onto(x, a2, tl.trans(b2))
+    return x
+
+
+@triton.jit
+def dot_rows(a, a_t, o_a, b, b_t, o_b, left, d):
+    """a b^T of rows in memory, ``left`` of them, over all keys a few at a time: what float32 has registers for."""
+    x = tl.zeros([o_a.shape[0], o_b.shape[0]], tl.float32)
+    for first in tl.range(0, d.K, STEP, num_stages=1):
+        o_k = first + tl.arange(0, STEP)
+        rows = load_rows(a, a_t, o_a, o_k, o_a < left, d.K, True)
+        x = dot_onto(x, rows, load_columns(b, b_t, o_b, o_k, o_b < left, d.K, True))
     return x
 
 

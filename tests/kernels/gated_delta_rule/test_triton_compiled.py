@@ -1,7 +1,7 @@
 """The Triton kernels compiled ahead of time, without a GPU, as they are launched: what became of registers and products.
 
-Nothing may spill, the passes over the chunks must use Hopper's warp-group products alone, and a program must fit into
-the shared memory. A change that adds a spill fails here.
+Nothing may spill but what SPILLED names, the passes over the chunks must in 16 bits use Hopper's warp-group products
+alone, and a program must fit into the shared memory. A change that adds a spill fails here.
 """
 
 import os
@@ -23,6 +23,21 @@ ARCHS = [80, 90, 100]
 SHARED = {80: 99, 90: 227, 100: 227}
 KERNELS = ["weights_kernel", "inverse_kernel", "forward_kernel", "backward_kernel", "query_kernel", "key_kernel"]
 KERNELS += ["summary_kernel", "join_kernel", "summary_backward_kernel"]
+# Bytes per thread in float32, each thread with as many registers as it can have.
+SPILLED = {
+    (80, "forward_kernel", (96, 192)): 8,
+    (80, "backward_kernel", (96, 192)): 24,
+    (80, "key_kernel", (96, 192)): 64,
+    (80, "summary_backward_kernel", (96, 192)): 48,
+    (80, "query_kernel", (128, 128)): 8,
+    (80, "key_kernel", (128, 128)): 104,
+    (90, "summary_backward_kernel", (96, 192)): 48,
+    (100, "forward_kernel", (96, 192)): 112,
+    (100, "backward_kernel", (96, 192)): 144,
+    (100, "summary_backward_kernel", (96, 192)): 64,
+    (100, "backward_kernel", (128, 128)): 56,
+    (100, "summary_backward_kernel", (128, 128)): 16,
+}
 
 
 @pytest.fixture
@@ -55,7 +70,7 @@ def launch_of(
 @pytest.mark.parametrize("dims", SIZES, ids=str)
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("arch", ARCHS)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 def test_compiled(
     dtype: torch.dtype,
     arch: int,
@@ -63,10 +78,16 @@ def test_compiled(
     dims: tuple[int, int],
     launch_of: Callable[..., Any],
     build: Callable[..., Any],
+    request: pytest.FixtureRequest,
 ) -> None:
+    known = SPILLED.get((arch, kernel, dims), 0) if dtype == torch.float32 else 0
+    if known:
+        request.applymarker(pytest.mark.xfail(strict=True, reason=f"{known} bytes are spilled"))
     built = build(launch_of(kernel, arch, dims, dtype), arch)
     assert built.shared <= SHARED[arch] * 1024
     scans = {"forward_kernel", "backward_kernel", "summary_kernel", "summary_backward_kernel"}
+    if dtype == torch.float32:
+        scans = set()  # three-pass tf32 on tiles of 16 rows is neither's
     if arch == 90 and kernel in scans:
         assert "wgmma.mma_async" in built.ptx
         assert "mma.sync" not in built.ptx.replace("wgmma.mma_async.sync", "")
