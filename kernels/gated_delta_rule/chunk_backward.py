@@ -38,7 +38,7 @@ def run_backward(call: Call, inputs: Inputs, do: TokenRows, kept: Kept, d_states
     for block in call.blocks:
         segments, heads = block.lanes()
         ds = d_states[segments, heads].flatten(0, 1)
-        _backward_block(call, block, inputs, do, buffers, ds, Kept(*(x[block.rows] for x in kept)), grads)
+        _backward_block(call, block, inputs, do, buffers, ds, kept, grads)
         d_states[segments, heads] = ds.unflatten(0, (-1, block.heads))
 
 
@@ -52,13 +52,13 @@ class _BackwardTile(KeyTile):
         self.q_pairs, self.k_pairs = self.pairs.unbind()
         self.dqk = scratch.take("dqk", n, C, K, stack=2)
         self.dq, self.dk = self.dqk.unbind()
-        # Step by step, Y dS'^T takes the place of the write keys that the step has used.
+        self.d_ends = scratch.take("d_ends", n, K, V)
+        # Y dS'^T takes the place of the write keys that the scan has used.
         self.dwrite, self.product = self.write_end, self.read[0]
         self.diagonal = self.q_weights.diagonal(dim1=1, dim2=2)
         self.q_weights_t, self.q_pairs_t, self.k_pairs_t = (x.mT for x in (self.q_weights, self.q_pairs, self.k_pairs))
-        product = scratch.take("state_product", n, K, V)
-        columns = (self.read[0].mT, self.read[1].mT, self.write_end, self.do, self.dy, self.dv, product)
-        self.steps = list(zip(*(x.split(steps) for x in columns)))[::-1]
+        columns = (self.read[0].mT, self.read[1].mT, self.write_end, self.do, self.dy, self.dv, self.d_ends)
+        self.columns = [x.split_with_sizes(steps)[::-1] for x in columns]
 
 
 def _backward_block(
@@ -72,61 +72,61 @@ def _backward_block(
     grads: Gradients,
 ) -> None:
     """Takes ``ds`` [lanes, K, V] from the final state's gradient to the initial state's, in place."""
-    by_row = (grads.beta, grads.read, grads.written, grads.stored)
+    by_row = (grads.carried, grads.beta, grads.read, grads.written, grads.stored)
     tokens = (inputs.q, inputs.k, do, grads.q, grads.k, grads.v)
     tiles = zip(
         block.tiles,
         call.gates.by_tile(block),
         zip(*(x.places(block) for x in tokens)),
-        zip(*(block.by_tile(x) for x in (kept.states.mT, kept.y.mT, kept.decay))),
-        zip(*(block.by_step(x) for x in (kept.T.mT, kept.states, kept.y, grads.carried[block.rows]))),
+        kept.by_tile(block),
         zip(*(block.by_tile(x[block.rows]) for x in by_row)),
     )
-    for tile, gates, places, (states_t, y_t, decay), steps, rows in reversed(list(tiles)):
+    for tile, gates, places, (decay, T, states, y), (carried, *rows) in reversed(list(tiles)):
         at_q, at_k, at_do, at_dq, at_dk, at_dv = places
         b = buffers(tile.steps)
-        inputs.q.read(at_q, b.q)
-        inputs.k.read(at_k, b.k)
         do.read(at_do, b.do)
         if tile.padded:
             assert call.plan.pad is not None
             b.do.unflatten(0, (-1, block.heads)).masked_fill_(call.plan.pad[tile.chunks, None, :, None], 0)
-        b.fill(gates)
+        b.fill(inputs, at_q, at_k, gates)
         torch.bmm(b.q, b.write_t, out=b.q_weights)
         torch.bmm(b.k, b.write_t, out=b.k_weights)
         b.weights.mul_(decay)
         b.k_weights.tril_(-1)
         torch.bmm(b.q_weights_t, b.do, out=b.dy)
-        _scan_back(b, ds, gates, *steps)
+        _scan_back(b, ds, tile.steps[::-1], gates.total[::-1], T.mT.split_with_sizes(tile.steps)[::-1])
         grads.v.write(at_dv, b.dv)
 
+        torch.bmm(y, b.d_ends.mT, out=b.dwrite)
+        torch.sum(b.d_ends.mul_(states), (1, 2), out=carried)
+        states_t, y_t = states.mT, y.mT
         torch.bmm(b.do, y_t, out=b.q_pairs)
         b.k_pairs.baddbmm_(b.dv, y_t, beta=0, alpha=-1)
         torch.bmm(b.do, states_t, out=b.dq)
         torch.bmm(b.dv, states_t, out=b.dk)
         _finish(call, b, gates, decay, *rows)
-        grads.q.write(at_dq, b.dq)
-        grads.k.write(at_dk, b.dk)
+        grads.q.write(at_dq, b.dq, gates.norm[0])
+        grads.k.write(at_dk, b.dk, gates.norm[1])
 
 
 def _scan_back(
-    b: _BackwardTile,
-    ds: Tensor,
-    gates: TileGates,
-    T_t: tuple[Tensor, ...],
-    states: tuple[Tensor, ...],
-    y: tuple[Tensor, ...],
-    carried: tuple[Tensor, ...],
+    b: _BackwardTile, ds: Tensor, sizes: tuple[int, ...], totals: tuple[Tensor, ...], T_t: tuple[Tensor, ...]
 ) -> None:
-    """The sequential part of a tile: fills b.dv, Y dS'^T in b.dwrite, and <S, dS'> in ``carried``."""
-    for (q_read_t, k_read_t, write_end, do, dy, dv, product), T_i, state, y_i, carried_i, total in zip(
-        b.steps, *(x[::-1] for x in (T_t, states, y, carried, gates.total))
+    """The sequential part of a tile, last step first: takes ``ds`` [lanes, K, V] through its steps, fills b.dv, and
+    b.d_ends with every dS'."""
+    d_ends = b.columns[-1]
+    d_ends[0].copy_(ds[: sizes[0]])
+    ahead = (*d_ends[1:], ds[: sizes[-1]])
+    more = (*sizes[1:], sizes[-1])
+    for q_read_t, k_read_t, write_end, do, dy, dv, s, T_i, total, before, n, m in zip(
+        *b.columns, T_t, totals, ahead, sizes, more
     ):
-        s = ds[: len(dv)]
         torch.bmm(T_i, dy.baddbmm_(write_end, s), out=dv)
-        torch.bmm(y_i, s.mT, out=write_end)
-        torch.sum(torch.mul(state, s, out=product), (1, 2), out=carried_i)
-        s.mul_(total).baddbmm_(q_read_t, do).baddbmm_(k_read_t, dv)
+        if m > n:
+            # The other lanes end with the step before.
+            before[n:].copy_(ds[n:m])
+            before = before[:n]
+        torch.mul(s, total, out=before).baddbmm_(q_read_t, do).baddbmm_(k_read_t, dv)
 
 
 def _finish(
@@ -139,7 +139,8 @@ def _finish(
     written: Tensor,
     stored: Tensor,
 ) -> None:
-    """From dO Y^T, -dV Y^T (b.pairs), dO S^T, dV S^T (b.dqk) and Y dS'^T (b.dwrite): dq and dk of the raw q and k.
+    """From dO Y^T, -dV Y^T (b.pairs), dO S^T, dV S^T (b.dqk) and Y dS'^T (b.dwrite): dq and dk of the raw q and k, less
+    the norms' factor.
 
     The rest is per token, [rows, C]. ``read``: what decay to this token costs; ``written``: from it to later tokens;
     ``stored``: from it to the chunk's end, without its beta.
@@ -168,4 +169,3 @@ def _finish(
         reads[0].add_(own).div_(call.settings.scale**2)
         reads[1].addcmul_(dbeta, gates.beta[..., 0])
         b.dqk.addcmul_(b.qk, reads[..., None], value=-1)
-    b.dqk.mul_(gates.norm)

@@ -1,6 +1,7 @@
 """The chunked forward pass, tile by tile. Equations and names: chunked.py."""
 
 from functools import cache
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -20,9 +21,10 @@ class KeyTile:
         self.write_end = scratch.take("write_end", n, C, K)
         self.write_t = self.write.mT
 
-    def fill(self, gates: TileGates) -> None:
-        """From gathered q and k: both normalised, what reads the state, what writes it."""
-        self.qk.mul_(gates.norm)
+    def fill(self, inputs: Inputs, at_q: Tensor, at_k: Tensor, gates: TileGates) -> None:
+        """q and k, both normalised, what reads the state, what writes it."""
+        inputs.q.read(at_q, self.q, gates.norm[0])
+        inputs.k.read(at_k, self.k, gates.norm[1])
         torch.mul(self.qk, gates.reading, out=self.read)
         torch.mul(self.k, gates.beta, out=self.write)
         torch.mul(self.write, gates.remaining, out=self.write_end)
@@ -38,8 +40,8 @@ class _ForwardTile(KeyTile):
         self.k64, self.write64_t = self.k_write64[0], self.k_write64[1].mT
         self.k_weights, self.T = (scratch.take(name, n, C, C, dtype=torch.float64) for name in ("k_weights", "T"))
         self.eye = torch.eye(C, dtype=torch.float64, device=self.k.device).expand(n, C, C)
-        columns = (*self.read, self.write_end.mT, self.w, self.o)
-        self.steps = list(zip(*(x.split(steps) for x in columns)))
+        self.scratch = call.keep(lambda name, *sizes: scratch.take("kept " + name, *sizes), n)
+        self.columns = [x.split_with_sizes(steps) for x in (self.read[1], self.write_end.mT, self.w)]
 
     def invert(self, decay: Tensor) -> Tensor:
         """T, in float64: for nearly collinear keys and beta near 2 it magnifies the rounding of K B^T."""
@@ -55,49 +57,49 @@ def run_forward(call: Call, inputs: Inputs, states: Tensor, kept: Kept | None, o
     """Takes ``states`` [S, HV, K, V] from initial to final in place; fills ``kept`` and ``outputs``."""
     scratch = call.scratch()
     buffers = cache(lambda steps: _ForwardTile(call, scratch, steps))
-    memory = call.keep(call.most_rows, states=False) if kept is None else kept
     for block in call.blocks:
         segments, heads = block.lanes()
         state = states[segments, heads].flatten(0, 1)
-        rows = slice(block.size) if kept is None else block.rows
-        D_rows, T_rows, y_rows = (x[rows] for x in (memory.decay, memory.T, memory.y))
-        if kept is None:
-            starts = [state[:n] for n in block.step_sizes]
-        else:
-            starts = list(kept.states[rows].split(block.step_sizes))
-            starts[0].copy_(state[: len(starts[0])])
-        ahead = iter([*starts[1:], state[:0]])
-        steps = iter(starts)
-        for tile, gates, (at_q, at_k, at_v), at_o, decay, T, T_steps, y, y_steps in zip(
+        for tile, gates, (at_q, at_k, at_v), at_o, kept_tile in zip(
             block.tiles,
             call.gates.by_tile(block),
             zip(*(x.places(block) for x in inputs)),
             outputs.places(block),
-            block.by_tile(D_rows),
-            block.by_tile(T_rows),
-            block.by_step(T_rows),
-            block.by_tile(y_rows),
-            block.by_step(y_rows),
+            repeat(None) if kept is None else kept.by_tile(block),
         ):
             b = buffers(tile.steps)
-            inputs.q.read(at_q, b.q)
-            inputs.k.read(at_k, b.k)
+            decay, T, starts, y = kept_tile or b.scratch
             inputs.v.read(at_v, b.w)
-            b.fill(gates)
+            b.fill(inputs, at_q, at_k, gates)
             cum, rest = gates.cum
             decay_(torch.sub(cum, cum.mT, out=decay).add_(rest).sub_(rest.mT)).tril_()
             T.copy_(b.invert(decay))
             torch.bmm(b.q, b.write_t, out=b.q_weights).mul_(decay)
-            for (q_read, k_read, write_end_t, w, o), T_i, y_i, total in zip(b.steps, T_steps, y_steps, gates.total):
-                s, after = next(steps), next(ahead)
-                torch.bmm(q_read, s, out=o)
-                torch.bmm(T_i, w.baddbmm_(k_read, s), out=y_i)
-                n, m = len(s), len(after)
-                if m < n:
-                    # The other lanes end here.
-                    torch.mul(s[m:], total[m:], out=state[m:n]).baddbmm_(write_end_t[m:], y_i[m:])
-                    s, total, write_end_t, y_i = s[:m], total[:m], write_end_t[:m], y_i[:m]
-                if m:
-                    torch.mul(s, total, out=after).baddbmm_(write_end_t, y_i)
+            _scan(b, state, tile.steps, gates.total, *(x.split_with_sizes(tile.steps) for x in (T, starts, y)))
+            torch.bmm(b.read[0], starts, out=b.o)
             outputs.write(at_o, b.o.baddbmm_(b.q_weights, y))
         states[segments, heads] = state.unflatten(0, (-1, block.heads))
+
+
+def _scan(
+    b: _ForwardTile,
+    state: Tensor,
+    sizes: tuple[int, ...],
+    totals: tuple[Tensor, ...],
+    T: tuple[Tensor, ...],
+    starts: tuple[Tensor, ...],
+    y: tuple[Tensor, ...],
+) -> None:
+    """The sequential part of a tile: takes ``state`` [lanes, K, V] through its steps, fills ``starts`` and ``y``."""
+    starts[0].copy_(state[: sizes[0]])
+    ahead = (*starts[1:], state[: sizes[-1]])
+    left = (*sizes[1:], sizes[-1])
+    for k_read, write_end_t, w, T_i, s, y_i, total, after, n, m in zip(
+        *b.columns, T, starts, y, totals, ahead, sizes, left
+    ):
+        torch.bmm(T_i, w.baddbmm_(k_read, s), out=y_i)
+        if m < n:
+            # The other lanes end here.
+            torch.mul(s[m:], total[m:], out=state[m:n]).baddbmm_(write_end_t[m:], y_i[m:])
+            s, total, write_end_t, y_i = s[:m], total[:m], write_end_t[:m], y_i[:m]
+        torch.mul(s, total, out=after).baddbmm_(write_end_t, y_i)

@@ -7,6 +7,7 @@ of small matrices.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -30,11 +31,12 @@ class Settings:
 
 @dataclass(frozen=True)
 class Tile:
-    """A run of steps of one block; ``steps`` are the rows of each."""
+    """A run of steps of one block; ``steps`` are the rows of each, ``grid`` is the plan's ``regular_grid`` of them."""
 
     chunks: slice
     steps: tuple[int, ...]
     padded: bool
+    grid: tuple[int, int, int, int, int] | None
 
 
 class Block:
@@ -48,7 +50,8 @@ class Block:
         self.tiles: list[Tile] = []
         for steps in group.tiles(max(1, settings.rows // self.heads)):
             chunks = slice(steps[0].chunk, steps[-1].chunk + steps[-1].active)
-            self.tiles.append(Tile(chunks, tuple(s.active * self.heads for s in steps), plan.has_pad(chunks)))
+            grid = plan.regular_grid(chunks, steps[0].active)
+            self.tiles.append(Tile(chunks, tuple(s.active * self.heads for s in steps), plan.has_pad(chunks), grid))
 
     def lanes(self) -> tuple[Tensor, slice]:
         """Index of the block's lanes in a [S, HV, K, V] tensor."""
@@ -65,7 +68,7 @@ class Block:
 
     def by_tile(self, x: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
         """Splits the block's rows, dimension ``dim`` of ``x``, into one view per tile."""
-        return x.split(self.tile_sizes, dim)
+        return x.split_with_sizes(self.tile_sizes, dim)
 
     @cached_property
     def step_sizes(self) -> list[int]:
@@ -73,7 +76,7 @@ class Block:
 
     def by_step(self, x: Tensor) -> list[tuple[Tensor, ...]]:
         """Splits the block's rows ``x`` into one view per step, in a tuple per tile."""
-        views = iter(x.split(self.step_sizes))
+        views = iter(x.split_with_sizes(self.step_sizes))
         return [tuple(next(views) for _ in tile.steps) for tile in self.tiles]
 
 
@@ -115,9 +118,8 @@ class TokenRows:
         first, count = block.first_head // self.group, block.heads // self.group
         places: list[Tensor] = []
         for tile in block.tiles:
-            grid = plan.regular_grid(tile.chunks, tile.steps[0] // block.heads)
-            if grid is not None:
-                start, steps, step_gap, segments, segment_gap = grid
+            if tile.grid is not None:
+                start, steps, step_gap, segments, segment_gap = tile.grid
                 token = self.per_token * dim
                 sizes = (steps, segments, count, self.repeat, C, dim)
                 strides = (step_gap * token, segment_gap * token, dim, 0, token, 1)
@@ -132,17 +134,29 @@ class TokenRows:
             places.append(numbers.view(-1))
         return places
 
-    def read(self, place: Tensor, out: Tensor) -> None:
-        """Into ``out`` [rows, C, D], of any dtype."""
+    def read(self, place: Tensor, out: Tensor, factor: Tensor | None = None) -> None:
+        """Into ``out`` [rows, C, D], of any dtype; times ``factor`` [rows, C, 1]."""
         if place.ndim > 1:
-            out.view(place.shape).copy_(place)
-        elif self.rows.dtype == out.dtype:
+            out = out.view(place.shape)
+            if factor is None:
+                out.copy_(place)
+            else:
+                torch.mul(place, factor.view(*place.shape[:-1], 1), out=out)
+            return
+        if self.rows.dtype == out.dtype:
             torch.index_select(self.rows, 0, place, out=out.view(-1, out.shape[-1]))
         else:
             out.view(-1, out.shape[-1]).copy_(self.rows.index_select(0, place))
+        if factor is not None:
+            out.mul_(factor)
 
-    def write(self, place: Tensor, x: Tensor) -> None:
-        """From ``x`` [rows, C, D], of any dtype."""
+    def write(self, place: Tensor, x: Tensor, factor: Tensor | None = None) -> None:
+        """From ``x`` [rows, C, D], of any dtype; times ``factor`` [rows, C, 1], for which ``x`` may be overwritten."""
+        if factor is not None and self.group == 1 and place.ndim > 1:
+            torch.mul(x.view(place.shape), factor.view(*place.shape[:-1], 1), out=place)
+            return
+        if factor is not None:
+            x.mul_(factor)
         if self.group > 1:
             x = x.unflatten(0, (-1, self.group)).sum(1)
         if place.ndim > 1:
@@ -164,6 +178,9 @@ class Kept(NamedTuple):
     T: Tensor
     states: Tensor
     y: Tensor
+
+    def by_tile(self, block: Block) -> list["Kept"]:
+        return [Kept(*tile) for tile in zip(*(block.by_tile(x[block.rows]) for x in self))]
 
 
 def decay_(x: Tensor) -> Tensor:
@@ -272,21 +289,11 @@ class Call:
         self.blocks = [Block(group, head, settings, plan) for head in runs for group in plan.groups]
         self.rows = value_heads * len(plan.tokens)
 
-    def keep(self, rows: int, states: bool) -> Kept:
-        """Memory for ``rows`` rows, without states if not ``states``."""
-        new, C = self.like.new_empty, self.chunk
-        state_rows = rows if states else 0
-        return Kept(
-            new(rows, C, C),
-            new(rows, C, C),
-            new(state_rows, self.key_dim, self.value_dim),
-            new(rows, C, self.value_dim),
-        )
-
-    @property
-    def most_rows(self) -> int:
-        """Rows of the largest block."""
-        return max(block.size for block in self.blocks)
+    def keep(self, new: Callable[..., Tensor], rows: int) -> Kept:
+        """Memory for ``rows`` rows, from ``new(name, *sizes)``."""
+        C, K, V = self.chunk, self.key_dim, self.value_dim
+        sizes = {"decay": (C, C), "T": (C, C), "states": (K, V), "y": (C, V)}
+        return Kept(*(new(name, rows, *size) for name, size in sizes.items()))
 
     def scratch(self) -> Scratch:
         return Scratch(max(size for block in self.blocks for size in block.tile_sizes), self.like)
