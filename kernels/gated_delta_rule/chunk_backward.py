@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hybrid_ft.kernels.gated_delta_rule.chunk_forward import KeyTile
-from hybrid_ft.kernels.gated_delta_rule.tiles import Block, Call, Inputs, Kept, Scratch, TileGates, TokenRows
+from hybrid_ft.kernels.gated_delta_rule.tiles import Block, Call, Inputs, Kept, Kind, Scratch, TileGates, TokenRows
 
 
 class Gradients:
@@ -34,18 +34,17 @@ class Gradients:
 def run_backward(call: Call, inputs: Inputs, do: TokenRows, kept: Kept, d_states: Tensor, grads: Gradients) -> None:
     """Takes ``d_states`` [S, HV, K, V] from the final states' gradient to the initial states'; fills ``grads``."""
     scratch = call.scratch()
-    buffers = cache(lambda steps: _BackwardTile(call, scratch, steps))
-    for block in call.blocks:
-        segments, heads = block.lanes()
-        ds = d_states[segments, heads].flatten(0, 1)
-        _backward_block(call, block, inputs, do, buffers, ds, kept, grads)
-        d_states[segments, heads] = ds.unflatten(0, (-1, block.heads))
+    buffers = cache(lambda kind: _BackwardTile(call, scratch, kind))
+    for block, tile_gates in zip(call.blocks, call.tile_gates):
+        ds = d_states[block.lanes].flatten(0, 1)
+        _backward_block(call, block, tile_gates, inputs, do, buffers, ds, kept, grads)
+        d_states[block.lanes] = ds.unflatten(0, (-1, block.heads))
 
 
 class _BackwardTile(KeyTile):
-    def __init__(self, call: Call, scratch: Scratch, steps: tuple[int, ...]) -> None:
-        super().__init__(call, scratch, steps)
-        n, C, K, V = sum(steps), call.chunk, call.key_dim, call.value_dim
+    def __init__(self, call: Call, scratch: Scratch, kind: Kind) -> None:
+        super().__init__(call, scratch, kind)
+        n, C, K, V = sum(kind.steps), call.chunk, call.key_dim, call.value_dim
         self.do, self.dy, self.dv = (scratch.take(name, n, C, V) for name in ("do", "dy", "dv"))
         self.weights, self.pairs = (scratch.take(name, n, C, C, stack=2) for name in ("weights", "pairs"))
         self.q_weights, self.k_weights = self.weights.unbind()
@@ -54,19 +53,22 @@ class _BackwardTile(KeyTile):
         self.dq, self.dk = self.dqk.unbind()
         self.d_ends = scratch.take("d_ends", n, K, V)
         # Y dS'^T takes the place of the write keys that the scan has used.
-        self.dwrite, self.product = self.write_end, self.read[0]
+        self.dwrite, self.product = self.write_end, self.q_read
+        self.do_place, self.dv_place = (kind.spread(x) for x in (self.do, self.dv))
+        self.dq_place, self.dk_place = (kind.spread(x, call.group) for x in (self.dq, self.dk))
         self.diagonal = self.q_weights.diagonal(dim1=1, dim2=2)
         self.q_weights_t, self.q_pairs_t, self.k_pairs_t = (x.mT for x in (self.q_weights, self.q_pairs, self.k_pairs))
-        columns = (self.read[0].mT, self.read[1].mT, self.write_end, self.do, self.dy, self.dv, self.d_ends)
-        self.columns = [x.split_with_sizes(steps)[::-1] for x in columns]
+        columns = (self.q_read.mT, self.k_read.mT, self.write_end, self.do, self.dy, self.dv, self.d_ends)
+        self.columns = [x.split_with_sizes(kind.steps)[::-1] for x in columns]
 
 
 def _backward_block(
     call: Call,
     block: Block,
+    tile_gates: list[TileGates],
     inputs: Inputs,
     do: TokenRows,
-    buffers: Callable[[tuple[int, ...]], _BackwardTile],
+    buffers: Callable[[Kind], _BackwardTile],
     ds: Tensor,
     kept: Kept,
     grads: Gradients,
@@ -76,26 +78,31 @@ def _backward_block(
     tokens = (inputs.q, inputs.k, do, grads.q, grads.k, grads.v)
     tiles = zip(
         block.tiles,
-        call.gates.by_tile(block),
+        tile_gates,
         zip(*(x.places(block) for x in tokens)),
         kept.by_tile(block),
         zip(*(block.by_tile(x[block.rows]) for x in by_row)),
     )
     for tile, gates, places, (decay, T, states, y), (carried, *rows) in reversed(list(tiles)):
         at_q, at_k, at_do, at_dq, at_dk, at_dv = places
-        b = buffers(tile.steps)
-        do.read(at_do, b.do)
+        b = buffers(tile.kind)
+        steps = tile.kind.steps
+        do.read(at_do, b.do_place)
         if tile.padded:
             assert call.plan.pad is not None
             b.do.unflatten(0, (-1, block.heads)).masked_fill_(call.plan.pad[tile.chunks, None, :, None], 0)
-        b.fill(inputs, at_q, at_k, gates)
+        inputs.q.read(at_q, b.q_place, gates.q_norm)
+        inputs.k.read(at_k, b.k_place, gates.k_norm)
+        torch.mul(b.qk, gates.reading, out=b.read)
+        torch.mul(b.k, gates.beta, out=b.write)
+        torch.mul(b.write, gates.remaining, out=b.write_end)
         torch.bmm(b.q, b.write_t, out=b.q_weights)
         torch.bmm(b.k, b.write_t, out=b.k_weights)
         b.weights.mul_(decay)
         b.k_weights.tril_(-1)
         torch.bmm(b.q_weights_t, b.do, out=b.dy)
-        _scan_back(b, ds, tile.steps[::-1], gates.total[::-1], T.mT.split_with_sizes(tile.steps)[::-1])
-        grads.v.write(at_dv, b.dv)
+        _scan_back(b, ds, steps[::-1], gates.total[::-1], T.mT.split_with_sizes(steps)[::-1])
+        grads.v.write(at_dv, b.dv_place)
 
         torch.bmm(y, b.d_ends.mT, out=b.dwrite)
         torch.sum(b.d_ends.mul_(states), (1, 2), out=carried)
@@ -105,8 +112,8 @@ def _backward_block(
         torch.bmm(b.do, states_t, out=b.dq)
         torch.bmm(b.dv, states_t, out=b.dk)
         _finish(call, b, gates, decay, *rows)
-        grads.q.write(at_dq, b.dq, gates.norm[0])
-        grads.k.write(at_dk, b.dk, gates.norm[1])
+        grads.q.write(at_dq, b.dq_place, gates.q_norm)
+        grads.k.write(at_dk, b.dk_place, gates.k_norm)
 
 
 def _scan_back(

@@ -6,42 +6,37 @@ from itertools import repeat
 import torch
 from torch import Tensor
 
-from hybrid_ft.kernels.gated_delta_rule.tiles import Call, Inputs, Kept, Scratch, TileGates, TokenRows, decay_
+from hybrid_ft.kernels.gated_delta_rule.tiles import Call, Inputs, Kept, Kind, Scratch, TokenRows, decay_
 
 
 class KeyTile:
     """Scratch for tiles of one kind that forward and backward share, and every view of it that they use."""
 
-    def __init__(self, call: Call, scratch: Scratch, steps: tuple[int, ...]) -> None:
-        n, C, K = sum(steps), call.chunk, call.key_dim
+    def __init__(self, call: Call, scratch: Scratch, kind: Kind) -> None:
+        n, C, K = sum(kind.steps), call.chunk, call.key_dim
         keys = scratch.take("keys", n, C, K, stack=3)
         self.q, self.k, self.write = keys.unbind()
         self.qk, self.k_write = keys[:2], keys[1:]
         self.read = scratch.take("read", n, C, K, stack=2)
+        self.q_read, self.k_read = self.read.unbind()
         self.write_end = scratch.take("write_end", n, C, K)
         self.write_t = self.write.mT
-
-    def fill(self, inputs: Inputs, at_q: Tensor, at_k: Tensor, gates: TileGates) -> None:
-        """q and k, both normalised, what reads the state, what writes it."""
-        inputs.q.read(at_q, self.q, gates.norm[0])
-        inputs.k.read(at_k, self.k, gates.norm[1])
-        torch.mul(self.qk, gates.reading, out=self.read)
-        torch.mul(self.k, gates.beta, out=self.write)
-        torch.mul(self.write, gates.remaining, out=self.write_end)
+        self.q_place, self.k_place = (kind.spread(x, call.group) for x in (self.q, self.k))
 
 
 class _ForwardTile(KeyTile):
-    def __init__(self, call: Call, scratch: Scratch, steps: tuple[int, ...]) -> None:
-        super().__init__(call, scratch, steps)
-        n, C, K, V = sum(steps), call.chunk, call.key_dim, call.value_dim
+    def __init__(self, call: Call, scratch: Scratch, kind: Kind) -> None:
+        super().__init__(call, scratch, kind)
+        n, C, K, V = sum(kind.steps), call.chunk, call.key_dim, call.value_dim
         self.w, self.o = (scratch.take(name, n, C, V) for name in "wo")
         self.q_weights = scratch.take("q_weights", n, C, C)
         self.k_write64 = scratch.take("k_write64", n, C, K, stack=2, dtype=torch.float64)
         self.k64, self.write64_t = self.k_write64[0], self.k_write64[1].mT
         self.k_weights, self.T = (scratch.take(name, n, C, C, dtype=torch.float64) for name in ("k_weights", "T"))
         self.eye = torch.eye(C, dtype=torch.float64, device=self.k.device).expand(n, C, C)
-        self.scratch = call.keep(lambda name, *sizes: scratch.take("kept " + name, *sizes), n)
-        self.columns = [x.split_with_sizes(steps) for x in (self.read[1], self.write_end.mT, self.w)]
+        self.kept = call.keep(lambda name, *sizes: scratch.take("kept " + name, *sizes), n)
+        self.w_place, self.o_place = (kind.spread(x) for x in (self.w, self.o))
+        self.columns = [x.split_with_sizes(kind.steps) for x in (self.k_read, self.write_end.mT, self.w)]
 
     def invert(self, decay: Tensor) -> Tensor:
         """T, in float64: for nearly collinear keys and beta near 2 it magnifies the rounding of K B^T."""
@@ -56,29 +51,33 @@ class _ForwardTile(KeyTile):
 def run_forward(call: Call, inputs: Inputs, states: Tensor, kept: Kept | None, outputs: TokenRows) -> None:
     """Takes ``states`` [S, HV, K, V] from initial to final in place; fills ``kept`` and ``outputs``."""
     scratch = call.scratch()
-    buffers = cache(lambda steps: _ForwardTile(call, scratch, steps))
-    for block in call.blocks:
-        segments, heads = block.lanes()
-        state = states[segments, heads].flatten(0, 1)
+    buffers = cache(lambda kind: _ForwardTile(call, scratch, kind))
+    for block, tile_gates in zip(call.blocks, call.tile_gates):
+        state = states[block.lanes].flatten(0, 1)
         for tile, gates, (at_q, at_k, at_v), at_o, kept_tile in zip(
             block.tiles,
-            call.gates.by_tile(block),
+            tile_gates,
             zip(*(x.places(block) for x in inputs)),
             outputs.places(block),
             repeat(None) if kept is None else kept.by_tile(block),
         ):
-            b = buffers(tile.steps)
-            decay, T, starts, y = kept_tile or b.scratch
-            inputs.v.read(at_v, b.w)
-            b.fill(inputs, at_q, at_k, gates)
-            cum, rest = gates.cum
+            b = buffers(tile.kind)
+            decay, T, starts, y = kept_tile or b.kept
+            cum, rest = gates.cum, gates.rest
             decay_(torch.sub(cum, cum.mT, out=decay).add_(rest).sub_(rest.mT)).tril_()
+            inputs.k.read(at_k, b.k_place, gates.k_norm)
+            torch.mul(b.k, gates.beta, out=b.write)
             T.copy_(b.invert(decay))
+            inputs.q.read(at_q, b.q_place, gates.q_norm)
             torch.bmm(b.q, b.write_t, out=b.q_weights).mul_(decay)
-            _scan(b, state, tile.steps, gates.total, *(x.split_with_sizes(tile.steps) for x in (T, starts, y)))
-            torch.bmm(b.read[0], starts, out=b.o)
-            outputs.write(at_o, b.o.baddbmm_(b.q_weights, y))
-        states[segments, heads] = state.unflatten(0, (-1, block.heads))
+            torch.mul(b.qk, gates.reading, out=b.read)
+            torch.mul(b.write, gates.remaining, out=b.write_end)
+            inputs.v.read(at_v, b.w_place)
+            steps = tile.kind.steps
+            _scan(b, state, steps, gates.total, *(x.split_with_sizes(steps) for x in (T, starts, y)))
+            torch.bmm(b.q_read, starts, out=b.o).baddbmm_(b.q_weights, y)
+            outputs.write(at_o, b.o_place)
+        states[block.lanes] = state.unflatten(0, (-1, block.heads))
 
 
 def _scan(
