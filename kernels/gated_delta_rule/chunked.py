@@ -104,22 +104,21 @@ class _ChunkedGatedDeltaRule(torch.autograd.Function):
         with torch.inference_mode():
             run_forward(call, _inputs(q, k, v, call), final_state, kept, outputs)
         if kept:
-            ctx.save_for_backward(q, k, v, g, beta, *kept)
+            ctx.save_for_backward(q, k, v, g, *kept)
             ctx.call = call
         return outputs.rows[:-1].view(v.shape), final_state
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, do: Tensor, d_final: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, g, beta, *kept = ctx.saved_tensors
+        q, k, v, g, *kept = ctx.saved_tensors
         call: Call = ctx.call
         grads = Gradients(call, q, k, v)
         d_initial = d_final.clone()
         with torch.inference_mode():
             do_rows = TokenRows.of(do, call.plan)
             run_backward(call, _inputs(q, k, v, call), do_rows, Kept(*kept), d_initial, grads)
-        dg = call.gates.to_tokens(grads.decay_gradient(), g)
-        dbeta = call.gates.to_tokens(grads.beta, beta)
+        dg, dbeta = call.gates.to_tokens(grads.decay_gradient(), grads.beta, like=g)
         dq, dk, dv = (grad.rows[:-1].view(x.shape) for grad, x in ((grads.q, q), (grads.k, k), (grads.v, v)))
         return dq, dk, dv, dg, dbeta, d_initial, None, None
 

@@ -59,9 +59,9 @@ class Block:
 
     def __init__(self, group: Group, first_head: int, heads: int, most_rows: int, plan: ChunkPlan) -> None:
         self.first_head, self.heads = first_head, heads
-        chunks = slice(group.steps[0].chunk, group.steps[-1].chunk + group.steps[-1].active)
+        self.chunks = slice(group.steps[0].chunk, group.steps[-1].chunk + group.steps[-1].active)
         first = first_head * len(plan.tokens)
-        self.rows = slice(first + chunks.start * heads, first + chunks.stop * heads)
+        self.rows = slice(first + self.chunks.start * heads, first + self.chunks.stop * heads)
         self.tiles: list[Tile] = []
         for steps in group.tiles(max(1, most_rows // heads)):
             chunks = slice(steps[0].chunk, steps[-1].chunk + steps[-1].active)
@@ -84,6 +84,10 @@ class Block:
     def by_tile(self, x: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
         """Splits the block's rows, dimension ``dim`` of ``x``, into one view per tile."""
         return x.split_with_sizes(self.tile_sizes, dim)
+
+    @cached_property
+    def chunks_of_tiles(self) -> list[int]:
+        return [size // self.heads for size in self.tile_sizes]
 
     @cached_property
     def step_sizes(self) -> list[int]:
@@ -136,25 +140,31 @@ class TokenRows:
 
     def places(self, block: Block) -> list[Tensor]:
         """For each tile of ``block``."""
-        plan, C, dim = self.plan, self.plan.chunk_size, self.rows.shape[1]
+        C, dim = self.plan.chunk_size, self.rows.shape[1]
         first, count = block.first_head // self.group, block.heads // self.group
+        numbers: list[Tensor] = []
+        if not all(tile.grid for tile in block.tiles):
+            numbers += self._numbers(block, first, count).split_with_sizes(block.chunks_of_tiles)
         places: list[Tensor] = []
-        for tile in block.tiles:
-            if tile.grid is not None:
-                start, steps, step_gap, segments, segment_gap = tile.grid
-                token = self.per_token * dim
-                sizes = (steps, segments, count, self.repeat, C, dim)
-                strides = (step_gap * token, segment_gap * token, dim, 0, token, 1)
-                offset = self.rows.storage_offset() + start * token + first * dim
-                places.append(self.rows.as_strided(sizes, strides, offset))
+        for i, tile in enumerate(block.tiles):
+            if tile.grid is None:
+                places.append(numbers[i].view(-1))
                 continue
-            heads = torch.arange(first, first + count, device=self.rows.device).repeat_interleave(self.repeat)
-            numbers = plan.tokens[tile.chunks, None, :] * self.per_token + heads[:, None]
-            if tile.padded and self.spare is not None:
-                assert plan.pad is not None
-                numbers.masked_fill_(plan.pad[tile.chunks, None, :], self.spare)
-            places.append(numbers.view(-1))
+            start, steps, step_gap, segments, segment_gap = tile.grid
+            token = self.per_token * dim
+            sizes = (steps, segments, count, self.repeat, C, dim)
+            strides = (step_gap * token, segment_gap * token, dim, 0, token, 1)
+            offset = self.rows.storage_offset() + start * token + first * dim
+            places.append(self.rows.as_strided(sizes, strides, offset))
         return places
+
+    def _numbers(self, block: Block, first: int, count: int) -> Tensor:
+        """[chunks of the block, heads, C]"""
+        heads = torch.arange(first, first + count, device=self.rows.device).repeat_interleave(self.repeat)
+        numbers = self.plan.tokens[block.chunks, None, :] * self.per_token + heads[:, None]
+        if self.plan.pad is not None and self.spare is not None:
+            numbers.masked_fill_(self.plan.pad[block.chunks, None, :], self.spare)
+        return numbers
 
     def read(self, place: Tensor, out: Tensor, factor: Tensor | None = None) -> None:
         """Into ``out``, of any dtype; times ``factor``. Both are spread as the place is."""
@@ -240,7 +250,7 @@ class Gates:
     ) -> None:
         self.plan, self.heads, self.group = plan, settings.heads, group
         q_norm, k_norm = (_inverse_norm(x, settings, group) for x in (q, k))
-        rates = self._to_rows(torch.stack([q_norm * settings.scale, k_norm, beta, g], -1))
+        rates = self._to_rows(torch.stack([q_norm * settings.scale, k_norm, beta, g]))
         *self.norms, self.beta, logs = rates.unbind()
         cum = logs.double().cumsum(1)
         coarse = cum.mul(64).round_().div_(64)
@@ -260,22 +270,23 @@ class Gates:
         return [TileGates(*tile) for tile in zip(*columns, block.by_step(self.total[rows]))]
 
     def _to_rows(self, x: Tensor) -> Tensor:
-        """[B, T, HV, 4] to [4, rows, C, 1]; in the padding the last two are zero."""
-        chunks = x.flatten(0, 1)[self.plan.tokens]
-        if self.plan.pad is not None:
-            chunks[..., 2:].masked_fill_(self.plan.pad[..., None, None], 0)
-        return chunks.unflatten(2, (-1, self.heads)).permute(4, 2, 0, 3, 1).flatten(1, 3).unsqueeze(-1).contiguous()
-
-    def to_tokens(self, x: Tensor, like: Tensor) -> Tensor:
-        """[rows, C] to the shape of ``like``, [B, T, HV]."""
+        """[4, B, T, HV] to [4, rows, C, 1]; in the padding the last two are zero."""
         tokens, pad = self.plan.tokens, self.plan.pad
-        x = x.unflatten(0, (-1, len(tokens), self.heads)).permute(1, 3, 0, 2).flatten(2, 3)
-        out = like.new_empty(like.shape[0] * like.shape[1], like.shape[2])
+        chunks = x.flatten(1, 2).index_select(1, tokens.view(-1)).unflatten(1, tokens.shape)
+        if pad is not None:
+            chunks[2:].masked_fill_(pad[..., None], 0)
+        return chunks.unflatten(3, (-1, self.heads)).permute(0, 3, 1, 4, 2).flatten(1, 3).unsqueeze(-1).contiguous()
+
+    def to_tokens(self, *xs: Tensor, like: Tensor) -> list[Tensor]:
+        """Every [rows, C] in the shape of ``like``, [B, T, HV]."""
+        tokens, pad = self.plan.tokens, self.plan.pad
+        x = torch.stack(xs).unflatten(1, (-1, len(tokens), self.heads)).permute(0, 2, 4, 1, 3).flatten(3, 4)
+        out = like.new_empty(len(xs), like.shape[0] * like.shape[1], like.shape[2])
         if pad is None:
-            out[tokens] = x
+            out.index_copy_(1, tokens.view(-1), x.flatten(1, 2))
         else:
-            out[tokens[~pad]] = x[~pad]
-        return out.view(like.shape)
+            out[:, tokens[~pad]] = x[:, ~pad]
+        return list(out.view(-1, *like.shape))
 
 
 def _inverse_norm(x: Tensor, settings: Settings, group: int) -> Tensor:
