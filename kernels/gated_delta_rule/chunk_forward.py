@@ -63,8 +63,7 @@ def run_forward(call: Call, inputs: Inputs, states: Tensor, kept: Kept | None, o
         ):
             b = buffers(tile.kind)
             decay, T, starts, y = kept_tile or b.kept
-            cum, rest = gates.cum, gates.rest
-            decay_(torch.sub(cum, cum.mT, out=decay).add_(rest).sub_(rest.mT)).tril_()
+            decay_(torch.sub(gates.cum, gates.cum.mT, out=decay)).tril_()
             inputs.k.read(at_k, b.k_place, gates.k_norm)
             torch.mul(b.k, gates.beta, out=b.write)
             T.copy_(b.invert(decay))
