@@ -17,18 +17,18 @@ class Gradients:
         self.call = call
         self.q, self.k = (TokenRows.like(x, call.plan, call.group) for x in (q, k))
         self.v = TokenRows.like(v, call.plan)
-        rows = call.like.new_empty(4, call.rows, call.chunk)
-        self.beta, self.read, self.written, self.stored = rows
+        self.beta, self.read, self.stored = call.like.new_empty(3, call.rows, call.chunk)
+        self.shared = call.like.new_empty(call.rows, call.chunk, dtype=torch.float64)
         self.carried = call.like.new_empty(call.rows)
 
     def decay_gradient(self) -> Tensor:
         """dg [rows, C]. Token t's gate scales all that was there before t, where a token from t on reads it or the
         chunk's end keeps it: earlier writes of the chunk and the state that the chunk began with."""
         gates = self.call.gates
-        dg = (self.read - self.written).flip(1).cumsum(1).flip(1)
+        dg = self.shared.add_(self.read).flip(1).cumsum(1).flip(1)
         dg += self.carried[:, None] * gates.total[:, 0]
-        dg[:, 1:] += self.stored.mul(gates.beta[..., 0]).cumsum(1)[:, :-1]
-        return dg
+        dg[:, 1:] += self.stored.mul(gates.beta[..., 0]).cumsum(1, dtype=torch.float64)[:, :-1]
+        return dg.to(self.read.dtype)
 
 
 def run_backward(call: Call, inputs: Inputs, do: TokenRows, kept: Kept, d_states: Tensor, grads: Gradients) -> None:
@@ -56,6 +56,7 @@ class _BackwardTile(KeyTile):
         self.dwrite, self.product = self.write_end, self.q_read
         self.do_place, self.dv_place = (kind.spread(x) for x in (self.do, self.dv))
         self.dq_place, self.dk_place = (kind.spread(x, call.group) for x in (self.dq, self.dk))
+        self.shared = scratch.take("shared", n, C, C, dtype=torch.float64)
         self.diagonal = self.q_weights.diagonal(dim1=1, dim2=2)
         self.q_weights_t, self.q_pairs_t, self.k_pairs_t = (x.mT for x in (self.q_weights, self.q_pairs, self.k_pairs))
         columns = (self.q_read.mT, self.k_read.mT, self.write_end, self.do, self.dy, self.dv, self.d_ends)
@@ -74,7 +75,7 @@ def _backward_block(
     grads: Gradients,
 ) -> None:
     """Takes ``ds`` [lanes, K, V] from the final state's gradient to the initial state's, in place."""
-    by_row = (grads.carried, grads.beta, grads.read, grads.written, grads.stored)
+    by_row = (grads.carried, grads.beta, grads.read, grads.shared, grads.stored)
     tokens = (inputs.q, inputs.k, do, grads.q, grads.k, grads.v)
     tiles = zip(
         block.tiles,
@@ -143,14 +144,14 @@ def _finish(
     decay: Tensor,
     dbeta: Tensor,
     read: Tensor,
-    written: Tensor,
+    shared: Tensor,
     stored: Tensor,
 ) -> None:
     """From dO Y^T, -dV Y^T (b.pairs), dO S^T, dV S^T (b.dqk) and Y dS'^T (b.dwrite): dq and dk of the raw q and k, less
     the norms' factor.
 
-    The rest is per token, [rows, C]. ``read``: what decay to this token costs; ``written``: from it to later tokens;
-    ``stored``: from it to the chunk's end, without its beta.
+    The rest is per token, [rows, C]. ``read``: what decay from the chunk's start to this token costs; ``shared``: from
+    earlier tokens to it, less from it to later ones; ``stored``: from it to the chunk's end, without its beta.
     """
     b.weights.mul_(b.pairs)
     b.pairs.mul_(decay)
@@ -162,9 +163,11 @@ def _finish(
     torch.sum(torch.mul(b.k, b.dwrite, out=b.product), -1, out=stored)
     own = b.diagonal.clone()
     b.diagonal.zero_()
-    reads += b.weights.sum(-1)
     torch.sum(reads, 0, out=read)
-    torch.sum(b.q_weights.add_(b.k_weights), 1, out=written)
+    reads += b.weights.sum(-1)
+    # In dg's sum over later tokens most pairs count on both sides: in float64 they cancel to nothing.
+    b.shared.copy_(b.q_weights.add_(b.k_weights))
+    torch.sub(b.shared.sum(2), b.shared.sum(1), out=shared)
 
     b.dq.baddbmm_(b.q_pairs, b.write)
     b.dk.baddbmm_(b.k_pairs, b.write)
