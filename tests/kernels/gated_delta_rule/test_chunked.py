@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from hybrid_ft.kernels.gated_delta_rule import gated_delta_rule, gated_delta_rule_reference
+from hybrid_ft.kernels.gated_delta_rule import chunked, gated_delta_rule, gated_delta_rule_reference
 
 NAMES = ("o", "final_state", "dq", "dk", "dv", "dg", "dbeta", "d_initial_state")
 
@@ -88,7 +88,7 @@ def assert_close(got: list[Tensor], true: list[Tensor], tolerance: float) -> Non
 
 
 LENGTHS = [[0, n] for n in (1, 63, 64, 65, 100, 130, 300)] + [[0, 0, 1, 1, 2, 65, 130, 200, 200], [0, 0]]
-SIZES = [(16, 32), (96, 192), (128, 128), (24, 20)]
+SIZES = [(16, 32), (96, 192), (128, 128), (24, 20), (256, 128)]
 
 
 @pytest.mark.parametrize("edges", LENGTHS, ids=str)
@@ -166,16 +166,18 @@ def test_a_chunks_decay_is_not_that_of_a_rounded_sum() -> None:
     assert error(got[7], true[7]) < 2e-7
 
 
-def test_pairs_that_cancel_leave_no_rounding_in_dg() -> None:
-    """One seed's ratio to the reference's own error is luck, the mean of ten less so: 1.5, and 2.0 with the rounding."""
+def test_pairs_that_cancel_leave_no_rounding_in_dg(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One seed's ratio to the reference's own error is luck, the mean of ten less so: 1.3, and 1.9 with the rounding, in
+    chunks of 64."""
+    monkeypatch.setattr(chunked, "tile_sizes", lambda *_: (64, 16, 16))
     ratios = []
     for seed in range(10):
-        inputs = case([0, 32], (2, 2), (16, 16), "open", seed=seed)
+        inputs = case([0, 64], (4, 4), (16, 16), seed=seed)
         true = results(gated_delta_rule_reference, *inputs)[5]
         rules = gated_delta_rule, gated_delta_rule_reference
         got, own = (error(results(rule, *inputs, dtype=torch.float32)[5], true) for rule in rules)
         ratios.append(got / own)
-    assert sum(ratios) / len(ratios) < 1.75, ratios
+    assert sum(ratios) / len(ratios) < 1.6, ratios
 
 
 def test_dense_batch_is_rows_of_segments() -> None:
