@@ -1,45 +1,42 @@
 """The chunked forward pass, tile by tile. Equations and names: chunked.py."""
 
 from functools import cache
+from itertools import repeat
 
 import torch
 from torch import Tensor
 
-from hybrid_ft.kernels.gated_delta_rule.tiles import Call, Inputs, Kept, Scratch, TileGates, TokenRows, decay_
+from hybrid_ft.kernels.gated_delta_rule.tiles import Call, Inputs, Kept, Kind, Scratch, TokenRows, decay_
 
 
 class KeyTile:
     """Scratch for tiles of one kind that forward and backward share, and every view of it that they use."""
 
-    def __init__(self, call: Call, scratch: Scratch, steps: tuple[int, ...]) -> None:
-        n, C, K = sum(steps), call.chunk, call.key_dim
+    def __init__(self, call: Call, scratch: Scratch, kind: Kind) -> None:
+        n, C, K = sum(kind.steps), call.chunk, call.key_dim
         keys = scratch.take("keys", n, C, K, stack=3)
         self.q, self.k, self.write = keys.unbind()
         self.qk, self.k_write = keys[:2], keys[1:]
         self.read = scratch.take("read", n, C, K, stack=2)
+        self.q_read, self.k_read = self.read.unbind()
         self.write_end = scratch.take("write_end", n, C, K)
         self.write_t = self.write.mT
-
-    def fill(self, gates: TileGates) -> None:
-        """From gathered q and k: both normalised, what reads the state, what writes it."""
-        self.qk.mul_(gates.norm)
-        torch.mul(self.qk, gates.reading, out=self.read)
-        torch.mul(self.k, gates.beta, out=self.write)
-        torch.mul(self.write, gates.remaining, out=self.write_end)
+        self.q_place, self.k_place = (kind.spread(x, call.group) for x in (self.q, self.k))
 
 
 class _ForwardTile(KeyTile):
-    def __init__(self, call: Call, scratch: Scratch, steps: tuple[int, ...]) -> None:
-        super().__init__(call, scratch, steps)
-        n, C, K, V = sum(steps), call.chunk, call.key_dim, call.value_dim
+    def __init__(self, call: Call, scratch: Scratch, kind: Kind) -> None:
+        super().__init__(call, scratch, kind)
+        n, C, K, V = sum(kind.steps), call.chunk, call.key_dim, call.value_dim
         self.w, self.o = (scratch.take(name, n, C, V) for name in "wo")
         self.q_weights = scratch.take("q_weights", n, C, C)
         self.k_write64 = scratch.take("k_write64", n, C, K, stack=2, dtype=torch.float64)
         self.k64, self.write64_t = self.k_write64[0], self.k_write64[1].mT
         self.k_weights, self.T = (scratch.take(name, n, C, C, dtype=torch.float64) for name in ("k_weights", "T"))
         self.eye = torch.eye(C, dtype=torch.float64, device=self.k.device).expand(n, C, C)
-        columns = (*self.read, self.write_end.mT, self.w, self.o)
-        self.steps = list(zip(*(x.split(steps) for x in columns)))
+        self.kept = call.keep(lambda name, *sizes: scratch.take("kept " + name, *sizes), n)
+        self.w_place, self.o_place = (kind.spread(x) for x in (self.w, self.o))
+        self.columns = [x.split_with_sizes(kind.steps) for x in (self.k_read, self.write_end.mT, self.w)]
 
     def invert(self, decay: Tensor) -> Tensor:
         """T, in float64: for nearly collinear keys and beta near 2 it magnifies the rounding of K B^T."""
@@ -54,50 +51,53 @@ class _ForwardTile(KeyTile):
 def run_forward(call: Call, inputs: Inputs, states: Tensor, kept: Kept | None, outputs: TokenRows) -> None:
     """Takes ``states`` [S, HV, K, V] from initial to final in place; fills ``kept`` and ``outputs``."""
     scratch = call.scratch()
-    buffers = cache(lambda steps: _ForwardTile(call, scratch, steps))
-    memory = call.keep(call.most_rows, states=False) if kept is None else kept
-    for block in call.blocks:
-        segments, heads = block.lanes()
-        state = states[segments, heads].flatten(0, 1)
-        rows = slice(block.size) if kept is None else block.rows
-        D_rows, T_rows, y_rows = (x[rows] for x in (memory.decay, memory.T, memory.y))
-        if kept is None:
-            starts = [state[:n] for n in block.step_sizes]
-        else:
-            starts = list(kept.states[rows].split(block.step_sizes))
-            starts[0].copy_(state[: len(starts[0])])
-        ahead = iter([*starts[1:], state[:0]])
-        steps = iter(starts)
-        for tile, gates, (at_q, at_k, at_v), at_o, decay, T, T_steps, y, y_steps in zip(
+    buffers = cache(lambda kind: _ForwardTile(call, scratch, kind))
+    for block, tile_gates in zip(call.blocks, call.tile_gates):
+        state = states[block.lanes].flatten(0, 1)
+        for tile, gates, (at_q, at_k, at_v), at_o, kept_tile in zip(
             block.tiles,
-            call.gates.by_tile(block),
+            tile_gates,
             zip(*(x.places(block) for x in inputs)),
             outputs.places(block),
-            block.by_tile(D_rows),
-            block.by_tile(T_rows),
-            block.by_step(T_rows),
-            block.by_tile(y_rows),
-            block.by_step(y_rows),
+            repeat(None) if kept is None else kept.by_tile(block),
         ):
-            b = buffers(tile.steps)
-            inputs.q.read(at_q, b.q)
-            inputs.k.read(at_k, b.k)
-            inputs.v.read(at_v, b.w)
-            b.fill(gates)
-            cum, rest = gates.cum
-            decay_(torch.sub(cum, cum.mT, out=decay).add_(rest).sub_(rest.mT)).tril_()
+            b = buffers(tile.kind)
+            decay, T, starts, y = kept_tile or b.kept
+            decay_(torch.sub(gates.cum, gates.cum.mT, out=decay)).tril_()
+            inputs.k.read(at_k, b.k_place, gates.k_norm)
+            torch.mul(b.k, gates.beta, out=b.write)
             T.copy_(b.invert(decay))
+            inputs.q.read(at_q, b.q_place, gates.q_norm)
             torch.bmm(b.q, b.write_t, out=b.q_weights).mul_(decay)
-            for (q_read, k_read, write_end_t, w, o), T_i, y_i, total in zip(b.steps, T_steps, y_steps, gates.total):
-                s, after = next(steps), next(ahead)
-                torch.bmm(q_read, s, out=o)
-                torch.bmm(T_i, w.baddbmm_(k_read, s), out=y_i)
-                n, m = len(s), len(after)
-                if m < n:
-                    # The other lanes end here.
-                    torch.mul(s[m:], total[m:], out=state[m:n]).baddbmm_(write_end_t[m:], y_i[m:])
-                    s, total, write_end_t, y_i = s[:m], total[:m], write_end_t[:m], y_i[:m]
-                if m:
-                    torch.mul(s, total, out=after).baddbmm_(write_end_t, y_i)
-            outputs.write(at_o, b.o.baddbmm_(b.q_weights, y))
-        states[segments, heads] = state.unflatten(0, (-1, block.heads))
+            torch.mul(b.qk, gates.reading, out=b.read)
+            torch.mul(b.write, gates.remaining, out=b.write_end)
+            inputs.v.read(at_v, b.w_place)
+            steps = tile.kind.steps
+            _scan(b, state, steps, gates.total, *(x.split_with_sizes(steps) for x in (T, starts, y)))
+            torch.bmm(b.q_read, starts, out=b.o).baddbmm_(b.q_weights, y)
+            outputs.write(at_o, b.o_place)
+        states[block.lanes] = state.unflatten(0, (-1, block.heads))
+
+
+def _scan(
+    b: _ForwardTile,
+    state: Tensor,
+    sizes: tuple[int, ...],
+    totals: tuple[Tensor, ...],
+    T: tuple[Tensor, ...],
+    starts: tuple[Tensor, ...],
+    y: tuple[Tensor, ...],
+) -> None:
+    """The sequential part of a tile: takes ``state`` [lanes, K, V] through its steps, fills ``starts`` and ``y``."""
+    starts[0].copy_(state[: sizes[0]])
+    ahead = (*starts[1:], state[: sizes[-1]])
+    left = (*sizes[1:], sizes[-1])
+    for k_read, write_end_t, w, T_i, s, y_i, total, after, n, m in zip(
+        *b.columns, T, starts, y, totals, ahead, sizes, left
+    ):
+        torch.bmm(T_i, w.baddbmm_(k_read, s), out=y_i)
+        if m < n:
+            # The other lanes end here.
+            torch.mul(s[m:], total[m:], out=state[m:n]).baddbmm_(write_end_t[m:], y_i[m:])
+            s, total, write_end_t, y_i = s[:m], total[:m], write_end_t[:m], y_i[:m]
+        torch.mul(s, total, out=after).baddbmm_(write_end_t, y_i)

@@ -40,9 +40,10 @@ class Group:
         yield tuple(run)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ChunkPlan:
-    """
+    """Hashed by identity: what follows from a plan is kept beside it.
+
     order   [S] segments, longest first
     tokens  [chunks, chunk_size] the token of every row; a row past its segment's end repeats the segment's last token
     pad     [chunks, chunk_size] whether a row is past its segment's end; None where no row is

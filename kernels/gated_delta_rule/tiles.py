@@ -7,8 +7,9 @@ of small matrices.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import torch
@@ -28,53 +29,81 @@ class Settings:
     rows: int
 
 
+class Kind(NamedTuple):
+    """What tiles have in common that can share scratch: the rows of each step, and whether their chunks are a grid."""
+
+    steps: tuple[int, ...]
+    regular: bool
+    heads: int
+
+    def spread(self, x: Tensor, repeat: int = 1) -> Tensor:
+        """``x`` [rows, C, D] in the shape of a place (see ``TokenRows``) that holds a row ``repeat`` times."""
+        if not self.regular:
+            return x
+        segments = self.steps[0] // self.heads
+        return x.view(len(self.steps), segments, self.heads // repeat, repeat, *x.shape[1:])
+
+
 @dataclass(frozen=True)
 class Tile:
-    """A run of steps of one block; ``steps`` are the rows of each."""
+    """A run of steps of one block; ``grid`` is the plan's ``regular_grid`` of them."""
 
     chunks: slice
-    steps: tuple[int, ...]
+    kind: Kind
     padded: bool
+    grid: tuple[int, int, int, int, int] | None
 
 
 class Block:
     """A run of value heads x a group of segments: the lanes that are scanned together."""
 
-    def __init__(self, group: Group, first_head: int, settings: Settings, plan: ChunkPlan) -> None:
-        self.group, self.first_head, self.heads, self.plan = (group, first_head, settings.heads, plan)
+    def __init__(self, group: Group, first_head: int, heads: int, most_rows: int, plan: ChunkPlan) -> None:
+        self.first_head, self.heads = first_head, heads
         self.chunks = slice(group.steps[0].chunk, group.steps[-1].chunk + group.steps[-1].active)
         first = first_head * len(plan.tokens)
-        self.rows = slice(first + self.chunks.start * self.heads, first + self.chunks.stop * self.heads)
+        self.rows = slice(first + self.chunks.start * heads, first + self.chunks.stop * heads)
         self.tiles: list[Tile] = []
-        for steps in group.tiles(max(1, settings.rows // self.heads)):
+        for steps in group.tiles(max(1, most_rows // heads)):
             chunks = slice(steps[0].chunk, steps[-1].chunk + steps[-1].active)
-            self.tiles.append(Tile(chunks, tuple(s.active * self.heads for s in steps), plan.has_pad(chunks)))
-
-    def lanes(self) -> tuple[Tensor, slice]:
-        """Index of the block's lanes in a [S, HV, K, V] tensor."""
-        segments = self.plan.order[self.group.first : self.group.first + self.group.segments]
-        return segments, slice(self.first_head, self.first_head + self.heads)
-
-    @property
-    def size(self) -> int:
-        return self.rows.stop - self.rows.start
+            grid = plan.regular_grid(chunks, steps[0].active)
+            kind = Kind(tuple(step.active * heads for step in steps), grid is not None, heads)
+            self.tiles.append(Tile(chunks, kind, plan.has_pad(chunks), grid))
+        segments = plan.order[group.first : group.first + group.segments]
+        in_order = bool((segments.diff() == 1).all())
+        first_segment = int(segments[0])
+        # An index of the block's lanes in a [S, HV, K, V] tensor, a slice where it can be: that is a view.
+        self.lanes = (
+            slice(first_segment, first_segment + group.segments) if in_order else segments,
+            slice(first_head, first_head + heads),
+        )
 
     @cached_property
     def tile_sizes(self) -> list[int]:
-        return [sum(tile.steps) for tile in self.tiles]
+        return [sum(tile.kind.steps) for tile in self.tiles]
 
     def by_tile(self, x: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
         """Splits the block's rows, dimension ``dim`` of ``x``, into one view per tile."""
-        return x.split(self.tile_sizes, dim)
+        return x.split_with_sizes(self.tile_sizes, dim)
+
+    @cached_property
+    def chunks_of_tiles(self) -> list[int]:
+        return [size // self.heads for size in self.tile_sizes]
 
     @cached_property
     def step_sizes(self) -> list[int]:
-        return [size for tile in self.tiles for size in tile.steps]
+        return [size for tile in self.tiles for size in tile.kind.steps]
 
     def by_step(self, x: Tensor) -> list[tuple[Tensor, ...]]:
         """Splits the block's rows ``x`` into one view per step, in a tuple per tile."""
-        views = iter(x.split(self.step_sizes))
-        return [tuple(next(views) for _ in tile.steps) for tile in self.tiles]
+        views = iter(x.split_with_sizes(self.step_sizes))
+        return [tuple(next(views) for _ in tile.kind.steps) for tile in self.tiles]
+
+
+@lru_cache(maxsize=16)
+def cut_blocks(plan: ChunkPlan, value_heads: int, heads: int, most_rows: int) -> list[Block]:
+    """``heads`` value heads to a block, at most ``most_rows`` rows to a tile. Kept for the next calls, as plans are."""
+    runs = range(0, value_heads, heads)
+    return [Block(group, head, heads, most_rows, plan) for head in runs for group in plan.groups]
 
 
 class TokenRows:
@@ -111,44 +140,61 @@ class TokenRows:
 
     def places(self, block: Block) -> list[Tensor]:
         """For each tile of ``block``."""
-        plan, C, dim = self.plan, self.plan.chunk_size, self.rows.shape[1]
+        C, dim = self.plan.chunk_size, self.rows.shape[1]
         first, count = block.first_head // self.group, block.heads // self.group
+        numbers: list[Tensor] = []
+        if not all(tile.grid for tile in block.tiles):
+            numbers += self._numbers(block, first, count).split_with_sizes(block.chunks_of_tiles)
         places: list[Tensor] = []
-        for tile in block.tiles:
-            grid = plan.regular_grid(tile.chunks, tile.steps[0] // block.heads)
-            if grid is not None:
-                start, steps, step_gap, segments, segment_gap = grid
-                token = self.per_token * dim
-                sizes = (steps, segments, count, self.repeat, C, dim)
-                strides = (step_gap * token, segment_gap * token, dim, 0, token, 1)
-                offset = self.rows.storage_offset() + start * token + first * dim
-                places.append(self.rows.as_strided(sizes, strides, offset))
+        for i, tile in enumerate(block.tiles):
+            if tile.grid is None:
+                places.append(numbers[i].view(-1))
                 continue
-            heads = torch.arange(first, first + count, device=self.rows.device).repeat_interleave(self.repeat)
-            numbers = plan.tokens[tile.chunks, None, :] * self.per_token + heads[:, None]
-            if tile.padded and self.spare is not None:
-                assert plan.pad is not None
-                numbers.masked_fill_(plan.pad[tile.chunks, None, :], self.spare)
-            places.append(numbers.view(-1))
+            start, steps, step_gap, segments, segment_gap = tile.grid
+            token = self.per_token * dim
+            sizes = (steps, segments, count, self.repeat, C, dim)
+            strides = (step_gap * token, segment_gap * token, dim, 0, token, 1)
+            offset = self.rows.storage_offset() + start * token + first * dim
+            places.append(self.rows.as_strided(sizes, strides, offset))
         return places
 
-    def read(self, place: Tensor, out: Tensor) -> None:
-        """Into ``out`` [rows, C, D], of any dtype."""
+    def _numbers(self, block: Block, first: int, count: int) -> Tensor:
+        """[chunks of the block, heads, C]"""
+        heads = torch.arange(first, first + count, device=self.rows.device).repeat_interleave(self.repeat)
+        numbers = self.plan.tokens[block.chunks, None, :] * self.per_token + heads[:, None]
+        if self.plan.pad is not None and self.spare is not None:
+            numbers.masked_fill_(self.plan.pad[block.chunks, None, :], self.spare)
+        return numbers
+
+    def read(self, place: Tensor, out: Tensor, factor: Tensor | None = None) -> None:
+        """Into ``out``, of any dtype; times ``factor``. Both are spread as the place is."""
         if place.ndim > 1:
-            out.view(place.shape).copy_(place)
-        elif self.rows.dtype == out.dtype:
+            if factor is None:
+                out.copy_(place)
+            else:
+                torch.mul(place, factor, out=out)
+            return
+        if self.rows.dtype == out.dtype:
             torch.index_select(self.rows, 0, place, out=out.view(-1, out.shape[-1]))
         else:
             out.view(-1, out.shape[-1]).copy_(self.rows.index_select(0, place))
+        if factor is not None:
+            out.mul_(factor)
 
-    def write(self, place: Tensor, x: Tensor) -> None:
-        """From ``x`` [rows, C, D], of any dtype."""
+    def write(self, place: Tensor, x: Tensor, factor: Tensor | None = None) -> None:
+        """From ``x``, of any dtype; times ``factor``, for which ``x`` may be overwritten. Both are spread as the place of
+        what was read, a group's rows apart."""
+        if factor is not None:
+            if place.ndim > 1 and self.group == 1:
+                torch.mul(x, factor, out=place)
+                return
+            x.mul_(factor)
+        if place.ndim > 1:
+            place.copy_(x.sum(3, keepdim=True) if self.group > 1 else x)
+            return
         if self.group > 1:
             x = x.unflatten(0, (-1, self.group)).sum(1)
-        if place.ndim > 1:
-            place.copy_(x.view(place.shape))
-        else:
-            self.rows.index_copy_(0, place, x.view(-1, x.shape[-1]).to(self.rows.dtype))
+        self.rows.index_copy_(0, place, x.view(-1, x.shape[-1]).to(self.rows.dtype))
 
 
 class Inputs(NamedTuple):
@@ -165,30 +211,35 @@ class Kept(NamedTuple):
     states: Tensor
     y: Tensor
 
+    def by_tile(self, block: Block) -> list["Kept"]:
+        return [Kept(*tile) for tile in zip(*(block.by_tile(x[block.rows]) for x in self))]
 
-def decay_(x: Tensor) -> Tensor:
-    """exp(x) in place, at most 1, and 0 instead of a subnormal number: those cost 40 ns each on a CPU, exp(-inf) 2 ns."""
-    lowest = -700.0 if x.dtype == torch.float64 else -87.0
+
+def decay_(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """exp(x) in place, at most 1, and 0 instead of what is subnormal in ``dtype``, by default x's: such numbers cost 40 ns
+    each on a CPU, exp(-inf) 2 ns."""
+    lowest = -700.0 if (dtype or x.dtype) == torch.float64 else -87.0
     return torch.threshold_(x.clamp_(lowest, 0).exp_(), 1.001 * math.exp(lowest), 0.0)
 
 
 class TileGates(NamedTuple):
-    """Gates of one tile's rows; see ``Gates``."""
+    """Gates of one tile's rows, see ``Gates``; the norms spread as the places of q and k are."""
 
     beta: Tensor
     remaining: Tensor
     cum: Tensor
     reading: Tensor
-    norm: Tensor
+    q_norm: Tensor
+    k_norm: Tensor
     total: tuple[Tensor, ...]
 
 
 class Gates:
     """Factors per token of every row, [rows, C, 1]; neutral in the padding, where beta and g are zero.
 
-    norm       [2, rows, C, 1] of q and k: 1 / sqrt(|x|^2 + eps), q's times the scale
-    cum        [2, rows, C, 1] cumsum(g) within the chunk: in 64ths, and the rest. In one float32, the difference of two
-               sums of several hundred would be off by 1e-5.
+    norms      of q and k: 1 / sqrt(|x|^2 + eps), q's times the scale
+    cum        cumsum(g) within the chunk, in float64: in float32, the difference of two sums of several hundred would be
+               off by 1e-5, and exp of a sum of -20 by 1e-6
     reading    [2, rows, C, 1] exp(cum_i) for q, -exp(cum_i) for k: from the chunk's start to token i
     remaining  exp(cum_last - cum_i), from token i to the chunk's end
     total      [rows, 1, 1] exp(cum_last)
@@ -197,40 +248,43 @@ class Gates:
     def __init__(
         self, q: Tensor, k: Tensor, g: Tensor, beta: Tensor, plan: ChunkPlan, settings: Settings, group: int
     ) -> None:
-        self.plan, self.heads = plan, settings.heads
-        self.norm = torch.stack([self._to_rows(_inverse_norm(x, settings, group)) for x in (q, k)])
-        self.norm[0] *= settings.scale
-        self.beta = self._to_rows(beta, fill=True)
-        cum = self._to_rows(g, fill=True).double().cumsum(1)
-        coarse = cum.mul(64).round_().div_(64)
-        self.cum = torch.stack([coarse, cum - coarse]).to(g.dtype)
-        grown = decay_(cum.to(g.dtype, copy=True))
+        self.plan, self.heads, self.group = plan, settings.heads, group
+        q_norm, k_norm = (_inverse_norm(x, settings, group) for x in (q, k))
+        rates = self._to_rows(torch.stack([q_norm * settings.scale, k_norm, beta, g]))
+        *self.norms, self.beta, logs = rates.unbind()
+        self.cum = logs.double().cumsum(1)
+        self.remaining = decay_(self.cum[:, -1:] - self.cum, g.dtype).to(g.dtype)
+        grown = decay_(self.cum.clone(), g.dtype).to(g.dtype)
         self.reading = torch.stack([grown, -grown])
-        self.remaining = decay_((cum[:, -1:] - cum).to(g.dtype))
         self.total = grown[:, -1:]
 
     def by_tile(self, block: Block) -> list[TileGates]:
         rows = block.rows
-        columns = [block.by_tile(x[rows]) for x in (self.beta, self.remaining)]
-        columns += [block.by_tile(x[:, rows], dim=1) for x in (self.cum, self.reading, self.norm)]
+        columns = [block.by_tile(x[rows]) for x in (self.beta, self.remaining, self.cum)]
+        columns.append(block.by_tile(self.reading[:, rows], dim=1))
+        for norm in self.norms:
+            tiles = zip(block.tiles, block.by_tile(norm[rows]))
+            columns.append(tuple(tile.kind.spread(x, self.group) for tile, x in tiles))
         return [TileGates(*tile) for tile in zip(*columns, block.by_step(self.total[rows]))]
 
-    def _to_rows(self, x: Tensor, fill: bool = False) -> Tensor:
-        chunks = x.flatten(0, 1)[self.plan.tokens]
-        if fill and self.plan.pad is not None:
-            chunks.masked_fill_(self.plan.pad[..., None], 0)
-        return chunks.unflatten(2, (-1, self.heads)).permute(2, 0, 3, 1).flatten(0, 2).unsqueeze(-1).contiguous()
-
-    def to_tokens(self, x: Tensor, like: Tensor) -> Tensor:
-        """[rows, C] to the shape of ``like``, [B, T, HV]."""
+    def _to_rows(self, x: Tensor) -> Tensor:
+        """[4, B, T, HV] to [4, rows, C, 1]; in the padding the last two are zero."""
         tokens, pad = self.plan.tokens, self.plan.pad
-        x = x.unflatten(0, (-1, len(tokens), self.heads)).permute(1, 3, 0, 2).flatten(2, 3)
-        out = like.new_empty(like.shape[0] * like.shape[1], like.shape[2])
+        chunks = x.flatten(1, 2).index_select(1, tokens.view(-1)).unflatten(1, tokens.shape)
+        if pad is not None:
+            chunks[2:].masked_fill_(pad[..., None], 0)
+        return chunks.unflatten(3, (-1, self.heads)).permute(0, 3, 1, 4, 2).flatten(1, 3).unsqueeze(-1).contiguous()
+
+    def to_tokens(self, *xs: Tensor, like: Tensor) -> list[Tensor]:
+        """Every [rows, C] in the shape of ``like``, [B, T, HV]."""
+        tokens, pad = self.plan.tokens, self.plan.pad
+        x = torch.stack(xs).unflatten(1, (-1, len(tokens), self.heads)).permute(0, 2, 4, 1, 3).flatten(3, 4)
+        out = like.new_empty(len(xs), like.shape[0] * like.shape[1], like.shape[2])
         if pad is None:
-            out[tokens] = x
+            out.index_copy_(1, tokens.view(-1), x.flatten(1, 2))
         else:
-            out[tokens[~pad]] = x[~pad]
-        return out.view(like.shape)
+            out[:, tokens[~pad]] = x[:, ~pad]
+        return list(out.view(-1, *like.shape))
 
 
 def _inverse_norm(x: Tensor, settings: Settings, group: int) -> Tensor:
@@ -268,25 +322,15 @@ class Call:
         self.chunk, self.key_dim, self.value_dim = (plan.chunk_size, q.shape[3], v.shape[3])
         self.gates = Gates(q, k, g, beta, plan, settings, self.group)
         self.like = g.new_empty(0)
-        runs = range(0, value_heads, settings.heads)
-        self.blocks = [Block(group, head, settings, plan) for head in runs for group in plan.groups]
+        self.blocks = cut_blocks(plan, value_heads, settings.heads, settings.rows)
+        self.tile_gates = [self.gates.by_tile(block) for block in self.blocks]
         self.rows = value_heads * len(plan.tokens)
 
-    def keep(self, rows: int, states: bool) -> Kept:
-        """Memory for ``rows`` rows, without states if not ``states``."""
-        new, C = self.like.new_empty, self.chunk
-        state_rows = rows if states else 0
-        return Kept(
-            new(rows, C, C),
-            new(rows, C, C),
-            new(state_rows, self.key_dim, self.value_dim),
-            new(rows, C, self.value_dim),
-        )
-
-    @property
-    def most_rows(self) -> int:
-        """Rows of the largest block."""
-        return max(block.size for block in self.blocks)
+    def keep(self, new: Callable[..., Tensor], rows: int) -> Kept:
+        """Memory for ``rows`` rows, from ``new(name, *sizes)``."""
+        C, K, V = self.chunk, self.key_dim, self.value_dim
+        sizes = {"decay": (C, C), "T": (C, C), "states": (K, V), "y": (C, V)}
+        return Kept(*(new(name, rows, *size) for name, size in sizes.items()))
 
     def scratch(self) -> Scratch:
         return Scratch(max(size for block in self.blocks for size in block.tile_sizes), self.like)

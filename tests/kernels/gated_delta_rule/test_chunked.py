@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from hybrid_ft.kernels.gated_delta_rule import gated_delta_rule, gated_delta_rule_reference
+from hybrid_ft.kernels.gated_delta_rule import chunked, gated_delta_rule, gated_delta_rule_reference
 
 NAMES = ("o", "final_state", "dq", "dk", "dv", "dg", "dbeta", "d_initial_state")
 
@@ -88,7 +88,7 @@ def assert_close(got: list[Tensor], true: list[Tensor], tolerance: float) -> Non
 
 
 LENGTHS = [[0, n] for n in (1, 63, 64, 65, 100, 130, 300)] + [[0, 0, 1, 1, 2, 65, 130, 200, 200], [0, 0]]
-SIZES = [(16, 32), (96, 192), (128, 128), (24, 20)]
+SIZES = [(16, 32), (96, 192), (128, 128), (24, 20), (256, 128)]
 
 
 @pytest.mark.parametrize("edges", LENGTHS, ids=str)
@@ -135,23 +135,49 @@ def test_options_in_float64(option: dict) -> None:
     ],
 )
 def test_float32_error_beside_the_references_own(keys: str, gate: str, beta: str, dims: tuple[int, int]) -> None:
-    """At most twice, against float64, where that is not below the rounding of one float32 sum of V terms.
+    """At most 1.75 times (1.31 over seven seeds), against float64, where that is not below the rounding of one float32 sum
+    of V terms.
 
-    dbeta and dg are sums over a chunk of terms that the definition never forms, and have three and six times. With
-    collinear keys and beta near 2 all of it is ill-conditioned: four times, and 1e-4 for dg, whose terms alternate in
-    sign (transformers' chunked path: up to seventeen times, and 8e-5).
+    dbeta and dg are sums of terms that the definition never forms, and that float32 rounds each for itself: two and a
+    half and four times (2.2 and 3.8). With collinear keys and beta near 2 all of it is ill-conditioned: three times
+    (2.6), four for dbeta, and 2.5e-5 for dg (1.1e-5), whose terms alternate in sign (transformers' chunked path: up to
+    seventeen times, and 8e-5).
     """
-    factors = {"dbeta": 3, "dg": 6} if keys != "collinear" else {name: 4 for name in NAMES}
+    factors = {"dbeta": 2.5, "dg": 4} if keys != "collinear" else {name: 3 for name in NAMES} | {"dbeta": 4}
     floor = dims[1] ** 0.5 * 2**-24
     inputs = case([0, 20, 150], heads=(1, 1), gate=gate, beta=beta, keys=keys, dims=dims)
     true = results(gated_delta_rule_reference, *inputs)
     reference = results(gated_delta_rule_reference, *inputs, dtype=torch.float32)
     got = results(gated_delta_rule, *inputs, dtype=torch.float32)
     errors = {name: (error(x, t), error(r, t)) for name, x, r, t in zip(NAMES, got, reference, true)}
-    allowed = {name: max(factors.get(name, 2) * own, floor) for name, (_, own) in errors.items()}
+    allowed = {name: max(factors.get(name, 1.75) * own, floor) for name, (_, own) in errors.items()}
     if keys == "collinear":
-        allowed["dg"] = 1e-4
+        allowed["dg"] = 2.5e-5
     assert all(errors[name][0] <= allowed[name] for name in NAMES), (errors, allowed)
+
+
+def test_a_chunks_decay_is_not_that_of_a_rounded_sum() -> None:
+    """Of a sum of -18.6 in float32 it would be off by up to 1e-6."""
+    leaves, up, cu_seqlens = case([0, 62], dims=(16, 32), beta="0")
+    leaves[3].fill_(float(torch.tensor(-0.6)))
+    up[0].zero_()
+    true, got = (results(gated_delta_rule, leaves, up, cu_seqlens, dtype=x) for x in (torch.float64, torch.float32))
+    assert error(got[1], true[1]) < 2e-7
+    assert error(got[7], true[7]) < 2e-7
+
+
+def test_pairs_that_cancel_leave_no_rounding_in_dg(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One seed's ratio to the reference's own error is luck, the mean of ten less so: 1.3, and 1.9 with the rounding, in
+    chunks of 64."""
+    monkeypatch.setattr(chunked, "tile_sizes", lambda *_: (64, 16, 16))
+    ratios = []
+    for seed in range(10):
+        inputs = case([0, 64], (4, 4), (16, 16), seed=seed)
+        true = results(gated_delta_rule_reference, *inputs)[5]
+        rules = gated_delta_rule, gated_delta_rule_reference
+        got, own = (error(results(rule, *inputs, dtype=torch.float32)[5], true) for rule in rules)
+        ratios.append(got / own)
+    assert sum(ratios) / len(ratios) < 1.6, ratios
 
 
 def test_dense_batch_is_rows_of_segments() -> None:
@@ -225,8 +251,9 @@ def test_strided_inputs() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_float32_rounded_once(dtype: torch.dtype) -> None:
-    leaves, up, cu_seqlens = case([0, 64, 150], dims=(16, 32))
+@pytest.mark.parametrize(("edges", "heads"), [([0, 64, 150], (1, 2)), ([0, 64, 128], (2, 2))], ids=str)
+def test_half_precision_is_float32_rounded_once(edges: list[int], heads: tuple[int, int], dtype: torch.dtype) -> None:
+    leaves, up, cu_seqlens = case(edges, heads, dims=(16, 32))
     leaves = [x.to(dtype) if i < 3 else x.float() for i, x in enumerate(leaves)]
     up = [up[0].to(dtype), up[1].float()]
     half = results(gated_delta_rule, leaves, up, cu_seqlens)
@@ -262,7 +289,7 @@ def test_either_output_alone_has_gradients() -> None:
 
 
 def test_without_gradients_the_same_numbers() -> None:
-    leaves, up, cu_seqlens = case([0, 0, 1, 70, 200], dims=(16, 32))
+    leaves, up, cu_seqlens = case([0, 0, 1, 70, 700], dims=(16, 32))
     *inputs, initial_state = leaves
     with torch.inference_mode():
         o, final_state = gated_delta_rule(
