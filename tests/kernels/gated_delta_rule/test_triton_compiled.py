@@ -23,7 +23,7 @@ ARCHS = [80, 90, 100]
 SHARED = {80: 99, 90: 227, 100: 227}
 KERNELS = ["weights_kernel", "inverse_kernel", "forward_kernel", "backward_kernel", "query_kernel", "key_kernel"]
 KERNELS += ["summary_kernel", "join_kernel", "summary_backward_kernel"]
-# Bytes per thread in float32, each thread with as many registers as it can have.
+# Bytes per thread in float32, each thread with as many registers as it can have; in 16 bits there are none.
 SPILLED = {
     (80, "forward_kernel", (96, 192)): 8,
     (80, "backward_kernel", (96, 192)): 24,
@@ -78,11 +78,7 @@ def test_compiled(
     dims: tuple[int, int],
     launch_of: Callable[..., Any],
     build: Callable[..., Any],
-    request: pytest.FixtureRequest,
 ) -> None:
-    known = SPILLED.get((arch, kernel, dims), 0) if dtype == torch.float32 else 0
-    if known:
-        request.applymarker(pytest.mark.xfail(strict=True, reason=f"{known} bytes are spilled"))
     built = build(launch_of(kernel, arch, dims, dtype), arch)
     assert built.shared <= SHARED[arch] * 1024
     scans = {"forward_kernel", "backward_kernel", "summary_kernel", "summary_backward_kernel"}
@@ -93,7 +89,7 @@ def test_compiled(
         assert "mma.sync" not in built.ptx.replace("wgmma.mma_async.sync", "")
     if arch == 100 and kernel in scans:
         assert "tcgen05.mma" in built.ptx
-    assert built.spilled == 0
+    assert built.spilled <= (SPILLED.get((arch, kernel, dims), 0) if dtype == torch.float32 else 0)
 
 
 def test_versions_that_are_wrong_are_refused() -> None:
