@@ -13,8 +13,6 @@ import torch
 from torch import Tensor
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.float64: "*fp64"}
-TYPES |= {torch.int32: "*i32", torch.int64: "*i64"}
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -144,48 +142,48 @@ def record() -> Callable[[Any, Callable[[], object]], dict[str, Recorder]]:
     return launches
 
 
+class Target:
+    """A driver that Triton can compile for, and no more. A kernel keeps what it has learnt of a device by its number."""
+
+    def __init__(self, arch: int) -> None:
+        from triton.backends.compiler import GPUTarget
+
+        self.get_current_device = lambda: arch
+        self.get_current_stream = lambda device: 0
+        self.get_current_target = lambda: GPUTarget("cuda", arch, 32)
+
+
 @pytest.fixture
-def build(tmp_path: Path) -> Callable[[Recorder, int], Built]:
-    """A recorded kernel compiled for an architecture as it is launched."""
+def build(spilled: Callable[[bytes], int]) -> Callable[[Recorder, int], Built]:
+    """A recorded kernel as Triton compiles it for an architecture when it is launched."""
 
     def compiled(recorder: Recorder, arch: int) -> Built:
         import triton
-        from triton.backends.compiler import GPUTarget
-        from triton.compiler import ASTSource
 
         assert recorder.launch is not None
         args, options = recorder.launch
-        signature, constants, attributes = {}, {}, {}
-        for i, parameter in enumerate(recorder.kernel.params):
-            value = args[i] if i < len(args) else options[parameter.name]
-            signature[parameter.name] = described(value, (i,), parameter, constants, attributes)
-        source = ASTSource(fn=recorder.kernel, signature=signature, constexprs=constants, attrs=attributes)
-        built = triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": options["num_warps"]})
-        cubin = tmp_path / "kernel.cubin"
-        cubin.write_bytes(built.asm["cubin"])
-        tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-        usage = subprocess.run([tool, "-res-usage", cubin], capture_output=True, text=True, check=True).stdout
-        spilled = sum(int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("STACK", "LOCAL"))
-        return Built(spilled, built.metadata.shared, built.asm["ptx"])
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(triton.runtime.driver, "_active", Target(arch))
+            built = recorder.kernel.warmup(*args, grid=(1,), **options)
+        return Built(spilled(built.asm["cubin"]), built.metadata.shared, built.asm["ptx"])
 
     return compiled
 
 
-def described(value: Any, place: tuple[int, ...], parameter: Any, constants: dict, attributes: dict) -> Any:
-    """An argument's type, as a launch would find it; a named tuple's members have no parameter of their own."""
-    if isinstance(value, tuple):
-        return type(value)(*(described(x, (*place, i), None, constants, attributes) for i, x in enumerate(value)))
-    if isinstance(value, Tensor):
-        attributes[place] = [["tt.divisibility", 16]]
-        return TYPES[value.dtype]
-    if isinstance(value, float):
-        return "fp32"
-    if type(value) is int and not (parameter and parameter.is_constexpr):
-        if value % 16 == 0 and not (parameter and parameter.do_not_specialize):
-            attributes[place] = [["tt.divisibility", 16]]
-        return "i32"
-    constants[place] = getattr(value, "value", value)
-    return "constexpr"
+@pytest.fixture
+def spilled(tmp_path: Path) -> Callable[[bytes], int]:
+    """Bytes per thread that a compiled kernel keeps in memory for want of registers."""
+
+    def of(cubin: bytes) -> int:
+        import triton
+
+        file = tmp_path / "kernel.cubin"
+        file.write_bytes(cubin)
+        tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+        usage = subprocess.run([tool, "-res-usage", file], capture_output=True, text=True, check=True).stdout
+        return sum(int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("STACK", "LOCAL"))
+
+    return of
 
 
 @pytest.fixture

@@ -1,13 +1,15 @@
-"""Every kernel that Olmo Hybrid 7B launches, compiled ahead of time for an H100 as the model launches it.
+"""Every kernel that Olmo Hybrid 7B launches, as Triton itself compiles it for an H100 and hands it to the driver.
 
 The operators' own tests compile them for arguments of their own; the model's dtypes, strides and constants are what
-counts. Two layers of the true width run in bfloat16, forward and backward on a pair and one decoded token, with products
-of zeros and nothing launched.
+counts, and how Triton passes them on: named tuples, what is None, what is compiled in. Two layers of the true width and
+the log-probabilities run in bfloat16, forward and backward on a pair and one decoded token, with products of zeros.
 """
 
 import os
+import shutil
+import sys
 from collections.abc import Callable
-from types import SimpleNamespace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,12 +18,18 @@ import torch
 from hybrid_ft.hybrid_model import attention
 from hybrid_ft.hybrid_model.modeling import OlmoHybridForCausalLM
 from hybrid_ft.hybrid_model.presets import preset_config
+from hybrid_ft.kernels.token_log_probs import token_log_probs
 
 triton = pytest.importorskip("triton")
 pytestmark = [
     pytest.mark.kernels,
     pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing"),
+    pytest.mark.skipif(torch.cuda.is_available(), reason="there is a driver, and a GPU: make test-gpu"),
+    pytest.mark.skipif(shutil.which("cc") is None, reason="Triton launches through C that it compiles; there is no cc"),
 ]
+sys.path.append(str(Path(__file__).parent))  # pytest imports a test file by its path, and so not its neighbours
+
+WORDS = 512
 
 
 class Zeros(torch.autograd.Function):
@@ -38,31 +46,38 @@ class Zeros(torch.autograd.Function):
         return torch.zeros_like(x), torch.zeros_like(weight)
 
 
-def test_nothing_spills(
-    monkeypatch: pytest.MonkeyPatch, as_on_a_gpu: Callable, build: Callable[[Any, int], Any]
+def test_all_arrives_at_the_driver_and_nothing_spills(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_on_a_gpu: Callable, spilled: Callable[[bytes], int]
 ) -> None:
-    launched: dict[str, Any] = {}
+    from launched import no_gpu
 
-    def keep(kernel: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
-        constants = [x if isinstance(x, (int, bool)) else getattr(x, "dtype", None) for x in args]
-        key = f"{kernel.fn.__module__}.{kernel.__name__}{constants}{options}"
-        launched[key] = SimpleNamespace(kernel=kernel, launch=(args, options))
+    from hybrid_ft.kernels.gated_delta_rule.triton import call
+    from hybrid_ft.kernels.token_log_probs import launch
 
-    monkeypatch.setattr(triton.JITFunction, "run", keep)
     monkeypatch.setattr(torch.nn.Linear, "forward", lambda self, x: Zeros.apply(x, self.weight))
     monkeypatch.setattr(attention, "_varlen", lambda q, k, v, *_: q + 0 * (k.sum() + v.sum()))
-    with as_on_a_gpu():
+    monkeypatch.setattr(launch, "_add_product", lambda total, a, b: None)
+    with no_gpu(tmp_path) as launches, as_on_a_gpu():
         run(seven_b())
-    names = {key.split("[")[0].rsplit(".", 1)[1] for key in launched}
+        monkeypatch.setattr(call, "SHORTEST", 1)
+        run(seven_b())
+    names = {launch.kernel.__name__ for launch in launches}
     assert {"forward_kernel", "backward_kernel", "query_kernel", "activation_kernel", "delta_step_kernel"} <= names
-    spilled = {key: bytes for key, kernel in launched.items() if (bytes := build(kernel, 90).spilled)}
-    assert not spilled
+    assert {"summary_kernel", "join_kernel", "summary_backward_kernel"} <= names
+    compiled = {}
+    for kernel, program, config, arrived, given in launches:
+        assert arrived == given, kernel.__name__
+        assert config.x > 0 and config.y == config.z == 1
+        assert config.threads == 32 * program.metadata.num_warps <= 1024
+        assert config.shared == program.metadata.shared <= 227 * 1024
+        compiled[program.hash] = kernel.__name__, program
+    assert {name: n for name, program in compiled.values() if (n := spilled(program.asm["cubin"]))} == {}
 
 
 def seven_b() -> OlmoHybridForCausalLM:
     """Two layers and a small vocabulary, weights as they happen to lie in memory."""
     config = preset_config("7B")
-    config.update({"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"], "vocab_size": 512})
+    config.update({"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"], "vocab_size": WORDS})
     config.update({"pad_token_id": None, "eos_token_id": None})
     with torch.device("meta"):
         model = OlmoHybridForCausalLM(config).bfloat16()
@@ -73,10 +88,11 @@ def seven_b() -> OlmoHybridForCausalLM:
 
 
 def run(model: OlmoHybridForCausalLM) -> None:
-    ids = torch.randint(2, 512, (2, 70))
-    ids[1, :40] = ids[0, :40]
-    pair = {"prompt_lengths": torch.tensor([40, 40]), "prompt_rows": torch.tensor([0, 0])}
-    model(input_ids=ids, **pair, use_cache=False).logits.float().sum().backward()
+    ids = torch.randint(2, WORDS, (2, 150))
+    ids[1, :80] = ids[0, :80]
+    pair = {"prompt_lengths": torch.tensor([80, 80]), "prompt_rows": torch.tensor([0, 0])}
+    hidden = model.model(input_ids=ids, **pair, use_cache=False).last_hidden_state
+    token_log_probs(hidden.flatten(0, 1), model.lm_head.weight, ids.flatten())[0].sum().backward()
     with torch.no_grad():
         cache = model(input_ids=ids[:, :64], use_cache=True).past_key_values
         model(input_ids=ids[:, 64:65], past_key_values=cache, use_cache=True)
