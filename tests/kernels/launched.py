@@ -79,6 +79,8 @@ def no_gpu(folder: Path) -> Iterator[list[Launch]]:
         patch.setenv("TRITON_LIBCUDA_PATH", str(folder))
         patch.setenv("TRITON_CACHE_DIR", str(folder / "cache"))
         patch.setattr(triton.JITFunction, "run", run)
+        for found in (nvidia.libcuda_dirs, nvidia.library_dirs):
+            found.cache_clear()
         patch.setattr(triton.runtime.driver, "_active", Driver())
         yield launches
 
