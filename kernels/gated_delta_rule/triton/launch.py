@@ -11,7 +11,7 @@ from hybrid_ft.kernels.gated_delta_rule.triton.intra import inverse_kernel, weig
 from hybrid_ft.kernels.gated_delta_rule.triton.scans import backward_kernel, forward_kernel
 from hybrid_ft.kernels.gated_delta_rule.triton.settings import Settings, settings_for
 from hybrid_ft.kernels.gated_delta_rule.triton.splits import join_kernel, summary_backward_kernel, summary_kernel
-from hybrid_ft.kernels.gated_delta_rule.triton.tiles import Chunks, Heads, Pieces
+from hybrid_ft.kernels.gated_delta_rule.triton.tiles import Chunks, Heads, Pieces, Scan, Within
 
 JOIN_WARPS = 4
 
@@ -38,11 +38,11 @@ def run_forward(inputs: Inputs, keep_states: bool) -> Forward:
         _summarise(inputs, call, use, pieces, kept, final := call.outer_states(call.pieces))
         _join(call, use, pieces, initial, final, kept, kept.starts, backward=False)
         chunks, initial, segments = pieces.chunks, kept.starts, call.pieces
-    block = block_of(call.value_dim, use)
+    block, within = block_of(call.value_dim, use), Within(kept.gates, kept.inverse, weights)
     forward_kernel[(call.lanes(segments, block),)](
-        heads(q), heads(inputs.k), heads(v), kept.gates, kept.inverse, weights, initial, out.o, kept.y, kept.states,
-        final, chunks, call.tokens_in_row, call.dims(use.halves), BV=block, KEEP=keep_states, APART=use.apart,
-        STAGES=use.forward_stages, num_warps=use.forward_warps,
+        heads(q), heads(inputs.k), heads(v), within, initial, out.o, kept.y, kept.states, final, chunks,
+        call.tokens_in_row, call.dims(use.halves), scan(block, use, use.forward_stages), KEEP=keep_states,
+        num_warps=use.forward_warps,
     )  # fmt: skip
     if pieces:
         out.final_state.copy_(final[pieces.first[1:] - 1])
@@ -81,11 +81,10 @@ def _summarise(inputs: Inputs, call: Call, use: Settings, pieces: Pieces, kept: 
     """A and M of every piece, see splits.py."""
     assert inputs.v is not None
     block, dims = block_of(call.value_dim, use), call.dims(use.halves)
-    lanes = call.lanes(call.pieces, block)
+    lanes, within = call.lanes(call.pieces, block), Within(kept.gates, kept.inverse, None)
     summary_kernel[(lanes + call.lanes(call.pieces, block, call.key_dim),)](
-        heads(inputs.k), heads(inputs.v), kept.gates, kept.inverse, sums, kept.moves, pieces, lanes, call.tokens_in_row,
-        dims, dims._replace(V=tl.constexpr(call.key_dim)), BV=block, APART=use.apart, STAGES=use.forward_stages,
-        num_warps=use.summary_warps,
+        heads(inputs.k), heads(inputs.v), within, sums, kept.moves, pieces, lanes, call.tokens_in_row, dims,
+        dims._replace(V=tl.constexpr(call.key_dim)), scan(block, use, use.forward_stages), num_warps=use.summary_warps,
     )  # fmt: skip
 
 
@@ -122,20 +121,20 @@ def _scan_backward(
     q, k, v = heads(inputs.q), heads(inputs.k), None if inputs.v is None else heads(inputs.v)
     initial, d_final, d_initial = contiguous(inputs.initial_state), contiguous(d_final), out.d_initial
     block, dims, segments = block_of(call.value_dim, use), call.dims(use.halves), call.segments
+    within = Within(kept.gates, kept.inverse, weights)
     pieces = cut_pieces(call, chunks) if call.piece else None
     if pieces:
         d_initial, d_ends = (call.outer_states(call.pieces) for _ in range(2))
         summary_backward_kernel[(call.lanes(call.pieces, block),)](
-            q, k, heads(do), kept.gates, kept.inverse, weights, d_initial, pieces, call.tokens_in_row, dims, BV=block,
-            APART=use.apart, STAGES=use.summary_backward_stages, num_warps=use.backward_warps,
+            q, k, heads(do), within, d_initial, pieces, call.tokens_in_row, dims,
+            scan(block, use, use.summary_backward_stages), num_warps=use.backward_warps,
         )  # fmt: skip
         _join(call, use, pieces, d_final, d_initial, kept, d_ends, backward=True)
         chunks, initial, d_final, segments = pieces.chunks, kept.starts, d_ends, call.pieces
     lanes = call.lanes(segments, block)
     backward_kernel[(lanes if v is None else 2 * lanes,)](
-        q, k, v, heads(do), kept.gates, kept.inverse, weights, initial, d_final, kept.y, kept.states, out.dv, d_states,
-        d_initial, chunks, lanes, call.tokens_in_row, dims, BV=block, KEPT=v is None, APART=use.apart,
-        STAGES=use.backward_stages, num_warps=use.backward_warps,
+        q, k, v, heads(do), within, initial, d_final, kept.y, kept.states, out.dv, d_states, d_initial, chunks, lanes,
+        call.tokens_in_row, dims, scan(block, use, use.backward_stages), KEPT=v is None, num_warps=use.backward_warps,
     )  # fmt: skip
     if pieces:
         out.d_initial.copy_(d_initial[pieces.first[:-1]])
@@ -178,6 +177,10 @@ def _gradients(
 def block_of(value_dim: int, use: Settings) -> int:
     """V columns of a state tile."""
     return min(use.block, max(16, triton.next_power_of_2(value_dim)))
+
+
+def scan(block: int, use: Settings, stages: int) -> Scan:
+    return Scan(*(tl.constexpr(x) for x in (block, use.apart, stages)))
 
 
 def heads(x: Tensor) -> Heads:

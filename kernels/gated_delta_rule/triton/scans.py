@@ -37,31 +37,9 @@ from hybrid_ft.kernels.gated_delta_rule.triton.tiles import (
 
 
 @triton.jit(do_not_specialize=["T"])
-def forward_kernel(
-    q,
-    k,
-    v,
-    gates,
-    inverse,
-    weights,
-    initial_state,
-    o,
-    y,
-    states,
-    final_state,
-    chunks,
-    T,
-    d,
-    BV: tl.constexpr,
-    KEEP: tl.constexpr,
-    APART: tl.constexpr,
-    STAGES: tl.constexpr,
-):
+def forward_kernel(q, k, v, within, initial_state, o, y, states, final_state, chunks, T, d, use, KEEP: tl.constexpr):
     """One program per segment, value head and V tile. Writes o and the final state; with KEEP every S and Y as well."""
-    scan_forward(
-        tl.program_id(0), q, k, v, gates, inverse, weights, initial_state, o, y, states, final_state, chunks, T, d,
-        BV, KEEP, APART, STAGES,
-    )  # fmt: skip
+    scan_forward(tl.program_id(0), q, k, v, within, initial_state, o, y, states, final_state, chunks, T, d, use, KEEP)
 
 
 @triton.jit(do_not_specialize=["T", "lanes"])
@@ -70,9 +48,7 @@ def backward_kernel(
     k,
     v,
     do,
-    gates,
-    inverse,
-    weights,
+    within,
     initial_state,
     d_final,
     y,
@@ -84,55 +60,25 @@ def backward_kernel(
     lanes,
     T,
     d,
-    BV: tl.constexpr,
+    use,
     KEPT: tl.constexpr,
-    APART: tl.constexpr,
-    STAGES: tl.constexpr,
 ):
     """The first ``lanes`` programs scan backward. Without KEPT as many again compute S and Y once more beside them: the
     two do not need one another, and one long sequence alone would leave half a chip idle."""
     pid = tl.program_id(0)
     if KEPT:
-        scan_backward(
-            pid, q, k, do, gates, inverse, weights, d_final, dv, d_states, d_initial, chunks, T, d, BV, APART, STAGES,
-        )  # fmt: skip
+        scan_backward(pid, q, k, do, within, d_final, dv, d_states, d_initial, chunks, T, d, use)
     else:
         if pid < lanes:
-            scan_backward(
-                pid, q, k, do, gates, inverse, weights, d_final, dv, d_states, d_initial, chunks, T, d, BV, APART,
-                STAGES,
-            )  # fmt: skip
+            scan_backward(pid, q, k, do, within, d_final, dv, d_states, d_initial, chunks, T, d, use)
         else:
-            scan_forward(
-                pid - lanes, q, k, v, gates, inverse, weights, initial_state, None, y, states, None, chunks, T, d, BV,
-                True, APART, STAGES,
-            )  # fmt: skip
+            scan_forward(pid - lanes, q, k, v, within, initial_state, None, y, states, None, chunks, T, d, use, True)
 
 
 @triton.jit
-def scan_forward(
-    pid,
-    q,
-    k,
-    v,
-    gates,
-    inverse,
-    weights,
-    initial_state,
-    o,
-    y,
-    states,
-    final_state,
-    chunks,
-    T,
-    d,
-    BV: tl.constexpr,
-    KEEP: tl.constexpr,
-    APART: tl.constexpr,
-    STAGES: tl.constexpr,
-):
+def scan_forward(pid, q, k, v, within, initial_state, o, y, states, final_state, chunks, T, d, use, KEEP: tl.constexpr):
     """What is None is not written. Without v the scan starts from the identity's rows."""
-    segment, head, o_v = _lane(pid, chunks.order, d, BV)
+    segment, head, o_v = _lane(pid, chunks.order, d, use.BV)
     start, length, chunk = _segment(segment, chunks)
     key_head = head // (d.HV // d.H)
     if o is not None:
@@ -144,30 +90,30 @@ def scan_forward(
         s1, s2 = _identity(o_v, d)
     else:
         values = token(v, start, head, T)
-        s1, s2 = load_outer(initial_state, state, o_v, d, BV)
-    for i in tl.range(0, tl.cdiv(length, d.BT), num_stages=STAGES):
+        s1, s2 = load_outer(initial_state, state, o_v, d, use.BV)
+    for i in tl.range(0, tl.cdiv(length, d.BT), num_stages=use.STAGES):
         row = (chunk + i) * d.HV + head
         at = (chunk - chunk) + i * d.BT
         here = o_c < length - i * d.BT
-        gate = gates + row * (ROWS * d.BT)
+        gate = within.gates + row * (ROWS * d.BT)
         k1, k2 = load_keys(keys + at * k.t, k.t, o_c, here, d)
         v_columns = 0.0
         if v is not None:
-            v_columns = load_columns(values + at * v.t, v.t, o_c, o_v, here, d.V, d.V % BV == 0)
+            v_columns = load_columns(values + at * v.t, v.t, o_c, o_v, here, d.V, d.V % use.BV == 0)
         a1, a2 = s1.to(d.DOT), s2.to(d.DOT)
         if KEEP:
-            _store_inner(states + row * (d.K * d.V), a1, a2, o_v, d, BV)
-        error = v_columns - _read(a1, a2, k1, k2, tl.load(gate + READ_K * d.BT + o_c), d, APART)
-        write = dot(operand(error, d), tl.trans(load_square(inverse + row * (d.BT * d.BT), d)))
+            _store_inner(states + row * (d.K * d.V), a1, a2, o_v, d, use.BV)
+        error = v_columns - _read(a1, a2, k1, k2, tl.load(gate + READ_K * d.BT + o_c), d, use.APART)
+        write = dot(operand(error, d), tl.trans(load_square(within.inverse + row * (d.BT * d.BT), d)))
         out = ((start + at) * d.HV + head) * d.V
         if KEEP:
-            store_columns(y + out, d.HV * d.V, o_c, o_v, here, operand(write, d), d.V, d.V % BV == 0)
+            store_columns(y + out, d.HV * d.V, o_c, o_v, here, operand(write, d), d.V, d.V % use.BV == 0)
         if o is not None:
             q1, q2 = load_keys(queries + at * q.t, q.t, o_c, here, d)
             q1, q2 = load_keys_again(q1, q2, queries + at * q.t, q.t, o_c, here, d)
-            read = _read(a1, a2, q1, q2, tl.load(gate + READ_Q * d.BT + o_c), d, APART)
-            read = dot_onto(read, operand(write, d), tl.trans(load_square(weights + row * (d.BT * d.BT), d)))
-            store_columns(o + out, d.HV * d.V, o_c, o_v, here, read, d.V, d.V % BV == 0)
+            read = _read(a1, a2, q1, q2, tl.load(gate + READ_Q * d.BT + o_c), d, use.APART)
+            read = dot_onto(read, operand(write, d), tl.trans(load_square(within.weights + row * (d.BT * d.BT), d)))
+            store_columns(o + out, d.HV * d.V, o_c, o_v, here, read, d.V, d.V % use.BV == 0)
         decay = chunk_decay(gate, d)
         k1, k2 = load_keys_again(k1, k2, keys + at * k.t, k.t, o_c, here, d)
         write = operand(write * tl.load(gate + WRITE_K * d.BT + o_c)[None, :], d)
@@ -179,27 +125,9 @@ def scan_forward(
 
 
 @triton.jit
-def scan_backward(
-    pid,
-    q,
-    k,
-    do,
-    gates,
-    inverse,
-    weights,
-    d_final,
-    dv,
-    d_states,
-    d_initial,
-    chunks,
-    T,
-    d,
-    BV: tl.constexpr,
-    APART: tl.constexpr,
-    STAGES: tl.constexpr,
-):
+def scan_backward(pid, q, k, do, within, d_final, dv, d_states, d_initial, chunks, T, d, use):
     """Writes dV and the gradient of the state at every chunk's end, unless they are None, and of the initial state."""
-    segment, head, o_v = _lane(pid, chunks.order, d, BV)
+    segment, head, o_v = _lane(pid, chunks.order, d, use.BV)
     start, length, chunk = _segment(segment, chunks)
     key_head = head // (d.HV // d.H)
     queries = token(q, start, key_head, T)
@@ -207,34 +135,34 @@ def scan_backward(
     outputs = token(do, start, head, T)
     state = (segment.to(tl.int64) * d.HV + head) * (d.K * d.V)
     o_c = tl.arange(0, d.BT)
-    s1, s2 = load_outer(d_final, state, o_v, d, BV)
+    s1, s2 = load_outer(d_final, state, o_v, d, use.BV)
     count = tl.cdiv(length, d.BT)
-    for back in tl.range(0, count, num_stages=STAGES):
+    for back in tl.range(0, count, num_stages=use.STAGES):
         i = count - 1 - back
         row = (chunk + i) * d.HV + head
         at = (chunk - chunk) + i * d.BT
         here = o_c < length - i * d.BT
-        gate = gates + row * (ROWS * d.BT)
+        gate = within.gates + row * (ROWS * d.BT)
         k1, k2 = load_keys(keys + at * k.t, k.t, o_c, here, d)
         q1, q2 = load_keys(queries + at * q.t, q.t, o_c, here, d)
-        do_columns = load_columns(outputs + at * do.t, do.t, o_c, o_v, here, d.V, d.V % BV == 0)
+        do_columns = load_columns(outputs + at * do.t, do.t, o_c, o_v, here, d.V, d.V % use.BV == 0)
         a1, a2 = s1.to(d.DOT), s2.to(d.DOT)
         if d_states is not None:
-            _store_inner(d_states + row * (d.K * d.V), a1, a2, o_v, d, BV)
-        dy = _read(a1, a2, k1, k2, tl.load(gate + WRITE_K * d.BT + o_c), d, APART)
-        dy = dot_onto(dy, do_columns, load_square(weights + row * (d.BT * d.BT), d))
-        dvalue = dot(operand(dy, d), load_square(inverse + row * (d.BT * d.BT), d))
+            _store_inner(d_states + row * (d.K * d.V), a1, a2, o_v, d, use.BV)
+        dy = _read(a1, a2, k1, k2, tl.load(gate + WRITE_K * d.BT + o_c), d, use.APART)
+        dy = dot_onto(dy, do_columns, load_square(within.weights + row * (d.BT * d.BT), d))
+        dvalue = dot(operand(dy, d), load_square(within.inverse + row * (d.BT * d.BT), d))
         if dv is not None:
             out = ((start + at) * d.HV + head) * d.V
-            store_columns(dv + out, d.HV * d.V, o_c, o_v, here, dvalue, d.V, d.V % BV == 0)
+            store_columns(dv + out, d.HV * d.V, o_c, o_v, here, dvalue, d.V, d.V % use.BV == 0)
         q1, q2 = load_keys_again(q1, q2, queries + at * q.t, q.t, o_c, here, d)
         k1, k2 = load_keys_again(k1, k2, keys + at * k.t, k.t, o_c, here, d)
         read = operand(do_columns * tl.load(gate + READ_Q * d.BT + o_c)[None, :], d)
         corrected = operand(-dvalue * tl.load(gate + READ_K * d.BT + o_c)[None, :], d)
         decay = chunk_decay(gate, d)
-        s1 = _add_two(s1 * decay, read, q1, corrected, k1, APART)
+        s1 = _add_two(s1 * decay, read, q1, corrected, k1, use.APART)
         if d.K2:
-            s2 = _add_two(s2 * decay, read, q2, corrected, k2, APART)
+            s2 = _add_two(s2 * decay, read, q2, corrected, k2, use.APART)
     store_outer(d_initial, state, s1, s2, o_v, d)
 
 

@@ -24,65 +24,29 @@ BLOCK = tl.constexpr(32)
 
 
 @triton.jit(do_not_specialize=["T", "lanes"])
-def summary_kernel(
-    k,
-    v,
-    gates,
-    inverse,
-    sums,
-    moves,
-    pieces,
-    lanes,
-    T,
-    d,
-    square,
-    BV: tl.constexpr,
-    APART: tl.constexpr,
-    STAGES: tl.constexpr,
-):
+def summary_kernel(k, v, within, sums, moves, pieces, lanes, T, d, square, use):
     """The first ``lanes`` programs write A, but for a segment's last piece, whose end nothing begins at; the others M^T,
     but for segments of one piece. ``square`` is ``d`` with V = K, the size of M."""
     pid = tl.program_id(0)
     chunks = pieces.chunks
     if pid < lanes:
-        piece, count = _piece(pid // (d.HV * tl.cdiv(d.V, BV)), pieces)
+        piece, count = _piece(pid // (d.HV * tl.cdiv(d.V, use.BV)), pieces)
         if piece + 1 < count:
-            scan_forward(
-                pid, None, k, v, gates, inverse, None, None, None, None, None, sums, chunks, T, d, BV, False, APART,
-                STAGES,
-            )  # fmt: skip
+            scan_forward(pid, None, k, v, within, None, None, None, None, sums, chunks, T, d, use, False)
     else:
-        piece, count = _piece((pid - lanes) // (d.HV * tl.cdiv(d.K, BV)), pieces)
+        piece, count = _piece((pid - lanes) // (d.HV * tl.cdiv(d.K, use.BV)), pieces)
         if count > 1:
             scan_forward(
-                pid - lanes, None, k, None, gates, inverse, None, None, None, None, None, moves, chunks, T, square, BV,
-                False, APART, STAGES,
-            )  # fmt: skip
+                pid - lanes, None, k, None, within, None, None, None, None, moves, chunks, T, square, use, False
+            )
 
 
 @triton.jit(do_not_specialize=["T"])
-def summary_backward_kernel(
-    q,
-    k,
-    do,
-    gates,
-    inverse,
-    weights,
-    sums,
-    pieces,
-    T,
-    d,
-    BV: tl.constexpr,
-    APART: tl.constexpr,
-    STAGES: tl.constexpr,
-):
+def summary_backward_kernel(q, k, do, within, sums, pieces, T, d, use):
     """Writes G, but for a segment's first piece."""
-    piece, _ = _piece(tl.program_id(0) // (d.HV * tl.cdiv(d.V, BV)), pieces)
+    piece, _ = _piece(tl.program_id(0) // (d.HV * tl.cdiv(d.V, use.BV)), pieces)
     if piece > 0:
-        scan_backward(
-            tl.program_id(0), q, k, do, gates, inverse, weights, None, None, None, sums, pieces.chunks, T, d, BV, APART,
-            STAGES,
-        )  # fmt: skip
+        scan_backward(tl.program_id(0), q, k, do, within, None, None, None, sums, pieces.chunks, T, d, use)
 
 
 @triton.jit

@@ -57,6 +57,23 @@ class Pieces(NamedTuple):
     chunks: Chunks
 
 
+class Within(NamedTuple):
+    """What is computed within every chunk alone, see intra.py: gates [NT, HV, ROWS, BT], inverse and weights
+    [NT, HV, BT, BT]; None where nothing reads them."""
+
+    gates: Any
+    inverse: Any
+    weights: Any
+
+
+class Scan(NamedTuple):
+    """How a pass over the chunks is compiled: V columns of its state tile, see ``scans._read``, stages of its loads."""
+
+    BV: Any
+    APART: Any
+    STAGES: Any
+
+
 # Rows of a chunk's ``gates``, float32 [NT, HV, ROWS, BT]. Past the segment's end all are 0 but the sums, which stay.
 READ_Q = tl.constexpr(0)  # scale * decay from the chunk's start to the token * norm of q
 READ_K = tl.constexpr(1)  # decay from the chunk's start to the token * norm of k
