@@ -194,11 +194,11 @@ def test_no_norm_and_a_scale() -> None:
 @inside
 def test_dense_batch_by_its_strides() -> None:
     """Two rows whose memory is neither contiguous nor in one run: heads before tokens, and a row longer than the view."""
-    leaves, up, cu_seqlens = case([0, 35, 70], (2, 2), (32, 16))
+    leaves, up, cu_seqlens = case([0, 70, 140], (2, 2), (32, 16))
     true = results(rule, leaves, up, cu_seqlens, torch.float32)
-    rows = [x.unflatten(1, (2, 35)).squeeze(0).float() for x in (*leaves[:5], up[0])]
+    rows = [x.unflatten(1, (2, 70)).squeeze(0).float() for x in (*leaves[:5], up[0])]
     by_head = [x.transpose(1, 2).contiguous().transpose(1, 2).requires_grad_() for x in rows[:5]]
-    longer = [torch.cat([x, torch.full_like(x[:, :5], torch.nan)], 1)[:, :35].requires_grad_() for x in rows[:5]]
+    longer = [torch.cat([x, torch.full_like(x[:, :5], torch.nan)], 1)[:, :70].requires_grad_() for x in rows[:5]]
     for inputs in (by_head, longer):
         assert not inputs[0].is_contiguous()
         state = leaves[5].float().requires_grad_()
@@ -282,7 +282,7 @@ def test_operators_are_what_they_say(short_pieces: Callable[[int], None]) -> Non
     """Their fake versions have the true shapes and dtypes, and a layer compiles whole."""
     from hybrid_ft.kernels.gated_delta_rule.triton.autograd import forward_op
 
-    leaves, _, cu_seqlens = case([0, 5, 22], (1, 2), (16, 16))
+    leaves, _, cu_seqlens = case([0, 10, 66], (1, 2), (32, 16))
     inputs = [x.float().requires_grad_() for x in leaves]
     state = leaves[5][:1].float().requires_grad_()
     for keep in (False, True):  # without cu_seqlens: with them the last chunks may be memory that nobody wrote
