@@ -79,6 +79,7 @@ def test_each_file_damaged(harness, jobs, some, chance, faults_row, name):
         len(trials),
         failures,
     )
+    assert not failures, "\n".join(failures[:10])
 
 
 @pytest.mark.faults
@@ -103,6 +104,7 @@ def test_random_bits_flipped(harness, jobs, count, chance, faults_row, name, ful
         count(full),
         failures,
     )
+    assert not failures, "\n".join(failures[:10])
 
 
 @pytest.mark.faults
@@ -124,3 +126,4 @@ def test_every_checkpoint_damaged(harness, jobs, chance, faults_row):
         harness.whole(job)
     failures = harness.each(jobs, trial)
     faults_row("every checkpoint damaged", "said, begun anew, final files identical", len(jobs), failures)
+    assert not failures, "\n".join(failures[:10])

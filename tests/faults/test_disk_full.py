@@ -78,6 +78,7 @@ def test_small_from_the_start(harness, jobs, disks, count, chance, faults_row, n
         failures,
         f"{refused.count(STORAGE)} refused",
     )
+    assert not failures, "\n".join(failures[:10])
 
 
 @pytest.mark.faults
@@ -116,6 +117,7 @@ def test_full_in_the_middle(harness, jobs, disks, count, chance, faults_row, nam
         failures,
         f"{stopped.count(STORAGE)} stopped, {stopped.count(0)} had room",
     )
+    assert not failures, "\n".join(failures[:10])
 
 
 @pytest.mark.faults
@@ -159,3 +161,4 @@ def test_places_that_cannot_be_written(harness, jobs, disks, faults_row):
         len(cases),
         failures,
     )
+    assert not failures, "\n".join(failures[:10])

@@ -69,6 +69,7 @@ def test_stopped_anywhere_in_its_passes(harness, jobs, some, faults_row, name):
         len(trials),
         failures,
     )
+    assert not failures, "\n".join(failures[:10])
 
 
 @pytest.mark.faults

@@ -172,7 +172,9 @@ def test_mutated_rows(
     faults_row: Callable[..., None],
 ) -> None:
     found = fuzz_rows(what, count(rows), tmp_path, chance(0))
+    assert found.trials > 0
     faults_row(f"mutated {what}", BAR, found.trials, found.failures, found.text())
+    assert not found.failures, "\n".join(found.failures[:10])
 
 
 def check_recipe(mutated: Mutated, found: Found) -> None:
@@ -249,4 +251,6 @@ def test_mutated_recipes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     found = fuzz_recipes(count(2000), tmp_path, chance(0), monkeypatch)
+    assert found.trials > 0
     faults_row("mutated recipes", BAR, found.trials, found.failures, found.text())
+    assert not found.failures, "\n".join(found.failures[:10])

@@ -154,13 +154,16 @@ def test_an_archive_that_fills_the_memory(small_bombs: list[Case], tmp_path: Pat
 def test_executions(tmp_path: Path, small_bombs: list[Case], faults_row: Callable[..., None]) -> None:
     templates = [case for each in (ESCAPES | RUNAWAYS).items() for case in of_template(*each)]
     cases = [*MODELS, *YAMLS, *ZIPS, *small_bombs, *templates]
-    faults_row("hostile weights, configs, templates, archives", "0 executions, refused in 10 s", len(cases), harms(cases, tmp_path))  # fmt: skip
+    failures = harms(cases, tmp_path)
+    faults_row("hostile weights, configs, templates, archives", "0 executions, refused in 10 s", len(cases), failures)
+    assert not failures, "\n".join(failures[:10])
 
 
 @pytest.mark.faults
 def test_secrets_refused(tmp_path: Path, canaries: None, faults_row: Callable[..., None]) -> None:
     failures = told_secrets(SECRETS, tmp_path)
     faults_row("secrets in recipes and arguments", "refused, 0 leaks", len(SECRETS), failures)
+    assert not failures, "\n".join(failures[:10])
 
 
 @pytest.mark.faults
@@ -186,7 +189,9 @@ def test_secrets_in_the_environment(
         return f"leaks in {found}" if found or not written else None
 
     names = ("sft-lora", "dpo-full")
-    faults_row(f"canary secrets, a run that is {end}", "0 leaks", len(names), harness.each(names, trial))
+    failures = harness.each(names, trial)
+    faults_row(f"canary secrets, a run that is {end}", "0 leaks", len(names), failures)
+    assert not failures, "\n".join(failures[:10])
 
 
 def test_a_leak_is_seen(tmp_path: Path) -> None:
@@ -229,7 +234,9 @@ def test_pickles_in_a_checkpoint(harness: Any, jobs: dict[str, Job], faults_row:
         wrong = f"exit status {status}\n{child.screen}" if status else ""
         return wrong or ", ".join(differing(results(folder / "run"), harness.whole(job).digests)) or None
 
-    faults_row("pickles in a checkpoint", "0 executions", len(trials), harness.each(trials, trial))
+    failures = harness.each(trials, trial)
+    faults_row("pickles in a checkpoint", "0 executions", len(trials), failures)
+    assert not failures, "\n".join(failures[:10])
 
 
 @pytest.mark.faults
@@ -251,7 +258,9 @@ def test_foreign_code_beside_a_base(
         return f"the export keeps {kept}" if kept or not texts else None
 
     names = ("sft-full", "sft-lora", "dpo-full")
-    faults_row("foreign code beside a base", "0 executions, none exported", len(names), harness.each(names, trial))
+    failures = harness.each(names, trial)
+    faults_row("foreign code beside a base", "0 executions, none exported", len(names), failures)
+    assert not failures, "\n".join(failures[:10])
 
 
 def listening(group: int) -> list[str]:
@@ -289,4 +298,6 @@ def test_no_port_is_open(harness: Any, jobs: dict[str, Job], faults_row: Callabl
         return f"listens on {seen}" if seen or child.wait() else None
 
     names = ("sft-lora", "dpo-full")
-    faults_row("ports of a run", "none", len(names), harness.each(names, trial), f"{len(looks)} looks")
+    failures = harness.each(names, trial)
+    faults_row("ports of a run", "none", len(names), failures, f"{len(looks)} looks")
+    assert not failures, "\n".join(failures[:10])

@@ -48,6 +48,7 @@ def test_killed_at_random_moments(harness, jobs, count, chance, faults_row, name
         failures,
         f"{len(kills)} kills",
     )
+    assert not failures, "\n".join(failures[:10])
 
 
 def test_one_kill_and_one_flipped_bit(harness, jobs):

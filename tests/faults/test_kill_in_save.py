@@ -66,6 +66,7 @@ def test_killed_at_each_file_operation(harness, jobs, some, faults_row, name, st
     faults_row(
         f"kill -9 at each file operation {what}, {name}", "all resume, final files identical", len(trials), failures
     )
+    assert not failures, "\n".join(failures[:10])
 
 
 @pytest.mark.faults
@@ -101,6 +102,7 @@ def test_killed_at_each_system_call(harness, jobs, some, faults_row, name, step)
     faults_row(
         f"kill -9 at each system call of one save, {name}", "all resume, final files identical", len(trials), failures
     )
+    assert not failures, "\n".join(failures[:10])
 
 
 def after_kill(harness, job, output: Path, operation: str) -> str | None:

@@ -63,6 +63,7 @@ def test_stops_before_the_step(harness, jobs, count, chance, faults_row, what):
         count(10),
         failures,
     )
+    assert not failures, "\n".join(failures[:10])
 
 
 def rows_file(output: Path) -> list[str]:

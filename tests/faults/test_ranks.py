@@ -84,6 +84,7 @@ def test_all_kinds_of_runs_in_two_processes(harness, steady_jobs, some, faults_r
     faults_row(
         "two processes against one (DDP, FSDP2)", "the same losses to 2e-4, the same files", len(chosen), failures
     )
+    assert not failures, "\n".join(failures[:10])
 
 
 def whole_of_two(harness, job) -> dict[str, str]:
@@ -133,6 +134,7 @@ def test_skewed_signals_never_hang(harness, jobs, count, chance, faults_row):
 
     failures = harness.each(range(count(50)), trial)
     faults_row("two ranks: skewed SIGTERM", "0 hangs, newest checkpoint whole, resume identical", count(50), failures)
+    assert not failures, "\n".join(failures[:10])
 
 
 @pytest.mark.faults
@@ -156,6 +158,7 @@ def test_a_lost_process_ends_the_run(harness, jobs, count, chance, faults_row):
 
     failures = harness.each(range(count(20)), trial)
     faults_row("two ranks: one killed", "0 hangs, newest checkpoint whole, resume identical", count(20), failures)
+    assert not failures, "\n".join(failures[:10])
 
 
 @pytest.mark.faults
@@ -172,6 +175,7 @@ def test_a_number_that_is_not_finite_in_one_process_stops_all(harness, jobs, how
     elif [checkpoint.name for checkpoint in checkpoints(output)] != ["checkpoint-2", "checkpoint-3"]:
         failures = [f"other checkpoints: {checkpoints(output)}"]
     faults_row(f"NaN in the loss of one rank ({how})", "all stop before the step, exit 4", 1, failures)
+    assert not failures, "\n".join(failures[:10])
 
 
 @pytest.mark.faults
@@ -189,3 +193,4 @@ def test_a_process_that_hangs_is_noticed(harness, jobs, faults_row):
     elif wrong := finish_in_two(harness, job, output, wanted):
         failures = [wrong]
     faults_row("two ranks: one hangs", "noticed, stacks dumped, exit 75, resume identical", 1, failures)
+    assert not failures, "\n".join(failures[:10])

@@ -31,3 +31,4 @@ def test_a_finished_run_writes_nothing(harness, jobs, count, faults_row):
 
     failures = harness.each(range(count(10)), trial)
     faults_row("restart of a finished run", "exit 0, nothing written", count(10), failures)
+    assert not failures, "\n".join(failures[:10])

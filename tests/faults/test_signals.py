@@ -62,6 +62,7 @@ def test_stops_at_random_moments(harness, jobs, count, chance, faults_row, numbe
         f"{statuses.count(75)} exit 75, {statuses.count(0)} exit 0, {statuses.count('early')} before its first line, "
         f"at most {slowest[0]:.1f} s",
     )
+    assert not failures, "\n".join(failures[:10])
 
 
 @pytest.mark.faults
@@ -91,6 +92,7 @@ def test_a_second_signal_stops_at_once(harness, jobs, chance, count, faults_row)
 
     failures = harness.each(range(count(10)), trial)
     faults_row("a second signal", "stops within 5 s, resume identical", count(10), failures)
+    assert not failures, "\n".join(failures[:10])
 
 
 @pytest.fixture
@@ -126,3 +128,4 @@ def test_a_signal_while_libraries_load(signals_heard, harness, jobs, count, chan
 
     failures = harness.each(range(count(10)), trial)
     faults_row("a signal while libraries load", "exit 75", count(10), failures)
+    assert not failures, "\n".join(failures[:10])

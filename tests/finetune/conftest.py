@@ -3,12 +3,15 @@
 import io
 import json
 import random
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
+sys.path.append(str(Path(__file__).parent))  # pytest imports a test file by its path, and so not its neighbours
 
 
 @dataclass

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from training import LORA
 
 from hybrid_ft.finetune import checkpoints
 from hybrid_ft.hybrid_model.errors import InputError
 
-LORA = {"lora": {"targets": "all-linear", "rank": 4, "alpha": 8, "dropout": 0.1, "merge": True}}
 # 12 rows are 4 packs or 4 batches of 3: with accumulation 3, an epoch is a step of 3 and a step of 1
 CASES = {
     "full-packed": {},

@@ -4,6 +4,7 @@
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,8 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import Tensor
+
+sys.path.append(str(Path(__file__).parent))  # pytest imports a test file by its path, and so not its neighbours
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -142,29 +145,16 @@ def record() -> Callable[[Any, Callable[[], object]], dict[str, Recorder]]:
     return launches
 
 
-class Target:
-    """A driver that Triton can compile for, and no more. A kernel keeps what it has learnt of a device by its number."""
-
-    def __init__(self, arch: int) -> None:
-        from triton.backends.compiler import GPUTarget
-
-        self.get_current_device = lambda: arch
-        self.get_current_stream = lambda device: 0
-        self.get_current_target = lambda: GPUTarget("cuda", arch, 32)
-
-
 @pytest.fixture
 def build(spilled: Callable[[bytes], int]) -> Callable[[Recorder, int], Built]:
     """A recorded kernel as Triton compiles it for an architecture when it is launched."""
 
     def compiled(recorder: Recorder, arch: int) -> Built:
-        import triton
+        from launched import compile_for
 
         assert recorder.launch is not None
         args, options = recorder.launch
-        with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(triton.runtime.driver, "_active", Target(arch))
-            built = recorder.kernel.warmup(*args, grid=(1,), **options)
+        built = compile_for(arch, recorder.kernel, args, options)
         return Built(spilled(built.asm["cubin"]), built.metadata.shared, built.asm["ptx"])
 
     return compiled

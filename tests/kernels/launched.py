@@ -1,7 +1,7 @@
-"""Triton as on a machine with an H100, up to the driver's door: it finds out what its arguments are, compiles, and
-launches into a libcuda of ours (libcuda.c), which looks at what arrives and runs nothing. The tensors lie on the CPU.
+"""Triton as on a machine with a GPU, on one without: it finds out what its arguments are and compiles; and for an H100 it
+launches, into a libcuda of ours (libcuda.c), which looks at what arrives and runs nothing. The tensors lie on the CPU.
 
-It needs a C compiler, as Triton's launches do anywhere.
+Launching needs a C compiler, as it does anywhere.
 """
 
 import ctypes
@@ -41,14 +41,28 @@ class Launch(NamedTuple):
     given: list[int | float]
 
 
+class Target:
+    """A driver that Triton can compile for, and no more. A kernel keeps what it has learnt of a device by its number."""
+
+    def __init__(self, arch: int) -> None:
+        self.get_current_device = lambda: arch
+        self.get_current_stream = lambda device: 0
+        self.get_current_target = lambda: GPUTarget("cuda", arch, 32)
+
+
 class Driver(nvidia.CudaDriver):
+    """One that it can launch on as well."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.get_current_device = lambda: 0
-        self.get_current_stream = lambda device: 0
+        vars(self).update(vars(Target(ARCH)))
 
-    def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", ARCH, 32)
+
+def compile_for(arch: int, kernel: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """A kernel as it is compiled for an architecture when it is launched so."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(triton.runtime.driver, "_active", Target(arch))
+        return kernel.warmup(*args, grid=(1,), **options)
 
 
 @contextmanager

@@ -7,7 +7,6 @@ the log-probabilities run in bfloat16, forward and backward on a pair and one de
 
 import os
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,6 @@ pytestmark = [
     pytest.mark.skipif(torch.cuda.is_available(), reason="there is a driver, and a GPU: make test-gpu"),
     pytest.mark.skipif(shutil.which("cc") is None, reason="Triton launches through C that it compiles; there is no cc"),
 ]
-sys.path.append(str(Path(__file__).parent))  # pytest imports a test file by its path, and so not its neighbours
 
 WORDS = 512
 

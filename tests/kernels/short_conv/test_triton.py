@@ -203,13 +203,19 @@ def test_nothing_waits_for_the_device() -> None:
     x, weight, tail = (t.to("cuda", torch.bfloat16).requires_grad_() for t in leaves)
     up, cu_seqlens = [t.to("cuda", torch.bfloat16) for t in up], cu_seqlens.to("cuda")
     options = {"cu_seqlens": cu_seqlens, "initial_tail": tail, "output_final_tail": True}
-    torch.autograd.backward(short_conv(x, weight, **options), up)  # compiles
+
+    def both() -> list[torch.Tensor]:
+        outputs = short_conv(x, weight, **options)
+        alone, _ = short_conv(x, weight)
+        return [*outputs, alone, *torch.autograd.grad(outputs, (x, weight, tail), up)]
+
+    true = both()  # compiles
     torch.cuda.set_sync_debug_mode("error")
     try:
-        torch.autograd.backward(short_conv(x, weight, **options), up)
-        short_conv(x, weight)
+        got = both()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert all(torch.equal(a, b) for a, b in zip(got, true))
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
