@@ -50,7 +50,7 @@ WITH = for python in $(BIN)/python $(PYTHON); do \
 # No -n: two processes would share the GPU.
 test-gpu: .typing/hybrid_ft
 	@$(call WITH,torch triton pytest) && PYTHONPATH=.typing OMP_NUM_THREADS=1 exec "$$python" -m pytest --confcutdir=tests \
-	    -rs -m gpu $$(find tests/kernels -name 'test_triton*.py') tests/hybrid_model/test_attention.py tests/hybrid_model/test_triton.py
+	    -rs -m gpu $$(find tests/kernels -name 'test_triton*.py') tests/hybrid_model/layers/test_attention.py tests/hybrid_model/test_triton.py
 
 # BENCH= is for the options that it knows.
 bench-gpu:
@@ -82,7 +82,7 @@ lint: $(READY)
 # mypy does not follow the editable install's import hook. .typing/hybrid_ft is a view of the package for it: one
 # link per folder, since a single link to the root would be a loop. mypy starts inside .typing because from the root
 # it takes our datasets/ and kernels/ for Hugging Face's.
-TYPED := __init__.py cli.py finetune hybrid_model kernels
+TYPED := __init__.py cli.py errors.py finetune hybrid_model kernels
 .typing/hybrid_ft:
 	@mkdir -p $@ && for part in $(TYPED); do ln -sfn "../../$$part" "$@/$$part"; done
 

@@ -9,7 +9,7 @@ import sys as _sys
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 if _TYPE_CHECKING:
-    from hybrid_ft.hybrid_model.checkpoint import load as load
+    from hybrid_ft.hybrid_model.checkpoint.load import load as load
 
 __version__ = "0.1.0"
 
@@ -28,7 +28,7 @@ _sys.path[:] = sorted(_sys.path, key=_is_checkout)
 def __getattr__(name: str) -> object:
     """``hybrid_ft.load``, imported on first use: torch and transformers take seconds."""
     if name == "load":
-        from hybrid_ft.hybrid_model.checkpoint import load
+        from hybrid_ft.hybrid_model.checkpoint.load import load
 
         return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,8 +12,8 @@ from typing import Annotated
 import typer
 
 import hybrid_ft
-from hybrid_ft.finetune.stopping import nothing_left_to_stop, resumable
-from hybrid_ft.hybrid_model.errors import InputError, masked
+from hybrid_ft.errors import InputError, masked
+from hybrid_ft.finetune.runs.signals import nothing_left_to_stop, resumable
 
 # What a library reads from the environment when it is imported. A value that the user has set stays.
 ENVIRONMENT = {
@@ -86,11 +86,11 @@ def _options(
 def sft(recipe: RecipeName, overrides: Overrides = None, accept_changes: AcceptChanges = False) -> int:
     """Fine-tune a model as a recipe says; the same command again resumes a run that was stopped."""
     with resumable():
-        from hybrid_ft.finetune.recipe import load_recipe
+        from hybrid_ft.finetune.recipe.schema import load_recipe
 
         resolved = load_recipe(recipe, overrides or [], stage="sft")
-        from hybrid_ft.finetune.screen import screen
-        from hybrid_ft.finetune.sft import run
+        from hybrid_ft.finetune.runs.console import screen
+        from hybrid_ft.finetune.training.sft.stage import run
 
         return run(resolved, screen(), accept_changes)
 
@@ -99,11 +99,11 @@ def sft(recipe: RecipeName, overrides: Overrides = None, accept_changes: AcceptC
 def dpo(recipe: RecipeName, overrides: Overrides = None, accept_changes: AcceptChanges = False) -> int:
     """Tune a model on pairs of a better and a worse answer; the same command again resumes a run that was stopped."""
     with resumable():
-        from hybrid_ft.finetune.recipe import load_recipe
+        from hybrid_ft.finetune.recipe.schema import load_recipe
 
         resolved = load_recipe(recipe, overrides or [], stage="dpo")
-        from hybrid_ft.finetune.dpo import run
-        from hybrid_ft.finetune.screen import screen
+        from hybrid_ft.finetune.runs.console import screen
+        from hybrid_ft.finetune.training.dpo.stage import run
 
         return run(resolved, screen(), accept_changes)
 
@@ -118,7 +118,7 @@ def run_stages(
     """Do the stages of a file in order (sft, dpo, export), each from the one before; what is done is not repeated."""
     with resumable():
         from hybrid_ft.finetune.pipeline import run
-        from hybrid_ft.finetune.screen import screen
+        from hybrid_ft.finetune.runs.console import screen
 
         return run(stages, overrides or [], screen())
 
@@ -126,14 +126,14 @@ def run_stages(
 @app.command()
 def data(recipe: RecipeName, overrides: Overrides = None) -> int:
     """Show what a recipe would train on: rows read, dropped and cut, lengths, padding, examples with trained tokens marked."""
-    from hybrid_ft.finetune.recipe import load_recipe
+    from hybrid_ft.finetune.recipe.schema import load_recipe
 
     resolved = load_recipe(recipe, overrides or [])
     from rich.console import Console
 
-    from hybrid_ft.finetune.data import prepare
-    from hybrid_ft.finetune.pairs import prepare_pairs
-    from hybrid_ft.hybrid_model.checkpoint import load_tokenizer
+    from hybrid_ft.finetune.data.prepare import prepare
+    from hybrid_ft.finetune.data.prepare_pairs import prepare_pairs
+    from hybrid_ft.hybrid_model.checkpoint.load import load_tokenizer
 
     model = resolved.model
     tokenizer = load_tokenizer(model.tokenizer or model.path, revision=None if model.tokenizer else model.revision)
@@ -155,8 +155,8 @@ def chat(
     seed: Seed = 0,
 ) -> int:
     """Talk to a model, one line a turn. /reset starts over, /system TEXT sets the system message, /exit ends."""
-    from hybrid_ft.finetune.chat import run
-    from hybrid_ft.finetune.generate import Sampling
+    from hybrid_ft.finetune.generation.chat import run
+    from hybrid_ft.finetune.generation.generate import Sampling
 
     return run(path, system, max_new_tokens, Sampling(temperature, top_p, seed))
 
@@ -174,14 +174,14 @@ def generate(
     seed: Seed = 0,
 ) -> int:
     """Answer every prompt of a file, as JSON lines in the order of the file."""
-    from hybrid_ft.finetune.prompt_file import read_prompts
+    from hybrid_ft.finetune.generation.prompt_file import read_prompts
 
     rows = read_prompts(prompts)
     if out is not None and not out.absolute().parent.is_dir():
         raise InputError(f"{out}: its folder does not exist")
     if out is not None and out.is_dir():
         raise InputError(f"{out}: is a folder; name a file for the answers")
-    from hybrid_ft.finetune.generate import Sampling, run
+    from hybrid_ft.finetune.generation.generate import Sampling, run
 
     return run(path, prompts, rows, out, max_new_tokens, Sampling(temperature, top_p, seed))
 
@@ -189,7 +189,7 @@ def generate(
 @app.command()
 def recipes() -> int:
     """List the recipes that ship here."""
-    from hybrid_ft.finetune.resources import recipe_names
+    from hybrid_ft.finetune.recipe.shipped import recipe_names
 
     for name in recipe_names():
         typer.echo(name)

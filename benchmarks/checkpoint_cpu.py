@@ -28,16 +28,17 @@ from rich.console import Console
 from safetensors.torch import save_file
 from transformers import TrainerCallback
 
-from hybrid_ft.finetune import checkpoints, stage
-from hybrid_ft.finetune.data import prepare
-from hybrid_ft.finetune.progress import ShowProgress
-from hybrid_ft.finetune.recipe import Recipe, load_recipe
-from hybrid_ft.finetune.run_folder import RunFolder
-from hybrid_ft.finetune.sft_trainer import PackedSFTTrainer, Plan, arguments
-from hybrid_ft.finetune.stopping import StopRequest
-from hybrid_ft.finetune.storage import probe
-from hybrid_ft.finetune.trainer import packs_dataset
-from hybrid_ft.finetune.training_state import PIECE
+from hybrid_ft.finetune.data.prepare import prepare
+from hybrid_ft.finetune.recipe.schema import Recipe, load_recipe
+from hybrid_ft.finetune.runs import checkpoints
+from hybrid_ft.finetune.runs.folder import RunFolder
+from hybrid_ft.finetune.runs.signals import StopRequest
+from hybrid_ft.finetune.runs.storage import probe
+from hybrid_ft.finetune.runs.training_state import PIECE
+from hybrid_ft.finetune.training import run as stage
+from hybrid_ft.finetune.training.progress import ShowProgress
+from hybrid_ft.finetune.training.sft.trainer import PackedSFTTrainer, Plan, arguments
+from hybrid_ft.finetune.training.trainer import packs_dataset
 
 PARTS = ("write", "digest", "sync", "rename")
 

@@ -23,7 +23,7 @@ import transformers
 from transformers import OlmoHybridForCausalLM, logging
 
 import hybrid_ft
-from hybrid_ft.hybrid_model.modeling import OlmoHybridForCausalLM as Ours
+from hybrid_ft.hybrid_model.families.olmo_hybrid.model import OlmoHybridForCausalLM as Ours
 
 RESULTS = Path(__file__).parent / "results" / "decode_cpu.jsonl"
 

@@ -35,16 +35,16 @@ from transformers import OlmoHybridForCausalLM, Trainer
 from trl import DPOConfig, DPOTrainer
 
 import hybrid_ft
-from hybrid_ft.finetune.dpo import Plan, arguments
-from hybrid_ft.finetune.dpo_batches import Pair, count_work
-from hybrid_ft.finetune.dpo_metrics import ShowPairs
-from hybrid_ft.finetune.dpo_trainer import PairTrainer
-from hybrid_ft.finetune.pairs import prepare_pairs
-from hybrid_ft.finetune.recipe import Recipe
-from hybrid_ft.finetune.reference import ReferenceCache, digests_of, with_reference
-from hybrid_ft.finetune.run_folder import RunFolder
-from hybrid_ft.finetune.stopping import StopRequest
-from hybrid_ft.hybrid_model.checkpoint import load_tokenizer
+from hybrid_ft.finetune.data.prepare_pairs import prepare_pairs
+from hybrid_ft.finetune.recipe.schema import Recipe
+from hybrid_ft.finetune.runs.folder import RunFolder
+from hybrid_ft.finetune.runs.signals import StopRequest
+from hybrid_ft.finetune.training.dpo.batches import Pair, count_work
+from hybrid_ft.finetune.training.dpo.metrics import ShowPairs
+from hybrid_ft.finetune.training.dpo.reference_cache import ReferenceCache, digests_of, with_reference
+from hybrid_ft.finetune.training.dpo.stage import Plan, arguments
+from hybrid_ft.finetune.training.dpo.trainer import PairTrainer
+from hybrid_ft.hybrid_model.checkpoint.load import load_tokenizer
 
 CONTENDERS = ("ours", "unshared", "stock")
 

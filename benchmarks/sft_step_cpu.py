@@ -33,14 +33,14 @@ from transformers import OlmoHybridForCausalLM, Trainer
 from trl import SFTConfig, SFTTrainer
 
 import hybrid_ft
-from hybrid_ft.finetune.data import Prepared, prepare
-from hybrid_ft.finetune.progress import ShowProgress
-from hybrid_ft.finetune.recipe import Recipe
-from hybrid_ft.finetune.run_folder import RunFolder
-from hybrid_ft.finetune.sft_trainer import PackedSFTTrainer, Plan, arguments
-from hybrid_ft.finetune.stopping import StopRequest
-from hybrid_ft.finetune.trainer import packs_dataset
-from hybrid_ft.hybrid_model.checkpoint import load_tokenizer
+from hybrid_ft.finetune.data.prepare import Prepared, prepare
+from hybrid_ft.finetune.recipe.schema import Recipe
+from hybrid_ft.finetune.runs.folder import RunFolder
+from hybrid_ft.finetune.runs.signals import StopRequest
+from hybrid_ft.finetune.training.progress import ShowProgress
+from hybrid_ft.finetune.training.sft.trainer import PackedSFTTrainer, Plan, arguments
+from hybrid_ft.finetune.training.trainer import packs_dataset
+from hybrid_ft.hybrid_model.checkpoint.load import load_tokenizer
 
 MICRO_BATCH = 8
 

@@ -24,13 +24,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from hybrid_ft.finetune import comparison
-from hybrid_ft.finetune.recipe import Recipe, resolve_recipe
-from hybrid_ft.finetune.recipe_checks import SECRET
-from hybrid_ft.finetune.recipe_errors import shown
-from hybrid_ft.finetune.resources import find_recipe
-from hybrid_ft.finetune.yaml_reader import YamlFile, read_yaml
-from hybrid_ft.hybrid_model.errors import ENVIRONMENT, STORAGE, InputError, holds_secret
+from hybrid_ft.errors import ENVIRONMENT, STORAGE, InputError, holds_secret
+from hybrid_ft.finetune.evaluation import comparison
+from hybrid_ft.finetune.recipe.checks import SECRET
+from hybrid_ft.finetune.recipe.mistakes import shown
+from hybrid_ft.finetune.recipe.schema import Recipe, resolve_recipe
+from hybrid_ft.finetune.recipe.shipped import find_recipe
+from hybrid_ft.finetune.recipe.yaml_file import YamlFile, read_yaml
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -160,14 +160,14 @@ def _recipe(
 def run(path: str | Path, overrides: Sequence[str], console: Console) -> int:
     """Do what is not done yet. Returns the exit status: 0 all done, 75 stopped by a signal and resumable."""
     pipeline = load_pipeline(path, overrides)
-    from hybrid_ft.finetune.processes import asked_for
+    from hybrid_ft.finetune.runs.processes import asked_for
 
     if asked_for() > 1:
         raise InputError(
             "hybrid-ft run is one process; give the launcher the stages one by one, hybrid-ft sft and then hybrid-ft dpo",
             ENVIRONMENT,
         )
-    from hybrid_ft.finetune.progress import say
+    from hybrid_ft.finetune.training.progress import say
 
     place, stages = pipeline.place, pipeline.stages
     with _held(place):
@@ -229,7 +229,7 @@ class _Models:
             comparison.show(self._console, self._answers)
 
     def _add(self, name: str, of: Any, ask: Callable[[Recipe], list[dict[str, Any]]]) -> None:
-        from hybrid_ft.finetune import evaluate
+        from hybrid_ft.finetune.evaluation import answers as evaluate
 
         assert self._questions is not None
         file = self._place / f"answers-{name}.jsonl"
@@ -249,9 +249,9 @@ def _do(stage: Stage, base: Path, number: int, console: Console) -> int:
     if number > 1:
         stage.recipe.model.path = str(base)
     if stage.kind == "sft":
-        from hybrid_ft.finetune.sft import run as train
+        from hybrid_ft.finetune.training.sft.stage import run as train
     else:
-        from hybrid_ft.finetune.dpo import run as train
+        from hybrid_ft.finetune.training.dpo.stage import run as train
     try:
         return train(stage.recipe, console)
     except InputError as error:
@@ -264,8 +264,8 @@ def _export(stage: Stage, base: Path) -> None:
     from transformers import GenerationConfig
     from transformers.utils import logging
 
-    from hybrid_ft.finetune.export import Exporter
-    from hybrid_ft.hybrid_model import checkpoint
+    from hybrid_ft.finetune.runs.export import Exporter
+    from hybrid_ft.hybrid_model.checkpoint import load as checkpoint
 
     logging.disable_progress_bar()
     ends = GenerationConfig.from_pretrained(base).eos_token_id
@@ -293,7 +293,7 @@ def _digest(stage: Stage, before: str) -> str:
 
 
 def _identity(recipe: Recipe) -> dict[str, Any]:
-    from hybrid_ft.finetune.run_folder import recipe_identity
+    from hybrid_ft.finetune.runs.folder import recipe_identity
 
     return recipe_identity(recipe)
 
@@ -315,7 +315,7 @@ def _read(place: Path) -> dict[str, str]:
 
 
 def _write(place: Path, known: dict[str, str]) -> None:
-    from hybrid_ft.finetune.checkpoints import write_text
+    from hybrid_ft.finetune.runs.checkpoints import write_text
 
     write_text(place / _RECORD, json.dumps({"stages": known}, indent=1) + "\n")
 
@@ -329,7 +329,7 @@ def _held(place: Path) -> Iterator[None]:
         foreign = [] if (place / _RECORD).exists() else sorted(p.name for p in place.iterdir() if p.name[0] != ".")
         (place / _LOCK).touch()
     except OSError as error:
-        from hybrid_ft.finetune.storage import no_room
+        from hybrid_ft.finetune.runs.storage import no_room
 
         status = STORAGE if no_room(error) else 2
         raise InputError(f"output: cannot write in {place} ({error.strerror}); give another output", status) from error

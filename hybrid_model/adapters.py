@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hybrid_ft.hybrid_model.errors import InputError
+from hybrid_ft.errors import InputError
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-    from hybrid_ft.hybrid_model.modeling import OlmoHybridForCausalLM
+    from hybrid_ft.hybrid_model.families.olmo_hybrid.model import OlmoHybridForCausalLM
 
 _SETS = {
     "attention": r"self_attn\.(q|k|v|o)_proj",

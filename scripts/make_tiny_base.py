@@ -28,8 +28,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 import hybrid_ft
-from hybrid_ft.hybrid_model import checkpoint
-from hybrid_ft.hybrid_model.modeling import OlmoHybridForCausalLM
+from hybrid_ft.hybrid_model.checkpoint import load as checkpoint
+from hybrid_ft.hybrid_model.families.olmo_hybrid.model import OlmoHybridForCausalLM
 
 ROOT = Path(__file__).resolve().parent.parent
 PAD, END = "<|pad|>", "<|endoftext|>"

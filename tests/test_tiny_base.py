@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.models.olmo_hybrid import modeling_olmo_hybrid as hf
 
 import hybrid_ft
-from hybrid_ft.hybrid_model.modeling import OlmoHybridForCausalLM
+from hybrid_ft.hybrid_model.families.olmo_hybrid.model import OlmoHybridForCausalLM
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,10 @@ from common import Clock, Setting, Taken, Turn, in_short, other, record, side_by
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from hybrid_ft.hybrid_model import attention
-from hybrid_ft.hybrid_model.installed_flash import PACKAGES, installed_varlen
-from hybrid_ft.hybrid_model.layout import SequenceLayout, build_layout
-from hybrid_ft.hybrid_model.presets import preset_config
+from hybrid_ft.hybrid_model.door.layout import SequenceLayout, build_layout
+from hybrid_ft.hybrid_model.families.olmo_hybrid.presets import preset_config
+from hybrid_ft.hybrid_model.layers import attention
+from hybrid_ft.hybrid_model.layers.installed_flash import PACKAGES, installed_varlen
 
 Function = Callable[[Tensor, Tensor, Tensor], Any]
 VERSION_2 = "flash_attn"

@@ -36,8 +36,8 @@ def error_of(rule: Any, device: str) -> str:
 
 def layer(config: Any, device: str) -> None:
     """A delta layer in bfloat16 on the device against itself in float64 on the CPU, over documents of 70 and 60 tokens."""
-    from hybrid_ft.hybrid_model.gated_delta_net import OlmoHybridGatedDeltaNet
-    from hybrid_ft.hybrid_model.layout import build_layout
+    from hybrid_ft.hybrid_model.door.layout import build_layout
+    from hybrid_ft.hybrid_model.layers.gated_delta_net import OlmoHybridGatedDeltaNet
 
     torch.manual_seed(0)
     tested = narrow(OlmoHybridGatedDeltaNet(config, 0))
@@ -68,8 +68,8 @@ def _output_and_gradients(side: Any, layout: Any, x: Tensor, up: Tensor) -> dict
 
 def attention(device: str) -> None:
     """Segments' attention in bfloat16 on the device against its definition in float64, the last two after one prompt."""
-    from hybrid_ft.hybrid_model.attention import segment_attention
-    from hybrid_ft.hybrid_model.layout import build_layout
+    from hybrid_ft.hybrid_model.door.layout import build_layout
+    from hybrid_ft.hybrid_model.layers.attention import segment_attention
 
     layout, scale = build_layout([150, 70, 40, 30], [-1, -1, 1, 1]), 128**-0.5
     segment = torch.arange(4).repeat_interleave(torch.tensor(layout.lengths))
@@ -124,8 +124,8 @@ def _compare(
 
 def model(preset: str, device: str) -> None:
     """Two layers of the preset's width, bfloat16 on the device against float32 on the CPU: logits and all gradients."""
-    from hybrid_ft.hybrid_model.modeling import OlmoHybridForCausalLM
-    from hybrid_ft.hybrid_model.presets import preset_config
+    from hybrid_ft.hybrid_model.families.olmo_hybrid.model import OlmoHybridForCausalLM
+    from hybrid_ft.hybrid_model.families.olmo_hybrid.presets import preset_config
 
     config = preset_config(preset)
     config.update({"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"], "vocab_size": 512})

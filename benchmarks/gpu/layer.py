@@ -15,9 +15,9 @@ from common import Clock, Setting, Taken, Turn, in_short, other, record, side_by
 
 
 def measure(setting: Setting, sequences: int) -> list[dict[str, Any]]:
-    from hybrid_ft.hybrid_model.gated_delta_net import OlmoHybridGatedDeltaNet
-    from hybrid_ft.hybrid_model.layout import build_layout
-    from hybrid_ft.hybrid_model.presets import preset_config
+    from hybrid_ft.hybrid_model.door.layout import build_layout
+    from hybrid_ft.hybrid_model.families.olmo_hybrid.presets import preset_config
+    from hybrid_ft.hybrid_model.layers.gated_delta_net import OlmoHybridGatedDeltaNet
 
     config = preset_config(setting.preset)
     checks.layer(config, setting.device)

@@ -12,7 +12,7 @@ import torch
 from common import Clock, Setting, Taken, Turn, in_short, other, record, side_by_side
 from torch import Tensor
 
-from hybrid_ft.hybrid_model.presets import preset_config
+from hybrid_ft.hybrid_model.families.olmo_hybrid.presets import preset_config
 from hybrid_ft.kernels.token_log_probs import token_log_probs
 
 TRL_WORDS = 32768  # of the vocabulary at once, as TRL's trainers call its kernel

@@ -44,10 +44,10 @@ class Trainers:
         )
 
     def _ours(self, model: Any) -> Any:
-        from hybrid_ft.finetune.run_folder import RunFolder
-        from hybrid_ft.finetune.sft_trainer import PackedSFTTrainer
-        from hybrid_ft.finetune.stopping import StopRequest
-        from hybrid_ft.finetune.trainer import packs_dataset
+        from hybrid_ft.finetune.runs.folder import RunFolder
+        from hybrid_ft.finetune.runs.signals import StopRequest
+        from hybrid_ft.finetune.training.sft.trainer import PackedSFTTrainer
+        from hybrid_ft.finetune.training.trainer import packs_dataset
 
         return PackedSFTTrainer(
             model,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from hybrid_ft.finetune.data.conversation import Conversation
+from hybrid_ft.finetune.data.messages.conversation import Conversation
 
 
 def prompt_hash(conversation: Conversation) -> int:

@@ -14,17 +14,17 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
-from hybrid_ft.finetune.data.control_tokens import ControlTokens
-from hybrid_ft.finetune.data.conversation import NOTHING_TO_LEARN, PASSED_ON, Conversation
-from hybrid_ft.finetune.data.encode import Encoded, encode
+from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.data.hashes import prompt_hash, text_hash
+from hybrid_ft.finetune.data.messages.conversation import NOTHING_TO_LEARN, PASSED_ON, Conversation
 from hybrid_ft.finetune.data.reading import SourceReport, conversations
-from hybrid_ft.finetune.data.rows import BadRow
-from hybrid_ft.finetune.data.template import RUNAWAY, ChatTemplate
-from hybrid_ft.hybrid_model.errors import InputError
+from hybrid_ft.finetune.data.sources.rows import BadRow
+from hybrid_ft.finetune.data.tokens.control_tokens import ControlTokens
+from hybrid_ft.finetune.data.tokens.encode import Encoded, encode
+from hybrid_ft.finetune.data.tokens.template import RUNAWAY, ChatTemplate
 
 if TYPE_CHECKING:
-    from hybrid_ft.finetune.recipe import Data, Source
+    from hybrid_ft.finetune.recipe.schema import Data, Source
 
 _BATCH = 512  # rows encoded at a time
 

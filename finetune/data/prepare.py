@@ -11,24 +11,24 @@ from typing import TYPE_CHECKING
 import numpy as np
 from datasets import Dataset
 
-from hybrid_ft.finetune.data.control_tokens import ControlTokens
-from hybrid_ft.finetune.data.conversation import Conversation
-from hybrid_ft.finetune.data.encode import encode
+from hybrid_ft.errors import InputError
+from hybrid_ft.finetune.data.messages.conversation import Conversation
 from hybrid_ft.finetune.data.packing import pack
 from hybrid_ft.finetune.data.pool import Pool, read_pool
-from hybrid_ft.finetune.data.report import Example, Report, Side, refusal, rows_to_show, side
-from hybrid_ft.finetune.data.rows import BadRow
+from hybrid_ft.finetune.data.report.rows import Example, Report, Side, refusal, rows_to_show, side
 from hybrid_ft.finetune.data.selection import held_out, mixed
-from hybrid_ft.finetune.data.template import ChatTemplate
-from hybrid_ft.finetune.data.vocabulary import check_fits
-from hybrid_ft.hybrid_model.errors import InputError
+from hybrid_ft.finetune.data.sources.rows import BadRow
+from hybrid_ft.finetune.data.tokens.control_tokens import ControlTokens
+from hybrid_ft.finetune.data.tokens.encode import encode
+from hybrid_ft.finetune.data.tokens.template import ChatTemplate
+from hybrid_ft.finetune.data.tokens.vocabulary import check_fits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from hybrid_ft.finetune.recipe import Recipe
+    from hybrid_ft.finetune.recipe.schema import Recipe
 
-_TEMPLATES = Path(__file__).parent / "templates"
+_TEMPLATES = Path(__file__).parent / "tokens"
 _MOST_TEMPLATE_BYTES = 2**20
 
 

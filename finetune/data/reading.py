@@ -7,17 +7,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from hybrid_ft.finetune.data.card_rows import card_form
-from hybrid_ft.finetune.data.cards import load_card, suggested
-from hybrid_ft.finetune.data.conversation import Conversation
-from hybrid_ft.finetune.data.forms import Form, needed, recognise
-from hybrid_ft.finetune.data.rows import BadRow, Row, origin
-from hybrid_ft.finetune.data.sources import Opened, open_source
-from hybrid_ft.finetune.data.tally import Tallies, Tally
-from hybrid_ft.hybrid_model.errors import InputError
+from hybrid_ft.errors import InputError
+from hybrid_ft.finetune.data.messages.card_rows import card_form
+from hybrid_ft.finetune.data.messages.cards import load_card, suggested
+from hybrid_ft.finetune.data.messages.conversation import Conversation
+from hybrid_ft.finetune.data.messages.row_forms import Form, needed, recognise
+from hybrid_ft.finetune.data.report.tally import Tallies, Tally
+from hybrid_ft.finetune.data.sources.rows import BadRow, Row, origin
+from hybrid_ft.finetune.data.sources.source import Opened, open_source
 
 if TYPE_CHECKING:
-    from hybrid_ft.finetune.recipe import Source
+    from hybrid_ft.finetune.recipe.schema import Source
 
 # Rows whose columns decide the form: optional columns may be missing from the first.
 _LOOK_AHEAD = 64

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hybrid_ft.hybrid_model.errors import InputError
+from hybrid_ft.errors import InputError
 
 if TYPE_CHECKING:
-    from hybrid_ft.finetune.recipe import HeldOut, Source
+    from hybrid_ft.finetune.recipe.schema import HeldOut, Source
 
 
 def mixed(source: np.ndarray, sources: Sequence[Source], seed: int, key: str = "data.sources") -> np.ndarray:

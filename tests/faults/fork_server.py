@@ -14,8 +14,8 @@ import sys
 from typing import Any
 
 MODULES = (
-    "hybrid_ft.finetune.sft",
-    "hybrid_ft.finetune.dpo",
+    "hybrid_ft.finetune.training.sft.stage",
+    "hybrid_ft.finetune.training.dpo.stage",
     "transformers.models.olmo_hybrid.modeling_olmo_hybrid",
     "torch._dynamo",  # by torch.utils.checkpoint and the optimizers, on first use
 )

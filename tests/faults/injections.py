@@ -54,7 +54,7 @@ def fill_disk_in_step(step: int, left: int, ballast: str) -> None:
 
 def patience(seconds: float) -> None:
     """After so long without progress a process is taken for hung."""
-    from hybrid_ft.finetune import watchdog
+    from hybrid_ft.finetune.runs import watchdog
 
     watchdog.FIRST = watchdog.PATIENCE = seconds
     watchdog.SLOWER = 1

@@ -11,8 +11,8 @@ from typing import Any
 from hypothesis import strategies as st
 from mutations import paths_in
 
-from hybrid_ft.finetune.recipe import Recipe
-from hybrid_ft.finetune.yaml_reader import dump_yaml
+from hybrid_ft.finetune.recipe.schema import Recipe
+from hybrid_ft.finetune.recipe.yaml_file import dump_yaml
 
 WHOLE = Recipe.model_validate(
     {

@@ -13,8 +13,8 @@ from typing import Any
 from unittest import mock
 
 from hybrid_ft import cli
-from hybrid_ft.hybrid_model.checkpoint import BUNDLED
-from hybrid_ft.hybrid_model.modeling import OlmoHybridForCausalLM
+from hybrid_ft.hybrid_model.checkpoint.load import BUNDLED
+from hybrid_ft.hybrid_model.families.olmo_hybrid.model import OlmoHybridForCausalLM
 
 MOST_SECONDS = 10.0
 RECIPE = "model: {path: tiny}\ndata: {sources: [{path: rows.jsonl}], max_length: 256}\ntrain: {steps: 1}\noutput: run\n"

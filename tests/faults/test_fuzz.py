@@ -22,12 +22,12 @@ from hypothesis import strategies as st
 from mutated_recipes import FILLED, RECIPES, Mutated, broken_rules
 from mutations import PREFERENCES, SUPERVISED, File, files
 
+from hybrid_ft.errors import InputError
+from hybrid_ft.finetune.data.messages.preference import Unusable
+from hybrid_ft.finetune.data.pair_reading import PairSourceReport, preferences
 from hybrid_ft.finetune.data.reading import SourceReport, conversations
-from hybrid_ft.finetune.data.rows import BadRow
-from hybrid_ft.finetune.pairs.preference import Unusable
-from hybrid_ft.finetune.pairs.reading import PairSourceReport, preferences
-from hybrid_ft.finetune.recipe import Recipe, Source, load_recipe
-from hybrid_ft.hybrid_model.errors import InputError
+from hybrid_ft.finetune.data.sources.rows import BadRow
+from hybrid_ft.finetune.recipe.schema import Recipe, Source, load_recipe
 
 MOST_SECONDS = 5.0
 """of the processor, for a file of rows or a recipe"""

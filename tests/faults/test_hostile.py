@@ -17,7 +17,9 @@ from harness import Job, checkpoints, differing, digest, results
 from hostile import ESCAPES, MODELS, RUNAWAYS, YAMLS, ZIPS, bombs, of_template
 from refusals import MOST_SECONDS, RECIPE, Case, tried
 
-from hybrid_ft.finetune.data import json_rows, sources, template
+from hybrid_ft.finetune.data.sources import json_rows
+from hybrid_ft.finetune.data.sources import source as sources
+from hybrid_ft.finetune.data.tokens import template
 
 CANARIES = {
     "HF_TOKEN": "hf_CanaryQwErTyUiOpAsDfGhJkLz7391",

@@ -37,8 +37,8 @@ def start(tmp_path: Path, tiny_base: Path, tiny_tokenizer: Any, monkeypatch: pyt
     ) -> Start:
         from rich.console import Console
 
-        from hybrid_ft.finetune import sft
-        from hybrid_ft.finetune.recipe import Recipe
+        from hybrid_ft.finetune.recipe.schema import Recipe
+        from hybrid_ft.finetune.training.sft import stage as sft
 
         recipe = Recipe.model_validate(
             {

@@ -6,7 +6,7 @@ import torch
 from transformers import OlmoHybridConfig, OlmoHybridForCausalLM
 from transformers.models.olmo_hybrid import modeling_olmo_hybrid
 
-from hybrid_ft.hybrid_model import modeling
+from hybrid_ft.hybrid_model.families.olmo_hybrid import model as modeling
 
 Pair = tuple[OlmoHybridForCausalLM, modeling.OlmoHybridForCausalLM]
 

@@ -3,8 +3,8 @@ import re
 import pytest
 import torch
 
+from hybrid_ft.errors import InputError
 from hybrid_ft.hybrid_model.adapters import add_lora, target_modules
-from hybrid_ft.hybrid_model.errors import InputError
 
 ATTENTION = {f"self_attn.{part}_proj" for part in "qkvo"}
 DELTA = {f"linear_attn.{part}_proj" for part in "qkvgo"}

@@ -7,7 +7,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hybrid_ft.hybrid_model.layout import build_layout, tree_layout
+from hybrid_ft.hybrid_model.door.layout import build_layout, tree_layout
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-11}
 ROPE = {"rope_theta": 10000.0, "rope_type": "default"}

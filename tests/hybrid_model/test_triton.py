@@ -12,9 +12,9 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from hybrid_ft.hybrid_model import gated_delta_net
-from hybrid_ft.hybrid_model.layout import build_layout
-from hybrid_ft.hybrid_model.modeling import OlmoHybridForCausalLM
+from hybrid_ft.hybrid_model.door.layout import build_layout
+from hybrid_ft.hybrid_model.families.olmo_hybrid.model import OlmoHybridForCausalLM
+from hybrid_ft.hybrid_model.layers import gated_delta_net
 
 pytest.importorskip("triton")
 

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import torch
 
-from hybrid_ft.hybrid_model import attention
-from hybrid_ft.hybrid_model.modeling import OlmoHybridForCausalLM
-from hybrid_ft.hybrid_model.presets import preset_config
+from hybrid_ft.hybrid_model.families.olmo_hybrid.model import OlmoHybridForCausalLM
+from hybrid_ft.hybrid_model.families.olmo_hybrid.presets import preset_config
+from hybrid_ft.hybrid_model.layers import attention
 from hybrid_ft.kernels.token_log_probs import token_log_probs
 
 triton = pytest.importorskip("triton")

@@ -46,7 +46,7 @@ def test_a_red_check_shows_no_time(
 @pytest.mark.parametrize(
     ("part", "module", "function", "said"),
     [
-        ("attention-8", "hybrid_model.attention", "segment_attention", "red: attention: o is off by"),
+        ("attention-8", "hybrid_model.layers.attention", "segment_attention", "red: attention: o is off by"),
         ("log-probs", "kernels.token_log_probs", "token_log_probs", "red: token log-probabilities: log p is off by"),
     ],
 )

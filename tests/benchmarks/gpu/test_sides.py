@@ -14,8 +14,8 @@ def test_attention_has_what_may_run_it_beside_it(bench: SimpleNamespace, monkeyp
     import torch
     from torch.nn.attention import varlen
 
-    from hybrid_ft.hybrid_model.attention import segment_attention
-    from hybrid_ft.hybrid_model.layout import build_layout
+    from hybrid_ft.hybrid_model.door.layout import build_layout
+    from hybrid_ft.hybrid_model.layers.attention import segment_attention
 
     lengths = bench.attention.unequal(128, 8)
     assert sum(lengths) == 128 and len(set(lengths)) == 8
@@ -84,7 +84,7 @@ def test_a_step_is_the_same_in_trls_trainer_on_both_sides_and_in_the_loop(
     """One direction of the gradient, from a packed batch, a padded one and the plain loop; the trainers clip."""
     import torch
 
-    from hybrid_ft.finetune.sft_trainer import PackedSFTTrainer
+    from hybrid_ft.finetune.training.sft.trainer import PackedSFTTrainer
 
     trainers: dict[str, Any] = {}
     make = bench.trainers.Trainers.of

@@ -10,10 +10,10 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from hybrid_ft.finetune.data.control_tokens import ControlTokens
-from hybrid_ft.finetune.data.sources import open_source
-from hybrid_ft.finetune.data.template import ChatTemplate
-from hybrid_ft.finetune.recipe import Recipe, Source
+from hybrid_ft.finetune.data.sources.source import open_source
+from hybrid_ft.finetune.data.tokens.control_tokens import ControlTokens
+from hybrid_ft.finetune.data.tokens.template import ChatTemplate
+from hybrid_ft.finetune.recipe.schema import Recipe, Source
 
 TEXT = [
     "The quick brown fox jumps over the lazy dog. What is 12 + 30? It is 42.",
@@ -175,7 +175,7 @@ def control(tokenizer: PreTrainedTokenizerFast) -> ControlTokens:
 
 @pytest.fixture(scope="session")
 def templates(root: Path) -> dict[str, str]:
-    olmo = root / "finetune/data/templates/olmo-instruct.jinja"
+    olmo = root / "finetune/data/tokens/olmo-instruct.jinja"
     return TEMPLATES | {"olmo-instruct": olmo.read_text(encoding="utf-8")}
 
 

@@ -15,9 +15,9 @@ sys.path.append(str(Path(__file__).parents[2] / "faults"))  # pytest imports a t
 
 from mutations import ROWS, mutated
 
-from hybrid_ft.finetune.data import prepare
-from hybrid_ft.finetune.data.rows import BadRow, Row
-from hybrid_ft.hybrid_model.errors import InputError
+from hybrid_ft.errors import InputError
+from hybrid_ft.finetune.data.prepare import prepare
+from hybrid_ft.finetune.data.sources.rows import BadRow, Row
 
 # one of the whole rows, with one to three of its values changed
 MUTATED = st.sampled_from(ROWS).flatmap(mutated)

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from hybrid_ft.finetune.data import prepare
-from hybrid_ft.finetune.data import template as template_module
-from hybrid_ft.finetune.data.control_tokens import ControlTokens
+from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.data.limits import TookTooLong, limited
-from hybrid_ft.finetune.data.template import ChatTemplate
-from hybrid_ft.finetune.pairs import prepare_pairs
-from hybrid_ft.finetune.recipe import Recipe
-from hybrid_ft.hybrid_model.errors import InputError
+from hybrid_ft.finetune.data.prepare import prepare
+from hybrid_ft.finetune.data.prepare_pairs import prepare_pairs
+from hybrid_ft.finetune.data.tokens import template as template_module
+from hybrid_ft.finetune.data.tokens.control_tokens import ControlTokens
+from hybrid_ft.finetune.data.tokens.template import ChatTemplate
+from hybrid_ft.finetune.recipe.schema import Recipe
 
 WITH = "{{% if {} %}}{}{{% endif %}}"
 ENDLESS = "{% for a in range(90000) %}{% for b in range(90000) %}{% endfor %}{% endfor %}"

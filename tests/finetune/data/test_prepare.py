@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from hybrid_ft.finetune.data import Prepared, prepare
-from hybrid_ft.finetune.recipe import Recipe
-from hybrid_ft.hybrid_model.errors import InputError
+from hybrid_ft.errors import InputError
+from hybrid_ft.finetune.data.prepare import Prepared, prepare
+from hybrid_ft.finetune.recipe.schema import Recipe
 
 WriteRows = Callable[..., Path]
 MakeRecipe = Callable[..., Recipe]

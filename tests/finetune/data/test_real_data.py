@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from hybrid_ft.finetune.data import Prepared, prepare
-from hybrid_ft.finetune.data.control_tokens import ControlTokens
-from hybrid_ft.finetune.data.forms import recognise
-from hybrid_ft.finetune.data.skeleton import as_rendered
-from hybrid_ft.hybrid_model.errors import InputError
+from hybrid_ft.errors import InputError
+from hybrid_ft.finetune.data.messages.row_forms import recognise
+from hybrid_ft.finetune.data.prepare import Prepared, prepare
+from hybrid_ft.finetune.data.tokens.control_tokens import ControlTokens
+from hybrid_ft.finetune.data.tokens.skeleton import as_rendered
 
 pytestmark = pytest.mark.real_data
 

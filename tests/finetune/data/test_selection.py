@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.data.selection import held_out, mixed
-from hybrid_ft.finetune.recipe import HeldOut, Source
-from hybrid_ft.hybrid_model.errors import InputError
+from hybrid_ft.finetune.recipe.schema import HeldOut, Source
 
 
 @settings(max_examples=200, deadline=None)

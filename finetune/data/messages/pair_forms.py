@@ -1,0 +1,189 @@
+"""The forms of a preference row: which columns they are known by, and how they become a prompt and two answers.
+
+Every form comes down to two whole conversations, of which ``preference_from`` takes what they share. A side that holds
+turns of its own from the first on (a list of messages, an hh-rlhf transcript) is whole already; a side that is an
+answer alone stands after the row's prompt.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hybrid_ft.finetune.data.messages.conversation import messages_from, sharegpt_messages_from, text_from, tools_from
+from hybrid_ft.finetune.data.messages.preference import Messages, Preference, Unusable, preference_from
+from hybrid_ft.finetune.data.messages.transcripts import is_transcript, split_transcript
+from hybrid_ft.finetune.data.sources.rows import BadRow, Row, repr_number, shown
+
+Values = Mapping[str, Any]
+SIDES = ("chosen", "rejected")
+OUTPUTS = ("output_1", "output_2")
+# the first of these that a source has is its prompt; "messages" comes last, since some sets keep the whole chosen
+# conversation under that name beside the prompt
+PROMPTS = ("prompt", "question", "instruction", "conversations", "conversation", "messages")
+TIE = 0
+
+
+@dataclass(frozen=True)
+class PairForm:
+    """How a source's rows are read. ``reads``: the columns that are used, in words; ``columns``: their names."""
+
+    name: str
+    reads: str
+    columns: frozenset[str]
+    convert: Callable[[Values], Preference]
+
+
+def recognise_pairs(rows: Iterable[Row]) -> PairForm | None:
+    """The form of a source from its first rows, or None where the columns hold no pair."""
+    rows = list(rows)
+    columns = {name for row in rows for name in row.values}
+    prompt = next((name for name in PROMPTS if name in columns), None)
+    beside = {"system", "tools"} | ({prompt} if prompt else set())
+    beside |= {"input", "history"} if prompt == "instruction" else set()
+    if set(SIDES) <= columns:
+        kind = _kind(rows, prompt)
+        used = beside if kind == "answers" else beside - {prompt}
+        return PairForm(kind, _reads(kind, prompt), frozenset(used | set(SIDES)), lambda row: _from_sides(row, prompt))
+    if {*OUTPUTS, "preference"} <= columns:
+        reads = f"preference says which of output_1 and output_2 answers {prompt or 'better'}"
+        used = beside | {*OUTPUTS, "preference"}
+        return PairForm("outputs", reads, frozenset(used), lambda row: _from_outputs(row, prompt))
+    return None
+
+
+def _kind(rows: list[Row], prompt: str | None) -> str:
+    """``transcripts``, ``conversations`` or ``answers``, from the first row that shows it."""
+    for row in rows:
+        value = row.values.get("chosen")
+        if is_transcript(value):
+            return "transcripts"
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            first = value[0].get("role", value[0].get("from"))
+            return "answers" if first in ("assistant", "gpt") and prompt else "conversations"
+        if isinstance(value, str | dict) and value:
+            break
+    return "answers"
+
+
+def _reads(kind: str, prompt: str | None) -> str:
+    if kind == "transcripts":
+        return "chosen and rejected are Human: and Assistant: transcripts"
+    if kind == "conversations":
+        return "chosen and rejected hold whole conversations"
+    asked = "instruction and input, a blank line between, are" if prompt == "instruction" else f"{prompt} is"
+    return f"{asked} the prompt, chosen and rejected the answers" if prompt else "chosen and rejected, no prompt"
+
+
+def _from_sides(values: Values, prompt: str | None) -> Preference:
+    return _paired(values, prompt, "chosen", "rejected")
+
+
+def _from_outputs(values: Values, prompt: str | None) -> Preference:
+    best = preferred(values.get("preference"))
+    if best == TIE:
+        raise Unusable("no preference", "preference: a tie; neither output was preferred")
+    chosen, rejected = OUTPUTS if best == 1 else OUTPUTS[::-1]
+    return _paired(values, prompt, chosen, rejected)
+
+
+def preferred(value: Any) -> int:
+    """1 or 2 for the output that ``value`` names, TIE for neither. Raises BadRow.
+
+    Numbers count from one; a table has them as text, and a column with gaps as fractions.
+    """
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    text = repr_number(value) if number else value
+    known = {"1": 1, "1.0": 1, "output_1": 1, "2": 2, "2.0": 2, "output_2": 2, "tie": TIE}
+    found = known.get(text.strip().lower()) if isinstance(text, str) else None
+    if found is None:
+        raise BadRow("unknown preference", f"preference: got {shown(value)}; must be 1, 2, output_1, output_2 or tie")
+    return found
+
+
+def _paired(values: Values, prompt: str | None, chosen: str, rejected: str) -> Preference:
+    unused: set[str] = set()
+    sides = [_side(values, column, unused) for column in (chosen, rejected)]
+    whole = [messages[0]["role"] != "assistant" for messages in sides]
+    if not all(whole):
+        before = _prompt(values, prompt, unused)
+        if prompt and is_transcript(values[prompt]):  # its last mark, Assistant:, leaves the space to the answer
+            sides = [[answer | {"content": answer["content"].removeprefix(" ")}, *rest] for answer, *rest in sides]
+        sides = [messages if own else before + messages for own, messages in zip(whole, sides, strict=True)]
+    system = _text_or_none(values, "system")
+    sides = [_with_system(messages, system) for messages in sides]
+    tools = tools_from(values.get("tools"))
+    return preference_from(sides[0], sides[1], tools, unused)
+
+
+def _side(values: Values, column: str, unused: set[str]) -> Messages:
+    """What a column holds as messages: an answer alone, or a conversation."""
+    value = values.get(column)
+    if value is None or value == []:
+        found = "missing" if column not in values else shown(value)
+        raise BadRow(f"no {column} answer", f"{column} is {found}; a pair needs both answers")
+    if is_transcript(value):
+        return split_transcript(value)
+    if isinstance(value, str):
+        return [{"role": "assistant", "content": value}]
+    return _turns(value, column, unused)
+
+
+def _turns(value: Any, column: str, unused: set[str]) -> Messages:
+    """Messages in either spelling, one alone or a list."""
+    items = [value] if isinstance(value, dict) else value
+    first = items[0] if isinstance(items, list) and items else None
+    sharegpt = isinstance(first, dict) and "from" in first and "role" not in first
+    return (sharegpt_messages_from if sharegpt else messages_from)(items, column, unused)
+
+
+def _prompt(values: Values, column: str | None, unused: set[str]) -> Messages:
+    """The messages that the answers of a row follow; none where the row has no prompt."""
+    if column is None:
+        return []
+    value = values.get(column)
+    if value is None:
+        found = "missing" if column not in values else "null"
+        raise BadRow("no prompt", f"{column} is {found}; the answers need what they answer")
+    if column == "instruction" and isinstance(value, str):
+        return _alpaca_prompt(values, value)
+    if isinstance(value, list | dict):
+        messages = _turns(value, column, unused)
+        if messages and messages[-1]["role"] == "assistant":
+            text = f"{column} ends on an assistant's turn, so chosen and rejected answer nothing"
+            raise BadRow("prompt ends on an answer", f"{text}; name the column that holds the prompt in a card")
+        return messages
+    text = text_from(value, column)
+    if is_transcript(text) and (turns := split_transcript(text))[-1] == {"role": "assistant", "content": ""}:
+        return turns[:-1]
+    return [{"role": "user", "content": text}]
+
+
+def _alpaca_prompt(values: Values, instruction: str) -> Messages:
+    messages: Messages = []
+    history = values.get("history") or []
+    if not isinstance(history, list):
+        raise BadRow("wrong type", f"history: got {shown(history)}; must be a list of [question, answer] pairs")
+    for index, turn in enumerate(history):
+        if not isinstance(turn, list) or len(turn) != 2:
+            raise BadRow("wrong type", f"history[{index}]: got {shown(turn)}; must be a [question, answer] pair")
+        messages.append({"role": "user", "content": text_from(turn[0], f"history[{index}][0]")})
+        messages.append({"role": "assistant", "content": text_from(turn[1], f"history[{index}][1]")})
+    extra = _text_or_none(values, "input")
+    asked = [part for part in (instruction, extra) if part and part.strip()]
+    return [*messages, {"role": "user", "content": "\n\n".join(asked)}]
+
+
+def _text_or_none(values: Values, column: str) -> str | None:
+    value = values.get(column)
+    return None if value is None else text_from(value, column) or None
+
+
+def _with_system(messages: Messages, system: str | None) -> Messages:
+    if system is None or messages[0] == {"role": "system", "content": system}:
+        return messages
+    if any(message["role"] == "system" for message in messages):
+        raise BadRow("two system texts", "system: there is another system turn as well; keep one of the two")
+    return [{"role": "system", "content": system}, *messages]

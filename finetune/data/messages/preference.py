@@ -1,0 +1,73 @@
+"""A preference: one prompt, the answer that was preferred and the one that was not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from hybrid_ft.finetune.data.messages.conversation import Conversation, checked
+from hybrid_ft.finetune.data.sources.rows import BadRow, short
+
+Messages = list[dict[str, Any]]
+
+
+class Unusable(Exception):
+    """A pair that is well written and teaches nothing. Such rows are left out and counted, whatever data.on_bad_row.
+
+    ``kind`` is the short reason under which they are counted; the text says which side and why.
+    """
+
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+
+
+@dataclass(slots=True)
+class Preference:
+    """``prompt`` is every message before the answer; ``chosen`` and ``rejected`` are one assistant message each."""
+
+    prompt: Messages
+    chosen: dict[str, Any]
+    rejected: dict[str, Any]
+    tools: list[dict[str, Any]] | None = None
+    unused: set[str] = field(default_factory=set)
+
+    def sides(self) -> Iterator[Conversation]:
+        """The two conversations as a supervised row has them: chosen, then rejected."""
+        for answer in (self.chosen, self.rejected):
+            yield Conversation([*self.prompt, answer], self.tools)
+
+
+def preference_from(
+    chosen: Messages, rejected: Messages, tools: list[dict[str, Any]] | None, unused: set[str]
+) -> Preference:
+    """What two whole conversations share, and the two answers. Raises Unusable.
+
+    They may differ in the last turn only, which is the assistant's: a pair's prompt is computed once, and only
+    answers carry loss, so a user's or a tool's turn must not lie behind the point where the sides part.
+    """
+    for side, messages in (("chosen", chosen), ("rejected", rejected)):
+        try:
+            checked(Conversation(messages, tools), side)
+        except BadRow as bad:
+            raise Unusable(bad.kind, str(bad)) from None
+    if chosen[:-1] != rejected[:-1]:
+        raise Unusable("no shared prompt", _parting(chosen, rejected))
+    if len(chosen) == 1:
+        raise Unusable("no shared prompt", "chosen and rejected are answers alone; nothing says what they answer")
+    if chosen[-1] == rejected[-1]:
+        raise Unusable("identical answers", f"chosen and rejected are the same ({short(repr(chosen[-1]['content']))})")
+    return Preference(chosen[:-1], chosen[-1], rejected[-1], tools, unused)
+
+
+def _parting(chosen: Messages, rejected: Messages) -> str:
+    """Where two conversations part that do not differ in the last answer alone."""
+    same = next(
+        (index for index, pair in enumerate(zip(chosen, rejected, strict=False)) if pair[0] != pair[1]),
+        min(len(chosen), len(rejected)),
+    )
+    turns = f"chosen has {len(chosen)} turns, rejected {len(rejected)}"
+    if same == 0:
+        return f"chosen and rejected differ from their first turn on ({turns})"
+    return f"chosen and rejected part at turn {same + 1}, before the last answer ({turns})"

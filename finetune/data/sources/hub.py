@@ -1,0 +1,64 @@
+"""Datasets of the Hugging Face hub. Without a network only what is in the cache is opened, and nothing waits for long."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from hybrid_ft.errors import InputError
+from hybrid_ft.finetune.data.sources.rows import short
+
+if TYPE_CHECKING:
+    from hybrid_ft.finetune.recipe.schema import Source
+
+PATIENCE = 5.0
+"""Seconds within which the hub must answer one request."""
+
+
+def load_from_hub(source: Source, name: str, near: str = "") -> Any:
+    """A hub dataset, or its copy in the cache where the hub cannot be reached.
+
+    Raises InputError: status 2 for a split or configuration that does not exist, 3 for what cannot be had. ``name`` is
+    what the message calls the source, ``near`` names a local file that may have been meant.
+    """
+    import datasets
+
+    reachable = _reachable()
+    try:
+        with _as_the_network_is(reachable):
+            return datasets.load_dataset(source.path, source.name, split=source.split, revision=source.revision)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        fix = f"there is no such local file either{near}; check the name, the network and, for a gated set, your login"
+        if not reachable and not isinstance(error, ValueError):
+            text = "cannot be loaded: the hub cannot be reached, and the cache does not hold it"
+            raise InputError(f"{name}: {text}; {fix}", 3) from None
+        text = short(" ".join(str(error).split()) or type(error).__name__, 200)
+        status = 2 if isinstance(error, ValueError) else 3  # ValueError: no such split or configuration
+        raise InputError(f"{name}: cannot be loaded from the hub ({text}); {fix}", status) from None
+
+
+def _reachable() -> bool:
+    """Whether the hub answers at all. One request; load_dataset makes six of each of its own, 23 seconds in all."""
+    from huggingface_hub import constants, get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=PATIENCE)
+    except Exception:  # noqa: BLE001 - what is raised depends on the HTTP library under huggingface_hub
+        return False
+    return True
+
+
+@contextmanager
+def _as_the_network_is(reachable: bool) -> Iterator[None]:
+    """With the libraries in their offline mode where the hub cannot be reached."""
+    import datasets.config
+    from huggingface_hub import constants
+
+    before = datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
+    if not reachable:
+        datasets.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before

@@ -1,0 +1,118 @@
+"""Encoding in which only the chat template can write control tokens.
+
+A tokenizer turns ``<|im_end|>`` into one token wherever it stands, in a user's text too. Here a copy of it is kept in
+which every control token has a name that no text can hold. The template's own control tokens are renamed before
+encoding; the same strings in a message are then plain text, and everything else is encoded as it always is.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import secrets
+from typing import TYPE_CHECKING, Any
+
+from hybrid_ft.errors import InputError
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
+    from transformers import PreTrainedTokenizerBase
+
+
+class ControlTokens:
+    """The control tokens of a tokenizer: all that were added to its vocabulary, runs of white space apart.
+
+    Raises InputError for a tokenizer whose parts cannot be taken apart.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise InputError("model.tokenizer: has no tokenizer.json; convert it to a fast tokenizer first")
+        added = tokenizer.get_added_vocab()
+        self.ids: dict[str, int] = {name: index for name, index in added.items() if name.strip()}
+        longest_first = sorted(self.ids, key=len, reverse=True)
+        self.pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        nonce = secrets.token_hex(8)
+        self._renamed = {name: f"\U000f0000{nonce}{index}\U000f0001" for name, index in self.ids.items()}
+        parts = json.loads(backend.to_str())
+        # The model itself writes its unknown token, wherever a text has a character that it does not know.
+        self._counted = frozenset(self.ids.values()) - {_unknown(parts["model"])}
+        self._backend = _renamed_copy(parts, self._renamed, self.ids)
+        if not self._backend.encode("any words", add_special_tokens=False).ids:
+            raise InputError("model.tokenizer: makes no tokens of plain text; its vocabulary is empty or damaged")
+
+    def mark(self, literal: str) -> str:
+        """Text that the template wrote, its control tokens renamed."""
+        return self.pattern.sub(lambda match: self._renamed[match[0]], literal)
+
+    def found_in(self, literal: str) -> list[re.Match[str]]:
+        """Every control token that text would become, left to right."""
+        return list(self.pattern.finditer(literal))
+
+    def encode(self, marked: list[str]) -> list[Encoding]:
+        """Encode texts whose control tokens are marked. No begin or end token is put around them."""
+        return self._backend.encode_batch(marked, add_special_tokens=False)
+
+    def shown(self, ids: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
+        """Tokens as text to look at; text that only looks like a control token as ``[text: <|im_end|>]``."""
+        whole = str(tokenizer.decode(ids))
+        known = frozenset(self.ids.values())
+        if len(self.found_in(whole)) <= sum(map(known.__contains__, ids)):
+            return whole
+        parts = []
+        for control, group in itertools.groupby(ids, known.__contains__):
+            text = str(tokenizer.decode(list(group)))
+            parts.append(text if control else self.pattern.sub(lambda match: f"[text: {match[0]}]", text))
+        return "".join(parts)
+
+    def count(self, ids: list[int]) -> int:
+        """How many of the ids are control tokens, the model's unknown token apart."""
+        return sum(map(self._counted.__contains__, ids))
+
+    def count_in(self, literal: str) -> int:
+        """How many such tokens are in what the template wrote."""
+        return sum(self.ids[match[0]] in self._counted for match in self.pattern.finditer(literal))
+
+
+def _unknown(model: dict[str, Any]) -> int | None:
+    if isinstance(model["vocab"], list):
+        return model.get("unk_id")
+    return model["vocab"].get(model.get("unk_token"))
+
+
+def _renamed_copy(parts: dict[str, Any], renamed: dict[str, str], ids: dict[str, int]) -> Any:
+    from tokenizers import Tokenizer
+
+    # Neither changes an id without special tokens; a post-processor may shift offsets.
+    parts |= {"truncation": None, "padding": None, "post_processor": None}
+    for token in parts["added_tokens"]:
+        token["content"] = renamed.get(token["content"], token["content"])
+    _rename_in_model(parts["model"], renamed, ids)
+    copy = Tokenizer.from_str(json.dumps(parts))
+    for name, index in ids.items():
+        if copy.token_to_id(renamed[name]) != index:
+            raise InputError(f"model.tokenizer: its token {name} cannot be told apart from text; use another tokenizer")
+    return copy
+
+
+def _rename_in_model(model: dict[str, Any], renamed: dict[str, str], ids: dict[str, int]) -> None:
+    """Give the new names the old ids, and take the old names out of the vocabulary, where a merge could reach them."""
+    vocab = model["vocab"]
+    if isinstance(vocab, list):  # Unigram: [piece, score], the id is the place
+        for name, index in ids.items():
+            if index < len(vocab):
+                vocab[index][0] = renamed[name]
+        return
+    merged = {part for merge in model.get("merges", ()) for part in _merge_parts(merge)} if vocab.keys() & ids else ()
+    for name, index in ids.items():
+        # a token that merges are made of, or that stands for the unknown, cannot go; encoding then checks for it
+        if name in vocab and name not in merged and name != model.get("unk_token"):
+            del vocab[name]
+        vocab[renamed[name]] = index
+
+
+def _merge_parts(merge: str | list[str]) -> tuple[str, str, str]:
+    left, right = merge.split(" ") if isinstance(merge, str) else merge
+    return left, right, left + right

@@ -1,0 +1,48 @@
+"""Conversations that wait for an answer, as tokens: the very tokens that training puts before an answer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from hybrid_ft.errors import InputError
+from hybrid_ft.finetune.data.messages.conversation import Conversation, messages_from, tools_from
+from hybrid_ft.finetune.data.sources.rows import BadRow
+from hybrid_ft.finetune.data.tokens.control_tokens import ControlTokens
+from hybrid_ft.finetune.data.tokens.encode import encode
+from hybrid_ft.finetune.data.tokens.template import ChatTemplate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# What stands where the answer will; only what comes before it is used.
+_ANSWER = {"role": "assistant", "content": "x"}
+
+
+class PromptEncoder:
+    """Encodes conversations with a tokenizer's own chat template; no text of a turn can become a control token.
+
+    Raises InputError for a tokenizer without a chat template, or one whose template cannot be used.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        try:
+            text = tokenizer.get_chat_template() if tokenizer.chat_template else ""
+        except ValueError:
+            text = ""  # several, and none of them the default
+        if not text or not isinstance(text, str):
+            raise InputError(f"{tokenizer.name_or_path}: its tokenizer has no chat template, so it cannot be asked")
+        self._control = ControlTokens(tokenizer)
+        self._template = ChatTemplate(text, "(the tokenizer's own)", tokenizer, self._control)
+
+    def __call__(self, messages: list[dict[str, Any]], tools: Any = None) -> list[int]:
+        """Tokens up to where the assistant's answer to ``messages`` begins. Raises ValueError with the reason if it cannot."""
+        try:
+            turns = messages_from(messages, "messages", set())
+            if not turns or turns[-1]["role"] == "assistant":
+                raise ValueError("messages must end on a turn that waits for an answer, not on the assistant's")
+            (encoded,) = encode([Conversation([*turns, _ANSWER], tools_from(tools))], self._template, self._control)
+            if isinstance(encoded, BadRow):
+                raise encoded
+        except BadRow as bad:
+            raise ValueError(str(bad)) from None
+        return encoded.prompt_ids

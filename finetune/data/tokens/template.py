@@ -1,0 +1,283 @@
+"""What a chat template does with a conversation: which characters it writes itself, and which turn each belongs to.
+
+A template is a program; nothing in its output says where a message begins. So every text of a conversation is
+replaced by a name that occurs nowhere else, and the template is run on that: what comes out between the names is the
+template's own, and the names show where each turn lies. The same plan serves all conversations of that shape. Each
+row is also rendered as it is, and must equal the plan filled in, letter by letter; a row for which it does not, or
+whose turns cannot be told apart, is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from hybrid_ft.errors import InputError
+from hybrid_ft.finetune.data.limits import TookTooLong, limited
+from hybrid_ft.finetune.data.messages.conversation import Conversation
+from hybrid_ft.finetune.data.sources.rows import BadRow, short
+from hybrid_ft.finetune.data.tokens.control_tokens import ControlTokens
+from hybrid_ft.finetune.data.tokens.skeleton import Skeleton, skeleton_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+MOST_PLANS = 4096
+SECONDS = 5.0
+"""How long one rendering may take."""
+MEMORY = 2**30
+"""Bytes that one rendering may add to the process."""
+RUNAWAY = "runaway chat template"
+"""The kind of a row on which a template ran into one of these limits."""
+
+_NAMED_TOKEN = re.compile(r"<\|[^\s<>|]{1,40}\|>")
+_MARKERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
+# What a template can do wrong on a row: refuse it, miss a field, take a text for a list.
+_RENDER_ERRORS = (
+    jinja2.TemplateError,
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A position in a plan: in which literal, and how many characters into it, as written and with renamed tokens."""
+
+    literal: int
+    plain: int
+    marked: int
+
+
+@dataclass(frozen=True)
+class Span:
+    """One assistant turn: from its first character to learn to the token that ends it, which is learned as well.
+
+    ``message``: the turn's index in its conversation.
+    """
+
+    start: Place
+    end: Place
+    message: int
+
+
+@dataclass
+class Plan:
+    """Literals with slots between them: ``literals[0] slots[0] literals[1] ...``; a slot is (text's number, escapes)."""
+
+    literals: list[str]
+    marked: list[str]
+    slots: list[tuple[int, int]]
+    spans: list[Span]
+    controls: int
+    unshown_thoughts: int
+
+
+class ChatTemplate:
+    """A chat template with a tokenizer. ``end_ids``: the tokens that end an assistant's turn, the last turn's first.
+
+    ``opening`` is what the template writes to ask for an answer, beyond what every assistant turn begins with
+    (``<think>`` in some). Raises InputError for a template that is no template, that needs tokens the tokenizer does
+    not have, or whose turns have no end. ``thoughts``: the name under which it takes an assistant's reasoning, if any.
+    """
+
+    def __init__(self, text: str, name: str, tokenizer: PreTrainedTokenizerBase, control: ControlTokens) -> None:
+        self.text = text
+        self.name = name
+        self._control = control
+        self._special = dict(tokenizer.special_tokens_map)
+        self._plans: dict[str, Plan] = {}
+        # "x" so that neither number runs into a digit
+        self._open, self._close = (f"x{secrets.token_hex(6)}x" for _ in range(2))
+        # The quote shows how often a template has written a text as JSON: each time puts backslashes before it.
+        self._slot = re.compile(rf'{self._open}(\d+)(\\*)"{self._close}')
+        self._marks_answers = bool(_MARKERS.search(text))
+        self.thoughts = next((key for key in ("reasoning_content", "thinking", "reasoning") if key in text), None)
+        self._header, self.opening, ends = self._probed()
+        self.end_ids = [control.ids[end] for end in ends]
+        self._ends = frozenset(ends)
+
+    def render(self, messages: list[dict[str, Any]], tools: Any = None, *, ask: bool = False) -> str:
+        """The text of a conversation; ``ask``: with the beginning of an assistant's turn after it."""
+        return self._rendered(messages, tools, ask)[0]
+
+    def skeleton(self, conversation: Conversation) -> Skeleton:
+        return skeleton_of(conversation, self._name_of, self._control.ids, self.thoughts)
+
+    def mentions(self, field: str) -> bool:
+        """Whether the template's text holds the name of a message field."""
+        return field in self.text
+
+    def plan(self, skeleton: Skeleton) -> Plan:
+        """Where the template puts the texts of a conversation. Raises BadRow where that is not certain."""
+        key = skeleton.key()
+        if key not in self._plans:
+            if len(self._plans) >= MOST_PLANS:
+                self._plans.clear()
+            self._plans[key] = self._made(skeleton)
+        return self._plans[key]
+
+    def forget(self, skeleton: Skeleton) -> None:
+        """Drop a plan that may have aged: a template can write today's date."""
+        self._plans.pop(skeleton.key(), None)
+
+    def _name_of(self, number: int) -> str:
+        return f'{self._open}{number}"{self._close}'
+
+    def _rendered(self, messages: list[dict[str, Any]], tools: Any, ask: bool = False) -> tuple[str, list[list[int]]]:
+        """The text, and the [begin, end) of what the template marks as generated."""
+        try:
+            with limited(SECONDS, MEMORY):
+                texts, marked = render_jinja_template(
+                    conversations=[messages],
+                    tools=tools,
+                    chat_template=self.text,
+                    return_assistant_tokens_mask=self._marks_answers,
+                    add_generation_prompt=ask,
+                    **self._special,
+                )
+        except (TookTooLong, MemoryError) as error:
+            slow = isinstance(error, TookTooLong)
+            used = f"{SECONDS:g} s" if slow else f"{MEMORY // 2**30} GB of memory"
+            raise BadRow(RUNAWAY, f"chat template {self.name} takes more than {used} on this row") from None
+        except _RENDER_ERRORS as error:
+            reason = short(" ".join(str(error).split()) or type(error).__name__, 160)
+            raise BadRow("chat template", f"chat template {self.name} fails on this row ({reason})") from None
+        return texts[0], marked[0] if marked else []
+
+    def _probed(self) -> tuple[str, str, list[str]]:
+        """What every assistant turn begins with, what asking for one adds, and the tokens that end one."""
+        names = [self._name_of(number) for number in range(4)]
+        turns = [{"role": ("user", "assistant")[number % 2], "content": name} for number, name in enumerate(names)]
+        try:
+            text = self.render(turns)
+            question, asking = self.render(turns[:1]), self.render(turns[:1], ask=True)
+        except BadRow as bad:
+            raise InputError(f"model.chat_template: {bad}".replace(" on this row", " on any row")) from None
+        found = {int(match[1]): match for match in self._slot.finditer(text)}
+        if sorted(found) != [0, 1, 2, 3]:
+            raise InputError(f"model.chat_template: {self.name} does not write user and assistant turns as they are")
+        for match in _NAMED_TOKEN.finditer(text + asking):
+            if match[0] not in self._control.ids:
+                text = f"{self.name} writes {match[0]}, which is not one token of the tokenizer"
+                raise InputError(f"model.chat_template: {text}; use the tokenizer that belongs to the template")
+        ends = []
+        for begin, end in ((found[3].end(), len(text)), (found[1].end(), found[2].start())):
+            tokens = self._control.found_in(text[begin:end])
+            if not tokens:
+                wrong = f"{self.name} ends an assistant's turn with {short(repr(text[begin:end]))}, which has no token"
+                raise InputError(f"model.chat_template: {wrong} of this tokenizer; the model could not learn to stop")
+            ends.append(tokens[0][0])
+        added = asking[len(question) :] if asking.startswith(question) else ""
+        before = text[found[0].end() : found[1].start()]
+        header = added if added in before else _longest_shared(added, before)
+        return header, added.removeprefix(header) if header else "", list(dict.fromkeys(ends))
+
+    def _made(self, skeleton: Skeleton) -> Plan:
+        text, generated = self._rendered(skeleton.messages, skeleton.tools)
+        matches = list(self._slot.finditer(text))
+        literals, slots, position = [], [], 0
+        for match in matches:
+            literals.append(text[position : match.start()])
+            # 0, 1, 3, 7 backslashes: written as JSON 0, 1, 2, 3 times
+            slots.append((int(match[1]), (len(match[2]) + 1).bit_length() - 1))
+            position = match.end()
+        literals.append(text[position:])
+        if any(self._open in literal or self._close in literal for literal in literals):
+            raise self._uncertain("it changes a text as it writes it")
+        self._check_shown(skeleton, {number for number, _ in slots})
+        marked = [self._control.mark(literal) for literal in literals]
+        spans = [
+            self._span(skeleton, index, text, matches, generated)
+            for index, message in enumerate(skeleton.messages)
+            if message["role"] == "assistant"
+        ]
+        controls = sum(self._control.count_in(literal) for literal in literals)
+        hidden = sum(1 for slot in skeleton.slots if slot.field == "thoughts") - sum(
+            1 for number in {number for number, _ in slots} if skeleton.slots[number].field == "thoughts"
+        )
+        return Plan(literals, marked, slots, [span for span in spans if span], controls, hidden)
+
+    def _check_shown(self, skeleton: Skeleton, shown: set[int]) -> None:
+        for number, slot in enumerate(skeleton.slots):
+            if number in shown or slot.field == "thoughts":
+                continue
+            what = "the tools" if slot.message is None else f"turn {slot.message + 1}'s {slot.field} (role {slot.role})"
+            if slot.required:
+                raise BadRow("chat template", f"chat template {self.name} does not write {what}; use one that does")
+
+    def _span(
+        self, skeleton: Skeleton, index: int, text: str, matches: list[re.Match[str]], generated: list[list[int]]
+    ) -> Span | None:
+        """The assistant turn ``index`` in ``text``, the rendered skeleton; None where the template says it is not trained."""
+        owners = [skeleton.slots[int(match[1])].message for match in matches]
+        own = [number for number, owner in enumerate(owners) if owner == index]
+        if not own or own != list(range(own[0], own[-1] + 1)):
+            raise self._uncertain(f"it writes turn {index + 1} in several places")
+        first, last = matches[own[0]], matches[own[-1]]
+        before = matches[own[0] - 1].end() if own[0] else 0
+        after = matches[own[-1] + 1].start() if own[-1] + 1 < len(matches) else len(text)
+        ends = [token for token in self._control.found_in(text[last.end() : after]) if token[0] in self._ends]
+        if not ends:
+            raise self._uncertain(f"no end token follows turn {index + 1}")
+        marked = next((begin for begin, end in generated if begin <= first.start() < end), None)
+        if self._marks_answers and marked is None:
+            return None
+        if self._header and (at := text.rfind(self._header, before, first.start())) >= 0:
+            start = max(at + len(self._header), marked or 0)
+        elif marked is not None:
+            start = marked
+        else:
+            start = self._where_another_text_would_begin(skeleton, index, text)
+        if not before <= start <= first.start():
+            raise self._uncertain(f"turn {index + 1} has no clear beginning")
+        return Span(
+            self._place(text, matches, start, own[0]),
+            self._place(text, matches, last.end() + ends[0].start(), own[-1] + 1),
+            index,
+        )
+
+    def _where_another_text_would_begin(self, skeleton: Skeleton, index: int, text: str) -> int:
+        """Where the turn's text would stand if it were a plain one: what comes before is not the turn's."""
+        name = self._name_of(len(skeleton.slots))
+        other = list(skeleton.messages)
+        other[index] = {"role": "assistant", "content": name}
+        changed, _ = self._rendered(other, skeleton.tools)
+        start = changed.find(name)
+        if start < 0 or changed[:start] != text[:start]:
+            raise self._uncertain(f"turn {index + 1} has no clear beginning")
+        return start
+
+    def _place(self, text: str, matches: list[re.Match[str]], position: int, literal: int) -> Place:
+        begin = matches[literal - 1].end() if literal else 0
+        end = matches[literal].start() if literal < len(matches) else len(text)
+        before, whole = self._control.mark(text[begin:position]), self._control.mark(text[begin:end])
+        if not whole.startswith(before):
+            raise self._uncertain("a turn begins inside a control token")
+        return Place(literal, position - begin, len(before))
+
+    def _uncertain(self, why: str) -> BadRow:
+        rule = "which tokens are the answer's cannot be told, so the row is not used"
+        return BadRow("chat template", f"chat template {self.name}: {why}; {rule}")
+
+
+def _longest_shared(added: str, before: str) -> str:
+    """The longest beginning of ``added`` with which ``before`` ends."""
+    return next((added[:size] for size in range(len(added), 0, -1) if before.endswith(added[:size])), "")
+
+
+def escaped(text: str, times: int) -> str:
+    """A text as it stands inside JSON, written ``times`` over."""
+    for _ in range(times):
+        text = json.dumps(text, ensure_ascii=False)[1:-1]
+    return text

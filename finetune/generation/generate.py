@@ -1,0 +1,246 @@
+"""Answers to prompts: in batches of equal cost for the run's own evaluation, and a file of them for ``hybrid-ft generate``."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from transformers import GenerationConfig
+
+import hybrid_ft
+from hybrid_ft.errors import InputError
+from hybrid_ft.finetune.data.tokens.prompts import PromptEncoder
+from hybrid_ft.finetune.generation.prompt_file import MOST_LINES
+from hybrid_ft.hybrid_model.checkpoint import load as checkpoint
+from hybrid_ft.hybrid_model.checkpoint.adapter_files import CONFIG, check_adapter, read_adapter
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+BATCH_TOKENS = 16_384
+"""Prompt and answer columns of one batch: bounds the keys and values that attention keeps."""
+BATCH_ROWS = 64
+WINDOW = 1024
+"""Prompts that are sorted by length together: a file's answers are written after each window, in its order."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is taken. temperature 0: always the likeliest."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def config(self, end_ids: list[int], pad_id: int, max_new_tokens: int) -> GenerationConfig:
+        """Every setting that shapes an answer, so that none is taken from the model's own generation config."""
+        sample = self.temperature > 0
+        return GenerationConfig(
+            do_sample=sample,
+            temperature=self.temperature if sample else 1.0,
+            top_p=self.top_p if sample else 1.0,
+            top_k=0 if sample else 50,
+            repetition_penalty=1.0,
+            num_beams=1,
+            use_cache=True,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=end_ids,
+            pad_token_id=pad_id,
+        )
+
+
+def answer(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[list[int]],
+    end_ids: list[int],
+    max_new_tokens: int,
+    sampling: Sampling = Sampling(),
+) -> list[str]:
+    """The text that follows each prompt, up to an end token or ``max_new_tokens``; greedy unless told otherwise.
+
+    Prompts of like length share a batch, padded on the left. Control tokens are left out of the texts.
+    """
+    answers = [""] * len(prompts)
+    config = sampling.config(
+        end_ids, end_ids[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id, max_new_tokens
+    )
+    with torch.random.fork_rng() if sampling.temperature else nullcontext():
+        torch.manual_seed(sampling.seed) if sampling.temperature else None
+        for rows in _batches([len(prompt) for prompt in prompts], max_new_tokens):
+            for row, ids in zip(rows, _continue(model, [prompts[row] for row in rows], config), strict=True):
+                answers[row] = str(tokenizer.decode(ids, skip_special_tokens=True))
+    return answers
+
+
+def _batches(lengths: list[int], max_new_tokens: int) -> Iterator[list[int]]:
+    """Rows that are answered together, longest first, so that memory runs out at the start or not at all."""
+    rows: list[int] = []
+    columns = 0
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        if rows and (len(rows) == BATCH_ROWS or (len(rows) + 1) * columns > BATCH_TOKENS):
+            yield rows
+            rows = []
+        if not rows:
+            columns = lengths[row] + max_new_tokens
+        rows.append(row)
+    if rows:
+        yield rows
+
+
+def _continue(
+    model: PreTrainedModel | PeftModel, prompts: list[list[int]], config: GenerationConfig
+) -> list[list[int]]:
+    """The new tokens of each prompt, without the end token and what comes after it."""
+    longest = max(map(len, prompts))
+    device = next(model.parameters()).device
+    pad = config.pad_token_id
+    ids = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+    out = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)[:, longest:].tolist()
+    ends = set(config.eos_token_id)
+    return [list(itertools.takewhile(lambda token: token not in ends, row)) for row in out]
+
+
+def load_for_answers(path: str) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase, list[int]]:
+    """A model to talk to, its tokenizer, and the tokens that end its answers.
+
+    path: a saved model, an adapter folder (the base is the one its config names), a hub name, or the preset tiny.
+    Loaded onto the GPU where there is one. Raises InputError where there is nothing to load.
+    """
+    tokenizer = tokenizer_for_answers(path)
+    model, end_ids = model_for_answers(path, tokenizer)
+    return model, tokenizer, end_ids
+
+
+def tokenizer_for_answers(path: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of what ``load_for_answers`` opens, once all that can be known without the weights is in order."""
+    transformers.utils.logging.disable_progress_bar()
+    folder = Path(path).expanduser()
+    if (folder / CONFIG).is_file():
+        adapter = read_adapter(folder)
+        config = checkpoint.find_config(adapter.base, adapter.revision, weights=True)
+        check_adapter(folder, adapter, config)
+        checkpoint.check_end_tokens(folder, config)
+    else:
+        config = checkpoint.find_config(path, weights=True)
+    tokenizer = checkpoint.load_tokenizer(folder if folder.is_dir() else path)
+    checkpoint.check_tokens(config, tokenizer)
+    return tokenizer
+
+
+def model_for_answers(path: str, tokenizer: PreTrainedTokenizerBase) -> tuple[PreTrainedModel | PeftModel, list[int]]:
+    """The model of ``load_for_answers``, and the tokens that end its answers; ``tokenizer`` is the one found before."""
+    folder = Path(path).expanduser()
+    model = _with_adapter(folder) if (folder / CONFIG).is_file() else hybrid_ft.load(path)
+    if torch.cuda.is_available():
+        model = model.cuda()
+    ends = model.generation_config.eos_token_id
+    if ends is None:
+        ends = tokenizer.eos_token_id
+    if ends is None:
+        raise InputError(f"{path}: neither its generation config nor its tokenizer names a token that ends an answer")
+    return model.eval(), [ends] if isinstance(ends, int) else list(ends)
+
+
+def _with_adapter(folder: Path) -> PreTrainedModel:
+    """The base that an adapter names, with the adapter folded in: one matrix product a layer instead of three."""
+    from peft import PeftModel
+
+    adapter = read_adapter(folder)
+    base = hybrid_ft.load(adapter.base, revision=adapter.revision)
+    try:
+        model = PeftModel.from_pretrained(base, str(folder), config=adapter.config).merge_and_unload()
+    except (ValueError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"{folder}: the adapter does not fit {adapter.base} ({_one_line(error)})") from None
+    checkpoint.check_finite(folder, model)
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(str(folder))
+    return model
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def run(
+    path: str,
+    prompts: Path,
+    rows: list[tuple[int, dict[str, Any]]],
+    out: Path | None,
+    max_new_tokens: int,
+    sampling: Sampling,
+) -> int:
+    """``hybrid-ft generate``: answer the rows that were read from ``prompts``, into ``out`` or onto the terminal."""
+    if out is not None and out.exists() and out.samefile(prompts):
+        raise InputError(f"{out}: is the file of prompts; name another file for the answers")
+    tokenizer = tokenizer_for_answers(path)
+    encoder = PromptEncoder(tokenizer)
+    encoded: list[list[int]] = []
+    mistakes: list[str] = []
+    for number, row in rows:
+        messages = row["messages"] if "messages" in row else [{"role": "user", "content": row["prompt"]}]
+        try:
+            encoded.append(encoder(messages, row.get("tools")))
+        except ValueError as error:
+            mistakes.append(f"{prompts}:{number}: {error}")
+    if mistakes:
+        raise InputError("\n".join(mistakes[:MOST_LINES]))
+    model, end_ids = model_for_answers(path, tokenizer)
+    with _writer(out) as write:
+        for start in range(0, len(rows), WINDOW):
+            part = slice(start, start + WINDOW)
+            chance = replace(sampling, seed=sampling.seed + start)
+            answers = answer(model, tokenizer, encoded[part], end_ids, max_new_tokens, chance)
+            for (_, row), text in zip(rows[part], answers, strict=True):
+                write(json.dumps({**row, "answer": text}, ensure_ascii=False) + "\n")
+    return 0
+
+
+@contextmanager
+def _writer(out: Path | None) -> Iterator[Callable[[str], object]]:
+    """Writes to the terminal, or to a file that bears its name once it is whole; until then, and for good where an
+    error or Ctrl-C comes between, to ``NAME.part``.
+    """
+    if out is None:
+        yield lambda text: print(text, end="", flush=True)
+        return
+    unfinished = out.with_name(f"{out.name}.part")
+    try:
+        with unfinished.open("w", encoding="utf-8", buffering=1) as file:
+            yield file.write
+        unfinished.replace(out)
+    except BaseException as error:
+        kept = _kept(unfinished)
+        if isinstance(error, OSError):
+            more = f"; {kept}" if kept else ""
+            raise InputError(f"{out}: cannot be written ({error.strerror}){more}", status=5) from None
+        if kept:
+            print(kept, file=sys.stderr)
+        raise
+
+
+def _kept(unfinished: Path) -> str:
+    """Where the answers before an error lie, in words; a file of none goes."""
+    if not unfinished.is_file():
+        return ""
+    with unfinished.open("rb") as file:
+        answers = sum(line.endswith(b"\n") for line in file)
+    if not answers:
+        unfinished.unlink()
+        return ""
+    return (
+        f"the {answers:,} answers so far are in {unfinished}"
+        if answers > 1
+        else f"the one answer so far is in {unfinished}"
+    )

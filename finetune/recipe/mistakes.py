@@ -1,0 +1,280 @@
+"""A recipe's mistakes as lines: where, which key, what was given, the rule, the nearest right key."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+
+from hybrid_ft.finetune.recipe.yaml_file import Loc, YamlFile, dotted, plain_scalar
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from pydantic_core import ErrorDetails
+
+MOST_LINES = 40
+
+# What other toolkits call a key, where no likeness of spelling would lead to ours.
+_ALSO_CALLED = {
+    "base_model": "model.path",
+    "model_name_or_path": "model.path",
+    "pretrained_model_name_or_path": "model.path",
+    "torch_dtype": "model.dtype",
+    "template": "model.chat_template",
+    "lora_r": "model.lora.rank",
+    "r": "model.lora.rank",
+    "lora_rank": "model.lora.rank",
+    "lora_alpha": "model.lora.alpha",
+    "lora_dropout": "model.lora.dropout",
+    "lora_target": "model.lora.targets",
+    "lora_target_modules": "model.lora.targets",
+    "target_modules": "model.lora.targets",
+    "dataset": "data.sources",
+    "datasets": "data.sources",
+    "dataset_name": "data.sources[].path",
+    "dataset_config": "data.sources[].name",
+    "subset": "data.sources[].name",
+    "val_set_size": "data.eval.fraction",
+    "max_seq_length": "data.max_length",
+    "max_seq_len": "data.max_length",
+    "sequence_len": "data.max_length",
+    "cutoff_len": "data.max_length",
+    "sample_packing": "data.packing",
+    "lr": "train.learning_rate",
+    "lr_scheduler": "train.schedule",
+    "lr_scheduler_type": "train.schedule",
+    "num_epochs": "train.epochs",
+    "num_train_epochs": "train.epochs",
+    "max_steps": "train.steps",
+    "warmup_ratio": "train.warmup",
+    "warmup_steps": "train.warmup",
+    "micro_batch_size": "train.batch_size",
+    "per_device_train_batch_size": "train.batch_size",
+    "gradient_accumulation_steps": "train.accumulation",
+    "save_steps": "train.save_every",
+    "save_total_limit": "train.keep",
+    "logging_steps": "train.log_every",
+    "report_to": "train.trackers",
+    "eval_steps": "evaluate.every",
+    "loss_type": "dpo.loss",
+    "pref_loss": "dpo.loss",
+    "pref_beta": "dpo.beta",
+    "output_dir": "output",
+}
+
+
+class Place(NamedTuple):
+    """Where the user wrote something: a line of the file, or an override (line 0, sorted last)."""
+
+    line: int
+    shown: str
+
+
+class Wrong(NamedTuple):
+    """A value that is fine by itself and wrong beside others, or a file that is not there."""
+
+    loc: Loc
+    text: str
+    also_read: tuple[Loc, ...] = ()
+
+
+class Mistakes:
+    """All that is wrong with one recipe, with the place of every key."""
+
+    def __init__(self, file: Path, text: YamlFile) -> None:
+        self._file = file
+        self._places = {loc: Place(line, f"{file}:{line}") for loc, line in text.lines.items()}
+        self._found = [(Place(line, f"{file}:{line}"), mistake) for line, mistake in text.mistakes]
+        self._broken: set[Loc] = set()
+
+    def __bool__(self) -> bool:
+        return bool(self._found)
+
+    def written_at(self, loc: Loc, place: Place) -> None:
+        """From here on ``loc`` and all below it was written somewhere else."""
+        for below in [known for known in self._places if known[: len(loc)] == loc]:
+            del self._places[below]
+        self._places[loc] = place
+
+    def add(self, place: Place, text: str) -> None:
+        self._found.append((place, text))
+
+    def found_in_schema(self, details: Sequence[ErrorDetails], schema: type[BaseModel]) -> None:
+        """Add what pydantic found."""
+        known = sorted(set(keys(schema)))
+        meant: set[str] = set()
+        for detail in sorted(details, key=lambda detail: detail["type"] == "missing"):
+            loc = detail["loc"]
+            self._broken.add(loc)
+            if detail["type"] == "extra_forbidden":
+                near = nearest_key(loc, known) if len(details) <= MOST_LINES else None
+                meant.add(near or "")
+                self._add_at(loc, f"unknown key {dotted(loc)}" + (f"; did you mean {near}?" if near else ""))
+            elif detail["type"] != "missing":
+                self._add_at(loc, self._named(loc, f"got {shown(detail['input'])}; {rule(detail)}"))
+            elif generic(loc) not in meant:
+                self._add_at(loc, f"{dotted(loc)} is missing" + (f"; {what}" if (what := _what_for(loc)) else ""))
+
+    def found_in_values(self, wrongs: Iterable[Wrong]) -> None:
+        """Add what the checks found, unless it reads a key that is already known to be wrong."""
+        for wrong in wrongs:
+            if not any(self._is_broken(loc) for loc in (wrong.loc, *wrong.also_read)):
+                self._add_at(wrong.loc, self._named(wrong.loc, wrong.text))
+
+    def render(self) -> str:
+        """One line each, in the order of the file, overrides last."""
+        lines = [f"{place.shown}: {text}" for place, text in sorted(self._found, key=_file_order)]
+        more = len(lines) - MOST_LINES
+        return "\n".join(lines[:MOST_LINES] + ([f"{self._file}: and {more} more"] if more > 0 else []))
+
+    def _is_broken(self, loc: Loc) -> bool:
+        return any(loc[: len(broken)] == broken for broken in self._broken)
+
+    def _add_at(self, loc: Loc, text: str) -> None:
+        self._found.append((self._place(loc), text))
+
+    def _place(self, loc: Loc) -> Place:
+        for length in range(len(loc), 0, -1):
+            if place := self._places.get(loc[:length]):
+                return place
+        return Place(1, str(self._file))
+
+    def _named(self, loc: Loc, text: str) -> str:
+        """``key: text``, without the key where the place has just said it."""
+        return text if self._place(loc).shown == f"override {dotted(loc)}" else f"{dotted(loc)}: {text}"
+
+
+def _file_order(found: tuple[Place, str]) -> int:
+    return found[0].line or 2**31
+
+
+def shown(value: Any) -> str:
+    """A value as the recipe would write it, on one line, cut to a readable length."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, dict):
+        return "a mapping" if value else "an empty mapping"
+    if isinstance(value, list):
+        return f"a list of {len(value)}" if value else "an empty list"
+    text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def rule(detail: ErrorDetails) -> str:
+    """What pydantic wanted, in this project's words."""
+    value, kind = detail["input"], detail["type"]
+    if kind in ("model_type", "dict_type"):
+        by_path = isinstance(value, str) and generic(detail["loc"]).split(".")[-1] in ("model", "sources[]")
+        return "must be a mapping of keys" + (f", such as {{path: {shown(value)}}}" if by_path else "")
+    if kind == "list_type":
+        return "must be a list"
+    if kind == "string_type":
+        return "must be a text" + ("; put it in quotes" if isinstance(value, int | float) else "")
+    if kind == "string_too_short":
+        return "must not be empty"
+    if kind == "bool_type":
+        return "must be true or false"
+    if kind == "int_type":
+        whole = isinstance(value, float) and value.is_integer() and abs(value) < 1e15
+        return "must be a whole number" + (f"; write {int(value)}" if whole else _unquote(value, int))
+    if kind in ("float_type", "finite_number"):
+        return "must be a number" + _unquote(value, int | float)
+    if kind in ("too_short", "too_long"):
+        return detail["msg"].split(" after validation")[0].replace("List should have", "must have")
+    if kind == "literal_error":
+        allowed = detail["msg"].removeprefix("Input should be ")
+        near = difflib.get_close_matches(str(value)[:40], allowed.split("'")[1::2], n=1)
+        return f"must be {allowed}" + (f"; did you mean {near[0]}?" if near else "")
+    return detail["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+
+
+def _unquote(value: Any, wanted: Any) -> str:
+    read = plain_scalar(value) if isinstance(value, str) else None
+    return "; write it without quotes" if isinstance(read, wanted) and not isinstance(read, bool) else ""
+
+
+def keys(schema: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Every key of the schema, ``data.sources[].path``."""
+    for name, field in schema.model_fields.items():
+        yield prefix + name
+        for inner, is_list in _sections(field.annotation):
+            yield from keys(inner, f"{prefix}{name}{'[]' if is_list else ''}.")
+
+
+def _sections(annotation: Any, in_list: bool = False) -> Iterator[tuple[type[BaseModel], bool]]:
+    if isinstance(annotation, type) and hasattr(annotation, "model_fields"):
+        yield annotation, in_list
+    for inner in get_args(annotation):
+        yield from _sections(inner, in_list or getattr(annotation, "__origin__", None) is list)
+
+
+def generic(loc: Loc) -> str:
+    """``data.sources[].path`` for any index."""
+    return ".".join("[]" if isinstance(part, int) else str(part) for part in loc).replace(".[]", "[]")
+
+
+def nearest_key(loc: Loc, known: Sequence[str]) -> str | None:
+    """The right key that a wrong one most likely stands for: spelt alike, better still in the same section."""
+    leaf = str(loc[-1]).lower().replace("-", "_")
+    if _ALSO_CALLED.get(leaf) in known:
+        return _ALSO_CALLED[leaf]
+    if len(leaf) > 40:
+        return None
+    parent = generic(loc[:-1])
+    matcher = difflib.SequenceMatcher(b=leaf, autojunk=False)
+    best, best_score = None, 0.7
+    for key in known:
+        where, _, name = key.rpartition(".")
+        matcher.set_seq1(name)
+        score = matcher.ratio() + (0.15 if where == parent else 0.0)
+        if score > best_score:
+            best, best_score = key, score
+    return best
+
+
+def without(raw: dict[str, Any], locs: Iterable[Loc]) -> dict[str, Any]:
+    """A copy of ``raw`` that validates: wrong values give way to defaults, required ones to stand-ins."""
+    fixed = copy.deepcopy(raw)
+    for loc in locs:
+        _drop(fixed, loc)
+    for section in ("model", "data"):
+        if not isinstance(fixed.get(section), dict):
+            fixed[section] = {}
+    fixed["model"].setdefault("path", "tiny")
+    if not fixed["data"].get("sources"):
+        fixed["data"]["sources"] = [{}]
+    held_out = fixed["data"].get("eval")
+    for source in [*fixed["data"]["sources"], *(held_out.get("sources") or [] if isinstance(held_out, dict) else [])]:
+        source.setdefault("path", "stand-in")
+    return fixed
+
+
+def _drop(node: Any, loc: Loc) -> None:
+    """Take out what ``loc`` names; of a list, all of it, but a source becomes a stand-in: its neighbours keep their numbers."""
+    part, rest = loc[0], loc[1:]
+    if not isinstance(node, dict | list) or (isinstance(node, dict) and part not in node):
+        return
+    inner = node[part]  # type: ignore[index]
+    if not rest:
+        if isinstance(node, dict):
+            del node[part]
+    elif len(rest) == 1 and isinstance(inner, list) and isinstance(rest[0], int):
+        if part == "sources":
+            inner[rest[0]] = {}
+        elif isinstance(node, dict):
+            del node[part]
+    else:
+        _drop(inner, rest)
+
+
+def _what_for(loc: Loc) -> str:
+    """What a missing key of a recipe holds; nothing for those of other files."""
+    if generic(loc) == "model.path":
+        return "a preset (tiny), a model folder or a hub name"
+    if generic(loc) == "data.sources":
+        return "a list of what to train on, such as [{path: data/train.jsonl}]"
+    if loc[-1] == "path":
+        return "a file or the name of a hub dataset"
+    return "a mapping of keys" if loc in (("model",), ("data",)) else ""

@@ -1,0 +1,306 @@
+"""The recipe: one YAML file that says what a run does. Every key, its meaning, its default and its range is here.
+
+``load_recipe`` reads a file and the command line's ``key=value`` overrides, and lists every mistake at once. It
+imports neither torch nor transformers nor datasets, so that a wrong recipe is refused within a second. Secrets are
+no part of a recipe: trackers and the hub read their own environment variables, and nothing here is expanded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from hybrid_ft.errors import InputError
+from hybrid_ft.finetune.recipe import checks as recipe_checks
+from hybrid_ft.finetune.recipe import mistakes as recipe_errors
+from hybrid_ft.finetune.recipe.overrides import apply_overrides
+from hybrid_ft.finetune.recipe.shipped import find_recipe
+from hybrid_ft.finetune.recipe.yaml_file import YamlFile, dump_yaml, read_yaml
+
+LORA_TARGETS = ("all-linear", "attention", "delta", "mlp")
+LEARNING_RATE_FULL = 2.5e-5
+LEARNING_RATE_LORA = 2e-4
+LEARNING_RATE_DPO = 1e-6
+LEARNING_RATE_DPO_LORA = 1e-5
+
+Text = Annotated[str, Field(min_length=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+AtLeastOne = Annotated[int, Field(ge=1, le=1_000_000_000)]
+
+# `train:` with every key below it commented out reads as null; it means the defaults.
+_NULL_IS_EMPTY = BeforeValidator(lambda value: {} if value is None else value)
+
+
+class Section(BaseModel):
+    # strict: "8" is no number and 8 no text; the reader has already decided what is what
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Lora(Section):
+    """Low-rank adapters. conv, A_log, dt_bias and norms are never adapted."""
+
+    targets: Text = "all-linear"
+    """all-linear, attention, delta, mlp, or a union such as delta+mlp"""
+    rank: int = Field(32, ge=1, le=1024)
+    alpha: AtLeastOne = 64
+    """the update is scaled by alpha / rank"""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    merge: bool = False
+    """also save the model with the adapter folded in"""
+
+    @field_validator("targets")
+    @classmethod
+    def _known_targets(cls, targets: str) -> str:
+        wrong = [part for part in targets.split("+") if part not in LORA_TARGETS]
+        if wrong:
+            raise ValueError(f"must be of {', '.join(LORA_TARGETS)}, or a union such as delta+mlp")
+        return targets
+
+
+class Model(Section):
+    """The base that is trained."""
+
+    path: Text
+    """a preset (tiny: the small trained base that ships here; 190M, 1B, 7B: shapes), a local folder, or a hub name"""
+    revision: Text | None = None
+    """of a hub name: branch, tag or commit"""
+    from_scratch: bool = False
+    """random weights in that shape, the vocabulary sized to the tokenizer (rounded up to a multiple of 64)"""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto: bfloat16 on a GPU, float32 on a CPU"""
+    tokenizer: Text | None = None
+    """a folder or hub name; null: the model's own"""
+    chat_template: Text | None = None
+    """olmo-instruct (ships here) or a .jinja file; null: the tokenizer's own"""
+    gradient_checkpointing: bool | None = None
+    """null: on with a GPU, off on a CPU"""
+    lora: Lora | None = None
+    """null: every weight is trained"""
+
+
+class Source(Section):
+    """Rows to learn from."""
+
+    path: Text
+    """a local file (jsonl, json, csv, tsv, parquet, also .gz and .bz2), or a hub dataset's name"""
+    name: Text | None = None
+    """of a hub dataset: its configuration"""
+    split: Text = "train"
+    """of a hub dataset"""
+    revision: Text | None = None
+    """of a hub dataset"""
+    format: Literal["messages", "prompt-completion", "alpaca", "sharegpt"] | None = None
+    """null: recognised from the columns"""
+    card: Text | None = None
+    """which column becomes which turn: a card that ships here, by name, or a .yaml file"""
+    weight: float | None = Field(None, gt=0)
+    """share of the mix; no row is repeated, so the mix is the largest that the sources can fill"""
+    count: AtLeastOne | None = None
+    """take this many rows, a seeded sample"""
+
+
+class HeldOut(Section):
+    """Rows kept from training: a share or a number of the training rows, split by prompt, or files of their own."""
+
+    fraction: float = Field(0.0, ge=0, lt=1)
+    count: AtLeastOne | None = None
+    sources: list[Source] = Field(default_factory=list)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether the recipe asks for held-out rows at all."""
+        return bool(self.fraction or self.count or self.sources)
+
+
+class Data(Section):
+    """What is read, and how rows become batches."""
+
+    sources: list[Source] = Field(min_length=1)
+    eval: Annotated[HeldOut, _NULL_IS_EMPTY] = Field(default_factory=HeldOut)
+    max_length: int = Field(4096, ge=2, le=2**20)
+    """tokens of the longest row"""
+    on_long_row: Literal["drop", "cut", "error"] = "drop"
+    """cut: from the end; at least one trained token must stay"""
+    on_bad_row: Literal["error", "skip"] = "error"
+    max_dropped: float = Field(0.01, ge=0, le=1)
+    """the run refuses to start when a larger share of the rows would be dropped"""
+    packing: bool = True
+    """rows end to end without padding; they cannot see each other"""
+    seed: Seed = 0
+    """of samples and of the held-out split"""
+
+
+class Train(Section):
+    """How long, how fast, in what portions."""
+
+    epochs: float = Field(1.0, gt=0, le=10_000)
+    steps: AtLeastOne | None = None
+    """overrides epochs"""
+    batch_tokens: int = Field(4096, ge=1, le=2**24)
+    """packing: tokens of one micro-batch at most"""
+    batch_size: AtLeastOne = 8
+    """no packing: rows of one padded micro-batch"""
+    accumulation: AtLeastOne = 1
+    """micro-batches per step"""
+    learning_rate: float | None = Field(None, gt=0, le=1)
+    """null: 2.5e-5 for all weights, 2e-4 for LoRA; with dpo 1e-6 and 1e-5; a loaded recipe holds the number"""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup: float = Field(0.03, ge=0, lt=1)
+    """share of the steps, rounded down"""
+    weight_decay: float = Field(0.0, ge=0, le=1)
+    betas: list[Beta] = Field(default_factory=lambda: [0.9, 0.95], min_length=2, max_length=2)
+    """AdamW's"""
+    max_grad_norm: float = Field(1.0, gt=0)
+    seed: Seed = 42
+    """of the order of batches, new weights and dropout"""
+    save_every: AtLeastOne = 500
+    """steps"""
+    keep: AtLeastOne = 2
+    """checkpoints kept"""
+    log_every: AtLeastOne = 1
+    """steps"""
+    loader_workers: int = Field(0, ge=0, le=64)
+    """processes that put batches together ahead of the training"""
+    sharded: bool = False
+    """of several processes: weights, gradients and optimizer divided among them (FSDP2), not a copy in each (DDP)"""
+    trackers: list[Literal["tensorboard", "trackio", "wandb"]] = Field(default_factory=list)
+    """beside metrics.jsonl, which is always written"""
+
+
+class Dpo(Section):
+    """What is learned from pairs. Answers are compared with what the base, the reference, makes of them."""
+
+    loss: (
+        Literal[
+            "sigmoid_norm",
+            "sigmoid",
+            "ipo",
+            "hinge",
+            "robust",
+            "exo_pair",
+            "nca_pair",
+            "bco_pair",
+            "sppo_hard",
+            "aot",
+            "aot_unpaired",
+            "apo_zero",
+            "apo_down",
+            "discopop",
+            "sft",
+        ]
+        | None
+    ) = None
+    """TRL's names; null: sigmoid_norm, which Olmo Hybrid was tuned with: log-probabilities per token; a loaded recipe
+    holds the name"""
+    beta: float | None = Field(None, gt=0)
+    """how strongly the model is held to the reference; null: 5 for sigmoid_norm, else 0.1; a loaded recipe holds it"""
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    """share of the pairs believed to be the wrong way round; for robust, exo_pair and aot"""
+    pairs_per_step: AtLeastOne = 32
+    """pairs of one optimizer step, over all processes, however many micro-batches they fill"""
+    reference_cache: Text | None = None
+    """a folder that runs may share; null: reference/ in the run's folder"""
+    on_long_prompt: Literal["drop", "cut_start", "error"] = "drop"
+    """of a prompt that leaves its answers no room; cut_start: the oldest tokens go"""
+
+    @model_validator(mode="after")
+    def _fill_loss(self) -> Self:
+        self.loss = self.loss or "sigmoid_norm"
+        if self.beta is None:
+            self.beta = 5.0 if self.loss == "sigmoid_norm" else 0.1
+        return self
+
+
+class Evaluate(Section):
+    """What is measured on held-out rows."""
+
+    every: AtLeastOne | None = None
+    """steps between held-out losses; one is always taken at the end when there are held-out rows"""
+    load_best: bool = False
+    """the result is the checkpoint with the lowest held-out loss, which is kept beside the newest ones"""
+    answers: int = Field(0, ge=0)
+    """held-out prompts answered greedily before and after, scored by exact match with the reference answer"""
+    samples: list[Text] = Field(default_factory=list)
+    """fixed prompts answered before and after"""
+    max_new_tokens: AtLeastOne = 256
+
+
+class Recipe(Section):
+    model: Annotated[Model, _NULL_IS_EMPTY]
+    data: Annotated[Data, _NULL_IS_EMPTY]
+    train: Annotated[Train, _NULL_IS_EMPTY] = Field(default_factory=Train)
+    evaluate: Annotated[Evaluate, _NULL_IS_EMPTY] = Field(default_factory=Evaluate)
+    dpo: Dpo | None = None
+    """present: the rows are pairs, for preference tuning"""
+    output: Text | None = None
+    """the run's folder; null: runs/ and the recipe file's stem; a loaded recipe holds the folder"""
+
+    @model_validator(mode="after")
+    def _fill_learning_rate(self) -> Self:
+        if self.train.learning_rate is None:
+            full, lora = (
+                (LEARNING_RATE_FULL, LEARNING_RATE_LORA)
+                if self.dpo is None
+                else (LEARNING_RATE_DPO, LEARNING_RATE_DPO_LORA)
+            )
+            self.train.learning_rate = lora if self.model.lora else full
+        return self
+
+    def to_yaml(self) -> str:
+        """The resolved recipe, every default written out; ``load_recipe`` reads it back as an equal recipe."""
+        return dump_yaml(self.model_dump(exclude={"dpo"} if self.dpo is None else None))
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = (), stage: Literal["sft", "dpo"] | None = None) -> Recipe:
+    """Read a recipe file, or a shipped recipe by name, with ``key=value`` overrides (``data.sources.0.path=rows.jsonl``).
+
+    For the stage dpo the section is added where a recipe has none; for sft it must have none.
+    In what is returned ``output`` and ``train.learning_rate`` are set, and every local path can be opened as it
+    stands: it is taken from the current directory, else from the recipe's folder, else from the shipped files.
+    Raises InputError with one line per mistake, all of them.
+    """
+    file = find_recipe(str(path))
+    text = read_yaml(file)
+    if "stages" in text.value:
+        raise InputError(f"{file}:{text.lines['stages',]}: stages: this file holds stages; run it with hybrid-ft run")
+    return resolve_recipe(text, file, overrides, stage)
+
+
+def resolve_recipe(
+    text: YamlFile, file: Path, overrides: Sequence[str] = (), stage: Literal["sft", "dpo"] | None = None
+) -> Recipe:
+    """The recipe that stands in ``file``, as ``load_recipe`` returns it."""
+    mistakes = recipe_errors.Mistakes(file, text)
+    raw = text.value
+    apply_overrides(raw, overrides, mistakes)
+    if raw.get("output") is None:
+        raw["output"] = f"runs/{file.stem}"
+    if "dpo" in raw or stage == "dpo":
+        raw["dpo"] = {} if raw.get("dpo") is None else raw["dpo"]
+    recipe = _validate(raw, mistakes)
+    if recipe is not None:
+        mistakes.found_in_values(recipe_checks.contradictions(recipe))
+        if recipe.dpo is not None:
+            mistakes.found_in_values(recipe_checks.preference_contradictions(recipe, stage))
+        mistakes.found_in_values(recipe_checks.resolve_files(recipe, file.parent))
+    if mistakes:
+        raise InputError(mistakes.render())
+    assert recipe is not None
+    return recipe
+
+
+def _validate(raw: dict[str, Any], mistakes: recipe_errors.Mistakes) -> Recipe | None:
+    """The recipe in ``raw``; where keys are wrong, the recipe with their defaults instead, for the checks that follow."""
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        details = error.errors(include_url=False, include_context=False)
+    mistakes.found_in_schema(details, Recipe)
+    try:
+        return Recipe.model_validate(recipe_errors.without(raw, [detail["loc"] for detail in details]))
+    except ValidationError:
+        return None

@@ -1,0 +1,113 @@
+"""The result: ``model/``, or ``adapter/`` and ``merged/``, re-opened and compared before it bears its name."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from transformers import GenerationConfig, OlmoHybridForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from hybrid_ft.errors import NUMERICS, InputError
+from hybrid_ft.finetune.runs import storage, weights
+from hybrid_ft.finetune.runs.checkpoints import publish
+from hybrid_ft.hybrid_model.checkpoint import load as checkpoint
+
+# float32 sums in another order; the same weights through transformers' own layers stay well below these
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
+
+
+@dataclass
+class Exporter:
+    """Writes results into ``folder``, each with the tokenizer, its chat template, and the tokens that end an answer.
+
+    base      folder or hub name that a LoRA adapter is to be opened on, and ``revision`` of a hub name
+    """
+
+    folder: Path
+    tokenizer: PreTrainedTokenizerBase
+    end_ids: list[int]
+    base: str
+    revision: str | None = None
+
+    def whole(self, model: PreTrainedModel, name: str = "model") -> Path:
+        """All weights in the released layout; what was saved is opened in plain transformers and must agree.
+
+        Raises InputError for weights that are not finite, and where the disk fails.
+        """
+        self._refuse_not_finite(model)
+        with self._staged(name) as staged:
+            checkpoint.save(model, staged, self.tokenizer)
+            self._generation_config().save_pretrained(staged)
+            checkpoint.verify(staged, model)
+        return self.folder / name
+
+    def adapter(self, model: PeftModel, name: str = "adapter") -> Path:
+        """The adapter in PEFT's format; it is opened with PEFT on the base in plain transformers and must agree.
+
+        Raises InputError for weights that are not finite, and where the disk fails.
+        """
+        self._refuse_not_finite(model)
+        with self._staged(name) as staged:
+            config = model.peft_config["default"]
+            config.base_model_name_or_path, config.revision = self.base, self.revision
+            model.save_pretrained(str(staged), save_embedding_layers=False)
+            (staged / "README.md").unlink(missing_ok=True)  # PEFT's card is a form with nothing filled in
+            self.tokenizer.save_pretrained(str(staged))
+            self._generation_config().save_pretrained(staged)
+            plain = OlmoHybridForCausalLM.from_pretrained(
+                self.base,
+                revision=self.revision,
+                dtype=model.dtype,
+                use_safetensors=True,
+                attn_implementation="sdpa",  # a base's config may name code of the hub
+            )
+            _agree(PeftModel.from_pretrained(plain, str(staged)), model, staged)
+        return self.folder / name
+
+    @contextmanager
+    def _staged(self, name: str) -> Iterator[Path]:
+        """A folder to fill, which then bears its name; nothing is left of it where that fails."""
+        staged = self.folder / f".staging-{name}"
+        shutil.rmtree(staged, ignore_errors=True)
+        with storage.saving(self.folder / name):
+            try:
+                staged.mkdir()
+                yield staged
+                publish(staged, self.folder / name)
+            finally:
+                shutil.rmtree(staged, ignore_errors=True)
+
+    def _refuse_not_finite(self, model: torch.nn.Module) -> None:
+        if not weights.are_finite(model.parameters()):
+            raise InputError(f"{self.folder}: the result has weights that are not finite, so it is not saved", NUMERICS)
+
+    def _generation_config(self) -> GenerationConfig:
+        ends: list[int] | int = self.end_ids if len(self.end_ids) > 1 else self.end_ids[0]
+        pad = self.tokenizer.pad_token_id
+        return GenerationConfig(
+            eos_token_id=ends,
+            pad_token_id=self.end_ids[0] if pad is None else pad,
+            bos_token_id=self.tokenizer.bos_token_id,
+        )
+
+
+@torch.no_grad()
+def _agree(opened: PeftModel, trained: PeftModel, folder: Path) -> None:
+    """The two give the same logits on a made-up row."""
+    was_training, device = trained.training, next(trained.parameters()).device
+    vocabulary = trained.get_input_embeddings().num_embeddings
+    row = torch.randint(vocabulary, (1, 48), generator=torch.Generator().manual_seed(0)).to(device)
+    here = trained.eval()(input_ids=row, use_cache=False).logits.float()
+    there = opened.to(device).eval()(input_ids=row, use_cache=False).logits.float()
+    trained.train(was_training)
+    error = float((here - there).norm() / here.norm())
+    limit = _TOLERANCE[next(trained.parameters()).dtype]
+    if not error <= limit:
+        raise RuntimeError(
+            f"{folder}: what was saved gives other logits in plain transformers (relative error {error:.2e})"
+        )

@@ -1,0 +1,341 @@
+"""What every stage adds to its TRL trainer, at the trainer's own seams: checkpoints, stopping, counts, losses.
+
+TRL and transformers keep the loop, the loss, the optimizer, the schedule and the order of batches. Replaced are the
+parts of transformers' Trainer that lose work: it writes checkpoints in place, loads full weights with
+``strict=False`` under the names they were saved with (which are not the names in memory for this architecture),
+starts a fresh optimizer where its file is missing, and trains on when the loss is not a number.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+from peft import PeftModel
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+from trl.trainer.utils import add_fused_lm_head
+
+from hybrid_ft.errors import NUMERICS, InputError
+from hybrid_ft.finetune.runs import checkpoints, storage, training_state, weights
+from hybrid_ft.finetune.runs.folder import RunFolder
+from hybrid_ft.finetune.runs.signals import StopRequest
+from hybrid_ft.finetune.runs.watchdog import Watchdog
+from hybrid_ft.finetune.training.log_prob_head import take_over_on_cpu
+
+MOST_SKIPPED = 3
+"""Steps in a row that may be left out because their gradient overflowed in bfloat16."""
+
+_STATE = "trainer_state.json"
+_STATE_FILES = (training_state.FIRST_OPTIMIZER, training_state.SCHEDULE, training_state.RANDOM, _STATE)
+
+
+@dataclass
+class Counts:
+    """Of the steps since the last logged one, over all processes: real tokens, tokens with padding, seconds from a
+    step's data to its end, steps left out."""
+
+    tokens: int = 0
+    slots: int = 0
+    seconds: float = 0.0
+    began: float = 0.0
+    skipped: int = 0
+    rows: list[int] = field(default_factory=list)
+    """of the step at work in this process, as indices into the training rows"""
+
+
+class RunTrainer(Trainer):
+    """To be named before a TRL trainer: ``class X(RunTrainer, SFTTrainer)``, so that ``super()`` here is TRL's.
+
+    ``origins`` names a training row by its index. ``stop`` is looked at when a step ends. ``save_best``: keep the
+    checkpoint of the lowest held-out loss as well.
+    """
+
+    data_collator: Any
+    control: TrainerControl
+    result_step: int | None = None
+    """whose weights the model has when the training is over"""
+
+    def __init__(
+        self,
+        *args: Any,
+        folder: RunFolder,
+        keep: int,
+        stop: StopRequest,
+        origins: Callable[[int], str],
+        save_best: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.folder, self.keep, self.stop, self.origins = folder, keep, stop, origins
+        self.processes, self.save_best = folder.processes, save_best
+        self.counts, self.watchdog = Counts(), Watchdog()
+        self.skipped_in_a_row = 0
+        self._loss_of_step: torch.Tensor | None = None
+        self.data_collator = partial(_collate_with_rows, self.data_collator)
+        self.remove_callback(PrinterCallback)
+        self.add_callback(_StepEnds(self))
+
+    def count(self, tokens: int, slots: int, of_all: bool = False) -> None:
+        """Add a step's tokens and slots, which are this process's share unless ``of_all``."""
+        tokens, slots = (tokens, slots) if of_all else (int(n) for n in self.processes.sum([tokens, slots]))
+        self.counts.tokens += tokens
+        self.counts.slots += slots
+        # transformers leaves the field alone unless told to count, and carries it through checkpoints
+        self.state.num_input_tokens_seen += tokens
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], Any]:
+        self.counts.began = time.perf_counter()
+        batches, trained_tokens = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.counts.rows, tokens, slots = [], 0, 0
+        for batch in batches:
+            rows = batch.pop("rows")
+            self.counts.rows += rows
+            # a process that is left without rows computes on some that carry no loss, because the others wait for it
+            if rows:
+                size = batch["input_ids"].numel()
+                slots += size
+                tokens += int(batch["attention_mask"].sum()) if "attention_mask" in batch else size
+        self.count(tokens, slots)
+        return batches, trained_tokens
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = super().training_step(*args, **kwargs)
+        self._loss_of_step = loss if self._loss_of_step is None else self._loss_of_step + loss
+        self.watchdog.beat()
+        return loss
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: torch.Tensor | float | None = None) -> Any:
+        """The last thing before the optimizer's step, which must not be taken where something is not finite."""
+        norm = torch.as_tensor(super()._get_grad_norm(model, grad_norm=grad_norm))
+        assert self._loss_of_step is not None
+        loss, self._loss_of_step = float(self._loss_of_step), None
+        if self.processes.any(not math.isfinite(loss)):
+            self._refuse_step("loss", loss)
+        if not self.processes.any(not math.isfinite(float(norm))):
+            self.skipped_in_a_row = 0
+            return norm
+        if not self.args.bf16 or self.processes.any(math.isnan(norm)) or self.skipped_in_a_row == MOST_SKIPPED:
+            self._refuse_step("gradient norm", float(norm))
+        # bfloat16 has overflowed: without gradients the optimizer leaves every weight and moment as it is
+        model.zero_grad(set_to_none=True)
+        self.skipped_in_a_row += 1
+        self.counts.skipped += 1
+        return norm
+
+    def _refuse_step(self, what: str, value: float) -> None:
+        """Where it is not finite in this process, the rows that it worked on are named."""
+        step = self.state.global_step + 1
+        last = checkpoints.committed(self.folder.checkpoints)
+        good = f"the last good checkpoint is {last[-1]}" if last else "no checkpoint was saved before it"
+        if math.isfinite(value):
+            raise InputError(f"step {step}: the {what} is not finite in another process; {good}", NUMERICS)
+        suffix = f"-process-{self.processes.rank}" if self.processes.count > 1 else ""
+        file = self.folder.path / f"not-finite-step-{step}{suffix}.json"
+        rows = [self.origins(row) for row in self.counts.rows]
+        checkpoints.write_text(file, json.dumps({"step": step, what: str(value), "rows": rows}, indent=1) + "\n")
+        shown = ", ".join(rows[:3]) + (f" and {len(rows) - 3} more" if len(rows) > 3 else "")
+        raise InputError(
+            f"step {step}: the {what} is {value}, so the step was not taken; its rows: {shown} "
+            f"(all of them in {file}); {good}. Look at these rows, or lower train.learning_rate in a new output",
+            NUMERICS,
+        )
+
+    def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
+        """Matrices and embeddings; no norm, no bias, and unlike transformers' choice no A_log: a rate, not a weight."""
+        matrices = {name for name, parameter in model.named_parameters() if parameter.ndim >= 2}
+        return [name for name in super().get_decay_parameter_names(model) if name in matrices]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        counts = self.counts
+        if "loss" in logs and counts.slots:
+            logs |= {
+                "tokens": self.state.num_input_tokens_seen,
+                "tokens_per_s": counts.tokens / max(counts.seconds, 1e-9),
+                "padding": 1 - counts.tokens / counts.slots,
+                "seconds": counts.seconds,
+                "memory": _peak_memory(),
+            }
+            if counts.skipped:
+                logs |= {"skipped": counts.skipped}
+                logs.pop("grad_norm", None)
+            counts.tokens, counts.slots, counts.seconds, counts.skipped = 0, 0, 0.0, 0
+        super().log(logs, start_time)
+        # metrics.jsonl has them all; transformers would write the whole list into every checkpoint
+        self.state.log_history.clear()
+
+    def note_held_out(self, loss: float) -> None:
+        """Of the step that has just been taken; the best one so far is saved where that is asked for."""
+        if self.save_best and (self.state.best_metric is None or loss < self.state.best_metric):
+            self.state.best_metric, self.state.best_global_step = loss, self.state.global_step
+            self.control.should_save = True
+
+    def _init_training_state(self, max_steps: int, *args: Any) -> tuple[int, int]:
+        done = super()._init_training_state(max_steps, *args)
+        # a resumed state brings the old save and log intervals along; the recipe's may have changed
+        self.state.compute_steps(self.args, max_steps)
+        return done
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        """Staged, listed and renamed by process 0, with whole tensors. No tokenizer, and no pickle."""
+        plain, name = self.accelerator.unwrap_model(self.model), f"checkpoint-{self.state.global_step}"
+        trained = (parameter for parameter in plain.parameters() if parameter.requires_grad)
+        if self.processes.any(not weights.are_finite(trained)):
+            raise InputError(
+                f"step {self.state.global_step}: weights are not finite, so they were not saved; older checkpoints are "
+                "whole. Lower train.learning_rate in a new output",
+                NUMERICS,
+            )
+        self.store_flos()
+        staging = self.folder.checkpoints / checkpoints.STAGING
+        staged = staging / name
+        with ExitStack() as around:
+            if self.processes.main:
+                around.enter_context(storage.saving(staged.parent.with_name(name), storage.checkpoint_bytes(plain)))
+                around.callback(shutil.rmtree, staging, ignore_errors=True)
+                staged.mkdir(parents=True)
+            else:
+                # the others wait for process 0 at the end, however long it writes
+                around.enter_context(self.watchdog.paused())
+            weights.save(plain, staged, self.processes)
+            self.watchdog.beat()
+            training_state.save_optimizer(self.optimizer.optimizer, plain, staged, self.processes)
+            self.watchdog.beat()
+            training_state.save_random(staged, self.processes)
+            if self.processes.main:
+                training_state.save_schedule(self.lr_scheduler, staged)
+                self.state.save_to_json(str(staged / _STATE))
+                checkpoints.commit(staged, staging.with_name(name), self.watchdog.beat)
+                best = self.state.best_global_step if self.save_best else None
+                checkpoints.rotate(self.folder.checkpoints, self.keep, best)
+            self.processes.wait()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        """Nothing: the weights are put in before a trainer divides them, by ``load_weights``."""
+
+    def load_weights(self, folder: Path) -> None:
+        """The first thing that is read on resuming; what Trainer would go on without is asked for here."""
+        missing = [name for name in _STATE_FILES if not (folder / name).is_file()]
+        if missing:
+            raise InputError(f"{folder}: {missing[0]} is missing; the run cannot go on from here")
+        weights.load_into(self.accelerator.unwrap_model(self.model), folder)
+
+    def replace_model(self, load: Callable[[], PreTrainedModel | PeftModel]) -> None:
+        """Take a whole model, which only measures from now on, in place of one in pieces, which makes room for it."""
+        for name in ("model", "model_wrapped", "optimizer", "lr_scheduler"):
+            setattr(self, name, None)
+            setattr(self.callback_handler, name, None)
+        self.accelerator.free_memory()
+        self.model = self.model_wrapped = load().to(self.args.device)
+        plain = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        add_fused_lm_head(plain)
+        take_over_on_cpu(plain)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        assert checkpoint is not None
+        plain = self.accelerator.unwrap_model(self.model)
+        training_state.load_optimizer(self.optimizer.optimizer, plain, Path(checkpoint))
+        training_state.load_schedule(self.lr_scheduler, Path(checkpoint))
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        """None is ever saved; what lies there by its name would be a stranger's pickle."""
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        assert checkpoint is not None
+        training_state.load_random(Path(checkpoint), self.processes.rank)
+
+    def best_checkpoint(self, last: Path) -> Path | None:
+        """The checkpoint of the lowest held-out loss, as ``last`` knows it."""
+        best = TrainerState.load_from_json(str(last / _STATE)).best_global_step
+        return last.with_name(f"checkpoint-{best}") if self.save_best and best else None
+
+
+class _StepEnds(TrainerCallback):
+    """Ends a step's time, acts on a stop request and logs what a checkpoint would otherwise cut in two."""
+
+    def __init__(self, trainer: RunTrainer) -> None:
+        self.trainer = trainer
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        trainer = self.trainer
+        trainer.counts.seconds += time.perf_counter() - trainer.counts.began
+        # a signal reaches one process before the other; none of them may take a step that another does not
+        if trainer.processes.any(trainer.stop.now):
+            trainer.stop.agreed = True
+            control.should_save = control.should_training_stop = True
+        # a resumed run has lost the sum of the losses since the last line, so that line ends where the checkpoint does
+        control.should_log |= control.should_save
+
+
+FILLER = -1
+"""In a pack's place: the first row without any label, for a process that is left without a batch."""
+
+
+def packs_dataset(rows: Dataset, packs: list[list[int]]) -> Dataset:
+    """A dataset of packs: ``input_ids``, ``labels``, ``seq_lengths`` (tokens of each row) and ``rows`` (their indices).
+
+    A pack is put together when it is asked for; no token is stored twice.
+    """
+    tokens = rows.select_columns(["input_ids", "labels"])
+
+    def put_together(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        columns: dict[str, list[Any]] = {"input_ids": [], "labels": [], "seq_lengths": [], "rows": []}
+        for pack in batch["pack"]:
+            filler = pack == [FILLER]
+            members = tokens[[0] if filler else pack]
+            ids, labels = ([token for row in members[name] for token in row] for name in ("input_ids", "labels"))
+            columns["input_ids"].append(ids)
+            columns["labels"].append([-100] * len(ids) if filler else labels)
+            columns["seq_lengths"].append([len(row) for row in members["input_ids"]])
+            columns["rows"].append([] if filler else pack)
+        return columns
+
+    return Dataset.from_dict({"pack": packs}).with_transform(put_together)
+
+
+def _collate_with_rows(
+    collate: Callable[[list[dict[str, Any]]], dict[str, Any]], examples: list[dict[str, Any]]
+) -> dict[str, Any]:
+    batch = collate(examples)
+    batch["rows"] = [row for example in examples for row in example["rows"]]
+    return batch
+
+
+def _peak_memory() -> int:
+    """Bytes: of the GPU's allocator, or of this process on a CPU."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@contextmanager
+def to_itself(accelerator: Accelerator) -> Iterator[None]:
+    """Inside the block gathering returns this process's own values.
+
+    TRL gathers its metrics after every micro-batch. They are not shown, ours are reduced once, and pairs' differ in
+    size between processes, where a collective call never returns.
+    """
+
+    def own(values: Any, *args: Any, **kwargs: Any) -> Any:
+        return values
+
+    accelerator.gather = accelerator.gather_for_metrics = own
+    try:
+        yield
+    finally:
+        del accelerator.gather, accelerator.gather_for_metrics

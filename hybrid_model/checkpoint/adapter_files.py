@@ -1,0 +1,117 @@
+"""A LoRA adapter's files, read by what they hold: every reason to refuse them before the base's weights are read.
+
+PEFT takes patterns, module names to import and ways to change the base from ``adapter_config.json``. Here only plain
+numbers and names are taken from it, and which layers are adapted is read from the weights' own header.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from hybrid_ft.errors import InputError
+from hybrid_ft.hybrid_model.checkpoint import load as checkpoint
+from hybrid_ft.hybrid_model.checkpoint.weight_files import read_header, released_shapes
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from transformers.models.olmo_hybrid import OlmoHybridConfig
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+_FACTOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
+_NAME = re.compile(r"[\w.]+", re.ASCII)
+# What changes the base or adds weights of another kind. The rest of PEFT's keys shape the training alone.
+_UNSUPPORTED = (
+    "layer_replication",
+    "megatron_config",
+    "modules_to_save",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_bdlora",
+    "use_dora",
+)
+
+
+class Adapter(NamedTuple):
+    """``base``: a folder, hub name or preset; ``config``: for PEFT, without patterns."""
+
+    base: str
+    revision: str | None
+    config: LoraConfig
+
+
+def read_adapter(folder: Path) -> Adapter:
+    """An adapter folder's description. Raises InputError for one that is no plain LoRA or has no safetensors file."""
+    from peft import LoraConfig
+
+    path, weights = folder / CONFIG, folder / WEIGHTS
+    if not weights.is_file():
+        raise InputError(f"{folder}: {WEIGHTS} is missing; weights are read from safetensors alone")
+    raw = checkpoint.json_object(path)
+    base, revision = raw.get("base_model_name_or_path"), raw.get("revision")
+    if raw.get("peft_type") != "LORA" or not isinstance(base, str) or not base:
+        raise InputError(f"{path}: must be LoRA and name its base model")
+    if revision is not None and not isinstance(revision, str):
+        raise InputError(f"{path}: revision must be a text or null")
+    for key in _UNSUPPORTED:
+        if raw.get(key):
+            raise InputError(f"{path}: {key} cannot be used here; merge the adapter with what made it")
+    if raw.get("bias", "none") != "none":
+        raise InputError(f"{path}: bias is {raw['bias']!r}; must be 'none'")
+    factors = {(match[1], match[2]) for name in read_header(weights) if (match := _FACTOR.fullmatch(name))}
+    modules = sorted({module for module, _ in factors})
+    if not modules:
+        raise InputError(f"{weights}: holds no LoRA weights; it is no adapter, or damaged")
+    for module in modules:
+        for factor in {"A", "B"} - {known for of, known in factors if of == module}:
+            raise InputError(f"{weights}: tensor lora_{factor} of {module} is missing; the file is not whole")
+    config = LoraConfig(
+        r=_number(path, raw, "r", 8),
+        lora_alpha=_number(path, raw, "lora_alpha", 8),
+        use_rslora=raw.get("use_rslora") is True,
+        rank_pattern=_numbers(path, raw, "rank_pattern"),
+        alpha_pattern=_numbers(path, raw, "alpha_pattern"),
+        target_modules=modules,
+        task_type="CAUSAL_LM",
+    )
+    return Adapter(base, revision, config)
+
+
+def check_adapter(folder: Path, adapter: Adapter, config: OlmoHybridConfig) -> None:
+    """Refuse an adapter that is not for a model of this config: a layer that it has not, or a factor of another shape."""
+    rank = None if adapter.config.rank_pattern else adapter.config.r
+    path = folder / WEIGHTS
+    shapes = released_shapes(config)
+    for name, entry in read_header(path).items():
+        match = _FACTOR.fullmatch(name)
+        weight = shapes.get(f"{match[1]}.weight") if match else None
+        got = entry["shape"]
+        if match is None or weight is None or len(weight) != 2:
+            raise InputError(
+                f"{path}: tensor {name} adapts nothing that the base has; the adapter is for another model"
+            )
+        own, other = got[:: 1 if match[2] == "A" else -1] if len(got) == 2 else (None, None)
+        if other != (weight[1] if match[2] == "A" else weight[0]):
+            fix = "the adapter is for another model"
+            raise InputError(f"{path}: tensor {name} has shape {got}, the base's weight {list(weight)}; {fix}")
+        if rank not in (None, own):
+            raise InputError(
+                f"{path}: tensor {name} has rank {own}, {CONFIG} says r is {rank}; they do not belong together"
+            )
+
+
+def _number(path: Path, raw: dict[str, Any], key: str, default: int) -> Any:
+    value = raw.get(key, default)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1e6:
+        raise InputError(f"{path}: {key} is {str(value)[:60]!r}; must be a number above 0")
+    return value
+
+
+def _numbers(path: Path, raw: dict[str, Any], key: str) -> dict[str, Any]:
+    """Numbers by module; PEFT reads the names as patterns, which can be made to match without end."""
+    values = raw.get(key) or {}
+    if not isinstance(values, dict) or not all(_NAME.fullmatch(name) for name in values):
+        raise InputError(f"{path}: {key} must hold numbers by module names; patterns are not read")
+    return {name: _number(path, values, name, 0) for name in values}

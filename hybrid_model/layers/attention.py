@@ -1,0 +1,196 @@
+"""Causal attention inside each segment and to the segments it continues, on flat tokens.
+
+No mask of all tokens by all tokens is ever built. On a GPU one launch takes all segments, in 16 bits: flash-attn's where
+the package for that GPU is installed, else torch's; elsewhere each segment is a call of its own, or equal ones share a
+call.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+from torch.nn.attention import varlen
+from torch.nn.attention.bias import causal_lower_right
+from transformers.models.olmo_hybrid import modeling_olmo_hybrid as hf
+
+from hybrid_ft.hybrid_model.door.cache import AttentionMemory
+from hybrid_ft.hybrid_model.door.cached_call import Turn
+from hybrid_ft.hybrid_model.door.layout import SequenceLayout
+from hybrid_ft.hybrid_model.layers.fused_linears import Joined
+from hybrid_ft.hybrid_model.layers.installed_flash import Varlen, installed_varlen
+from hybrid_ft.hybrid_model.layers.norm_and_mlp import OlmoHybridRMSNorm
+
+Rope = tuple[torch.Tensor, torch.Tensor]
+
+# torch 2.10 has it without these
+_VARLEN = {"scale", "window_size"} <= inspect.signature(varlen.varlen_attn).parameters.keys()
+_VARLEN_GQA = "enable_gqa" in inspect.signature(varlen.varlen_attn).parameters
+
+
+def segment_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: SequenceLayout, scale: float, dropout: float = 0.0
+) -> torch.Tensor:
+    """Attention of q [N, H, D] to k and v [N, HKV, D], each token to its own history. Returns [N, H, D].
+
+    H is a multiple of HKV; each key head serves H // HKV consecutive query heads.
+    """
+    gqa = q.shape[1] != k.shape[1]
+    if _fits_flash(q, dropout) and layout.lengths and 0 not in layout.lengths:
+        flash = installed_varlen(q, k)
+        if flash is not None:
+            return _varlen(q, k, v, layout, scale, gqa, flash)
+    if len(layout.levels) == 1 and len(set(layout.lengths)) == 1:
+        rows = (len(layout.lengths), layout.lengths[0])
+        q, k, v = (x.unflatten(0, rows).transpose(1, 2) for x in (q, k, v))
+        o = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, scale=scale, enable_gqa=gqa)
+        return o.transpose(1, 2).flatten(0, 1)
+    if _fits_varlen(q, gqa, dropout):
+        return _varlen(q, k, v, layout, scale, gqa)
+
+    # split once and not slice often: the gradient of a slice is as large as what it was cut from
+    queries, keys, values = (x.transpose(0, 1).split(layout.lengths, dim=1) for x in (q, k, v))
+    outputs = []
+    for s, history in enumerate(layout.histories):
+        if layout.lengths[s] == 0:
+            continue
+        past = [a for a in history if layout.lengths[a]]
+        q_s, k_s, v_s = queries[s], keys[s], values[s]
+        if len(past) > 1:
+            k_s = torch.cat([keys[a] for a in past], dim=1)
+            v_s = torch.cat([values[a] for a in past], dim=1)
+        outputs.append(_causal(q_s, k_s, v_s, scale, gqa, dropout))
+    return torch.cat(outputs) if outputs else q
+
+
+def _fits_flash(q: torch.Tensor, dropout: float) -> bool:
+    """On a GPU, 16 bits, no dropout."""
+    return q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) and not dropout
+
+
+def _fits_varlen(q: torch.Tensor, gqa: bool, dropout: float) -> bool:
+    """Whether torch's flash attention takes this, with heads of up to 256 in eights."""
+    D = q.shape[-1]
+    return _VARLEN and (_VARLEN_GQA or not gqa) and D <= 256 and D % 8 == 0 and _fits_flash(q, dropout)
+
+
+def _varlen(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    layout: SequenceLayout,
+    scale: float,
+    gqa: bool,
+    flash: Varlen | None = None,
+) -> torch.Tensor:
+    """A segment's queries are the last of its keys, as flash attention's causal mask has it."""
+    keys = layout.keys
+    if keys.tokens is not None:
+        k, v = k.index_select(0, keys.tokens), v.index_select(0, keys.tokens)
+    lengths = (layout.cu_seqlens, keys.cu_seqlens, layout.max_seqlen, keys.max_seqlen)
+    if flash is not None:
+        return flash(q, k, v, *lengths, scale)
+    options: dict[str, Any] = {"enable_gqa": True} if gqa else {}
+    o: Any = varlen.varlen_attn(q, k, v, *lengths, scale=scale, window_size=(-1, 0), **options)
+    return o
+
+
+def _causal(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, gqa: bool, dropout: float = 0.0
+) -> torch.Tensor:
+    """q [H, L, D] are the last L of the P + L positions of k and v [HKV, P + L, D]. Returns [L, H, D]."""
+    square = q.shape[1] == k.shape[1]
+    o = F.scaled_dot_product_attention(
+        q.unsqueeze(0),
+        k.unsqueeze(0),
+        v.unsqueeze(0),
+        attn_mask=None if square else causal_lower_right(q.shape[1], k.shape[1]),
+        dropout_p=dropout,
+        is_causal=square,
+        scale=scale,
+        enable_gqa=gqa,
+    )
+    return o.squeeze(0).transpose(0, 1)
+
+
+class OlmoHybridAttention(hf.OlmoHybridAttention):
+    """transformers' parameters, another forward: keys and queries normed over all heads, rope where the config has it."""
+
+    def __init__(self, config: hf.OlmoHybridConfig, layer_idx: int) -> None:
+        super().__init__(config, layer_idx)
+        self.q_norm = OlmoHybridRMSNorm(self.q_proj.out_features, config.rms_norm_eps)
+        self.k_norm = OlmoHybridRMSNorm(self.k_proj.out_features, config.rms_norm_eps)
+        self.widths = [self.q_proj.out_features, self.k_proj.out_features, self.v_proj.out_features]
+        self.joined = Joined()
+
+    def _heads(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rope: Rope | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Normed queries and keys and values, all [N, *], to q [N, H, D], k and v [N, HKV, D]."""
+        N, D = len(q), self.head_dim
+        q, k, v = q.view(N, -1, D), k.view(N, -1, D), v.view(N, -1, D)
+        if rope is not None:
+            q, k = hf.apply_rotary_pos_emb(q, k, *rope)
+        return q, k, v
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        layout: SequenceLayout,
+        rope: Rope | None,
+        memory: AttentionMemory | None = None,
+        turn: Turn | None = None,
+    ) -> torch.Tensor:
+        """[N, D] -> [N, D]."""
+        q, k = self.q_norm(self.q_proj(hidden_states)), self.k_norm(self.k_proj(hidden_states))
+        q, k, v = self._heads(q, k, self.v_proj(hidden_states), rope)
+        if memory is None:
+            o = segment_attention(q, k, v, layout, self.scaling, self.attention_dropout if self.training else 0.0)
+            return self.o_proj(o.flatten(1))
+
+        assert turn is not None and turn.door is not None
+        fresh = memory.length == 0
+        keys, values = memory.update(turn.door.unflatten(k).transpose(1, 2), turn.door.unflatten(v).transpose(1, 2))
+        memory.mask, memory.history = turn.mask, turn.history
+        if fresh:
+            o = segment_attention(q, k, v, layout, self.scaling)
+        else:
+            o = self._continue_rows(q, keys, values, layout, turn.mask)
+        return self.o_proj(o.flatten(1))
+
+    def _continue_rows(
+        self,
+        q: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        layout: SequenceLayout,
+        mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        outputs = []
+        for b, q_b in enumerate(q.transpose(0, 1).split(layout.lengths, dim=1)):
+            k_b, v_b = keys[b], values[b]
+            if mask is not None:
+                real = mask[b].nonzero().squeeze(1)
+                k_b, v_b = k_b.index_select(1, real), v_b.index_select(1, real)
+            if q_b.shape[1]:
+                outputs.append(_causal(q_b, k_b, v_b, self.scaling, self.num_key_value_groups > 1))
+        return torch.cat(outputs)
+
+    def step(self, hidden_states: torch.Tensor, rope: Rope | None, memory: AttentionMemory, turn: Turn) -> torch.Tensor:
+        """One token of every row, [B, D] -> [B, D], continuing from the memory and written to it. No gradients."""
+        x = self.joined(hidden_states, (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = x.split(self.widths, dim=-1)
+        q, k, v = self._heads(self.q_norm.step(q), self.k_norm.step(k), v, rope)
+        keys, values = memory.update(k.unsqueeze(2), v.unsqueeze(2))
+        memory.mask, memory.history = turn.mask, turn.history
+        o = F.scaled_dot_product_attention(
+            q.unsqueeze(2),
+            keys,
+            values,
+            attn_mask=turn.bias,
+            scale=self.scaling,
+            enable_gqa=self.num_key_value_groups > 1,
+        )
+        return self.o_proj(o.flatten(1))

@@ -1,0 +1,50 @@
+"""What is shown of answers before and after, and what counts as an invented value."""
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from hybrid_ft.finetune.evaluation.answers import invented, show
+
+
+def test_the_table_and_three_examples() -> None:
+    def measured(loss: float, exact: int) -> dict[str, Any]:
+        rows = [
+            {"origin": f"held[{row}]", "answer": "word " * 60 + "\nend", "reference": "[b]x", "exact": row < exact}
+            for row in range(4)
+        ]
+        return {"loss": loss, "answers": rows, "samples": [{"prompt": "hello", "answer": f"loss {loss}"}]}
+
+    screen = io.StringIO()
+    show(Console(file=screen, width=60), measured(2.5, 0), measured(1.25, 3))
+    lines = [line.rstrip() for line in screen.getvalue().splitlines() if line.strip()]
+    assert max(map(len, lines)) <= 60
+    table = " ".join(screen.getvalue().split())
+    assert "exact answers 0.0% (0/4) 75.0% (3/4)" in table and "held-out loss 2.5000 1.2500" in table
+    assert [line for line in lines if line.startswith("held[")] == ["held[0]", "held[1]", "held[2]"]
+    assert sum(line == "  reference  [b]x" for line in lines) == 3
+    starts = [line.split()[0] for line in lines if line.startswith(("  before", "  after"))]
+    assert starts == ["before", "after"] * 4
+    # cut, and all that is shown of one on lines of its own
+    assert sum("…" in line for line in lines) == 6 and "end" not in table
+    assert sum(line.count("word") for line in lines) == 6 * 48
+    assert lines[-3:] == ["hello", "  before  loss 2.5", "  after   loss 1.25"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "count"),
+    [
+        ('{"a": 1, "b": null}', '{"a": null, "b": null}', (1, 2)),
+        ('{"a": null}', '{"a": null, "b": null}', (0, 2)),
+        ('{"a": "", "b": 2}', '{"a": null, "b": 2}', (1, 1)),
+        ('{"a": "x", "a": "x", "a', '{"a": null}', (1, 1)),  # cut short: the first value written counts
+        ('{"a": null, "b": "x', '{"a": null, "b": 2}', (0, 1)),
+        ("nothing of the kind", '{"a": null}', (0, 1)),
+        ('{"a": 1}', "plain text", (0, 0)),
+        ("[1]", "[null]", (0, 0)),
+    ],
+)
+def test_invented_values(answer: str, reference: str, count: tuple[int, int]) -> None:
+    assert invented(answer, reference) == count

@@ -1,0 +1,294 @@
+"""Stages in a row: what is done, what is done again, what each starts from, and what is refused."""
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hybrid_ft.errors import InputError
+from hybrid_ft.finetune import pipeline
+from hybrid_ft.finetune.pipeline import load_pipeline
+from hybrid_ft.finetune.recipe.schema import load_recipe
+
+TRAIN = "train: {steps: 2, batch_tokens: 200, learning_rate: 0.01, save_every: 1}"
+
+
+def write_files(folder: Path, base: Path) -> None:
+    """A file of three stages with its recipes and data."""
+    recipes = folder / "recipes"
+    recipes.mkdir()
+    (folder / "rows.jsonl").write_text('{"prompt": "ab", "completion": "cd"}\n' * 4)
+    pairs = [{"prompt": f"ab{i}", "chosen": "cd", "rejected": f"ef {i}"} for i in range(6)]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    data = "data: {{sources: [{{path: {}}}], max_length: 100}}"
+    (recipes / "sft.yaml").write_text(f"model: {{path: {base}}}\n{data.format('rows.jsonl')}\n{TRAIN}\n")
+    (recipes / "all.yaml").write_text(
+        "stages:\n"
+        "  - sft: sft.yaml\n"
+        "  - dpo:\n"
+        f"      {data.format('pairs.jsonl')}\n"
+        f"      {TRAIN}\n"
+        "      dpo: {pairs_per_step: 3}\n"
+        "  - export: {dtype: bfloat16}\n"
+    )
+
+
+@pytest.fixture
+def files(tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file, in the current directory's recipes/."""
+    monkeypatch.chdir(tmp_path)
+    write_files(tmp_path, tiny_base)
+    return tmp_path / "recipes/all.yaml"
+
+
+@pytest.fixture(scope="module")
+def done_once(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> tuple[Path, list[str], str]:
+    """A folder in which all stages are done, what stood on the screen of its stages, and all of it."""
+    folder = tmp_path_factory.mktemp("done")
+    write_files(folder, tiny_base)
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        done = run_stages(folder / "recipes/all.yaml")
+    finally:
+        os.chdir(before)
+    assert done.status == 0
+    return folder, done.stages, done.screen
+
+
+@pytest.fixture
+def finished(files: Path, done_once: tuple[Path, list[str], str]) -> list[str]:
+    """All stages are done, in a copy of that folder; what they said."""
+    shutil.copytree(done_once[0] / "runs", "runs")
+    return done_once[1]
+
+
+def run_stages(file: Path, *overrides: str) -> Any:
+    from rich.console import Console
+
+    screen = io.StringIO()
+    status = pipeline.run(file, overrides, Console(file=screen, width=300))
+    stages = [line for line in screen.getvalue().splitlines() if line.startswith(("stage ", "all "))]
+    return SimpleNamespace(status=status, stages=stages, screen=screen.getvalue())
+
+
+@pytest.fixture
+def go(files: Path) -> Any:
+    """``go(*overrides)`` runs the file; returns status, the lines of the stages, and the screen."""
+    return partial(run_stages, files)
+
+
+def edit(file: Path, old: str, new: str) -> None:
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+
+
+def started(stages: list[str]) -> list[str]:
+    """Kinds of the stages that were worked on."""
+    return [line.split()[4] for line in stages if line.startswith("stage") and "finished before" not in line]
+
+
+def test_each_stage_starts_from_the_one_before(finished: list[str], tiny_base: Path) -> None:
+    assert finished == [
+        "stage 1 of 3  sft     runs/all/1-sft",
+        "stage 2 of 3  dpo     runs/all/2-dpo",
+        "stage 3 of 3  export  runs/all/3-export",
+        "all 3 stages are done: runs/all/3-export/model",
+    ]
+    place = Path("runs/all")
+    base, sft, dpo, last = (
+        load_file(folder / "model.safetensors")
+        for folder in (tiny_base, place / "1-sft/model", place / "2-dpo/model", place / "3-export/model")
+    )
+    name = "model.embed_tokens.weight"
+    assert not torch.equal(base[name], sft[name]) and not torch.equal(sft[name], dpo[name])
+    assert json.loads((place / "2-dpo/run.json").read_text())["stage"] == "dpo"
+    assert load_recipe(place / "2-dpo/recipe.yaml").model.path == "runs/all/1-sft/model"
+    assert last[name].dtype == torch.bfloat16 and torch.equal(last[name], dpo[name].bfloat16())
+    assert (place / "3-export/model/tokenizer.json").exists()
+
+
+def test_finished_stages_are_not_repeated(go: Any, finished: Any) -> None:
+    def written() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in Path("runs/all").rglob("*[!k]") if path.is_file()}
+
+    before = written()
+    again = go()
+    assert again.status == 0 and started(again.stages) == []
+    assert written() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "redone"),
+    [
+        (lambda file: edit(file, "pairs_per_step: 3", "pairs_per_step: 2"), ["dpo", "export"]),
+        (lambda file: edit(file.parent / "sft.yaml", "0.01", "0.02"), ["sft", "dpo", "export"]),
+        (lambda file: edit(file, "bfloat16", "float32"), ["export"]),
+        (lambda file: edit(Path("pairs.jsonl"), "ef 1", "eg 1"), ["dpo", "export"]),
+        (lambda file: edit(file.parent / "sft.yaml", "save_every: 1", "save_every: 2"), []),
+    ],
+    ids=["recipe", "first recipe", "export", "data", "nothing that counts"],
+)
+def test_a_changed_stage_and_all_after_it_are_redone(
+    go: Any, files: Path, finished: Any, change: Any, redone: list[str]
+) -> None:
+    change(files)
+    again = go()
+    assert again.status == 0 and started(again.stages) == redone
+    aside = sorted(path.name.split("-")[2] for path in Path("runs/all").glob("replaced-*"))
+    assert aside == sorted(redone)
+    assert started(go().stages) == []
+
+
+@pytest.fixture
+def asking(files: Path) -> Path:
+    """The file with an ``evaluate`` section of one prompt whose record lacks a value."""
+    row = {"prompt": "ab", "completion": '{"a": null, "b": 2}'}
+    Path("asked.jsonl").write_text(json.dumps(row) + "\n")
+    with files.open("a") as file:
+        file.write("evaluate:\n  sources: [asked.jsonl]\n  max_new_tokens: 2\n")
+    return files
+
+
+def test_every_model_is_asked_once(go: Any, asking: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hybrid_ft.finetune.evaluation import answers as evaluate
+
+    asked = []
+    monkeypatch.setattr(
+        evaluate, "answer", lambda model, tokenizer, prompts, *rest: asked.append(model) or ['{"a": 1, "b": 2}']
+    )
+    first = go()
+    lines = [line.split() for line in first.screen.splitlines()]
+    title, exact, invented = [line for line in lines if line[:1] in (["base"], ["exact"], ["invented"])][:3]
+    assert title == ["base", "sft", "dpo"]
+    assert exact == ["exact", "answers", *["0.0%", "(0/1)"] * 3]
+    assert invented == ["invented", "values", *["100.0%", "(1/1)"] * 3]
+    assert len(asked) == 3
+    names = ["answers-1-sft.jsonl", "answers-2-dpo.jsonl", "answers-base.jsonl"]
+    assert sorted(path.name for path in Path("runs/all").glob("*.jsonl")) == names
+    again = go()
+    assert len(asked) == 3 and "asked.jsonl" in again.screen
+    edit(asking, "pairs_per_step: 3", "pairs_per_step: 2")
+    go()
+    assert len(asked) == 4
+    edit(asking, "max_new_tokens: 2", "max_new_tokens: 3")
+    go()
+    assert len(asked) == 7
+
+
+def test_rows_that_cannot_be_asked_are_named_before_any_training(go: Any, asking: Path) -> None:
+    Path("asked.jsonl").write_text('{"prompt": "ab"}\n')
+    with pytest.raises(InputError, match="asked.jsonl:1"):
+        go()
+    assert not Path("runs").exists()
+
+
+def test_a_stopped_stage_goes_on(go: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hybrid_ft.finetune.training.dpo.trainer import PairTrainer
+
+    step = PairTrainer.training_step
+
+    def killed(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == 1:
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PairTrainer, "training_step", killed)
+        with pytest.raises(KeyboardInterrupt):
+            go()
+    again = go()
+    assert started(again.stages) == ["dpo", "export"] and "going on from checkpoint-1" in again.screen
+    assert not list(Path("runs/all").glob("replaced-*"))
+
+
+def test_adapters_are_merged_for_the_next_stage(go: Any) -> None:
+    done = go("sft.model.lora.rank=2", "dpo.model.lora.rank=2")
+    assert done.status == 0
+    assert Path("runs/all/1-sft/merged").is_dir() and Path("runs/all/2-dpo/merged").is_dir()
+
+
+def test_overrides_reach_their_stages(files: Path) -> None:
+    sft, dpo, _ = load_pipeline(files, ["sft.train.steps=7", "dpo.dpo.beta=2", "output=elsewhere"]).stages
+    assert sft.recipe.train.steps == 7 and dpo.recipe.train.steps == 2
+    assert dpo.recipe.dpo.beta == 2.0 and sft.recipe.dpo is None
+    assert dpo.folder == Path("elsewhere/2-dpo") and dpo.recipe.output == "elsewhere/2-dpo"
+
+
+def test_all_mistakes_of_all_stages_at_once(files: Path) -> None:
+    edit(files.parent / "sft.yaml", "steps: 2", "stepps: 2")
+    edit(files, "pairs_per_step: 3", "loss: sigmod")
+    edit(files, "dtype: bfloat16", "dtype: int4")
+    with pytest.raises(InputError) as error:
+        load_pipeline(files, ["quant.bits=4"])
+    text = files.parent
+    assert error.value.status == 2
+    first, second, third, fourth = str(error.value).splitlines()
+    assert first == "override quant.bits: must begin with a stage of this file, such as sft.train.steps=3"
+    assert second.startswith(f"{text}/sft.yaml:3: unknown key train.stepps; did you mean train.steps?")
+    assert third.startswith(f"{files}:6: dpo.loss: got 'sigmod'; must be")
+    assert fourth == f"{files}:7: stages.2: export.dtype: got 'int4'; must be float32 or bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("stages: sft.yaml\n", "stages: must be a list"),
+        ("stages: []\n", "stages: must be a list"),
+        ("stages:\n  - export: {}\n", ":2: stages.0: got .*; must be sft, dpo or export .*; the first one trains"),
+        ("stages:\n  - sft: sft.yaml\n  - ppo: {}\n", ":3: stages.1: got .*; must be sft, dpo or export"),
+        ("stages:\n  - sft: sft.yaml\n  - export: {to: x}\n", ":3: stages.1: export: got to; it has dtype alone"),
+        ("stages:\n  - sft: nowhere.yaml\n", "nowhere.yaml: no such recipe file"),
+        ("stages:\n  - sft: 3\n", "sft: got 3; must be a recipe or its file"),
+        ("stages:\n  - sft: sft.yaml\nmodel: x\n", ":3: unknown key model"),
+        ("stages:\n  - sft: sft.yaml\noutput: 3\n", "output: got 3; must be a folder"),
+        ("stages:\n  - sft: sft.yaml\nevaluate: {rows: 3}\n", ":3: evaluate: got .*; it has sources"),
+        (
+            "stages:\n  - sft: sft.yaml\nevaluate:\n  sources:\n    - no.jsonl\n",
+            ":5: evaluate.sources.0.path: .*no.jsonl",
+        ),
+    ],
+)
+def test_mistakes_of_the_file(files: Path, text: str, said: str) -> None:
+    files.write_text(text)
+    with pytest.raises(InputError, match=said):
+        load_pipeline(files)
+
+
+def test_nothing_is_left_of_stages_that_could_not_begin(go: Any, files: Path) -> None:
+    Path("rows.jsonl").write_text('{"prompt": "ab"}\n')
+    with pytest.raises(InputError, match="stage 1, sft: .*rows.jsonl"):
+        go()
+    assert not Path("runs").exists()
+
+
+def test_a_folder_of_something_else_is_refused(go: Any) -> None:
+    Path("runs/all").mkdir(parents=True)
+    Path("runs/all/thesis.txt").touch()
+    with pytest.raises(InputError, match="output: runs/all holds thesis.txt and no pipeline.json"):
+        go()
+    assert os.listdir("runs/all") == ["thesis.txt"]
+
+
+def test_a_file_of_stages_is_no_recipe(files: Path) -> None:
+    with pytest.raises(InputError, match="all.yaml:1: stages: this file holds stages; run it with hybrid-ft run"):
+        load_recipe(files)
+
+
+def test_reading_the_stages_imports_nothing_heavy(files: Path) -> None:
+    code = (
+        "import sys; from hybrid_ft.finetune.pipeline import load_pipeline; load_pipeline(sys.argv[1]);"
+        "assert not {'torch', 'transformers', 'datasets', 'trl'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(files)], check=True)

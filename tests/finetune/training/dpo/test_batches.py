@@ -1,0 +1,70 @@
+"""How the pairs of a step fall into micro-batches and onto processes."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hybrid_ft.finetune.training.dpo.batches import StepCollator, count_work, in_portions, padded_pairs, tokens_of
+
+sizes = st.lists(st.integers(1, 50), min_size=1, max_size=40)
+
+
+@settings(max_examples=60, deadline=None)
+@given(sizes=sizes, budget=st.integers(50, 200), processes=st.integers(1, 5))
+def test_every_pair_is_in_one_micro_batch_and_processes_have_as_many(
+    sizes: list[int], budget: int, processes: int
+) -> None:
+    shares = in_portions(sizes, budget, processes)
+    assert len(shares) == processes and len({len(share) for share in shares}) == 1
+    portions = [portion for share in shares for portion in share]
+    assert sorted(pair for portion in portions for pair in portion) == list(range(len(sizes)))
+    assert all(sum(sizes[pair] for pair in portion) <= budget for portion in portions)
+    assert all(portions) or len(sizes) < len(portions)
+
+
+@settings(max_examples=30, deadline=None)
+@given(count=st.integers(1, 12), processes=st.integers(1, 3), by_chosen=st.booleans())
+def test_shares_of_a_step_add_up_to_one(make_pairs: Any, count: int, processes: int, by_chosen: bool) -> None:
+    pairs = [pair | {"row": row} for row, pair in enumerate(make_pairs(count))]
+    collators = [
+        StepCollator(1, 80, lambda pairs: (1, 2), by_chosen, processes, process) for process in range(processes)
+    ]
+    steps = [collate(pairs) for collate in collators]
+    batches = [batch for step in steps for batch in step["micro_batches"]]
+    assert sum(batch["share"] for batch in batches) == pytest.approx(1)
+    assert sorted(row for batch in batches if batch["share"] for row in batch["rows"]) == list(range(count))
+    whole = sum(len(pair["chosen_ids"]) if by_chosen else 1 for pair in pairs)
+    for batch in batches:
+        if batch["share"]:
+            mine = sum(len(pairs[row]["chosen_ids"]) if by_chosen else 1 for row in batch["rows"])
+            assert batch["share"] == pytest.approx(mine / whole)
+    assert {step["tokens"] for step in steps} == {sum(map(tokens_of, pairs))}
+
+
+def test_rows_name_the_first_of_their_prompt() -> None:
+    pairs = [
+        {"prompt_ids": [5, 6], "chosen_ids": [7], "rejected_ids": [8, 9]},
+        {"prompt_ids": [], "chosen_ids": [7], "rejected_ids": [8]},
+        {"prompt_ids": [5, 6], "chosen_ids": [4, 4], "rejected_ids": [3]},
+    ]
+    batch = padded_pairs(pairs, 1)
+    assert batch["prompt_rows"].tolist() == [0, 1, 0, 0, 1, 0]
+    assert batch["prompt_lengths"].tolist() == [2, 0, 2, 2, 0, 2]
+    assert batch["input_ids"][3].tolist() == [5, 6, 8, 9]
+
+
+def test_saved_work_is_the_second_prompt() -> None:
+    from hybrid_ft.hybrid_model.families.olmo_hybrid.presets import preset_config
+
+    count = count_work(preset_config("tiny"), frozen_weights=False)
+    long = {"prompt_ids": [5] * 400, "chosen_ids": [7] * 20, "rejected_ids": [8] * 20}
+    shared, separate = count([long])
+    # 440 tokens instead of 840; the head sees the 40 answer tokens either way
+    assert shared / separate == pytest.approx(440 / 840, abs=0.03)
+    alone = {"prompt_ids": [], "chosen_ids": [7] * 20, "rejected_ids": [8] * 20}
+    assert len(set(count([alone]))) == 1
+    other = {"prompt_ids": [5] * 400, "chosen_ids": [9] * 20, "rejected_ids": [6] * 20}
+    both, apart = count([long, other])
+    assert both / apart == pytest.approx(480 / 1680, abs=0.03)
