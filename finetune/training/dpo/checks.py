@@ -84,12 +84,9 @@ def check_first_loss(trainer: PairTrainer, reference: Path) -> float | None:
     equal = batch | {
         f"ref_{side}_logps": torch.zeros_like(batch[f"ref_{side}_logps"]) for side in ("chosen", "rejected")
     }
-    was_training = trainer.model.training
-    trainer.model.eval()
-    with torch.no_grad(), trainer.compute_loss_context_manager():
+    with trainer.measuring():
         loss = float(DPOTrainer.compute_loss(trainer, trainer.model, batch))
         expected = float(DPOTrainer._compute_loss(trainer, _nothing_gained, equal, False))
-    trainer.model.train(was_training)
     trainer.forget_measures()
     if not abs(loss - expected) <= 1e-3:
         raise InputError(
