@@ -133,7 +133,7 @@ def data(recipe: RecipeName, overrides: Overrides = None) -> int:
 
     from hybrid_ft.finetune.data.prepare import prepare
     from hybrid_ft.finetune.data.prepare_pairs import prepare_pairs
-    from hybrid_ft.hybrid_model.checkpoint.load import load_tokenizer
+    from hybrid_ft.hybrid_model.checkpoint.tokenizer import load_tokenizer
 
     model = resolved.model
     tokenizer = load_tokenizer(model.tokenizer or model.path, revision=None if model.tokenizer else model.revision)

@@ -265,14 +265,15 @@ def _export(stage: Stage, base: Path) -> None:
     from transformers.utils import logging
 
     from hybrid_ft.finetune.runs.export import Exporter
-    from hybrid_ft.hybrid_model.checkpoint import load as checkpoint
+    from hybrid_ft.hybrid_model.checkpoint.load import load
+    from hybrid_ft.hybrid_model.checkpoint.tokenizer import load_tokenizer
 
     logging.disable_progress_bar()
     ends = GenerationConfig.from_pretrained(base).eos_token_id
-    tokenizer = checkpoint.load_tokenizer(base)
+    tokenizer = load_tokenizer(base)
     stage.folder.mkdir(exist_ok=True)
     exporter = Exporter(stage.folder, tokenizer, ends if isinstance(ends, list) else [ends], str(base))
-    exporter.whole(checkpoint.load(base, dtype=stage.dtype))
+    exporter.whole(load(base, dtype=stage.dtype))
 
 
 def _result(stage: Stage) -> Path | None:

@@ -20,8 +20,10 @@ import hybrid_ft
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.data.tokens.prompts import PromptEncoder
 from hybrid_ft.finetune.generation.prompt_file import MOST_LINES
-from hybrid_ft.hybrid_model.checkpoint import load as checkpoint
 from hybrid_ft.hybrid_model.checkpoint.adapter_files import CONFIG, check_adapter, read_adapter
+from hybrid_ft.hybrid_model.checkpoint.config import check_end_tokens, find_config
+from hybrid_ft.hybrid_model.checkpoint.load import check_finite
+from hybrid_ft.hybrid_model.checkpoint.tokenizer import check_vocabulary, load_tokenizer
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -129,13 +131,13 @@ def tokenizer_for_answers(path: str) -> PreTrainedTokenizerBase:
     folder = Path(path).expanduser()
     if (folder / CONFIG).is_file():
         adapter = read_adapter(folder)
-        config = checkpoint.find_config(adapter.base, adapter.revision, weights=True)
+        config = find_config(adapter.base, adapter.revision, weights=True)
         check_adapter(folder, adapter, config)
-        checkpoint.check_end_tokens(folder, config)
+        check_end_tokens(folder, config)
     else:
-        config = checkpoint.find_config(path, weights=True)
-    tokenizer = checkpoint.load_tokenizer(folder if folder.is_dir() else path)
-    checkpoint.check_tokens(config, tokenizer)
+        config = find_config(path, weights=True)
+    tokenizer = load_tokenizer(folder if folder.is_dir() else path)
+    check_vocabulary(tokenizer, config)
     return tokenizer
 
 
@@ -163,7 +165,7 @@ def _with_adapter(folder: Path) -> PreTrainedModel:
         model = PeftModel.from_pretrained(base, str(folder), config=adapter.config).merge_and_unload()
     except (ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{folder}: the adapter does not fit {adapter.base} ({_one_line(error)})") from None
-    checkpoint.check_finite(folder, model)
+    check_finite(folder, model)
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(str(folder))
     return model

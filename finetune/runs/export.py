@@ -15,7 +15,7 @@ from transformers import GenerationConfig, OlmoHybridForCausalLM, PreTrainedMode
 from hybrid_ft.errors import NUMERICS, InputError
 from hybrid_ft.finetune.runs import storage, weights
 from hybrid_ft.finetune.runs.checkpoints import publish
-from hybrid_ft.hybrid_model.checkpoint import load as checkpoint
+from hybrid_ft.hybrid_model.checkpoint.save import save, verify
 
 # float32 sums in another order; the same weights through transformers' own layers stay well below these
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
@@ -41,9 +41,9 @@ class Exporter:
         """
         self._refuse_not_finite(model)
         with self._staged(name) as staged:
-            checkpoint.save(model, staged, self.tokenizer)
+            save(model, staged, self.tokenizer)
             self._generation_config().save_pretrained(staged)
-            checkpoint.verify(staged, model)
+            verify(staged, model)
         return self.folder / name
 
     def adapter(self, model: PeftModel, name: str = "adapter") -> Path:

@@ -26,7 +26,7 @@ from hybrid_ft.finetune.recipe.shipped import PACKAGE_ROOT
 from hybrid_ft.finetune.runs import storage
 from hybrid_ft.finetune.runs.checkpoints import sha256, write_text
 from hybrid_ft.finetune.runs.processes import Processes
-from hybrid_ft.hybrid_model.checkpoint.load import BUNDLED
+from hybrid_ft.hybrid_model.checkpoint.config import BUNDLED
 from hybrid_ft.hybrid_model.families.olmo_hybrid.presets import TINY
 
 if TYPE_CHECKING:

@@ -26,7 +26,8 @@ from hybrid_ft.finetune.training import fsdp as sharding
 from hybrid_ft.finetune.training.progress import ShowProgress, say
 from hybrid_ft.finetune.training.trainer import RunTrainer
 from hybrid_ft.hybrid_model import adapters
-from hybrid_ft.hybrid_model.checkpoint import load as checkpoint
+from hybrid_ft.hybrid_model.checkpoint import tokenizer as tokenizers
+from hybrid_ft.hybrid_model.checkpoint.config import BUNDLED
 from hybrid_ft.hybrid_model.families.olmo_hybrid.presets import TINY
 
 
@@ -120,7 +121,7 @@ def describe_processes(recipe: Recipe, processes: Processes) -> str:
 
 def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
     wanted = recipe.model
-    return checkpoint.load_tokenizer(wanted.tokenizer or wanted.path, None if wanted.tokenizer else wanted.revision)
+    return tokenizers.load_tokenizer(wanted.tokenizer or wanted.path, None if wanted.tokenizer else wanted.revision)
 
 
 def in_bfloat16(recipe: Recipe) -> bool:
@@ -144,7 +145,7 @@ def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrained
         seed=recipe.train.seed,
         revision=wanted.revision,
     )
-    checkpoint.check_vocabulary(model, tokenizer)
+    tokenizers.check_vocabulary(tokenizer, model.config)
     set_seed(recipe.train.seed)
     return adapters.add_lora(model, lora.targets, lora.rank, lora.alpha, lora.dropout) if lora else model
 
@@ -277,7 +278,7 @@ def export(
     # a copy of a model whose forward was replaced on the instance would run the original's
     (model.get_base_model() if isinstance(model, PeftModel) else model).__dict__.pop("forward", None)
     wanted = recipe.model
-    base = str(checkpoint.BUNDLED) if wanted.path == TINY else wanted.path
+    base = str(BUNDLED) if wanted.path == TINY else wanted.path
     exporter = Exporter(folder.path, tokenizer, end_ids, base, wanted.revision)
     if not wanted.lora:
         return [exporter.whole(model.to(torch.bfloat16) if in_bfloat16(recipe) else model)]

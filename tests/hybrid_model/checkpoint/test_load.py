@@ -10,7 +10,8 @@ from transformers import OlmoHybridForCausalLM, PreTrainedTokenizerFast
 import hybrid_ft
 from hybrid_ft.errors import InputError
 from hybrid_ft.hybrid_model.adapters import add_lora
-from hybrid_ft.hybrid_model.checkpoint.load import check_vocabulary, load_tokenizer, save, verify
+from hybrid_ft.hybrid_model.checkpoint.save import save, verify
+from hybrid_ft.hybrid_model.checkpoint.tokenizer import check_vocabulary, load_tokenizer
 from hybrid_ft.hybrid_model.families.olmo_hybrid import model as modeling
 
 
@@ -361,9 +362,11 @@ def test_the_tokenizer_travels_with_the_model(ours, tokenizer, tmp_path):
 
 
 def test_a_tokenizer_larger_than_the_embedding_is_refused(ours, tokenizer, tmp_path):
-    check_vocabulary(ours, tokenizer)
+    check_vocabulary(tokenizer, ours.config)
     tokenizer.add_tokens(["one more"])
-    with pytest.raises(InputError, match="the tokenizer has ids up to 61, the model's embedding 61 rows"):
+    with pytest.raises(
+        InputError, match="the tokenizer needs an embedding of 62 rows, the model's has 61; use the model's own"
+    ):
         save(ours, tmp_path / "never", tokenizer)
     assert not (tmp_path / "never").exists()
 

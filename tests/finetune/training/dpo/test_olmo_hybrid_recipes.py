@@ -58,12 +58,12 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import AutoTokenizer
 
     import hybrid_ft
-    from hybrid_ft.hybrid_model.checkpoint import load as checkpoint
+    from hybrid_ft.hybrid_model.checkpoint.save import save
 
     folder = tmp_path_factory.mktemp("small")
     tokenizer = AutoTokenizer.from_pretrained(os.environ["HYBRID_FT_REAL_TOKENIZER"])
     model = hybrid_ft.load("tiny", from_scratch=True, vocab_size=-(-len(tokenizer) // 64) * 64, dtype="float32")
-    checkpoint.save(model, folder, tokenizer)
+    save(model, folder, tokenizer)
     return folder
 
 
