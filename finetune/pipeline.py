@@ -24,11 +24,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from hybrid_ft.errors import ENVIRONMENT, STORAGE, InputError, holds_secret
+from hybrid_ft.errors import BAD_INPUT, ENVIRONMENT, STORAGE, InputError, holds_secret, shown
 from hybrid_ft.finetune.evaluation import comparison
 from hybrid_ft.finetune.recipe.checks import SECRET
-from hybrid_ft.finetune.recipe.mistakes import shown
-from hybrid_ft.finetune.recipe.schema import Recipe, resolve_recipe
+from hybrid_ft.finetune.recipe.load import resolve_recipe
+from hybrid_ft.finetune.recipe.schema import Recipe
 from hybrid_ft.finetune.recipe.shipped import find_recipe
 from hybrid_ft.finetune.recipe.yaml_file import YamlFile, read_yaml
 
@@ -330,7 +330,7 @@ def _held(place: Path) -> Iterator[None]:
     except OSError as error:
         from hybrid_ft.finetune.runs.storage import no_room
 
-        status = STORAGE if no_room(error) else 2
+        status = STORAGE if no_room(error) else BAD_INPUT
         raise InputError(f"output: cannot write in {place} ({error.strerror}); give another output", status) from error
     if foreign:
         (place / _LOCK).unlink()

@@ -17,9 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hybrid_ft.errors import InputError
-from hybrid_ft.finetune.recipe.mistakes import shown
-from hybrid_ft.finetune.recipe.schema import Recipe, resolve_recipe
+from hybrid_ft.errors import InputError, shown
+from hybrid_ft.finetune.recipe.load import resolve_recipe
+from hybrid_ft.finetune.recipe.schema import Recipe
 from hybrid_ft.finetune.recipe.yaml_file import YamlFile
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from transformers import GenerationConfig
 
 import hybrid_ft
-from hybrid_ft.errors import InputError
+from hybrid_ft.errors import STORAGE, InputError, one_line
 from hybrid_ft.finetune.data.tokens.prompts import PromptEncoder
 from hybrid_ft.finetune.generation.prompt_file import MOST_LINES
 from hybrid_ft.hybrid_model.checkpoint.adapter_files import CONFIG, check_adapter, read_adapter
@@ -162,15 +162,11 @@ def _with_adapter(folder: Path) -> PreTrainedModel:
     try:
         model = PeftModel.from_pretrained(base, str(folder), config=adapter.config).merge_and_unload()
     except (ValueError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"{folder}: the adapter does not fit {adapter.base} ({_one_line(error)})") from None
+        raise InputError(f"{folder}: the adapter does not fit {adapter.base} ({one_line(error, 200)})") from None
     check_finite(folder, model)
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(str(folder))
     return model
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 def run(
@@ -225,7 +221,7 @@ def _writer(out: Path | None) -> Iterator[Callable[[str], object]]:
         kept = _kept(unfinished)
         if isinstance(error, OSError):
             more = f"; {kept}" if kept else ""
-            raise InputError(f"{out}: cannot be written ({error.strerror}){more}", status=5) from None
+            raise InputError(f"{out}: cannot be written ({error.strerror}){more}", STORAGE) from None
         if kept:
             print(kept, file=sys.stderr)
         raise

@@ -15,13 +15,13 @@ from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 import hybrid_ft
-from hybrid_ft.errors import STORAGE, InputError
+from hybrid_ft.errors import RESUMABLE, STORAGE, InputError
 from hybrid_ft.finetune.recipe.schema import Recipe
 from hybrid_ft.finetune.runs import checkpoints, storage
 from hybrid_ft.finetune.runs.export import Exporter
 from hybrid_ft.finetune.runs.folder import RunFolder, device
 from hybrid_ft.finetune.runs.processes import Processes, asked_for, leave, other_is_gone
-from hybrid_ft.finetune.runs.signals import RESUMABLE, Stopped, StopRequest
+from hybrid_ft.finetune.runs.signals import Stopped, StopRequest
 from hybrid_ft.finetune.training import fsdp as sharding
 from hybrid_ft.finetune.training.progress import ShowProgress, say
 from hybrid_ft.finetune.training.trainer import RunTrainer

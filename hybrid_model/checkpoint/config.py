@@ -11,7 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import GenerationConfig
 from transformers.models.olmo_hybrid import OlmoHybridConfig
 
-from hybrid_ft.errors import ENVIRONMENT, InputError
+from hybrid_ft.errors import ENVIRONMENT, InputError, one_line
 from hybrid_ft.hybrid_model.checkpoint.weight_files import check_weight_files
 from hybrid_ft.hybrid_model.families.olmo_hybrid.presets import PRESETS, TINY, preset_config
 
@@ -144,8 +144,3 @@ def json_object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{path}: not a JSON object; {DAMAGED}")
     return value
-
-
-def one_line(error: Any) -> str:
-    """An error's text on one line, 300 characters at most."""
-    return " ".join(str(error).split())[:300]

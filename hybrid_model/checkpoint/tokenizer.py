@@ -7,14 +7,13 @@ from pathlib import Path
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
-from hybrid_ft.errors import InputError
+from hybrid_ft.errors import InputError, one_line
 from hybrid_ft.hybrid_model.checkpoint.config import (
     BUNDLED,
     DAMAGED,
     FOREIGN,
     find_folder,
     json_object,
-    one_line,
     read_config,
 )
 from hybrid_ft.hybrid_model.families.olmo_hybrid.presets import PRESETS

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from hybrid_ft.finetune.pipeline import load_pipeline
-from hybrid_ft.finetune.recipe.schema import load_recipe
+from hybrid_ft.finetune.recipe.load import load_recipe
 
 SFT = ["think-sft", "instruct-sft", "think-sft-lora", "instruct-sft-lora"]
 DPO = ["instruct-dpo", "instruct-dpo-lora"]
