@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 import hybrid_ft
-from hybrid_ft.errors import InputError, masked
+from hybrid_ft.errors import BAD_INPUT, INTERRUPTED, InputError, masked
 from hybrid_ft.finetune.runs.signals import nothing_left_to_stop, resumable
 
 # What a library reads from the environment when it is imported. A value that the user has set stays.
@@ -86,7 +86,7 @@ def _options(
 def sft(recipe: RecipeName, overrides: Overrides = None, accept_changes: AcceptChanges = False) -> int:
     """Fine-tune a model as a recipe says; the same command again resumes a run that was stopped."""
     with resumable():
-        from hybrid_ft.finetune.recipe.schema import load_recipe
+        from hybrid_ft.finetune.recipe.load import load_recipe
 
         resolved = load_recipe(recipe, overrides or [], stage="sft")
         from hybrid_ft.finetune.runs.console import screen
@@ -99,7 +99,7 @@ def sft(recipe: RecipeName, overrides: Overrides = None, accept_changes: AcceptC
 def dpo(recipe: RecipeName, overrides: Overrides = None, accept_changes: AcceptChanges = False) -> int:
     """Tune a model on pairs of a better and a worse answer; the same command again resumes a run that was stopped."""
     with resumable():
-        from hybrid_ft.finetune.recipe.schema import load_recipe
+        from hybrid_ft.finetune.recipe.load import load_recipe
 
         resolved = load_recipe(recipe, overrides or [], stage="dpo")
         from hybrid_ft.finetune.runs.console import screen
@@ -126,14 +126,14 @@ def run_stages(
 @app.command()
 def data(recipe: RecipeName, overrides: Overrides = None) -> int:
     """Show what a recipe would train on: rows read, dropped and cut, lengths, padding, examples with trained tokens marked."""
-    from hybrid_ft.finetune.recipe.schema import load_recipe
+    from hybrid_ft.finetune.recipe.load import load_recipe
 
     resolved = load_recipe(recipe, overrides or [])
     from rich.console import Console
 
     from hybrid_ft.finetune.data.prepare import prepare
     from hybrid_ft.finetune.data.prepare_pairs import prepare_pairs
-    from hybrid_ft.hybrid_model.checkpoint.load import load_tokenizer
+    from hybrid_ft.hybrid_model.checkpoint.tokenizer import load_tokenizer
 
     model = resolved.model
     tokenizer = load_tokenizer(model.tokenizer or model.path, revision=None if model.tokenizer else model.revision)
@@ -216,7 +216,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.getcwd()  # libraries ask for it when they are imported
     except FileNotFoundError:
         _complain("the current folder is no longer there; change to one that is")
-        return 2
+        return BAD_INPUT
     try:
         try:
             status = app(arguments, prog_name="hybrid-ft", standalone_mode=False)
@@ -227,7 +227,7 @@ def main(arguments: list[str] | None = None) -> int:
         _complain(str(error))
         return error.status
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
     except Exception as error:
         # typer's own complaints about the command line; its classes live in click or in a private copy, by version
         if not hasattr(error, "format_message") or not hasattr(error, "exit_code"):

@@ -1,9 +1,10 @@
-"""What a user can cause and mend: one line, a status, no traceback. Secrets that stand in it are masked."""
+"""Errors that a user can fix: one line, an exit status, no traceback, secrets masked."""
 
 from __future__ import annotations
 
 import os
 import re
+from typing import Any
 
 MASK = "***"
 
@@ -21,20 +22,50 @@ _SECRET_NAME = re.compile(
 )
 _SHORTEST = 8  # characters; a shorter value of such a variable would mask ordinary words
 
-ENVIRONMENT, NUMERICS, STORAGE = 3, 4, 5
-"""Exit statuses beside 2, bad input: the machine is not what the run needs, a number is not finite, the disk failed."""
+BAD_INPUT, ENVIRONMENT, NUMERICS, STORAGE = 2, 3, 4, 5
+"""Exit statuses: the user's mistake, a machine that is not what the run needs, a number that is not finite, a disk that
+failed."""
+RESUMABLE = 75
+"""Exit status of a run that was stopped and continues with the same command (EX_TEMPFAIL)."""
+INTERRUPTED = 130
+"""Exit status after Ctrl-C where nothing can be resumed (128 + SIGINT)."""
 
 
 class InputError(ValueError):
     """A mistake in a recipe, a data file, a model folder or an argument.
 
     The message is one line: file and line or key, the value got, the rule, the fix; secrets in it are masked.
-    ``status`` is the exit status of the command: 2 bad input, 3 environment, 4 numerics, 5 storage.
+    ``status`` is the exit status of the command.
     """
 
-    def __init__(self, message: str, status: int = 2) -> None:
+    def __init__(self, message: str, status: int = BAD_INPUT) -> None:
         super().__init__(masked(message))
         self.status = status
+
+
+def shown(value: Any) -> str:
+    """A value of YAML or JSON on one line, cut to a readable length: ``'a'``, ``3``, ``a list of 2``."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, dict):
+        names = ", ".join(key if (key := str(name)).isprintable() else ascii(key)[1:-1] for name in list(value)[:4])
+        return f"a mapping with {short(names)}" if value else "an empty mapping"
+    if isinstance(value, list):
+        return f"a list of {len(value)}" if value else "an empty list"
+    try:
+        return short(repr(value))
+    except ValueError:  # Python refuses to write an integer of more than 4,300 digits
+        return "a number of thousands of digits"
+
+
+def short(text: str, most: int = 60) -> str:
+    """A text cut to ``most`` characters, the last three of them dots."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def one_line(error: object, most: int = 300) -> str:
+    """What a library says, on one line: its type where it says nothing."""
+    return short(" ".join(str(error).split()) or type(error).__name__, most)
 
 
 def holds_secret(text: str) -> bool:

@@ -30,7 +30,8 @@ from transformers import TrainerCallback
 
 from hybrid_ft.finetune import models
 from hybrid_ft.finetune.data.prepare import prepare
-from hybrid_ft.finetune.recipe.schema import Recipe, load_recipe
+from hybrid_ft.finetune.recipe.load import load_recipe
+from hybrid_ft.finetune.recipe.schema import Recipe
 from hybrid_ft.finetune.runs import checkpoints
 from hybrid_ft.finetune.runs.folder import RunFolder
 from hybrid_ft.finetune.runs.signals import StopRequest

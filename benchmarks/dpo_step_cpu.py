@@ -44,7 +44,7 @@ from hybrid_ft.finetune.training.dpo.metrics import ShowPairs
 from hybrid_ft.finetune.training.dpo.reference_cache import ReferenceCache, digests_of, with_reference
 from hybrid_ft.finetune.training.dpo.stage import Plan, arguments
 from hybrid_ft.finetune.training.dpo.trainer import PairTrainer
-from hybrid_ft.hybrid_model.checkpoint.load import load_tokenizer
+from hybrid_ft.hybrid_model.checkpoint.tokenizer import load_tokenizer
 
 CONTENDERS = ("ours", "unshared", "stock")
 

@@ -40,7 +40,7 @@ from hybrid_ft.finetune.runs.signals import StopRequest
 from hybrid_ft.finetune.training.progress import ShowProgress
 from hybrid_ft.finetune.training.sft.trainer import PackedSFTTrainer, Plan, arguments
 from hybrid_ft.finetune.training.trainer import packs_dataset
-from hybrid_ft.hybrid_model.checkpoint.load import load_tokenizer
+from hybrid_ft.hybrid_model.checkpoint.tokenizer import load_tokenizer
 
 MICRO_BATCH = 8
 

@@ -12,7 +12,7 @@ from transformers import set_seed
 import hybrid_ft
 from hybrid_ft.finetune.runs import device
 from hybrid_ft.hybrid_model import adapters
-from hybrid_ft.hybrid_model.checkpoint import load as checkpoint
+from hybrid_ft.hybrid_model.checkpoint import tokenizer as tokenizers
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
     wanted = recipe.model
-    return checkpoint.load_tokenizer(wanted.tokenizer or wanted.path, None if wanted.tokenizer else wanted.revision)
+    return tokenizers.load_tokenizer(wanted.tokenizer or wanted.path, None if wanted.tokenizer else wanted.revision)
 
 
 def in_bfloat16(recipe: Recipe) -> bool:
@@ -57,7 +57,7 @@ def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrained
         seed=recipe.train.seed,
         revision=wanted.revision,
     )
-    checkpoint.check_vocabulary(model, tokenizer)
+    tokenizers.check_vocabulary(tokenizer, model.config)
     set_seed(recipe.train.seed)
     return adapters.add_lora(model, lora.targets, lora.rank, lora.alpha, lora.dropout) if lora else model
 

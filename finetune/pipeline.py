@@ -24,11 +24,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from hybrid_ft.errors import ENVIRONMENT, STORAGE, InputError, holds_secret
+from hybrid_ft.errors import BAD_INPUT, ENVIRONMENT, STORAGE, InputError, holds_secret, shown
 from hybrid_ft.finetune.evaluation import comparison
 from hybrid_ft.finetune.recipe.checks import SECRET
-from hybrid_ft.finetune.recipe.mistakes import shown
-from hybrid_ft.finetune.recipe.schema import Recipe, resolve_recipe
+from hybrid_ft.finetune.recipe.load import resolve_recipe
+from hybrid_ft.finetune.recipe.schema import Recipe
 from hybrid_ft.finetune.recipe.shipped import find_recipe
 from hybrid_ft.finetune.recipe.yaml_file import YamlFile, read_yaml
 
@@ -261,18 +261,17 @@ def _do(stage: Stage, base: Path, number: int, console: Console) -> int:
 
 def _export(stage: Stage, base: Path) -> None:
     """The model of the stage before, in the dtype asked for, opened again in plain transformers and compared."""
-    from transformers import GenerationConfig
     from transformers.utils import logging
 
     from hybrid_ft.finetune.runs.export import Exporter
-    from hybrid_ft.hybrid_model.checkpoint import load as checkpoint
+    from hybrid_ft.hybrid_model.checkpoint.generation_config import generation_defaults
+    from hybrid_ft.hybrid_model.checkpoint.load import load
+    from hybrid_ft.hybrid_model.checkpoint.tokenizer import load_tokenizer
 
     logging.disable_progress_bar()
-    ends = GenerationConfig.from_pretrained(base).eos_token_id
-    tokenizer = checkpoint.load_tokenizer(base)
+    tokenizer, model = load_tokenizer(base), load(base, dtype=stage.dtype)
     stage.folder.mkdir(exist_ok=True)
-    exporter = Exporter(stage.folder, tokenizer, ends if isinstance(ends, list) else [ends], str(base))
-    exporter.whole(checkpoint.load(base, dtype=stage.dtype))
+    Exporter(stage.folder, tokenizer, generation_defaults(model, tokenizer), str(base)).whole(model)
 
 
 def _result(stage: Stage) -> Path | None:
@@ -331,7 +330,7 @@ def _held(place: Path) -> Iterator[None]:
     except OSError as error:
         from hybrid_ft.finetune.runs.storage import no_room
 
-        status = STORAGE if no_room(error) else 2
+        status = STORAGE if no_room(error) else BAD_INPUT
         raise InputError(f"output: cannot write in {place} ({error.strerror}); give another output", status) from error
     if foreign:
         (place / _LOCK).unlink()

@@ -28,7 +28,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 import hybrid_ft
-from hybrid_ft.hybrid_model.checkpoint import load as checkpoint
+from hybrid_ft.hybrid_model.checkpoint.save import save, verify
 from hybrid_ft.hybrid_model.families.olmo_hybrid.model import OlmoHybridForCausalLM
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -231,8 +231,8 @@ def main() -> None:
     train(model, tokenizer, arguments.seed, arguments.text_steps, arguments.out / "training.jsonl")
     ends = [tokenizer.convert_tokens_to_ids(TURN_END), tokenizer.eos_token_id]
     model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=tokenizer.pad_token_id)
-    checkpoint.save(model.eval(), arguments.out, tokenizer)
-    print(f"relative difference of plain transformers' logits: {checkpoint.verify(arguments.out, model):.1e}")
+    save(model.eval(), arguments.out, tokenizer)
+    print(f"relative difference of plain transformers' logits: {verify(arguments.out, model):.1e}")
 
 
 if __name__ == "__main__":

@@ -99,7 +99,7 @@ def replaced_sft(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def fail(path: str, overrides: list[str], stage: str) -> None:
         raise error
 
-    monkeypatch.setattr("hybrid_ft.finetune.recipe.schema.load_recipe", fail)
+    monkeypatch.setattr("hybrid_ft.finetune.recipe.load.load_recipe", fail)
 
 
 def test_input_errors_keep_their_status(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
-from hybrid_ft.errors import InputError
+from hybrid_ft.errors import STORAGE, InputError
 from hybrid_ft.finetune.data.hashes import prompt_hash, text_hash
 from hybrid_ft.finetune.data.messages.preference import Preference, Unusable
 from hybrid_ft.finetune.data.pair_reading import PairSourceReport, preferences
@@ -107,7 +107,7 @@ def read_pair_pool(
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             text = f"{file.parent}: cannot hold the tokens ({error.strerror}); point TMPDIR at a folder with room"
-            raise InputError(text, 5) from None
+            raise InputError(text, STORAGE) from None
         raise
     return pool
 

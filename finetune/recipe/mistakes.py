@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
+from hybrid_ft.errors import shown
+from hybrid_ft.finetune.recipe.nearest import CUT_OFF, did_you_mean
 from hybrid_ft.finetune.recipe.yaml_file import Loc, YamlFile, dotted, plain_scalar
 
 if TYPE_CHECKING:
@@ -150,18 +151,6 @@ def _file_order(found: tuple[Place, str]) -> int:
     return found[0].line or 2**31
 
 
-def shown(value: Any) -> str:
-    """A value as the recipe would write it, on one line, cut to a readable length."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, dict):
-        return "a mapping" if value else "an empty mapping"
-    if isinstance(value, list):
-        return f"a list of {len(value)}" if value else "an empty list"
-    text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
 def rule(detail: ErrorDetails) -> str:
     """What pydantic wanted, in this project's words."""
     value, kind = detail["input"], detail["type"]
@@ -185,8 +174,7 @@ def rule(detail: ErrorDetails) -> str:
         return detail["msg"].split(" after validation")[0].replace("List should have", "must have")
     if kind == "literal_error":
         allowed = detail["msg"].removeprefix("Input should be ")
-        near = difflib.get_close_matches(str(value)[:40], allowed.split("'")[1::2], n=1)
-        return f"must be {allowed}" + (f"; did you mean {near[0]}?" if near else "")
+        return f"must be {allowed}" + did_you_mean(str(value), allowed.split("'")[1::2])
     return detail["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
 
 
@@ -199,15 +187,16 @@ def keys(schema: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """Every key of the schema, ``data.sources[].path``."""
     for name, field in schema.model_fields.items():
         yield prefix + name
-        for inner, is_list in _sections(field.annotation):
+        for inner, is_list in sections(field.annotation):
             yield from keys(inner, f"{prefix}{name}{'[]' if is_list else ''}.")
 
 
-def _sections(annotation: Any, in_list: bool = False) -> Iterator[tuple[type[BaseModel], bool]]:
+def sections(annotation: Any, in_list: bool = False) -> Iterator[tuple[type[BaseModel], bool]]:
+    """The sections that a key of this type holds, and whether in a list."""
     if isinstance(annotation, type) and hasattr(annotation, "model_fields"):
         yield annotation, in_list
     for inner in get_args(annotation):
-        yield from _sections(inner, in_list or getattr(annotation, "__origin__", None) is list)
+        yield from sections(inner, in_list or getattr(annotation, "__origin__", None) is list)
 
 
 def generic(loc: Loc) -> str:
@@ -224,7 +213,7 @@ def nearest_key(loc: Loc, known: Sequence[str]) -> str | None:
         return None
     parent = generic(loc[:-1])
     matcher = difflib.SequenceMatcher(b=leaf, autojunk=False)
-    best, best_score = None, 0.7
+    best, best_score = None, CUT_OFF
     for key in known:
         where, _, name = key.rpartition(".")
         matcher.set_seq1(name)
@@ -232,41 +221,6 @@ def nearest_key(loc: Loc, known: Sequence[str]) -> str | None:
         if score > best_score:
             best, best_score = key, score
     return best
-
-
-def without(raw: dict[str, Any], locs: Iterable[Loc]) -> dict[str, Any]:
-    """A copy of ``raw`` that validates: wrong values give way to defaults, required ones to stand-ins."""
-    fixed = copy.deepcopy(raw)
-    for loc in locs:
-        _drop(fixed, loc)
-    for section in ("model", "data"):
-        if not isinstance(fixed.get(section), dict):
-            fixed[section] = {}
-    fixed["model"].setdefault("path", "tiny")
-    if not fixed["data"].get("sources"):
-        fixed["data"]["sources"] = [{}]
-    held_out = fixed["data"].get("eval")
-    for source in [*fixed["data"]["sources"], *(held_out.get("sources") or [] if isinstance(held_out, dict) else [])]:
-        source.setdefault("path", "stand-in")
-    return fixed
-
-
-def _drop(node: Any, loc: Loc) -> None:
-    """Take out what ``loc`` names; of a list, all of it, but a source becomes a stand-in: its neighbours keep their numbers."""
-    part, rest = loc[0], loc[1:]
-    if not isinstance(node, dict | list) or (isinstance(node, dict) and part not in node):
-        return
-    inner = node[part]  # type: ignore[index]
-    if not rest:
-        if isinstance(node, dict):
-            del node[part]
-    elif len(rest) == 1 and isinstance(inner, list) and isinstance(rest[0], int):
-        if part == "sources":
-            inner[rest[0]] = {}
-        elif isinstance(node, dict):
-            del node[part]
-    else:
-        _drop(inner, rest)
 
 
 def _what_for(loc: Loc) -> str:

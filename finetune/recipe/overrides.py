@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from hybrid_ft.finetune.recipe.mistakes import Mistakes, Place, shown
+from hybrid_ft.errors import shown
+from hybrid_ft.finetune.recipe.mistakes import Mistakes, Place
 from hybrid_ft.finetune.recipe.yaml_file import Loc, dotted, read_value
 
 

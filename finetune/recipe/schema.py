@@ -1,24 +1,12 @@
-"""The recipe: one YAML file that says what a run does. Every key, its meaning, its default and its range is here.
-
-``load_recipe`` reads a file and the command line's ``key=value`` overrides, and lists every mistake at once. It
-imports neither torch nor transformers nor datasets, so that a wrong recipe is refused within a second. Secrets are
-no part of a recipe: trackers and the hub read their own environment variables, and nothing here is expanded.
-"""
+"""The recipe's schema: every key, its meaning, default and range."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from hybrid_ft.errors import InputError
-from hybrid_ft.finetune.recipe import checks as recipe_checks
-from hybrid_ft.finetune.recipe import mistakes as recipe_errors
-from hybrid_ft.finetune.recipe.overrides import apply_overrides
-from hybrid_ft.finetune.recipe.shipped import find_recipe
-from hybrid_ft.finetune.recipe.yaml_file import YamlFile, dump_yaml, read_yaml
+from hybrid_ft.finetune.recipe.yaml_file import dump_yaml
 
 LORA_TARGETS = ("all-linear", "attention", "delta", "mlp")
 LEARNING_RATE_FULL = 2.5e-5
@@ -64,7 +52,7 @@ class Lora(Section):
 class Model(Section):
     """The base that is trained."""
 
-    path: Text
+    path: Text = Field(examples=["tiny"])
     """a preset (tiny: the small trained base that ships here; 190M, 1B, 7B: shapes), a local folder, or a hub name"""
     revision: Text | None = None
     """of a hub name: branch, tag or commit"""
@@ -85,7 +73,7 @@ class Model(Section):
 class Source(Section):
     """Rows to learn from."""
 
-    path: Text
+    path: Text = Field(examples=["data/train.jsonl"])
     """a local file (jsonl, json, csv, tsv, parquet, also .gz and .bz2), or a hub dataset's name"""
     name: Text | None = None
     """of a hub dataset: its configuration"""
@@ -253,54 +241,3 @@ class Recipe(Section):
     def to_yaml(self) -> str:
         """The resolved recipe, every default written out; ``load_recipe`` reads it back as an equal recipe."""
         return dump_yaml(self.model_dump(exclude={"dpo"} if self.dpo is None else None))
-
-
-def load_recipe(path: str | Path, overrides: Sequence[str] = (), stage: Literal["sft", "dpo"] | None = None) -> Recipe:
-    """Read a recipe file, or a shipped recipe by name, with ``key=value`` overrides (``data.sources.0.path=rows.jsonl``).
-
-    For the stage dpo the section is added where a recipe has none; for sft it must have none.
-    In what is returned ``output`` and ``train.learning_rate`` are set, and every local path can be opened as it
-    stands: it is taken from the current directory, else from the recipe's folder, else from the shipped files.
-    Raises InputError with one line per mistake, all of them.
-    """
-    file = find_recipe(str(path))
-    text = read_yaml(file)
-    if "stages" in text.value:
-        raise InputError(f"{file}:{text.lines['stages',]}: stages: this file holds stages; run it with hybrid-ft run")
-    return resolve_recipe(text, file, overrides, stage)
-
-
-def resolve_recipe(
-    text: YamlFile, file: Path, overrides: Sequence[str] = (), stage: Literal["sft", "dpo"] | None = None
-) -> Recipe:
-    """The recipe that stands in ``file``, as ``load_recipe`` returns it."""
-    mistakes = recipe_errors.Mistakes(file, text)
-    raw = text.value
-    apply_overrides(raw, overrides, mistakes)
-    if raw.get("output") is None:
-        raw["output"] = f"runs/{file.stem}"
-    if "dpo" in raw or stage == "dpo":
-        raw["dpo"] = {} if raw.get("dpo") is None else raw["dpo"]
-    recipe = _validate(raw, mistakes)
-    if recipe is not None:
-        mistakes.found_in_values(recipe_checks.contradictions(recipe))
-        if recipe.dpo is not None:
-            mistakes.found_in_values(recipe_checks.preference_contradictions(recipe, stage))
-        mistakes.found_in_values(recipe_checks.resolve_files(recipe, file.parent))
-    if mistakes:
-        raise InputError(mistakes.render())
-    assert recipe is not None
-    return recipe
-
-
-def _validate(raw: dict[str, Any], mistakes: recipe_errors.Mistakes) -> Recipe | None:
-    """The recipe in ``raw``; where keys are wrong, the recipe with their defaults instead, for the checks that follow."""
-    try:
-        return Recipe.model_validate(raw)
-    except ValidationError as error:
-        details = error.errors(include_url=False, include_context=False)
-    mistakes.found_in_schema(details, Recipe)
-    try:
-        return Recipe.model_validate(recipe_errors.without(raw, [detail["loc"] for detail in details]))
-    except ValidationError:
-        return None

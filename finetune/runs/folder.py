@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.compute as pc
 import torch
 
-from hybrid_ft.errors import STORAGE, InputError
+from hybrid_ft.errors import BAD_INPUT, STORAGE, InputError
 from hybrid_ft.finetune.recipe.shipped import PACKAGE_ROOT
 from hybrid_ft.finetune.runs import storage
 from hybrid_ft.finetune.runs.checkpoints import sha256, write_text
 from hybrid_ft.finetune.runs.processes import Processes
-from hybrid_ft.hybrid_model.checkpoint.load import BUNDLED
+from hybrid_ft.hybrid_model.checkpoint.config import BUNDLED
 from hybrid_ft.hybrid_model.families.olmo_hybrid.presets import TINY
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ class RunFolder:
         except OSError as error:
             _take_away(missing)
             reason = f"cannot write in {self.path} ({error.strerror})"
-            status = STORAGE if storage.no_room(error) else 2
+            status = STORAGE if storage.no_room(error) else BAD_INPUT
             raise InputError(f"output: {reason}; give another output", status) from error
         return missing
 

@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-RESUMABLE = 75
-"""Exit status of a run that was stopped and continues with the same command (EX_TEMPFAIL)."""
+from hybrid_ft.errors import RESUMABLE
 
 ECHO = 3.0
 """Seconds in which the same request may arrive again where there are several processes."""

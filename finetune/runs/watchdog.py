@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hybrid_ft.finetune.runs.signals import RESUMABLE
+from hybrid_ft.errors import RESUMABLE
 
 TICK = 1.0
 """seconds"""

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.runs.processes import Processes, whole
-from hybrid_ft.hybrid_model.checkpoint import load as checkpoint
+from hybrid_ft.hybrid_model.checkpoint.load import load
 
 ADAPTER = "adapter_model.safetensors"
 
@@ -60,7 +60,7 @@ def load_into(model: PreTrainedModel | PeftModel, folder: Path) -> None:
         except SafetensorError as error:
             raise InputError(f"{folder / ADAPTER}: not a safetensors file ({error}); remove this checkpoint") from None
     else:
-        saved = checkpoint.load(folder, dtype=model.dtype).state_dict()
+        saved = load(folder, dtype=model.dtype).state_dict()
     odd = sorted(now.keys() ^ saved.keys())
     if odd:
         where = "missing in" if odd[0] in now else "not of this model, but in"

@@ -13,19 +13,18 @@ from peft import PeftModel
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from hybrid_ft.errors import STORAGE, InputError
+from hybrid_ft.errors import RESUMABLE, STORAGE, InputError
 from hybrid_ft.finetune.models import in_bfloat16
 from hybrid_ft.finetune.recipe.schema import Recipe
 from hybrid_ft.finetune.runs import checkpoints, storage
 from hybrid_ft.finetune.runs.export import Exporter
 from hybrid_ft.finetune.runs.folder import RunFolder, device
 from hybrid_ft.finetune.runs.processes import Processes, asked_for, leave, other_is_gone
-from hybrid_ft.finetune.runs.signals import RESUMABLE, Stopped, StopRequest
+from hybrid_ft.finetune.runs.signals import Stopped, StopRequest
 from hybrid_ft.finetune.training import fsdp as sharding
 from hybrid_ft.finetune.training.progress import ShowProgress, say
 from hybrid_ft.finetune.training.trainer import RunTrainer
-from hybrid_ft.hybrid_model.checkpoint import load as checkpoint
-from hybrid_ft.hybrid_model.families.olmo_hybrid.presets import TINY
+from hybrid_ft.hybrid_model.checkpoint.generation_config import GenerationDefaults
 
 
 def in_folder(folder: RunFolder, console: Console, work: Callable[[StopRequest], int]) -> int:
@@ -225,15 +224,18 @@ def train(
 
 
 def export(
-    trainer: RunTrainer, recipe: Recipe, folder: RunFolder, tokenizer: PreTrainedTokenizerBase, end_ids: list[int]
+    trainer: RunTrainer,
+    recipe: Recipe,
+    folder: RunFolder,
+    tokenizer: PreTrainedTokenizerBase,
+    defaults: GenerationDefaults,
 ) -> list[Path]:
     """Every result, verified; the last is the one to talk to."""
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     # a copy of a model whose forward was replaced on the instance would run the original's
     (model.get_base_model() if isinstance(model, PeftModel) else model).__dict__.pop("forward", None)
     wanted = recipe.model
-    base = str(checkpoint.BUNDLED) if wanted.path == TINY else wanted.path
-    exporter = Exporter(folder.path, tokenizer, end_ids, base, wanted.revision)
+    exporter = Exporter(folder.path, tokenizer, defaults, wanted.path, wanted.revision)
     if not wanted.lora:
         return [exporter.whole(model.to(torch.bfloat16) if in_bfloat16(recipe) else model)]
     results = [exporter.adapter(model)]

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hybrid_ft.errors import InputError
-from hybrid_ft.hybrid_model.checkpoint import load as checkpoint
-from hybrid_ft.hybrid_model.checkpoint.weight_files import read_header, released_shapes
+from hybrid_ft.hybrid_model.checkpoint.config import json_object
+from hybrid_ft.hybrid_model.checkpoint.weight_files import read_header
+from hybrid_ft.hybrid_model.families.olmo_hybrid.names import released_shapes
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -49,7 +50,7 @@ def read_adapter(folder: Path) -> Adapter:
     path, weights = folder / CONFIG, folder / WEIGHTS
     if not weights.is_file():
         raise InputError(f"{folder}: {WEIGHTS} is missing; weights are read from safetensors alone")
-    raw = checkpoint.json_object(path)
+    raw = json_object(path)
     base, revision = raw.get("base_model_name_or_path"), raw.get("revision")
     if raw.get("peft_type") != "LORA" or not isinstance(base, str) or not base:
         raise InputError(f"{path}: must be LoRA and name its base model")

@@ -244,7 +244,7 @@ TOKENIZERS = [
     asked("no config", without("config.json"), "model/config.json: missing"),
     asked("weights cut short", with_bytes(WEIGHTS, lambda whole: whole[:-1000]), "model/model.safetensors: "),
     asked("pickled weights", pickled, "model: no model.safetensors"),
-    asked("a larger tokenizer", larger_tokenizer, "the tokenizer has ids up to 5000"),
+    asked("a larger tokenizer", larger_tokenizer, "the tokenizer needs an embedding of 5,001 rows"),
     asked("no template", with_template(...), "its tokenizer has no chat template"),
     asked("templates by name without a default", with_template([{"name": "a", "template": "x"}]), "chat template"),
     asked("NaN", not_finite(float("nan")), "not finite", loads=True),

@@ -13,7 +13,7 @@ from typing import Any
 from unittest import mock
 
 from hybrid_ft import cli
-from hybrid_ft.hybrid_model.checkpoint.load import BUNDLED
+from hybrid_ft.hybrid_model.checkpoint.config import BUNDLED
 from hybrid_ft.hybrid_model.families.olmo_hybrid.model import OlmoHybridForCausalLM
 
 MOST_SECONDS = 10.0

@@ -27,7 +27,8 @@ from hybrid_ft.finetune.data.messages.preference import Unusable
 from hybrid_ft.finetune.data.pair_reading import PairSourceReport, preferences
 from hybrid_ft.finetune.data.reading import SourceReport, conversations
 from hybrid_ft.finetune.data.sources.rows import BadRow
-from hybrid_ft.finetune.recipe.schema import Recipe, Source, load_recipe
+from hybrid_ft.finetune.recipe.load import load_recipe
+from hybrid_ft.finetune.recipe.schema import Recipe, Source
 
 MOST_SECONDS = 5.0
 """of the processor, for a file of rows or a recipe"""

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune import pipeline
 from hybrid_ft.finetune.pipeline import load_pipeline
-from hybrid_ft.finetune.recipe.schema import load_recipe
+from hybrid_ft.finetune.recipe.load import load_recipe
 from hybrid_ft.finetune.recipe.shipped import find_recipe
 
 TRAIN = "train: {steps: 2, batch_tokens: 200, learning_rate: 0.01, save_every: 1}"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from hybrid_ft.errors import InputError
+from hybrid_ft.errors import InputError, shown
 from hybrid_ft.finetune.data.messages.cards import PLACE, Card, Turn, Turns, Value, load_card
 from hybrid_ft.finetune.data.messages.conversation import (
     ROLES,
@@ -21,7 +20,8 @@ from hybrid_ft.finetune.data.messages.conversation import (
     trained,
 )
 from hybrid_ft.finetune.data.messages.row_forms import Form, Values
-from hybrid_ft.finetune.data.sources.rows import BadRow, repr_number, shown
+from hybrid_ft.finetune.data.sources.rows import BadRow, repr_number
+from hybrid_ft.finetune.recipe.nearest import did_you_mean
 
 _MISSING = object()
 
@@ -34,8 +34,7 @@ def card_form(name: str, columns: Iterable[str]) -> Form:
     optional |= {turn.when for turn in card.messages if turn.when}
     missing = sorted(column for column in card.columns() - optional if column not in have and _head(column) not in have)
     if missing:
-        near = difflib.get_close_matches(missing[0], have, n=1)
-        fix = f"; did you mean {near[0]}?" if near else ""
+        fix = did_you_mean(missing[0], sorted(have))
         found = ", ".join(sorted(have)) or "none"
         raise InputError(f"card {name}: no column {missing[0]}{fix} (found {found})")
     used = frozenset(column if column in have else _head(column) for column in card.columns())

@@ -19,11 +19,11 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from hybrid_ft.errors import InputError
+from hybrid_ft.errors import InputError, shown
 from hybrid_ft.finetune.data.messages.conversation import ROLES
-from hybrid_ft.finetune.data.sources.rows import shown
-from hybrid_ft.finetune.recipe import shipped as resources
+from hybrid_ft.finetune.recipe import shipped
 from hybrid_ft.finetune.recipe.mistakes import Mistakes
+from hybrid_ft.finetune.recipe.nearest import did_you_mean
 from hybrid_ft.finetune.recipe.yaml_file import read_yaml
 
 PLACE = re.compile(r"\{\{|\}\}|\{([^{}]+)\}|[{}]")
@@ -124,12 +124,12 @@ class Card(_Section):
 
 def load_card(name: str) -> Card:
     """A card that ships with the project, by name, or a .yaml file. Raises InputError."""
-    path = resources.CARDS / f"{name}.yaml"
+    path = shipped.CARDS / f"{name}.yaml"
     if not path.is_file():
         path = Path(name)
     if not path.is_file():
-        names = resources.card_names()
-        near = resources.did_you_mean(name, names)
+        names = shipped.card_names()
+        near = did_you_mean(name, names)
         raise InputError(f"card {name}: neither a card that ships here ({', '.join(names)}) nor a file{near}")
     text = read_yaml(path, "dataset card", "signature:, messages:, turns:")
     mistakes = Mistakes(path, text)
@@ -148,7 +148,7 @@ def suggested(columns: Iterable[str]) -> str | None:
     """The one shipped card whose signature a file's columns have; of several, the one that asks for most columns."""
     have = set(columns)
     fits: dict[str, int] = {}
-    for name in resources.card_names():
+    for name in shipped.card_names():
         sizes = [len(names) for names in load_card(name).signature if set(names) <= have]
         if sizes:
             fits[name] = max(sizes)

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from hybrid_ft.errors import shown
 from hybrid_ft.finetune.data.sources import strict_json
-from hybrid_ft.finetune.data.sources.rows import BadRow, shown
+from hybrid_ft.finetune.data.sources.rows import BadRow
 
 ROLES = {
     "system": "system",

@@ -17,12 +17,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from hybrid_ft.errors import InputError
+from hybrid_ft.errors import InputError, shown
 from hybrid_ft.finetune.data.messages.pair_forms import OUTPUTS, SIDES, PairForm, recognise_pairs
 from hybrid_ft.finetune.data.messages.preference import Preference
-from hybrid_ft.finetune.data.sources.rows import BadRow, Row, repr_number, shown
-from hybrid_ft.finetune.recipe import shipped as resources
+from hybrid_ft.finetune.data.sources.rows import BadRow, Row, repr_number
+from hybrid_ft.finetune.recipe import shipped
 from hybrid_ft.finetune.recipe.mistakes import Mistakes
+from hybrid_ft.finetune.recipe.nearest import did_you_mean
 from hybrid_ft.finetune.recipe.yaml_file import read_yaml
 
 _MISSING = object()
@@ -57,12 +58,12 @@ class PairCard(BaseModel):
 
 def load_pair_card(name: str) -> PairCard:
     """A preference card that ships with the project, by name, or a .yaml file. Raises InputError."""
-    path = resources.PAIR_CARDS / f"{name}.yaml"
+    path = shipped.PAIR_CARDS / f"{name}.yaml"
     if not path.is_file():
         path = Path(name)
     if not path.is_file():
-        names = resources.card_names(resources.PAIR_CARDS)
-        near = resources.did_you_mean(name, names)
+        names = shipped.card_names(shipped.PAIR_CARDS)
+        near = did_you_mean(name, names)
         raise InputError(f"card {name}: neither a preference card that ships ({', '.join(names)}) nor a file{near}")
     text = read_yaml(path, "preference card", "signature:, columns:, preference:")
     mistakes = Mistakes(path, text)
@@ -77,7 +78,7 @@ def load_pair_card(name: str) -> PairCard:
 def suggested_pair_card(columns: Iterable[str]) -> str | None:
     """The shipped preference card whose signature a file's columns have, if there is one."""
     have = set(columns)
-    names = resources.card_names(resources.PAIR_CARDS)
+    names = shipped.card_names(shipped.PAIR_CARDS)
     return next((name for name in names if any(set(key) <= have for key in load_pair_card(name).signature)), None)
 
 
@@ -87,7 +88,7 @@ def pair_card_form(name: str, columns: Iterable[str]) -> PairForm:
     have = set(columns)
     used = frozenset(column.split(".")[0] for column in card.columns.values())
     if missing := sorted(used - have):
-        near = resources.did_you_mean(missing[0], sorted(have))
+        near = did_you_mean(missing[0], sorted(have))
         raise InputError(f"card {name}: no column {missing[0]}{near} (found {', '.join(sorted(have)) or 'none'})")
     form = recognise_pairs([Row(0, dict.fromkeys(card.columns))])
     assert form is not None, "every card has two answers"

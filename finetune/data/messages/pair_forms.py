@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from hybrid_ft.errors import shown
 from hybrid_ft.finetune.data.messages.conversation import messages_from, sharegpt_messages_from, text_from, tools_from
 from hybrid_ft.finetune.data.messages.preference import Messages, Preference, Unusable, preference_from
 from hybrid_ft.finetune.data.messages.transcripts import is_transcript, split_transcript
-from hybrid_ft.finetune.data.sources.rows import BadRow, Row, repr_number, shown
+from hybrid_ft.finetune.data.sources.rows import BadRow, Row, repr_number
 
 Values = Mapping[str, Any]
 SIDES = ("chosen", "rejected")

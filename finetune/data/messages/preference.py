@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from hybrid_ft.errors import short
 from hybrid_ft.finetune.data.messages.conversation import Conversation, checked
-from hybrid_ft.finetune.data.sources.rows import BadRow, short
+from hybrid_ft.finetune.data.sources.rows import BadRow
 
 Messages = list[dict[str, Any]]
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from hybrid_ft.errors import shown
 from hybrid_ft.finetune.data.messages.conversation import (
     Conversation,
     checked,
@@ -14,7 +15,7 @@ from hybrid_ft.finetune.data.messages.conversation import (
     text_from,
     tools_from,
 )
-from hybrid_ft.finetune.data.sources.rows import BadRow, Row, shown
+from hybrid_ft.finetune.data.sources.rows import BadRow, Row
 
 Values = Mapping[str, Any]
 _TURNS = ("messages", "conversations", "conversation")

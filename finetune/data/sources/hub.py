@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from hybrid_ft.errors import InputError
-from hybrid_ft.finetune.data.sources.rows import short
+from hybrid_ft.errors import BAD_INPUT, ENVIRONMENT, InputError, one_line
 
 if TYPE_CHECKING:
     from hybrid_ft.finetune.recipe.schema import Source
@@ -32,9 +31,11 @@ def load_from_hub(source: Source, name: str, near: str = "") -> Any:
         fix = f"there is no such local file either{near}; check the name, the network and, for a gated set, your login"
         if not reachable and not isinstance(error, ValueError):
             text = "cannot be loaded: the hub cannot be reached, and the cache does not hold it"
-            raise InputError(f"{name}: {text}; {fix}", 3) from None
-        text = short(" ".join(str(error).split()) or type(error).__name__, 200)
-        status = 2 if isinstance(error, ValueError) else 3  # ValueError: no such split or configuration
+            raise InputError(f"{name}: {text}; {fix}", ENVIRONMENT) from None
+        text = one_line(error, 200)
+        status = (
+            BAD_INPUT if isinstance(error, ValueError) else ENVIRONMENT
+        )  # ValueError: no such split or configuration
         raise InputError(f"{name}: cannot be loaded from the hub ({text}); {fix}", status) from None
 
 

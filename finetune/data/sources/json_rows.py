@@ -13,9 +13,9 @@ import re
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from hybrid_ft.errors import InputError
+from hybrid_ft.errors import InputError, short, shown
 from hybrid_ft.finetune.data.sources import strict_json
-from hybrid_ft.finetune.data.sources.rows import BadRow, Row, short, shown
+from hybrid_ft.finetune.data.sources.rows import BadRow, Row
 
 # A line beyond this is no row of text to learn from, and reading on would only fill the memory.
 MAX_LINE_BYTES = 64 * 2**20

@@ -39,28 +39,8 @@ def origin(name: str, row: Row | BadRow) -> str:
     return f"{name}:{row.line}" + (f" ({row.which})" if row.which else "")
 
 
-def shown(value: Any) -> str:
-    """A value on one line, cut to a readable length, with its type where that is the point."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, dict):
-        names = ", ".join(str(key) for key in list(value)[:4])
-        return f"an object with {short(names)}" if value else "an empty object"
-    if isinstance(value, list):
-        return f"a list of {len(value)}" if value else "an empty list"
-    if isinstance(value, int | float):
-        return f"the number {short(repr_number(value))}"
-    return short(repr(value))
-
-
 def repr_number(value: float) -> str:
     try:
         return repr(value)
     except ValueError:  # Python refuses to write an integer of more than 4,300 digits
         return "of thousands of digits"
-
-
-def short(text: str, most: int = 60) -> str:
-    return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bz2
-import difflib
 import gzip
 import io
 import os
@@ -14,11 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from hybrid_ft.errors import InputError
+from hybrid_ft.errors import InputError, short
 from hybrid_ft.finetune.data.sources.hub import load_from_hub
 from hybrid_ft.finetune.data.sources.json_rows import json_rows
-from hybrid_ft.finetune.data.sources.rows import BadRow, Row, short
+from hybrid_ft.finetune.data.sources.rows import BadRow, Row
 from hybrid_ft.finetune.data.sources.tables import delimited_rows, parquet_rows, without_nulls
+from hybrid_ft.finetune.recipe.nearest import nearest_file
 
 if TYPE_CHECKING:
     from hybrid_ft.finetune.recipe.schema import Source
@@ -66,7 +66,7 @@ def _open_file(path: str, rows_path: str | None) -> Opened:
     if os.path.isdir(path):
         raise InputError(f"{path}: is a folder; name a file in it{_files_in(path)}")
     if not os.path.exists(path):
-        raise InputError(f"{path}: no such file{_near(path)}")
+        raise InputError(f"{path}: no such file{nearest_file(path)}")
     if suffix == ".ndjson":
         suffix = ".jsonl"
     if suffix not in SUFFIXES:
@@ -183,23 +183,13 @@ def _files_in(folder: str) -> str:
     return f" ({', '.join(names[:5])}{more})" if names else ", none of which is a data file"
 
 
-def _near(path: str) -> str:
-    folder, name = os.path.split(path)
-    try:
-        names = os.listdir(folder or ".")
-    except OSError:
-        return f"; there is no folder {folder} either" if folder else ""
-    near = difflib.get_close_matches(name[:80], names, n=1, cutoff=0.6)
-    return f"; did you mean {Path(folder, near[0])}?" if near else ""
-
-
 def _open_hub(source: Source) -> Opened:
     name = f"{source.path}[{source.split}]"
     return Opened(name, _hub_rows(source, name))
 
 
 def _hub_rows(source: Source, name: str) -> Iterator[Row]:
-    dataset = load_from_hub(source, name, _near(source.path))
+    dataset = load_from_hub(source, name, nearest_file(source.path))
     if not len(dataset):
         raise InputError(f"{name}: 0 rows")
     for number, values in enumerate(dataset):

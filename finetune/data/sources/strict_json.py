@@ -7,7 +7,8 @@ import math
 import re
 from typing import Any
 
-from hybrid_ft.finetune.data.sources.rows import BadRow, short
+from hybrid_ft.errors import short
+from hybrid_ft.finetune.data.sources.rows import BadRow
 
 MAX_DEPTH = 64
 

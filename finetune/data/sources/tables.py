@@ -7,10 +7,10 @@ import threading
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from hybrid_ft.errors import InputError
+from hybrid_ft.errors import InputError, short
 from hybrid_ft.finetune.data.limits import TookTooLong, limited
 from hybrid_ft.finetune.data.sources.json_rows import MAX_LINE_BYTES, Lines, decode
-from hybrid_ft.finetune.data.sources.rows import BadRow, Row, short
+from hybrid_ft.finetune.data.sources.rows import BadRow, Row
 
 _PARQUET_ROWS = 256  # decoded at a time
 # bytes that decoding them may take. A column says once what a million rows repeat: 1 MB of file may be a terabyte of rows.

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from hybrid_ft.errors import InputError
+from hybrid_ft.errors import InputError, one_line, short
 from hybrid_ft.finetune.data.limits import TookTooLong, limited
 from hybrid_ft.finetune.data.messages.conversation import Conversation
-from hybrid_ft.finetune.data.sources.rows import BadRow, short
+from hybrid_ft.finetune.data.sources.rows import BadRow
 from hybrid_ft.finetune.data.tokens.control_tokens import ControlTokens
 from hybrid_ft.finetune.data.tokens.skeleton import Skeleton, skeleton_of
 
@@ -151,7 +151,7 @@ class ChatTemplate:
             used = f"{SECONDS:g} s" if slow else f"{MEMORY // 2**30} GB of memory"
             raise BadRow(RUNAWAY, f"chat template {self.name} takes more than {used} on this row") from None
         except _RENDER_ERRORS as error:
-            reason = short(" ".join(str(error).split()) or type(error).__name__, 160)
+            reason = one_line(error, 160)
             raise BadRow("chat template", f"chat template {self.name} fails on this row ({reason})") from None
         return texts[0], marked[0] if marked else []
 

@@ -1,18 +1,17 @@
-"""A tokenizer beside the model that its tokens are for, before any row is read."""
+"""Checks that a tokenizer fits the model's embedding, before any row is read."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hybrid_ft.errors import InputError
-from hybrid_ft.hybrid_model.checkpoint import load as checkpoint
+from hybrid_ft.errors import ENVIRONMENT, InputError
+from hybrid_ft.hybrid_model.checkpoint.config import find_config
+from hybrid_ft.hybrid_model.checkpoint.tokenizer import check_vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from hybrid_ft.finetune.recipe.schema import Model
-
-_ENVIRONMENT = 3
 
 
 def check_fits(model: Model, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -24,22 +23,16 @@ def check_fits(model: Model, tokenizer: PreTrainedTokenizerBase) -> None:
     if model.from_scratch:
         return
     try:
-        rows = checkpoint.find_config(model.path, model.revision).vocab_size
+        config = find_config(model.path, model.revision)
     except InputError as error:
-        if error.status == _ENVIRONMENT:
+        if error.status == ENVIRONMENT:
             return
         raise
-    needed = 1 + max(tokenizer.get_vocab().values(), default=-1)
-    if needed <= rows:
-        checkpoint.find_config(model.path, model.revision, weights=True)
-        return
-    has = f"needs an embedding of {needed:,} rows, that of"
     if model.tokenizer:
-        raise InputError(
-            f"model.tokenizer: {model.tokenizer} {has} model.path {model.path} has {rows:,}; "
-            "leave model.tokenizer out to use the model's own"
-        )
-    raise InputError(
-        f"model.path: the tokenizer of {model.path} {has} the model has {rows:,}; "
-        "set model.tokenizer to the one that the model was trained with"
-    )
+        name = f"model.tokenizer: {model.tokenizer}"
+        fix = "leave model.tokenizer out to use the tokenizer beside the model"
+    else:
+        name = f"model.path: the tokenizer of {model.path}"
+        fix = "set model.tokenizer to the one that the model was trained with"
+    check_vocabulary(tokenizer, config, name, fix)
+    find_config(model.path, model.revision, weights=True)

@@ -18,7 +18,6 @@ from transformers.models.olmo_hybrid import OlmoHybridConfig
 from transformers.models.olmo_hybrid import modeling_olmo_hybrid as hf
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
-from hybrid_ft.hybrid_model.checkpoint.weight_files import released_state_dict
 from hybrid_ft.hybrid_model.door.cache import AttentionMemory, DeltaMemory, adopt
 from hybrid_ft.hybrid_model.door.cached_call import Turn, first_turn, later_turn, step_turn
 from hybrid_ft.hybrid_model.door.layout import Door, SequenceLayout, open_door
@@ -27,6 +26,7 @@ from hybrid_ft.hybrid_model.families.olmo_hybrid.decoder_layers import (
     OlmoHybridAttentionDecoderLayer,
     OlmoHybridLinearAttentionDecoderLayer,
 )
+from hybrid_ft.hybrid_model.families.olmo_hybrid.names import released_state_dict
 from hybrid_ft.hybrid_model.layers.attention import Rope
 from hybrid_ft.hybrid_model.layers.norm_and_mlp import OlmoHybridRMSNorm
 

@@ -14,7 +14,8 @@ from mutated_recipes import KEYS, PIECES, VALUES, WHOLE, change
 from mutations import paths_in
 
 from hybrid_ft.errors import InputError
-from hybrid_ft.finetune.recipe.schema import Recipe, load_recipe
+from hybrid_ft.finetune.recipe.load import load_recipe
+from hybrid_ft.finetune.recipe.schema import Recipe
 from hybrid_ft.finetune.recipe.yaml_file import dump_yaml
 
 

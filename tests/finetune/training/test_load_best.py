@@ -95,7 +95,7 @@ def test_a_damaged_best_checkpoint_is_told_and_not_replaced_by_another(start, tm
 
 
 def test_it_needs_held_out_losses_on_the_way(tmp_path):
-    from hybrid_ft.finetune.recipe.schema import load_recipe
+    from hybrid_ft.finetune.recipe.load import load_recipe
 
     (tmp_path / "rows.jsonl").write_text("{}\n")
     (tmp_path / "r.yaml").write_text(

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from hybrid_ft.errors import InputError
-from hybrid_ft.hybrid_model.checkpoint.load import BUNDLED, find_config, load_tokenizer
+from hybrid_ft.hybrid_model.checkpoint.config import BUNDLED, find_config
+from hybrid_ft.hybrid_model.checkpoint.tokenizer import load_tokenizer
 
 TOKENIZER = ["tokenizer.json", "tokenizer_config.json"]
 

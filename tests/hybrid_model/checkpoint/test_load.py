@@ -1,5 +1,6 @@
 import json
 import math
+import os
 import struct
 
 import pytest
@@ -10,7 +11,8 @@ from transformers import OlmoHybridForCausalLM, PreTrainedTokenizerFast
 import hybrid_ft
 from hybrid_ft.errors import InputError
 from hybrid_ft.hybrid_model.adapters import add_lora
-from hybrid_ft.hybrid_model.checkpoint.load import check_vocabulary, load_tokenizer, save, verify
+from hybrid_ft.hybrid_model.checkpoint.save import save, verify
+from hybrid_ft.hybrid_model.checkpoint.tokenizer import check_vocabulary, load_tokenizer
 from hybrid_ft.hybrid_model.families.olmo_hybrid import model as modeling
 
 
@@ -361,9 +363,11 @@ def test_the_tokenizer_travels_with_the_model(ours, tokenizer, tmp_path):
 
 
 def test_a_tokenizer_larger_than_the_embedding_is_refused(ours, tokenizer, tmp_path):
-    check_vocabulary(ours, tokenizer)
+    check_vocabulary(tokenizer, ours.config)
     tokenizer.add_tokens(["one more"])
-    with pytest.raises(InputError, match="the tokenizer has ids up to 61, the model's embedding 61 rows"):
+    with pytest.raises(
+        InputError, match="the tokenizer needs an embedding of 62 rows, the model's has 61; use the model's own"
+    ):
         save(ours, tmp_path / "never", tokenizer)
     assert not (tmp_path / "never").exists()
 
@@ -372,3 +376,26 @@ def test_a_folder_without_a_tokenizer_is_refused(saved):
     with pytest.raises(InputError, match=r"tokenizer\.json: missing; a tokenizer lies beside") as caught:
         load_tokenizer(saved)
     assert "\n" not in str(caught.value)
+
+
+def test_a_model_bears_the_name_it_was_asked_by(saved, tmp_path, monkeypatch):
+    """What PEFT writes down as an adapter's base: a hub name, or a path that holds from every folder."""
+    import huggingface_hub
+
+    monkeypatch.chdir(tmp_path)
+    assert hybrid_ft.load("saved").name_or_path == str(saved)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **kwargs: str(saved))
+    model = hybrid_ft.load("owner/name")
+    assert model.name_or_path == model.config._name_or_path == "owner/name"
+    add_lora(model).save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    config = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "owner/name"
+
+
+def test_weights_are_readable_by_whom_the_umask_lets(ours, tmp_path):
+    before = os.umask(0o027)
+    try:
+        save(ours, tmp_path / "saved")
+    finally:
+        os.umask(before)
+    assert {oct(file.stat().st_mode & 0o777) for file in (tmp_path / "saved").iterdir()} == {"0o640"}

@@ -2,8 +2,8 @@ import pytest
 import torch
 from transformers import OlmoHybridForCausalLM
 
-from hybrid_ft.hybrid_model.checkpoint.weight_files import released_shapes
 from hybrid_ft.hybrid_model.families.olmo_hybrid import model as modeling
+from hybrid_ft.hybrid_model.families.olmo_hybrid.names import released_shapes
 from hybrid_ft.hybrid_model.families.olmo_hybrid.presets import PRESETS, preset_config
 from hybrid_ft.hybrid_model.flops import forward_flops
 

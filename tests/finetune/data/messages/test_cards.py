@@ -12,7 +12,7 @@ from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.data.messages.card_rows import card_form
 from hybrid_ft.finetune.data.messages.cards import load_card, suggested
 from hybrid_ft.finetune.data.sources.rows import BadRow
-from hybrid_ft.finetune.recipe import shipped as resources
+from hybrid_ft.finetune.recipe import shipped
 
 Write = Callable[[str], str]
 PLAIN = 'messages: [{role: user, content: "{q}"}, {role: assistant, content: "{a}"}]\n'
@@ -107,8 +107,8 @@ def test_tool_calls(card: Write) -> None:
         ({"q": "x"}, "column a is missing"),
         ({"q": "x", "a": None}, "a is null"),
         ({"q": "x", "a": ["y"]}, "a: got a list of 1; a list needs join"),
-        ({"q": "x", "a": {"b": 1}}, "a: got an object with b"),
-        ({"q": "x", "a": float("nan")}, "a: got the number nan"),
+        ({"q": "x", "a": {"b": 1}}, "a: got a mapping with b"),
+        ({"q": "x", "a": float("nan")}, "a: got nan"),
         ({"q": "x", "a": ""}, r"the card's messages\[1\]: the assistant's turn is empty"),
     ],
 )
@@ -154,11 +154,11 @@ def test_a_card_that_does_not_fit_the_columns(card: Write) -> None:
 
 
 def test_shipped_cards() -> None:
-    assert len(resources.card_names()) >= 8
-    for name in resources.card_names():
-        shipped = load_card(name)
-        assert shipped.about.strip()
-        for columns in shipped.signature:
+    assert len(shipped.card_names()) >= 8
+    for name in shipped.card_names():
+        card = load_card(name)
+        assert card.about.strip()
+        for columns in card.signature:
             # a file with just these columns is known as this dataset, and the card can read it
             assert suggested(columns) == name
             assert card_form(name, columns).columns <= set(columns) | {"answer", "label"}

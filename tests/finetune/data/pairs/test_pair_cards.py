@@ -8,7 +8,7 @@ from hybrid_ft.finetune.data.messages.cards import suggested
 from hybrid_ft.finetune.data.messages.pair_cards import load_pair_card, pair_card_form, suggested_pair_card
 from hybrid_ft.finetune.data.messages.preference import Preference, Unusable
 from hybrid_ft.finetune.data.sources.rows import BadRow
-from hybrid_ft.finetune.recipe import shipped as resources
+from hybrid_ft.finetune.recipe import shipped
 
 ASKED = {"role": "user", "content": "Why?"}
 GOOD = {"role": "assistant", "content": "Because."}
@@ -30,7 +30,7 @@ def read(name: str, values: dict[str, Any]) -> Preference:
 
 
 def test_every_shipped_card_has_a_row_here() -> None:
-    assert resources.card_names(resources.PAIR_CARDS) == sorted(ROWS)
+    assert shipped.card_names(shipped.PAIR_CARDS) == sorted(ROWS)
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -56,7 +56,7 @@ def test_a_value_means_what_the_card_says(value: Any) -> None:
 
 
 def test_complaints_name_the_columns_of_the_dataset() -> None:
-    with pytest.raises(BadRow, match="^labels: got the number 3; the card knows 1, 0$"):
+    with pytest.raises(BadRow, match="^labels: got 3; the card knows 1, 0$"):
         read("shp", ROWS["shp"] | {"labels": 3})
     with pytest.raises(BadRow, match="^response_0 is null; a pair needs both answers"):
         read("pku-safe-rlhf", ROWS["pku-safe-rlhf"] | {"response_0": None})

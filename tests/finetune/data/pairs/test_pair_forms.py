@@ -140,15 +140,15 @@ def test_a_pair_that_teaches_nothing_is_named(values: dict[str, Any], kind: str)
         ({"prompt": "Why?", "chosen": [], "rejected": [BAD]}, "chosen is an empty list; a pair needs both answers"),
         ({"prompt": None, "chosen": "Because.", "rejected": "No."}, "prompt is null"),
         ({"messages": [ASKED, GOOD], "chosen": "Because.", "rejected": "No."}, "messages ends on an assistant's turn"),
-        ({"instruction": "Why?", "history": 3, "chosen": "Because.", "rejected": "No."}, "history: got the number 3"),
-        ({"prompt": "Why?", "chosen": 7, "rejected": "No."}, "chosen: got the number 7; must be a list of turns"),
+        ({"instruction": "Why?", "history": 3, "chosen": "Because.", "rejected": "No."}, "history: got 3"),
+        ({"prompt": "Why?", "chosen": 7, "rejected": "No."}, "chosen: got 7; must be a list of turns"),
         (
             {"prompt": "Why?", "chosen": {"role": "bard", "content": "x"}, "rejected": "No."},
             "chosen[0].role: got 'bard'",
         ),
         ({"prompt": "Why?", "chosen": {"role": "assistant", "content": None}, "rejected": "No."}, "is null"),
         ({"system": "a", "chosen": [SYSTEM, ASKED, GOOD], "rejected": [SYSTEM, ASKED, BAD]}, "another system turn"),
-        ({"prompt": "Why?", "output_1": "Because.", "output_2": "No.", "preference": 3}, "got the number 3"),
+        ({"prompt": "Why?", "output_1": "Because.", "output_2": "No.", "preference": 3}, "got 3"),
     ],
 )
 def test_a_row_that_is_no_pair_says_what_is_wrong(values: dict[str, Any], text: str) -> None:

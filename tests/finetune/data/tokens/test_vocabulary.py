@@ -12,7 +12,7 @@ from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.data.prepare import prepare
 from hybrid_ft.finetune.data.prepare_pairs import prepare_pairs
 from hybrid_ft.finetune.recipe.schema import Recipe
-from hybrid_ft.hybrid_model.checkpoint.load import BUNDLED
+from hybrid_ft.hybrid_model.checkpoint.config import BUNDLED
 
 MakeRecipe = Callable[..., Recipe]
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from hybrid_ft.finetune.pipeline import load_pipeline
-from hybrid_ft.finetune.recipe.schema import load_recipe
+from hybrid_ft.finetune.recipe.load import load_recipe
 
 SFT = ["think-sft", "instruct-sft", "think-sft-lora", "instruct-sft-lora"]
 DPO = ["instruct-dpo", "instruct-dpo-lora"]
@@ -58,12 +58,12 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import AutoTokenizer
 
     import hybrid_ft
-    from hybrid_ft.hybrid_model.checkpoint import load as checkpoint
+    from hybrid_ft.hybrid_model.checkpoint.save import save
 
     folder = tmp_path_factory.mktemp("small")
     tokenizer = AutoTokenizer.from_pretrained(os.environ["HYBRID_FT_REAL_TOKENIZER"])
     model = hybrid_ft.load("tiny", from_scratch=True, vocab_size=-(-len(tokenizer) // 64) * 64, dtype="float32")
-    checkpoint.save(model, folder, tokenizer)
+    save(model, folder, tokenizer)
     return folder
 
 

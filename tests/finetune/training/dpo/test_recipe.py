@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hybrid_ft.errors import InputError
-from hybrid_ft.finetune.recipe.schema import load_recipe
+from hybrid_ft.finetune.recipe.load import load_recipe
 
 PAIRS = "model: {path: tiny}\ndata:\n  sources:\n    - path: pairs.jsonl\ndpo:\n"
 

@@ -61,7 +61,7 @@ def test_from_files_to_a_model(recipe_file, tmp_path, monkeypatch):
     from rich.console import Console
     from transformers import AutoTokenizer, OlmoHybridForCausalLM
 
-    from hybrid_ft.finetune.recipe.schema import load_recipe
+    from hybrid_ft.finetune.recipe.load import load_recipe
     from hybrid_ft.finetune.training.sft import stage as sft
 
     monkeypatch.chdir(tmp_path)
@@ -131,7 +131,7 @@ def test_gsm8k_with_the_olmo_tokenizer(tmp_path, root):
         pytest.skip("HYBRID_FT_REAL_DATA and HYBRID_FT_REAL_TOKENIZER are not set")
     from rich.console import Console
 
-    from hybrid_ft.finetune.recipe.schema import load_recipe
+    from hybrid_ft.finetune.recipe.load import load_recipe
     from hybrid_ft.finetune.training.sft import stage as sft
 
     recipe = load_recipe(

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from hybrid_ft.errors import InputError
+from hybrid_ft.finetune.recipe.load import load_recipe
 from hybrid_ft.finetune.recipe.mistakes import keys, nearest_key
-from hybrid_ft.finetune.recipe.schema import Recipe, load_recipe
+from hybrid_ft.finetune.recipe.schema import Recipe
 
 MINIMAL = "model: {path: tiny}\ndata:\n  sources:\n    - path: rows.jsonl\n"
 
@@ -189,7 +190,7 @@ def test_one_mistake_one_line(text: str, said: str) -> None:
             "override data.sources.1.path: '1' is no item of data.sources; its items are counted from 0 (0 to 0)",
         ),
         ("model.path.x=1", "override model.path.x: model.path is 'tiny', which has no key 'x'"),
-        ("train.seed.x=1", "override train.seed.x: train.seed: got a mapping; must be a whole number"),
+        ("train.seed.x=1", "override train.seed.x: train.seed: got a mapping with x; must be a whole number"),
         (
             "data.sources=[{path: gone.jsonl}]",
             "override data.sources: data.sources.0.path: got 'gone.jsonl'; there is no such data file",
@@ -265,7 +266,7 @@ def test_loading_imports_nothing_heavy() -> None:
     """A wrong recipe must be refused within a second: torch alone takes longer."""
     Path("bad.yaml").write_text(MINIMAL + "trian: 1\n")
     code = (
-        "import sys\nfrom hybrid_ft.finetune.recipe.schema import load_recipe\n"
+        "import sys\nfrom hybrid_ft.finetune.recipe.load import load_recipe\n"
         "try: load_recipe('bad.yaml')\nexcept ValueError: pass\n"
         "print(sorted({name.split('.')[0] for name in sys.modules} & {'torch', 'transformers', 'datasets', 'trl', 'peft', 'numpy', 'rich'}))"
     )

@@ -1,0 +1,159 @@
+"""Paths of a recipe: found from the current directory, the recipe's folder, then the shipped files."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hybrid_ft.errors import shown
+from hybrid_ft.finetune.recipe.checks import SHAPE_PRESETS, TRAINED_PRESETS
+from hybrid_ft.finetune.recipe.mistakes import Wrong
+from hybrid_ft.finetune.recipe.nearest import did_you_mean, nearest_file
+from hybrid_ft.finetune.recipe.shipped import CARDS, PAIR_CARDS, card_names, shipped
+from hybrid_ft.finetune.recipe.yaml_file import Loc
+
+if TYPE_CHECKING:
+    from hybrid_ft.finetune.recipe.schema import Dpo, Model, Recipe, Source
+
+CHAT_TEMPLATES = ("olmo-instruct",)
+
+_HUB_NAME = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?", re.ASCII)
+_DATA_FILE = re.compile(r"\.(jsonl|json|csv|tsv|parquet|txt|gz|bz2|zst|zip|arrow|ya?ml)$", re.IGNORECASE)
+
+
+def resolve_files(recipe: Recipe, folder: Path, made: bool = False) -> tuple[Recipe, list[Wrong]]:
+    """The recipe with every local path as it opens from the current directory, and what is wrong with those that do not.
+
+    ``made``: an earlier stage makes the folder at ``model.path``, which need not be there yet.
+    """
+    files = Files(folder)
+    cards = card_names(PAIR_CARDS if recipe.dpo else CARDS)
+    data = recipe.data
+    held_out = files.sources(data.eval.sources, ("data", "eval", "sources"), cards)
+    update = {
+        "model": files.model(recipe.model, made),
+        "data": data.model_copy(
+            update={
+                "sources": files.sources(data.sources, ("data", "sources"), cards),
+                "eval": data.eval.model_copy(update={"sources": held_out}),
+            }
+        ),
+        "output": files.folder_to_write(("output",), recipe.output, "the run needs a folder"),
+        "dpo": files.dpo(recipe.dpo) if recipe.dpo else None,
+    }
+    return recipe.model_copy(update=update), files.wrongs
+
+
+class Files:
+    """Looks paths up and notes the wrong ones. ``folder`` is the recipe's."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.wrongs: list[Wrong] = []
+
+    def model(self, model: Model, made: bool) -> Model:
+        path, tokenizer, template = model.path, model.tokenizer, model.chat_template
+        preset = path in (*TRAINED_PRESETS, *SHAPE_PRESETS)
+        if not preset and not made:
+            path = self.local_or_hub(("model", "path"), path, "model folder")
+        if model.revision and (preset or os.path.exists(path)):
+            text = f"got {shown(model.revision)}; only a hub name has revisions, model.path is local"
+            self.wrongs.append(Wrong(("model", "revision"), text, (("model", "path"),)))
+        if tokenizer:
+            tokenizer = self.local_or_hub(("model", "tokenizer"), tokenizer, "tokenizer folder")
+        if template:
+            template = self.named_or_file(("model", "chat_template"), template, CHAT_TEMPLATES, ".jinja")
+        return model.model_copy(update={"path": path, "tokenizer": tokenizer, "chat_template": template})
+
+    def sources(self, sources: Sequence[Source], loc: Loc, cards: Sequence[str]) -> list[Source]:
+        return [self._source(source, (*loc, index), cards) for index, source in enumerate(sources)]
+
+    def _source(self, source: Source, loc: Loc, cards: Sequence[str]) -> Source:
+        path = self.local_or_hub((*loc, "path"), source.path, "data file")
+        if os.path.exists(path):
+            for key in ("name", "revision"):
+                if value := getattr(source, key):
+                    text = f"got {shown(value)}; only a hub dataset has one, the path is local"
+                    self.wrongs.append(Wrong((*loc, key), text, ((*loc, "path"),)))
+        card = self.named_or_file((*loc, "card"), source.card, cards, ".yaml") if source.card else source.card
+        return source.model_copy(update={"path": path, "card": card})
+
+    def dpo(self, dpo: Dpo) -> Dpo:
+        cache = self.folder_to_write(("dpo", "reference_cache"), dpo.reference_cache, "name a folder")
+        return dpo.model_copy(update={"reference_cache": cache})
+
+    def folder_to_write(self, loc: Loc, path: str | None, fix: str) -> str | None:
+        """The path with ``~`` replaced; what neither is a folder nor can become one is wrong."""
+        if not path:
+            return path
+        path = os.path.expanduser(path)
+        if problem := _no_folder(path):
+            self.wrongs.append(Wrong(loc, f"got {shown(path)}, {problem}; {fix}"))
+        return path
+
+    def local_or_hub(self, loc: Loc, path: str, what: str) -> str:
+        """An existing path, or a hub name as it is; what can only be a path and is not there is wrong."""
+        found = self._find(path)
+        if found is not None and (problem := _unreadable(found)):
+            self.wrongs.append(Wrong(loc, f"got {shown(path)}; {problem}"))
+        if found is None and ("://" in path or not _HUB_NAME.fullmatch(path) or _DATA_FILE.search(path)):
+            also = "" if what == "data file" and _DATA_FILE.search(path) else ", nor can it be a hub name"
+            near = nearest_file(path, str(self._folder))
+            self.wrongs.append(Wrong(loc, f"got {shown(path)}; there is no such {what}{also}{near}"))
+        return found or path
+
+    def named_or_file(self, loc: Loc, path: str, names: Sequence[str], suffix: str) -> str:
+        """A shipped name as it is, or an existing file."""
+        if path in names:
+            return path
+        found = self._find(path)
+        if found is not None and os.path.isfile(found) and (problem := _unreadable(found)):
+            self.wrongs.append(Wrong(loc, f"got {shown(path)}; {problem}"))
+        if found is None or not os.path.isfile(found):
+            known = ", ".join(names) or "none ships yet"
+            near = did_you_mean(path, names) or nearest_file(path, str(self._folder))
+            text = f"got {shown(path)}; must be a shipped name ({known}) or a {suffix} file{near}"
+            self.wrongs.append(Wrong(loc, text))
+        return found or path
+
+    def _find(self, path: str) -> str | None:
+        expanded = os.path.expanduser(path)
+        if os.path.exists(expanded):
+            return expanded
+        if os.path.isabs(expanded):
+            return None
+        beside = self._folder / expanded
+        if os.path.exists(beside):
+            return str(beside)
+        shipped_file = shipped(expanded)
+        return str(shipped_file) if shipped_file else None
+
+
+def _no_folder(path: str) -> str:
+    """Why a path neither is a folder nor can become one; nothing where it may."""
+    if not path.isprintable():
+        return "which holds a line end or another control character"
+    if os.path.exists(path):
+        return "" if os.path.isdir(path) else "which is a file"
+    if os.path.islink(path):
+        return f"which is a link to {os.readlink(path)}, where nothing is"
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except OSError as error:
+        return f"which cannot be a folder ({error.strerror})"
+    return ""
+
+
+def _unreadable(path: str) -> str:
+    """Why what exists at a path cannot be read; nothing where it can."""
+    if not os.path.isfile(path) and not os.path.isdir(path):
+        return "it is neither a file nor a folder, and reading from it may never end"
+    if not os.access(path, os.R_OK | (os.X_OK if os.path.isdir(path) else 0)):
+        kind = "folder" if os.path.isdir(path) else "file"
+        return f"this user may not read it; chmod it, or copy it to another {kind}"
+    return ""

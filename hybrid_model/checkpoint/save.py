@@ -1,0 +1,96 @@
+"""Writing a checkpoint in the released layout, and opening it as a stranger would, with plain transformers."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase
+from transformers.models.olmo_hybrid import OlmoHybridConfig
+from transformers.models.olmo_hybrid import modeling_olmo_hybrid as hf
+
+from hybrid_ft.hybrid_model.checkpoint.tokenizer import check_vocabulary
+from hybrid_ft.hybrid_model.checkpoint.weight_files import give_usual_mode
+from hybrid_ft.hybrid_model.families.olmo_hybrid.model import OlmoHybridForCausalLM
+from hybrid_ft.hybrid_model.families.olmo_hybrid.names import released_shapes
+
+# relative L2 between two implementations' logits in float32; a wrong norm eps alone moves them by 0.38
+_TOLERANCE = 1e-4
+
+
+def save(model: OlmoHybridForCausalLM, folder: str | Path, tokenizer: PreTrainedTokenizerBase | None = None) -> Path:
+    """Write a checkpoint that transformers and vLLM open: released tensor names, one dtype, config, generation config.
+
+    Every tensor is written in the model's dtype, ``A_log`` and ``dt_bias`` too, because vLLM wants one dtype and the
+    released checkpoint has one. (``model.save_pretrained`` keeps these two in float32, so that a resumed run is exact.)
+    Raises InputError for a tokenizer that is too large for the model, before anything is written.
+    """
+    if tokenizer is not None:
+        check_vocabulary(tokenizer, model.config)
+    folder = Path(folder)
+    dtype = model.dtype
+    state_dict = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
+    model.save_pretrained(folder, state_dict=state_dict, max_shard_size="5GB")
+    give_usual_mode(folder.glob("*.safetensors"))
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if model.model.rotary_emb is None:
+        config["rope_parameters"] = {"rope_theta": None}
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    return folder
+
+
+def verify(folder: str | Path, model: OlmoHybridForCausalLM) -> float:
+    """Open a saved folder as a stranger would, with plain transformers, and compare it with the model in memory.
+
+    Returns the relative L2 difference of the logits of 64 tokens. Raises RuntimeError for a tensor that is missing,
+    unexpected or of another shape, for logits that differ by more than two implementations may in float32, for
+    rope where the model has none, and for end tokens outside the vocabulary.
+    """
+    folder = Path(folder)
+    half = model.dtype in (torch.bfloat16, torch.float16)
+    compared = torch.float32 if half else model.dtype
+    plain, info = hf.OlmoHybridForCausalLM.from_pretrained(folder, dtype=compared, output_loading_info=True)
+    problems = {kind: sorted(map(str, names)) for kind, names in info.items() if names}
+    if problems:
+        raise RuntimeError(f"{folder}: transformers reports {problems}")
+    _check_names(folder, model.config)
+    if (plain.model.rotary_emb is None) != (model.model.rotary_emb is None):
+        raise RuntimeError(f"{folder}: the saved config and the model differ in whether they have rope")
+    ends = plain.generation_config.eos_token_id
+    for end in ends if isinstance(ends, list) else [ends]:
+        if end is not None and not 0 <= end < plain.config.vocab_size:
+            raise RuntimeError(f"{folder}: end token {end} is outside the vocabulary of {plain.config.vocab_size}")
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(plain.config.vocab_size, (1, 64), generator=generator)
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        theirs = plain.eval()(tokens, use_cache=False).logits.double()
+        # a trained model blows the rounding of half precision up to any size, so the same weights are run in float32;
+        # A_log and dt_bias are rounded first, as they were in saving
+        ran = copy.deepcopy(model).to(model.dtype).float() if half else model
+        ours = ran(tokens.to(model.device), use_cache=False).logits.double().cpu()
+    model.train(training)
+    difference = float((ours - theirs).norm() / theirs.norm())
+    tolerance = _TOLERANCE
+    if not difference <= tolerance:
+        raise RuntimeError(f"{folder}: logits differ by {difference:.1e} from the model's (at most {tolerance:.0e})")
+    return difference
+
+
+def _check_names(folder: Path, config: OlmoHybridConfig) -> None:
+    """The files hold the released names and no others: transformers reads more than vLLM does."""
+    from safetensors import safe_open
+
+    names = set()
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            names.update(file.keys())
+    differing = names.symmetric_difference(released_shapes(config))
+    if differing:
+        raise RuntimeError(f"{folder}: tensor names differ from the released layout: {sorted(differing)[:4]}")

@@ -1,0 +1,76 @@
+"""Olmo Hybrid's tensor names: the released checkpoint's, older ones, and transformers' in memory.
+
+In memory, transformers joins the three convolutions of a delta layer into ``linear_attn.conv1d``; the released
+checkpoints, vLLM and older transformers have ``q_conv1d``, ``k_conv1d`` and ``v_conv1d``. Files of ours have the three.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+
+import torch
+from transformers.models.olmo_hybrid import OlmoHybridConfig, OlmoHybridForCausalLM
+
+from hybrid_ft.errors import InputError
+
+_FUSED = re.compile(r"(.*linear_attn\.)conv1d\.weight")
+_LEGACY = (("attention_layer_norm", "input_layernorm"), ("feedforward_layer_norm", "post_attention_layernorm"))
+
+
+def split_widths(config: OlmoHybridConfig) -> dict[str, int]:
+    """Channels of each convolution, in the order in which they are joined."""
+    key = config.linear_num_key_heads * config.linear_key_head_dim
+    return {"q": key, "k": key, "v": config.linear_num_value_heads * config.linear_value_head_dim}
+
+
+def released_state_dict(state_dict: dict[str, torch.Tensor], config: OlmoHybridConfig) -> dict[str, torch.Tensor]:
+    """The same tensors under the released names."""
+    widths = split_widths(config)
+    released = {}
+    for name, tensor in state_dict.items():
+        if match := _FUSED.fullmatch(name):
+            for part, piece in zip(widths, tensor.split(list(widths.values()))):
+                # safetensors refuses tensors that share memory
+                released[f"{match[1]}{part}_conv1d.weight"] = piece.clone()
+        else:
+            released[name] = tensor
+    return released
+
+
+def released_shapes(config: OlmoHybridConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of a checkpoint; 523 for Olmo Hybrid 7B. Raises InputError for an impossible config."""
+    try:
+        with torch.device("meta"), warnings.catch_warnings(action="ignore"):
+            model = OlmoHybridForCausalLM(config)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"config.json: no model can be made as it says ({' '.join(str(error).split())[:200]})"
+        ) from None
+    widths = split_widths(config)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, tensor in model.state_dict().items():
+        if match := _FUSED.fullmatch(name):
+            for part, width in widths.items():
+                shapes[f"{match[1]}{part}_conv1d.weight"] = (width, *tensor.shape[1:])
+        elif not (config.tie_word_embeddings and name == "lm_head.weight"):
+            shapes[name] = tuple(tensor.shape)
+    return shapes
+
+
+def current_name(name: str) -> str:
+    for old, new in _LEGACY:
+        name = name.replace(old, new)
+    return name
+
+
+def split_fused(found: dict[str, tuple[Path, tuple[int, ...]]], config: OlmoHybridConfig) -> None:
+    """A file may hold the joined convolution, as transformers writes it on request: count it as its three parts."""
+    widths = split_widths(config)
+    for name in [name for name in found if _FUSED.fullmatch(name)]:
+        path, shape = found.pop(name)
+        if not shape or shape[0] != sum(widths.values()):
+            raise InputError(f"{path}: tensor {name} has shape {list(shape)}, not {sum(widths.values())} channels")
+        for part, width in widths.items():
+            found[name.replace("conv1d", f"{part}_conv1d")] = (path, (width, *shape[1:]))

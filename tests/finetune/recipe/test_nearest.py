@@ -1,0 +1,60 @@
+"""Suggestions: likely slips find their word or file, unlike ones find nothing."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from hybrid_ft.finetune.recipe.nearest import did_you_mean, nearest, nearest_file
+
+
+@pytest.mark.parametrize(
+    ("word", "near"),
+    [
+        ("dop", "dpo"),  # two of three letters exchanged: the least likeness that counts
+        ("cosin", "cosine"),
+        ("sigmod", "sigmoid"),
+        ("exprot", "export"),
+        ("ppo", "dpo"),
+        ("kto", None),
+        ("quantize", None),
+        ("", None),
+    ],
+)
+def test_nearest_word(word: str, near: str | None) -> None:
+    assert nearest(word, ["sft", "dpo", "export", "cosine", "sigmoid"]) == near
+
+
+def test_a_suggestion_is_a_phrase() -> None:
+    assert did_you_mean("dop", ["dpo"]) == "; did you mean dpo?"
+    assert did_you_mean("x" * 100_000, ["dpo"]) == ""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    for name in ("data/train.jsonl", "data/heldout.csv", "data/heldout.jsonl"):
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("data/trian.jsonl", "; did you mean data/train.jsonl?"),
+        ("data/train.json", "; did you mean data/train.jsonl?"),
+        ("data/held-out.jsonl", "; did you mean data/heldout.jsonl?"),
+        ("data/held-out.csv", "; did you mean data/heldout.csv?"),
+        ("data/test.jsonl", ""),  # alike in its suffix alone
+        ("dta/train.jsonl", "; there is no folder dta either"),
+        ("a\x1fb/train.jsonl", ""),
+        ("https://example.com/train.jsonl", ""),
+    ],
+)
+def test_nearest_file(folder: Path, path: str, said: str) -> None:
+    assert nearest_file(path) == said
+
+
+def test_a_file_beside_the_recipe_is_found(folder: Path) -> None:
+    assert nearest_file("trian.jsonl", "data") == f"; did you mean {os.path.join('data', 'train.jsonl')}?"

@@ -1,0 +1,35 @@
+"""How a value and a library's complaint look in a message of one line."""
+
+from typing import Any
+
+import pytest
+
+from hybrid_ft.errors import one_line, shown
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "null"),
+        (True, "true"),
+        (False, "false"),
+        (5, "5"),
+        ("5", "'5'"),
+        ("a\u2028\x1b", r"'a\u2028\x1b'"),
+        ("x" * 100, "'" + "x" * 56 + "..."),
+        pytest.param(10**5000, "a number of thousands of digits", id="long"),
+        ([], "an empty list"),
+        ([1, 2], "a list of 2"),
+        ({}, "an empty mapping"),
+        ({"role": 1, "a\nb": 2, 3: 4}, r"a mapping with role, a\nb, 3"),
+        ({str(number): 0 for number in range(9)}, "a mapping with 0, 1, 2, 3"),
+    ],
+)
+def test_shown(value: Any, text: str) -> None:
+    assert shown(value) == text
+
+
+def test_one_line() -> None:
+    assert one_line(ValueError("a\n  b\t c")) == "a b c"
+    assert one_line(OSError()) == "OSError"
+    assert one_line("x" * 400) == "x" * 297 + "..."
