@@ -74,7 +74,7 @@ def ask(questions: Recipe, result: Path) -> list[dict[str, Any]]:
     """The answers of a stage's model, in the order of the rows: source, origin, answer, reference, and whether it is exact."""
     from hybrid_ft.finetune.generation.generate import load_for_answers
 
-    model, tokenizer, _ = load_for_answers(str(result))
+    model, tokenizer = load_for_answers(str(result))
     return _answers(questions, model, tokenizer)
 
 
@@ -89,8 +89,10 @@ def _base_tokenizer(first: Recipe) -> PreTrainedTokenizerBase:
 
 def _answers(questions: Recipe, model: Any, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
     from hybrid_ft.finetune.evaluation import answers as evaluate
+    from hybrid_ft.hybrid_model.checkpoint.generation_config import end_tokens
 
-    with _asked(questions, tokenizer) as (rows, sources, end_ids):
+    with _asked(questions, tokenizer) as (rows, sources, template_ends):
+        end_ids = end_tokens(model, tokenizer, template_ends)
         wanted = questions.evaluate.model_copy(update={"answers": len(rows)})
         answers = evaluate.answer_held_out(model.eval(), tokenizer, rows, end_ids, wanted)
     return [{"source": source, **line} for source, line in zip(sources, answers, strict=True)]
@@ -98,7 +100,7 @@ def _answers(questions: Recipe, model: Any, tokenizer: PreTrainedTokenizerBase) 
 
 @contextmanager
 def _asked(questions: Recipe, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[Dataset, list[str], list[int]]]:
-    """The rows, the source of each, and the tokens that end an answer."""
+    """The rows, the source of each, and the tokens with which the template ends an answer."""
     import numpy as np
 
     from hybrid_ft.finetune.data.pool import read_pool

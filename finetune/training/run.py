@@ -27,8 +27,7 @@ from hybrid_ft.finetune.training.progress import ShowProgress, say
 from hybrid_ft.finetune.training.trainer import RunTrainer
 from hybrid_ft.hybrid_model import adapters
 from hybrid_ft.hybrid_model.checkpoint import tokenizer as tokenizers
-from hybrid_ft.hybrid_model.checkpoint.config import BUNDLED
-from hybrid_ft.hybrid_model.families.olmo_hybrid.presets import TINY
+from hybrid_ft.hybrid_model.checkpoint.generation_config import GenerationDefaults
 
 
 def in_folder(folder: RunFolder, console: Console, work: Callable[[StopRequest], int]) -> int:
@@ -271,15 +270,18 @@ def train(
 
 
 def export(
-    trainer: RunTrainer, recipe: Recipe, folder: RunFolder, tokenizer: PreTrainedTokenizerBase, end_ids: list[int]
+    trainer: RunTrainer,
+    recipe: Recipe,
+    folder: RunFolder,
+    tokenizer: PreTrainedTokenizerBase,
+    defaults: GenerationDefaults,
 ) -> list[Path]:
     """Every result, verified; the last is the one to talk to."""
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     # a copy of a model whose forward was replaced on the instance would run the original's
     (model.get_base_model() if isinstance(model, PeftModel) else model).__dict__.pop("forward", None)
     wanted = recipe.model
-    base = str(BUNDLED) if wanted.path == TINY else wanted.path
-    exporter = Exporter(folder.path, tokenizer, end_ids, base, wanted.revision)
+    exporter = Exporter(folder.path, tokenizer, defaults, wanted.path, wanted.revision)
     if not wanted.lora:
         return [exporter.whole(model.to(torch.bfloat16) if in_bfloat16(recipe) else model)]
     results = [exporter.adapter(model)]

@@ -34,6 +34,7 @@ from hybrid_ft.finetune.training.dpo.reference_cache import ReferenceCache, dige
 from hybrid_ft.finetune.training.dpo.trainer import PairTrainer
 from hybrid_ft.finetune.training.progress import duration, say
 from hybrid_ft.finetune.training.stuck_loss import NoSignal
+from hybrid_ft.hybrid_model.checkpoint.generation_config import generation_defaults
 
 
 def run(recipe: Recipe, console: Console, accept_changes: bool = False) -> int:
@@ -94,6 +95,7 @@ class _Run:
         changed = folder.check(identity, self.accept)
         self.plan = Plan.of(recipe, len(self.prepared.train))
         model = stage.load_model(recipe, self.tokenizer)
+        self.defaults = generation_defaults(model, self.tokenizer, self.prepared.end_ids)
         cache = self._cache(model)
         cache.check()
         saves = stage.check_storage(folder, recipe, model)
@@ -118,7 +120,7 @@ class _Run:
             return 0
         with self.console.status("measuring after the training"):
             after = self._measure(trainer, "after")
-        results = stage.export(trainer, recipe, folder, self.tokenizer, self.prepared.end_ids)
+        results = stage.export(trainer, recipe, folder, self.tokenizer, self.defaults)
         self._compare(before, after)
         folder.finish(step=self.plan.steps, results=[path.name for path in results])
         self.say(f"done in {duration(time.perf_counter() - began)}")
@@ -220,8 +222,8 @@ class _Run:
         answers = []
         if wanted.answers and prepared.eval is not None:
             rows = _with_answers(prepared.eval, self.tokenizer)
-            answers = evaluate.answer_held_out(model, self.tokenizer, rows, prepared.end_ids, wanted)
-        samples = evaluate.answer_samples(model, self.tokenizer, prepared.end_ids, wanted)
+            answers = evaluate.answer_held_out(model, self.tokenizer, rows, self.defaults.ends, wanted)
+        samples = evaluate.answer_samples(model, self.tokenizer, self.defaults.ends, wanted)
         for kind, lines in (("answers", answers), ("samples", samples)):
             if lines:
                 evaluate.write_lines(self.folder.path / f"{kind}-{when}.jsonl", lines)

@@ -24,6 +24,7 @@ from hybrid_ft.finetune.training.progress import ShowProgress, duration, say
 from hybrid_ft.finetune.training.sft.trainer import PackedSFTTrainer, Plan, arguments
 from hybrid_ft.finetune.training.stuck_loss import NoSignal
 from hybrid_ft.finetune.training.trainer import FILLER, packs_dataset
+from hybrid_ft.hybrid_model.checkpoint.generation_config import generation_defaults
 
 
 def run(recipe: Recipe, console: Console, accept_changes: bool = False) -> int:
@@ -62,6 +63,7 @@ class _Run:
         changed = folder.check(identity, self.accept)
         self.plan = Plan.of(recipe, self.prepared, folder.processes.count)
         model = self._model()
+        self.defaults = generation_defaults(model, self.tokenizer, self.prepared.end_ids)
         saves = stage.check_storage(folder, recipe, model)
         stage.begin_or_go_on(folder, recipe, "sft", identity, changed, self.say)
         resumed = stage.newest_checkpoint(folder, self.say)
@@ -72,7 +74,7 @@ class _Run:
             return 0
         with self.console.status("measuring after the training"):
             after = self._measure(trainer, "after")
-        results = stage.export(trainer, recipe, folder, self.tokenizer, self.prepared.end_ids)
+        results = stage.export(trainer, recipe, folder, self.tokenizer, self.defaults)
         evaluate.show(self.console, before, after)
         folder.finish(step=self.plan.steps, results=[path.name for path in results])
         self.say(f"done in {duration(time.perf_counter() - began)}")
@@ -160,11 +162,11 @@ class _Run:
             loss = known[1] if known and known[0] == trainer.result_step else trainer.held_out(alone=True)[0]
         model.eval()
         answers = (
-            evaluate.answer_held_out(model, self.tokenizer, prepared.eval, prepared.end_ids, wanted)
+            evaluate.answer_held_out(model, self.tokenizer, prepared.eval, self.defaults.ends, wanted)
             if wanted.answers
             else []
         )
-        samples = evaluate.answer_samples(model, self.tokenizer, prepared.end_ids, wanted)
+        samples = evaluate.answer_samples(model, self.tokenizer, self.defaults.ends, wanted)
         for kind, lines in (("answers", answers), ("samples", samples)):
             if lines:
                 evaluate.write_lines(self.folder.path / f"{kind}-{when}.jsonl", lines)
