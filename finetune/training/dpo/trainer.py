@@ -24,7 +24,7 @@ from transformers import Trainer
 from trl import DPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
-from hybrid_ft.finetune.recipe.checks import NORMALISED_LOSSES
+from hybrid_ft.finetune.recipe.losses import LOSSES
 from hybrid_ft.finetune.runs.processes import Processes
 from hybrid_ft.finetune.training.dpo.batches import Pair, StepCollator, count_work, in_portions, padded_pairs, sizes_of
 from hybrid_ft.finetune.training.dpo.metrics import PairSums
@@ -62,14 +62,14 @@ class PairTrainer(RunTrainer, DPOTrainer):
         # without the entropies and mean logits that TRL has its head report
         add_fused_lm_head(plain)
         take_over_on_cpu(plain)
-        loss = self.loss_types[0]
-        self.sums = {mode: PairSums(self.beta, loss in NORMALISED_LOSSES) for mode in ("train", "eval")}
+        loss = LOSSES[self.loss_types[0]]
+        self.sums = {mode: PairSums(self.beta, loss.normalised) for mode in ("train", "eval")}
         self.work = [0, 0]
         self.data_collator = StepCollator(
             self.pad_token_id,
             batch_tokens,
             count_work(plain.config, frozen_weights=plain is not self.model),
-            loss == "sft",
+            loss.weighs_by == "chosen tokens",
             self.accelerator.num_processes,
             self.accelerator.process_index,
         )
