@@ -261,19 +261,17 @@ def _do(stage: Stage, base: Path, number: int, console: Console) -> int:
 
 def _export(stage: Stage, base: Path) -> None:
     """The model of the stage before, in the dtype asked for, opened again in plain transformers and compared."""
-    from transformers import GenerationConfig
     from transformers.utils import logging
 
     from hybrid_ft.finetune.runs.export import Exporter
+    from hybrid_ft.hybrid_model.checkpoint.generation_config import generation_defaults
     from hybrid_ft.hybrid_model.checkpoint.load import load
     from hybrid_ft.hybrid_model.checkpoint.tokenizer import load_tokenizer
 
     logging.disable_progress_bar()
-    ends = GenerationConfig.from_pretrained(base).eos_token_id
-    tokenizer = load_tokenizer(base)
+    tokenizer, model = load_tokenizer(base), load(base, dtype=stage.dtype)
     stage.folder.mkdir(exist_ok=True)
-    exporter = Exporter(stage.folder, tokenizer, ends if isinstance(ends, list) else [ends], str(base))
-    exporter.whole(load(base, dtype=stage.dtype))
+    Exporter(stage.folder, tokenizer, generation_defaults(model, tokenizer), str(base)).whole(model)
 
 
 def _result(stage: Stage) -> Path | None:

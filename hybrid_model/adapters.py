@@ -40,6 +40,26 @@ def target_modules(targets: str) -> str:
     return rf".*\.({'|'.join(_SETS[name] for name in dict.fromkeys(names))})"
 
 
+def adapted_names(model: PeftModel) -> list[str]:
+    """The adapted layers as a list of names, each as short as tells them from all others: ``self_attn.q_proj``.
+
+    Servers read such a list where they do not read a pattern.
+    """
+    modules = {name for name, _ in model.get_base_model().named_modules()}
+    adapted = {name for name in modules if f"{name}.base_layer" in modules}
+    others = {name for name in modules - adapted if not any(part in name for part in (".base_layer", ".lora_"))}
+    by_last: dict[str, list[str]] = {}
+    for name in others:
+        by_last.setdefault(name.rpartition(".")[2], []).append(name)
+    found = set()
+    for name in adapted:
+        parts = name.split(".")
+        suffixes = [".".join(parts[-size:]) for size in range(1, len(parts) + 1)]
+        alike = by_last.get(parts[-1], [])
+        found.add(next(suffix for suffix in suffixes if not any(f".{other}".endswith(f".{suffix}") for other in alike)))
+    return sorted(found)
+
+
 def add_lora(
     model: OlmoHybridForCausalLM, targets: str = ALL_LINEAR, rank: int = 32, alpha: float = 64, dropout: float = 0.0
 ) -> PeftModel:

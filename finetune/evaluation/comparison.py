@@ -64,33 +64,39 @@ def check(questions: Recipe, first: Recipe) -> None:
 
 def ask_base(questions: Recipe, first: Recipe) -> list[dict[str, Any]]:
     """The answers of the model that the first stage starts from."""
-    from hybrid_ft.finetune.training import run as stage
+    from hybrid_ft.finetune import models
+    from hybrid_ft.finetune.runs import device
 
     tokenizer = _base_tokenizer(first)
-    return _answers(questions, stage.load_model(first, tokenizer), tokenizer)
+    model = models.load_model(first, tokenizer).to(device.kind())
+    # a result has the dtype of its training; the base as it is loaded to be trained has not
+    with models.arithmetic(first):
+        return _answers(questions, model, tokenizer)
 
 
 def ask(questions: Recipe, result: Path) -> list[dict[str, Any]]:
     """The answers of a stage's model, in the order of the rows: source, origin, answer, reference, and whether it is exact."""
     from hybrid_ft.finetune.generation.generate import load_for_answers
 
-    model, tokenizer, _ = load_for_answers(str(result))
+    model, tokenizer = load_for_answers(str(result))
     return _answers(questions, model, tokenizer)
 
 
 def _base_tokenizer(first: Recipe) -> PreTrainedTokenizerBase:
+    from hybrid_ft.finetune import models
     from hybrid_ft.finetune.data.prepare import template_text
-    from hybrid_ft.finetune.training import run as stage
 
-    tokenizer = stage.load_tokenizer(first)
+    tokenizer = models.load_tokenizer(first)
     tokenizer.chat_template = template_text(first.model.chat_template, tokenizer)[0]
     return tokenizer
 
 
 def _answers(questions: Recipe, model: Any, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
     from hybrid_ft.finetune.evaluation import answers as evaluate
+    from hybrid_ft.hybrid_model.checkpoint.generation_config import end_tokens
 
-    with _asked(questions, tokenizer) as (rows, sources, end_ids):
+    with _asked(questions, tokenizer) as (rows, sources, template_ends):
+        end_ids = end_tokens(model, tokenizer, template_ends)
         wanted = questions.evaluate.model_copy(update={"answers": len(rows)})
         answers = evaluate.answer_held_out(model.eval(), tokenizer, rows, end_ids, wanted)
     return [{"source": source, **line} for source, line in zip(sources, answers, strict=True)]
@@ -98,7 +104,7 @@ def _answers(questions: Recipe, model: Any, tokenizer: PreTrainedTokenizerBase) 
 
 @contextmanager
 def _asked(questions: Recipe, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[Dataset, list[str], list[int]]]:
-    """The rows, the source of each, and the tokens that end an answer."""
+    """The rows, the source of each, and the tokens with which the template ends an answer."""
     import numpy as np
 
     from hybrid_ft.finetune.data.pool import read_pool

@@ -10,6 +10,7 @@ from transformers import TextStreamer
 
 from hybrid_ft.finetune.data.tokens.prompts import PromptEncoder
 from hybrid_ft.finetune.generation.generate import Sampling, model_for_answers, tokenizer_for_answers
+from hybrid_ft.hybrid_model.checkpoint.generation_config import end_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,7 +37,8 @@ def run(path: str, system: str | None, max_new_tokens: int, sampling: Sampling) 
     """Read turns until the input ends; the whole conversation goes to the model at each turn."""
     tokenizer = tokenizer_for_answers(path)
     encoder = PromptEncoder(tokenizer)
-    model, end_ids = model_for_answers(path, tokenizer)
+    model = model_for_answers(path)
+    end_ids = end_tokens(model, tokenizer, encoder.end_ids)
     pad_id = end_ids[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     config = sampling.config(end_ids, pad_id, max_new_tokens)
     interactive = sys.stdin.isatty()

@@ -20,8 +20,10 @@ import hybrid_ft
 from hybrid_ft.errors import STORAGE, InputError, one_line
 from hybrid_ft.finetune.data.tokens.prompts import PromptEncoder
 from hybrid_ft.finetune.generation.prompt_file import MOST_LINES
+from hybrid_ft.finetune.runs import device
 from hybrid_ft.hybrid_model.checkpoint.adapter_files import CONFIG, check_adapter, read_adapter
-from hybrid_ft.hybrid_model.checkpoint.config import check_end_tokens, find_config
+from hybrid_ft.hybrid_model.checkpoint.config import check_generation_config, find_config
+from hybrid_ft.hybrid_model.checkpoint.generation_config import end_tokens
 from hybrid_ft.hybrid_model.checkpoint.load import check_finite
 from hybrid_ft.hybrid_model.checkpoint.tokenizer import check_vocabulary, load_tokenizer
 
@@ -114,15 +116,14 @@ def _continue(
     return [list(itertools.takewhile(lambda token: token not in ends, row)) for row in out]
 
 
-def load_for_answers(path: str) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase, list[int]]:
-    """A model to talk to, its tokenizer, and the tokens that end its answers.
+def load_for_answers(path: str) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
+    """A model to talk to, and its tokenizer.
 
     path: a saved model, an adapter folder (the base is the one its config names), a hub name, or the preset tiny.
     Loaded onto the GPU where there is one. Raises InputError where there is nothing to load.
     """
     tokenizer = tokenizer_for_answers(path)
-    model, end_ids = model_for_answers(path, tokenizer)
-    return model, tokenizer, end_ids
+    return model_for_answers(path), tokenizer
 
 
 def tokenizer_for_answers(path: str) -> PreTrainedTokenizerBase:
@@ -131,9 +132,12 @@ def tokenizer_for_answers(path: str) -> PreTrainedTokenizerBase:
     folder = Path(path).expanduser()
     if (folder / CONFIG).is_file():
         adapter = read_adapter(folder)
-        config = find_config(adapter.base, adapter.revision, weights=True)
+        try:
+            config = find_config(adapter.base, adapter.revision, weights=True)
+        except InputError as error:
+            raise InputError(f"{folder / CONFIG}: base_model_name_or_path: {error}", error.status) from None
         check_adapter(folder, adapter, config)
-        check_end_tokens(folder, config)
+        check_generation_config(folder, config)
     else:
         config = find_config(path, weights=True)
     tokenizer = load_tokenizer(folder if folder.is_dir() else path)
@@ -141,18 +145,12 @@ def tokenizer_for_answers(path: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def model_for_answers(path: str, tokenizer: PreTrainedTokenizerBase) -> tuple[PreTrainedModel | PeftModel, list[int]]:
-    """The model of ``load_for_answers``, and the tokens that end its answers; ``tokenizer`` is the one found before."""
+def model_for_answers(path: str) -> PreTrainedModel | PeftModel:
+    """The model of ``load_for_answers``, in eval mode."""
     folder = Path(path).expanduser()
     model = _with_adapter(folder) if (folder / CONFIG).is_file() else hybrid_ft.load(path)
-    if torch.cuda.is_available():
-        model = model.cuda()
-    ends = model.generation_config.eos_token_id
-    if ends is None:
-        ends = tokenizer.eos_token_id
-    if ends is None:
-        raise InputError(f"{path}: neither its generation config nor its tokenizer names a token that ends an answer")
-    return model.eval(), [ends] if isinstance(ends, int) else list(ends)
+    model = model.to(device.kind())
+    return model.eval()
 
 
 def _with_adapter(folder: Path) -> PreTrainedModel:
@@ -194,7 +192,8 @@ def run(
             mistakes.append(f"{prompts}:{number}: {error}")
     if mistakes:
         raise InputError("\n".join(mistakes[:MOST_LINES]))
-    model, end_ids = model_for_answers(path, tokenizer)
+    model = model_for_answers(path)
+    end_ids = end_tokens(model, tokenizer, encoder.end_ids)
     with _writer(out) as write:
         for start in range(0, len(rows), WINDOW):
             part = slice(start, start + WINDOW)

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from hybrid_ft.hybrid_model.checkpoint.weight_files import give_usual_mode
+
 MANIFEST = "manifest.json"
 STAGING = ".staging"
 
@@ -35,7 +37,9 @@ def commit(staged: Path, final: Path, beat: Callable[[], None] = lambda: None) -
 
 
 def publish(staged: Path, final: Path, beat: Callable[[], None] = lambda: None) -> None:
-    """Sync a filled folder and rename it to ``final``, replacing what bears that name."""
+    """Sync a filled folder and rename it to ``final``, replacing what bears that name. Whoever may read the folder may
+    read its weights."""
+    give_usual_mode(staged.rglob("*.safetensors"))
     for path in [*staged.rglob("*"), staged]:
         _sync(path)
         beat()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,11 +11,15 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from transformers import GenerationConfig, OlmoHybridForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import OlmoHybridForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from hybrid_ft.errors import NUMERICS, InputError
 from hybrid_ft.finetune.runs import storage, weights
 from hybrid_ft.finetune.runs.checkpoints import publish
+from hybrid_ft.hybrid_model.adapters import adapted_names
+from hybrid_ft.hybrid_model.checkpoint.adapter_files import CONFIG
+from hybrid_ft.hybrid_model.checkpoint.config import lasting_name
+from hybrid_ft.hybrid_model.checkpoint.generation_config import GenerationDefaults
 from hybrid_ft.hybrid_model.checkpoint.save import save, verify
 
 # float32 sums in another order; the same weights through transformers' own layers stay well below these
@@ -23,14 +28,14 @@ _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 
 @dataclass
 class Exporter:
-    """Writes results into ``folder``, each with the tokenizer, its chat template, and the tokens that end an answer.
+    """Writes results into ``folder``, each with the tokenizer, its chat template, and how answers end and are sampled.
 
-    base      folder or hub name that a LoRA adapter is to be opened on, and ``revision`` of a hub name
+    ``base``: the folder, hub name or preset that a LoRA adapter is to be opened on; ``revision``: of a hub name.
     """
 
     folder: Path
     tokenizer: PreTrainedTokenizerBase
-    end_ids: list[int]
+    defaults: GenerationDefaults
     base: str
     revision: str | None = None
 
@@ -41,8 +46,9 @@ class Exporter:
         """
         self._refuse_not_finite(model)
         with self._staged(name) as staged:
+            model.config.use_cache = self.defaults.use_cache
             save(model, staged, self.tokenizer)
-            self._generation_config().save_pretrained(staged)
+            self.defaults.config.save_pretrained(staged)
             verify(staged, model)
         return self.folder / name
 
@@ -54,13 +60,16 @@ class Exporter:
         self._refuse_not_finite(model)
         with self._staged(name) as staged:
             config = model.peft_config["default"]
-            config.base_model_name_or_path, config.revision = self.base, self.revision
+            base = lasting_name(self.base)
+            config.base_model_name_or_path, config.revision = base, self.revision
+            config.target_modules = set(adapted_names(model))
             model.save_pretrained(str(staged), save_embedding_layers=False)
+            _sort_target_modules(staged / CONFIG)
             (staged / "README.md").unlink(missing_ok=True)  # PEFT's card is a form with nothing filled in
             self.tokenizer.save_pretrained(str(staged))
-            self._generation_config().save_pretrained(staged)
+            self.defaults.config.save_pretrained(staged)
             plain = OlmoHybridForCausalLM.from_pretrained(
-                self.base,
+                base,
                 revision=self.revision,
                 dtype=model.dtype,
                 use_safetensors=True,
@@ -86,14 +95,12 @@ class Exporter:
         if not weights.are_finite(model.parameters()):
             raise InputError(f"{self.folder}: the result has weights that are not finite, so it is not saved", NUMERICS)
 
-    def _generation_config(self) -> GenerationConfig:
-        ends: list[int] | int = self.end_ids if len(self.end_ids) > 1 else self.end_ids[0]
-        pad = self.tokenizer.pad_token_id
-        return GenerationConfig(
-            eos_token_id=ends,
-            pad_token_id=self.end_ids[0] if pad is None else pad,
-            bos_token_id=self.tokenizer.bos_token_id,
-        )
+
+def _sort_target_modules(path: Path) -> None:
+    """PEFT holds the names as a set and writes them in another order each time."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["target_modules"].sort()
+    path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
+from transformers import GenerationConfig
 from transformers.models.olmo_hybrid import OlmoHybridConfig
 
 from hybrid_ft.errors import ENVIRONMENT, InputError, one_line
@@ -72,20 +73,33 @@ def find_config(path: str | Path, revision: str | None = None, *, weights: bool 
     config = read_config(folder)
     if weights and os.path.isdir(os.path.expanduser(name)):
         check_weight_files(folder, config)
-        check_end_tokens(folder, config)
+        check_generation_config(folder, config)
     return config
 
 
-def check_end_tokens(folder: Path, config: OlmoHybridConfig) -> None:
-    """Refuse a generation config that is damaged, or whose end tokens are no tokens of the model."""
+def check_generation_config(folder: Path, config: OlmoHybridConfig) -> None:
+    """Refuse a generation config that is damaged, or whose end tokens are not tokens of the model."""
     path = folder / "generation_config.json"
     if not path.exists():
         return
-    ends = json_object(path).get("eos_token_id")
+    raw = json_object(path)
+    ends = raw.get("eos_token_id")
     for end in ends if isinstance(ends, list) else [ends]:
         if end is not None and (type(end) is not int or not 0 <= end < config.vocab_size):
             rule = f"must be ids below {config.vocab_size}, the model's vocabulary"
             raise InputError(f"{path}: eos_token_id is {str(ends)[:60]!r}; {rule}")
+    try:
+        GenerationConfig.from_dict(raw)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: {one_line(error)}") from None
+
+
+def lasting_name(name: str) -> str:
+    """What an adapter calls its base, so that it opens from anywhere: an absolute path for a folder, or the hub's name."""
+    if name == TINY:
+        return str(BUNDLED)
+    path = os.path.expanduser(name)
+    return os.path.abspath(path) if os.path.isdir(path) else name
 
 
 def find_folder(name: str, revision: str | None = None, *, weights: bool = False) -> Path:

@@ -8,7 +8,7 @@ import torch
 from transformers.models.olmo_hybrid import OlmoHybridConfig
 
 from hybrid_ft.errors import InputError
-from hybrid_ft.hybrid_model.checkpoint.config import check_end_tokens, find_folder, read_config
+from hybrid_ft.hybrid_model.checkpoint.config import check_generation_config, find_folder, lasting_name, read_config
 from hybrid_ft.hybrid_model.checkpoint.weight_files import check_weight_files
 from hybrid_ft.hybrid_model.families.olmo_hybrid.model import OlmoHybridForCausalLM
 from hybrid_ft.hybrid_model.families.olmo_hybrid.presets import PRESETS, TINY, preset_config
@@ -58,12 +58,14 @@ def load(
                 parameter.data = parameter.data.float()
     else:
         check_weight_files(folder, config)
-        check_end_tokens(folder, config)
+        check_generation_config(folder, config)
         model, info = OlmoHybridForCausalLM.from_pretrained(
             folder, config=config, dtype=wanted, use_safetensors=True, output_loading_info=True
         )
         assert not any(info.values()), info
         check_finite(folder, model)
+        # what PEFT calls an adapter's base: not a folder of the hub's cache
+        model.name_or_path = model.config._name_or_path = lasting_name(name)
     return model if device is None else model.to(device)
 
 

@@ -12,6 +12,7 @@ from transformers.models.olmo_hybrid import OlmoHybridConfig
 from transformers.models.olmo_hybrid import modeling_olmo_hybrid as hf
 
 from hybrid_ft.hybrid_model.checkpoint.tokenizer import check_vocabulary
+from hybrid_ft.hybrid_model.checkpoint.weight_files import give_usual_mode
 from hybrid_ft.hybrid_model.families.olmo_hybrid.model import OlmoHybridForCausalLM
 from hybrid_ft.hybrid_model.families.olmo_hybrid.names import released_shapes
 
@@ -32,6 +33,7 @@ def save(model: OlmoHybridForCausalLM, folder: str | Path, tokenizer: PreTrained
     dtype = model.dtype
     state_dict = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
     model.save_pretrained(folder, state_dict=state_dict, max_shard_size="5GB")
+    give_usual_mode(folder.glob("*.safetensors"))
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     if model.model.rotary_emb is None:

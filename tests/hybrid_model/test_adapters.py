@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hybrid_ft.errors import InputError
-from hybrid_ft.hybrid_model.adapters import add_lora, target_modules
+from hybrid_ft.hybrid_model.adapters import adapted_names, add_lora, target_modules
 
 ATTENTION = {f"self_attn.{part}_proj" for part in "qkvo"}
 DELTA = {f"linear_attn.{part}_proj" for part in "qkvgo"}
@@ -70,3 +70,25 @@ def test_gradient_checkpointing_under_lora_gives_the_same_gradients(make_pair, a
     model.gradient_checkpointing_enable({"use_reentrant": reentrant})
     model.enable_input_require_grads()
     assert_gradients(gradients(), expected, 1e-12)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_names_adapt_what_the_pattern_did(make_pair, name):
+    """PEFT finds the same layers by the names; ``q_proj`` alone would be both kinds' where one is adapted."""
+    from peft import LoraConfig, get_peft_model
+
+    by_pattern = add_lora(make_pair()[1], name, rank=2, alpha=4)
+    names = adapted_names(by_pattern)
+    assert len(names) < 12
+    by_names = get_peft_model(make_pair()[1], LoraConfig(r=2, target_modules=names, task_type="CAUSAL_LM"))
+    assert [n for n, _ in by_names.named_parameters()] == [n for n, _ in by_pattern.named_parameters()]
+    assert ("q_proj" in names) == (SETS[name] >= {"self_attn.q_proj", "linear_attn.q_proj"})
+
+
+def test_single_layers_are_named_in_full(make_pair):
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(
+        make_pair()[1], LoraConfig(r=2, target_modules=r".*layers\.1\.self_attn\.q_proj|.*2\.mlp.*proj")
+    )
+    assert adapted_names(model) == ["2.mlp.down_proj", "2.mlp.gate_proj", "2.mlp.up_proj", "self_attn.q_proj"]

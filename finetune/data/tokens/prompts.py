@@ -21,6 +21,7 @@ _ANSWER = {"role": "assistant", "content": "x"}
 class PromptEncoder:
     """Encodes conversations with a tokenizer's own chat template; no text of a turn can become a control token.
 
+    ``end_ids``: the tokens with which the template ends an assistant's turn.
     Raises InputError for a tokenizer without a chat template, or one whose template cannot be used.
     """
 
@@ -33,6 +34,7 @@ class PromptEncoder:
             raise InputError(f"{tokenizer.name_or_path}: its tokenizer has no chat template, so it cannot be asked")
         self._control = ControlTokens(tokenizer)
         self._template = ChatTemplate(text, "(the tokenizer's own)", tokenizer, self._control)
+        self.end_ids = self._template.end_ids
 
     def __call__(self, messages: list[dict[str, Any]], tools: Any = None) -> list[int]:
         """Tokens up to where the assistant's answer to ``messages`` begins. Raises ValueError with the reason if it cannot."""

@@ -29,6 +29,7 @@ from hybrid_ft.finetune.data.packing import pack
 from hybrid_ft.finetune.runs.checkpoints import sha256, write_text
 from hybrid_ft.finetune.runs.processes import Processes
 from hybrid_ft.finetune.training.dpo.batches import Pair, tokens_of
+from hybrid_ft.hybrid_model.checkpoint.weight_files import give_usual_mode
 
 PIECE = 512
 """Pairs of one piece: what is lost at most when the computation is cut short."""
@@ -166,6 +167,7 @@ class ReferenceCache:
         }
         staged = self.folder / f".{name}"
         save_file(columns, staged)
+        give_usual_mode([staged])
         manifest["pieces"][name] = sha256([staged])[staged]
         os.replace(staged, self.folder / name)
         self._write(manifest)

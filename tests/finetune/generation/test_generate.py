@@ -227,13 +227,13 @@ def test_an_adapter_folder_answers_like_the_adapted_model(
     tiny_base: Path, tiny_tokenizer: Any, model: Any, tmp_path: Path
 ) -> None:
     adapted = saved_adapter(tiny_base, tiny_tokenizer, tmp_path)
-    opened, tokenizer, end_ids = load_for_answers(str(tmp_path))
+    opened, tokenizer = load_for_answers(str(tmp_path))
     row = torch.tensor([[5, 9, 30, 42]])
     with torch.no_grad():
         wanted, got, plain = (each(input_ids=row, use_cache=False).logits for each in (adapted, opened, model))
     assert torch.allclose(got, wanted, atol=1e-4)
     assert not torch.allclose(got, plain, atol=1e-2)
-    assert (end_ids, tokenizer.chat_template) == ([0], tiny_tokenizer.chat_template)
+    assert tokenizer.chat_template == tiny_tokenizer.chat_template
 
 
 @pytest.mark.parametrize("damage", ["no weights", "no base", "another base", "not JSON"])
@@ -251,6 +251,25 @@ def test_a_broken_adapter_is_one_line(tiny_base: Path, tiny_tokenizer: Any, tmp_
     with pytest.raises(InputError) as refused:
         load_for_answers(str(tmp_path))
     assert "\n" not in str(refused.value)
+    if damage == "another base":
+        assert str(refused.value).startswith(f"{config}: base_model_name_or_path: {tmp_path / 'gone'}: no such folder")
+
+
+def test_an_answer_ends_with_the_template_s_token_too(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The base's generation config knows its own end token alone."""
+    asked: list[list[int]] = []
+
+    def watched(model: Any, tokenizer: Any, prompts: Any, end_ids: list[int], *rest: Any) -> list[str]:
+        asked.append(end_ids)
+        return ["" for _ in prompts]
+
+    monkeypatch.setattr(generate, "answer", watched)
+    prompts = tmp_path / "p.txt"
+    prompts.write_text("hi\n")
+    assert cli.main(["generate", str(tiny_base), "--prompts", str(prompts)]) == 0
+    assert asked == [[3, 0]]
 
 
 def test_a_conversation_over_a_pipe(

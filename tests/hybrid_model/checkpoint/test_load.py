@@ -1,5 +1,6 @@
 import json
 import math
+import os
 import struct
 
 import pytest
@@ -375,3 +376,26 @@ def test_a_folder_without_a_tokenizer_is_refused(saved):
     with pytest.raises(InputError, match=r"tokenizer\.json: missing; a tokenizer lies beside") as caught:
         load_tokenizer(saved)
     assert "\n" not in str(caught.value)
+
+
+def test_a_model_bears_the_name_it_was_asked_by(saved, tmp_path, monkeypatch):
+    """What PEFT writes down as an adapter's base: a hub name, or a path that holds from every folder."""
+    import huggingface_hub
+
+    monkeypatch.chdir(tmp_path)
+    assert hybrid_ft.load("saved").name_or_path == str(saved)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **kwargs: str(saved))
+    model = hybrid_ft.load("owner/name")
+    assert model.name_or_path == model.config._name_or_path == "owner/name"
+    add_lora(model).save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    config = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "owner/name"
+
+
+def test_weights_are_readable_by_whom_the_umask_lets(ours, tmp_path):
+    before = os.umask(0o027)
+    try:
+        save(ours, tmp_path / "saved")
+    finally:
+        os.umask(before)
+    assert {oct(file.stat().st_mode & 0o777) for file in (tmp_path / "saved").iterdir()} == {"0o640"}
