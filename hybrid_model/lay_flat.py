@@ -36,6 +36,7 @@ def lay_flat(model: PreTrainedModel) -> PreTrainedModel:
     """
     family = family_of(model.config)
     base = model.base_model
+    base_class: Any = type(base)
     if is_flat(model):
         return model
     if (fault := family.misread(model.config)) is not None:
@@ -45,16 +46,17 @@ def lay_flat(model: PreTrainedModel) -> PreTrainedModel:
             f"{type(model).__name__} holds its text model beside others; open the text model alone, with "
             f"{family.architecture}.from_pretrained or hybrid_ft.load"
         )
-    base.__class__ = _flat_model(type(base), family)
+    base.__class__ = _flat_model(base_class, family)
     for module in list(base.modules()):
+        cls: Any = type(module)
         if isinstance(module, PreTrainedModel):
             continue
         if isinstance(module, GradientCheckpointingLayer):
-            module.__class__ = _flat_layer(type(module))
-        elif (own := family.own.get(type(module).__name__)) is not None:
-            module.__class__ = own(type(module))
+            module.__class__ = _flat_layer(cls)
+        elif (own := family.own.get(cls.__name__)) is not None:
+            module.__class__ = own(cls)
         elif is_mixer(module):
-            module.__class__ = segment_wise(type(module), family.forks)
+            module.__class__ = segment_wise(cls, family.forks)
     model.set_attn_implementation(flat_attention.NAME)
     return model
 
@@ -83,7 +85,7 @@ def _flat_layer(cls: type[nn.Module]) -> type[nn.Module]:
 def _flat_model(cls: type[PreTrainedModel], family: Family) -> type[PreTrainedModel]:
     """A base model that is its batches' door."""
 
-    class FlatModel(cls):  # type: ignore[misc, valid-type]
+    class FlatModel(cls):
         laid_flat = True
 
         def forward(

@@ -7,9 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedConfig
-
-Config = PreTrainedConfig
+from transformers import PreTrainedConfig as Config
 
 
 @dataclass(frozen=True)
