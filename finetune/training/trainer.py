@@ -13,7 +13,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from transformers.trainer_callback import PrinterCallback
 from trl.trainer.utils import add_fused_lm_head
 
 from hybrid_ft.errors import NUMERICS, InputError
-from hybrid_ft.finetune.runs import checkpoints, storage, training_state, weights
+from hybrid_ft.finetune.runs import checkpoints, device, storage, training_state, weights
 from hybrid_ft.finetune.runs.folder import RunFolder
 from hybrid_ft.finetune.runs.signals import StopRequest
 from hybrid_ft.finetune.runs.watchdog import Watchdog
@@ -59,7 +59,7 @@ class RunTrainer(Trainer):
     """To be named before a TRL trainer: ``class X(RunTrainer, SFTTrainer)``, so that ``super()`` here is TRL's.
 
     ``origins`` names a training row by its index. ``stop`` is looked at when a step ends. ``save_best``: keep the
-    checkpoint of the lowest held-out loss as well.
+    checkpoint of the lowest held-out loss as well. ``arithmetic`` gives the context of every forward.
     """
 
     data_collator: Any
@@ -74,18 +74,39 @@ class RunTrainer(Trainer):
         keep: int,
         stop: StopRequest,
         origins: Callable[[int], str],
+        arithmetic: Callable[[], AbstractContextManager[object]] = nullcontext,
         save_best: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.folder, self.keep, self.stop, self.origins = folder, keep, stop, origins
-        self.processes, self.save_best = folder.processes, save_best
+        self.processes, self.save_best, self.arithmetic = folder.processes, save_best, arithmetic
+        precision = self.accelerator.mixed_precision
+        assert (precision == "bf16") == self.args.bf16, f"accelerate computes in {precision}: the environment says so"
         self.counts, self.watchdog = Counts(), Watchdog()
         self.skipped_in_a_row = 0
         self._loss_of_step: torch.Tensor | None = None
         self.data_collator = partial(_collate_with_rows, self.data_collator)
         self.remove_callback(PrinterCallback)
         self.add_callback(_StepEnds(self))
+
+    def compute_loss_context_manager(self) -> AbstractContextManager[object]:
+        """transformers' is empty. accelerate's autocast is around the model's forward alone, and only once ``train`` has
+        prepared it; inside this one it changes nothing."""
+        return self.arithmetic()
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Inside the block the model measures as it trains: in eval mode, without gradients, in the training's
+        arithmetic. Mode and random state are afterwards what they were."""
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            # a loader draws from the global generator: without the fork, measuring would change the training
+            with torch.random.fork_rng(devices=[]), torch.no_grad(), self.arithmetic():
+                yield
+        finally:
+            self.model.train(was_training)
 
     def count(self, tokens: int, slots: int, of_all: bool = False) -> None:
         """Add a step's tokens and slots, which are this process's share unless ``of_all``."""
@@ -167,7 +188,7 @@ class RunTrainer(Trainer):
                 "tokens_per_s": counts.tokens / max(counts.seconds, 1e-9),
                 "padding": 1 - counts.tokens / counts.slots,
                 "seconds": counts.seconds,
-                "memory": _peak_memory(),
+                "memory": device.peak_memory(),
             }
             if counts.skipped:
                 logs |= {"skipped": counts.skipped}
@@ -312,15 +333,6 @@ def _collate_with_rows(
     batch = collate(examples)
     batch["rows"] = [row for example in examples for row in example["rows"]]
     return batch
-
-
-def _peak_memory() -> int:
-    """Bytes: of the GPU's allocator, or of this process on a CPU."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 @contextmanager
