@@ -23,7 +23,7 @@ from trl import DPOConfig
 from hybrid_ft.finetune.data.prepare_pairs import prepare_pairs
 from hybrid_ft.finetune.evaluation import answers as evaluate
 from hybrid_ft.finetune.machines.hardware import check_hardware
-from hybrid_ft.finetune.recipe.schema import Dpo, Recipe
+from hybrid_ft.finetune.recipe.schema import Dpo, Recipe, changed
 from hybrid_ft.finetune.runs.folder import RunFolder, run_identity
 from hybrid_ft.finetune.runs.signals import StopRequest
 from hybrid_ft.finetune.training import fsdp as sharding
@@ -46,7 +46,7 @@ def run(recipe: Recipe, console: Console, accept_changes: bool = False) -> int:
     folder, dpo = RunFolder(recipe.output or "runs/dpo"), recipe.dpo
     assert dpo is not None, "a recipe of pairs has a dpo section"
     check_hardware(recipe.model.dtype == "bfloat16", recipe.train.loader_workers)
-    recipe.train.sharded |= sharding.asked_by_launcher()
+    recipe = changed(recipe, "train", sharded=sharding.asked_by_launcher() or recipe.train.sharded)
     return stage.in_folder(folder, console, lambda stop: _Run(recipe, dpo, console, folder, stop, accept_changes).go())
 
 
