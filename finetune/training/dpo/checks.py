@@ -81,11 +81,8 @@ def check_first_loss(trainer: PairTrainer, reference: Path) -> float | None:
     rows = trainer.train_dataset.select(range(min(PIECE, len(trainer.train_dataset))))
     first = pack(sizes_of(rows), trainer.batch_tokens)[0]
     batch = trainer._prepare_inputs(padded_pairs(list(rows.select(first)), trainer.pad_token_id))
-    was_training = trainer.model.training
-    trainer.model.eval()
-    with torch.no_grad(), trainer.compute_loss_context_manager():
+    with trainer.measuring():
         loss = float(DPOTrainer.compute_loss(trainer, trainer.model, batch))
-    trainer.model.train(was_training)
     trainer.forget_measures()
     if not abs(loss - expected) <= 1e-3:
         raise InputError(
