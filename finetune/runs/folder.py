@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.compute as pc
-import torch
 
 from hybrid_ft.errors import BAD_INPUT, STORAGE, InputError
 from hybrid_ft.finetune.recipe.shipped import PACKAGE_ROOT
-from hybrid_ft.finetune.runs import storage
+from hybrid_ft.finetune.runs import device, storage
 from hybrid_ft.finetune.runs.checkpoints import sha256, write_text
 from hybrid_ft.finetune.runs.processes import Processes
 from hybrid_ft.hybrid_model.checkpoint.config import BUNDLED
@@ -101,7 +100,7 @@ class RunFolder:
 
     def begin(self, stage: str, recipe: Recipe, identity: dict[str, Any]) -> None:
         """Write the first files of a new run. With the first of them it has begun, whenever the process ends."""
-        self.note(stage=stage, identity=identity, device=device(), started=_now(), finished=None)
+        self.note(stage=stage, identity=identity, device=device.name(), started=_now(), finished=None)
         self.complete(recipe)
 
     def complete(self, recipe: Recipe) -> None:
@@ -234,11 +233,6 @@ def prepared_identity(prepared: Prepared, tokenizer: PreTrainedTokenizerBase) ->
 
 
 LIBRARIES = ("hybrid-ft", "torch", "transformers", "trl", "peft", "accelerate")
-
-
-def device() -> str:
-    """What the last bits of a result depend on beside the run's identity: another one may round otherwise."""
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
 def _code() -> str:
