@@ -28,14 +28,20 @@ _RECORD = "pipeline.json"
 _LOCK = ".lock"
 
 
-def run(path: str | Path, overrides: Sequence[str], console: Console) -> int:
-    """Do what is not done yet. Returns the exit status: 0 all done, 75 stopped by a signal and resumable."""
+Train = Callable[[str, Recipe], int]
+
+
+def run(path: str | Path, overrides: Sequence[str], console: Console, train: Train | None = None) -> int:
+    """Do what is not done yet. Returns the exit status: 0 all done, 75 stopped by a signal and resumable.
+
+    ``train(kind, recipe)`` trains a stage and returns its status; None: in this process.
+    """
     pipeline = load_stages(path, overrides)
     from hybrid_ft.finetune.runs.processes import asked_for
 
     if asked_for() > 1:
         raise InputError(
-            "hybrid-ft run is one process; give the launcher the stages one by one, hybrid-ft sft and then hybrid-ft dpo",
+            "hybrid-ft run is one process, which starts the others itself: hybrid-ft launch FILE --processes N",
             ENVIRONMENT,
         )
     from hybrid_ft.finetune.training.progress import say
@@ -60,7 +66,7 @@ def run(path: str | Path, overrides: Sequence[str], console: Console) -> int:
             else:
                 say(console, title)
                 models.check(number)
-                status = _do(stage, base, number, console)
+                status = _do(stage, base, number, console, train)
                 if status:
                     return status
                 result = _result(stage)
@@ -68,6 +74,7 @@ def run(path: str | Path, overrides: Sequence[str], console: Console) -> int:
             base = result
             models.ask(stage, result, digest)
         models.show()
+        _write(place, known, finished=True)
     say(console, f"all {len(stages)} stages are done: {base}")
     return 0
 
@@ -115,11 +122,13 @@ class _Models:
         self._answers.append((name.partition("-")[2] or name, evaluate.read_lines(file)))
 
 
-def _do(stage: Stage, base: Path, number: int, console: Console) -> int:
+def _do(stage: Stage, base: Path, number: int, console: Console, elsewhere: Train | None) -> int:
     if stage.recipe is None:
         _export(stage, base)
         return 0
     recipe = changed(stage.recipe, "model", path=str(base)) if number > 1 else stage.recipe
+    if elsewhere is not None:
+        return elsewhere(stage.kind, recipe)
     if stage.kind == "sft":
         from hybrid_ft.finetune.training.sft.stage import run as train
     else:
@@ -189,10 +198,12 @@ def _read(place: Path) -> dict[str, str]:
     return known
 
 
-def _write(place: Path, known: dict[str, str]) -> None:
+def _write(place: Path, known: dict[str, str], finished: bool = False) -> None:
     from hybrid_ft.finetune.runs.checkpoints import write_text
 
-    write_text(place / _RECORD, json.dumps({"stages": known}, indent=1) + "\n")
+    record, text = place / _RECORD, json.dumps({"stages": known, "finished": finished}, indent=1) + "\n"
+    if not record.exists() or record.read_text(encoding="utf-8") != text:
+        write_text(record, text)
 
 
 @contextmanager
