@@ -157,14 +157,20 @@ def _recipe(
     return resolve_recipe(inner, inner_file, overrides, stage=kind)
 
 
-def run(path: str | Path, overrides: Sequence[str], console: Console) -> int:
-    """Do what is not done yet. Returns the exit status: 0 all done, 75 stopped by a signal and resumable."""
+Train = Callable[[str, Recipe], int]
+
+
+def run(path: str | Path, overrides: Sequence[str], console: Console, train: Train | None = None) -> int:
+    """Do what is not done yet. Returns the exit status: 0 all done, 75 stopped by a signal and resumable.
+
+    ``train(kind, recipe)`` trains a stage and returns its status; None: in this process.
+    """
     pipeline = load_pipeline(path, overrides)
     from hybrid_ft.finetune.runs.processes import asked_for
 
     if asked_for() > 1:
         raise InputError(
-            "hybrid-ft run is one process; give the launcher the stages one by one, hybrid-ft sft and then hybrid-ft dpo",
+            "hybrid-ft run is one process, which starts the others itself: hybrid-ft launch FILE --processes N",
             ENVIRONMENT,
         )
     from hybrid_ft.finetune.training.progress import say
@@ -189,7 +195,7 @@ def run(path: str | Path, overrides: Sequence[str], console: Console) -> int:
             else:
                 say(console, title)
                 models.check(number)
-                status = _do(stage, base, number, console)
+                status = _do(stage, base, number, console, train)
                 if status:
                     return status
                 result = _result(stage)
@@ -197,6 +203,7 @@ def run(path: str | Path, overrides: Sequence[str], console: Console) -> int:
             base = result
             models.ask(stage, result, digest)
         models.show()
+        _write(place, known, finished=True)
     say(console, f"all {len(stages)} stages are done: {base}")
     return 0
 
@@ -242,12 +249,14 @@ class _Models:
         self._answers.append((name.partition("-")[2] or name, evaluate.read_lines(file)))
 
 
-def _do(stage: Stage, base: Path, number: int, console: Console) -> int:
+def _do(stage: Stage, base: Path, number: int, console: Console, elsewhere: Train | None) -> int:
     if stage.recipe is None:
         _export(stage, base)
         return 0
     if number > 1:
         stage.recipe.model.path = str(base)
+    if elsewhere is not None:
+        return elsewhere(stage.kind, stage.recipe)
     if stage.kind == "sft":
         from hybrid_ft.finetune.training.sft.stage import run as train
     else:
@@ -313,10 +322,12 @@ def _read(place: Path) -> dict[str, str]:
     return known
 
 
-def _write(place: Path, known: dict[str, str]) -> None:
+def _write(place: Path, known: dict[str, str], finished: bool = False) -> None:
     from hybrid_ft.finetune.runs.checkpoints import write_text
 
-    write_text(place / _RECORD, json.dumps({"stages": known}, indent=1) + "\n")
+    record, text = place / _RECORD, json.dumps({"stages": known, "finished": finished}, indent=1) + "\n"
+    if not record.exists() or record.read_text(encoding="utf-8") != text:
+        write_text(record, text)
 
 
 @contextmanager
