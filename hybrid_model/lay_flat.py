@@ -19,7 +19,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from hybrid_ft.errors import InputError
 from hybrid_ft.hybrid_model.door.current import current_layout, laid_out
 from hybrid_ft.hybrid_model.door.layout import Door, SequenceLayout, open_door
-from hybrid_ft.hybrid_model.door.shared_prompts import open_shared_door, pick
+from hybrid_ft.hybrid_model.door.shared_prompts import open_shared_door, select_tokens
 from hybrid_ft.hybrid_model.families.family import Family
 from hybrid_ft.hybrid_model.families.known import family_of
 from hybrid_ft.hybrid_model.layers import flat_attention
@@ -99,14 +99,14 @@ def _flat_model(cls: type[PreTrainedModel], family: Family) -> type[PreTrainedMo
             layout: SequenceLayout | None = None,
             prompt_lengths: torch.Tensor | None = None,
             prompt_rows: torch.Tensor | None = None,
-            keep: torch.Tensor | None = None,
+            keep_positions: torch.Tensor | None = None,
             **kwargs: Any,
         ) -> Any:
             """Hidden states of a batch, in the form it was given in, zeros at padding.
 
             input_ids [B, T] or inputs_embeds [B, T, D]; attention_mask [B, T]. layout describes one row of tokens,
             [1, N], where documents may continue one another. prompt_lengths and prompt_rows, int64 [B], name the first
-            tokens that rows share. keep, bool [B, T]: hand back these places alone, [1, M, D], row by row.
+            tokens that rows share. keep_positions, bool [B, T]: hand back these places alone, [1, M, D], row by row.
             use_cache defaults to the config's, and to False in training; a cache holds rows of one document each.
 
             Raises ValueError for boundaries that contradict each other and for packed rows with a cache.
@@ -155,7 +155,7 @@ def _flat_model(cls: type[PreTrainedModel], family: Family) -> type[PreTrainedMo
                             "packed rows cannot fill a cache: pass one document a row, or no past_key_values"
                         )
                     use_cache = False
-            if (use_cache or past_key_values is not None) and keep is None:
+            if (use_cache or past_key_values is not None) and keep_positions is None:
                 return super().forward(
                     input_ids=input_ids, inputs_embeds=inputs_embeds, attention_mask=attention_mask,
                     position_ids=position_ids, past_key_values=past_key_values, use_cache=True,
@@ -170,7 +170,7 @@ def _flat_model(cls: type[PreTrainedModel], family: Family) -> type[PreTrainedMo
                     return_dict=True,
                     **kwargs,
                 )
-            outputs = _out_of(door, outputs, keep)
+            outputs = _out_of(door, outputs, keep_positions)
             return outputs.to_tuple() if return_dict is False else outputs
 
         def _shared_door(
@@ -202,10 +202,12 @@ def _flat_model(cls: type[PreTrainedModel], family: Family) -> type[PreTrainedMo
     return disguised(FlatModel, cls)
 
 
-def _out_of(door: Door, outputs: Any, keep: torch.Tensor | None) -> Any:
+def _out_of(door: Door, outputs: Any, keep_positions: torch.Tensor | None) -> Any:
     """A flat row's outputs in the form of the batch: [1, N, D] to [B, T, D], or to the kept places [1, M, D]."""
     flat = outputs.last_hidden_state.squeeze(0)
-    outputs["last_hidden_state"] = door.unflatten(flat) if keep is None else pick(door, flat, keep).unsqueeze(0)
+    outputs["last_hidden_state"] = (
+        door.unflatten(flat) if keep_positions is None else select_tokens(door, flat, keep_positions).unsqueeze(0)
+    )
     if outputs.get("hidden_states") is not None:
         seen = [door.unflatten(hidden.squeeze(0)) for hidden in outputs.hidden_states]
         outputs["hidden_states"] = tuple(seen)

@@ -1,11 +1,12 @@
 """What generation remembers: keys and values of the attention layers, convolution tails and states of the delta ones.
 
-``generate`` makes transformers' ``DynamicCache`` before the model is called; ``adopt`` puts these layers into it, so
+``generate`` makes transformers' ``DynamicCache`` before the model is called; ``use_our_layers`` puts these layers into it, so
 that the cache a user holds is the one that grows, and beam search reorders it as it would any other.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,12 +15,13 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, Linea
 _NOT_CROPPABLE = "a recurrent state cannot be rolled back: assisted and speculative decoding do not work on a hybrid"
 
 
-class AttentionMemory(CacheLayerMixin):
+class AttentionCache(CacheLayerMixin):
     """Keys and values of one layer in the batch's own columns, padding included: [B, HKV, capacity, D].
 
     length   columns in use
     mask     bool [B, length], False at padding; None where there is none
     history  int64 [B], real tokens of each row
+    keys     [B, HKV, length, D], a view of the columns in use; values likewise
     """
 
     is_sliding = False
@@ -32,10 +34,24 @@ class AttentionMemory(CacheLayerMixin):
         self.mask: torch.Tensor | None = None
         self.history: torch.Tensor | None = None
 
+    @property
+    def keys(self) -> torch.Tensor | None:
+        return None if self._keys is None else self._keys[:, :, : self.length]
+
+    @keys.setter
+    def keys(self, keys: torch.Tensor | None) -> None:
+        self._keys = keys
+
+    @property
+    def values(self) -> torch.Tensor | None:
+        return None if self._values is None else self._values[:, :, : self.length]
+
+    @values.setter
+    def values(self, values: torch.Tensor | None) -> None:
+        self._values = values
+
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
-        self.keys = key_states.new_empty(0)
-        self.values = value_states.new_empty(0)
         self.is_initialized = True
 
     def update(
@@ -45,24 +61,24 @@ class AttentionMemory(CacheLayerMixin):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         end = self.length + key_states.shape[2]
-        if self.keys.numel() == 0 or end > self.keys.shape[2]:
-            self._grow(key_states, value_states, end)
+        if self._keys is None or self._values is None or end > self._keys.shape[2]:
+            self._keys, self._values = (
+                self._grown(self._keys, key_states, end),
+                self._grown(self._values, value_states, end),
+            )
         with torch.no_grad():
-            self.keys[:, :, self.length : end].copy_(key_states)
-            self.values[:, :, self.length : end].copy_(value_states)
+            self._keys[:, :, self.length : end].copy_(key_states)
+            self._values[:, :, self.length : end].copy_(value_states)
         self.length = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
+        return self._keys[:, :, :end], self._values[:, :, :end]
 
-    def _grow(self, key_states: torch.Tensor, value_states: torch.Tensor, needed: int) -> None:
+    def _grown(self, old: torch.Tensor | None, new: torch.Tensor, needed: int) -> torch.Tensor:
         # a quarter more than needed: copies stay a small share of decoding, unused memory too
         capacity = needed + max(64, needed // 4)
-        grown = []
-        for old, new in ((self.keys, key_states), (self.values, value_states)):
-            buffer = new.new_empty(new.shape[0], new.shape[1], capacity, new.shape[3])
-            if self.length:
-                buffer[:, :, : self.length] = old[:, :, : self.length]
-            grown.append(buffer)
-        self.keys, self.values = grown
+        buffer = new.new_empty(new.shape[0], new.shape[1], capacity, new.shape[3])
+        if old is not None and self.length:
+            buffer[:, :, : self.length] = old[:, :, : self.length]
+        return buffer
 
     def get_seq_length(self) -> int:
         return self.length
@@ -75,21 +91,32 @@ class AttentionMemory(CacheLayerMixin):
 
     def reset(self) -> None:
         self.length, self.mask, self.history = 0, None, None
+        self._keys = self._values = None
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         if self.length == 0:
             return
-        rows = beam_idx.to(self.keys.device)
-        self.keys = self.keys.index_select(0, rows)
-        self.values = self.values.index_select(0, rows)
-        self.mask = None if self.mask is None else self.mask.index_select(0, rows)
-        self.history = None if self.history is None else self.history.index_select(0, rows)
+        for name in ("_keys", "_values", "mask", "history"):
+            value = getattr(self, name)
+            if value is not None:
+                setattr(self, name, value.index_select(0, beam_idx.to(value.device)))
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep these rows; ``indices`` int64 or a bool mask."""
+        if self.length:
+            rows = torch.arange(len(self._keys), device=indices.device)[indices]  # type: ignore[arg-type]
+            self.reorder_cache(rows)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        if self.length:
+            rows = torch.arange(len(self._keys)).repeat_interleave(repeats)  # type: ignore[arg-type]
+            self.reorder_cache(rows)
 
     def crop(self, tokens_to_remove: int) -> None:
         raise RuntimeError(_NOT_CROPPABLE)
 
 
-class DeltaMemory(LinearAttentionCacheLayerMixin):
+class DeltaCache(LinearAttentionCacheLayerMixin):
     """One delta layer's past, in the places where transformers' cache looks for it.
 
     conv_states[0]       [B, W - 1, 2 H K + HV V], the last inputs of the q, k and v convolutions, side by side
@@ -111,6 +138,15 @@ class DeltaMemory(LinearAttentionCacheLayerMixin):
         self.recurrent_states[0] = state.detach()
         if not self.has_previous_state[0]:
             self.lazy_initialization(tail, state)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep these rows; ``indices`` int64 or a bool mask."""
+        if self.tail is not None:
+            self.reorder_cache(torch.arange(len(self.tail), device=indices.device)[indices])
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        if self.tail is not None:
+            self.reorder_cache(torch.arange(len(self.tail)).repeat_interleave(repeats))
 
     def lazy_initialization(
         self,
@@ -134,12 +170,12 @@ class DeltaMemory(LinearAttentionCacheLayerMixin):
         raise RuntimeError(_NOT_CROPPABLE)
 
 
-def adopt(cache: Cache, layer_types: list[str]) -> list[AttentionMemory | DeltaMemory]:
+def use_our_layers(cache: Cache, layer_types: Sequence[str]) -> list[AttentionCache | DeltaCache]:
     """The layers of ``cache``, made ours if it is still empty.
 
     Raises TypeError for a cache of a fixed size and ValueError for one that another model has filled.
     """
-    if len(cache.layers) == len(layer_types) and isinstance(cache.layers[0], (AttentionMemory, DeltaMemory)):
+    if len(cache.layers) == len(layer_types) and isinstance(cache.layers[0], (AttentionCache, DeltaCache)):
         return cache.layers
     if not isinstance(cache, DynamicCache):
         raise TypeError(
@@ -149,6 +185,6 @@ def adopt(cache: Cache, layer_types: list[str]) -> list[AttentionMemory | DeltaM
     filled = any(layer.get_seq_length() for layer in cache.layers if isinstance(layer, CacheLayerMixin))
     if filled:
         raise ValueError("past_key_values was filled by another model")
-    cache.layers[:] = [AttentionMemory() if kind == "full_attention" else DeltaMemory() for kind in layer_types]
+    cache.layers[:] = [AttentionCache() if kind == "full_attention" else DeltaCache() for kind in layer_types]
     cache.layer_class_to_replicate = None
     return cache.layers

@@ -10,7 +10,7 @@ Dimensions: ``B`` rows, ``T`` columns of the batch, ``N`` flat tokens, ``S`` seg
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 from typing import NamedTuple
@@ -58,7 +58,9 @@ class SequenceLayout:
     max_seqlen  tokens in the longest segment; this and all below is on the host, so no layer waits for the device
     lengths     of each segment
     levels      the same segments by depth
-    histories   for each segment the segments it continues, oldest first, and itself
+    ancestors   for each segment the segments it continues, oldest first, and itself
+    form        leading sizes of the hidden states between the layers; None for (1, N)
+    places      int64 [N], the place of each token in that form; None where they are all real and in order
     """
 
     cu_seqlens: torch.Tensor
@@ -67,7 +69,20 @@ class SequenceLayout:
     max_seqlen: int
     lengths: tuple[int, ...]
     levels: tuple[Level, ...]
-    histories: tuple[tuple[int, ...], ...]
+    ancestors: tuple[tuple[int, ...], ...]
+    form: tuple[int, int] | None = None
+    places: torch.Tensor | None = None
+
+    def flat(self, x: torch.Tensor) -> torch.Tensor:
+        """Hidden states in their form, [B, T, ...] or [1, N, ...], to [N, ...]."""
+        x = x.flatten(0, 1)
+        return x if self.places is None else x.index_select(0, self.places)
+
+    def formed(self, x: torch.Tensor) -> torch.Tensor:
+        """[N, ...] to the form of the hidden states, zeros at the padding."""
+        if self.form is None:
+            return x.unsqueeze(0)
+        return _placed(x, self.form, self.places)
 
     @cached_property
     def keys(self) -> KeyRuns:
@@ -75,8 +90,8 @@ class SequenceLayout:
         if len(self.levels) == 1:
             return KeyRuns(None, self.cu_seqlens, self.max_seqlen)
         starts = [0, *accumulate(self.lengths)]
-        tokens = torch.cat([torch.arange(starts[a], starts[a + 1]) for history in self.histories for a in history])
-        lengths = [sum(self.lengths[a] for a in history) for history in self.histories]
+        tokens = torch.cat([torch.arange(starts[a], starts[a + 1]) for history in self.ancestors for a in history])
+        lengths = [sum(self.lengths[a] for a in history) for history in self.ancestors]
         device = self.cu_seqlens.device
         return KeyRuns(
             tokens.to(device, non_blocking=True), _offsets(lengths).to(device, non_blocking=True), max(lengths)
@@ -101,8 +116,17 @@ class SequenceLayout:
             self.max_seqlen,
             self.lengths,
             levels,
-            self.histories,
+            self.ancestors,
+            self.form,
+            None if self.places is None else move(self.places),
         )
+
+
+def _placed(x: torch.Tensor, shape: tuple[int, int], places: torch.Tensor | None) -> torch.Tensor:
+    """[N, ...] -> [B, T, ...], zeros where no place is named."""
+    if places is not None:
+        x = x.new_zeros(shape[0] * shape[1], *x.shape[1:]).index_copy(0, places, x)
+    return x.unflatten(0, shape)
 
 
 def _offsets(lengths: Sequence[int]) -> torch.Tensor:
@@ -122,18 +146,18 @@ def build_layout(
         raise ValueError(f"{len(lengths)} segment lengths but {len(parents)} parents")
     if lengths and min(lengths) < 0:
         raise ValueError(f"segment {lengths.index(min(lengths))} has length {min(lengths)}; lengths are 0 or more")
-    histories: list[tuple[int, ...]] = []
+    ancestors: list[tuple[int, ...]] = []
     for s, parent in enumerate(parents):
         if not -1 <= parent < s:
             raise ValueError(f"segment {s} names parent {parent}; a parent is an earlier segment, or -1")
-        histories.append((s,) if parent < 0 else (*histories[parent], s))
-        if s and len(histories[s]) < len(histories[s - 1]):
+        ancestors.append((s,) if parent < 0 else (*ancestors[parent], s))
+        if s and len(ancestors[s]) < len(ancestors[s - 1]):
             raise ValueError(f"segment {s} is less deep than the one before it; order them with tree_layout")
 
     levels = []
     place = [0] * len(lengths)
-    for depth in range(1, 1 + max((len(h) for h in histories), default=1)):
-        members = [s for s, h in enumerate(histories) if len(h) == depth]
+    for depth in range(1, 1 + max((len(h) for h in ancestors), default=1)):
+        members = [s for s, h in enumerate(ancestors) if len(h) == depth]
         for i, s in enumerate(members):
             place[s] = i
         level_lengths = tuple(lengths[s] for s in members)
@@ -141,7 +165,7 @@ def build_layout(
         levels.append(Level(level_lengths, _offsets(level_lengths), above))
 
     cu_seqlens = levels[0].cu_seqlens if len(levels) == 1 else _offsets(lengths)
-    origin = torch.tensor([sum(lengths[a] for a in h[:-1]) for h in histories], dtype=torch.int64)
+    origin = torch.tensor([sum(lengths[a] for a in h[:-1]) for h in ancestors], dtype=torch.int64)
     shift = torch.repeat_interleave(origin - cu_seqlens[:-1], torch.tensor(lengths, dtype=torch.int64))
     positions = torch.arange(len(shift)) + shift
     layout = SequenceLayout(
@@ -151,7 +175,7 @@ def build_layout(
         max(lengths, default=0),
         lengths,
         tuple(levels),
-        tuple(histories),
+        tuple(ancestors),
     )
     return layout.to(device, non_blocking=True)
 
@@ -202,6 +226,10 @@ class Door:
     index: torch.Tensor | None
     one_per_row: bool
 
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Door:
+        index = None if self.index is None else self.index.to(device, non_blocking=non_blocking)
+        return replace(self, layout=self.layout.to(device, non_blocking), index=index)
+
     def flatten(self, x: torch.Tensor) -> torch.Tensor:
         """[B, T, ...] -> [N, ...]."""
         x = x.flatten(0, 1)
@@ -209,10 +237,7 @@ class Door:
 
     def unflatten(self, x: torch.Tensor) -> torch.Tensor:
         """[N, ...] -> [B, T, ...], zeros at the padding."""
-        if self.index is not None:
-            rows = x.new_zeros(self.shape[0] * self.shape[1], *x.shape[1:])
-            x = rows.index_copy(0, self.index, x)
-        return x.unflatten(0, self.shape)
+        return _placed(x, self.shape, self.index)
 
 
 def open_door(
@@ -232,40 +257,43 @@ def open_door(
     cu_seq_lens_*   [S + 1] offsets into the B * T tokens, as TRL's and transformers' collators make them
     seq_idx         [B, T]; a change begins a document
 
-    Raises ValueError where these contradict each other, or for a mask that is not 2-D or has a hole in a row.
+    A hole in a row's mask is left out: what follows continues what came before, unless a bound says otherwise. Raises
+    ValueError where the bounds contradict each other, and for a mask of another shape or with values besides 0 and 1.
     """
     B, T = shape
     real = None if attention_mask is None else _real_tokens(attention_mask, shape)
-    cuts: dict[str, torch.Tensor] = {}
-    if position_ids is not None:
-        steps = position_ids.to("cpu").expand(B, T).diff(dim=1)
-        cuts["position_ids"] = steps != 1
-    for name, offsets in (("cu_seq_lens_q", cu_seq_lens_q), ("cu_seq_lens_k", cu_seq_lens_k)):
-        if offsets is not None:
-            cuts[name] = _cuts_from_offsets(name, offsets, shape)
-    if seq_idx is not None:
-        cuts["seq_idx"] = seq_idx.to("cpu").expand(B, T).diff(dim=1) != 0
-    if real is not None:
-        inside = real[:, 1:] & real[:, :-1]
-        cuts = {name: cut & inside for name, cut in cuts.items()}
-    _check_agreement(cuts)
-    cut = next(iter(cuts.values()), None)
     if real is not None and bool(real.all()):
         real = None
-
     index = None if real is None else real.flatten().nonzero().squeeze(1)
+    rows = torch.arange(B).repeat_interleave(T)
+    if index is not None:
+        rows = rows[index]
+
+    def steps(x: torch.Tensor) -> torch.Tensor:
+        """[B, T] to the differences between real tokens next to each other, [N - 1]."""
+        x = x.to("cpu").expand(B, T).flatten()
+        return (x if index is None else x[index]).diff()
+
+    inside = rows.diff() == 0
+    cuts: dict[str, torch.Tensor] = {}
+    if position_ids is not None:
+        # positions may count the places that a hole leaves out, or not
+        step, gap = steps(position_ids), steps(torch.arange(B * T).view(B, T))
+        cuts["position_ids"] = (step != 1) & (step != gap) & inside
+    for name, offsets in (("cu_seq_lens_q", cu_seq_lens_q), ("cu_seq_lens_k", cu_seq_lens_k)):
+        if offsets is not None:
+            cuts[name] = (steps(_document_numbers(name, offsets, shape)) != 0) & inside
+    if seq_idx is not None:
+        cuts["seq_idx"] = (steps(seq_idx) != 0) & inside
+    _check_agreement(cuts, torch.arange(B * T) if index is None else index, T)
+    cut = next(iter(cuts.values()), None)
     one_per_row = cut is None or not bool(cut.any())
     if one_per_row:
         lengths = [T] * B if real is None else real.sum(1).tolist()
     else:
         assert cut is not None
-        starts = torch.nn.functional.pad(cut, (1, 0), value=True)
-        if real is not None:
-            starts[:, 1:] |= real[:, 1:] & ~real[:, :-1]
-            starts = starts & real
-        flat = starts.flatten() if index is None else starts.flatten()[index]
-        ends = torch.tensor([len(flat)])
-        lengths = torch.cat([flat.nonzero().squeeze(1), ends]).diff().tolist()
+        starts = torch.nn.functional.pad(cut | ~inside, (1, 0), value=True)
+        lengths = torch.cat([starts.nonzero().squeeze(1), torch.tensor([len(starts)])]).diff().tolist()
     layout = build_layout(lengths, device=device)
     return Door(layout, shape, None if index is None else index.to(device, non_blocking=True), one_per_row)
 
@@ -279,15 +307,11 @@ def _real_tokens(attention_mask: torch.Tensor, shape: tuple[int, int]) -> torch.
     real = mask != 0
     if mask.dtype != torch.bool and bool((mask[real] != 1).any()):
         raise ValueError("attention_mask holds values other than 0 and 1; pass documents' bounds as position_ids")
-    entries = real[:, 0].int() + (real[:, 1:] & ~real[:, :-1]).sum(1)
-    if bool((entries > 1).any()):
-        row = int((entries > 1).nonzero()[0])
-        raise ValueError(f"attention_mask has a hole in row {row}: padding may only stand before or after the tokens")
     return real
 
 
-def _cuts_from_offsets(name: str, offsets: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
-    """bool [B, T - 1]: where a document begins inside a row."""
+def _document_numbers(name: str, offsets: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+    """int64 [B, T]: how many documents have begun before a token or with it."""
     B, T = shape
     bounds = offsets.to("cpu").flatten().long()
     if bounds.numel() < 1 or int(bounds[0]) != 0 or int(bounds[-1]) != B * T or bool((bounds.diff() < 0).any()):
@@ -298,18 +322,20 @@ def _cuts_from_offsets(name: str, offsets: torch.Tensor, shape: tuple[int, int])
     if not bool(starts[:, 0].all()):
         row = int((~starts[:, 0]).nonzero()[0])
         raise ValueError(f"{name} lets a document run on from row {row - 1} into row {row}")
-    return starts[:, 1:]
+    return starts.flatten().cumsum(0).view(B, T)
 
 
-def _check_agreement(cuts: dict[str, torch.Tensor]) -> None:
+def _check_agreement(cuts: dict[str, torch.Tensor], places: torch.Tensor, columns: int) -> None:
+    """The bounds, bool [N - 1] each, between the tokens at ``places``."""
     names = list(cuts)
     for name in names[1:]:
         differ = cuts[name] != cuts[names[0]]
         if bool(differ.any()):
-            row, column = differ.nonzero()[0].tolist()
-            where, other = (name, names[0]) if cuts[name][row, column] else (names[0], name)
+            at = int(differ.nonzero()[0])
+            row, column = divmod(int(places[at + 1]), columns)
+            where, other = (name, names[0]) if cuts[name][at] else (names[0], name)
             raise ValueError(
-                f"{where} begins a document at row {row}, token {column + 1}, and {other} does not; "
+                f"{where} begins a document at row {row}, token {column}, and {other} does not; "
                 "pass boundaries that agree"
             )
 

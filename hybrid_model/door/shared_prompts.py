@@ -95,19 +95,19 @@ def open_shared_door(
     return SharedDoor(layout, shape, index, False, plain.index, _runs(sources, device))
 
 
-def pick(door: Door, x: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
-    """[N, ...] -> [M, ...]: the M places of the batch where ``keep``, bool [B, T], is set, row by row.
+def select_tokens(door: Door, x: torch.Tensor, keep_positions: torch.Tensor) -> torch.Tensor:
+    """[N, ...] -> [M, ...]: the M places of the batch where ``keep_positions``, bool [B, T], is set, row by row.
 
-    The rows with their padding are never formed. Raises ValueError where ``keep`` is set at padding.
+    The rows with their padding are never formed. Raises ValueError where ``keep_positions`` is set at padding.
     """
-    if tuple(keep.shape) != door.shape:
-        raise ValueError(f"keep is {tuple(keep.shape)}; the batch is {door.shape}")
+    if tuple(keep_positions.shape) != door.shape:
+        raise ValueError(f"keep_positions is {tuple(keep_positions.shape)}; the batch is {door.shape}")
     places, sources = (door.places, door.sources) if isinstance(door, SharedDoor) else (door.index, None)
-    wanted = keep.flatten()
+    wanted = keep_positions.flatten()
     real = wanted if places is None else wanted.index_select(0, places)
     tokens = real.nonzero().squeeze(1)
     if places is not None and len(tokens) != int(wanted.sum()):
-        raise ValueError("keep is set at padding, which has no hidden state")
+        raise ValueError("keep_positions is set at padding, which has no hidden state")
     return x.index_select(0, tokens if sources is None else sources.index_select(0, tokens))
 
 

@@ -16,10 +16,9 @@ from torch.nn.attention import varlen
 from torch.nn.attention.bias import causal_lower_right
 from transformers.models.olmo_hybrid import modeling_olmo_hybrid as hf
 
-from hybrid_ft.hybrid_model.door.cache import AttentionMemory
-from hybrid_ft.hybrid_model.door.cached_call import Turn
+from hybrid_ft.hybrid_model.door.cache import AttentionCache
+from hybrid_ft.hybrid_model.door.cached_call import CachedCall
 from hybrid_ft.hybrid_model.door.layout import SequenceLayout
-from hybrid_ft.hybrid_model.layers.fused_linears import Joined
 from hybrid_ft.hybrid_model.layers.installed_flash import Varlen, installed_varlen
 from hybrid_ft.hybrid_model.layers.norm_and_mlp import OlmoHybridRMSNorm
 
@@ -53,7 +52,7 @@ def segment_attention(
     # split once and not slice often: the gradient of a slice is as large as what it was cut from
     queries, keys, values = (x.transpose(0, 1).split(layout.lengths, dim=1) for x in (q, k, v))
     outputs = []
-    for s, history in enumerate(layout.histories):
+    for s, history in enumerate(layout.ancestors):
         if layout.lengths[s] == 0:
             continue
         past = [a for a in history if layout.lengths[a]]
@@ -122,43 +121,40 @@ class OlmoHybridAttention(hf.OlmoHybridAttention):
         super().__init__(config, layer_idx)
         self.q_norm = OlmoHybridRMSNorm(self.q_proj.out_features, config.rms_norm_eps)
         self.k_norm = OlmoHybridRMSNorm(self.k_proj.out_features, config.rms_norm_eps)
-        self.widths = [self.q_proj.out_features, self.k_proj.out_features, self.v_proj.out_features]
-        self.joined = Joined()
-
-    def _heads(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rope: Rope | None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Normed queries and keys and values, all [N, *], to q [N, H, D], k and v [N, HKV, D]."""
-        N, D = len(q), self.head_dim
-        q, k, v = q.view(N, -1, D), k.view(N, -1, D), v.view(N, -1, D)
-        if rope is not None:
-            q, k = hf.apply_rotary_pos_emb(q, k, *rope)
-        return q, k, v
 
     def forward(
         self,
         hidden_states: torch.Tensor,
-        layout: SequenceLayout,
+        layout: SequenceLayout | None,
         rope: Rope | None,
-        memory: AttentionMemory | None = None,
-        turn: Turn | None = None,
-    ) -> torch.Tensor:
-        """[N, D] -> [N, D]."""
-        q, k = self.q_norm(self.q_proj(hidden_states)), self.k_norm(self.k_proj(hidden_states))
-        q, k, v = self._heads(q, k, self.v_proj(hidden_states), rope)
-        if memory is None:
-            o = segment_attention(q, k, v, layout, self.scaling, self.attention_dropout if self.training else 0.0)
-            return self.o_proj(o.flatten(1))
+        cache: AttentionCache | None = None,
+        call: CachedCall | None = None,
+    ) -> tuple[torch.Tensor, None]:
+        """Hidden states in the layout's form to the same; without a layout a step, [B, 1, D].
 
-        assert turn is not None and turn.door is not None
-        fresh = memory.length == 0
-        keys, values = memory.update(turn.door.unflatten(k).transpose(1, 2), turn.door.unflatten(v).transpose(1, 2))
-        memory.mask, memory.history = turn.mask, turn.history
-        if fresh:
-            o = segment_attention(q, k, v, layout, self.scaling)
+        transformers' attention gives its weights as well; None stands in their place.
+        """
+        q, k = self.q_norm(self.q_proj(hidden_states)), self.k_norm(self.k_proj(hidden_states))
+        projected = (q, k, self.v_proj(hidden_states))
+        q, k, v = (x.flatten(0, 1) if layout is None else layout.flat(x) for x in projected)
+        q, k, v = (x.unflatten(-1, (-1, self.head_dim)) for x in (q, k, v))
+        if rope is not None:
+            q, k = hf.apply_rotary_pos_emb(q, k, *rope)
+        if layout is None:
+            assert cache is not None and call is not None
+            return self.o_proj(self._step(q, k, v, cache, call).flatten(2)), None
+        if cache is None:
+            o = segment_attention(q, k, v, layout, self.scaling, self.attention_dropout if self.training else 0.0)
         else:
-            o = self._continue_rows(q, keys, values, layout, turn.mask)
-        return self.o_proj(o.flatten(1))
+            assert call is not None and call.door is not None
+            fresh = cache.length == 0
+            keys, values = cache.update(call.door.unflatten(k).transpose(1, 2), call.door.unflatten(v).transpose(1, 2))
+            cache.mask, cache.history = call.mask, call.history
+            if fresh:
+                o = segment_attention(q, k, v, layout, self.scaling)
+            else:
+                o = self._continue_rows(q, keys, values, layout, call.mask)
+        return self.o_proj(layout.formed(o.flatten(1))), None
 
     def _continue_rows(
         self,
@@ -168,6 +164,7 @@ class OlmoHybridAttention(hf.OlmoHybridAttention):
         layout: SequenceLayout,
         mask: torch.Tensor | None,
     ) -> torch.Tensor:
+        """q [N, H, D], rows end to end; keys and values [B, HKV, S, D] of all columns. Returns [N, H, D]."""
         outputs = []
         for b, q_b in enumerate(q.transpose(0, 1).split(layout.lengths, dim=1)):
             k_b, v_b = keys[b], values[b]
@@ -178,19 +175,18 @@ class OlmoHybridAttention(hf.OlmoHybridAttention):
                 outputs.append(_causal(q_b, k_b, v_b, self.scaling, self.num_key_value_groups > 1))
         return torch.cat(outputs)
 
-    def step(self, hidden_states: torch.Tensor, rope: Rope | None, memory: AttentionMemory, turn: Turn) -> torch.Tensor:
-        """One token of every row, [B, D] -> [B, D], continuing from the memory and written to it. No gradients."""
-        x = self.joined(hidden_states, (self.q_proj, self.k_proj, self.v_proj))
-        q, k, v = x.split(self.widths, dim=-1)
-        q, k, v = self._heads(self.q_norm.step(q), self.k_norm.step(k), v, rope)
-        keys, values = memory.update(k.unsqueeze(2), v.unsqueeze(2))
-        memory.mask, memory.history = turn.mask, turn.history
+    def _step(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cache: AttentionCache, call: CachedCall
+    ) -> torch.Tensor:
+        """One token of every row, [B, H, D] and [B, HKV, D]; written to the cache. Returns [B, 1, H, D]. No gradients."""
+        keys, values = cache.update(k.unsqueeze(2), v.unsqueeze(2))
+        cache.mask, cache.history = call.mask, call.history
         o = F.scaled_dot_product_attention(
             q.unsqueeze(2),
             keys,
             values,
-            attn_mask=turn.bias,
+            attn_mask=call.bias,
             scale=self.scaling,
             enable_gqa=self.num_key_value_groups > 1,
         )
-        return self.o_proj(o.flatten(1))
+        return o.transpose(1, 2)

@@ -69,7 +69,7 @@ def window_attention(
     gqa = q.shape[1] != k.shape[1]
     queries, keys, values = (x.transpose(0, 1).split(layout.lengths, dim=1) for x in (q, k, v))
     outputs = []
-    for s, history in enumerate(layout.histories):
+    for s, history in enumerate(layout.ancestors):
         if layout.lengths[s] == 0:
             continue
         reach, past = layout.lengths[s], []
@@ -102,7 +102,7 @@ def window_attention(
 
 
 def _longest_history(layout: SequenceLayout) -> int:
-    return max((sum(layout.lengths[a] for a in history) for history in layout.histories), default=0)
+    return max((sum(layout.lengths[a] for a in history) for history in layout.ancestors), default=0)
 
 
 def _mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:

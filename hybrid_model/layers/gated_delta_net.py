@@ -13,18 +13,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 from transformers.models.olmo_hybrid import modeling_olmo_hybrid as hf
 
-from hybrid_ft.hybrid_model.door.cache import DeltaMemory
+from hybrid_ft.hybrid_model.door.cache import DeltaCache
 from hybrid_ft.hybrid_model.door.layout import SequenceLayout
-from hybrid_ft.hybrid_model.layers.fused_linears import Joined
+from hybrid_ft.hybrid_model.layers.norm_and_mlp import OlmoHybridRMSNormGated, gated_norm
+from hybrid_ft.hybrid_model.layers.watched import weights_of
 from hybrid_ft.kernels.delta_gates import delta_gates
 from hybrid_ft.kernels.delta_step import delta_step
 from hybrid_ft.kernels.gated_delta_rule import gated_delta_rule
-from hybrid_ft.kernels.gated_rms_norm import gated_rms_norm
 from hybrid_ft.kernels.short_conv import short_conv
-from hybrid_ft.kernels.swiglu import swiglu
 
 Tails = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -42,20 +40,37 @@ class OlmoHybridGatedDeltaNet(hf.OlmoHybridGatedDeltaNet):
     def __init__(self, config: hf.OlmoHybridConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
         self.widths = [self.key_dim, self.key_dim, self.value_dim]
-        self.joined = Joined()
+        self.o_norm = OlmoHybridRMSNormGated(self.head_v_dim, eps=1e-5)
         self.register_load_state_dict_pre_hook(_join_convolutions)
 
     def forward(
-        self, hidden_states: torch.Tensor, layout: SequenceLayout, memory: DeltaMemory | None = None
+        self, hidden_states: torch.Tensor, layout: SequenceLayout | None, cache: DeltaCache | None = None
     ) -> torch.Tensor:
-        """[N, D] -> [N, D]. With a memory the segments are the rows of a batch that it remembers."""
-        q, k, v = self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)
-        a, b = self.a_proj(hidden_states), self.b_proj(hidden_states)
+        """Hidden states in the layout's form to the same; without a layout a step, [B, 1, D].
+
+        With a cache the segments are the rows of a batch that it remembers.
+        """
+        inputs = (self.q_proj, self.k_proj, self.v_proj, self.a_proj, self.b_proj)
+        with weights_of(self.conv1d):
+            if layout is None:
+                assert cache is not None
+                o = self._step([proj(hidden_states).squeeze(1) for proj in inputs], cache).unsqueeze(1)
+            else:
+                o = layout.formed(self._segments([layout.flat(proj(hidden_states)) for proj in inputs], layout, cache))
+        # the gate comes late: the rule runs without it in memory
+        gate = self.g_proj(hidden_states).view_as(o)
+        return self.o_proj(gated_norm(self.o_norm, o, gate, few=layout is None).flatten(2))
+
+    def _segments(
+        self, projected: list[torch.Tensor], layout: SequenceLayout, cache: DeltaCache | None
+    ) -> torch.Tensor:
+        """From q, k, v, a and b, all [N, *], to the rule's result [N, HV, V]."""
+        q, k, v, a, b = projected
         g, beta = delta_gates(a, b, self.A_log, self.dt_bias, allow_neg_eigval=self.allow_neg_eigval)
         tails: Tails | None = None
         state = None
-        if memory is not None and memory.tail is not None:
-            tails, state = memory.tail.split(self.widths, dim=-1), memory.state
+        if cache is not None and cache.tail is not None:
+            tails, state = cache.tail.split(self.widths, dim=-1), cache.state
         outputs = []
         sizes = [sum(level.lengths) for level in layout.levels]
         pieces = zip(*(x.split(sizes) for x in (q, k, v, g, beta)))
@@ -64,16 +79,13 @@ class OlmoHybridGatedDeltaNet(hf.OlmoHybridGatedDeltaNet):
                 assert tails is not None and state is not None
                 q_tail, k_tail, v_tail = (tail.index_select(0, level.parents) for tail in tails)
                 tails, state = (q_tail, k_tail, v_tail), state.index_select(0, level.parents)
-            continued = memory is not None or i + 1 < len(layout.levels)
+            continued = cache is not None or i + 1 < len(layout.levels)
             o, tails, state = self._mix(piece, level.cu_seqlens, tails, state, continued)
             outputs.append(o)
-        if memory is not None:
+        if cache is not None:
             assert tails is not None and state is not None
-            memory.store(torch.cat(tails, dim=-1), state)
-        o = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-        gate = self.g_proj(hidden_states).view_as(o)
-        normed = gated_rms_norm(o, gate, self.o_norm.weight, eps=self.o_norm.variance_epsilon)
-        return self.o_proj(normed.flatten(1))
+            cache.store(torch.cat(tails, dim=-1), state)
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def _mix(
         self,
@@ -108,19 +120,13 @@ class OlmoHybridGatedDeltaNet(hf.OlmoHybridGatedDeltaNet):
             return o.squeeze(0), None, None
         return o.squeeze(0), (q_tail, k_tail, v_tail), final_state
 
-    def step(self, hidden_states: torch.Tensor, memory: DeltaMemory) -> torch.Tensor:
-        """One token of every row, [B, D] -> [B, D], continuing from the memory and written to it. No gradients."""
-        assert memory.tail is not None and memory.state is not None
-        layers = (self.q_proj, self.k_proj, self.v_proj, self.g_proj, self.a_proj, self.b_proj)
-        x, gate, a, b = self.joined(hidden_states, layers).split(
-            [self.conv_dim, self.value_dim, self.num_v_heads, self.num_v_heads], dim=-1
-        )
+    def _step(self, projected: list[torch.Tensor], cache: DeltaCache) -> torch.Tensor:
+        """The same for one token of every row, [B, *] to [B, HV, V], written to the cache. No gradients."""
+        assert cache.tail is not None and cache.state is not None
+        q, k, v, a, b = projected
         o, tail, state = delta_step(
-            x, a, b, memory.tail, memory.state, self.conv1d.weight.squeeze(1), self.A_log, self.dt_bias,
-            allow_neg_eigval=self.allow_neg_eigval,
+            torch.cat((q, k, v), dim=-1), a, b, cache.tail, cache.state, self.conv1d.weight.squeeze(1), self.A_log,
+            self.dt_bias, allow_neg_eigval=self.allow_neg_eigval,
         )  # fmt: skip
-        memory.store(tail, state)
-        weight = self.o_norm.weight
-        # under autocast weights are float32 and o is not
-        normed = F.rms_norm(o.to(weight.dtype), (self.head_v_dim,), weight, self.o_norm.variance_epsilon)
-        return self.o_proj(swiglu(gate, normed.flatten(1).to(o.dtype)))
+        cache.store(tail, state)
+        return o

@@ -211,7 +211,7 @@ def answer_log_probs(
     # a head leaves out the last place it is given: the batch's last token, which predicts nothing, comes for that
     keep[-1, attention_mask[-1].sum() - 1] = True
     targets = F.pad(labels[wanted], (1, 0), value=-100).unsqueeze(0)
-    found = model(**inputs, attention_mask=attention_mask, keep=keep, labels=targets).log_probs
+    found = model(**inputs, attention_mask=attention_mask, keep_positions=keep, labels=targets).log_probs
     log_probs = found.new_zeros(wanted.shape).masked_scatter(wanted, found)
     if seen is not None:
         seen.append(log_probs.detach())

@@ -1,4 +1,8 @@
-"""The two kinds of decoder layer on flat tokens. ``step`` is one token of every row that a cache remembers."""
+"""The two kinds of decoder layer, on hidden states in the form that the layout says.
+
+Every module below is called as a module, so that hooks, wrappers, adapters and offloading act in decoding as they do
+elsewhere; without a layout the call is a step: one token of every row that a cache remembers, [B, 1, D].
+"""
 
 from __future__ import annotations
 
@@ -7,16 +11,16 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.olmo_hybrid import OlmoHybridConfig
 from transformers.models.olmo_hybrid import modeling_olmo_hybrid as hf
 
-from hybrid_ft.hybrid_model.door.cache import AttentionMemory, DeltaMemory
-from hybrid_ft.hybrid_model.door.cached_call import Turn
+from hybrid_ft.hybrid_model.door.cache import AttentionCache, DeltaCache
+from hybrid_ft.hybrid_model.door.cached_call import CachedCall
 from hybrid_ft.hybrid_model.door.layout import SequenceLayout
 from hybrid_ft.hybrid_model.layers.attention import OlmoHybridAttention, Rope
 from hybrid_ft.hybrid_model.layers.gated_delta_net import OlmoHybridGatedDeltaNet
-from hybrid_ft.hybrid_model.layers.norm_and_mlp import OlmoHybridMLP, OlmoHybridRMSNorm
+from hybrid_ft.hybrid_model.layers.norm_and_mlp import OlmoHybridMLP, OlmoHybridRMSNorm, norm_of_sum, plus_norm
 
 
 class OlmoHybridAttentionDecoderLayer(hf.OlmoHybridAttentionDecoderLayer):
-    """Norms stand after attention and MLP."""
+    """x + norm(attention(x)), then x + norm(mlp(x))."""
 
     def __init__(self, config: OlmoHybridConfig, layer_idx: int) -> None:
         GradientCheckpointingLayer.__init__(self)
@@ -31,26 +35,17 @@ class OlmoHybridAttentionDecoderLayer(hf.OlmoHybridAttentionDecoderLayer):
         hidden_states: torch.Tensor,
         layout: SequenceLayout | None,
         rope: Rope | None,
-        memory: AttentionMemory | None = None,
-        turn: Turn | None = None,
+        cache: AttentionCache | None = None,
+        call: CachedCall | None = None,
     ) -> torch.Tensor:
-        """[N, D] -> [N, D]; without a layout a step."""
-        if layout is None:
-            assert memory is not None and turn is not None
-            return self.step(hidden_states, rope, memory, turn)
-        mixed = self.self_attn(hidden_states, layout, rope, memory, turn)
-        hidden_states = self.post_attention_layernorm(mixed, hidden_states)
-        return self.post_feedforward_layernorm(self.mlp(hidden_states), hidden_states)
-
-    def step(self, hidden_states: torch.Tensor, rope: Rope | None, memory: AttentionMemory, turn: Turn) -> torch.Tensor:
-        """[B, D] -> [B, D]."""
-        mixed = self.self_attn.step(hidden_states, rope, memory, turn)
-        hidden_states = hidden_states + self.post_attention_layernorm.step(mixed)
-        return hidden_states + self.post_feedforward_layernorm.step(self.mlp.step(hidden_states))
+        """[1, N, D] or [B, T, D] to the same."""
+        mixed, _ = self.self_attn(hidden_states=hidden_states, layout=layout, rope=rope, cache=cache, call=call)
+        hidden_states = plus_norm(hidden_states, self.post_attention_layernorm, mixed)
+        return plus_norm(hidden_states, self.post_feedforward_layernorm, self.mlp(hidden_states))
 
 
 class OlmoHybridLinearAttentionDecoderLayer(hf.OlmoHybridLinearAttentionDecoderLayer):
-    """Norms stand before delta rule and MLP."""
+    """x + delta(norm(x)), then x + mlp(norm(x))."""
 
     def __init__(self, config: OlmoHybridConfig, layer_idx: int) -> None:
         GradientCheckpointingLayer.__init__(self)
@@ -65,18 +60,10 @@ class OlmoHybridLinearAttentionDecoderLayer(hf.OlmoHybridLinearAttentionDecoderL
         hidden_states: torch.Tensor,
         layout: SequenceLayout | None,
         rope: Rope | None,
-        memory: DeltaMemory | None = None,
-        turn: Turn | None = None,
+        cache: DeltaCache | None = None,
+        call: CachedCall | None = None,
     ) -> torch.Tensor:
-        """[N, D] -> [N, D]; without a layout a step."""
-        if layout is None:
-            assert memory is not None and turn is not None
-            return self.step(hidden_states, rope, memory, turn)
-        mixed = self.linear_attn(self.input_layernorm(hidden_states), layout, memory)
-        hidden_states, normed = self.post_attention_layernorm(mixed, hidden_states, of_sum=True)
+        """[1, N, D] or [B, T, D] to the same."""
+        mixed = self.linear_attn(hidden_states=self.input_layernorm(hidden_states), layout=layout, cache=cache)
+        hidden_states, normed = norm_of_sum(hidden_states, self.post_attention_layernorm, mixed)
         return hidden_states + self.mlp(normed)
-
-    def step(self, hidden_states: torch.Tensor, rope: Rope | None, memory: DeltaMemory, turn: Turn) -> torch.Tensor:
-        """[B, D] -> [B, D]."""
-        hidden_states = hidden_states + self.linear_attn.step(self.input_layernorm.step(hidden_states), memory)
-        return hidden_states + self.mlp.step(self.post_attention_layernorm.step(hidden_states))

@@ -7,21 +7,20 @@ wrapping, device maps) sees the model it knows.
 from __future__ import annotations
 
 import os
-from typing import Any, ClassVar, cast
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.models.olmo_hybrid import OlmoHybridConfig
 from transformers.models.olmo_hybrid import modeling_olmo_hybrid as hf
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
-from hybrid_ft.hybrid_model.door.cache import AttentionMemory, DeltaMemory, adopt
-from hybrid_ft.hybrid_model.door.cached_call import Turn, first_turn, later_turn, step_turn
-from hybrid_ft.hybrid_model.door.layout import Door, SequenceLayout, open_door
-from hybrid_ft.hybrid_model.door.shared_prompts import open_shared_door, pick
+from hybrid_ft.hybrid_model.door.batch import BATCH_KEYS, Batch, read_batch
+from hybrid_ft.hybrid_model.door.labels import predictable
 from hybrid_ft.hybrid_model.families.olmo_hybrid.decoder_layers import (
     OlmoHybridAttentionDecoderLayer,
     OlmoHybridLinearAttentionDecoderLayer,
@@ -29,12 +28,18 @@ from hybrid_ft.hybrid_model.families.olmo_hybrid.decoder_layers import (
 from hybrid_ft.hybrid_model.families.olmo_hybrid.names import released_state_dict
 from hybrid_ft.hybrid_model.layers.attention import Rope
 from hybrid_ft.hybrid_model.layers.norm_and_mlp import OlmoHybridRMSNorm
+from hybrid_ft.hybrid_model.layers.watched import has_hooks, hooks_below, is_sharded, is_watched
 
 # transformers converts a checkpoint's tensor names for classes of its own only, unless the mapping is registered
 register_checkpoint_conversion_mapping("olmo_hybrid", get_checkpoint_conversion_mapping("olmo_hybrid"), overwrite=True)
 
 
 class OlmoHybridModel(hf.OlmoHybridModel):
+    """The door of every batch: rows, packed rows or pairs, [B, T], come in and hidden states [B, T, D] go out.
+
+    Between the layers they are flat, [1, N, D] without padding, so that no layer can mix documents.
+    """
+
     def __init__(self, config: OlmoHybridConfig) -> None:
         hf.OlmoHybridPreTrainedModel.__init__(self, config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
@@ -59,27 +64,23 @@ class OlmoHybridModel(hf.OlmoHybridModel):
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
-        cu_seq_lens_q: torch.Tensor | None = None,
-        cu_seq_lens_k: torch.Tensor | None = None,
-        seq_idx: torch.Tensor | None = None,
-        layout: SequenceLayout | None = None,
-        prompt_lengths: torch.Tensor | None = None,
-        prompt_rows: torch.Tensor | None = None,
-        keep: torch.Tensor | None = None,
+        keep_positions: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Hidden states of a batch in any of the forms ``open_door`` reads, in that same form, zeros at padding.
 
-        input_ids [B, T] or inputs_embeds [B, T, D]. attention_mask is [B, T], or [B, past + T] with a filled cache.
-        layout describes one row of tokens, [1, N], where documents may continue one another; no mask then.
-        prompt_lengths and prompt_rows, int64 [B], name the first tokens that rows share: they are computed once, as
-        ``open_shared_door`` says. keep, bool [B, T]: hand back these places alone, [1, M, D], row by row.
+        input_ids [B, T] or inputs_embeds [B, T, D]. attention_mask is [B, T], [B, past + T] with a filled cache, or a
+        mask of pairs [B, 1, T, T] that is causal inside documents. position_ids, cu_seq_lens_q, cu_seq_lens_k and
+        seq_idx say where documents begin. layout describes one row of tokens, [1, N], where documents may continue one
+        another; no mask then. prompt_lengths and prompt_rows, int64 [B], name the first tokens that rows share: they
+        are computed once, as ``open_shared_door`` says, unless noise is added to the embeddings of each row.
+        keep_positions, bool [B, T]: hand back these places alone, [1, M, D], row by row.
         use_cache defaults to the config's, and to False in training. A cache holds rows of one document each.
 
-        Raises ValueError for boundaries that contradict each other, a mask with a hole, packed rows with a cache, and
-        attention weights, which are never formed.
+        Raises ValueError for boundaries that contradict each other, packed rows with a cache, a cache of other rows,
+        and attention weights, which are never formed.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass exactly one of input_ids and inputs_embeds")
@@ -87,90 +88,64 @@ class OlmoHybridModel(hf.OlmoHybridModel):
             raise ValueError("output_attentions is not available: attention weights are never formed")
         given = input_ids if input_ids is not None else inputs_embeds
         assert given is not None
-        shape = (given.shape[0], given.shape[1])
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
-        if self.training and self.layers[0].gradient_checkpointing:
+        if self.training and torch.is_grad_enabled() and self.layers[0].gradient_checkpointing:
+            # backward runs the layers again, and a cache would be written twice
             use_cache, past_key_values = False, None
-        boundaries = {
-            "position_ids": position_ids,
-            "cu_seq_lens_q": cu_seq_lens_q,
-            "cu_seq_lens_k": cu_seq_lens_k,
-            "seq_idx": seq_idx,
-        }
-        layers = None if past_key_values is None else adopt(past_key_values, self.config.layer_types)
-        turn: Turn | None = None
-        door: Door | None
-        if layout is not None:
-            if attention_mask is not None or past_key_values is not None:
-                raise ValueError("a layout stands for itself: no attention_mask and no cache beside it")
-            if shape != (1, len(layout.positions)):
-                raise ValueError(f"the layout is of {len(layout.positions)} tokens in one row; the batch is {shape}")
-            door, use_cache = Door(layout, shape, None, len(layout.lengths) == 1), False
-        elif prompt_rows is not None:
-            if input_ids is None or prompt_lengths is None or past_key_values is not None:
-                raise ValueError("prompt_rows goes with input_ids and prompt_lengths, and with no cache")
-            if any(bounds is not None for bounds in boundaries.values()):
-                raise ValueError("rows that share prompts are one document each: pass no document bounds beside them")
-            door, use_cache = open_shared_door(input_ids, prompt_lengths, prompt_rows, attention_mask), False
-        elif layers is not None and _attention_memory(layers).length:
-            turn = later_turn(_attention_memory(layers), shape, given.device, attention_mask, boundaries)
-            door, use_cache = turn.door, True
-        else:
-            door = open_door(shape, given.device, attention_mask=attention_mask, **boundaries)
-            if not door.one_per_row:
-                if past_key_values is not None:
-                    raise ValueError("packed rows cannot fill a cache: pass one document a row, or no past_key_values")
-                use_cache = False
-            if use_cache or past_key_values is not None:
-                if past_key_values is None:
-                    past_key_values = DynamicCache()
-                    layers = adopt(past_key_values, self.config.layer_types)
-                turn = first_turn(door, given.device)
-                use_cache = True
-        memories: list[Any] = layers if use_cache and layers is not None else [None] * len(self.layers)
-        assert door is not None
-        if inputs_embeds is not None:
-            hidden = door.flatten(inputs_embeds)
-        else:
-            # three dimensions here, because NEFTune's hook counts on them
-            hidden = self.embed_tokens(door.flatten(cast(torch.Tensor, input_ids)).unsqueeze(0)).squeeze(0)
-        return self._run(
-            hidden, door, turn, memories, past_key_values if use_cache else None, keep, output_hidden_states
+        noisy = self.training and input_ids is not None and has_hooks(self.embed_tokens)
+        batch = read_batch(
+            given,
+            self.config.layer_types,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            share_prompts=not noisy,
+            keep_padding=partial(hooks_below, self.layers, self.norm),
+            **{name: value for name, value in kwargs.items() if name in BATCH_KEYS},
         )
-
-    def _run(
-        self,
-        hidden: torch.Tensor,
-        door: Door,
-        turn: Turn | None,
-        memories: list[Any],
-        past_key_values: Cache | None,
-        keep: torch.Tensor | None,
-        output_hidden_states: bool | None,
-    ) -> BaseModelOutputWithPast:
-        """Through the layers and out of the door. ``hidden`` is [N, D]."""
-        layout = door.layout
-        rope = self._rope(hidden, layout.positions if turn is None else turn.positions())
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
-
-        seen = [door.unflatten(hidden)] if output_hidden_states else None
-        for layer, memory in zip(self.layers, memories):
-            hidden = layer(hidden, layout=layout, rope=rope, memory=memory, turn=turn)
+        hidden = self._embed(input_ids, batch) if inputs_embeds is None else batch.flat(inputs_embeds)
+        seen = (
+            [] if output_hidden_states or (output_hidden_states is None and self.config.output_hidden_states) else None
+        )
+        rope = self._rope(hidden, batch.positions())
+        for layer, cache in zip(self.layers, batch.caches):
             if seen is not None:
-                seen.append(door.unflatten(hidden))
-        if keep is not None:
-            hidden = self.norm(pick(door, hidden, keep)).unsqueeze(0)
+                seen.append(batch.rows(hidden))
+            hidden = layer(hidden, layout=batch.layout, rope=rope, cache=cache, call=batch.call)
+        if keep_positions is not None:
+            hidden = self.norm(batch.kept(hidden, keep_positions))
         else:
-            hidden = door.unflatten(self.norm(hidden))
+            hidden = batch.rows(self.norm(hidden))
         if seen is not None:
-            seen[-1] = hidden
+            seen.append(hidden)
         return BaseModelOutputWithPast(
             last_hidden_state=hidden,
-            past_key_values=past_key_values,
+            past_key_values=batch.past_key_values,
             hidden_states=None if seen is None else tuple(seen),
         )
+
+    def _embed(self, input_ids: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """The tokens' embeddings in the form of the hidden states.
+
+        Who watches the embedding is shown the batch's rows, as in transformers' model. In training these are documents,
+        equal lengths together: what NEFTune adds goes by the length it sees, and a row may be padded or hold several.
+        """
+        door, embed = batch.door, self.embed_tokens
+        if door is None or not is_watched(embed, nn.Embedding):
+            return embed(input_ids) if door is None else door.layout.formed(embed(door.flatten(input_ids)[None])[0])
+        # all processes call a sharded module equally often
+        if not (self.training and has_hooks(embed)) or is_sharded(embed):
+            return batch.flat(embed(input_ids))
+        tokens = door.flatten(input_ids).split(door.layout.lengths)
+        by_length: dict[int, list[int]] = {}
+        for s, length in enumerate(door.layout.lengths):
+            by_length.setdefault(length, []).append(s)
+        parts: dict[int, torch.Tensor] = {}
+        for segments in by_length.values():
+            parts |= zip(segments, embed(torch.stack([tokens[s] for s in segments])))
+        return door.layout.formed(torch.cat([parts[s] for s in range(len(tokens))]))
 
     def _rope(self, hidden: torch.Tensor, positions: torch.Tensor) -> Rope | None:
         """cos and sin, both [N, head size]."""
@@ -179,32 +154,10 @@ class OlmoHybridModel(hf.OlmoHybridModel):
         cos, sin = self.rotary_emb(hidden, positions.unsqueeze(0))
         return cos.squeeze(0), sin.squeeze(0)
 
-    def step(
-        self, input_ids: torch.Tensor, past_key_values: Cache, attention_mask: torch.Tensor | None
-    ) -> torch.Tensor | None:
-        """One token of every row, [B, 1] -> [B, D], past the door; None where it takes more than that."""
-        layers = adopt(past_key_values, self.config.layer_types)
-        past = _attention_memory(layers)
-        turn = step_turn(past, len(input_ids), attention_mask) if past.length else None
-        if turn is None:
-            return None
-        hidden = self.embed_tokens(input_ids).squeeze(1)
-        rope = None if self.rotary_emb is None else self._rope(hidden, turn.positions())
-        for layer, memory in zip(cast(Any, self.layers), layers):
-            if layer._forward_pre_hooks or layer._forward_hooks or "forward" in layer.__dict__:
-                # sharding and offloading bring a layer's weights in when it is called
-                hidden = layer(hidden, layout=None, rope=rope, memory=memory, turn=turn)
-            else:
-                hidden = layer.step(hidden, rope, memory, turn)
-        return self.norm.step(hidden)
-
-
-def _attention_memory(layers: list[AttentionMemory | DeltaMemory]) -> AttentionMemory:
-    """The first one; they all know of the same columns."""
-    return next(layer for layer in layers if isinstance(layer, AttentionMemory))
-
 
 class OlmoHybridForCausalLM(hf.OlmoHybridForCausalLM):
+    """The model and its head, with transformers' loss, generation and files in the released names."""
+
     # both stand in an exponent, so that rounding them to bfloat16 moves the decay over a long document
     _keep_in_fp32_modules_strict: ClassVar[set[str]] = {"A_log", "dt_bias"}
 
@@ -230,17 +183,12 @@ class OlmoHybridForCausalLM(hf.OlmoHybridForCausalLM):
     ) -> CausalLMOutputWithPast:
         """Logits [B, T, vocabulary], or of the last ``logits_to_keep`` columns, and the loss of shifted labels.
 
-        ``OlmoHybridModel.forward`` says what a batch may be. One token a row with a filled cache, as ``generate`` asks
-        for, takes a path of its own where no gradient is wanted.
+        ``OlmoHybridModel.forward`` says what a batch may be. A label that no token of its document predicts, because
+        it follows padding or begins a document, is left out of the loss.
         """
-        logits_only = labels is None and not kwargs.get("output_hidden_states", self.config.output_hidden_states)
-        one_token = input_ids is not None and input_ids.shape[1] == 1 and not torch.is_grad_enabled()
-        if logits_only and one_token and past_key_values is not None:
-            assert input_ids is not None
-            hidden = self.model.step(input_ids, past_key_values, attention_mask)
-            if hidden is not None:
-                logits = self.lm_head(hidden).unsqueeze(1)
-                return CausalLMOutputWithPast(logits=logits, past_key_values=past_key_values)
+        if labels is not None:
+            bounds = {name: kwargs.get(name) for name in ("cu_seq_lens_q", "seq_idx", "layout")}
+            labels = predictable(labels, attention_mask, position_ids, **bounds)
         return super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,

@@ -231,10 +231,12 @@ def test_keep_hands_back_these_places_alone(make_pair: Callable) -> None:
     inputs = random_batch([(13, [3, 9]), (0, [5, 1]), (6, [2, 2])]).tensors()
     keep = inputs["attention_mask"].bool() & (torch.rand(6, 22, generator=torch.Generator().manual_seed(1)) < 0.4)
     whole = ours.model(**inputs).last_hidden_state
-    assert torch.equal(ours.model(**inputs, keep=keep).last_hidden_state, whole[keep][None])
+    assert torch.equal(ours.model(**inputs, keep_positions=keep).last_hidden_state, whole[keep][None])
     plain_rows = {name: inputs[name] for name in ("input_ids", "attention_mask")}
     whole = ours.model(**plain_rows).last_hidden_state
-    assert torch.equal(ours.model(**plain_rows, keep=keep, use_cache=False).last_hidden_state, whole[keep][None])
+    assert torch.equal(
+        ours.model(**plain_rows, keep_positions=keep, use_cache=False).last_hidden_state, whole[keep][None]
+    )
 
 
 @pytest.mark.parametrize(
@@ -259,4 +261,4 @@ def test_keep_at_padding_is_refused(make_pair: Callable) -> None:
     _, ours = make_pair(0)
     inputs = random_batch([(3, [1, 2])]).tensors()
     with pytest.raises(ValueError, match="padding"):
-        ours.model(**inputs, keep=torch.ones(2, 5, dtype=torch.bool))
+        ours.model(**inputs, keep_positions=torch.ones(2, 5, dtype=torch.bool))

@@ -13,7 +13,7 @@ def masked(q, k, v, layout, scale, window):
     starts = [0, *torch.tensor(layout.lengths).cumsum(0).tolist()]
     out = []
     group = q.shape[1] // k.shape[1]
-    for s, history in enumerate(layout.histories):
+    for s, history in enumerate(layout.ancestors):
         tokens = [t for a in history for t in range(starts[a], starts[a + 1])]
         first = len(tokens) - layout.lengths[s]
         for place in range(first, len(tokens)):

@@ -1,0 +1,63 @@
+"""Whether anybody stands between a module and its forward: a hook, a wrapper, an adapter, offloading, sharding.
+
+A kernel may do a module's work together with its neighbour's where nobody stands there. Where somebody does, the module
+is called as transformers calls it, with what transformers gives it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+from torch.nn.modules import module as hooks_of_all
+
+
+def is_watched(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether calling the module does anything besides ``kind.forward``."""
+    return type(module) is not kind or "forward" in module.__dict__ or has_hooks(module)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Of its own, or of all modules."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or hooks_of_all._global_forward_hooks
+        or hooks_of_all._global_forward_pre_hooks
+        or hooks_of_all._global_backward_hooks
+        or hooks_of_all._global_backward_pre_hooks
+    )
+
+
+def hooks_below(*modules: nn.Module) -> bool:
+    """Whether any of the modules or those below them has hooks that may look at what passes.
+
+    Sharding's own, which gather a module's weights, do not.
+    """
+    return any(has_hooks(child) and not is_sharded(child) for module in modules for child in module.modules())
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether FSDP or DeepSpeed gathers the module's weights when it is called, on all processes together."""
+    from torch.distributed.fsdp import FSDPModule
+
+    return isinstance(module, FSDPModule) or any(hasattr(p, "ds_id") for p in module.parameters(recurse=False))
+
+
+@contextmanager
+def weights_of(*modules: nn.Module) -> Iterator[None]:
+    """With the modules' weights on their device, though accelerate has offloaded them and they are read, not called.
+
+    As transformers' ``force_accelerate_hooks``, whose modules' hooks get no arguments either.
+    """
+    hooked = [module for module in modules if getattr(module, "_hf_hook", None) is not None]
+    for module in hooked:
+        module._hf_hook.pre_forward(module)  # type: ignore[operator, union-attr]
+    try:
+        yield
+    finally:
+        for module in hooked:
+            module._hf_hook.post_forward(module, ())  # type: ignore[operator, union-attr]
