@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 else:
     LossName = Literal[tuple(LOSSES)]
 
-LORA_TARGETS = ("all-linear", "attention", "delta", "mlp")
+LORA_TARGETS = ("all-linear", "attention", "delta", "recurrent", "mlp")
 LEARNING_RATES = {"sft": {"full": 2.5e-5, "lora": 2e-4}, "dpo": {"full": 1e-6, "lora": 1e-5}}
 
 Text = Annotated[str, Field(min_length=1)]
@@ -35,7 +35,7 @@ class Lora(Section):
     """Low-rank adapters. conv, A_log, dt_bias and norms are never adapted."""
 
     targets: Text = "all-linear"
-    """all-linear, attention, delta, mlp, or a union such as delta+mlp"""
+    """all-linear, attention, delta (or recurrent, of layers without a delta rule), mlp, or a union such as delta+mlp"""
     rank: int = Field(32, ge=1, le=1024)
     alpha: AtLeastOne = 64
     """the update is scaled by alpha / rank"""

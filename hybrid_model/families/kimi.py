@@ -48,6 +48,7 @@ KIMI = Family(
     lora=_lora,
     refused=_REFUSED,
     experts=_EXPERTS,
+    router=r".*\.mlp\.gate\..*",
     # transformers reads the dense first layer as mlp, and writes it as the layers of experts are called
     rewritten=tuple((f"block_sparse_moe.{part}_proj", f"mlp.{part}_proj") for part in ("gate", "up", "down")),
     float32=("A_log", "dt_bias", "e_score_correction_bias"),
@@ -64,6 +65,7 @@ LING = Family(
     lora=_lora,
     refused=_REFUSED,
     experts=_EXPERTS,
+    router=r".*\.mlp\.gate\..*",
     carried=(r"model\.layers\.\d+\.(eh_proj|enorm|hnorm|final_layernorm|embed_tokens|shared_head).*", r"mtp\..*"),
     float32=("A_log", "dt_bias", "e_score_correction_bias"),
     tiny={

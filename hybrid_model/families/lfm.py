@@ -57,6 +57,7 @@ LFM2_MOE = Family(
     lora=_lora,
     refused=_REFUSED,
     experts=("feed_forward.experts.gate_up_proj", "feed_forward.experts.down_proj"),
+    router=r".*\.feed_forward\.(gate\..*|expert_bias)",
     float32=("expert_bias",),
     tiny={
         "lfm2_moe": _SIZES | _CONV | {

@@ -83,6 +83,7 @@ JAMBA = Family(
     lora=_lora,
     refused=_ROUTER | _CONV | {r"(x|dt)_proj": "it sets the state's decay and what is read from it"},
     experts=("feed_forward.experts.gate_up_proj", "feed_forward.experts.down_proj"),
+    router=r".*\.feed_forward\.router\..*",
     forks=False,
     continues=False,
     float32=("A_log", ".D"),

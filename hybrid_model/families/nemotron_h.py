@@ -34,6 +34,7 @@ FAMILY = Family(
     lora=_lora,
     refused={r"mixer\.gate": "a router stays as it was trained", r"conv1d": "a convolution has no low rank"},
     experts=("mixer.experts.up_proj", "mixer.experts.down_proj"),
+    router=r".*\.mixer\.gate\..*",
     carried=(r"mtp\..*",),
     float32=("A_log", "dt_bias", ".D", "e_score_correction_bias"),
     tiny={
