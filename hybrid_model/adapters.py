@@ -9,6 +9,7 @@ ranks, which steer what is kept.
 from __future__ import annotations
 
 import re
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from hybrid_ft.errors import InputError
@@ -103,4 +104,7 @@ def add_lora(
         task_type="CAUSAL_LM",
         **experts,
     )
-    return get_peft_model(model, config)
+    with warnings.catch_warnings():
+        # PEFT adds ranks for fused experts to a config that adapts none
+        warnings.filterwarnings("ignore", "The following rank_pattern keys did not match", RuntimeWarning)
+        return get_peft_model(model, config)

@@ -8,12 +8,9 @@ Norms, activations and the embedding's look-up are left out.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from math import prod
-from typing import Any
 
 from transformers import PreTrainedConfig
 
@@ -50,17 +47,25 @@ def forward_flops(
     mixings = [mixing for layer in family_of(config).mixings(config) for mixing in layer]
     pairs = {window: _pairs(lengths, parents, window) for window in {mixing.window for mixing in mixings}}
     return Flops(
-        weights=2 * tokens * _weights_per_token(config.to_json_string(use_diff=False), config.__class__),
+        weights=2 * tokens * _weights_per_token(config),
         attention=sum(mixing.per_pair * pairs[mixing.window] for mixing in mixings),
         delta_rule=tokens * sum(mixing.per_token for mixing in mixings),
         head=2 * head_tokens * config.hidden_size * config.vocab_size,
     )
 
 
-@lru_cache(maxsize=16)
-def _weights_per_token(config_json: str, config_class: Any) -> int:
+def _weights_per_token(config: PreTrainedConfig) -> int:
     """Weights of the layers that a token is multiplied with: all matrices and convolutions, of experts the chosen ones."""
-    config = config_class.from_dict(json.loads(config_json))
+    key = config.to_json_string(use_diff=False)
+    if key not in _WEIGHTS:
+        _WEIGHTS[key] = _count_weights(config)
+    return _WEIGHTS[key]
+
+
+_WEIGHTS: dict[str, int] = {}
+
+
+def _count_weights(config: PreTrainedConfig) -> int:
     experts = next(
         (
             count

@@ -9,6 +9,8 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedConfig as Config
 
+PEFT_REFUSES = "PEFT opens no such adapter, because mamba-ssm's fused kernel would leave it out"
+
 
 @dataclass(frozen=True)
 class Mixing:

@@ -25,7 +25,7 @@ def _lora(config: Config) -> dict[str, str]:
 
 
 _REFUSED = {
-    r"feed_forward\.gate": "a router stays as it was trained",
+    r"feed_forward\.gate$": "a router stays as it was trained",
     r"conv\.conv": "a convolution has no low rank",
     r"self_attn\.g_proj": "it has one output a head",
 }

@@ -17,11 +17,7 @@ from hybrid_ft.hybrid_model.families.known import FAMILIES, family_of_type
 
 LORA = {"lora": {"targets": "all-linear", "rank": 4, "alpha": 8, "merge": True}}
 OTHERS = [kind for family in FAMILIES for kind in family.tiny if kind not in ("olmo_hybrid", "qwen3_5_text")]
-KINDS = [
-    "qwen3_5",
-    "granitemoehybrid",
-    *(pytest.param(kind, marks=pytest.mark.slow) for kind in OTHERS if kind != "granitemoehybrid"),
-]
+KINDS = ["qwen3_5", *(pytest.param(kind, marks=pytest.mark.slow) for kind in OTHERS)]
 
 
 @pytest.fixture(scope="module", params=KINDS)
