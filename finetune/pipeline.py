@@ -13,8 +13,6 @@ that was cut short goes on, and one that has changed, in its recipe or in its fi
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import json
 import os
 import time
@@ -24,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from hybrid_ft.errors import BAD_INPUT, ENVIRONMENT, STORAGE, InputError, holds_secret, shown
+from hybrid_ft.errors import ENVIRONMENT, InputError, holds_secret, shown
 from hybrid_ft.finetune.evaluation import comparison
 from hybrid_ft.finetune.recipe.checks import SECRET
 from hybrid_ft.finetune.recipe.load import resolve_recipe
@@ -38,7 +36,6 @@ if TYPE_CHECKING:
 TRAINING = ("sft", "dpo")
 DTYPES = ("float32", "bfloat16")
 _RECORD = "pipeline.json"
-_LOCK = ".lock"
 
 
 @dataclass
@@ -167,7 +164,7 @@ def run(path: str | Path, overrides: Sequence[str], console: Console) -> int:
             "hybrid-ft run is one process; give the launcher the stages one by one, hybrid-ft sft and then hybrid-ft dpo",
             ENVIRONMENT,
         )
-    from hybrid_ft.finetune.training.progress import say
+    from hybrid_ft.finetune.runs.console import say
 
     place, stages = pipeline.place, pipeline.stages
     with _held(place):
@@ -292,13 +289,15 @@ def _digest(stage: Stage, before: str) -> str:
 
 
 def _identity(recipe: Recipe) -> dict[str, Any]:
-    from hybrid_ft.finetune.runs.folder import recipe_identity
+    from hybrid_ft.finetune.runs.identity import recipe_identity
 
     return recipe_identity(recipe)
 
 
 def _sha256(value: Any) -> str:
-    return "sha256:" + hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+    from hybrid_ft.finetune.runs.identity import digest_of
+
+    return digest_of(value)
 
 
 def _read(place: Path) -> dict[str, str]:
@@ -307,14 +306,15 @@ def _read(place: Path) -> dict[str, str]:
         return {}
     try:
         known = json.loads(record.read_text(encoding="utf-8"))["stages"]
-        assert isinstance(known, dict)
-    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
-        raise InputError(f"output: {record} is damaged; give another output") from error
-    return known
+        if isinstance(known, dict):
+            return known
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise InputError(f"output: {record} is damaged; give another output")
 
 
 def _write(place: Path, known: dict[str, str]) -> None:
-    from hybrid_ft.finetune.runs.checkpoints import write_text
+    from hybrid_ft.finetune.runs.atomic import write_text
 
     write_text(place / _RECORD, json.dumps({"stages": known}, indent=1) + "\n")
 
@@ -322,29 +322,14 @@ def _write(place: Path, known: dict[str, str]) -> None:
 @contextmanager
 def _held(place: Path) -> Iterator[None]:
     """Hold the folder against other processes. What was made for stages that did not begin is taken away at the end."""
-    missing = [folder for folder in (place, *place.parents) if not folder.exists()]
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-        foreign = [] if (place / _RECORD).exists() else sorted(p.name for p in place.iterdir() if p.name[0] != ".")
-        (place / _LOCK).touch()
-    except OSError as error:
-        from hybrid_ft.finetune.runs.storage import no_room
+    from hybrid_ft.finetune.runs import lock
 
-        status = STORAGE if no_room(error) else BAD_INPUT
-        raise InputError(f"output: cannot write in {place} ({error.strerror}); give another output", status) from error
-    if foreign:
-        (place / _LOCK).unlink()
-        raise InputError(f"output: {place} holds {foreign[0]} and no {_RECORD}; give another output")
-    with open(place / _LOCK, "a") as lock:
-        try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # as the runs' folders
-        except (BlockingIOError, PermissionError) as error:
-            raise InputError(f"output: another process is at work in {place}; wait for it, or stop it") from error
+    with lock.held(place):
+        foreign = [] if (place / _RECORD).exists() else sorted(p.name for p in place.iterdir() if p.name[0] != ".")
+        if foreign:
+            raise InputError(f"output: {place} holds {foreign[0]} and no {_RECORD}; give another output")
         try:
             yield
         finally:
             if not any(entry.is_dir() for entry in place.iterdir()):
-                for name in (_RECORD, _LOCK):
-                    (place / name).unlink(missing_ok=True)
-                for folder in missing:
-                    folder.rmdir()
+                (place / _RECORD).unlink(missing_ok=True)

@@ -10,7 +10,8 @@ import pytest
 
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.recipe.schema import Recipe
-from hybrid_ft.finetune.runs.folder import RunFolder, recipe_identity
+from hybrid_ft.finetune.runs.folder import RunFolder
+from hybrid_ft.finetune.runs.identity import recipe_identity
 
 
 @pytest.fixture
@@ -186,10 +187,10 @@ def test_metrics_after_the_checkpoint_are_forgotten_and_a_torn_line_too(files):
 
 def test_changed_rows_are_told_though_every_file_is_the_same(start, monkeypatch):
     """A hub dataset, a library or a card can make other rows of the same recipe."""
-    from hybrid_ft.finetune.training.sft import stage as sft
+    from hybrid_ft.finetune.training import run as training
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(sft.stage, "export", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr(training, "export", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
         start(train={"steps": 2})
     with pytest.raises(InputError, match="belongs to another run: rows was sha256:"):
         start(train={"steps": 2, "save_every": 1}, seed=1)
