@@ -35,7 +35,7 @@ def test_means_are_over_pairs_and_over_tokens() -> None:
     assert means["pairs"] == 3
     assert means["rewards/margins"] == pytest.approx(0.5 * (3 + 2 + 0) / 3)
     assert means["rewards/accuracies"] == pytest.approx((1 + 1 + 0.5) / 3)
-    assert means["logps/chosen"] == pytest.approx(-14 / 3) and means["logps/rejected"] == pytest.approx(-9 / 3)
+    assert means["logps/chosen"] == pytest.approx(-10 / 3) and means["logps/rejected"] == pytest.approx(-13 / 3)
     assert means["chosen_gain"] == pytest.approx(1 / 7) and means["rejected_gain"] == pytest.approx(-4 / 7)
     assert (means["chosen_tokens"], means["rejected_tokens"]) == (7 / 3, 7 / 3)
     assert (means["longer"], means["shorter"]) == (1 / 3, 1 / 3)
