@@ -143,8 +143,8 @@ def test_exchanged_answers_exchange_the_numbers(make_trainer: Any, make_pairs: A
     assert references == exchanged[::-1]
     assert one["rewards/margins"] == -other["rewards/margins"] != 0
     for side, opposite in (("chosen", "rejected"), ("rejected", "chosen")):
-        for name in ("logp", "gain", "tokens"):
-            assert one[f"{side}_{name}"] == other[f"{opposite}_{name}"]
+        for name in ("logps/{}", "{}_gain", "{}_tokens"):
+            assert one[name.format(side)] == other[name.format(opposite)]
 
 
 def test_lora_is_compared_with_the_base(make_trainer: Any, make_pairs: Any) -> None:
