@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.compute as pc
 
 from hybrid_ft.errors import BAD_INPUT, STORAGE, InputError
+from hybrid_ft.finetune.recipe.keys import free_keys
 from hybrid_ft.finetune.recipe.shipped import PACKAGE_ROOT
 from hybrid_ft.finetune.runs import device, storage
 from hybrid_ft.finetune.runs.checkpoints import sha256, write_text
@@ -33,18 +34,6 @@ if TYPE_CHECKING:
 
     from hybrid_ft.finetune.data.prepare import Prepared
     from hybrid_ft.finetune.recipe.schema import Recipe
-
-FREE = (
-    "output",
-    "train.save_every",
-    "train.keep",
-    "train.log_every",
-    "train.trackers",
-    "train.loader_workers",
-    "evaluate.every",
-)
-"""Recipe keys that may change between two starts of a run: they do not touch the weights. (``evaluate.every`` does
-where the best checkpoint is the result.)"""
 
 _LOCK = ".lock"
 _CODE = ("kernels", "hybrid_model", "finetune")
@@ -201,9 +190,13 @@ def run_identity(recipe: Recipe, processes: Processes) -> dict[str, Any]:
 
 
 def recipe_identity(recipe: Recipe) -> dict[str, Any]:
-    """Dotted recipe keys and their values, without ``FREE``; a local file stands as the sha256 of what lies there."""
-    free = tuple(key for key in FREE if key != "evaluate.every" or not recipe.evaluate.load_best)
-    identity = {key: value for key, value in _flat(recipe.model_dump()) if not key.startswith(free)}
+    """Dotted recipe keys and their values, without those marked ``Free``; a local file stands as the sha256 of what lies there."""
+    free = free_keys(recipe)
+    identity = {
+        key: value
+        for key, value in _flat(recipe.model_dump())
+        if not any(key == other or key.startswith(f"{other}.") for other in free)
+    }
     if identity["model.path"] == TINY:
         identity["model.path"] = str(BUNDLED)
     return with_contents(identity, weights=not recipe.model.from_scratch)
