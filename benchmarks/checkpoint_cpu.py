@@ -28,6 +28,7 @@ from rich.console import Console
 from safetensors.torch import save_file
 from transformers import TrainerCallback
 
+from hybrid_ft.finetune import models
 from hybrid_ft.finetune.data.prepare import prepare
 from hybrid_ft.finetune.recipe.load import load_recipe
 from hybrid_ft.finetune.recipe.schema import Recipe
@@ -36,7 +37,6 @@ from hybrid_ft.finetune.runs.folder import RunFolder
 from hybrid_ft.finetune.runs.signals import StopRequest
 from hybrid_ft.finetune.runs.storage import probe
 from hybrid_ft.finetune.runs.training_state import PIECE
-from hybrid_ft.finetune.training import run as stage
 from hybrid_ft.finetune.training.progress import ShowProgress
 from hybrid_ft.finetune.training.sft.trainer import PackedSFTTrainer, Plan, arguments
 from hybrid_ft.finetune.training.trainer import packs_dataset
@@ -100,13 +100,13 @@ def time_run(work: Path, steps: int, every: int) -> tuple[Times, int]:
     recipe = load_recipe(
         "quickstart/sft", [f"train.steps={steps}", f"train.save_every={every}", f"output={work / 'run'}"]
     )
-    tokenizer = stage.load_tokenizer(recipe)
+    tokenizer = models.load_tokenizer(recipe)
     prepared = prepare(recipe, tokenizer)
     assert prepared.packs is not None
     folder, times = RunFolder(work / "run"), Times()
     folder.checkpoints.mkdir(parents=True)
     trainer = PackedSFTTrainer(
-        stage.load_model(recipe, tokenizer),
+        models.load_model(recipe, tokenizer),
         arguments(recipe, Plan.of(recipe, prepared), folder),
         train_dataset=packs_dataset(prepared.train, prepared.packs),
         processing_class=tokenizer,

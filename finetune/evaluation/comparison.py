@@ -64,10 +64,14 @@ def check(questions: Recipe, first: Recipe) -> None:
 
 def ask_base(questions: Recipe, first: Recipe) -> list[dict[str, Any]]:
     """The answers of the model that the first stage starts from."""
-    from hybrid_ft.finetune.training import run as stage
+    from hybrid_ft.finetune import models
+    from hybrid_ft.finetune.runs import device
 
     tokenizer = _base_tokenizer(first)
-    return _answers(questions, stage.load_model(first, tokenizer), tokenizer)
+    model = models.load_model(first, tokenizer).to(device.kind())
+    # a result has the dtype of its training; the base as it is loaded to be trained has not
+    with models.arithmetic(first):
+        return _answers(questions, model, tokenizer)
 
 
 def ask(questions: Recipe, result: Path) -> list[dict[str, Any]]:
@@ -79,10 +83,10 @@ def ask(questions: Recipe, result: Path) -> list[dict[str, Any]]:
 
 
 def _base_tokenizer(first: Recipe) -> PreTrainedTokenizerBase:
+    from hybrid_ft.finetune import models
     from hybrid_ft.finetune.data.prepare import template_text
-    from hybrid_ft.finetune.training import run as stage
 
-    tokenizer = stage.load_tokenizer(first)
+    tokenizer = models.load_tokenizer(first)
     tokenizer.chat_template = template_text(first.model.chat_template, tokenizer)[0]
     return tokenizer
 

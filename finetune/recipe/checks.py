@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from hybrid_ft.errors import holds_secret
+from hybrid_ft.finetune.recipe.losses import LOSSES
 from hybrid_ft.finetune.recipe.mistakes import Wrong
 from hybrid_ft.finetune.recipe.yaml_file import Loc
 
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
 
 TRAINED_PRESETS = ("tiny",)
 SHAPE_PRESETS = ("190M", "1B", "7B")
-NORMALISED_LOSSES = ("sigmoid_norm", "ipo", "sft")
-SMOOTHED_LOSSES = ("robust", "exo_pair", "aot", "aot_unpaired")
 
 SECRET = "holds a secret; take it out, secrets are read from the environment (HF_TOKEN, WANDB_API_KEY)"
 
@@ -65,24 +64,26 @@ def contradictions(recipe: Recipe) -> Iterator[Wrong]:
 def preference_contradictions(recipe: Recipe, stage: str | None) -> Iterator[Wrong]:
     """The same for a recipe of pairs."""
     dpo, train, lora = recipe.dpo, recipe.train, recipe.model.lora
-    assert dpo is not None and dpo.beta is not None
+    assert dpo is not None
+    loss = LOSSES[dpo.loss]
     if stage == "sft":
         yield Wrong(("dpo",), "this recipe is for pairs; run it with hybrid-ft dpo, or take the section out")
-    if dpo.beta > 1 and dpo.loss not in NORMALISED_LOSSES:
+    if dpo.beta > 1 and not loss.normalised:
         yield Wrong(
             ("dpo", "beta"),
             f"got {dpo.beta:g} with loss {dpo.loss}, which adds up an answer's log-probabilities: hundreds of tokens "
             "times a beta above 1 saturate it. Use 0.1 or so, or loss: sigmoid_norm, which is per token",
             (("dpo", "loss"),),
         )
-    if dpo.label_smoothing and dpo.loss not in SMOOTHED_LOSSES:
+    if dpo.label_smoothing and loss.smoothing == "none":
+        takers = ", ".join(name for name, other in LOSSES.items() if other.smoothing != "none")
         yield Wrong(
             ("dpo", "label_smoothing"),
-            f"got {dpo.label_smoothing:g}; {dpo.loss} takes none, use one of {', '.join(SMOOTHED_LOSSES)}",
+            f"got {dpo.label_smoothing:g}; {dpo.loss} takes none, use one of {takers}",
             (("dpo", "loss"),),
         )
-    if dpo.loss == "exo_pair" and not dpo.label_smoothing:
-        yield Wrong(("dpo", "label_smoothing"), "must be above 0 for exo_pair; 0.001 is usual", (("dpo", "loss"),))
+    if loss.smoothing == "needed" and not dpo.label_smoothing:
+        yield Wrong(("dpo", "label_smoothing"), f"must be above 0 for {dpo.loss}; 0.001 is usual", (("dpo", "loss"),))
     if train.accumulation != 1:
         yield Wrong(
             ("train", "accumulation"),

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
+from hybrid_ft.finetune.recipe.losses import DEFAULT, LOSSES
 from hybrid_ft.finetune.recipe.yaml_file import dump_yaml
 
+if TYPE_CHECKING:
+    LossName = str
+else:
+    LossName = Literal[tuple(LOSSES)]
+
 LORA_TARGETS = ("all-linear", "attention", "delta", "mlp")
-LEARNING_RATE_FULL = 2.5e-5
-LEARNING_RATE_LORA = 2e-4
-LEARNING_RATE_DPO = 1e-6
-LEARNING_RATE_DPO_LORA = 1e-5
+LEARNING_RATES = {"sft": {"full": 2.5e-5, "lora": 2e-4}, "dpo": {"full": 1e-6, "lora": 1e-5}}
 
 Text = Annotated[str, Field(min_length=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -162,29 +165,9 @@ class Train(Section):
 class Dpo(Section):
     """What is learned from pairs. Answers are compared with what the base, the reference, makes of them."""
 
-    loss: (
-        Literal[
-            "sigmoid_norm",
-            "sigmoid",
-            "ipo",
-            "hinge",
-            "robust",
-            "exo_pair",
-            "nca_pair",
-            "bco_pair",
-            "sppo_hard",
-            "aot",
-            "aot_unpaired",
-            "apo_zero",
-            "apo_down",
-            "discopop",
-            "sft",
-        ]
-        | None
-    ) = None
-    """TRL's names; null: sigmoid_norm, which Olmo Hybrid was tuned with: log-probabilities per token; a loaded recipe
-    holds the name"""
-    beta: float | None = Field(None, gt=0)
+    loss: LossName = DEFAULT
+    """TRL's name; null: sigmoid_norm, which Olmo Hybrid was tuned with: log-probabilities per token"""
+    beta: float = Field(None, gt=0, validate_default=True)
     """how strongly the model is held to the reference; null: 5 for sigmoid_norm, else 0.1; a loaded recipe holds it"""
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
     """share of the pairs believed to be the wrong way round; for robust, exo_pair and aot"""
@@ -195,12 +178,15 @@ class Dpo(Section):
     on_long_prompt: Literal["drop", "cut_start", "error"] = "drop"
     """of a prompt that leaves its answers no room; cut_start: the oldest tokens go"""
 
-    @model_validator(mode="after")
-    def _fill_loss(self) -> Self:
-        self.loss = self.loss or "sigmoid_norm"
-        if self.beta is None:
-            self.beta = 5.0 if self.loss == "sigmoid_norm" else 0.1
-        return self
+    @field_validator("loss", mode="before")
+    @classmethod
+    def _default_loss(cls, loss: Any) -> Any:
+        return DEFAULT if loss is None else loss
+
+    @field_validator("beta", mode="before")
+    @classmethod
+    def _default_beta(cls, beta: Any, info: ValidationInfo) -> Any:
+        return LOSSES[info.data.get("loss", DEFAULT)].beta if beta is None else beta
 
 
 class Evaluate(Section):
@@ -220,23 +206,22 @@ class Evaluate(Section):
 class Recipe(Section):
     model: Annotated[Model, _NULL_IS_EMPTY]
     data: Annotated[Data, _NULL_IS_EMPTY]
-    train: Annotated[Train, _NULL_IS_EMPTY] = Field(default_factory=Train)
-    evaluate: Annotated[Evaluate, _NULL_IS_EMPTY] = Field(default_factory=Evaluate)
     dpo: Dpo | None = None
     """present: the rows are pairs, for preference tuning"""
+    train: Annotated[Train, _NULL_IS_EMPTY] = Field(default_factory=Train, validate_default=True)
+    evaluate: Annotated[Evaluate, _NULL_IS_EMPTY] = Field(default_factory=Evaluate)
     output: Text | None = None
     """the run's folder; null: runs/ and the recipe file's stem; a loaded recipe holds the folder"""
 
-    @model_validator(mode="after")
-    def _fill_learning_rate(self) -> Self:
-        if self.train.learning_rate is None:
-            full, lora = (
-                (LEARNING_RATE_FULL, LEARNING_RATE_LORA)
-                if self.dpo is None
-                else (LEARNING_RATE_DPO, LEARNING_RATE_DPO_LORA)
-            )
-            self.train.learning_rate = lora if self.model.lora else full
-        return self
+    @field_validator("train")
+    @classmethod
+    def _default_learning_rate(cls, train: Train, info: ValidationInfo) -> Train:
+        """By what is trained; the keys before this one have been read."""
+        if train.learning_rate is not None or "model" not in info.data:
+            return train
+        pairs, lora = info.data.get("dpo") is not None, info.data["model"].lora is not None
+        rates = LEARNING_RATES["dpo" if pairs else "sft"]
+        return train.model_copy(update={"learning_rate": rates["lora" if lora else "full"]})
 
     def to_yaml(self) -> str:
         """The resolved recipe, every default written out; ``load_recipe`` reads it back as an equal recipe."""

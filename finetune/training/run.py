@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,8 @@ from peft import PeftModel
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-import hybrid_ft
 from hybrid_ft.errors import RESUMABLE, STORAGE, InputError
+from hybrid_ft.finetune.models import in_bfloat16
 from hybrid_ft.finetune.recipe.schema import Recipe
 from hybrid_ft.finetune.runs import checkpoints, storage
 from hybrid_ft.finetune.runs.export import Exporter
@@ -25,8 +24,6 @@ from hybrid_ft.finetune.runs.signals import Stopped, StopRequest
 from hybrid_ft.finetune.training import fsdp as sharding
 from hybrid_ft.finetune.training.progress import ShowProgress, say
 from hybrid_ft.finetune.training.trainer import RunTrainer
-from hybrid_ft.hybrid_model import adapters
-from hybrid_ft.hybrid_model.checkpoint import tokenizer as tokenizers
 from hybrid_ft.hybrid_model.checkpoint.generation_config import GenerationDefaults
 
 
@@ -116,49 +113,6 @@ def _present(folder: RunFolder) -> int:
 def describe_processes(recipe: Recipe, processes: Processes) -> str:
     how = "in pieces over them (FSDP2)" if recipe.train.sharded else "a copy in each (DDP)"
     return f"processes {processes.count}, the model {how}"
-
-
-def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
-    wanted = recipe.model
-    return tokenizers.load_tokenizer(wanted.tokenizer or wanted.path, None if wanted.tokenizer else wanted.revision)
-
-
-def in_bfloat16(recipe: Recipe) -> bool:
-    """Whether the arithmetic is bfloat16."""
-    dtype = recipe.model.dtype
-    return dtype == "bfloat16" or (dtype == "auto" and torch.cuda.is_available())
-
-
-def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel | PeftModel:
-    """The base, and the adapters on it. Full weights are float32 even where the arithmetic is bfloat16.
-
-    bfloat16 keeps 8 bits: an update of 2.5e-5 to a weight of 0.02 is lost in rounding, so that a model trained in
-    place in bfloat16 hardly moves. Frozen weights, under LoRA, lose nothing.
-    """
-    wanted, lora = recipe.model, recipe.model.lora
-    model = hybrid_ft.load(
-        wanted.path,
-        dtype=torch.bfloat16 if in_bfloat16(recipe) and lora else torch.float32,
-        from_scratch=wanted.from_scratch,
-        vocab_size=math.ceil(len(tokenizer) / 64) * 64 if wanted.from_scratch else None,
-        seed=recipe.train.seed,
-        revision=wanted.revision,
-    )
-    tokenizers.check_vocabulary(tokenizer, model.config)
-    set_seed(recipe.train.seed)
-    return adapters.add_lora(model, lora.targets, lora.rank, lora.alpha, lora.dropout) if lora else model
-
-
-def describe_model(recipe: Recipe, model: torch.nn.Module) -> str:
-    whole = sum(parameter.numel() for parameter in model.parameters())
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    lora = recipe.model.lora
-    how = (
-        f"LoRA on {lora.targets}, rank {lora.rank}: {trained:,} trained ({trained / whole:.2%})"
-        if lora
-        else "all trained"
-    )
-    return f"{recipe.model.path}: {whole:,} parameters, {how}"
 
 
 def arguments(recipe: Recipe, steps: int, warmup: int, folder: RunFolder) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -59,7 +59,7 @@ class RunTrainer(Trainer):
     """To be named before a TRL trainer: ``class X(RunTrainer, SFTTrainer)``, so that ``super()`` here is TRL's.
 
     ``origins`` names a training row by its index. ``stop`` is looked at when a step ends. ``save_best``: keep the
-    checkpoint of the lowest held-out loss as well.
+    checkpoint of the lowest held-out loss as well. ``arithmetic`` gives the context of every forward.
     """
 
     data_collator: Any
@@ -74,18 +74,37 @@ class RunTrainer(Trainer):
         keep: int,
         stop: StopRequest,
         origins: Callable[[int], str],
+        arithmetic: Callable[[], AbstractContextManager[object]] = nullcontext,
         save_best: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.folder, self.keep, self.stop, self.origins = folder, keep, stop, origins
-        self.processes, self.save_best = folder.processes, save_best
+        self.processes, self.save_best, self.arithmetic = folder.processes, save_best, arithmetic
         self.counts, self.watchdog = Counts(), Watchdog()
         self.skipped_in_a_row = 0
         self._loss_of_step: torch.Tensor | None = None
         self.data_collator = partial(_collate_with_rows, self.data_collator)
         self.remove_callback(PrinterCallback)
         self.add_callback(_StepEnds(self))
+
+    def compute_loss_context_manager(self) -> AbstractContextManager[object]:
+        """transformers' is empty. accelerate's autocast is around the model's forward alone, and only once ``train`` has
+        prepared it; inside this one it changes nothing."""
+        return self.arithmetic()
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Inside the block the model measures as it trains: in eval mode, without gradients, in the training's
+        arithmetic. Mode and random state are afterwards what they were."""
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            # a loader draws from the global generator: without the fork, measuring would change the training
+            with torch.random.fork_rng(devices=[]), torch.no_grad(), self.arithmetic():
+                yield
+        finally:
+            self.model.train(was_training)
 
     def count(self, tokens: int, slots: int, of_all: bool = False) -> None:
         """Add a step's tokens and slots, which are this process's share unless ``of_all``."""

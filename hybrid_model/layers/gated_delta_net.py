@@ -120,5 +120,7 @@ class OlmoHybridGatedDeltaNet(hf.OlmoHybridGatedDeltaNet):
             allow_neg_eigval=self.allow_neg_eigval,
         )  # fmt: skip
         memory.store(tail, state)
-        normed = F.rms_norm(o, (self.head_v_dim,), self.o_norm.weight, self.o_norm.variance_epsilon)
-        return self.o_proj(swiglu(gate, normed.flatten(1)))
+        weight = self.o_norm.weight
+        # under autocast weights are float32 and o is not
+        normed = F.rms_norm(o.to(weight.dtype), (self.head_v_dim,), weight, self.o_norm.variance_epsilon)
+        return self.o_proj(swiglu(gate, normed.flatten(1).to(o.dtype)))

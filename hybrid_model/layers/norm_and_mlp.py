@@ -36,7 +36,8 @@ class OlmoHybridRMSNorm(hf.OlmoHybridRMSNorm):
 
     def step(self, x: torch.Tensor) -> torch.Tensor:
         """The same for a token or a few, without gradients: one call, where ours makes seven."""
-        return F.rms_norm(x, x.shape[-1:], self.weight, self.variance_epsilon)
+        # under autocast weights are float32 and x is not
+        return F.rms_norm(x.to(self.weight.dtype), x.shape[-1:], self.weight, self.variance_epsilon).to(x.dtype)
 
 
 class OlmoHybridMLP(hf.OlmoHybridMLP):

@@ -1,9 +1,10 @@
-"""Rows of random tokens, and runs of a second on the tiny base."""
+"""Rows and pairs of random tokens, and runs of a second on the tiny base."""
 
 import io
 import json
 import random
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -100,3 +101,69 @@ def random_rows(rows: int, held_out: int, seed: int, recipe: Any, chat_template:
         chat_template=chat_template,
         report=SimpleNamespace(summary=lambda: [f"{rows} rows"]),
     )
+
+
+@pytest.fixture(scope="session")
+def make_pairs() -> Callable[..., Any]:
+    return random_pairs
+
+
+def random_pairs(count: int, seed: int = 0, prompts: tuple[int, int] = (1, 30), name: str = "pairs.jsonl") -> Any:
+    """What ``prepare_pairs`` gives: prompts of 1 to 30 tokens, some of them shared by two pairs, answers of 1 to 12."""
+    from datasets import Dataset
+
+    chance = random.Random(seed)
+
+    def tokens(low: int, high: int) -> list[int]:
+        return [chance.randrange(4, 80) for _ in range(chance.randint(low, high))]
+
+    rows: list[dict[str, Any]] = []
+    for index in range(count):
+        prompt = rows[-1]["prompt_ids"] if index % 5 == 4 else tokens(*prompts)
+        rows.append(
+            {
+                "prompt_ids": prompt,
+                "chosen_ids": tokens(1, 12),
+                "rejected_ids": tokens(1, 12),
+                "origin": f"{name}:{index + 1}",
+            }
+        )
+    return Dataset.from_list(rows)
+
+
+@pytest.fixture
+def start_pairs(tmp_path: Path, tiny_base: Path, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """``start_pairs(pairs=..., train={...}, dpo={...}, ...)`` runs a recipe on random pairs into ``tmp_path / output``."""
+
+    def go(output: str = "run", pairs: int = 20, held_out: int = 0, seed: int = 0, **sections: Any) -> Any:
+        from rich.console import Console
+
+        from hybrid_ft.finetune.recipe.schema import Recipe
+        from hybrid_ft.finetune.training.dpo import stage as dpo
+
+        recipe = Recipe.model_validate(
+            {
+                "model": {"path": str(tiny_base)} | sections.get("model", {}),
+                "data": {"sources": [{"path": "pairs.jsonl"}], "max_length": 48} | sections.get("data", {}),
+                "train": {"steps": 6, "batch_tokens": 100, "learning_rate": 1e-3, "save_every": 2}
+                | sections.get("train", {}),
+                "dpo": {"pairs_per_step": 8} | sections.get("dpo", {}),
+                "evaluate": {"max_new_tokens": 4} | sections.get("evaluate", {}),
+                "output": str(tmp_path / output),
+            }
+        )
+        prepared = SimpleNamespace(
+            train=random_pairs(pairs, seed),
+            eval=random_pairs(held_out, seed + 1, name="held.jsonl") if held_out else None,
+            report=SimpleNamespace(summary=lambda: [f"{pairs} pairs"]),
+            end_ids=[3, 0],
+            chat_template=tiny_tokenizer.chat_template,
+        )
+        monkeypatch.setattr(dpo, "prepare_pairs", lambda recipe, tokenizer: prepared)
+        screen = io.StringIO()
+        status = dpo.run(recipe, Console(file=screen, width=200))
+        return SimpleNamespace(
+            status=status, screen=screen.getvalue(), folder=tmp_path / output, prepared=prepared, recipe=recipe
+        )
+
+    return go

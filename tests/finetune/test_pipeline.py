@@ -19,6 +19,7 @@ from hybrid_ft.errors import InputError
 from hybrid_ft.finetune import pipeline
 from hybrid_ft.finetune.pipeline import load_pipeline
 from hybrid_ft.finetune.recipe.load import load_recipe
+from hybrid_ft.finetune.recipe.shipped import find_recipe
 
 TRAIN = "train: {steps: 2, batch_tokens: 200, learning_rate: 0.01, save_every: 1}"
 
@@ -185,6 +186,33 @@ def test_every_model_is_asked_once(go: Any, asking: Path, monkeypatch: pytest.Mo
     edit(asking, "max_new_tokens: 2", "max_new_tokens: 3")
     go()
     assert len(asked) == 7
+
+
+def test_models_are_asked_in_the_arithmetic_of_their_training(
+    go: Any, asking: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The base is loaded in float32 to be trained in bfloat16."""
+    from hybrid_ft.finetune.evaluation import answers as evaluate
+
+    seen = []
+
+    def answer(model: Any, tokenizer: Any, prompts: list[list[int]], *rest: Any) -> list[str]:
+        seen.append(model(input_ids=torch.tensor(prompts[:1])).logits.dtype)
+        return [""] * len(prompts)
+
+    monkeypatch.setattr(evaluate, "answer", answer)
+    go("sft.model.dtype=bfloat16", "dpo.model.dtype=bfloat16")
+    assert seen == [torch.bfloat16] * 3
+
+
+@pytest.mark.slow
+def test_the_quickstart_in_bfloat16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it runs where there is a GPU: both stages of all weights, and a table as good as in float32."""
+    monkeypatch.chdir(tmp_path)
+    done = run_stages(find_recipe("quickstart"), "sft.model.dtype=bfloat16", "dpo.model.dtype=bfloat16")
+    assert done.status == 0
+    lines = [json.loads(line) for line in Path("runs/quickstart/answers-2-dpo.jsonl").read_text().splitlines()]
+    assert sum(line["exact"] for line in lines) / len(lines) > 0.9
 
 
 def test_rows_that_cannot_be_asked_are_named_before_any_training(go: Any, asking: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -12,18 +11,17 @@ from trl import DPOTrainer
 
 from hybrid_ft.errors import ENVIRONMENT, InputError
 from hybrid_ft.finetune.data.packing import pack
+from hybrid_ft.finetune.recipe.losses import LOSSES
 from hybrid_ft.finetune.recipe.schema import Dpo
 from hybrid_ft.finetune.runs.processes import asked_for
 from hybrid_ft.finetune.training.dpo.batches import padded_pairs, sizes_of
 from hybrid_ft.finetune.training.dpo.reference_cache import PIECE
 from hybrid_ft.finetune.training.dpo.trainer import PairTrainer
 
-SORTING_LOSSES = ("aot", "aot_unpaired")
-
 
 def check_whole_steps(dpo: Dpo, pairs: Dataset, batch_tokens: int) -> None:
     """Raise InputError where a loss that sorts a step's pairs against each other would not see them all at once."""
-    if dpo.loss not in SORTING_LOSSES:
+    if not LOSSES[dpo.loss].sorts:
         return
     largest = sum(sorted(sizes_of(pairs), reverse=True)[: dpo.pairs_per_step])
     if largest > batch_tokens or asked_for() > 1:
@@ -70,26 +68,21 @@ def try_longest(trainer: PairTrainer, pairs: Dataset) -> None:
 
 
 def check_first_loss(trainer: PairTrainer, reference: Path) -> float | None:
-    """The loss of equal models, ln 2 for sigmoid and sigmoid_norm; None for ``sft``, which compares nothing.
+    """The loss of equal models, ln 2 for sigmoid and sigmoid_norm; None for a loss that compares with no reference.
 
     Raises InputError where the model and its reference differ before the first step: the loss of the first pairs must
     be that to 1e-3.
     """
-    if trainer.loss_types == ["sft"]:
+    when_equal = LOSSES[trainer.loss_types[0]].when_equal
+    if when_equal is None:
         return None
+    expected = when_equal(trainer.beta, trainer.label_smoothing)
     # the pairs that were computed together when the reference was made: what is the same on both sides rounds the same
     rows = trainer.train_dataset.select(range(min(PIECE, len(trainer.train_dataset))))
     first = pack(sizes_of(rows), trainer.batch_tokens)[0]
     batch = trainer._prepare_inputs(padded_pairs(list(rows.select(first)), trainer.pad_token_id))
-    equal = batch | {
-        f"ref_{side}_logps": torch.zeros_like(batch[f"ref_{side}_logps"]) for side in ("chosen", "rejected")
-    }
-    was_training = trainer.model.training
-    trainer.model.eval()
-    with torch.no_grad(), trainer.compute_loss_context_manager():
+    with trainer.measuring():
         loss = float(DPOTrainer.compute_loss(trainer, trainer.model, batch))
-        expected = float(DPOTrainer._compute_loss(trainer, _nothing_gained, equal, False))
-    trainer.model.train(was_training)
     trainer.forget_measures()
     if not abs(loss - expected) <= 1e-3:
         raise InputError(
@@ -97,8 +90,3 @@ def check_first_loss(trainer: PairTrainer, reference: Path) -> float | None:
             f"The log-probabilities in {reference} are not this base's; delete that folder to compute them anew"
         )
     return expected
-
-
-def _nothing_gained(labels: torch.Tensor, **inputs: Any) -> SimpleNamespace:
-    zeros = torch.zeros(labels[:, 1:].shape, device=labels.device)
-    return SimpleNamespace(log_probs=zeros, entropy=zeros, mean_logits=zeros, is_top1=zeros.bool())

@@ -20,6 +20,7 @@ from rich.progress import Progress, TaskID
 from transformers import PreTrainedTokenizerBase
 from trl import DPOConfig
 
+from hybrid_ft.finetune import models
 from hybrid_ft.finetune.data.prepare_pairs import prepare_pairs
 from hybrid_ft.finetune.evaluation import answers as evaluate
 from hybrid_ft.finetune.machines.hardware import check_hardware
@@ -85,7 +86,7 @@ class _Run:
         if folder.finished:
             self.say(f"{folder.path}: this run is finished; nothing to do")
             return 0
-        self.tokenizer = stage.load_tokenizer(recipe)
+        self.tokenizer = models.load_tokenizer(recipe)
         self.prepared = prepare_pairs(recipe, self.tokenizer)
         self.tokenizer.chat_template = self.prepared.chat_template
         check_whole_steps(self.dpo, self.prepared.train, recipe.train.batch_tokens)
@@ -94,7 +95,7 @@ class _Run:
         identity |= _identity(self.digests, self.tokenizer)
         changed = folder.check(identity, self.accept)
         self.plan = Plan.of(recipe, len(self.prepared.train))
-        model = stage.load_model(recipe, self.tokenizer)
+        model = models.load_model(recipe, self.tokenizer)
         self.defaults = generation_defaults(model, self.tokenizer, self.prepared.end_ids)
         cache = self._cache(model)
         cache.check()
@@ -115,7 +116,7 @@ class _Run:
             self.stop,
             self.progress,
             resumed,
-            lambda: stage.load_model(recipe, self.tokenizer),
+            lambda: models.load_model(recipe, self.tokenizer),
         ):
             return 0
         with self.console.status("measuring after the training"):
@@ -132,13 +133,13 @@ class _Run:
     def _cache(self, model: torch.nn.Module) -> ReferenceCache:
         place = self.dpo.reference_cache or self.folder.path / "reference"
         pairs = [digest for digests in self.digests.values() for digest in digests]
-        dtype = "bfloat16" if stage.in_bfloat16(self.recipe) else "float32"
+        dtype = "bfloat16" if models.in_bfloat16(self.recipe) else "float32"
         return ReferenceCache(place, reference_key(model, pairs, self.tokenizer.chat_template, dtype))
 
     def _introduce(self, model: torch.nn.Module, resumed: Path | None, saves: str) -> None:
         """What will be trained, on what, against what, and where it goes."""
         recipe, dpo, plan, train = self.recipe, self.dpo, self.plan, self.recipe.train
-        self.say(f"model     {stage.describe_model(recipe, model)}")
+        self.say(f"model     {models.describe_model(recipe, model)}")
         for line in self.prepared.report.summary():
             self.say(f"data      {line}")
         self.say(
@@ -172,6 +173,7 @@ class _Run:
             keep=recipe.train.keep,
             stop=self.stop,
             origins=lambda row: origins[row],
+            arithmetic=partial(models.arithmetic, recipe),
             save_best=recipe.evaluate.load_best,
         )
         if not self.folder.begun and self.folder.processes.main:
@@ -218,12 +220,12 @@ class _Run:
         held_out = None
         if prepared.eval is not None:
             held_out = known[1] if known and known[0] == trainer.result_step else trainer.held_out(alone=True)
-        model.eval()
         answers = []
-        if wanted.answers and prepared.eval is not None:
-            rows = _with_answers(prepared.eval, self.tokenizer)
-            answers = evaluate.answer_held_out(model, self.tokenizer, rows, self.defaults.ends, wanted)
-        samples = evaluate.answer_samples(model, self.tokenizer, self.defaults.ends, wanted)
+        with trainer.measuring():
+            if wanted.answers and prepared.eval is not None:
+                rows = _with_answers(prepared.eval, self.tokenizer)
+                answers = evaluate.answer_held_out(model, self.tokenizer, rows, self.defaults.ends, wanted)
+            samples = evaluate.answer_samples(model, self.tokenizer, self.defaults.ends, wanted)
         for kind, lines in (("answers", answers), ("samples", samples)):
             if lines:
                 evaluate.write_lines(self.folder.path / f"{kind}-{when}.jsonl", lines)

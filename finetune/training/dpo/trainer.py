@@ -24,7 +24,7 @@ from transformers import Trainer
 from trl import DPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
-from hybrid_ft.finetune.recipe.checks import NORMALISED_LOSSES
+from hybrid_ft.finetune.recipe.losses import LOSSES
 from hybrid_ft.finetune.runs.processes import Processes
 from hybrid_ft.finetune.training.dpo.batches import Pair, StepCollator, count_work, in_portions, padded_pairs, sizes_of
 from hybrid_ft.finetune.training.dpo.metrics import PairSums
@@ -62,14 +62,14 @@ class PairTrainer(RunTrainer, DPOTrainer):
         # without the entropies and mean logits that TRL has its head report
         add_fused_lm_head(plain)
         take_over_on_cpu(plain)
-        loss = self.loss_types[0]
-        self.sums = {mode: PairSums(self.beta, loss in NORMALISED_LOSSES) for mode in ("train", "eval")}
+        loss = LOSSES[self.loss_types[0]]
+        self.sums = {mode: PairSums(self.beta, loss.normalised) for mode in ("train", "eval")}
         self.work = [0, 0]
         self.data_collator = StepCollator(
             self.pad_token_id,
             batch_tokens,
             count_work(plain.config, frozen_weights=plain is not self.model),
-            loss == "sft",
+            loss.weighs_by == "chosen tokens",
             self.accelerator.num_processes,
             self.accelerator.process_index,
         )
@@ -140,10 +140,8 @@ class PairTrainer(RunTrainer, DPOTrainer):
     def reference(self, pairs: Sequence[Pair]) -> tuple[torch.Tensor, torch.Tensor]:
         """The base's log-probabilities of both answers, float32 [P] each, in one micro-batch."""
         batch = self._prepare_inputs(padded_pairs(pairs, self.pad_token_id))
-        was_training = self.model.training
-        self.model.eval()
-        chosen, rejected = self.compute_ref_log_probs(self.model, batch)
-        self.model.train(was_training)
+        with self.measuring():
+            chosen, rejected = self.compute_ref_log_probs(self.model, batch)
         return chosen.float().cpu(), rejected.float().cpu()
 
     def forget_measures(self) -> None:
@@ -167,11 +165,9 @@ class PairTrainer(RunTrainer, DPOTrainer):
         """
         processes = Processes() if alone else self.processes
         rows, total = self.eval_dataset, 0.0
-        was_training = self.model.training
-        self.model.eval()
         sizes = sizes_of(rows)
         shares = in_portions(sizes, max(self.batch_tokens, max(sizes)), processes.count)
-        with torch.random.fork_rng(devices=[]), torch.no_grad(), self.compute_loss_context_manager():
+        with self.measuring():
             for portion in shares[processes.rank]:
                 if processes.any(self.stop.now):
                     self.stop.agreed = True
@@ -182,7 +178,6 @@ class PairTrainer(RunTrainer, DPOTrainer):
                 total += float(DPOTrainer.compute_loss(self, self.model, batch)) * len(portion)
                 self.watchdog.beat()
         self.counted = True
-        self.model.train(was_training)
         return {"loss": processes.sum([total])[0] / len(rows)} | self.sums["eval"].take(processes)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from peft import PeftModel
 from rich.console import Console
 from transformers import PreTrainedModel
 
+from hybrid_ft.finetune import models
 from hybrid_ft.finetune.data.prepare import prepare
 from hybrid_ft.finetune.evaluation import answers as evaluate
 from hybrid_ft.finetune.machines.hardware import check_hardware
@@ -55,7 +57,7 @@ class _Run:
         if folder.finished:
             self.say(f"{folder.path}: this run is finished; nothing to do")
             return 0
-        self.tokenizer = stage.load_tokenizer(recipe)
+        self.tokenizer = models.load_tokenizer(recipe)
         self.prepared = prepare(recipe, self.tokenizer)
         # what the rows were rendered with is what the result answers with
         self.tokenizer.chat_template = self.prepared.chat_template
@@ -84,7 +86,7 @@ class _Run:
         return 0
 
     def _model(self) -> PreTrainedModel | PeftModel:
-        model = stage.load_model(self.recipe, self.tokenizer)
+        model = models.load_model(self.recipe, self.tokenizer)
         if self.recipe.model.from_scratch:
             # a preset's is of its own tokenizer; in another one that id may be a word, and would get no gradient
             model.get_input_embeddings().padding_idx = self.tokenizer.pad_token_id
@@ -93,7 +95,7 @@ class _Run:
     def _introduce(self, model: PreTrainedModel | PeftModel, resumed: Path | None, saves: str) -> None:
         """What will be trained, on what, in what portions, and where it goes."""
         recipe, plan, train = self.recipe, self.plan, self.recipe.train
-        self.say(f"model     {stage.describe_model(recipe, model)}")
+        self.say(f"model     {models.describe_model(recipe, model)}")
         for line in self.prepared.report.summary():
             self.say(f"data      {line}")
         portion = (
@@ -136,6 +138,7 @@ class _Run:
             keep=self.recipe.train.keep,
             stop=self.stop,
             origins=lambda row: origins[row],
+            arithmetic=partial(models.arithmetic, self.recipe),
             save_best=self.recipe.evaluate.load_best,
         )
         return trainer
@@ -160,13 +163,13 @@ class _Run:
         loss = None
         if prepared.eval is not None:
             loss = known[1] if known and known[0] == trainer.result_step else trainer.held_out(alone=True)[0]
-        model.eval()
-        answers = (
-            evaluate.answer_held_out(model, self.tokenizer, prepared.eval, self.defaults.ends, wanted)
-            if wanted.answers
-            else []
-        )
-        samples = evaluate.answer_samples(model, self.tokenizer, self.defaults.ends, wanted)
+        with trainer.measuring():
+            answers = (
+                evaluate.answer_held_out(model, self.tokenizer, prepared.eval, self.defaults.ends, wanted)
+                if wanted.answers
+                else []
+            )
+            samples = evaluate.answer_samples(model, self.tokenizer, self.defaults.ends, wanted)
         for kind, lines in (("answers", answers), ("samples", samples)):
             if lines:
                 evaluate.write_lines(self.folder.path / f"{kind}-{when}.jsonl", lines)

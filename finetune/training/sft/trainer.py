@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow.compute as pc
-import torch
 from accelerate.data_loader import SeedableRandomSampler, prepare_data_loader
 from datasets import Dataset
 from peft import PeftModel
@@ -82,12 +81,8 @@ class PackedSFTTrainer(RunTrainer, SFTTrainer):
         The processes share the rows, unless this one is to compute ``alone``.
         """
         processes = Processes() if alone else self.processes
-        was_training = self.model.training
-        self.model.eval()
-        # a loader draws from the global generator: without the fork, evaluating would change the training
-        with torch.random.fork_rng(devices=[]), self.accelerator.autocast():
+        with self.measuring():
             here = evaluate.held_out_sums(self.model, self._held_out_batches(processes))
-        self.model.train(was_training)
         loss, tokens = processes.sum(here)
         return loss / max(tokens, 1), int(tokens)
 

@@ -98,10 +98,10 @@ def test_the_probe_on_a_small_a_full_and_a_read_only_disk(small_disk):
 
 @pytest.mark.parametrize("lora", [None, {"targets": "all-linear", "rank": 4, "alpha": 8}])
 def test_a_checkpoint_is_as_large_as_was_said(start, monkeypatch, lora):
-    from hybrid_ft.finetune.training import run as stage
+    from hybrid_ft.finetune import models
 
     made = []
-    monkeypatch.setattr(stage, "describe_model", lambda recipe, model: made.append(model) or "")
+    monkeypatch.setattr(models, "describe_model", lambda recipe, model: made.append(model) or "")
     begun = start(train={"steps": 2, "save_every": 2}, model={"lora": lora} if lora else {})
     checkpoint = begun.folder / "checkpoints" / "checkpoint-2"
     lies = sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file())

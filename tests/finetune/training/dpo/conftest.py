@@ -1,10 +1,8 @@
-"""Random pairs on the small base of the folder above, a trainer for them, and whole runs."""
+"""A trainer of pairs on the small base."""
 
 import io
-import random
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,34 +12,6 @@ import torch
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="session")
-def make_pairs() -> Callable[..., Any]:
-    return random_pairs
-
-
-def random_pairs(count: int, seed: int = 0, prompts: tuple[int, int] = (1, 30), name: str = "pairs.jsonl") -> Any:
-    """What ``prepare_pairs`` gives: prompts of 1 to 30 tokens, some of them shared by two pairs, answers of 1 to 12."""
-    from datasets import Dataset
-
-    chance = random.Random(seed)
-
-    def tokens(low: int, high: int) -> list[int]:
-        return [chance.randrange(4, 80) for _ in range(chance.randint(low, high))]
-
-    rows: list[dict[str, Any]] = []
-    for index in range(count):
-        prompt = rows[-1]["prompt_ids"] if index % 5 == 4 else tokens(*prompts)
-        rows.append(
-            {
-                "prompt_ids": prompt,
-                "chosen_ids": tokens(1, 12),
-                "rejected_ids": tokens(1, 12),
-                "origin": f"{name}:{index + 1}",
-            }
-        )
-    return Dataset.from_list(rows)
 
 
 @pytest.fixture
@@ -111,41 +81,3 @@ def move(model: torch.nn.Module, by: float) -> None:
         if by and parameter.requires_grad:
             generator = torch.Generator().manual_seed(sum(name.encode()))
             parameter.data += by * torch.randn(parameter.shape, generator=generator)
-
-
-@pytest.fixture
-def start_pairs(tmp_path: Path, tiny_base: Path, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """``start_pairs(pairs=..., train={...}, dpo={...}, ...)`` runs a recipe on random pairs into ``tmp_path / output``."""
-
-    def go(output: str = "run", pairs: int = 20, held_out: int = 0, seed: int = 0, **sections: Any) -> Any:
-        from rich.console import Console
-
-        from hybrid_ft.finetune.recipe.schema import Recipe
-        from hybrid_ft.finetune.training.dpo import stage as dpo
-
-        recipe = Recipe.model_validate(
-            {
-                "model": {"path": str(tiny_base)} | sections.get("model", {}),
-                "data": {"sources": [{"path": "pairs.jsonl"}], "max_length": 48} | sections.get("data", {}),
-                "train": {"steps": 6, "batch_tokens": 100, "learning_rate": 1e-3, "save_every": 2}
-                | sections.get("train", {}),
-                "dpo": {"pairs_per_step": 8} | sections.get("dpo", {}),
-                "evaluate": {"max_new_tokens": 4} | sections.get("evaluate", {}),
-                "output": str(tmp_path / output),
-            }
-        )
-        prepared = SimpleNamespace(
-            train=random_pairs(pairs, seed),
-            eval=random_pairs(held_out, seed + 1, name="held.jsonl") if held_out else None,
-            report=SimpleNamespace(summary=lambda: [f"{pairs} pairs"]),
-            end_ids=[3, 0],
-            chat_template=tiny_tokenizer.chat_template,
-        )
-        monkeypatch.setattr(dpo, "prepare_pairs", lambda recipe, tokenizer: prepared)
-        screen = io.StringIO()
-        status = dpo.run(recipe, Console(file=screen, width=200))
-        return SimpleNamespace(
-            status=status, screen=screen.getvalue(), folder=tmp_path / output, prepared=prepared, recipe=recipe
-        )
-
-    return go

@@ -1,0 +1,74 @@
+"""Opens the model and tokenizer that a recipe names, and says in which arithmetic they run."""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import set_seed
+
+import hybrid_ft
+from hybrid_ft.finetune.runs import device
+from hybrid_ft.hybrid_model import adapters
+from hybrid_ft.hybrid_model.checkpoint import tokenizer as tokenizers
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from hybrid_ft.finetune.recipe.schema import Recipe
+
+
+def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
+    wanted = recipe.model
+    return tokenizers.load_tokenizer(wanted.tokenizer or wanted.path, None if wanted.tokenizer else wanted.revision)
+
+
+def in_bfloat16(recipe: Recipe) -> bool:
+    """Whether the arithmetic is bfloat16."""
+    dtype = recipe.model.dtype
+    return dtype == "bfloat16" or (dtype == "auto" and device.is_gpu())
+
+
+def arithmetic(recipe: Recipe) -> AbstractContextManager[object]:
+    """Where every forward of a run takes place: steps, reference, trial, held-out loss and answers alike.
+
+    bfloat16 is autocast's: matrix products in bfloat16, norms and losses in float32. Two forwards of which one is
+    outside differ by more than a run may begin with: DPO's first loss is off by 0.004. A new context each time,
+    because torch keeps weights cast to bfloat16 until the outermost one ends, whatever a step has made of them since.
+    """
+    return torch.autocast(device.kind(), torch.bfloat16) if in_bfloat16(recipe) else nullcontext()
+
+
+def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel | PeftModel:
+    """The base, and the adapters on it. Full weights are float32 even where the arithmetic is bfloat16.
+
+    bfloat16 keeps 8 bits: an update of 2.5e-5 to a weight of 0.02 is lost in rounding, so that a model trained in
+    place in bfloat16 hardly moves. Frozen weights, under LoRA, lose nothing.
+    """
+    wanted, lora = recipe.model, recipe.model.lora
+    model = hybrid_ft.load(
+        wanted.path,
+        dtype=torch.bfloat16 if in_bfloat16(recipe) and lora else torch.float32,
+        from_scratch=wanted.from_scratch,
+        vocab_size=math.ceil(len(tokenizer) / 64) * 64 if wanted.from_scratch else None,
+        seed=recipe.train.seed,
+        revision=wanted.revision,
+    )
+    tokenizers.check_vocabulary(tokenizer, model.config)
+    set_seed(recipe.train.seed)
+    return adapters.add_lora(model, lora.targets, lora.rank, lora.alpha, lora.dropout) if lora else model
+
+
+def describe_model(recipe: Recipe, model: torch.nn.Module) -> str:
+    whole = sum(parameter.numel() for parameter in model.parameters())
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    lora = recipe.model.lora
+    how = (
+        f"LoRA on {lora.targets}, rank {lora.rank}: {trained:,} trained ({trained / whole:.2%})"
+        if lora
+        else "all trained"
+    )
+    return f"{recipe.model.path}: {whole:,} parameters, {how}"

@@ -1,0 +1,38 @@
+"""The device that a process computes on: its kind, name, arithmetic and memory, asked in one place."""
+
+from __future__ import annotations
+
+import torch
+
+
+def kind() -> str:
+    """``cuda`` where there is a GPU, else ``cpu``."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def is_gpu() -> bool:
+    return kind() == "cuda"
+
+
+def name() -> str:
+    """What the last bits of a result depend on beside the run's identity: another device may round differently."""
+    return torch.cuda.get_device_name() if is_gpu() else "cpu"
+
+
+def count() -> int:
+    """GPUs of this machine."""
+    return torch.cuda.device_count()
+
+
+def has_bfloat16() -> bool:
+    """Whether bfloat16 is in the hardware; a CPU computes it in any case."""
+    return not is_gpu() or torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def peak_memory() -> int:
+    """Bytes: of the GPU's allocator, or of this process on a CPU."""
+    if is_gpu():
+        return torch.cuda.max_memory_allocated()
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
