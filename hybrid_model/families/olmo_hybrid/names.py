@@ -17,6 +17,7 @@ from hybrid_ft.errors import InputError
 
 _FUSED = re.compile(r"(.*linear_attn\.)conv1d\.weight")
 _FIRST = re.compile(r".*linear_attn\.q_conv1d\.weight")
+_PART = re.compile(r"(.*linear_attn\.)[qkv]_conv1d\.weight")
 _LEGACY = (("attention_layer_norm", "input_layernorm"), ("feedforward_layer_norm", "post_attention_layernorm"))
 
 
@@ -64,6 +65,12 @@ def current_name(name: str) -> str:
     for old, new in _LEGACY:
         name = name.replace(old, new)
     return name
+
+
+def joined_convolution(name: str) -> str | None:
+    """The name in memory of the tensor that a released ``q_conv1d``, ``k_conv1d`` or ``v_conv1d`` is a part of."""
+    match = _PART.fullmatch(name)
+    return f"{match[1]}conv1d.weight" if match else None
 
 
 def split_fused(found: dict[str, tuple[Path, tuple[int, ...]]], config: OlmoHybridConfig) -> None:

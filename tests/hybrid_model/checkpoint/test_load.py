@@ -189,7 +189,7 @@ BROKEN = {
     "no config": (lambda f: (f / "config.json").unlink(), "config.json: missing; a checkpoint has one"),
     "an adapter": (
         lambda f: (f / "config.json").rename(f / "adapter_config.json"),
-        "config.json: missing; it holds a LoRA adapter: merge it first",
+        "config.json: missing; it holds an adapter; make a model of it and its base with: hybrid-ft merge ",
     ),
     "config no JSON": (lambda f: (f / "config.json").write_text("{"), "config.json: not JSON"),
     "config a list": (lambda f: (f / "config.json").write_text("[]"), "config.json: not a JSON object"),
