@@ -3,6 +3,8 @@
 # make test-slow    the tests that take minutes or read a corpus of your own (HYBRID_FT_REAL_DATA)
 # make test-kernels the GPU kernels' long tests, none of which needs a GPU
 # make test-faults  the battery of faults: kills, damage, signals, full disks; FAULTS=0.1 is a tenth of it
+# make gpu-check    PART=1, then PART=2: what must be known of a GPU, under five minutes each; DRY=1 tries it without one
+# make gpu-wheels   fetch what make gpu-check needs on a GPU machine without a network
 # make test-gpu     the GPU kernels on this machine's GPU      make bench-gpu   its times beside its rivals' in one table
 # make lint         ruff: rules and format        make typecheck   mypy
 # make setup        only the set-up               make clean       remove it
@@ -21,7 +23,7 @@ READY := $(VENV)/.ready
 # One thread per test process: two processes with all cores each only wait for one another.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --confcutdir=tests
 
-.PHONY: help quickstart test test-slow test-kernels test-faults test-gpu bench-gpu setup lint typecheck clean
+.PHONY: help quickstart test test-slow test-kernels test-faults gpu-check gpu-wheels test-gpu bench-gpu setup lint typecheck clean
 .DELETE_ON_ERROR:
 
 help: # what stands above
@@ -46,6 +48,14 @@ test-faults: $(READY)
 WITH = for python in $(BIN)/python $(PYTHON); do \
 	    "$$python" -c 'import sys; from importlib.util import find_spec; sys.exit(not all(map(find_spec, sys.argv[1:])))' $(1) \
 	    2>/dev/null && break; python=; done; test "$$python" || { $(MAKE) setup && python=$(BIN)/python; }
+
+# Results go to OUT=folder.
+gpu-check:
+	@$(call WITH,torch triton) && exec "$$python" benchmarks/gpu_check --part $(or $(PART),1) \
+	    --out $(or $(OUT),benchmarks/results) $(if $(DRY),--dry)
+
+gpu-wheels:
+	@$(PYTHON) scripts/gpu_check_wheels.py
 
 # No -n: two processes would share the GPU.
 test-gpu: .typing/hybrid_ft

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 if _TYPE_CHECKING:
     from hybrid_ft.hybrid_model.checkpoint.load import load as load
+    from hybrid_ft.hybrid_model.lay_flat import lay_flat as lay_flat
 
 __version__ = "0.1.0"
 
@@ -26,9 +27,13 @@ _sys.path[:] = sorted(_sys.path, key=_is_checkout)
 
 
 def __getattr__(name: str) -> object:
-    """``hybrid_ft.load``, imported on first use: torch and transformers take seconds."""
+    """``load`` and ``lay_flat``, imported on first use: torch and transformers take seconds."""
     if name == "load":
         from hybrid_ft.hybrid_model.checkpoint.load import load
 
         return load
+    if name == "lay_flat":
+        from hybrid_ft.hybrid_model.lay_flat import lay_flat
+
+        return lay_flat
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

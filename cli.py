@@ -124,6 +124,46 @@ def run_stages(
 
 
 @app.command()
+def launch(
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="A recipe, or a file of stages, as for sft, dpo and run.")
+    ],
+    overrides: Overrides = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Processes on this machine; one per GPU if not given.", show_default=False)
+    ] = None,
+    restarts: Annotated[int, typer.Option(min=0, help="How often to start again after status 75.")] = 0,
+    logs: Annotated[
+        Path | None, typer.Option(help="Folder for the screens of all processes but the first.", show_default=False)
+    ] = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Machines; start the same command on each.")] = 1,
+    node_rank: Annotated[int, typer.Option(min=0, help="Which of the machines this is.")] = 0,
+    rendezvous: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Where the machines meet: machine 0.", show_default=False)
+    ] = None,
+    accept_changes: AcceptChanges = False,
+) -> int:
+    """Train a recipe or a file of stages in one process per GPU. Passes on signals and the exit status of the run."""
+    with resumable():
+        from hybrid_ft.finetune.launch import Launch, run
+        from hybrid_ft.finetune.machines.workers import Nodes
+        from hybrid_ft.finetune.runs.console import screen
+
+        how = Launch(processes, Nodes(nodes, node_rank, rendezvous), restarts, logs)
+        return run(recipe, overrides or [], how, screen(), accept_changes)
+
+
+@app.command()
+def status(output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="A run's folder.")]) -> int:
+    """Say what became of a run: status 0 finished, 75 the same command goes on, 4 not finite, 2 not a run."""
+    from hybrid_ft.finetune.runs.status import status
+
+    found = status(output)
+    typer.echo(found.text)
+    return found.code
+
+
+@app.command()
 def data(recipe: RecipeName, overrides: Overrides = None) -> int:
     """Show what a recipe would train on: rows read, dropped and cut, lengths, padding, examples with trained tokens marked."""
     from hybrid_ft.finetune.recipe.load import load_recipe
@@ -133,15 +173,21 @@ def data(recipe: RecipeName, overrides: Overrides = None) -> int:
 
     from hybrid_ft.finetune.data.prepare import prepare
     from hybrid_ft.finetune.data.prepare_pairs import prepare_pairs
+    from hybrid_ft.finetune.data.report import pair_view, view
     from hybrid_ft.hybrid_model.checkpoint.tokenizer import load_tokenizer
 
     model = resolved.model
     tokenizer = load_tokenizer(model.tokenizer or model.path, revision=None if model.tokenizer else model.revision)
-    read = prepare_pairs if resolved.dpo else prepare
-    report = read(resolved, tokenizer, refuse=False).report
-    report.render(Console())
-    if report.refusal:
-        raise InputError(report.refusal)
+    if resolved.dpo:
+        pairs = prepare_pairs(resolved, tokenizer, refuse=False).report
+        pair_view.draw(pairs, Console())
+        refusal = pairs.refusal
+    else:
+        report = prepare(resolved, tokenizer, refuse=False).report
+        view.draw(report, Console())
+        refusal = report.refusal
+    if refusal:
+        raise InputError(refusal)
     return 0
 
 

@@ -83,6 +83,84 @@ def test_imports_point_one_way(root: Path) -> None:
     assert wrong == []
 
 
+def imports(root: Path) -> dict[str, set[str]]:
+    """Every module of the package and the modules that it imports; a folder's face is its ``__init__``."""
+    files = dict(modules(root))
+    faces = {name.removesuffix(".__init__"): name for name in files if name.endswith(".__init__")}
+    return {
+        name: {faces.get(module, module) for module in imported(name, path)} & files.keys() - {name}
+        for name, path in files.items()
+    }
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Modules that reach themselves by way of others, each group once."""
+    reached: dict[str, set[str]] = {}
+    for start, first in graph.items():
+        seen: set[str] = set()
+        rest = list(first)
+        while rest:
+            module = rest.pop()
+            if module not in seen:
+                seen.add(module)
+                rest += graph[module]
+        reached[start] = seen
+    groups = {frozenset({name} | {other for other in reached[name] if name in reached[other]}) for name in graph}
+    return sorted(sorted(group) for group in groups if len(group) > 1)
+
+
+def test_circles_are_found() -> None:
+    graph: dict[str, set[str]] = {"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": set(), "e": {"a", "f"}, "f": {"e"}}
+    assert circles(graph) == [["b", "c"], ["e", "f"]]
+
+
+def test_no_circle_between_files(root: Path) -> None:
+    """Imports inside functions and under TYPE_CHECKING count: a reader follows those as well."""
+    assert circles(imports(root)) == []
+
+
+# Lower rooms first; rooms in one tuple do not know each other's order. A module that stands in no list is above them all.
+ROOMS = (
+    ("recipe",),
+    ("data",),
+    ("runs", "machines"),
+    ("models",),
+    ("generation",),
+    ("evaluation",),
+    ("reports",),
+    ("training",),
+    ("pipeline", "study"),
+)
+DATA_ROOMS = (("limits", "packing"), ("sources",), ("messages",), ("tokens",), ("report",))
+_STILL_UPWARDS = {
+    "hybrid_ft.finetune.runs.storage -> hybrid_ft.finetune.training.progress",
+    "hybrid_ft.finetune.data.report.pair_view -> hybrid_ft.finetune.data.pair_reading",
+    "hybrid_ft.finetune.data.report.pairs -> hybrid_ft.finetune.data.pair_reading",
+    "hybrid_ft.finetune.data.report.rows -> hybrid_ft.finetune.data.reading",
+    "hybrid_ft.finetune.data.report.view -> hybrid_ft.finetune.data.reading",
+}
+
+
+@pytest.mark.parametrize(
+    ("inside", "rooms"), [("hybrid_ft.finetune.", ROOMS), ("hybrid_ft.finetune.data.", DATA_ROOMS)]
+)
+def test_rooms_import_from_those_below(root: Path, inside: str, rooms: tuple[tuple[str, ...], ...]) -> None:
+    rank = {room: number for number, group in enumerate(rooms) for room in group}
+    edges = [
+        (name, module)
+        for name, found in imports(root).items()
+        for module in found
+        if name.startswith(inside) and module.startswith(inside) and not module.endswith(".__init__")
+    ]
+
+    def height(module: str) -> int:
+        return rank.get(module.removeprefix(inside).split(".")[0], len(rooms))
+
+    assert len({height(name) for name, _ in edges}) >= len(rooms) - 2
+    upwards = {f"{name} -> {module}" for name, module in edges if height(module) > height(name)}
+    assert upwards - _STILL_UPWARDS == set()
+
+
 def test_kernels_know_nothing_of_transformers(root: Path) -> None:
     libraries = {"transformers", "trl", "peft", "accelerate", "datasets"}
     for path in (root / "kernels").rglob("*.py"):

@@ -2,50 +2,10 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
 
 import numpy as np
-
-
-class _Rooms:
-    """The open packs by the room left in them, the smallest sufficient room found in constant time.
-
-    A bit per room, in words of 1,024 bits, and a bit per word: integers of Python find their lowest set bit quickly.
-    """
-
-    _BITS = 10
-
-    def __init__(self, budget: int) -> None:
-        self._packs: list[list[int]] = [[] for _ in range(budget + 1)]
-        self._words = [0] * ((budget >> self._BITS) + 1)
-        self._filled = 0
-
-    def add(self, room: int, pack: int) -> None:
-        self._packs[room].append(pack)
-        word = room >> self._BITS
-        self._words[word] |= 1 << (room & 1023)
-        self._filled |= 1 << word
-
-    def take(self, needed: int) -> tuple[int, int] | None:
-        """A pack with the least room that is enough, and that room; the pack is open no longer. None: no pack has it."""
-        word = needed >> self._BITS
-        rooms = self._words[word] >> (needed & 1023)
-        if rooms:
-            room = needed + (rooms & -rooms).bit_length() - 1
-        else:
-            later = self._filled >> (word + 1)
-            if not later:
-                return None
-            word += (later & -later).bit_length()
-            rooms = self._words[word]
-            room = (word << self._BITS) + (rooms & -rooms).bit_length() - 1
-        packs = self._packs[room]
-        pack = packs.pop()
-        if not packs:
-            self._words[word] &= ~(1 << (room & 1023))
-            if not self._words[word]:
-                self._filled &= ~(1 << word)
-        return pack, room
 
 
 def pack(lengths: Sequence[int] | np.ndarray, budget: int, seed: int = 0) -> list[list[int]]:
@@ -63,17 +23,25 @@ def pack(lengths: Sequence[int] | np.ndarray, budget: int, seed: int = 0) -> lis
     random = np.random.default_rng(seed)
     order = random.permutation(len(sizes))
     order = order[np.argsort(-sizes[order], kind="stable")]
-    rooms = _Rooms(budget)
     packs: list[list[int]] = []
+    rooms: list[int] = []  # every room that an open pack has, ascending
+    open_packs: dict[int, list[int]] = {}  # the packs that have it, the newest last
     for row, size in zip(order.tolist(), sizes[order].tolist(), strict=True):
-        fits = rooms.take(size)
-        if fits is None:
-            packs.append([row])
-            rooms.add(budget - size, len(packs) - 1)
+        at = bisect.bisect_left(rooms, size)
+        if at == len(rooms):
+            number, room = len(packs), budget
+            packs.append([])
         else:
-            number, room = fits
-            packs[number].append(row)
-            rooms.add(room - size, number)
+            room = rooms[at]
+            number = open_packs[room].pop()
+            if not open_packs[room]:
+                del open_packs[room], rooms[at]
+        packs[number].append(row)
+        left = room - size
+        if left not in open_packs:
+            open_packs[left] = []
+            bisect.insort(rooms, left)
+        open_packs[left].append(number)
     for rows in packs:
         random.shuffle(rows)
     return [packs[number] for number in random.permutation(len(packs)).tolist()]

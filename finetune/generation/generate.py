@@ -20,6 +20,7 @@ import hybrid_ft
 from hybrid_ft.errors import STORAGE, InputError, one_line
 from hybrid_ft.finetune.data.tokens.prompts import PromptEncoder
 from hybrid_ft.finetune.generation.prompt_file import MOST_LINES
+from hybrid_ft.finetune.runs import device
 from hybrid_ft.hybrid_model.checkpoint.adapter_files import CONFIG, check_adapter, read_adapter
 from hybrid_ft.hybrid_model.checkpoint.config import check_generation_config, find_config
 from hybrid_ft.hybrid_model.checkpoint.generation_config import end_tokens
@@ -148,8 +149,7 @@ def model_for_answers(path: str) -> PreTrainedModel | PeftModel:
     """The model of ``load_for_answers``, in eval mode."""
     folder = Path(path).expanduser()
     model = _with_adapter(folder) if (folder / CONFIG).is_file() else hybrid_ft.load(path)
-    if torch.cuda.is_available():
-        model = model.cuda()
+    model = model.to(device.kind())
     return model.eval()
 
 

@@ -1,19 +1,20 @@
-"""A file of prompts. Imports nothing heavy: a wrong file is refused before a model could have been loaded."""
+"""Reads a file of prompts, and refuses a wrong one before a model is loaded."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from hybrid_ft.errors import InputError
+from hybrid_ft.finetune.data.sources import strict_json
+from hybrid_ft.finetune.data.sources.rows import BadRow
 
 MOST_LINES = 20
 MOST_BYTES = 2**30  # the whole file is held in memory
 
 
 def read_prompts(file: Path) -> list[tuple[int, dict[str, Any]]]:
-    """The prompts of a file with their line numbers: objects with ``prompt`` (a text) or ``messages`` (turns).
+    """The prompts of a file with their line numbers: objects with ``prompt`` (a string) or ``messages`` (turns).
 
     .txt: a prompt a line, empty lines left out. .jsonl: an object a line, other keys are kept. Raises InputError with
     a line for each mistake.
@@ -59,34 +60,17 @@ def _text(raw: bytes) -> str:
     except UnicodeDecodeError as error:
         raise ValueError(f"byte {raw[error.start]:#04x} is not UTF-8; save the file as UTF-8") from None
     if "\0" in text:
-        raise ValueError("holds a NUL byte, which is no text")
+        raise ValueError("holds a NUL byte; take it out")
     return text
 
 
 def _prompt_row(line: str) -> dict[str, Any]:
-    # finetune.data has a reader of the same rules, behind the import of datasets
     try:
-        row = json.loads(line, object_pairs_hook=_object, parse_constant=_no_number)
-        json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from None
-    except RecursionError:
-        raise ValueError("not JSON that can be read (nested too deep)") from None
-    except UnicodeEncodeError:
-        raise ValueError("holds half of a surrogate pair (\\ud800 to \\udfff), which is no text") from None
+        row = strict_json.parse(line)
+    except BadRow as bad:
+        raise ValueError(str(bad)) from None
     if not isinstance(row, dict) or ("prompt" in row) == ("messages" in row):
         raise ValueError('must be an object with either "prompt" or "messages"')
     if "prompt" in row and not (isinstance(row["prompt"], str) and row["prompt"].strip()):
-        raise ValueError('"prompt" must be a text that is not empty; turns go under "messages"')
+        raise ValueError('"prompt" must be a string that is not empty; turns go under "messages"')
     return row
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    if twice := [key for key in keys if keys.count(key) > 1]:
-        raise ValueError(f"key {twice[0][:60]!r} is given twice in one object; keep one")
-    return dict(pairs)
-
-
-def _no_number(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no JSON number; write null or leave the key out")

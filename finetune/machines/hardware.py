@@ -6,9 +6,8 @@ import os
 import resource
 import shutil
 
-import torch
-
 from hybrid_ft.errors import ENVIRONMENT, InputError
+from hybrid_ft.finetune.runs import device
 from hybrid_ft.finetune.runs.processes import number_told
 
 OPEN_FILES = 1024
@@ -23,23 +22,23 @@ def check_hardware(bfloat16: bool, workers: int) -> None:
     bfloat16  the recipe asks for it by name
     workers   processes that load data, for each process that trains
     """
-    if torch.cuda.is_available():
+    if device.is_gpu():
         _check_gpus(bfloat16)
     if workers:
         _check_workers(workers)
 
 
 def _check_gpus(bfloat16: bool) -> None:
-    wanted, there = number_told("LOCAL_WORLD_SIZE", 1), torch.cuda.device_count()
+    wanted, there = number_told("LOCAL_WORLD_SIZE", 1), device.count()
     if wanted > there:
         raise InputError(
             f"{wanted} processes were started on this machine and it has {there} GPU{'s' * (there != 1)}; "
             f"each process needs its own: start {there}",
             ENVIRONMENT,
         )
-    if bfloat16 and not torch.cuda.is_bf16_supported(including_emulation=False):
+    if bfloat16 and not device.has_bfloat16():
         raise InputError(
-            f"model.dtype: bfloat16 is not in the hardware of {torch.cuda.get_device_name()}; set model.dtype: float32, or "
+            f"model.dtype: bfloat16 is not in the hardware of {device.name()}; set model.dtype: float32, or "
             "use a GPU of compute capability 8.0 or later",
             ENVIRONMENT,
         )

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 
 def kind() -> str:
     """``cuda`` where there is a GPU, else ``cpu``."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return "cuda" if is_gpu() else "cpu"
 
 
 def is_gpu() -> bool:
-    return kind() == "cuda"
+    """Not where ``accelerate launch --cpu`` has started this process: transformers and accelerate heed that too."""
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "y", "on", "t")
+    return torch.cuda.is_available() and not on_cpu
 
 
 def name() -> str:

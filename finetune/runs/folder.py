@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.compute as pc
-import torch
 
 from hybrid_ft.errors import BAD_INPUT, STORAGE, InputError
 from hybrid_ft.finetune.recipe.shipped import PACKAGE_ROOT
-from hybrid_ft.finetune.runs import storage
+from hybrid_ft.finetune.runs import device, storage
 from hybrid_ft.finetune.runs.checkpoints import sha256, write_text
 from hybrid_ft.finetune.runs.processes import Processes
 from hybrid_ft.hybrid_model.checkpoint.config import BUNDLED
@@ -101,7 +100,7 @@ class RunFolder:
 
     def begin(self, stage: str, recipe: Recipe, identity: dict[str, Any]) -> None:
         """Write the first files of a new run. With the first of them it has begun, whenever the process ends."""
-        self.note(stage=stage, identity=identity, device=device(), started=_now(), finished=None)
+        self.note(stage=stage, identity=identity, device=device.name(), started=_now(), finished=None)
         self.complete(recipe)
 
     def complete(self, recipe: Recipe) -> None:
@@ -207,9 +206,18 @@ def recipe_identity(recipe: Recipe) -> dict[str, Any]:
     identity = {key: value for key, value in _flat(recipe.model_dump()) if not key.startswith(free)}
     if identity["model.path"] == TINY:
         identity["model.path"] = str(BUNDLED)
+    return with_contents(identity, weights=not recipe.model.from_scratch)
+
+
+def with_contents(values: dict[str, Any], weights: bool = True) -> dict[str, Any]:
+    """Dotted keys and their values, where a local file or folder stands as the sha256 of what lies there.
+
+    ``weights``: those of a model's folder count too.
+    """
+    identity = dict(_flat(values))
     for key, value in identity.items():
         if key.rpartition(".")[2] in _PLACES and isinstance(value, str) and os.path.exists(value):
-            identity[key] = _content(Path(value), weights=not recipe.model.from_scratch)
+            identity[key] = _content(Path(value), weights)
     return identity
 
 
@@ -225,11 +233,6 @@ def prepared_identity(prepared: Prepared, tokenizer: PreTrainedTokenizerBase) ->
 
 
 LIBRARIES = ("hybrid-ft", "torch", "transformers", "trl", "peft", "accelerate")
-
-
-def device() -> str:
-    """What the last bits of a result depend on beside the run's identity: another one may round otherwise."""
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
 def _code() -> str:

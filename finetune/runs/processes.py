@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 
 from hybrid_ft.errors import ENVIRONMENT, InputError
+from hybrid_ft.finetune.runs import device
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # To meet at all; one that has died before this cannot be noticed otherwise.
@@ -80,9 +81,9 @@ class Processes:
         number_told("MASTER_PORT", 1, 65535)
         if os.environ["MASTER_ADDR"] in _LOOPBACK and os.path.isdir("/sys/class/net/lo"):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        gpu = torch.cuda.is_available()
+        gpu = device.is_gpu()
         if gpu:
-            torch.cuda.set_device(number_told("LOCAL_RANK", 0, torch.cuda.device_count() - 1))
+            torch.cuda.set_device(number_told("LOCAL_RANK", 0, device.count() - 1))
 
         def meet() -> Any:
             if not dist.is_initialized():

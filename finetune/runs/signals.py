@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +17,11 @@ from hybrid_ft.errors import RESUMABLE
 ECHO = 3.0
 """Seconds in which the same request may arrive again where there are several processes."""
 
+LAUNCHER = "HYBRID_FT_LAUNCHER"
+"""Environment variable that ``hybrid-ft launch`` sets for its workers: its own process id."""
+
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @contextmanager
@@ -23,7 +29,18 @@ def resumable() -> Iterator[None]:
     """Inside the block, until a run listens itself, a signal ends the process with the status of a stopped run: the
     libraries take seconds to load."""
     with _handled_by(_end):
+        _stop_with_launcher()
         yield
+
+
+def _stop_with_launcher() -> None:
+    """Have the kernel send SIGTERM when the launcher is gone, however it ended: nobody else would stop this process."""
+    launcher = os.environ.get(LAUNCHER, "")
+    if not launcher.isdecimal() or not sys.platform.startswith("linux"):
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != int(launcher):  # it ended before the call
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def nothing_left_to_stop() -> None:

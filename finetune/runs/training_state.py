@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from hybrid_ft.errors import InputError
+from hybrid_ft.finetune.runs import device
 from hybrid_ft.finetune.runs.processes import Processes, whole
 
 RANDOM, SCHEDULE = "random_state.safetensors", "scheduler.json"
@@ -114,7 +115,7 @@ def _set_random(state: dict[str, torch.Tensor]) -> None:
     keys, position, kept = state["numpy"][:-2].numpy().astype(np.uint32), *state["numpy"][-2:].tolist()
     np.random.set_state(("MT19937", keys, position, kept, float(state["numpy_gauss"])))
     torch.set_rng_state(state["torch"])
-    if "cuda" in state and torch.cuda.is_available():
+    if "cuda" in state and device.is_gpu():
         torch.cuda.set_rng_state(state["cuda"])
 
 
@@ -130,7 +131,7 @@ def _random_state() -> dict[str, torch.Tensor]:
         "numpy_gauss": torch.tensor(number, dtype=torch.float64),
         "torch": torch.get_rng_state(),
     }
-    return state | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
+    return state | ({"cuda": torch.cuda.get_rng_state()} if device.is_gpu() else {})
 
 
 @contextmanager

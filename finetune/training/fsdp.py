@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -14,11 +13,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from transformers import PreTrainedModel
 
-
-def asked_by_launcher() -> bool:
-    """Whether ``accelerate launch --use_fsdp`` has started this. accelerate is then not told: it would divide a model
-    in its own way."""
-    return os.environ.pop("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true")
+from hybrid_ft.finetune.runs import device
 
 
 def shard(model: PreTrainedModel | PeftModel, accelerator: Accelerator) -> None:
@@ -30,7 +25,7 @@ def shard(model: PreTrainedModel | PeftModel, accelerator: Accelerator) -> None:
     accelerate would divide the last norm and the head as a unit of their own, which a fused head, that never calls the
     head, leaves undivided after the first step.
     """
-    mesh = init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", (accelerator.num_processes,))
+    mesh = init_device_mesh(device.kind(), (accelerator.num_processes,))
     policy = MixedPrecisionPolicy(param_dtype=None, reduce_dtype=torch.float32)
     plain = model.get_base_model() if isinstance(model, PeftModel) else model
     for layer in plain.model.layers:

@@ -16,9 +16,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from hybrid_ft.errors import RESUMABLE, STORAGE, InputError
 from hybrid_ft.finetune.models import in_bfloat16
 from hybrid_ft.finetune.recipe.schema import Recipe
-from hybrid_ft.finetune.runs import checkpoints, storage
+from hybrid_ft.finetune.runs import checkpoints, device, storage
 from hybrid_ft.finetune.runs.export import Exporter
-from hybrid_ft.finetune.runs.folder import RunFolder, device
+from hybrid_ft.finetune.runs.folder import RunFolder
 from hybrid_ft.finetune.runs.processes import Processes, asked_for, leave, other_is_gone
 from hybrid_ft.finetune.runs.signals import Stopped, StopRequest
 from hybrid_ft.finetune.training import fsdp as sharding
@@ -74,9 +74,9 @@ def begin_or_go_on(
     if changed:
         tell(f"changed   {', '.join(changed)}: accepted, so the run does not end where it would have")
         folder.accept(changed, recipe, identity)
-    if folder.record["device"] != device():
+    if folder.record["device"] != device.name():
         tell(
-            f"device    {device()}, was {folder.record['device']}: the run may not end bit for bit where it would have"
+            f"device    {device.name()}, was {folder.record['device']}: the run may not end bit for bit where it would have"
         )
 
 
@@ -122,7 +122,7 @@ def arguments(recipe: Recipe, steps: int, warmup: int, folder: RunFolder) -> dic
     here: mixed precision, checkpointing, sampling, reports, uploads.
     """
     train, every = recipe.train, recipe.evaluate.every
-    gpu = torch.cuda.is_available()
+    gpu = device.is_gpu()
     checkpointing = recipe.model.gradient_checkpointing
     return {
         "output_dir": str(folder.checkpoints),

@@ -28,7 +28,7 @@ from transformers.trainer_callback import PrinterCallback
 from trl.trainer.utils import add_fused_lm_head
 
 from hybrid_ft.errors import NUMERICS, InputError
-from hybrid_ft.finetune.runs import checkpoints, storage, training_state, weights
+from hybrid_ft.finetune.runs import checkpoints, device, storage, training_state, weights
 from hybrid_ft.finetune.runs.folder import RunFolder
 from hybrid_ft.finetune.runs.signals import StopRequest
 from hybrid_ft.finetune.runs.watchdog import Watchdog
@@ -81,6 +81,8 @@ class RunTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.folder, self.keep, self.stop, self.origins = folder, keep, stop, origins
         self.processes, self.save_best, self.arithmetic = folder.processes, save_best, arithmetic
+        precision = self.accelerator.mixed_precision
+        assert (precision == "bf16") == self.args.bf16, f"accelerate computes in {precision}: the environment says so"
         self.counts, self.watchdog = Counts(), Watchdog()
         self.skipped_in_a_row = 0
         self._loss_of_step: torch.Tensor | None = None
@@ -186,7 +188,7 @@ class RunTrainer(Trainer):
                 "tokens_per_s": counts.tokens / max(counts.seconds, 1e-9),
                 "padding": 1 - counts.tokens / counts.slots,
                 "seconds": counts.seconds,
-                "memory": _peak_memory(),
+                "memory": device.peak_memory(),
             }
             if counts.skipped:
                 logs |= {"skipped": counts.skipped}
@@ -331,15 +333,6 @@ def _collate_with_rows(
     batch = collate(examples)
     batch["rows"] = [row for example in examples for row in example["rows"]]
     return batch
-
-
-def _peak_memory() -> int:
-    """Bytes: of the GPU's allocator, or of this process on a CPU."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 @contextmanager

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from hybrid_ft.finetune.data.pair_reading import PairSourceReport
 from hybrid_ft.finetune.data.report.rows import counted, dropped_text, share
 from hybrid_ft.finetune.data.report.tally import joined
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 @dataclass
@@ -134,12 +131,6 @@ class PairReport:
         if self.shared_prompts:
             lines.append(f"held-out pairs that ask what a training pair asks: {self.shared_prompts:,}")
         return lines
-
-    def render(self, console: Console) -> None:
-        """The whole account on a console."""
-        from hybrid_ft.finetune.data.report.pair_view import draw
-
-        draw(self, console)
 
     def as_dict(self) -> dict[str, Any]:
         return {

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from hybrid_ft.finetune.data.packing import empty_share, padding_share
 from hybrid_ft.finetune.data.reading import SourceReport
 from hybrid_ft.finetune.data.report.tally import Tallies, joined
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 _EXAMPLES = 3
 
@@ -130,12 +127,6 @@ class Report:
         if self.shared_prompts:
             lines.append(f"held-out rows that ask what a training row asks: {self.shared_prompts:,}")
         return lines
-
-    def render(self, console: Console) -> None:
-        """The whole account on a console."""
-        from hybrid_ft.finetune.data.report.view import draw
-
-        draw(self, console)
 
     def as_dict(self) -> dict[str, Any]:
         return {

@@ -26,8 +26,8 @@ from hybrid_ft.finetune.evaluation import answers as evaluate
 from hybrid_ft.finetune.machines.hardware import check_hardware
 from hybrid_ft.finetune.recipe.schema import Dpo, Recipe
 from hybrid_ft.finetune.runs.folder import RunFolder, run_identity
+from hybrid_ft.finetune.runs.launcher import agreed
 from hybrid_ft.finetune.runs.signals import StopRequest
-from hybrid_ft.finetune.training import fsdp as sharding
 from hybrid_ft.finetune.training import run as stage
 from hybrid_ft.finetune.training.dpo.checks import check_first_loss, check_whole_steps, try_longest
 from hybrid_ft.finetune.training.dpo.metrics import ShowPairs, measures
@@ -47,7 +47,7 @@ def run(recipe: Recipe, console: Console, accept_changes: bool = False) -> int:
     folder, dpo = RunFolder(recipe.output or "runs/dpo"), recipe.dpo
     assert dpo is not None, "a recipe of pairs has a dpo section"
     check_hardware(recipe.model.dtype == "bfloat16", recipe.train.loader_workers)
-    recipe.train.sharded |= sharding.asked_by_launcher()
+    recipe = agreed(recipe, models.in_bfloat16(recipe))
     return stage.in_folder(folder, console, lambda stop: _Run(recipe, dpo, console, folder, stop, accept_changes).go())
 
 

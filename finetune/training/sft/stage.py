@@ -19,8 +19,8 @@ from hybrid_ft.finetune.evaluation import answers as evaluate
 from hybrid_ft.finetune.machines.hardware import check_hardware
 from hybrid_ft.finetune.recipe.schema import Recipe
 from hybrid_ft.finetune.runs.folder import RunFolder, prepared_identity, run_identity
+from hybrid_ft.finetune.runs.launcher import agreed
 from hybrid_ft.finetune.runs.signals import StopRequest
-from hybrid_ft.finetune.training import fsdp as sharding
 from hybrid_ft.finetune.training import run as stage
 from hybrid_ft.finetune.training.progress import ShowProgress, duration, say
 from hybrid_ft.finetune.training.sft.trainer import PackedSFTTrainer, Plan, arguments
@@ -37,7 +37,7 @@ def run(recipe: Recipe, console: Console, accept_changes: bool = False) -> int:
     """
     folder = RunFolder(recipe.output or "runs/sft")
     check_hardware(recipe.model.dtype == "bfloat16", recipe.train.loader_workers)
-    recipe.train.sharded |= sharding.asked_by_launcher()
+    recipe = agreed(recipe, models.in_bfloat16(recipe))
     return stage.in_folder(folder, console, lambda stop: _Run(recipe, console, folder, stop, accept_changes).go())
 
 

@@ -1,5 +1,7 @@
 """Every row once, no pack over its budget, as few packs as may be expected."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -34,11 +36,53 @@ def test_every_row_once_within_the_budget(case: tuple[int, list[int], int]) -> N
     assert len(packs) == naive(lengths, budget)
 
 
-def test_large_budgets_use_several_words() -> None:
-    lengths = np.random.default_rng(0).integers(1, 40_000, 3000)
-    packs = pack(lengths, 65_536)
-    assert len(packs) == naive(lengths.tolist(), 65_536)
-    assert sorted(row for rows in packs for row in rows) == list(range(3000))
+def by_definition(lengths: np.ndarray, budget: int, seed: int) -> list[list[int]]:
+    """Best-fit decreasing with every pack looked at: among those with the least room that suffices, the last that got
+    there."""
+    random = np.random.default_rng(seed)
+    order = random.permutation(len(lengths))
+    order = order[np.argsort(-lengths[order], kind="stable")]
+    packs: list[list[int]] = []
+    rooms: list[tuple[int, int]] = []  # room and pack, in the order in which the packs got it
+    for row in order.tolist():
+        size = int(lengths[row])
+        fits = [room for room, _ in rooms if room >= size]
+        if fits:
+            at = max(index for index, (room, _) in enumerate(rooms) if room == min(fits))
+            room, number = rooms.pop(at)
+        else:
+            room, number = budget, len(packs)
+            packs.append([])
+        packs[number].append(row)
+        rooms.append((room - size, number))
+    for rows in packs:
+        random.shuffle(rows)
+    return [packs[number] for number in random.permutation(len(packs)).tolist()]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.integers(1, 5000).flatmap(
+        lambda budget: st.tuples(st.just(budget), st.lists(st.integers(1, budget), max_size=60), st.integers(0, 3))
+    )
+)
+def test_the_packs_are_those_of_the_definition(case: tuple[int, list[int], int]) -> None:
+    budget, lengths, seed = case
+    assert pack(lengths, budget, seed) == by_definition(np.array(lengths, dtype=np.int64), budget, seed)
+
+
+@pytest.mark.parametrize(("budget", "rows"), [(64, 600), (65_536, 600)])
+def test_many_rows_are_packed_as_the_definition_says(budget: int, rows: int) -> None:
+    lengths = np.random.default_rng(0).integers(1, budget, rows)
+    assert pack(lengths, budget, 1) == by_definition(lengths, budget, 1)
+
+
+def test_memory_grows_with_the_rows_and_not_with_the_budget() -> None:
+    tracemalloc.start()
+    assert sorted(map(sorted, pack([2**24, 5, 7], 2**24))) == [[0], [1, 2]]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1_000_000
 
 
 def test_the_seed_decides() -> None:

@@ -1,6 +1,5 @@
 """What several processes agree on, as far as one process can show it; runs of two are in tests/faults/test_ranks.py."""
 
-import os
 import subprocess
 import sys
 import time
@@ -11,7 +10,6 @@ from torch.utils.data import BatchSampler
 
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.runs.processes import Processes, _hearing_signals, other_is_gone
-from hybrid_ft.finetune.training import fsdp as sharding
 from hybrid_ft.finetune.training.sampler import Share
 
 
@@ -64,12 +62,6 @@ def test_a_launcher_that_says_what_cannot_be_is_told(monkeypatch, name, value, r
     with pytest.raises(InputError, match=f"^{name} is .* in the environment and must be {rule}; start") as caught:
         Processes.join()
     assert caught.value.status == 3
-
-
-def test_the_launcher_that_asks_for_fsdp_is_heard_once(monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    assert sharding.asked_by_launcher() and "ACCELERATE_USE_FSDP" not in os.environ
-    assert not sharding.asked_by_launcher()
 
 
 @pytest.mark.parametrize(

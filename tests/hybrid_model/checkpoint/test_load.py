@@ -195,7 +195,7 @@ BROKEN = {
     "config a list": (lambda f: (f / "config.json").write_text("[]"), "config.json: not a JSON object"),
     "another model": (
         lambda f: edit(f / "config.json", lambda c: c.update(model_type="llama")),
-        "config.json: model_type is 'llama'; this project trains olmo_hybrid",
+        "config.json: model_type is 'llama'; must be one of bailing_hybrid",
     ),
     "a config of nonsense": (
         lambda f: edit(f / "config.json", lambda c: c.update(hidden_size="wide")),

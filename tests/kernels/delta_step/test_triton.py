@@ -64,7 +64,7 @@ def assert_as_good(inputs: list[Tensor], dtype: torch.dtype, device: str, twice:
         assert error <= 2 * limit, f"{name} is off by {error}, the torch path by {limit}"
 
 
-QUICK = [(1, (2, 2), (96, 192)), (3, (1, 3), (48, 80)), (2, (2, 4), (16, 16))]
+QUICK = [pytest.param(1, (2, 2), (96, 192), marks=pytest.mark.quick), (3, (1, 3), (48, 80)), (2, (2, 4), (16, 16))]
 LONG = [(1, (30, 30), (96, 192)), (3, (2, 4), (96, 192)), (3, (2, 2), (128, 128)), (1, (3, 3), (80, 48))]
 LONG += [(2, (1, 2), (256, 256)), (1, (16, 32), (128, 128)), (3, (2, 2), (16, 240)), (3, (2, 6), (192, 128))]
 SIZES = QUICK + [pytest.param(*sizes, marks=pytest.mark.kernels) for sizes in LONG]

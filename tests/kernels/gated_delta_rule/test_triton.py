@@ -73,6 +73,7 @@ def test_options(nan_memory, dtype, device: str, options: dict) -> None:
     assert_as_good(case(2, (2, 4), (48, 32)), dtype, device, **options)
 
 
+@pytest.mark.quick
 def test_a_closed_gates_state_loses_no_digits(nan_memory, device: str) -> None:
     """With nothing written all that there is comes through the decay."""
     inputs = case(2, (4, 4), (16, 16))

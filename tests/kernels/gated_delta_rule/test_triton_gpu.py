@@ -25,10 +25,17 @@ SMALL_AND_LARGE = [(PACKED, dims, "typical") for dims in [(16, 16), (80, 48), (2
 DTYPES = [torch.bfloat16, torch.float32, torch.float16]
 
 
+QUICK = [(edges, (96, 192), gate) for edges in ([0, 1], [0, 130], PACKED) for gate in GATES[1:]]
+QUICK += [(PACKED, (128, 128), "typical")]
+
+
 @pytest.mark.parametrize(
     ("dtype", "edges", "dims", "gate"),
-    [(dtype, *case) for dtype in DTYPES for case in CASES]
-    + [(dtype, *case) for dtype in DTYPES[:2] for case in SMALL_AND_LARGE],
+    [
+        pytest.param(dtype, *case, marks=[pytest.mark.quick] if dtype in DTYPES[:2] and case in QUICK else [])
+        for dtype in DTYPES
+        for case in [*CASES, *(SMALL_AND_LARGE if dtype in DTYPES[:2] else [])]
+    ],
     ids=str,
 )
 def test_outputs_and_gradients(dtype: torch.dtype, edges: list[int], dims: tuple[int, int], gate: str) -> None:
@@ -51,6 +58,7 @@ def test_value_heads(heads: tuple[int, int]) -> None:
     assert all(error(x, t) <= limit for x, t, limit in zip(got, true, limits))
 
 
+@pytest.mark.quick
 def test_the_same_bits_again_at_full_size() -> None:
     leaves, up, cu_seqlens = case([0, 700, 4096], (30, 30), (96, 192), dtype=torch.bfloat16)
     first = results(gated_delta_rule, leaves, up, cu_seqlens, torch.bfloat16, "cuda")
@@ -59,6 +67,7 @@ def test_the_same_bits_again_at_full_size() -> None:
         assert all(torch.equal(x, y) for x, y in zip(first, again))
 
 
+@pytest.mark.quick
 def test_nothing_waits_for_the_device() -> None:
     leaves, up, cu_seqlens = case([0, 700, 1000], (2, 2), (96, 192), dtype=torch.bfloat16)
     inputs = [x.to("cuda", torch.bfloat16 if i < 3 else torch.float32).requires_grad_() for i, x in enumerate(leaves)]
@@ -72,6 +81,7 @@ def test_nothing_waits_for_the_device() -> None:
     assert all(x.grad is not None and x.grad.isfinite().all() for x in inputs)
 
 
+@pytest.mark.quick
 def test_offsets_past_int32() -> None:
     """A token's offset passes 2^31 where T * H * V does; a view into a large buffer makes that so with few tokens."""
     leaves, up, cu_seqlens = case([0, 100], (1, 1), (16, 16), dtype=torch.bfloat16)

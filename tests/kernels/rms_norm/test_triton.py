@@ -44,7 +44,11 @@ def before_reference(x: Tensor, weight: Tensor, residual: Tensor) -> tuple[Tenso
     return add_rms_norm_reference(x, residual, weight)
 
 
-@pytest.mark.parametrize("shape", [(1, 128), (63, 100), (100, 7), (5,), (2, 3, 384), (2, 3840), (0, 8)], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 128), (63, 100), (100, 7), (5,), (2, 3, 384), pytest.param((2, 3840), marks=pytest.mark.quick), (0, 8)],
+    ids=str,
+)
 def test_shapes(assert_as_good, shape: tuple[int, ...]) -> None:
     x, weight, residual, dy, d_total = normal(shape, shape[-1:], shape, shape, shape)
     assert_as_good(alone, rms_norm_reference, [5 * x, weight], [dy])

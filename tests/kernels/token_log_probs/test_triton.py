@@ -59,6 +59,7 @@ def test_shapes(assert_as_good, shape: tuple[int, ...], scale: float) -> None:
     assert_as_good(lambda h, w: rule(h, w, targets)[0], lambda h, w: rounded(h, w, targets), [hidden, weight], [up])
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("scale", [1.0, 8.0], ids=["flat", "peaked"])
 def test_half_precision(device: str, monkeypatch: pytest.MonkeyPatch, scale: float) -> None:
     """In float16, which the interpreter has right: results and gradients as good as those of a head's rounded logits,

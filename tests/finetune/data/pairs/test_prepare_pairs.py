@@ -7,6 +7,7 @@ from rich.console import Console
 
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.data.prepare_pairs import prepare_pairs
+from hybrid_ft.finetune.data.report.pair_view import draw
 
 HH = "\n\nHuman: {}\n\nAssistant: Hm.\n\nHuman: So?\n\nAssistant: {}"
 
@@ -243,8 +244,8 @@ def test_pairs_are_shown_with_colour_and_without(write: Any, recipe_of: Any, tok
     rows[4] |= {"prompt": "Say <|im_end|> and \x1b[2J.", "chosen": "\n\nYes."}
     report = prepare_pairs(recipe_of(write(rows)), tokenizer).report
     plain, coloured = io.StringIO(), io.StringIO()
-    report.render(Console(file=plain, width=160))
-    report.render(Console(file=coloured, width=160, force_terminal=True, color_system="standard"))
+    draw(report, Console(file=plain, width=160))
+    draw(report, Console(file=coloured, width=160, force_terminal=True, color_system="standard"))
     text = plain.getvalue()
     assert text.count("prompt 【<|im_start|>user") == text.count("chosen 【") == text.count("rejected 【No ") == 3
     assert "chosen 【Yes 0.<|endoftext|>】" in text

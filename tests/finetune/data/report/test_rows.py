@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from hybrid_ft.finetune.data.prepare import prepare
-from hybrid_ft.finetune.data.report.view import histogram, plain
+from hybrid_ft.finetune.data.report.view import draw, histogram, plain
 
 
 def screen(report: Any, **console: Any) -> str:
     out = io.StringIO()
-    report.render(Console(file=out, width=300, **console))
+    draw(report, Console(file=out, width=300, **console))
     return out.getvalue()
 
 
@@ -69,7 +69,7 @@ def test_colour_marks_what_is_learned(report: Any) -> None:
 
 def test_a_console_without_line_art(report: Any) -> None:
     out = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="replace")
-    report.render(Console(file=out, width=100))
+    draw(report, Console(file=out, width=100))
     out.flush()
     assert b"####" in out.buffer.getvalue()  # type: ignore[attr-defined]
 
@@ -114,7 +114,7 @@ def test_one_is_singular_and_a_long_place_is_not_broken(
     made = recipe(path, max_dropped=1.0, on_bad_row="skip")
     report = prepare(made, tokenizer).report
     out = io.StringIO()
-    report.render(Console(file=out, width=80))
+    draw(report, Console(file=out, width=80))
     lines = out.getvalue().splitlines()
     assert f"note: <|im_end|> in a row's text, encoded as plain text: 1 ({path}:1)" in lines
     assert f"            null content: 1 ({path}:2)" in lines and str(path) in lines

@@ -1,0 +1,128 @@
+"""The calls whose launches are recorded, in sets: each runs what a step runs, on tensors that hold nothing.
+
+A set returns what must stay alive until all is compiled.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from unittest import mock
+
+import torch
+from sizes import Sizes
+
+
+class _Zeros(torch.autograd.Function):
+    """A linear layer that costs nothing."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x, weight)
+        return x.new_empty(*x.shape[:-1], len(weight))
+
+    @staticmethod
+    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x, weight = ctx.saved_tensors
+        return torch.empty_like(x), torch.empty_like(weight)
+
+
+def delta_rule(dry: bool) -> Any:
+    sizes, kept = Sizes(dry), []
+    for sequences in (8, 1):
+        kept.append(sizes.delta_rule_inputs(sequences, "cpu"))
+        forward_and_backward(*kept[-1])
+    return kept
+
+
+def forward_and_backward(inputs: list[torch.Tensor], do: torch.Tensor, edges: torch.Tensor) -> None:
+    from hybrid_ft.kernels.gated_delta_rule import gated_delta_rule
+
+    o = gated_delta_rule(*inputs, cu_seqlens=edges)[0]
+    torch.autograd.grad(o, inputs, do)
+
+
+def self_test(dry: bool) -> None:
+    from hybrid_ft.kernels.gated_delta_rule import gated_delta_rule
+    from hybrid_ft.kernels.gated_delta_rule.self_test import CASES, case, results
+
+    for edges, heads, dims, gate in CASES[: 1 if dry else None]:
+        for dtype in (torch.bfloat16, torch.float32):
+            results(gated_delta_rule, *case(edges, (heads, heads), dims, gate, dtype), dtype)
+    if not dry:  # what the quick tests launch beside these
+        for dtype in (torch.bfloat16, torch.float32):
+            for keep in (False, True):
+                given = case([0, 63, 130], (2, 2), (96, 192), "typical", dtype)
+                results(gated_delta_rule, *given, dtype, keep_states=keep)
+
+
+def layer_kernels(dry: bool) -> Any:
+    kept = []
+    for _, leaves, call in Sizes(dry).layer_kernels("cpu"):
+        y = call()
+        torch.autograd.grad(y, leaves, torch.empty_like(y))
+        kept.append((leaves, call))
+    return kept
+
+
+def model(dry: bool) -> Any:
+    """Two layers of the 7B's width and a small vocabulary: a pair, packed documents, a decoded token."""
+    from hybrid_ft.hybrid_model.families.olmo_hybrid.model import OlmoHybridForCausalLM
+    from hybrid_ft.hybrid_model.families.olmo_hybrid.presets import preset_config
+    from hybrid_ft.hybrid_model.layers import attention
+    from hybrid_ft.kernels.token_log_probs import launch, token_log_probs
+
+    config = preset_config("tiny" if dry else "7B")
+    config.update({"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"], "vocab_size": 512})
+    config.update({"pad_token_id": None, "eos_token_id": None})
+    with torch.device("meta"):
+        whole = OlmoHybridForCausalLM(config).bfloat16()
+    for name, parameter in whole.named_parameters():
+        if name.endswith(("A_log", "dt_bias")):
+            parameter.data = parameter.data.float()
+    whole.to_empty(device="cpu")
+    with (
+        mock.patch.object(torch.nn.Linear, "forward", lambda self, x: _Zeros.apply(x, self.weight)),
+        mock.patch.object(attention, "_varlen", lambda q, k, v, *_: q + 0 * (k.sum() + v.sum())),
+        mock.patch.object(launch, "_add_product", lambda total, a, b: None),
+    ):
+        ids = torch.randint(2, 512, (2, 160))
+        ids[1, :80] = ids[0, :80]
+        pair = {"prompt_lengths": torch.tensor([80, 80]), "prompt_rows": torch.tensor([0, 0])}
+        hidden = whole.model(input_ids=ids, **pair, use_cache=False).last_hidden_state
+        token_log_probs(hidden.flatten(0, 1), whole.lm_head.weight, ids.flatten())[0].sum().backward()
+        with torch.no_grad():
+            for rows in (1, 2):
+                cache = whole(input_ids=ids[:rows, :64], use_cache=True).past_key_values
+                whole(input_ids=ids[:rows, 64:65], past_key_values=cache, use_cache=True)
+    return whole
+
+
+def quickstart(dry: bool) -> Any:
+    """The bundled base as it is trained: float32 weights, bfloat16 arithmetic."""
+    import hybrid_ft
+    from hybrid_ft.hybrid_model.layers import attention
+
+    whole = hybrid_ft.load("tiny", dtype="float32")
+    ids = torch.randint(2, 1000, (1, 2048 if not dry else 64))
+    positions = torch.arange(ids.shape[1])[None] % 128
+    with mock.patch.object(attention, "_varlen", lambda q, k, v, *_: q + 0 * (k.sum() + v.sum())):
+        for dtype in (torch.float32, torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.float32):
+                hidden = whole.to(dtype).model(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state
+            hidden.float().sum().backward()
+    return whole
+
+
+def rivals(dry: bool) -> Any:
+    """flash-linear-attention's op on packed sequences, as one of ours, and on rows, as transformers calls it."""
+    import theirs
+
+    sizes, kept = Sizes(dry), []
+    rule = theirs.delta_rule()
+    for sequences in (8, 1):
+        inputs, do, edges = sizes.delta_rule_inputs(sequences, "cpu")
+        torch.autograd.grad(rule(*inputs, cu_seqlens=edges)[0], inputs, do)
+        rows = [x.detach().view(sequences, -1, *x.shape[2:]).requires_grad_() for x in inputs]
+        torch.autograd.grad(rule(*rows)[0], rows, do.view(sequences, -1, *do.shape[2:]))
+        kept += [inputs, do, edges, rows]
+    return kept

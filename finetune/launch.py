@@ -1,0 +1,104 @@
+"""``hybrid-ft launch``: a recipe, or a file of stages, in one process per GPU."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hybrid_ft.errors import ENVIRONMENT, InputError
+from hybrid_ft.finetune.machines.workers import Nodes, launch
+from hybrid_ft.finetune.recipe.load import load_recipe
+from hybrid_ft.finetune.recipe.shipped import find_recipe
+from hybrid_ft.finetune.recipe.yaml_file import read_yaml
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from hybrid_ft.finetune.recipe.schema import Recipe
+
+LEAST_GRACE = 600.0
+"""seconds that workers have for a step, a save and their end"""
+SLOWER = 4
+"""times by which a save may be slower than the disk's trial says"""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How the workers are started. ``processes``: on this machine; None: one per GPU, 1 without GPUs."""
+
+    processes: int | None = None
+    nodes: Nodes = field(default_factory=Nodes)
+    restarts: int = 0
+    logs: Path | None = None
+
+
+def run(file: str, overrides: Sequence[str], how: Launch, console: Console, accept_changes: bool = False) -> int:
+    """Launch what ``file`` is: stages one after the other, pairs (dpo), or rows (sft). Returns the exit status.
+
+    Everything that can be refused without data or weights is refused here, once, before a worker starts.
+    """
+    _check_not_launched()
+    if "stages" in read_yaml(find_recipe(file)).value:
+        if how.nodes.count > 1:
+            raise InputError("--nodes: a file of stages runs on one machine; launch its recipes one by one")
+        if accept_changes:
+            raise InputError("--accept-changes: goes with a recipe; a changed stage of a file of stages is done anew")
+        from hybrid_ft.finetune import pipeline
+
+        processes = _processes(how)
+        return pipeline.run(file, overrides, console, lambda kind, recipe: _stage(kind, recipe, how, processes))
+    recipe = load_recipe(file, overrides)
+    command = ["dpo" if recipe.dpo else "sft", file, *overrides, *(["--accept-changes"] if accept_changes else [])]
+    return _launch(command, recipe, how, _processes(how))
+
+
+def _stage(kind: str, recipe: Recipe, how: Launch, processes: int) -> int:
+    """One stage of a file: its resolved recipe, from a file of its own."""
+    with tempfile.TemporaryDirectory(prefix="hybrid-ft-stage-") as place:
+        file = Path(place) / f"{kind}.yaml"
+        file.write_text(recipe.to_yaml(), encoding="utf-8")
+        return _launch([kind, str(file)], recipe, how, processes)
+
+
+def _launch(command: list[str], recipe: Recipe, how: Launch, processes: int) -> int:
+    grace = seconds_to_stop(recipe)
+    program = [sys.executable, "-m", "hybrid_ft.cli", *command]
+    return launch(program, processes, nodes=how.nodes, grace=grace, restarts=how.restarts, logs=how.logs, say=_say)
+
+
+def seconds_to_stop(recipe: Recipe) -> float:
+    """How long workers may take to end: a step, and a save at the speed of the disk that it goes to."""
+    from hybrid_ft.finetune.machines.empty_model import empty_model
+    from hybrid_ft.finetune.models import in_bfloat16
+    from hybrid_ft.finetune.runs import storage
+
+    assert recipe.output is not None  # a loaded recipe has one
+    place = next(path for path in [Path(recipe.output), *Path(recipe.output).absolute().parents] if path.is_dir())
+    size = storage.checkpoint_bytes(empty_model(recipe, in_bfloat16(recipe)))
+    return LEAST_GRACE + SLOWER * size / storage.probe(place)
+
+
+def _processes(how: Launch) -> int:
+    import torch
+
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    wanted = how.processes or max(gpus, 1)
+    if gpus and wanted > gpus:
+        raise InputError(f"--processes: {wanted} must be at most {gpus}, the GPUs of this machine", ENVIRONMENT)
+    return wanted
+
+
+def _check_not_launched() -> None:
+    if int(os.environ.get("WORLD_SIZE", "1") or 1) > 1:
+        raise InputError(
+            "hybrid-ft launch starts the processes itself; start it without torchrun or accelerate launch", ENVIRONMENT
+        )
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)

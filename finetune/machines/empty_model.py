@@ -1,0 +1,29 @@
+"""A recipe's model without its weights: shapes and dtypes on the meta device, in seconds and no memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from hybrid_ft.hybrid_model.adapters import add_lora
+from hybrid_ft.hybrid_model.checkpoint.config import find_config
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from hybrid_ft.finetune.recipe.schema import Recipe
+
+
+def empty_model(recipe: Recipe, bfloat16: bool) -> PreTrainedModel | PeftModel:
+    """transformers' own class for the recipe's base, with the adapters that the recipe asks for.
+
+    bfloat16: the run's arithmetic. Frozen weights are kept in it, trained ones in float32, as the run does.
+    Raises InputError for a base whose config cannot be found or read.
+    """
+    config = find_config(recipe.model.path, recipe.model.revision)
+    lora = recipe.model.lora
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16 if bfloat16 and lora else torch.float32)
+        return add_lora(model, lora.targets, lora.rank, lora.alpha, lora.dropout) if lora else model

@@ -1,0 +1,92 @@
+"""The record of one family: all that the door, LoRA, FLOPs, loading and export know of an architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedConfig as Config
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """The work of mixing tokens in one layer, beside its products with weights.
+
+    per_token  operations a token of a recurrent state
+    per_pair   operations a pair of query and key
+    window     tokens that a query sees at most; None for its whole history
+    """
+
+    per_token: int = 0
+    per_pair: int = 0
+    window: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Family:
+    """One architecture of transformers, or several that differ in their sizes alone.
+
+    name          as documents call it
+    model_types   ``model_type`` of the text models' configs, and the class of the language model of each
+    frames        ``model_type`` of a multimodal config around a text config, and the text config's own
+    mixings       of a config: for each layer what mixes its tokens
+    lora          of a config: set name to a pattern of the module names in it, after ``layers.``
+    refused       pattern of module names that no set holds, to the reason
+    experts       parameter names of routed experts that LoRA can adapt, after ``layers.N.``; a set of their own
+    own           class name of a module to a function from its class to ours; other recurrent mixers are transformers'
+    forks         whether a segment may continue another one exactly
+    continues     whether a filled cache can be continued with several tokens at once
+    carried       patterns of tensor names in checkpoints that no text model has and an export copies
+    rewritten     pairs of what transformers writes in a tensor's name and what the released files have there
+    repair        of a config's raw JSON: mended where transformers would read it wrong; raises InputError
+    misread       of a loaded config: why the model built from it is wrong; None where it is right
+    float32       endings of parameter names that stay in float32
+    logit_scale   of a config: what transformers multiplies the head's logits with
+    tiny          sizes of a random model for tests, by model_type
+    """
+
+    name: str
+    model_types: Mapping[str, str]
+    mixings: Callable[[Config], list[tuple[Mixing, ...]]]
+    lora: Callable[[Config], dict[str, str]]
+    refused: Mapping[str, str] = field(default_factory=dict)
+    experts: tuple[str, ...] = ()
+    frames: Mapping[str, str] = field(default_factory=dict)
+    own: Mapping[str, Callable[[type[nn.Module]], type[nn.Module]]] = field(default_factory=dict)
+    forks: bool = True
+    continues: bool = True
+    carried: tuple[str, ...] = ()
+    rewritten: tuple[tuple[str, str], ...] = ()
+    repair: Callable[[dict[str, Any]], dict[str, Any]] = lambda raw: raw
+    misread: Callable[[Config], str | None] = lambda config: None
+    float32: tuple[str, ...] = ("A_log", "dt_bias")
+    logit_scale: Callable[[Config], float] = lambda config: 1.0
+    tiny: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def architecture(self) -> str:
+        """transformers' class of the language model; the first, where there are several."""
+        return next(iter(self.model_types.values()))
+
+
+def at(layers: list[int], pattern: str) -> str:
+    """A pattern of module names in these layers alone, for families whose layers call different mixers the same."""
+    return rf"({'|'.join(map(str, layers))})\.{pattern}" if layers else r"(?!)"
+
+
+def attention(config: Config, window: int | None = None, query: int | None = None, value: int | None = None) -> Mixing:
+    """Scores and values of one attention layer: two products of two operations for each pair and head's place."""
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return Mixing(per_pair=2 * config.num_attention_heads * ((query or head) + (value or head)), window=window)
+
+
+def delta(heads: int, key: int, value: int) -> Mixing:
+    """A delta rule's heads each read their K x V state with k, write it, and read it with q."""
+    return Mixing(per_token=6 * heads * key * value)
+
+
+def ssd(heads: int, head_dim: int, state: int) -> Mixing:
+    """Mamba-2: every head writes its state and reads it."""
+    return Mixing(per_token=4 * heads * head_dim * state)

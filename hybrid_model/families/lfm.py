@@ -1,0 +1,67 @@
+"""LFM2, 2.5 and 3: gated short convolutions and grouped attention, dense and with experts.
+
+    y = W_out (C * conv(B * x)),   B, C, x = W_in h
+
+The convolution has no activation and no state but its last inputs. ``out_proj`` is the convolution's and, in LFM2, the
+attention's too: LoRA's sets are anchored by the parent.
+"""
+
+from __future__ import annotations
+
+from hybrid_ft.hybrid_model.families.family import Config, Family, Mixing, attention
+
+
+def _mixings(config: Config) -> list[tuple[Mixing, ...]]:
+    windows = {"sliding_attention": getattr(config, "sliding_window", None)}
+    return [() if kind == "conv" else (attention(config, windows.get(kind)),) for kind in config.layer_types]
+
+
+def _lora(config: Config) -> dict[str, str]:
+    return {
+        "attention": r"\d+\.self_attn\.(q_proj|k_proj|v_proj|o_proj|out_proj)",
+        "recurrent": r"\d+\.conv\.(in|out)_proj",
+        "mlp": r"\d+\.feed_forward\.w[123]",
+    }
+
+
+_REFUSED = {
+    r"feed_forward\.gate": "a router stays as it was trained",
+    r"conv\.conv": "a convolution has no low rank",
+    r"self_attn\.g_proj": "it has one output a head",
+}
+_SIZES = {
+    "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "intermediate_size": 96,
+}  # fmt: skip
+_CONV = {"layer_types": ["conv", "conv", "full_attention", "conv"], "conv_L_cache": 3}
+
+LFM2 = Family(
+    name="LFM2, LFM2.5, LFM3",
+    model_types={"lfm2": "Lfm2ForCausalLM", "lfm3": "Lfm3ForCausalLM"},
+    mixings=_mixings,
+    lora=_lora,
+    refused=_REFUSED,
+    float32=(),
+    tiny={
+        "lfm2": _SIZES | _CONV | {"block_auto_adjust_ff_dim": False},
+        "lfm3": _SIZES | {
+            "layer_types": ["conv", "sliding_attention", "full_attention", "conv"], "conv_L_cache": 7, "head_dim": 16,
+            "sliding_window": 16,
+        },
+    },
+)  # fmt: skip
+LFM2_MOE = Family(
+    name="LFM2 MoE",
+    model_types={"lfm2_moe": "Lfm2MoeForCausalLM"},
+    mixings=_mixings,
+    lora=_lora,
+    refused=_REFUSED,
+    experts=("feed_forward.experts.gate_up_proj", "feed_forward.experts.down_proj"),
+    float32=("expert_bias",),
+    tiny={
+        "lfm2_moe": _SIZES | _CONV | {
+            "moe_intermediate_size": 32, "num_experts": 4, "num_experts_per_tok": 2, "num_dense_layers": 1
+        }
+    },
+)  # fmt: skip
+FAMILIES = (LFM2, LFM2_MOE)

@@ -1,0 +1,137 @@
+"""Transformers' own recurrent mixers on a flat run of segments: exact, with forks, and with no kernel of ours.
+
+A mixer is called as transformers wrote it, once for all segments of one length of a level. In the cache's place it
+finds a ``Tape``, which hands it a parent's convolution tail and state and keeps its own for its children. Nothing is
+copied in place, so that gradients flow from a child to its parent.
+
+A mixer that is given a cache computes no fused training path. So a LoRA adapter on a Mamba ``out_proj`` trains here;
+with mamba-ssm's fused kernel, which reads the base's weight alone, it would not.
+"""
+
+from __future__ import annotations
+
+import inspect
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from hybrid_ft.hybrid_model.door.current import current_layout
+from hybrid_ft.hybrid_model.door.layout import Level, SequenceLayout
+
+# one segment's past: its tails and states, by kind and number; None for a fresh start
+Past = dict[tuple[str, int], torch.Tensor] | None
+
+
+class Tape:
+    """What a mixer asks of transformers' cache, for segments of one length; ``past`` and ``made`` are by rows."""
+
+    def __init__(self, past: Past = None) -> None:
+        self.past = past or {}
+        self.made: dict[tuple[str, int], torch.Tensor] = {}
+
+    def get_conv_state(self, layer_idx: int, state_idx: int = 0) -> torch.Tensor | None:
+        return self.past.get(("conv", state_idx))
+
+    def get_recurrent_state(self, layer_idx: int, state_idx: int = 0) -> torch.Tensor | None:
+        state = self.past.get(("state", state_idx))
+        return None if state is None else state.clone()  # a single step may change it in place
+
+    def has_previous_state(self, *args: Any, **kwargs: Any) -> bool:
+        return bool(self.past)
+
+    def is_recording_past(self, layer_idx: int) -> bool:
+        """Always, so that a convolution of one token is not done in place."""
+        return True
+
+    def update_conv_state(
+        self, conv_states: torch.Tensor, layer_idx: int, state_idx: int = 0, conv_kernel_size: int = 0, **_: Any
+    ) -> torch.Tensor:
+        """The tail and the new inputs [rows, channels, tokens]; the last ``conv_kernel_size`` are kept."""
+        old = self.past.get(("conv", state_idx))
+        whole = conv_states if old is None else torch.cat([old, conv_states], dim=-1)
+        self.made["conv", state_idx] = F.pad(whole, (conv_kernel_size, 0))[..., -conv_kernel_size:]
+        return whole
+
+    def update_recurrent_state(
+        self, recurrent_states: torch.Tensor, layer_idx: int, state_idx: int = 0, **_: Any
+    ) -> torch.Tensor:
+        self.made["state", state_idx] = recurrent_states
+        return recurrent_states
+
+
+def is_mixer(module: nn.Module) -> bool:
+    """Whether a module is a recurrent mixer: it owns a depthwise convolution."""
+    return any(isinstance(child, nn.Conv1d) and child.groups == child.in_channels for child in module.children())
+
+
+def disguised(flat: type, cls: type) -> type:
+    """The class ``flat`` under the name of ``cls``: FSDP's wrapping, device maps and checkpoints go by names."""
+    flat.__name__, flat.__qualname__, flat.__module__ = cls.__name__, cls.__qualname__, cls.__module__
+    return flat
+
+
+@cache
+def segment_wise(cls: type[nn.Module], forks: bool) -> type[nn.Module]:
+    """A mixer's class with a forward that takes [1, N, D] of the current layout; without a layout it is transformers'.
+
+    ``forks``: whether a segment may continue another. Raises ValueError in forward where it may not and does.
+    """
+    parameters = inspect.signature(cls.forward).parameters
+    slot = "cache_params" if "cache_params" in parameters else "past_key_values"
+
+    class SegmentWise(cls):  # type: ignore[misc, valid-type]
+        def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            layout = current_layout()
+            if layout is None:
+                return super().forward(hidden_states, *args, **kwargs)
+            if len(layout.levels) > 1 and not forks:
+                raise ValueError(
+                    f"{cls.__name__} cannot continue a segment: pass each row whole, without shared prompts"
+                )
+            kwargs |= {"attention_mask": None}
+
+            def run(x: torch.Tensor, past: Past) -> tuple[torch.Tensor, dict[tuple[str, int], torch.Tensor]]:
+                tape = Tape(past)
+                y = super(SegmentWise, self).forward(x, **kwargs | {slot: tape})
+                return (y[0] if isinstance(y, tuple) else y), tape.made
+
+            return _by_levels(hidden_states.squeeze(0), layout, run).unsqueeze(0)
+
+    return disguised(SegmentWise, cls)
+
+
+def _by_levels(x: torch.Tensor, layout: SequenceLayout, run: Any) -> torch.Tensor:
+    """[N, D] -> [N, D], level after level."""
+    outputs: list[torch.Tensor] = []
+    made: list[Past] = []
+    sizes = [sum(level.lengths) for level in layout.levels]
+    for depth, (level, flat) in enumerate(zip(layout.levels, x.split(sizes))):
+        pasts = [None] * len(level.lengths) if level.parents is None else [made[p] for p in level.parents.tolist()]
+        o, made = _level(flat, level, pasts, run, keep=depth + 1 < len(layout.levels))
+        outputs += o
+    return torch.cat(outputs) if outputs else x
+
+
+def _level(
+    x: torch.Tensor, level: Level, pasts: list[Past], run: Any, keep: bool
+) -> tuple[list[torch.Tensor], list[Past]]:
+    """Outputs by segment, and with ``keep`` each one's past for its children; an empty segment hands on its parent's."""
+    parts = x.split(level.lengths)
+    outputs, made = list(parts), list(pasts)
+    groups: dict[tuple[int, bool], list[int]] = {}
+    for s, length in enumerate(level.lengths):
+        if length:
+            groups.setdefault((length, pasts[s] is None), []).append(s)
+    for (_, fresh), members in sorted(groups.items()):
+        past = None
+        if not fresh:
+            rows = [pasts[s] or {} for s in members]
+            past = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+        y, new = run(torch.stack([parts[s] for s in members]), past)
+        for i, s in enumerate(members):
+            outputs[s] = y[i]
+            made[s] = {key: value[i] for key, value in new.items()} if keep else None
+    return outputs, made

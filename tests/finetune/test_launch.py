@@ -1,0 +1,113 @@
+"""``hybrid-ft launch`` as a user types it, on two processes of a CPU."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from hybrid_ft.errors import InputError
+from hybrid_ft.finetune.launch import Launch, run, seconds_to_stop
+from hybrid_ft.finetune.machines.workers import Nodes
+from hybrid_ft.finetune.recipe.load import load_recipe
+
+ROWS = '{"prompt": "ab", "completion": "cd"}\n'
+PAIRS = '{"prompt": "ab%d", "chosen": "cd", "rejected": "ef"}\n'
+
+
+@pytest.fixture
+def place(tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a recipe of rows and a file of stages, the current one."""
+    monkeypatch.chdir(tmp_path)
+    Path("rows.jsonl").write_text(ROWS * 40)
+    Path("pairs.jsonl").write_text("".join(PAIRS % number for number in range(8)))
+    train = "train: {steps: 4, batch_tokens: 60, learning_rate: 0.01, save_every: 2}"
+    sft = f"model: {{path: {tiny_base}}}\ndata: {{sources: [{{path: rows.jsonl}}], max_length: 60}}\n{train}\n"
+    Path("sft.yaml").write_text(sft)
+    Path("all.yaml").write_text(
+        "stages:\n  - sft: sft.yaml\n  - dpo:\n"
+        f"      data: {{sources: [{{path: pairs.jsonl}}], max_length: 60}}\n      {train}\n      dpo: {{pairs_per_step: 4}}\n"
+    )
+    return tmp_path
+
+
+def command(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "hybrid_ft.cli", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def finished(*arguments: str) -> tuple[int, str, str]:
+    process = command(*arguments)
+    out, err = process.communicate(timeout=240)
+    return process.returncode, out, err
+
+
+def test_a_mistake_is_one_line_and_starts_nothing(place):
+    status, out, err = finished("launch", "sft.yaml", "train.stps=3", "--processes", "2")
+    assert (status, out) == (2, "")
+    assert err == "error: override train.stps: unknown key train.stps; did you mean train.steps?\n"
+    assert not Path("runs").exists()
+
+
+def test_what_the_workers_refuse_is_said_once_with_its_status(place):
+    Path("rows.jsonl").write_text(ROWS + '{"prompt": 3}\n')
+    status, out, err = finished("launch", "sft.yaml", "--processes", "2")
+    assert status == 2 and "Traceback" not in out + err
+    assert [line for line in (out + err).splitlines() if "rows.jsonl:2" in line and line.startswith("error")]
+    assert not Path("runs").exists()
+
+
+@pytest.mark.slow
+def test_stages_in_two_processes_stopped_and_gone_on_with(place):
+    """SIGTERM to the launcher in the first stage: 75 and a save. The same command ends all stages."""
+    steps = "sft.train.steps=150"
+    process = command("launch", "all.yaml", steps, "--processes", "2")
+    metrics = Path("runs/all/1-sft/metrics.jsonl")
+    end = time.monotonic() + 120
+    while not metrics.exists() or not metrics.read_text():
+        assert time.monotonic() < end and process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, err) == (75, ""), out
+    assert "stopped by SIGTERM; the same command goes on from here" in out
+    saved = list(Path("runs/all/1-sft/checkpoints").glob("checkpoint-*"))
+    assert saved
+    assert finished("status", "runs/all")[0] == 75
+    status, out, err = finished("launch", "all.yaml", steps, "--processes", "2")
+    assert (status, err) == (0, ""), out
+    assert "all 2 stages are done" in out and f"going on from {saved[0].name}" in out
+    assert finished("status", "runs/all")[:2] == (0, "runs/all: all stages are finished\n")
+
+
+def test_a_save_has_the_time_that_it_takes(place):
+    """7B, all weights: 89 GB at the speed of this disk, four times over; and at least ten minutes."""
+    recipe = load_recipe("sft.yaml", ["model.path=7B", "model.from_scratch=true", "model.tokenizer=tiny"])
+    assert 600 + 4 * 89.1e9 / 20e9 < seconds_to_stop(recipe) < 600 + 4 * 89.3e9 / 5e6
+    assert 600 < seconds_to_stop(load_recipe("sft.yaml")) < 610
+
+
+@pytest.mark.parametrize(
+    ("how", "arguments", "message"),
+    [
+        (Launch(2, Nodes(2, 0, "h:1")), {}, "--nodes: a file of stages runs on one machine"),
+        (Launch(2), {"accept_changes": True}, "--accept-changes: goes with a recipe"),
+    ],
+)
+def test_what_stages_cannot_have_is_refused(place, how, arguments, message):
+    with pytest.raises(InputError, match=f"^{message}"):
+        run("all.yaml", [], how, None, **arguments)  # type: ignore[arg-type]
+
+
+def test_a_launcher_in_a_launcher_is_refused(place, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="starts the processes itself"):
+        run("sft.yaml", [], Launch(2), None)  # type: ignore[arg-type]

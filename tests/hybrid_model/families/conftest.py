@@ -1,0 +1,85 @@
+"""Random tiny models of every family in plain transformers, and the same weights laid flat."""
+
+import copy
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from hybrid_ft.hybrid_model.families.known import FAMILIES, family_of_type
+from hybrid_ft.hybrid_model.lay_flat import lay_flat
+
+VOCABULARY = 128
+BY_DEFAULT = ("qwen3_5_text", "lfm2")
+EVERY = [
+    pytest.param(kind, marks=() if kind in BY_DEFAULT else pytest.mark.slow)
+    for family in FAMILIES
+    for kind in family.tiny
+]
+
+
+def randomise(model: torch.nn.Module, seed: int) -> None:
+    """Logits of deviation about 1, decays as in training, norms and gates away from 0 and 1."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            noise = torch.randn(p.shape, generator=generator)
+            if name.endswith("A_log"):
+                p.copy_(torch.empty(p.shape).uniform_(1, 8, generator=generator).log())
+            elif name.endswith("dt_bias"):
+                dt = torch.exp(torch.empty(p.shape).uniform_(math.log(1e-3), math.log(1e-1), generator=generator))
+                p.copy_(dt + torch.log(-torch.expm1(-dt)))
+            elif "norm" in name:
+                p.add_(0.3 * noise)
+            elif "conv" in name and p.ndim == 3:
+                p.copy_(0.5 * noise)
+            elif "embed" in name:
+                p.copy_(noise)
+            elif p.ndim >= 2:
+                p.copy_(noise * p.shape[-1] ** -0.5)
+            else:
+                p.add_(0.1 * noise)
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> Callable[..., Any]:
+    def make(kind: str, **fields: Any) -> Any:
+        sizes = family_of_type(kind).tiny[kind] | {"max_position_embeddings": 512} | fields
+        tokens = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+        with warnings.catch_warnings(action="ignore"):
+            return AutoConfig.for_model(kind, **tokens | dict(sizes))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def plain_model(tiny_config: Callable[..., Any]) -> Callable[..., PreTrainedModel]:
+    """A random model as transformers builds it, in eval mode."""
+
+    def make(kind: str, seed: int = 0, **fields: Any) -> PreTrainedModel:
+        with warnings.catch_warnings(action="ignore"):
+            model = AutoModelForCausalLM.from_config(tiny_config(kind, **fields), attn_implementation="sdpa")
+        randomise(model, seed)
+        return model.float().eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def plain_and_flat(plain_model: Callable[..., PreTrainedModel]) -> Callable[..., tuple[Any, Any]]:
+    """The same weights in plain transformers and laid flat."""
+
+    def make(kind: str, seed: int = 0, **fields: Any) -> tuple[PreTrainedModel, PreTrainedModel]:
+        plain = plain_model(kind, seed, **fields)
+        return plain, lay_flat(copy.deepcopy(plain))
+
+    return make
+
+
+@pytest.fixture(scope="module", params=EVERY)
+def models(request: pytest.FixtureRequest, plain_and_flat: Callable[..., Any]) -> tuple[Any, Any]:
+    return plain_and_flat(request.param)

@@ -1,0 +1,40 @@
+"""Windows over a layout, against scores that are masked one by one; what cannot be computed is refused."""
+
+import pytest
+import torch
+
+from hybrid_ft.hybrid_model.door.current import laid_out
+from hybrid_ft.hybrid_model.door.layout import build_layout
+from hybrid_ft.hybrid_model.layers.flat_attention import flat_attention, window_attention
+
+
+def masked(q, k, v, layout, scale, window):
+    """float64, a token at a time."""
+    starts = [0, *torch.tensor(layout.lengths).cumsum(0).tolist()]
+    out = []
+    group = q.shape[1] // k.shape[1]
+    for s, history in enumerate(layout.histories):
+        tokens = [t for a in history for t in range(starts[a], starts[a + 1])]
+        first = len(tokens) - layout.lengths[s]
+        for place in range(first, len(tokens)):
+            seen = tokens[max(0, place - window + 1) : place + 1]
+            for h in range(q.shape[1]):
+                scores = k[seen, h // group].double() @ q[tokens[place], h].double() * scale
+                out.append(scores.softmax(0) @ v[seen, h // group].double())
+    return torch.stack(out).view(len(q), q.shape[1], -1)
+
+
+@pytest.mark.parametrize("window", [1, 3, 8, 64])
+@pytest.mark.parametrize("parents", [None, [-1, 0, 0, 1]], ids=["packed", "tree"])
+def test_windows_equal_masked_scores(relative, window, parents):
+    lengths = [9, 1, 20, 5]
+    layout = build_layout(lengths, parents)
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(35, heads, size, generator=generator) for heads, size in ((4, 8), (2, 8), (2, 6)))
+    assert relative(window_attention(q, k, v, layout, 0.3, window), masked(q, k, v, layout, 0.3, window)) < 1e-6
+
+
+def test_scores_that_are_changed_otherwise_are_refused():
+    x = torch.randn(1, 2, 4, 8)
+    with laid_out(build_layout([4])), pytest.raises(ValueError, match="softcap is not computed on flat batches"):
+        flat_attention(torch.nn.Linear(1, 1), x, x, x, None, softcap=30.0)
