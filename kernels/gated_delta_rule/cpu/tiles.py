@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hybrid_ft.kernels.gated_delta_rule.plan import ChunkPlan, Group
+from hybrid_ft.kernels.gated_delta_rule.cpu.plan import ChunkPlan, Group
 from hybrid_ft.kernels.gated_delta_rule.reference import NORM_EPS, compute_dtype
 
 

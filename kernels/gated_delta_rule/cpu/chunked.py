@@ -31,11 +31,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hybrid_ft.kernels.gated_delta_rule.chunk_backward import Gradients, run_backward
-from hybrid_ft.kernels.gated_delta_rule.chunk_forward import run_forward
-from hybrid_ft.kernels.gated_delta_rule.plan import ChunkPlan, plan_chunks
+from hybrid_ft.kernels.gated_delta_rule.cpu.chunk_backward import Gradients, run_backward
+from hybrid_ft.kernels.gated_delta_rule.cpu.chunk_forward import run_forward
+from hybrid_ft.kernels.gated_delta_rule.cpu.plan import ChunkPlan, plan_chunks
+from hybrid_ft.kernels.gated_delta_rule.cpu.tiles import Call, Inputs, Kept, Settings, TokenRows
 from hybrid_ft.kernels.gated_delta_rule.reference import compute_dtype
-from hybrid_ft.kernels.gated_delta_rule.tiles import Call, Inputs, Kept, Settings, TokenRows
 
 
 def chunked_gated_delta_rule(

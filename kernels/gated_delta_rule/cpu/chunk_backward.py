@@ -6,8 +6,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from hybrid_ft.kernels.gated_delta_rule.chunk_forward import KeyTile
-from hybrid_ft.kernels.gated_delta_rule.tiles import Block, Call, Inputs, Kept, Kind, Scratch, TileGates, TokenRows
+from hybrid_ft.kernels.gated_delta_rule.cpu.chunk_forward import KeyTile
+from hybrid_ft.kernels.gated_delta_rule.cpu.tiles import Block, Call, Inputs, Kept, Kind, Scratch, TileGates, TokenRows
 
 
 class Gradients:

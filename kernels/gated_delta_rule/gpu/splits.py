@@ -12,13 +12,13 @@ another; then the scan itself, from those. Backward likewise, from the last piec
 import triton
 import triton.language as tl
 
-from hybrid_ft.kernels.gated_delta_rule.triton.scans import (
+from hybrid_ft.kernels.gated_delta_rule.gpu.scans import (
     load_outer,
     scan_backward,
     scan_forward,
     store_outer,
 )
-from hybrid_ft.kernels.gated_delta_rule.triton.tiles import dot_onto
+from hybrid_ft.kernels.gated_delta_rule.gpu.tiles import dot_onto
 
 BLOCK = tl.constexpr(32)
 

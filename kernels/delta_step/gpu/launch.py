@@ -4,8 +4,8 @@ import torch
 import triton
 from torch import Tensor
 
-from hybrid_ft.kernels.delta_step.triton import delta_step_kernel
-from hybrid_ft.kernels.gated_delta_rule.triton.step_launch import tile
+from hybrid_ft.kernels.delta_step.gpu.kernels import delta_step_kernel
+from hybrid_ft.kernels.gated_delta_rule.gpu.step_launch import tile
 from hybrid_ft.kernels.rowwise import as_rows, check_gpu, on
 
 

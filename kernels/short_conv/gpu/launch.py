@@ -7,7 +7,7 @@ import triton
 from torch import Tensor
 
 from hybrid_ft.kernels.rowwise import as_rows, check_gpu, on
-from hybrid_ft.kernels.short_conv.triton import (
+from hybrid_ft.kernels.short_conv.gpu.kernels import (
     activation_kernel,
     final_tail_kernel,
     forward_kernel,

@@ -6,7 +6,7 @@ E, F and the layout of ``weights``: gradients.py.
 import triton
 import triton.language as tl
 
-from hybrid_ft.kernels.gated_delta_rule.triton.tiles import (
+from hybrid_ft.kernels.gated_delta_rule.gpu.tiles import (
     BETA,
     CUM,
     CUM_REST,

@@ -6,7 +6,7 @@ from itertools import repeat
 import torch
 from torch import Tensor
 
-from hybrid_ft.kernels.gated_delta_rule.tiles import Call, Inputs, Kept, Kind, Scratch, TokenRows, decay_
+from hybrid_ft.kernels.gated_delta_rule.cpu.tiles import Call, Inputs, Kept, Kind, Scratch, TokenRows, decay_
 
 
 class KeyTile:

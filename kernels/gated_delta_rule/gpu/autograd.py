@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hybrid_ft.kernels.gated_delta_rule.triton.call import Call, Inputs, Kept
-from hybrid_ft.kernels.gated_delta_rule.triton.launch import run_backward, run_forward
+from hybrid_ft.kernels.gated_delta_rule.gpu.call import Call, Inputs, Kept
+from hybrid_ft.kernels.gated_delta_rule.gpu.launch import run_backward, run_forward
 
 Six = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 Eight = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]

@@ -1,6 +1,6 @@
 """The passes that go through a segment's chunks in order, a state tile [BV, K] in registers all the way.
 
-Forward, S at a chunk's start; all V-first, so transposed from chunked.py, where the equations are:
+Forward, S at a chunk's start; all V-first, so transposed from cpu/chunked.py, where the equations are:
 
     Y  = (V - S k^T * READ_K) T^T          O  = S q^T * READ_Q + Y weights^T
     S' = S * decay + (Y * WRITE_K) k
@@ -17,7 +17,7 @@ the products' operands, straight from memory.
 import triton
 import triton.language as tl
 
-from hybrid_ft.kernels.gated_delta_rule.triton.tiles import (
+from hybrid_ft.kernels.gated_delta_rule.gpu.tiles import (
     READ_K,
     READ_Q,
     ROWS,

@@ -33,7 +33,7 @@ def gated_delta_rule_step(
     if q.is_cuda:
         check_gpu_inputs(q_row, v_row)
         # Triton is there wherever torch supports CUDA, and nowhere else.
-        from hybrid_ft.kernels.gated_delta_rule.triton.step_launch import step_op
+        from hybrid_ft.kernels.gated_delta_rule.gpu.step_launch import step_op
 
         return step_op(q, k, v, g, beta, state, float(scale), use_qk_l2norm)
     dtype = compute_dtype(q)

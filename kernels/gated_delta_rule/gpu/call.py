@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hybrid_ft.kernels.gated_delta_rule.triton.tiles import ROWS, Chunks, Dims, Pieces
+from hybrid_ft.kernels.gated_delta_rule.gpu.tiles import ROWS, Chunks, Dims, Pieces
 
 CHUNK = 64  # tokens, at most
 DOTS = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}

@@ -13,7 +13,7 @@ import triton
 from torch import Tensor
 
 from hybrid_ft.kernels.rowwise import check_gpu, on
-from hybrid_ft.kernels.token_log_probs.triton import backward_kernel, forward_kernel
+from hybrid_ft.kernels.token_log_probs.gpu.kernels import backward_kernel, forward_kernel
 
 # Rows of logits that exist at once: 0.8 GB of bfloat16 for 100,352 words. Fewer would add to weight's gradient, 1.5 GB,
 # more often.

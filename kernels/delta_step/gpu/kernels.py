@@ -5,10 +5,10 @@ are few beside the state."""
 import triton
 import triton.language as tl
 
-from hybrid_ft.kernels.delta_gates.triton import decay, strength
-from hybrid_ft.kernels.gated_delta_rule.triton.step import advance, place
+from hybrid_ft.kernels.delta_gates.gpu.kernels import decay, strength
+from hybrid_ft.kernels.gated_delta_rule.gpu.step import advance, place
 from hybrid_ft.kernels.rowwise import exp
-from hybrid_ft.kernels.short_conv.triton import convolve_step, move_tail
+from hybrid_ft.kernels.short_conv.gpu.kernels import convolve_step, move_tail
 
 
 @triton.jit

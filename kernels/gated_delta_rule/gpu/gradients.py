@@ -1,6 +1,6 @@
 """The gradients of q, k, beta and g, chunk by chunk, from what the passes over the chunks left behind.
 
-Rows are tokens, S is the state at the chunk's start, dS' the gradient of the one at its end (names as in chunked.py):
+Rows are tokens, S is the state at the chunk's start, dS' the gradient of the one at its end (names as in cpu/chunked.py):
 
     E  = scale * lower(dO Y^T) * D              F  = -strict_lower(dV Y^T) * D
     dq^ = scale exp(c) dO S^T + E B             dk^ = -exp(c) dV S^T + F B        the part where k reads the state
@@ -22,7 +22,7 @@ that dbeta must not be divided by.
 import triton
 import triton.language as tl
 
-from hybrid_ft.kernels.gated_delta_rule.triton.gradient_tiles import (
+from hybrid_ft.kernels.gated_delta_rule.gpu.gradient_tiles import (
     add_product,
     add_square,
     change_of,
@@ -36,7 +36,7 @@ from hybrid_ft.kernels.gated_delta_rule.triton.gradient_tiles import (
     write_factor,
     write_products,
 )
-from hybrid_ft.kernels.gated_delta_rule.triton.tiles import (
+from hybrid_ft.kernels.gated_delta_rule.gpu.tiles import (
     BETA,
     NORM_K,
     NORM_Q,

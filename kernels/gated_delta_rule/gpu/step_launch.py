@@ -4,7 +4,7 @@ import torch
 import triton
 from torch import Tensor
 
-from hybrid_ft.kernels.gated_delta_rule.triton.step import step_kernel
+from hybrid_ft.kernels.gated_delta_rule.gpu.step import step_kernel
 from hybrid_ft.kernels.rowwise import on
 
 # V columns of a program: at 32 a row of the tile is one line of memory, and one sequence of a 7B model with 30 heads of

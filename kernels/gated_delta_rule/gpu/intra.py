@@ -1,6 +1,6 @@
 """What is computed within each chunk alone: its gates, the inverse T, the weights that o is read with.
 
-With q^, k^ the normalised rows, D_ij the decay from token j to token i and b_j = beta_j k^_j (names as in chunked.py):
+With q^, k^ the normalised rows, D_ij the decay from token j to token i and b_j = beta_j k^_j (names as in cpu/chunked.py):
 
     T       = (I + strict_lower(k^_i . b_j D_ij))^-1
     weights = scale * lower(q^_i . b_j D_ij)
@@ -13,8 +13,7 @@ same reason the blocks are multiplied in three-pass tf32: one pass is off by 1e-
 import triton
 import triton.language as tl
 
-from hybrid_ft.kernels.gated_delta_rule.reference import NORM_EPS
-from hybrid_ft.kernels.gated_delta_rule.triton.tiles import (
+from hybrid_ft.kernels.gated_delta_rule.gpu.tiles import (
     BETA,
     CUM,
     CUM_REST,
@@ -33,6 +32,7 @@ from hybrid_ft.kernels.gated_delta_rule.triton.tiles import (
     place,
     token,
 )
+from hybrid_ft.kernels.gated_delta_rule.reference import NORM_EPS
 
 EPS = tl.constexpr(NORM_EPS)
 LOG2_E = tl.constexpr(1.4426950408889634)

@@ -7,7 +7,7 @@ import triton
 from torch import Tensor
 
 from hybrid_ft.kernels.rowwise import as_rows, check_gpu, on, tile
-from hybrid_ft.kernels.swiglu.triton import backward_kernel, forward_kernel
+from hybrid_ft.kernels.swiglu.gpu.kernels import backward_kernel, forward_kernel
 
 COLUMNS = 1024
 

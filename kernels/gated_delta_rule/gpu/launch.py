@@ -5,13 +5,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hybrid_ft.kernels.gated_delta_rule.triton.call import Backward, Call, Forward, Inputs, Kept, cut, cut_pieces
-from hybrid_ft.kernels.gated_delta_rule.triton.gradients import key_kernel, query_kernel
-from hybrid_ft.kernels.gated_delta_rule.triton.intra import inverse_kernel, weights_kernel
-from hybrid_ft.kernels.gated_delta_rule.triton.scans import backward_kernel, forward_kernel
-from hybrid_ft.kernels.gated_delta_rule.triton.settings import Settings, settings_for
-from hybrid_ft.kernels.gated_delta_rule.triton.splits import join_kernel, summary_backward_kernel, summary_kernel
-from hybrid_ft.kernels.gated_delta_rule.triton.tiles import Chunks, Heads, Pieces, Scan, Within
+from hybrid_ft.kernels.gated_delta_rule.gpu.call import Backward, Call, Forward, Inputs, Kept, cut, cut_pieces
+from hybrid_ft.kernels.gated_delta_rule.gpu.gradients import key_kernel, query_kernel
+from hybrid_ft.kernels.gated_delta_rule.gpu.intra import inverse_kernel, weights_kernel
+from hybrid_ft.kernels.gated_delta_rule.gpu.scans import backward_kernel, forward_kernel
+from hybrid_ft.kernels.gated_delta_rule.gpu.settings import Settings, settings_for
+from hybrid_ft.kernels.gated_delta_rule.gpu.splits import join_kernel, summary_backward_kernel, summary_kernel
+from hybrid_ft.kernels.gated_delta_rule.gpu.tiles import Chunks, Heads, Pieces, Scan, Within
 
 JOIN_WARPS = 4
 

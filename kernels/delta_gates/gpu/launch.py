@@ -6,7 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
-from hybrid_ft.kernels.delta_gates.triton import backward_kernel, forward_kernel
+from hybrid_ft.kernels.delta_gates.gpu.kernels import backward_kernel, forward_kernel
 from hybrid_ft.kernels.rowwise import PROGRAMS, as_rows, check_gpu, on
 
 
