@@ -226,6 +226,24 @@ def generate(
 
 
 @app.command()
+def merge(
+    adapter: Annotated[
+        str, typer.Argument(metavar="ADAPTER", help="An adapter folder that PEFT wrote, or a hub name.")
+    ],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="A new folder for the model.")],
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16; the base's own if not given.", show_default=False)
+    ] = None,
+) -> int:
+    """Make one model of an adapter and the base it names; the same command again goes on where it was cut short."""
+    with resumable():
+        from hybrid_ft.finetune.conversion.merge import run
+        from hybrid_ft.finetune.runs.console import screen
+
+        return run(adapter, out, dtype, screen())
+
+
+@app.command()
 def recipes() -> int:
     """List the recipes that ship here."""
     from hybrid_ft.finetune.recipe.shipped import recipe_names

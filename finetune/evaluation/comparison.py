@@ -1,11 +1,5 @@
 """The same prompts asked of the base and of every stage's model, and the table of what came back.
 
-In a file of stages:
-
-    evaluate:
-      sources: [held-out.jsonl]      # as in a recipe's data.sources, or plain paths
-      max_new_tokens: 256
-
 Answers are greedy and kept as JSON lines, ``answers-<model>.jsonl``, so that a model is asked once.
 """
 
@@ -17,52 +11,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hybrid_ft.errors import InputError, shown
-from hybrid_ft.finetune.recipe.load import resolve_recipe
-from hybrid_ft.finetune.recipe.schema import Recipe
-from hybrid_ft.finetune.recipe.yaml_file import YamlFile
+from hybrid_ft.finetune.recipe.schema import Evaluate, Recipe
+from hybrid_ft.finetune.recipe.stages import Questions
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from rich.console import Console
     from transformers import PreTrainedTokenizerBase
 
-STAND_IN = "tiny"
-"""a path that passes every check, where a recipe's model is not known yet or is of no matter"""
-_KEYS = ("sources", "max_new_tokens")
 
-
-def load_questions(text: YamlFile, file: Path) -> Recipe | None:
-    """The section ``evaluate`` as a recipe that only asks; None where there is none.
-
-    Raises InputError with one line per mistake.
-    """
-    if text.value.get("evaluate") is None:
-        return None
-    entry, line = text.value["evaluate"], text.lines["evaluate",]
-    if not isinstance(entry, dict) or entry.keys() - {*_KEYS} or not isinstance(entry.get("sources"), list):
-        raise InputError(f"{file}:{line}: evaluate: got {shown(entry)}; it has sources, a list, and max_new_tokens")
-    sources = [{"path": source} if isinstance(source, str) else source for source in entry["sources"]]
-    raw: dict[str, Any] = {"model": {"path": STAND_IN}, "data": {"sources": sources, "packing": False}}
-    lines: dict[Any, int] = {("data", *loc[1:]): at for loc, at in text.lines.items() if loc[:1] == ("evaluate",)}
-    for number, _ in enumerate(sources):
-        lines.setdefault(("data", "sources", number, "path"), text.lines["evaluate", "sources", number])
-    if "max_new_tokens" in entry:
-        raw["evaluate"] = {"max_new_tokens": entry["max_new_tokens"]}
-        lines["evaluate", "max_new_tokens"] = text.lines["evaluate", "max_new_tokens"]
-    try:
-        return resolve_recipe(YamlFile(raw, lines, []), file)
-    except InputError as error:
-        raise InputError(str(error).replace("data.sources", "evaluate.sources")) from None
-
-
-def check(questions: Recipe, first: Recipe) -> None:
+def check(questions: Questions, first: Recipe) -> None:
     """Raise InputError where the rows cannot be read or asked with the first stage's tokenizer."""
     with _asked(questions, _base_tokenizer(first)):
         pass
 
 
-def ask_base(questions: Recipe, first: Recipe) -> list[dict[str, Any]]:
+def ask_base(questions: Questions, first: Recipe) -> list[dict[str, Any]]:
     """The answers of the model that the first stage starts from."""
     from hybrid_ft.finetune import models
     from hybrid_ft.finetune.runs import device
@@ -74,7 +38,7 @@ def ask_base(questions: Recipe, first: Recipe) -> list[dict[str, Any]]:
         return _answers(questions, model, tokenizer)
 
 
-def ask(questions: Recipe, result: Path) -> list[dict[str, Any]]:
+def ask(questions: Questions, result: Path) -> list[dict[str, Any]]:
     """The answers of a stage's model, in the order of the rows: source, origin, answer, reference, and whether it is exact."""
     from hybrid_ft.finetune.generation.generate import load_for_answers
 
@@ -91,19 +55,19 @@ def _base_tokenizer(first: Recipe) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _answers(questions: Recipe, model: Any, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
+def _answers(questions: Questions, model: Any, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
     from hybrid_ft.finetune.evaluation import answers as evaluate
     from hybrid_ft.hybrid_model.checkpoint.generation_config import end_tokens
 
     with _asked(questions, tokenizer) as (rows, sources, template_ends):
         end_ids = end_tokens(model, tokenizer, template_ends)
-        wanted = questions.evaluate.model_copy(update={"answers": len(rows)})
+        wanted = Evaluate(answers=len(rows), max_new_tokens=questions.max_new_tokens)
         answers = evaluate.answer_held_out(model.eval(), tokenizer, rows, end_ids, wanted)
     return [{"source": source, **line} for source, line in zip(sources, answers, strict=True)]
 
 
 @contextmanager
-def _asked(questions: Recipe, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[Dataset, list[str], list[int]]]:
+def _asked(questions: Questions, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[Dataset, list[str], list[int]]]:
     """The rows, the source of each, and the tokens with which the template ends an answer."""
     import numpy as np
 
@@ -112,7 +76,7 @@ def _asked(questions: Recipe, tokenizer: PreTrainedTokenizerBase) -> Iterator[tu
     from hybrid_ft.finetune.data.tokens.encoder import Encoder
 
     encoder = Encoder.of_tokenizer(tokenizer)
-    sources = questions.data.sources
+    sources = questions.sources
     with tempfile.TemporaryDirectory(prefix="hybrid-ft-", ignore_cleanup_errors=True) as folder:
         store = tokenize_sources(sources, way_of_rows(questions.data, encoder), Path(folder, "rows.arrow"))
         rows = store.dataset(np.arange(len(store)))

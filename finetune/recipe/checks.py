@@ -23,7 +23,7 @@ SECRET = "holds a secret; take it out, secrets are read from the environment (HF
 def contradictions(recipe: Recipe) -> Iterator[Wrong]:
     """Values that are fine alone and wrong together."""
     data, train, evaluate, model = recipe.data, recipe.train, recipe.evaluate, recipe.model
-    yield from _secrets(recipe.model_dump())
+    yield from secrets(recipe.model_dump())
     if data.packing and train.batch_tokens < data.max_length:
         yield Wrong(
             ("train", "batch_tokens"),
@@ -99,13 +99,13 @@ def preference_contradictions(recipe: Recipe, stage: str | None) -> Iterator[Wro
         )
 
 
-def _secrets(value: Any, loc: Loc = ()) -> Iterator[Wrong]:
+def secrets(value: Any, loc: Loc = ()) -> Iterator[Wrong]:
     """Every text that holds a credential: a run writes its recipe down, and its output's name stands in many files."""
     if isinstance(value, str) and holds_secret(value):
         yield Wrong(loc, SECRET)
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in items:
-        yield from _secrets(inner, (*loc, key))
+        yield from secrets(inner, (*loc, key))
 
 
 def _weights(sources: list[Source], loc: Loc) -> Iterator[Wrong]:

@@ -37,25 +37,31 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), stage: Literal[
     text = read_yaml(file)
     if "stages" in text.value:
         raise InputError(f"{file}:{text.lines['stages',]}: stages: this file holds stages; run it with hybrid-ft run")
-    return resolve_recipe(text, file, overrides, stage)
+    recipe, mistakes = resolve_recipe(text, file, overrides, stage)
+    if mistakes:
+        raise InputError(mistakes.render())
+    assert recipe is not None
+    return recipe
 
 
 def resolve_recipe(
     text: YamlFile,
     file: Path,
     overrides: Sequence[str] = (),
-    stage: Literal["sft", "dpo"] | None = None,
+    stage: str | None = None,
     made: str | None = None,
-) -> Recipe:
-    """The recipe that stands in ``file``, as ``load_recipe`` returns it.
+    output: str | None = None,
+) -> tuple[Recipe | None, Mistakes]:
+    """The recipe that stands in ``file``, as far as it is right, and what is wrong with it.
 
     ``made``: the folder that an earlier stage makes and this one starts from, in place of the recipe's own base.
+    ``output``: in place of the recipe's own.
     """
     mistakes = Mistakes(file, text)
     raw = text.value
     apply_overrides(raw, overrides, mistakes)
-    if raw.get("output") is None:
-        raw["output"] = f"runs/{file.stem}"
+    if output is not None or raw.get("output") is None:
+        raw["output"] = output or f"runs/{file.stem}"
     if "dpo" in raw or stage == "dpo":
         raw["dpo"] = {} if raw.get("dpo") is None else raw["dpo"]
     if made is not None and isinstance(model := {} if raw.get("model") is None else raw.get("model"), dict):
@@ -68,10 +74,7 @@ def resolve_recipe(
             mistakes.found_in_values(preference_contradictions(recipe, stage))
         recipe, wrongs = resolve_files(recipe, file.parent, made is not None)
         mistakes.found_in_values(wrongs)
-    if mistakes:
-        raise InputError(mistakes.render())
-    assert recipe is not None
-    return recipe
+    return recipe, mistakes
 
 
 def validated(raw: dict[str, Any], schema: type[Schema], mistakes: Mistakes) -> Schema | None:

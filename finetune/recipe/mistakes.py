@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 MOST_LINES = 40
+MOST_KEYS = 8
+"""of a section, in a message"""
 
 # What other toolkits call a key, where no likeness of spelling would lead to ours.
 _ALSO_CALLED = {
@@ -88,10 +90,11 @@ class Mistakes:
         self._file = file
         self._places = {loc: Place(line, f"{file}:{line}") for loc, line in text.lines.items()}
         self._found = [(Place(line, f"{file}:{line}"), mistake) for line, mistake in text.mistakes]
+        self._elsewhere: list[str] = []
         self._broken: set[Loc] = set()
 
     def __bool__(self) -> bool:
-        return bool(self._found)
+        return bool(self._found or self._elsewhere)
 
     def written_at(self, loc: Loc, place: Place) -> None:
         """From here on ``loc`` and all below it was written somewhere else."""
@@ -104,7 +107,7 @@ class Mistakes:
 
     def found_in_schema(self, details: Sequence[ErrorDetails], schema: type[BaseModel]) -> None:
         """Add what pydantic found."""
-        known = sorted(set(keys(schema)))
+        known = list(dict.fromkeys(keys(schema)))
         meant: set[str] = set()
         for detail in sorted(details, key=lambda detail: detail["type"] == "missing"):
             loc = detail["loc"]
@@ -112,7 +115,7 @@ class Mistakes:
             if detail["type"] == "extra_forbidden":
                 near = nearest_key(loc, known) if len(details) <= MOST_LINES else None
                 meant.add(near or "")
-                self._add_at(loc, f"unknown key {dotted(loc)}" + (f"; did you mean {near}?" if near else ""))
+                self._add_at(loc, f"unknown key {dotted(loc)}" + _instead(near, loc, known))
             elif detail["type"] != "missing":
                 self._add_at(loc, self._named(loc, f"got {shown(detail['input'])}; {rule(detail)}"))
             elif generic(loc) not in meant:
@@ -124,9 +127,20 @@ class Mistakes:
             if not any(self._is_broken(loc) for loc in (wrong.loc, *wrong.also_read)):
                 self._add_at(wrong.loc, self._named(wrong.loc, wrong.text))
 
+    def include(self, others: Mistakes) -> None:
+        """Add those of a part of this file, or of a file that this one names."""
+        if others._file == self._file:
+            self._found += others._found
+        elif others:
+            self.found_elsewhere(others.render())
+
+    def found_elsewhere(self, lines: str) -> None:
+        """Add lines that say themselves where they are."""
+        self._elsewhere += lines.splitlines()
+
     def render(self) -> str:
-        """One line each, in the order of the file, overrides last."""
-        lines = [f"{place.shown}: {text}" for place, text in sorted(self._found, key=_file_order)]
+        """One line each, in the order of the file, overrides last; then those of other files."""
+        lines = [f"{place.shown}: {text}" for place, text in sorted(self._found, key=_file_order)] + self._elsewhere
         more = len(lines) - MOST_LINES
         return "\n".join(lines[:MOST_LINES] + ([f"{self._file}: and {more} more"] if more > 0 else []))
 
@@ -137,7 +151,7 @@ class Mistakes:
         self._found.append((self._place(loc), text))
 
     def _place(self, loc: Loc) -> Place:
-        for length in range(len(loc), 0, -1):
+        for length in range(len(loc), -1, -1):
             if place := self._places.get(loc[:length]):
                 return place
         return Place(1, str(self._file))
@@ -221,6 +235,16 @@ def nearest_key(loc: Loc, known: Sequence[str]) -> str | None:
         if score > best_score:
             best, best_score = key, score
     return best
+
+
+def _instead(near: str | None, loc: Loc, known: Sequence[str]) -> str:
+    """What an unknown key may have meant, or else the few that there are in its place."""
+    section = generic(loc[:-1])
+    if near is not None:
+        where, _, name = near.rpartition(".")
+        return f"; did you mean {dotted((*loc[:-1], name)) if where == section else near}?"
+    names = [key.rpartition(".")[2] for key in known if key.rpartition(".")[0] == section]
+    return f"; must be one of {', '.join(names)}" if 0 < len(names) <= MOST_KEYS else ""
 
 
 def _what_for(loc: Loc) -> str:

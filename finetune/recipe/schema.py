@@ -23,12 +23,12 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 AtLeastOne = Annotated[int, Field(ge=1, le=1_000_000_000)]
 
 # `train:` with every key below it commented out reads as null; it means the defaults.
-_NULL_IS_EMPTY = BeforeValidator(lambda value: {} if value is None else value)
+NULL_IS_EMPTY = BeforeValidator(lambda value: {} if value is None else value)
 
 
 class Section(BaseModel):
     # strict: "8" is no number and 8 no text; the reader has already decided what is what
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 
 
 class Lora(Section):
@@ -111,7 +111,7 @@ class Data(Section):
     """What is read, and how rows become batches."""
 
     sources: list[Source] = Field(min_length=1)
-    eval: Annotated[HeldOut, _NULL_IS_EMPTY] = Field(default_factory=HeldOut)
+    eval: Annotated[HeldOut, NULL_IS_EMPTY] = Field(default_factory=HeldOut)
     max_length: int = Field(4096, ge=2, le=2**20)
     """tokens of the longest row"""
     on_long_row: Literal["drop", "cut", "error"] = "drop"
@@ -204,12 +204,12 @@ class Evaluate(Section):
 
 
 class Recipe(Section):
-    model: Annotated[Model, _NULL_IS_EMPTY]
-    data: Annotated[Data, _NULL_IS_EMPTY]
+    model: Annotated[Model, NULL_IS_EMPTY]
+    data: Annotated[Data, NULL_IS_EMPTY]
     dpo: Dpo | None = None
     """present: the rows are pairs, for preference tuning"""
-    train: Annotated[Train, _NULL_IS_EMPTY] = Field(default_factory=Train, validate_default=True)
-    evaluate: Annotated[Evaluate, _NULL_IS_EMPTY] = Field(default_factory=Evaluate)
+    train: Annotated[Train, NULL_IS_EMPTY] = Field(default_factory=Train, validate_default=True)
+    evaluate: Annotated[Evaluate, NULL_IS_EMPTY] = Field(default_factory=Evaluate)
     output: Text | None = None
     """the run's folder; null: runs/ and the recipe file's stem; a loaded recipe holds the folder"""
 
@@ -226,3 +226,8 @@ class Recipe(Section):
     def to_yaml(self) -> str:
         """The resolved recipe, every default written out; ``load_recipe`` reads it back as an equal recipe."""
         return dump_yaml(self.model_dump(exclude={"dpo"} if self.dpo is None else None))
+
+
+def changed(recipe: Recipe, section: str, **values: Any) -> Recipe:
+    """The recipe with other values in one of its sections, which are not validated."""
+    return recipe.model_copy(update={section: getattr(recipe, section).model_copy(update=values)})

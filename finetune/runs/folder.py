@@ -206,9 +206,18 @@ def recipe_identity(recipe: Recipe) -> dict[str, Any]:
     identity = {key: value for key, value in _flat(recipe.model_dump()) if not key.startswith(free)}
     if identity["model.path"] == TINY:
         identity["model.path"] = str(BUNDLED)
+    return with_contents(identity, weights=not recipe.model.from_scratch)
+
+
+def with_contents(values: dict[str, Any], weights: bool = True) -> dict[str, Any]:
+    """Dotted keys and their values, where a local file or folder stands as the sha256 of what lies there.
+
+    ``weights``: those of a model's folder count too.
+    """
+    identity = dict(_flat(values))
     for key, value in identity.items():
         if key.rpartition(".")[2] in _PLACES and isinstance(value, str) and os.path.exists(value):
-            identity[key] = _content(Path(value), weights=not recipe.model.from_scratch)
+            identity[key] = _content(Path(value), weights)
     return identity
 
 

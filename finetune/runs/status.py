@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hybrid_ft.errors import NUMERICS, InputError
-from hybrid_ft.finetune.runs.signals import RESUMABLE
+from hybrid_ft.errors import NUMERICS, RESUMABLE, InputError
 
 _RUN, _STAGES = "run.json", "pipeline.json"
 

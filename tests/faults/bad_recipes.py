@@ -195,7 +195,7 @@ COMMANDS = [
     command("an unknown option", "sft", "r.yaml", "--steps", "3", says="No such option: --steps"),
     command("an empty name", "sft", "", says="error: "),
     command("data of a file of stages", "data", "quickstart", says="stages: this file holds stages"),
-    command("a recipe as stages", "run", "r.yaml", says="r.yaml: stages: must be a list"),
+    command("a recipe as stages", "run", "r.yaml", says="r.yaml: stages is missing: this is a recipe"),
     command("prompts that are not there", "generate", "tiny", "--prompts", "gone.txt", says="gone.txt: cannot be read (No such file or directory)"),
     command("prompts in a folder", "generate", "tiny", "--prompts", "p.txt", says="p.txt: cannot be read (Is a directory)", files={"p.txt": lambda path: path.mkdir()}),
     command("prompts in a pipe", "generate", "tiny", "--prompts", "p.txt", says="p.txt: is neither a file nor", files={"p.txt": os.mkfifo}),
@@ -245,16 +245,18 @@ CARDS = [
 ]  # fmt: skip
 
 STAGES = [
-    staged("none", "stages: []\n", "s.yaml: stages: must be a list"),
-    staged("a text", "stages: sft\n", "s.yaml: stages: must be a list"),
-    staged("an unknown stage", "stages: [{ppo: r.yaml}]\n", "s.yaml:1: stages.0: got"),
+    staged("none", "stages: []\n", "s.yaml:1: stages: got an empty list; must have at least 1 item"),
+    staged("a text", "stages: sft\n", "s.yaml:1: stages: got 'sft'; must be a list"),
+    staged("an unknown stage", "stages: [{ppo: r.yaml}]\n", "s.yaml:1: unknown key stages.0.ppo; did you mean stages.0.dpo?"),
     staged("a stage without a recipe", "stages: [{sft: gone.yaml}]\n", "gone.yaml: no such recipe file"),
-    staged("an unknown key", "stages: [{sft: r.yaml}]\nstage: 1\n", "s.yaml:2: unknown key stage"),
-    staged("an export alone", "stages: [{export: {}}]\n", "s.yaml:1: stages.0: got"),
+    staged("an unknown key", "stages: [{sft: r.yaml}]\nstage: 1\n", "s.yaml:2: unknown key stage; did you mean stages?"),
+    staged("an export alone", "stages: [{export: {}}]\n", "s.yaml:1: stages.0: got export; the first stage must train"),
     staged("an export's type", "stages: [{sft: r.yaml}, {export: {dtype: int8}}]\n", "export.dtype: got 'int8'"),
     staged("a bad recipe", "stages: [{sft: r.yaml}]\n", "r.yaml:3: train.steps: got 0", recipe=RECIPE.replace("steps: 1", "steps: 0")),
     staged("a bad recipe inside", "stages:\n  - sft: {model: {path: tiny}, data: {sources: [{path: rows.jsonl}]}, train: {steps: 0}}\n", "s.yaml:2: train.steps: got 0"),
     staged("bad rows", "stages: [{sft: r.yaml}]\n", "stage 1, sft: rows.jsonl:1: messages is empty", files={"rows.jsonl": lines({"messages": []})}),
+    staged("a key of questions", "stages: [{sft: r.yaml}]\nevaluate: {sources: [rows.jsonl], max_new_token: 3}\n", "s.yaml:2: unknown key evaluate.max_new_token; did you mean evaluate.max_new_tokens?"),
+    staged("a section's slip", "stages: [{sft: r.yaml}]\nevalute: {}\n", "s.yaml:2: unknown key evalute; did you mean evaluate?"),
     staged("questions that are not there", "stages: [{sft: r.yaml}]\nevaluate: {sources: [gone.jsonl]}\n", "gone.jsonl"),
     staged("a key twice", "stages: [{sft: r.yaml}]\nstages: [{sft: r.yaml}]\n", "s.yaml:2: key stages is given twice"),
 ]  # fmt: skip

@@ -4,8 +4,6 @@ import io
 import json
 import os
 import shutil
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +15,6 @@ from safetensors.torch import load_file
 
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune import pipeline
-from hybrid_ft.finetune.pipeline import load_pipeline
 from hybrid_ft.finetune.recipe.load import load_recipe
 from hybrid_ft.finetune.recipe.shipped import find_recipe
 
@@ -247,53 +244,6 @@ def test_adapters_are_merged_for_the_next_stage(go: Any) -> None:
     assert Path("runs/all/1-sft/merged").is_dir() and Path("runs/all/2-dpo/merged").is_dir()
 
 
-def test_overrides_reach_their_stages(files: Path) -> None:
-    sft, dpo, _ = load_pipeline(files, ["sft.train.steps=7", "dpo.dpo.beta=2", "output=elsewhere"]).stages
-    assert sft.recipe.train.steps == 7 and dpo.recipe.train.steps == 2
-    assert dpo.recipe.dpo.beta == 2.0 and sft.recipe.dpo is None
-    assert dpo.folder == Path("elsewhere/2-dpo") and dpo.recipe.output == "elsewhere/2-dpo"
-
-
-def test_all_mistakes_of_all_stages_at_once(files: Path) -> None:
-    edit(files.parent / "sft.yaml", "steps: 2", "stepps: 2")
-    edit(files, "pairs_per_step: 3", "loss: sigmod")
-    edit(files, "dtype: bfloat16", "dtype: int4")
-    with pytest.raises(InputError) as error:
-        load_pipeline(files, ["quant.bits=4"])
-    text = files.parent
-    assert error.value.status == 2
-    first, second, third, fourth = str(error.value).splitlines()
-    assert first == "override quant.bits: must begin with a stage of this file, such as sft.train.steps=3"
-    assert second.startswith(f"{text}/sft.yaml:3: unknown key train.stepps; did you mean train.steps?")
-    assert third.startswith(f"{files}:6: dpo.loss: got 'sigmod'; must be")
-    assert fourth == f"{files}:7: stages.2: export.dtype: got 'int4'; must be float32 or bfloat16"
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("stages: sft.yaml\n", "stages: must be a list"),
-        ("stages: []\n", "stages: must be a list"),
-        ("stages:\n  - export: {}\n", ":2: stages.0: got .*; must be sft, dpo or export .*; the first one trains"),
-        ("stages:\n  - sft: sft.yaml\n  - ppo: {}\n", ":3: stages.1: got .*; must be sft, dpo or export"),
-        ("stages:\n  - sft: sft.yaml\n  - export: {to: x}\n", ":3: stages.1: export: got to; it has dtype alone"),
-        ("stages:\n  - sft: nowhere.yaml\n", "nowhere.yaml: no such recipe file"),
-        ("stages:\n  - sft: 3\n", "sft: got 3; must be a recipe or its file"),
-        ("stages:\n  - sft: sft.yaml\nmodel: x\n", ":3: unknown key model"),
-        ("stages:\n  - sft: sft.yaml\noutput: 3\n", "output: got 3; must be a folder"),
-        ("stages:\n  - sft: sft.yaml\nevaluate: {rows: 3}\n", ":3: evaluate: got .*; it has sources"),
-        (
-            "stages:\n  - sft: sft.yaml\nevaluate:\n  sources:\n    - no.jsonl\n",
-            ":5: evaluate.sources.0.path: .*no.jsonl",
-        ),
-    ],
-)
-def test_mistakes_of_the_file(files: Path, text: str, said: str) -> None:
-    files.write_text(text)
-    with pytest.raises(InputError, match=said):
-        load_pipeline(files)
-
-
 def test_nothing_is_left_of_stages_that_could_not_begin(go: Any, files: Path) -> None:
     Path("rows.jsonl").write_text('{"prompt": "ab"}\n')
     with pytest.raises(InputError, match="stage 1, sft: .*rows.jsonl"):
@@ -307,16 +257,3 @@ def test_a_folder_of_something_else_is_refused(go: Any) -> None:
     with pytest.raises(InputError, match="output: runs/all holds thesis.txt and no pipeline.json"):
         go()
     assert os.listdir("runs/all") == ["thesis.txt"]
-
-
-def test_a_file_of_stages_is_no_recipe(files: Path) -> None:
-    with pytest.raises(InputError, match="all.yaml:1: stages: this file holds stages; run it with hybrid-ft run"):
-        load_recipe(files)
-
-
-def test_reading_the_stages_imports_nothing_heavy(files: Path) -> None:
-    code = (
-        "import sys; from hybrid_ft.finetune.pipeline import load_pipeline; load_pipeline(sys.argv[1]);"
-        "assert not {'torch', 'transformers', 'datasets', 'trl'} & set(sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code, str(files)], check=True)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from hybrid_ft.finetune.pipeline import load_pipeline
 from hybrid_ft.finetune.recipe.load import load_recipe
+from hybrid_ft.finetune.recipe.stages import load_stages
 
 SFT = ["think-sft", "instruct-sft", "think-sft-lora", "instruct-sft-lora"]
 DPO = ["instruct-dpo", "instruct-dpo-lora"]
@@ -39,7 +39,7 @@ def test_dpo_as_published() -> None:
 
 @pytest.mark.parametrize("name", ["instruct", "instruct-lora"])
 def test_stages_resolve(name: str) -> None:
-    stages = load_pipeline(f"olmo-hybrid-7b/{name}").stages
+    stages = load_stages(f"olmo-hybrid-7b/{name}").stages
     assert [stage.kind for stage in stages] == ["sft", "dpo", "export"]
     assert stages[2].dtype == "bfloat16"
 

@@ -1,0 +1,230 @@
+"""A file of stages: its schema, and the recipes in it, with every mistake at once.
+
+stages:
+  - sft: instruct-sft.yaml        # a recipe beside this file or by name, or the recipe itself
+  - dpo: {data: {...}, dpo: {beta: 5}}
+  - export: {dtype: bfloat16}     # the last model as one folder, checked
+evaluate:                         # prompts that the base and every stage's model are asked
+  sources: [held-out.jsonl]
+output: runs/instruct             # null: runs/ and the file's stem
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from hybrid_ft.errors import InputError
+from hybrid_ft.finetune.recipe.checks import secrets
+from hybrid_ft.finetune.recipe.files import Files
+from hybrid_ft.finetune.recipe.load import resolve_recipe, validated
+from hybrid_ft.finetune.recipe.mistakes import Mistakes, Place, Wrong
+from hybrid_ft.finetune.recipe.nearest import did_you_mean
+from hybrid_ft.finetune.recipe.overrides import apply_overrides
+from hybrid_ft.finetune.recipe.schema import NULL_IS_EMPTY, AtLeastOne, Data, Recipe, Section, Source, Text, changed
+from hybrid_ft.finetune.recipe.shipped import CARDS, card_names, find_recipe
+from hybrid_ft.finetune.recipe.yaml_file import Loc, YamlFile, read_yaml
+
+TRAINING = ("sft", "dpo")
+
+
+def _is_recipe_or_file(value: Any) -> Any:
+    if value is None or isinstance(value, dict) or (isinstance(value, str) and value):
+        return value
+    raise ValueError("must be a recipe or the name of its file")
+
+
+RecipeOrFile = Annotated[Any, AfterValidator(_is_recipe_or_file)]
+SourceOrPath = Annotated[Source, BeforeValidator(lambda value: {"path": value} if isinstance(value, str) else value)]
+
+
+class Export(Section):
+    """The model of the stage before as one folder, opened again in plain transformers and compared."""
+
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """null: the dtype in which it was saved"""
+
+
+class Entry(Section):
+    """One stage; exactly one of these keys."""
+
+    sft: RecipeOrFile = None
+    """supervised fine-tuning: a recipe, or the name of its file"""
+    dpo: RecipeOrFile = None
+    """preference tuning: a recipe, or the name of its file"""
+    export: Annotated[Export, NULL_IS_EMPTY] = Field(default_factory=Export)
+    """the last model as one folder"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_mapping(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            raise ValueError(_ONE_KIND)  # noqa: TRY004 pydantic makes mistakes of these alone
+        return value
+
+    @model_validator(mode="after")
+    def _is_one_kind(self) -> Self:
+        if len(self.model_fields_set) != 1:
+            raise ValueError(_ONE_KIND)
+        return self
+
+
+_ONE_KIND = f"must be one of {', '.join(Entry.model_fields)} with what it needs, such as {{sft: mine.yaml}}"
+
+
+class Questions(Section):
+    """Prompts that the base and every stage's model are asked, for the table at the end."""
+
+    sources: list[SourceOrPath] = Field(min_length=1, examples=[["data/held-out.jsonl"]])
+    """as data.sources of a recipe, or plain paths"""
+    max_new_tokens: AtLeastOne = 256
+    """tokens of the longest answer"""
+
+    @property
+    def data(self) -> Data:
+        """How the rows are read."""
+        return Data(sources=self.sources, packing=False)
+
+
+class StagesFile(Section):
+    """Stages in a row, each starting from the model that the one before has made."""
+
+    stages: list[Entry] = Field(min_length=1, examples=[[{"sft": "mine.yaml"}]])
+    """the first one trains"""
+    evaluate: Questions | None = None
+    """what every model is asked"""
+    output: Text | None = None
+    """the folder that the stages' folders lie in; null: runs/ and the file's stem"""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """``recipe`` of training; an export has a dtype instead, None: the model's own."""
+
+    kind: str
+    folder: Path
+    recipe: Recipe | None = None
+    dtype: str | None = None
+
+
+@dataclass(frozen=True)
+class Stages:
+    """``place``: the folder that the stages' folders lie in; ``questions``: what every model is asked, if anything."""
+
+    place: Path
+    stages: list[Stage]
+    questions: Questions | None
+
+
+def load_stages(path: str | Path, overrides: Sequence[str] = ()) -> Stages:
+    """The stages of a file, every recipe validated. Overrides of a recipe begin with the stage's kind: ``dpo.train.steps=3``.
+
+    In all but the first ``model.path`` is the folder that the stage before will have made. Imports nothing heavy.
+    Raises InputError with one line per mistake.
+    """
+    file = find_recipe(str(path))
+    text = read_yaml(file, "file of stages", "stages:, evaluate:, output:")
+    raw, mistakes = text.value, Mistakes(file, text)
+    if "stages" not in raw and raw.keys() & Recipe.model_fields.keys() - StagesFile.model_fields.keys():
+        raise InputError(f"{file}: stages is missing: this is a recipe; run it with hybrid-ft sft or hybrid-ft dpo")
+    entries = raw["stages"] if isinstance(raw.get("stages"), list) else []
+    of_recipes = _apply_own(raw, entries, overrides, mistakes)
+    output = raw.get("output")
+    place = Path(os.path.expanduser(output if isinstance(output, str) and output else f"runs/{file.stem}"))
+    mistakes.found_in_values(secrets(str(place), ("output",)))
+    whole = validated(raw, StagesFile, mistakes)
+    recipes = _recipes(entries, place, file, text, of_recipes, mistakes)
+    questions = _asked(whole.evaluate, file, mistakes) if whole and whole.evaluate else None
+    if entries and _kind(entries[0]) == "export":
+        mistakes.found_in_values([Wrong(("stages", 0), "got export; the first stage must train: sft or dpo")])
+    if mistakes:
+        raise InputError(mistakes.render())
+    assert whole is not None
+    stages = [
+        Stage(kind, _folder(place, number, kind), recipes.get(number), entry.export.dtype)
+        for number, entry in enumerate(whole.stages)
+        for kind in entry.model_fields_set
+    ]
+    return Stages(place, stages, questions)
+
+
+def _kind(entry: Any) -> str:
+    return str(next(iter(entry))) if isinstance(entry, dict) and len(entry) == 1 else ""
+
+
+def _folder(place: Path, number: int, kind: str) -> Path:
+    return place / f"{number + 1}-{kind}"
+
+
+def _apply_own(raw: dict[str, Any], entries: list[Any], overrides: Sequence[str], mistakes: Mistakes) -> list[str]:
+    """Lay the overrides that concern the file itself over it, and return those of the recipes in it."""
+    kinds = list(map(_kind, entries))
+    known = [*dict.fromkeys(filter(None, kinds)), "evaluate", "output"]
+    of_recipes: list[str] = []
+    for override in overrides:
+        key = override.partition("=")[0]
+        first, _, rest = key.partition(".")
+        if first in TRAINING and first in kinds and rest != "output":
+            of_recipes.append(override)
+        elif first == "export" and first in kinds:
+            numbered = [f"stages.{number}.{override}" for number, kind in enumerate(kinds) if kind == first]
+            apply_overrides(raw, numbered, mistakes)
+        elif first in ("evaluate", "output"):
+            apply_overrides(raw, [override], mistakes)
+        elif rest == "output":
+            mistakes.add(Place(0, f"override {key}"), "a stage's folder lies in that of the file; set output")
+        else:
+            rule = f"must begin with {', '.join(known[:-1])} or {known[-1]}, such as sft.train.steps=3"
+            mistakes.add(Place(0, f"override {key}"), rule + did_you_mean(first, known))
+    return of_recipes
+
+
+def _recipes(
+    entries: list[Any], place: Path, file: Path, text: YamlFile, overrides: list[str], mistakes: Mistakes
+) -> dict[int, Recipe]:
+    """The recipe of every stage that trains, by the stage's number from 0; what is wrong with one is noted."""
+    recipes: dict[int, Recipe] = {}
+    made: str | None = None
+    for number, entry in enumerate(entries):
+        kind = _kind(entry)
+        folder, lora = _folder(place, number, kind), None
+        if kind in TRAINING and isinstance(given := entry[kind], str | dict | None):
+            mine = [override.partition(".")[2] for override in overrides if override.partition(".")[0] == kind]
+            try:
+                where, inner = _recipe_text(given, ("stages", number, kind), file, text)
+            except InputError as error:
+                mistakes.found_elsewhere(str(error))
+                continue
+            recipe, found = resolve_recipe(inner, where, mine, kind, made, str(folder))
+            mistakes.include(found)
+            if recipe:
+                lora = recipe.model.lora
+                if lora and number + 1 < len(entries):
+                    lora = lora.model_copy(update={"merge": True})  # the next stage starts from whole weights
+                recipes[number] = changed(recipe, "model", lora=lora)
+        made = str(folder / ("merged" if lora else "model"))
+    return recipes
+
+
+def _recipe_text(given: Any, loc: Loc, file: Path, text: YamlFile) -> tuple[Path, YamlFile]:
+    """A stage's recipe as text: from a file of its own, or from this one with this one's line numbers."""
+    if isinstance(given, str):
+        beside = file.parent / given
+        where = beside if beside.is_file() else find_recipe(given)
+        return where, read_yaml(where)
+    depth = len(loc)
+    lines = {inner[depth:]: line for inner, line in text.lines.items() if inner[:depth] == loc}
+    return file, YamlFile({} if given is None else given, lines, [])
+
+
+def _asked(questions: Questions, file: Path, mistakes: Mistakes) -> Questions:
+    """The questions with paths that open from the current directory."""
+    files, loc = Files(file.parent), ("evaluate", "sources")
+    sources = files.sources(questions.sources, loc, card_names(CARDS))
+    mistakes.found_in_values([*secrets(questions.model_dump(), ("evaluate",)), *files.wrongs])
+    return questions.model_copy(update={"sources": sources})
