@@ -134,10 +134,6 @@ ROOMS = (
 DATA_ROOMS = (("limits", "packing"), ("sources",), ("messages",), ("tokens",), ("report",))
 _STILL_UPWARDS = {
     "hybrid_ft.finetune.runs.storage -> hybrid_ft.finetune.training.progress",
-    "hybrid_ft.finetune.data.report.pair_view -> hybrid_ft.finetune.data.pair_reading",
-    "hybrid_ft.finetune.data.report.pairs -> hybrid_ft.finetune.data.pair_reading",
-    "hybrid_ft.finetune.data.report.rows -> hybrid_ft.finetune.data.reading",
-    "hybrid_ft.finetune.data.report.view -> hybrid_ft.finetune.data.reading",
 }
 
 

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from trl import DPOConfig
 
 from hybrid_ft.finetune import models
-from hybrid_ft.finetune.data.prepare_pairs import prepare_pairs
+from hybrid_ft.finetune.data.prepare import prepare
 from hybrid_ft.finetune.evaluation import answers as evaluate
 from hybrid_ft.finetune.machines.hardware import check_hardware
 from hybrid_ft.finetune.recipe.schema import Dpo, Recipe
@@ -87,7 +87,7 @@ class _Run:
             self.say(f"{folder.path}: this run is finished; nothing to do")
             return 0
         self.tokenizer = models.load_tokenizer(recipe)
-        self.prepared = prepare_pairs(recipe, self.tokenizer)
+        self.prepared = prepare(recipe, self.tokenizer)
         self.tokenizer.chat_template = self.prepared.chat_template
         check_whole_steps(self.dpo, self.prepared.train, recipe.train.batch_tokens)
         self.splits = {"train": self.prepared.train} | ({"eval": self.prepared.eval} if self.prepared.eval else {})
@@ -96,7 +96,7 @@ class _Run:
         changed = folder.check(identity, self.accept)
         self.plan = Plan.of(recipe, len(self.prepared.train))
         model = models.load_model(recipe, self.tokenizer)
-        self.defaults = generation_defaults(model, self.tokenizer, self.prepared.end_ids)
+        self.defaults = generation_defaults(model, self.tokenizer, self.prepared.eos_token_ids)
         cache = self._cache(model)
         cache.check()
         saves = stage.check_storage(folder, recipe, model)

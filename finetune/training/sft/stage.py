@@ -65,7 +65,7 @@ class _Run:
         changed = folder.check(identity, self.accept)
         self.plan = Plan.of(recipe, self.prepared, folder.processes.count)
         model = self._model()
-        self.defaults = generation_defaults(model, self.tokenizer, self.prepared.end_ids)
+        self.defaults = generation_defaults(model, self.tokenizer, self.prepared.eos_token_ids)
         saves = stage.check_storage(folder, recipe, model)
         stage.begin_or_go_on(folder, recipe, "sft", identity, changed, self.say)
         resumed = stage.newest_checkpoint(folder, self.say)
