@@ -36,7 +36,7 @@ from transformers import OlmoHybridForCausalLM, Trainer
 from trl import DPOConfig, DPOTrainer
 
 import hybrid_ft
-from hybrid_ft.finetune.data.prepare_pairs import prepare_pairs
+from hybrid_ft.finetune.data.prepare import prepare
 from hybrid_ft.finetune.recipe.schema import Recipe
 from hybrid_ft.finetune.runs.folder import RunFolder
 from hybrid_ft.finetune.runs.signals import StopRequest
@@ -188,7 +188,7 @@ def prepared_task(options: argparse.Namespace, folder: Path) -> Task:
     if not base.exists():
         words = -(-len(tokenizer) // 64) * 64
         hybrid_ft.load(options.model, from_scratch=True, vocab_size=words).save_pretrained(base)
-    prepared = prepare_pairs(recipe, tokenizer)
+    prepared = prepare(recipe, tokenizer)
     pairs = Dataset.from_list(list(prepared.train))
     task = Task(recipe, pairs, tokenizer, base, folder, options.micro_batch)
     # what the pairs are compared with costs none of them anything

@@ -30,7 +30,7 @@ from torch import Tensor
 from transformers.models.olmo_hybrid import modeling_olmo_hybrid
 
 from hybrid_ft.kernels.gated_delta_rule import gated_delta_rule, gated_delta_rule_reference
-from hybrid_ft.kernels.gated_delta_rule.chunked import tile_sizes
+from hybrid_ft.kernels.gated_delta_rule.cpu.chunked import tile_sizes
 
 # (B, T, H, K, V), the least ratio that is acceptable, turns
 SHAPES = [

@@ -69,7 +69,8 @@ def model(dry: bool) -> Any:
     from hybrid_ft.hybrid_model.families.olmo_hybrid.model import OlmoHybridForCausalLM
     from hybrid_ft.hybrid_model.families.olmo_hybrid.presets import preset_config
     from hybrid_ft.hybrid_model.layers import attention
-    from hybrid_ft.kernels.token_log_probs import launch, token_log_probs
+    from hybrid_ft.kernels.token_log_probs import token_log_probs
+    from hybrid_ft.kernels.token_log_probs.gpu import launch
 
     config = preset_config("tiny" if dry else "7B")
     config.update({"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"], "vocab_size": 512})

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.compute as pc
 
 from hybrid_ft.errors import InputError
+from hybrid_ft.finetune.recipe.keys import free_keys
 from hybrid_ft.finetune.recipe.shipped import PACKAGE_ROOT
 from hybrid_ft.finetune.runs.atomic import sha256
 from hybrid_ft.hybrid_model.checkpoint.config import BUNDLED
@@ -27,17 +28,6 @@ if TYPE_CHECKING:
     from hybrid_ft.finetune.recipe.schema import Recipe
     from hybrid_ft.finetune.runs.processes import Processes
 
-FREE = (
-    "output",
-    "train.save_every",
-    "train.keep",
-    "train.log_every",
-    "train.trackers",
-    "train.loader_workers",
-    "evaluate.every",
-)
-"""Recipe keys that may change between two starts of a run: they do not touch the weights. (``evaluate.every`` does
-where the best checkpoint is the result.)"""
 LIBRARIES = ("hybrid-ft", "torch", "transformers", "trl", "peft", "accelerate")
 
 # What computes a weight. Commands, screens and the recipe's reader do not: what they say stands in the recipe's keys.
@@ -52,9 +42,14 @@ def run_identity(recipe: Recipe, processes: Processes) -> dict[str, Any]:
 
 
 def recipe_identity(recipe: Recipe) -> dict[str, Any]:
-    """Dotted recipe keys and their values, without ``FREE``; a local file stands as the sha256 of what lies there."""
-    free = tuple(key for key in FREE if key != "evaluate.every" or not recipe.evaluate.load_best)
-    identity = {key: value for key, value in _flat(recipe.model_dump()) if not key.startswith(free)}
+    """Dotted recipe keys and their values, without those marked ``Free``; a local file stands as the sha256 of what lies
+    there."""
+    free = free_keys(recipe)
+    identity = {
+        key: value
+        for key, value in _flat(recipe.model_dump())
+        if not any(key == other or key.startswith(f"{other}.") for other in free)
+    }
     if identity["model.path"] == TINY:
         identity["model.path"] = str(BUNDLED)
     return with_contents(identity, weights=not recipe.model.from_scratch)

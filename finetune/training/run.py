@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 class Prepared(Protocol):
-    """A stage's rows. ``train`` has a column ``origin`` (``file:line``); ``end_ids`` end an assistant's turn; what
+    """A stage's rows. ``train`` has a column ``origin`` (``file:line``); ``eos_token_ids`` end an assistant's turn; what
     ``report.summary()`` says is shown."""
 
     @property
@@ -51,7 +51,7 @@ class Prepared(Protocol):
     @property
     def report(self) -> Any: ...
     @property
-    def end_ids(self) -> list[int]: ...
+    def eos_token_ids(self) -> list[int]: ...
     @property
     def chat_template(self) -> str: ...
 
@@ -145,7 +145,7 @@ def _run(recipe: Recipe, stage: Stage, folder: RunFolder, console: Console, stop
     start = Start(recipe, folder, console, stop, tokenizer, prepared, plan)
 
     model = models.load_model(recipe, tokenizer)
-    defaults = generation_defaults(model, tokenizer, prepared.end_ids)
+    defaults = generation_defaults(model, tokenizer, prepared.eos_token_ids)
     saves = check_storage(folder, recipe, model, models.in_bfloat16(recipe))
     resumed = newest_checkpoint(folder, start.say)
     _introduce(stage, start, model, resumed, saves)

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedConfig
 from transformers.models.olmo_hybrid import OlmoHybridConfig
 
 from hybrid_ft.errors import ENVIRONMENT, InputError, one_line
+from hybrid_ft.hybrid_model.checkpoint.text_model import text_config
 from hybrid_ft.hybrid_model.checkpoint.weight_files import check_weight_files
+from hybrid_ft.hybrid_model.families.known import family_of_type, is_known
 from hybrid_ft.hybrid_model.families.olmo_hybrid.presets import PRESETS, TINY, preset_config
 
 BUNDLED = Path(__file__).parents[1] / "tiny"
@@ -25,21 +27,25 @@ _PATIENCE = 5.0  # seconds within which the hub must answer; what is in the cach
 _MOST_LAYERS = 1000  # transformers lists the kinds of all layers; a million take it a quarter of a minute
 
 
-def read_config(folder: Path) -> OlmoHybridConfig:
-    """The config of a checkpoint folder, rope only where it is asked for by a number.
+def read_config(folder: Path) -> PreTrainedConfig:
+    """The config of a checkpoint folder's text model; of Olmo Hybrid rope only where it is asked for by a number.
 
     transformers turns null and absent into a theta of 10,000; the released weights were trained without rope and say
-    so by null. Raises InputError for a file that is missing or of another architecture.
+    so by null. Raises InputError for a file that is missing or of an architecture that is not known.
     """
     path = folder / "config.json"
     if not path.exists():
         adapter = (folder / "adapter_config.json").is_file()
-        hint = "it holds a LoRA adapter: merge it first" if adapter else "a checkpoint has one beside its weights"
+        merge = f"it holds an adapter; make a model of it and its base with: hybrid-ft merge {folder} OUT"
+        hint = merge if adapter else "a checkpoint has one beside its weights"
         raise InputError(f"{path}: missing; {hint}")
     raw = json_object(path)
     kind = raw.get("model_type")
-    if kind != "olmo_hybrid":
-        raise InputError(f"{path}: model_type is {kind!r}; this project trains olmo_hybrid")
+    if raw.get("auto_map") and not is_known(kind):
+        raise InputError(
+            f"{path}: model_type {str(kind)[:60]!r} names code of its own (auto_map); such code is never run"
+        )
+    family_of_type(kind, str(path))
     if isinstance(layers := raw.get("num_hidden_layers"), int) and layers > _MOST_LAYERS:
         raise InputError(f"{path}: num_hidden_layers is {str(layers)[:60]}; must be at most {_MOST_LAYERS}")
     if raw.get("quantization_config"):
@@ -48,6 +54,8 @@ def read_config(folder: Path) -> OlmoHybridConfig:
         )
     for key in [key for key in raw if key.startswith(FOREIGN)]:
         del raw[key]
+    if kind != "olmo_hybrid":
+        return text_config(raw, path)
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     if not isinstance(rope, dict):
         raise InputError(f"{path}: rope_parameters is {rope!r}; must be an object or null")
@@ -61,7 +69,7 @@ def read_config(folder: Path) -> OlmoHybridConfig:
         raise InputError(f"{path}: {one_line(error)}") from None
 
 
-def find_config(path: str | Path, revision: str | None = None, *, weights: bool = False) -> OlmoHybridConfig:
+def find_config(path: str | Path, revision: str | None = None, *, weights: bool = False) -> PreTrainedConfig:
     """The config of what ``load`` opens, without its weights. Raises InputError.
 
     ``weights``: also look at the headers of the weight files, where they lie on this machine.
@@ -77,7 +85,7 @@ def find_config(path: str | Path, revision: str | None = None, *, weights: bool 
     return config
 
 
-def check_generation_config(folder: Path, config: OlmoHybridConfig) -> None:
+def check_generation_config(folder: Path, config: PreTrainedConfig) -> None:
     """Refuse a generation config that is damaged, or whose end tokens are not tokens of the model."""
     path = folder / "generation_config.json"
     if not path.exists():

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers.models.olmo_hybrid import OlmoHybridConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from hybrid_ft.errors import InputError
 from hybrid_ft.hybrid_model.checkpoint.config import check_generation_config, find_folder, lasting_name, read_config
+from hybrid_ft.hybrid_model.checkpoint.text_model import load_text_model, random_text_model
 from hybrid_ft.hybrid_model.checkpoint.weight_files import check_weight_files
 from hybrid_ft.hybrid_model.families.olmo_hybrid.model import OlmoHybridForCausalLM
 from hybrid_ft.hybrid_model.families.olmo_hybrid.presets import PRESETS, TINY, preset_config
@@ -25,7 +26,7 @@ def load(
     vocab_size: int | None = None,
     seed: int = 0,
     revision: str | None = None,
-) -> OlmoHybridForCausalLM:
+) -> PreTrainedModel:
     """A hybrid from a folder, a name on the Hugging Face hub, or a preset (tiny, 190M, 1B, 7B), in eval mode.
 
     dtype defaults to the checkpoint's own. ``A_log`` and ``dt_bias`` are float32 in any case. A config whose
@@ -45,24 +46,30 @@ def load(
             raise InputError(f"model {name} is a shape without weights; set from_scratch: true or name a checkpoint")
         folder = find_folder(name, revision, weights=not from_scratch)
         config = read_config(folder)
-    wanted = _dtype(dtype, config)
+    wanted = dtype_of(dtype or config.dtype or torch.float32)
     if from_scratch:
         if vocab_size is not None:
             config.vocab_size = vocab_size
             _drop_tokens_outside(config)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            model = OlmoHybridForCausalLM._from_config(config, dtype=wanted).eval()
+            if config.model_type != "olmo_hybrid":
+                model = random_text_model(config, wanted)
+            else:
+                model = OlmoHybridForCausalLM._from_config(config, dtype=wanted).eval()
         for parameter_name, parameter in model.named_parameters():
             if parameter_name.endswith(("A_log", "dt_bias")):
                 parameter.data = parameter.data.float()
     else:
         check_weight_files(folder, config)
         check_generation_config(folder, config)
-        model, info = OlmoHybridForCausalLM.from_pretrained(
-            folder, config=config, dtype=wanted, use_safetensors=True, output_loading_info=True
-        )
-        assert not any(info.values()), info
+        if config.model_type != "olmo_hybrid":
+            model = load_text_model(folder, config, wanted)
+        else:
+            model, info = OlmoHybridForCausalLM.from_pretrained(
+                folder, config=config, dtype=wanted, use_safetensors=True, output_loading_info=True
+            )
+            assert not any(info.values()), info
         check_finite(folder, model)
         # what PEFT calls an adapter's base: not a folder of the hub's cache
         model.name_or_path = model.config._name_or_path = lasting_name(name)
@@ -76,9 +83,8 @@ def check_finite(folder: Path, model: torch.nn.Module) -> None:
             raise InputError(f"{folder}: tensor {name} holds values that are not finite; take another checkpoint")
 
 
-def _dtype(dtype: torch.dtype | str | None, config: OlmoHybridConfig) -> torch.dtype:
-    if dtype is None:
-        dtype = config.dtype or torch.float32
+def dtype_of(dtype: torch.dtype | str) -> torch.dtype:
+    """A dtype by its name. Raises InputError."""
     if isinstance(dtype, str):
         if dtype not in _DTYPES:
             raise InputError(f"dtype {dtype!r} is none of {', '.join(_DTYPES)}")
@@ -86,7 +92,7 @@ def _dtype(dtype: torch.dtype | str | None, config: OlmoHybridConfig) -> torch.d
     return dtype
 
 
-def _drop_tokens_outside(config: OlmoHybridConfig) -> None:
+def _drop_tokens_outside(config: PreTrainedConfig) -> None:
     """A smaller vocabulary may not have the preset's special tokens; the caller sets its tokenizer's."""
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         value = getattr(config, name)

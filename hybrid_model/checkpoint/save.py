@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.models.olmo_hybrid import OlmoHybridConfig
 from transformers.models.olmo_hybrid import modeling_olmo_hybrid as hf
 
+from hybrid_ft.hybrid_model.checkpoint.base_layout import save_in_base_layout, verify_in_base_layout
 from hybrid_ft.hybrid_model.checkpoint.tokenizer import check_vocabulary
 from hybrid_ft.hybrid_model.checkpoint.weight_files import give_usual_mode
 from hybrid_ft.hybrid_model.families.olmo_hybrid.model import OlmoHybridForCausalLM
@@ -30,18 +31,29 @@ def save(model: OlmoHybridForCausalLM, folder: str | Path, tokenizer: PreTrained
     if tokenizer is not None:
         check_vocabulary(tokenizer, model.config)
     folder = Path(folder)
+    if model.config.model_type != "olmo_hybrid":
+        save_in_base_layout(model, folder)
+        give_usual_mode(folder.glob("*.safetensors"))
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        return folder
     dtype = model.dtype
     state_dict = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
     model.save_pretrained(folder, state_dict=state_dict, max_shard_size="5GB")
     give_usual_mode(folder.glob("*.safetensors"))
-    path = folder / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    if model.model.rotary_emb is None:
-        config["rope_parameters"] = {"rope_theta": None}
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_config(model.config, folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     return folder
+
+
+def write_config(config: OlmoHybridConfig, folder: Path) -> None:
+    """``config.json``, with rope only where the model has it: null and absent mean a theta of 10,000 to some readers."""
+    written = json.loads(config.to_json_string(use_diff=True))
+    if not (config.rope_parameters or {}).get("rope_theta"):
+        written["rope_parameters"] = {"rope_theta": None}
+    text = json.dumps(written, indent=2, sort_keys=True) + "\n"
+    (folder / "config.json").write_text(text, encoding="utf-8")
 
 
 def verify(folder: str | Path, model: OlmoHybridForCausalLM) -> float:
@@ -52,6 +64,8 @@ def verify(folder: str | Path, model: OlmoHybridForCausalLM) -> float:
     rope where the model has none, and for end tokens outside the vocabulary.
     """
     folder = Path(folder)
+    if model.config.model_type != "olmo_hybrid":
+        return verify_in_base_layout(folder, model)
     half = model.dtype in (torch.bfloat16, torch.float16)
     compared = torch.float32 if half else model.dtype
     plain, info = hf.OlmoHybridForCausalLM.from_pretrained(folder, dtype=compared, output_loading_info=True)

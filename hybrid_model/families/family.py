@@ -39,6 +39,7 @@ class Family:
     forks         whether a segment may continue another one exactly
     continues     whether a filled cache can be continued with several tokens at once
     carried       patterns of tensor names in checkpoints that no text model has and an export copies
+    rewritten     pairs of what transformers writes in a tensor's name and what the released files have there
     repair        of a config's raw JSON: mended where transformers would read it wrong; raises InputError
     misread       of a loaded config: why the model built from it is wrong; None where it is right
     float32       endings of parameter names that stay in float32
@@ -57,6 +58,7 @@ class Family:
     forks: bool = True
     continues: bool = True
     carried: tuple[str, ...] = ()
+    rewritten: tuple[tuple[str, str], ...] = ()
     repair: Callable[[dict[str, Any]], dict[str, Any]] = lambda raw: raw
     misread: Callable[[Config], str | None] = lambda config: None
     float32: tuple[str, ...] = ("A_log", "dt_bias")

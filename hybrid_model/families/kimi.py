@@ -48,6 +48,8 @@ KIMI = Family(
     lora=_lora,
     refused=_REFUSED,
     experts=_EXPERTS,
+    # transformers reads the dense first layer as mlp, and writes it as the layers of experts are called
+    rewritten=tuple((f"block_sparse_moe.{part}_proj", f"mlp.{part}_proj") for part in ("gate", "up", "down")),
     float32=("A_log", "dt_bias", "e_score_correction_bias"),
     tiny={
         "kimi_linear": _SIZES | {

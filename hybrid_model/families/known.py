@@ -33,11 +33,16 @@ FAMILIES: tuple[Family, ...] = (
 _BY_TYPE = {kind: family for family in FAMILIES for kind in (*family.model_types, *family.frames)}
 
 
+def is_known(model_type: Any) -> bool:
+    """Whether a config's ``model_type`` is a family's."""
+    return isinstance(model_type, str) and model_type in _BY_TYPE
+
+
 def family_of_type(model_type: Any, source: str = "config") -> Family:
     """The family of a config's ``model_type``. Raises InputError with the list and the nearest for one not known."""
     family = _BY_TYPE.get(model_type) if isinstance(model_type, str) else None
     if family is None:
-        near = difflib.get_close_matches(str(model_type), _BY_TYPE, 1)
+        near = difflib.get_close_matches(str(model_type), _BY_TYPE, 1, cutoff=0.75)
         meant = f"; did you mean {near[0]}?" if near else ""
         raise InputError(
             f"{source}: model_type is {str(model_type)[:60]!r}; must be one of {', '.join(sorted(_BY_TYPE))}{meant}"

@@ -20,7 +20,7 @@ def delta_gates(
     check_gates(a, b, A_log, dt_bias)
     if a.is_cuda:
         # Triton is there wherever torch supports CUDA, and nowhere else.
-        from hybrid_ft.kernels.delta_gates.launch import triton_delta_gates
+        from hybrid_ft.kernels.delta_gates.gpu.launch import triton_delta_gates
 
         return triton_delta_gates(a, b, A_log, dt_bias, allow_neg_eigval)
     return delta_gates_reference(a, b, A_log, dt_bias, allow_neg_eigval)

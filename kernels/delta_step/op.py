@@ -6,7 +6,7 @@ from torch import Tensor
 
 from hybrid_ft.kernels.delta_gates.op import check_gates, delta_gates
 from hybrid_ft.kernels.gated_delta_rule.checks import check_gpu_head_sizes, check_state
-from hybrid_ft.kernels.gated_delta_rule.decode import gated_delta_rule_step
+from hybrid_ft.kernels.gated_delta_rule.cpu.decode import gated_delta_rule_step
 from hybrid_ft.kernels.short_conv.op import check_step, short_conv_step
 
 
@@ -40,7 +40,7 @@ def delta_step(
     if x.is_cuda:
         check_gpu_head_sizes(K, V)
         # Triton is there wherever torch supports CUDA, and nowhere else.
-        from hybrid_ft.kernels.delta_step.launch import triton_delta_step
+        from hybrid_ft.kernels.delta_step.gpu.launch import triton_delta_step
 
         return triton_delta_step(x, a, b, tail, state, conv_weight, A_log, dt_bias, H, allow_neg_eigval)
     y, new_tail = short_conv_step(x, tail, conv_weight)

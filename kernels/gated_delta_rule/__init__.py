@@ -1,4 +1,4 @@
-from hybrid_ft.kernels.gated_delta_rule.decode import gated_delta_rule_step
+from hybrid_ft.kernels.gated_delta_rule.cpu.decode import gated_delta_rule_step
 from hybrid_ft.kernels.gated_delta_rule.op import gated_delta_rule
 from hybrid_ft.kernels.gated_delta_rule.reference import gated_delta_rule_reference
 

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from hybrid_ft.kernels.gated_delta_rule.checks import check_gpu_inputs, check_inputs, check_state
-from hybrid_ft.kernels.gated_delta_rule.chunked import chunked_gated_delta_rule
+from hybrid_ft.kernels.gated_delta_rule.cpu.chunked import chunked_gated_delta_rule
 
 
 def gated_delta_rule(
@@ -47,7 +47,7 @@ def gated_delta_rule(
     if q.is_cuda:
         check_gpu_inputs(q, v)
         # Triton is there wherever torch supports CUDA, and nowhere else.
-        from hybrid_ft.kernels.gated_delta_rule.triton.autograd import triton_gated_delta_rule
+        from hybrid_ft.kernels.gated_delta_rule.gpu.autograd import triton_gated_delta_rule
 
         o, final_state = triton_gated_delta_rule(
             q, k, v, g, beta, cu_seqlens, initial_state, scale, use_qk_l2norm, keep_states

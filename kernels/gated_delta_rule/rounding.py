@@ -2,7 +2,7 @@
 
 For tests and the self-test, whose tolerance it sets: products take operands in q's dtype and add up in float32; what one
 kernel leaves for another (T, the weights, S, dS', Y, dV, E and F) is kept in q's dtype. In float64 nothing is rounded,
-and the gradients are exact. Names and equations: chunked.py and triton/scans.py.
+and the gradients are exact. Names and equations: cpu/chunked.py and gpu/scans.py.
 """
 
 from itertools import pairwise

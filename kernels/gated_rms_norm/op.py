@@ -28,7 +28,7 @@ def gated_rms_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float = 1e-5) -
         raise ValueError(f"weight: got shape {tuple(weight.shape)}; it must be x's last size, {tuple(x.shape[-1:])}")
     if x.is_cuda:
         # Triton is there wherever torch supports CUDA, and nowhere else.
-        from hybrid_ft.kernels.gated_rms_norm.launch import triton_gated_rms_norm
+        from hybrid_ft.kernels.gated_rms_norm.gpu.launch import triton_gated_rms_norm
 
         return triton_gated_rms_norm(x, gate, weight, eps)
     return _GatedRMSNorm.apply(x, gate, weight, eps)

@@ -25,7 +25,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6, residual: Tensor | No
     _check(x, weight, residual)
     if x.is_cuda:
         # Triton is there wherever torch supports CUDA, and nowhere else.
-        from hybrid_ft.kernels.rms_norm.launch import triton_rms_norm
+        from hybrid_ft.kernels.rms_norm.gpu.launch import triton_rms_norm
 
         return triton_rms_norm(x, None, residual, weight, eps)[1]
     y = _norm(x, weight, eps)
@@ -39,7 +39,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float = 1e-6)
     """
     _check(x, weight, residual)
     if x.is_cuda:
-        from hybrid_ft.kernels.rms_norm.launch import triton_rms_norm
+        from hybrid_ft.kernels.rms_norm.gpu.launch import triton_rms_norm
 
         return triton_rms_norm(x, residual, None, weight, eps)
     total = residual + x

@@ -42,7 +42,7 @@ def short_conv(
         raise ValueError(f"initial_tail: got {got}; it must be float with shape {shape}")
     if x.is_cuda:
         # Triton is there wherever torch supports CUDA, and nowhere else.
-        from hybrid_ft.kernels.short_conv.launch import triton_short_conv
+        from hybrid_ft.kernels.short_conv.gpu.launch import triton_short_conv
 
         return triton_short_conv(x, weight, cu_seqlens, initial_tail, output_final_tail)
     if cu_seqlens is None:
@@ -63,7 +63,7 @@ def short_conv_step(x: Tensor, tail: Tensor, weight: Tensor) -> tuple[Tensor, Te
     """
     check_step(x, tail, weight)
     if x.is_cuda:
-        from hybrid_ft.kernels.short_conv.launch import triton_short_conv_step
+        from hybrid_ft.kernels.short_conv.gpu.launch import triton_short_conv_step
 
         return triton_short_conv_step(x, tail, weight)
     dtype = _compute_dtype(x)

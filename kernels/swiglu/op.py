@@ -23,7 +23,7 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
         raise ValueError(f"up: got shape {tuple(up.shape)}; it must be gate's, {tuple(gate.shape)}")
     if gate.is_cuda:
         # Triton is there wherever torch supports CUDA, and nowhere else.
-        from hybrid_ft.kernels.swiglu.launch import triton_swiglu
+        from hybrid_ft.kernels.swiglu.gpu.launch import triton_swiglu
 
         return triton_swiglu(gate, up)
     if torch.is_grad_enabled() and (gate.requires_grad or up.requires_grad):

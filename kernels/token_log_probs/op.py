@@ -1,5 +1,5 @@
 """Log-probabilities of targets without the logits [N, V]. Here on torch operations, tile by tile, each tile small enough
-for a core's cache; launch.py has the path of a GPU, chunk by chunk.
+for a core's cache; gpu/launch.py has the path of a GPU, chunk by chunk.
 
     forward    per tile of tokens, over tiles of the vocabulary: a running maximum m, s = sum exp(z - m), and
                x = sum exp(z - m) (z - m); at the end  log p = z_target - m - log s,  entropy = log s - x / s
@@ -43,7 +43,7 @@ def token_log_probs(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Te
         raise ValueError(f"targets {tuple(targets.shape)} must be [N], with hidden {tuple(hidden.shape)}")
     if hidden.is_cuda:
         # Triton is there wherever torch supports CUDA, and nowhere else.
-        from hybrid_ft.kernels.token_log_probs.launch import triton_token_log_probs
+        from hybrid_ft.kernels.token_log_probs.gpu.launch import triton_token_log_probs
 
         return triton_token_log_probs(hidden, weight, targets)
     if len(targets) and not (0 <= int(targets.min()) and int(targets.max()) < len(weight)):

@@ -98,7 +98,7 @@ def random_rows(rows: int, held_out: int, seed: int, recipe: Any, chat_template:
         eval=held,
         packs=pack(train),
         eval_packs=pack(held) if held else None,
-        end_ids=[3, 0],
+        eos_token_ids=[3, 0],
         chat_template=chat_template,
         report=SimpleNamespace(summary=lambda: [f"{rows} rows"]),
     )
@@ -110,7 +110,7 @@ def make_pairs() -> Callable[..., Any]:
 
 
 def random_pairs(count: int, seed: int = 0, prompts: tuple[int, int] = (1, 30), name: str = "pairs.jsonl") -> Any:
-    """What ``prepare_pairs`` gives: prompts of 1 to 30 tokens, some of them shared by two pairs, answers of 1 to 12."""
+    """What ``prepare`` gives for pairs: prompts of 1 to 30 tokens, some of them shared by two pairs, answers of 1 to 12."""
     from datasets import Dataset
 
     chance = random.Random(seed)
@@ -158,10 +158,10 @@ def start_pairs(tmp_path: Path, tiny_base: Path, tiny_tokenizer: Any, monkeypatc
             train=random_pairs(pairs, seed),
             eval=random_pairs(held_out, seed + 1, name="held.jsonl") if held_out else None,
             report=SimpleNamespace(summary=lambda: [f"{pairs} pairs"]),
-            end_ids=[3, 0],
+            eos_token_ids=[3, 0],
             chat_template=tiny_tokenizer.chat_template,
         )
-        monkeypatch.setattr(dpo, "prepare_pairs", lambda recipe, tokenizer: prepared)
+        monkeypatch.setattr(dpo, "prepare", lambda recipe, tokenizer: prepared)
         screen = io.StringIO()
         status = run(recipe, dpo.DPO, Console(file=screen, width=200))
         return SimpleNamespace(

@@ -119,10 +119,10 @@ def test_a_layer_compiles_whole(model: OlmoHybridForCausalLM, monkeypatch: pytes
 
 def operators() -> dict[str, Callable]:
     """What the layer calls, as on a GPU."""
-    from hybrid_ft.kernels.delta_gates.launch import triton_delta_gates
-    from hybrid_ft.kernels.gated_delta_rule.triton.autograd import triton_gated_delta_rule
-    from hybrid_ft.kernels.gated_rms_norm.launch import triton_gated_rms_norm
-    from hybrid_ft.kernels.short_conv.launch import triton_short_conv
+    from hybrid_ft.kernels.delta_gates.gpu.launch import triton_delta_gates
+    from hybrid_ft.kernels.gated_delta_rule.gpu.autograd import triton_gated_delta_rule
+    from hybrid_ft.kernels.gated_rms_norm.gpu.launch import triton_gated_rms_norm
+    from hybrid_ft.kernels.short_conv.gpu.launch import triton_short_conv
 
     def rule(q, k, v, g, beta, *, cu_seqlens, initial_state, output_final_state):
         scale = q.shape[-1] ** -0.5

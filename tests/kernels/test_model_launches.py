@@ -49,8 +49,8 @@ def test_all_arrives_at_the_driver_and_nothing_spills(
 ) -> None:
     from launched import no_gpu
 
-    from hybrid_ft.kernels.gated_delta_rule.triton import call
-    from hybrid_ft.kernels.token_log_probs import launch
+    from hybrid_ft.kernels.gated_delta_rule.gpu import call
+    from hybrid_ft.kernels.token_log_probs.gpu import launch
 
     monkeypatch.setattr(torch.nn.Linear, "forward", lambda self, x: Zeros.apply(x, self.weight))
     monkeypatch.setattr(attention, "_varlen", lambda q, k, v, *_: q + 0 * (k.sum() + v.sum()))

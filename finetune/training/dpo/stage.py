@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from trl import DPOConfig
 
 from hybrid_ft.finetune import models
-from hybrid_ft.finetune.data.prepare_pairs import prepare_pairs
+from hybrid_ft.finetune.data.prepare import prepare
 from hybrid_ft.finetune.evaluation import answers
 from hybrid_ft.finetune.recipe.schema import Dpo, Recipe
 from hybrid_ft.finetune.runs.console import duration
@@ -47,7 +47,7 @@ class Pairs:
     train: Dataset
     eval: Dataset | None
     report: Any
-    end_ids: list[int]
+    eos_token_ids: list[int]
     chat_template: str
     digests: dict[str, list[bytes]]
     kept: Any
@@ -62,7 +62,7 @@ class Pairs:
             prepared.train,
             prepared.eval,
             prepared.report,
-            prepared.end_ids,
+            prepared.eos_token_ids,
             prepared.chat_template,
             digests,
             prepared,
@@ -75,9 +75,9 @@ class Pairs:
         return [one for digests in self.digests.values() for one in digests]
 
 
-def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Pairs:
+def prepare_checked(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Pairs:
     """Raises InputError for data that cannot be used, or not with this loss."""
-    pairs = Pairs.of(prepare_pairs(recipe, tokenizer))
+    pairs = Pairs.of(prepare(recipe, tokenizer))
     check_whole_steps(_section(recipe), pairs.train, recipe.train.batch_tokens)
     return pairs
 
@@ -189,7 +189,7 @@ def _show(start: training.Start, before: dict[str, Any], after: dict[str, Any]) 
 
 DPO = training.Stage(
     name="dpo",
-    prepare=prepare,
+    prepare=prepare_checked,
     identity=_identity,
     plan=plan_of,
     describe=_describe,

@@ -52,7 +52,7 @@ def square(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
 class Rows:
     train: Dataset
     eval: Dataset | None
-    end_ids: list[int]
+    eos_token_ids: list[int]
     chat_template: str
 
     @property

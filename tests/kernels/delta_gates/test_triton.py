@@ -21,7 +21,7 @@ def case(shape: tuple[int, ...]) -> tuple[list[Tensor], list[Tensor]]:
 
 
 def rule(a: Tensor, b: Tensor, A_log: Tensor, dt_bias: Tensor, twice: bool = True) -> tuple[Tensor, Tensor]:
-    from hybrid_ft.kernels.delta_gates.launch import triton_delta_gates
+    from hybrid_ft.kernels.delta_gates.gpu.launch import triton_delta_gates
 
     return triton_delta_gates(a, b, A_log, dt_bias, twice)
 
@@ -51,7 +51,7 @@ def test_writing_strength_up_to_one(assert_as_good) -> None:
 
 def test_programs_take_several_tiles(assert_as_good, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the last one has a tile less."""
-    from hybrid_ft.kernels.delta_gates import launch
+    from hybrid_ft.kernels.delta_gates.gpu import launch
 
     monkeypatch.setattr(launch, "PROGRAMS", 3)
     assert_as_good(rule, delta_gates_reference, *case((130, 30)))
@@ -100,7 +100,7 @@ def test_by_strides(device: str) -> None:
 
 
 def test_operators_are_what_they_say(device: str, assert_operators) -> None:
-    from hybrid_ft.kernels.delta_gates.launch import backward_op, forward_op
+    from hybrid_ft.kernels.delta_gates.gpu.launch import backward_op, forward_op
 
     leaves, up = case((5, 6))
     leaves, up = ([t.to(device, torch.float32) for t in xs] for xs in (leaves, up))
@@ -137,7 +137,7 @@ def test_device_picks_the_path_and_nothing_waits_for_it() -> None:
 @pytest.mark.parametrize("HV", [30, 32, 300])
 @pytest.mark.parametrize("arch", [80, 90, 100])
 def test_compiled(assert_compiles, arch: int, HV: int) -> None:
-    from hybrid_ft.kernels.delta_gates import launch
+    from hybrid_ft.kernels.delta_gates.gpu import launch
 
     x, heads = torch.zeros(5, HV, dtype=torch.bfloat16), torch.zeros(HV)
 

@@ -28,16 +28,16 @@ def prepared(inputs: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
 
 
 def rule(*inputs: Tensor, twice: bool = True) -> tuple[Tensor, ...]:
-    from hybrid_ft.kernels.delta_step.launch import triton_delta_step
+    from hybrid_ft.kernels.delta_step.gpu.launch import triton_delta_step
 
     HV, K, V = inputs[4].shape[1:]
     return triton_delta_step(*inputs, (inputs[0].shape[1] - HV * V) // (2 * K), twice)
 
 
 def three_launches(*inputs: Tensor) -> tuple[Tensor, ...]:
-    from hybrid_ft.kernels.delta_gates.launch import triton_delta_gates
-    from hybrid_ft.kernels.gated_delta_rule.triton.step_launch import step_op
-    from hybrid_ft.kernels.short_conv.launch import triton_short_conv_step
+    from hybrid_ft.kernels.delta_gates.gpu.launch import triton_delta_gates
+    from hybrid_ft.kernels.gated_delta_rule.gpu.step_launch import step_op
+    from hybrid_ft.kernels.short_conv.gpu.launch import triton_short_conv_step
 
     x, a, b, tail, state, weight, A_log, dt_bias = inputs
     HV, K, V = state.shape[1:]
@@ -152,7 +152,7 @@ def test_rows_of_nothing(device: str) -> None:
 
 
 def test_operator_is_what_it_says(device: str) -> None:
-    from hybrid_ft.kernels.delta_step.launch import step_op
+    from hybrid_ft.kernels.delta_step.gpu.launch import step_op
 
     inputs = [x.to(device, torch.float32) for x in case(2, (1, 2), (16, 32))]
     half = [*inputs[:3], inputs[3].half(), inputs[4].half(), *inputs[5:]]
@@ -196,7 +196,7 @@ def test_device_picks_the_path_and_nothing_waits_for_it() -> None:
 @pytest.mark.parametrize("dims", [(96, 192), (128, 128), (256, 256), (16, 16)], ids=str)
 @pytest.mark.parametrize("arch", [80, 90, 100])
 def test_compiled(assert_compiles, arch: int, dims: tuple[int, int]) -> None:
-    from hybrid_ft.kernels.delta_step import launch
+    from hybrid_ft.kernels.delta_step.gpu import launch
 
     inputs = prepared(case(1, (2, 4), dims), torch.bfloat16)
     assert_compiles(launch, lambda: launch.step_op(*inputs, 2, True), arch)

@@ -5,7 +5,7 @@ import torch
 
 from hybrid_ft.kernels.gated_delta_rule import gated_delta_rule, gated_delta_rule_step
 from hybrid_ft.kernels.gated_delta_rule.checks import check_cu_seqlens, check_gpu_inputs, check_inputs
-from hybrid_ft.kernels.gated_delta_rule.tiles import decay_
+from hybrid_ft.kernels.gated_delta_rule.cpu.tiles import decay_
 
 
 def good() -> dict:

@@ -31,7 +31,7 @@ def case(B: int, heads: tuple[int, int], dims: tuple[int, int], gate: str = "typ
 
 
 def rule(*inputs: Tensor, scale: float | None = None, use_qk_l2norm: bool = True) -> tuple[Tensor, Tensor]:
-    from hybrid_ft.kernels.gated_delta_rule.triton.step_launch import step_op
+    from hybrid_ft.kernels.gated_delta_rule.gpu.step_launch import step_op
 
     scale = inputs[0].shape[2] ** -0.5 if scale is None else scale
     return step_op(*inputs, scale, use_qk_l2norm)
@@ -127,7 +127,7 @@ def test_rows_of_nothing(device: str) -> None:
 
 
 def test_operator_is_what_it_says(device: str) -> None:
-    from hybrid_ft.kernels.gated_delta_rule.triton.step_launch import step_op
+    from hybrid_ft.kernels.gated_delta_rule.gpu.step_launch import step_op
 
     inputs = [x.to(device, torch.float32) for x in case(2, (1, 2), (16, 32))]
     torch.library.opcheck(step_op, (*inputs, 0.25, True))
@@ -159,7 +159,7 @@ def test_device_picks_the_path_and_nothing_waits_for_it() -> None:
 @pytest.mark.parametrize("dims", [(96, 192), (128, 128), (256, 256), (16, 16)], ids=str)
 @pytest.mark.parametrize("arch", [80, 90, 100])
 def test_compiled(assert_compiles, arch: int, dims: tuple[int, int]) -> None:
-    from hybrid_ft.kernels.gated_delta_rule.triton import step_launch
+    from hybrid_ft.kernels.gated_delta_rule.gpu import step_launch
 
     q, k, v, g, beta, state = case(1, (2, 2), dims)
     inputs = [x.bfloat16() for x in (q, k, v)] + [g.float(), beta.bfloat16(), state.float()]

@@ -45,7 +45,7 @@ def launch_of(
     record: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[str, int, tuple[int, int], torch.dtype], Any]:
     """A kernel as it is launched by the whole op, cut into pieces."""
-    from hybrid_ft.kernels.gated_delta_rule.triton import call, launch, settings
+    from hybrid_ft.kernels.gated_delta_rule.gpu import call, launch, settings
 
     def kernel(name: str, arch: int, dims: tuple[int, int], dtype: torch.dtype) -> Any:
         monkeypatch.setattr(launch, "settings_for", lambda x: settings.settings(arch, x.itemsize))
@@ -93,7 +93,7 @@ def test_compiled(
 
 
 def test_versions_that_are_wrong_are_refused() -> None:
-    from hybrid_ft.kernels.gated_delta_rule.triton.settings import refuse
+    from hybrid_ft.kernels.gated_delta_rule.gpu.settings import refuse
 
     refuse(90, "3.6.0")
     refuse(103, "3.8.0")

@@ -47,7 +47,7 @@ def test_interpreter_at_length() -> None:
 def rule(
     q, k, v, g, beta, *, cu_seqlens, initial_state, output_final_state, scale=None, use_qk_l2norm=True, keep=False
 ):
-    from hybrid_ft.kernels.gated_delta_rule.triton.autograd import triton_gated_delta_rule
+    from hybrid_ft.kernels.gated_delta_rule.gpu.autograd import triton_gated_delta_rule
 
     scale = q.shape[3] ** -0.5 if scale is None else scale
     return triton_gated_delta_rule(q, k, v, g, beta, cu_seqlens, initial_state, scale, use_qk_l2norm, keep)
@@ -102,7 +102,7 @@ def test_segments_and_heads(edges: list[int], heads: tuple[int, int], keep: bool
 @pytest.fixture
 def short_pieces(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Makes every segment that is longer than so many chunks one that is cut into pieces of as many."""
-    from hybrid_ft.kernels.gated_delta_rule.triton import call
+    from hybrid_ft.kernels.gated_delta_rule.gpu import call
 
     def to(chunks: int) -> None:
         monkeypatch.setattr(call, "SHORTEST", chunks)
@@ -138,7 +138,7 @@ def test_pieces(
     keep: bool,
     short_pieces: Callable[[int], None],
 ) -> None:
-    from hybrid_ft.kernels.gated_delta_rule.triton.call import Call
+    from hybrid_ft.kernels.gated_delta_rule.gpu.call import Call
 
     short_pieces(piece)
     inputs = case(edges, heads, dims, gate)
@@ -148,7 +148,7 @@ def test_pieces(
 
 def test_what_is_cut_into_pieces() -> None:
     """Only what would leave a chip idle, by sizes alone; nothing of a length that is short."""
-    from hybrid_ft.kernels.gated_delta_rule.triton.call import Call
+    from hybrid_ft.kernels.gated_delta_rule.gpu.call import Call
 
     def piece(tokens: int, heads: int, segments: int = 1) -> int:
         q, v = (torch.empty(1, tokens, heads, size, device="meta") for size in (96, 192))
@@ -280,7 +280,7 @@ def test_a_gate_that_is_nan_is_not_hidden() -> None:
 @inside
 def test_operators_are_what_they_say(short_pieces: Callable[[int], None]) -> None:
     """Their fake versions have the true shapes and dtypes, and a layer compiles whole."""
-    from hybrid_ft.kernels.gated_delta_rule.triton.autograd import forward_op
+    from hybrid_ft.kernels.gated_delta_rule.gpu.autograd import forward_op
 
     leaves, _, cu_seqlens = case([0, 10, 66], (1, 2), (32, 16))
     inputs = [x.float().requires_grad_() for x in leaves]

@@ -19,7 +19,7 @@ def normal(*shapes: tuple[int, ...]) -> list[Tensor]:
 
 
 def rule(x: Tensor, gate: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
-    from hybrid_ft.kernels.gated_rms_norm.launch import triton_gated_rms_norm
+    from hybrid_ft.kernels.gated_rms_norm.gpu.launch import triton_gated_rms_norm
 
     return triton_gated_rms_norm(x, gate, weight, eps)
 
@@ -44,7 +44,7 @@ def test_shapes(assert_as_good, shape: tuple[int, ...]) -> None:
 
 def test_programs_take_several_tiles(assert_as_good, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the last one has a tile less."""
-    from hybrid_ft.kernels.gated_rms_norm import launch
+    from hybrid_ft.kernels.gated_rms_norm.gpu import launch
 
     monkeypatch.setattr(launch, "PROGRAMS", 3)
     x, gate, weight, dy = normal((75, 200), (75, 200), (200,), (75, 200))
@@ -75,7 +75,7 @@ def test_rows_that_are_not_there_need_no_eps(device: str) -> None:
 
 
 def test_operators_are_what_they_say(device: str, assert_operators) -> None:
-    from hybrid_ft.kernels.gated_rms_norm.launch import backward_op, forward_op
+    from hybrid_ft.kernels.gated_rms_norm.gpu.launch import backward_op, forward_op
 
     x, gate, weight, dy = (t.to(device, torch.float32) for t in normal((5, 2, 16), (5, 2, 16), (16,), (5, 2, 16)))
     leaves = [t.clone().requires_grad_() for t in (x, gate, weight)]
@@ -95,7 +95,7 @@ def test_what_the_kernels_cannot_take(device: str) -> None:
 @pytest.mark.parametrize("D", [192, 128, 50])
 @pytest.mark.parametrize("arch", [80, 90, 100])
 def test_compiled(assert_compiles, arch: int, D: int) -> None:
-    from hybrid_ft.kernels.gated_rms_norm import launch
+    from hybrid_ft.kernels.gated_rms_norm.gpu import launch
 
     x = torch.zeros(5, 2, D, dtype=torch.bfloat16)
 

@@ -19,19 +19,19 @@ def normal(*shapes: tuple[int, ...]) -> list[Tensor]:
 
 
 def alone(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
-    from hybrid_ft.kernels.rms_norm.launch import triton_rms_norm
+    from hybrid_ft.kernels.rms_norm.gpu.launch import triton_rms_norm
 
     return triton_rms_norm(x, None, None, weight, eps)[1]
 
 
 def after(x: Tensor, weight: Tensor, residual: Tensor) -> Tensor:
-    from hybrid_ft.kernels.rms_norm.launch import triton_rms_norm
+    from hybrid_ft.kernels.rms_norm.gpu.launch import triton_rms_norm
 
     return triton_rms_norm(x, None, residual, weight, 1e-6)[1]
 
 
 def before(x: Tensor, weight: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-    from hybrid_ft.kernels.rms_norm.launch import triton_rms_norm
+    from hybrid_ft.kernels.rms_norm.gpu.launch import triton_rms_norm
 
     return triton_rms_norm(x, residual, None, weight, 1e-6)
 
@@ -58,7 +58,7 @@ def test_shapes(assert_as_good, shape: tuple[int, ...]) -> None:
 
 def test_programs_take_several_tiles(assert_as_good, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the last one has a tile less."""
-    from hybrid_ft.kernels.rms_norm import launch
+    from hybrid_ft.kernels.rms_norm.gpu import launch
 
     monkeypatch.setattr(launch, "PROGRAMS", 3)
     x, weight, residual, dy, d_total = normal((75, 200), (200,), (75, 200), (75, 200), (75, 200))
@@ -104,7 +104,7 @@ def test_rows_that_are_not_there_need_no_eps(device: str) -> None:
 
 
 def test_operators_are_what_they_say(device: str, assert_operators) -> None:
-    from hybrid_ft.kernels.rms_norm.launch import backward_op, forward_op
+    from hybrid_ft.kernels.rms_norm.gpu.launch import backward_op, forward_op
 
     x, weight, more, dy = (t.to(device, torch.float32) for t in normal((5, 16), (16,), (5, 16), (5, 16)))
     leaves = [t.clone().requires_grad_() for t in (x, weight, more)]
@@ -126,7 +126,7 @@ def test_what_the_kernels_cannot_take(device: str) -> None:
 @pytest.mark.parametrize("D", [3840, 2048, 100, 8192])
 @pytest.mark.parametrize("arch", [80, 90, 100])
 def test_compiled(assert_compiles, arch: int, D: int) -> None:
-    from hybrid_ft.kernels.rms_norm import launch
+    from hybrid_ft.kernels.rms_norm.gpu import launch
 
     x = torch.zeros(5, D, dtype=torch.bfloat16)
 

@@ -23,7 +23,7 @@ def case(edges: list[int], D: int = 6, W: int = 4, tail: bool = True, final: boo
 
 def rules(cu_seqlens: Tensor | None, final: bool = True):
     """The kernels and the reference."""
-    from hybrid_ft.kernels.short_conv.launch import triton_short_conv
+    from hybrid_ft.kernels.short_conv.gpu.launch import triton_short_conv
 
     def kernels(x, weight, tail):
         return triton_short_conv(x, weight, None if cu_seqlens is None else cu_seqlens.to(x.device), tail, final)
@@ -110,7 +110,7 @@ def test_nothing_of_a_neighbour_reaches_a_segment(device: str) -> None:
 
 
 def test_operators_are_what_they_say(device: str, assert_operators) -> None:
-    from hybrid_ft.kernels.short_conv.launch import backward_op, forward_op
+    from hybrid_ft.kernels.short_conv.gpu.launch import backward_op, forward_op
 
     leaves, up, cu_seqlens = case([0, 3, 20])
     x, weight, tail, dy, d_final = (t.to(device, torch.float32) for t in (*leaves, *up))
@@ -131,7 +131,7 @@ def test_what_the_kernels_cannot_take(device: str) -> None:
 
 
 def step(x: Tensor, tail: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    from hybrid_ft.kernels.short_conv.launch import triton_short_conv_step
+    from hybrid_ft.kernels.short_conv.gpu.launch import triton_short_conv_step
 
     return triton_short_conv_step(x, tail, weight)
 
@@ -175,7 +175,7 @@ def test_step_by_strides(device: str) -> None:
 
 
 def test_step_operator_is_what_it_says(device: str) -> None:
-    from hybrid_ft.kernels.short_conv.launch import step_op
+    from hybrid_ft.kernels.short_conv.gpu.launch import step_op
 
     (x, weight, tail), _, _ = case([0, 1, 2])
     inputs = [t.to(device, torch.float32) for t in (x, tail, weight)]
@@ -229,7 +229,7 @@ def test_nothing_waits_for_the_device() -> None:
 @pytest.mark.parametrize("D", [2880, 5760, 100])
 @pytest.mark.parametrize("arch", [80, 90, 100])
 def test_compiled(assert_compiles, arch: int, D: int) -> None:
-    from hybrid_ft.kernels.short_conv import launch
+    from hybrid_ft.kernels.short_conv.gpu import launch
 
     leaves, up, cu_seqlens = case([0, 3, 20], D)
     x, weight, tail, dy, d_final = (t.bfloat16() for t in (*leaves, *up))

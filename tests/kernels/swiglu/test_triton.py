@@ -19,7 +19,7 @@ def normal(*shapes: tuple[int, ...]) -> list[Tensor]:
 
 
 def rule(gate: Tensor, up: Tensor) -> Tensor:
-    from hybrid_ft.kernels.swiglu.launch import triton_swiglu
+    from hybrid_ft.kernels.swiglu.gpu.launch import triton_swiglu
 
     return triton_swiglu(gate, up)
 
@@ -49,7 +49,7 @@ def test_by_strides(device: str) -> None:
 
 
 def test_operators_are_what_they_say(device: str, assert_operators) -> None:
-    from hybrid_ft.kernels.swiglu.launch import backward_op, forward_op
+    from hybrid_ft.kernels.swiglu.gpu.launch import backward_op, forward_op
 
     gate, up, dy = (t.to(device, torch.float32) for t in normal((5, 16), (5, 16), (5, 16)))
     leaves = [t.clone().requires_grad_() for t in (gate, up)]
@@ -67,7 +67,7 @@ def test_what_the_kernels_cannot_take(device: str) -> None:
 @pytest.mark.parametrize("D", [11008, 344, 50])
 @pytest.mark.parametrize("arch", [80, 90, 100])
 def test_compiled(assert_compiles, arch: int, D: int) -> None:
-    from hybrid_ft.kernels.swiglu import launch
+    from hybrid_ft.kernels.swiglu.gpu import launch
 
     x = torch.zeros(5, D, dtype=torch.bfloat16)
 

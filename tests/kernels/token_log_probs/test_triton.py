@@ -19,7 +19,7 @@ BLOCK = 64
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """Chunks and blocks that small cases have several of."""
-    from hybrid_ft.kernels.token_log_probs import launch
+    from hybrid_ft.kernels.token_log_probs.gpu import launch
 
     if "device" in request.fixturenames:
         monkeypatch.setattr(launch, "ROWS", 5)
@@ -28,7 +28,7 @@ def small(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> No
 
 
 def rule(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    from hybrid_ft.kernels.token_log_probs.launch import triton_token_log_probs
+    from hybrid_ft.kernels.token_log_probs.gpu.launch import triton_token_log_probs
 
     return triton_token_log_probs(hidden, weight, targets.to(hidden.device))
 
@@ -64,7 +64,7 @@ def test_shapes(assert_as_good, shape: tuple[int, ...], scale: float) -> None:
 def test_half_precision(device: str, monkeypatch: pytest.MonkeyPatch, scale: float) -> None:
     """In float16, which the interpreter has right: results and gradients as good as those of a head's rounded logits,
     weight's too, of which each token, here a chunk, adds a part."""
-    from hybrid_ft.kernels.token_log_probs import launch
+    from hybrid_ft.kernels.token_log_probs.gpu import launch
 
     monkeypatch.setattr(launch, "ROWS", 1)
     hidden, weight, targets, up = inputs(250, BLOCK + 1, 16, scale)
@@ -159,7 +159,7 @@ def test_what_is_kept_for_backward(device: str) -> None:
 
 
 def test_operators_are_what_they_say(device: str) -> None:
-    from hybrid_ft.kernels.token_log_probs.launch import backward_op, forward_op
+    from hybrid_ft.kernels.token_log_probs.gpu.launch import backward_op, forward_op
 
     hidden, weight, targets, up = inputs(7, 100, 8)
     h, w, up = (x.to(device, torch.float32) for x in (hidden, weight, up))
@@ -200,7 +200,7 @@ def test_a_gpu_takes_this_path(device: str) -> None:
 @pytest.mark.parametrize("V", [100352, 50257])
 @pytest.mark.parametrize("arch", [80, 90, 100])
 def test_compiled(assert_compiles, arch: int, V: int) -> None:
-    from hybrid_ft.kernels.token_log_probs import launch
+    from hybrid_ft.kernels.token_log_probs.gpu import launch
 
     hidden, weight = torch.zeros(3, 8, dtype=torch.bfloat16), torch.zeros(V, 8, dtype=torch.bfloat16)
     targets, numbers = torch.zeros(3, dtype=torch.long), torch.zeros(3)

@@ -1,0 +1,126 @@
+"""Opening the text model of any family: config read and mended, files checked, weights loaded by transformers itself.
+
+A multimodal checkpoint holds more than its text model. The rest stays in its folder, and an export copies it from there.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub.errors import StrictDataclassError
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from hybrid_ft.errors import InputError, one_line
+from hybrid_ft.hybrid_model.families.family import Family
+from hybrid_ft.hybrid_model.families.known import family_of, family_of_type
+from hybrid_ft.hybrid_model.lay_flat import lay_flat
+
+_FAULTS = (StrictDataclassError, ArithmeticError, AttributeError, KeyError, TypeError, ValueError)
+
+
+def text_config(raw: dict[str, Any], path: Path) -> PreTrainedConfig:
+    """The config of the text model that a checkpoint's ``config.json``, ``raw``, describes; ``path`` goes into messages.
+
+    A multimodal config's own end tokens and tied embeddings hold for its text model too. Raises InputError for a config
+    that describes no model of its family.
+    """
+    family = family_of_type(raw.get("model_type"), str(path))
+    text = raw
+    if raw["model_type"] in family.frames:
+        inner = raw.get("text_config")
+        if not isinstance(inner, dict):
+            raise InputError(f"{path}: text_config is {str(inner)[:60]!r}; must be an object")
+        text = inner | {"model_type": family.frames[raw["model_type"]]}
+        if "tie_word_embeddings" in raw:
+            text["tie_word_embeddings"] = raw["tie_word_embeddings"]
+        ends = dict.fromkeys([*_ids(raw.get("eos_token_id")), *_ids(text.get("eos_token_id"))])
+        if ends:
+            text["eos_token_id"] = next(iter(ends)) if len(ends) == 1 else list(ends)
+    if text.get("quantization_config"):
+        raise InputError(
+            f"{path}: quantization_config: quantised weights cannot be trained; name the checkpoint before it"
+        )
+    text = family.repair(PreTrainedConfig._decode_special_floats(text))
+    try:
+        return CONFIG_MAPPING[text["model_type"]].from_dict(text)
+    except _FAULTS as error:
+        raise InputError(f"{path}: {one_line(error)}") from None
+
+
+def text_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """transformers' class of the text model, which keeps in float32 what the family says."""
+    family = family_of(config)
+    return _keeping(getattr(transformers, family.model_types[config.model_type]), family)
+
+
+def tensor_shapes(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor in memory. Raises InputError for a config of which no model can be made."""
+    try:
+        with torch.device("meta"):
+            model = text_class(config)(config)
+    except (*_FAULTS, RuntimeError) as error:
+        raise InputError(f"config.json: no model can be made as it says ({one_line(error)[:200]})") from None
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def load_text_model(folder: Path, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """The text model in ``folder``, laid flat, in eval mode.
+
+    Raises InputError for a tensor that is missing, of another shape, or known neither to the model nor to its family.
+    """
+    family = family_of(config)
+    try:
+        model, info = text_class(config).from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            attn_implementation="sdpa",
+            ignore_mismatched_sizes=True,  # reported below, in one line
+            output_loading_info=True,
+        )
+    except (*_FAULTS, RuntimeError, OSError) as error:
+        raise InputError(f"{folder}: transformers cannot open it: {one_line(error)[:300]}") from None
+    unexpected = [name for name in info["unexpected_keys"] if not is_carried(family, name)]
+    for found, fault in ((info["missing_keys"], "is missing"), (unexpected, "is not part of the model")):
+        if found:
+            raise InputError(
+                f"{folder}: tensor {min(found)} {fault} ({len(found)} such); "
+                "the weights are not those of its config.json"
+            )
+    for name, got, wanted in info["mismatched_keys"]:
+        raise InputError(f"{folder}: tensor {name} has shape {list(got)}, its config.json asks for {list(wanted)}")
+    model.checkpoint_folder = folder
+    return lay_flat(model.eval())
+
+
+def random_text_model(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """A model of random weights, laid flat, in eval mode."""
+    family = family_of(config)
+    model = text_class(config)._from_config(config, dtype=dtype, attn_implementation="sdpa")
+    for name, parameter in model.named_parameters():
+        if name.endswith(family.float32):
+            parameter.data = parameter.data.float()
+    return lay_flat(model.eval())
+
+
+def is_carried(family: Family, name: str) -> bool:
+    """Whether a checkpoint's tensor belongs to what is beside the text model."""
+    return any(re.fullmatch(pattern, name) for pattern in family.carried)
+
+
+@cache
+def _keeping(cls: Any, family: Family) -> type[PreTrainedModel]:
+    names = {ending.lstrip(".") for ending in family.float32} | set(cls._keep_in_fp32_modules_strict or ())
+    fields = {"_keep_in_fp32_modules_strict": names, "__module__": cls.__module__, "__qualname__": cls.__qualname__}
+    return type(cls.__name__, (cls,), fields)
+
+
+def _ids(value: Any) -> list[int]:
+    return [] if value is None else [value] if isinstance(value, int) else list(value)

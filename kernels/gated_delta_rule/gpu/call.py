@@ -1,0 +1,183 @@
+"""One call's sizes, its memory, and how its segments are cut: into chunks, and where they are few and long into pieces.
+
+A scan has one program per segment, value head and V tile. Fewer than the chip holds leave it idle, so segments are then
+cut into pieces of whole chunks, which are scanned side by side (splits.py).
+"""
+
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hybrid_ft.kernels.gated_delta_rule.gpu.tiles import ROWS, Chunks, Dims, Pieces
+
+CHUNK = 64  # tokens, at most
+DOTS = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
+# Programs of a scan that a chip takes at once: two on each of an H100's 132 multiprocessors. The same number for every
+# device, so that all add up in the same order.
+PROGRAMS = 264
+# Chunks in the shortest piece: below it, the passes that pieces need in addition cost more than they save.
+SHORTEST = 32
+
+
+class Inputs(NamedTuple):
+    """What the op was given, see op.py; backward has no g and beta (they are in the gates), and no v where the states
+    were kept."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor | None
+    g: Tensor | None
+    beta: Tensor | None
+    cu_seqlens: Tensor | None
+    initial_state: Tensor | None
+    scale: float
+    use_qk_l2norm: bool
+
+
+class Kept(NamedTuple):
+    """What backward reads, chunk by chunk: gates [NT, HV, ROWS, BT] float32, inverse [NT, HV, BT, BT]; if states are
+    kept, else empty, states [NT, HV, V, K] and y [B, T, HV, V], in q's dtype like inverse; if segments are cut into
+    pieces, else empty, starts [NP, HV, K, V] and moves [NP, HV, K, K] in float32, see splits.py."""
+
+    gates: Tensor
+    inverse: Tensor
+    states: Tensor
+    y: Tensor
+    starts: Tensor
+    moves: Tensor
+
+
+class Forward(NamedTuple):
+    """o [B, T, HV, V] in v's dtype; final_state [S, HV, K, V] float32."""
+
+    o: Tensor
+    final_state: Tensor
+    kept: Kept
+
+
+class Backward(NamedTuple):
+    """In the shapes of the inputs and q's dtype, but dg and dbeta [B, T, HV] and d_initial [S, HV, K, V] in float32."""
+
+    dq: Tensor
+    dk: Tensor
+    dv: Tensor
+    dg: Tensor
+    dbeta: Tensor
+    d_initial: Tensor
+
+
+class Call:
+    """One call's sizes."""
+
+    def __init__(self, q: Tensor, v: Tensor, cu_seqlens: Tensor | None) -> None:
+        self.batch, self.length, self.heads, self.key_dim = q.shape
+        self.value_heads, self.value_dim = v.shape[2:]
+        self.like = q
+        self.tokens_in_row = max(1, self.length)  # what a token's number is divided by
+        self.chunk = CHUNK
+        if q.dtype == torch.float32:
+            # More keys than dimensions write over the state that the chunk begins with: its gradient and dg are then small
+            # differences of sums, which the definition never forms, several times off in float32. 16 bits are worse anyhow.
+            self.chunk = min(CHUNK, 1 << (self.key_dim.bit_length() - 1))
+        if cu_seqlens is None:
+            self.segments = self.batch
+            self.chunks = self.batch * -(-self.length // self.chunk)
+        else:
+            self.segments = cu_seqlens.shape[0] - 1
+            self.chunks = self.length // self.chunk + self.segments  # the true number is known to the device alone
+
+    @cached_property
+    def piece(self) -> int:
+        """Chunks in a piece, 0 where segments stay whole. From the sizes alone: the device is not waited for."""
+        programs = self.lanes(self.segments, 64)
+        if not programs or PROGRAMS // programs < 2:
+            return 0
+        chunks = max(SHORTEST, -(-self.chunks // (PROGRAMS // programs * self.segments)))
+        return chunks if chunks < self.chunks else 0
+
+    @property
+    def pieces(self) -> int:
+        """At least as many as there are: a segment has one, and one more for every ``piece`` chunks."""
+        return self.segments + self.chunks // self.piece if self.piece else 0
+
+    def dims(self, halves: bool = False) -> Dims:
+        """``halves``: 128 is 64 + 64, as float32 always has it: its operands are held in two parts."""
+        halves |= self.like.dtype == torch.float32
+        first = 64 if halves and self.key_dim == 128 else 1 << (self.key_dim.bit_length() - 1)
+        rest = self.key_dim - first
+        second = max(16, triton.next_power_of_2(rest)) if rest else 0
+        sizes = (self.heads, self.value_heads, self.key_dim, self.value_dim, first, second, self.chunk)
+        return Dims(*(tl.constexpr(x) for x in (*sizes, DOTS[self.like.dtype])))
+
+    def memory(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        return torch.empty(shape, dtype=dtype or self.like.dtype, device=self.like.device)
+
+    def square(self) -> Tensor:
+        return self.memory(self.chunks, self.value_heads, self.chunk, self.chunk)
+
+    def states(self) -> Tensor:
+        return self.memory(self.chunks, self.value_heads, self.value_dim, self.key_dim)
+
+    def tokens(self, *last: int, dtype: torch.dtype | None = None) -> Tensor:
+        return self.memory(self.batch, self.length, self.value_heads, *last, dtype=dtype)
+
+    def outer_states(self, count: int) -> Tensor:
+        return self.memory(count, self.value_heads, self.key_dim, self.value_dim, dtype=torch.float32)
+
+    def lanes(self, segments: int, block: int, columns: int | None = None) -> int:
+        """Programs of a scan over ``segments`` segments or pieces."""
+        return segments * self.value_heads * -(-(columns or self.value_dim) // block)
+
+    def forward_memory(self, keep_states: bool) -> Forward:
+        gates = self.memory(self.chunks, self.value_heads, ROWS.value, self.chunk, dtype=torch.float32)
+        states = self.states() if keep_states else self.memory(0)
+        y = self.tokens(self.value_dim) if keep_states else self.memory(0)
+        starts = self.outer_states(self.pieces)
+        moves = self.memory(self.pieces, self.value_heads, self.key_dim, self.key_dim, dtype=torch.float32)
+        kept = Kept(gates, self.square(), states, y, starts, moves)
+        return Forward(self.tokens(self.value_dim), self.outer_states(self.segments), kept)
+
+    def backward_memory(self) -> Backward:
+        dq, dk = (self.memory(self.batch, self.length, self.heads, self.key_dim) for _ in range(2))
+        dg, dbeta = (self.tokens(dtype=torch.float32) for _ in range(2))
+        return Backward(dq, dk, self.tokens(self.value_dim), dg, dbeta, self.outer_states(self.segments))
+
+
+def cut(call: Call, cu_seqlens: Tensor | None) -> Chunks:
+    """A dense batch is segments of one length."""
+    device = call.like.device
+    if cu_seqlens is None:
+        cu_seqlens = torch.arange(call.batch + 1, dtype=torch.int32, device=device) * call.length
+    return _chunks(cu_seqlens.to(device, torch.int32), call)
+
+
+def cut_pieces(call: Call, chunks: Chunks) -> Pieces:
+    """An empty segment is one empty piece. Pieces that are too many are empty, behind the last."""
+    counts = (chunks.first_chunk.diff() + (call.piece - 1)) // call.piece
+    first, owner = _number(counts.clamp(min=1), call.pieces)
+    at = torch.arange(call.pieces, dtype=torch.int32, device=owner.device) - first[owner]
+    start = chunks.cu_seqlens[owner] + at * (call.piece * call.chunk)
+    end = chunks.cu_seqlens[-1:]
+    edges = torch.cat([torch.where(owner < 0, end, start), end])
+    return Pieces(first, owner, _chunks(edges, call))
+
+
+def _chunks(edges: Tensor, call: Call) -> Chunks:
+    lengths = edges.diff()
+    first, owner = _number((lengths + (call.chunk - 1)) // call.chunk, call.chunks)
+    order = lengths.argsort(descending=True, stable=True).to(torch.int32)
+    return Chunks(edges, first, owner, order)
+
+
+def _number(counts: Tensor, number: int) -> tuple[Tensor, Tensor]:
+    """Where ``counts`` [S] parts of each of S wholes are numbered in a row: the first number of each [S+1], and whose
+    each of ``number`` parts is, -1 where there are not as many."""
+    first = torch.zeros(len(counts) + 1, dtype=torch.int32, device=counts.device)
+    torch.cumsum(counts, 0, dtype=torch.int32, out=first[1:])
+    numbers = torch.arange(number, dtype=torch.int32, device=counts.device)
+    owner = torch.searchsorted(first[1:], numbers, right=True, out_int32=True)
+    return first, torch.where(owner < len(counts), owner, -1)

@@ -1,0 +1,240 @@
+"""The gradients of q, k, beta and g, chunk by chunk, from what the passes over the chunks left behind.
+
+Rows are tokens, S is the state at the chunk's start, dS' the gradient of the one at its end (names as in cpu/chunked.py):
+
+    E  = scale * lower(dO Y^T) * D              F  = -strict_lower(dV Y^T) * D
+    dq^ = scale exp(c) dO S^T + E B             dk^ = -exp(c) dV S^T + F B        the part where k reads the state
+    dB  = exp(c_last - c) Y dS'^T + E^T q^ + F^T k^                               the part where it is written
+
+then dbeta = k^ . dB, dk^ += beta dB, the gradient of the norms, and dg from every product of a weight and its gradient
+whose decay a token's gate is part of. The diagonal of E has no decay in it and is left out of dg: it would cancel in
+exact arithmetic only.
+
+Two kernels, q's and then k's, and in k's two loops over V: the accumulators of all do not fit into the registers. E and
+F go to k's products through memory (over ``weights``, which nothing reads after this; F^T above the diagonal, where E
+is 0): the transpose of an accumulator as a product's operand is miscompiled for Hopper by Triton 3.4 to 3.7.0. Where
+keys are loaded again behind a barrier, the compiler would otherwise hold them in registers that it does not have.
+
+Factors: dq and dk are of the raw rows, but for the norms' own gradient, and dB is kept times k's norm, without the beta
+that dbeta must not be divided by.
+"""
+
+import triton
+import triton.language as tl
+
+from hybrid_ft.kernels.gated_delta_rule.gpu.gradient_tiles import (
+    add_product,
+    add_square,
+    change_of,
+    decay_to_end,
+    kept_by_end,
+    key_zeros,
+    read_products,
+    scale_rows,
+    store_both,
+    store_keys,
+    write_factor,
+    write_products,
+)
+from hybrid_ft.kernels.gated_delta_rule.gpu.tiles import (
+    BETA,
+    NORM_K,
+    NORM_Q,
+    READ_K,
+    READ_Q,
+    ROWS,
+    chunk_decay,
+    dot_keys,
+    dot_onto,
+    dot_rows,
+    load_keys,
+    load_keys_again,
+    load_rows,
+    operand,
+    pair_decay,
+    place,
+    token,
+)
+
+
+@triton.jit(do_not_specialize=["T"])
+def query_kernel(
+    q,
+    k,
+    do,
+    gates,
+    weights,
+    y,
+    states,
+    d_states,
+    dq,
+    dbeta,
+    change,
+    chunks,
+    scale,
+    T,
+    d,
+    BV: tl.constexpr,
+    L2NORM: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """One program per chunk and value head. Writes that head's share of dq [B, T, HV, K], its part of ``change``
+    [NT, HV, BT], see ``change_of``, and E over ``weights``; in float32 E's part of dbeta too. <S, dS'> is part of every
+    token's dg: it counts as read by the chunk's last row."""
+    segment, start, row, head, left = place(chunks, d)
+    if segment < 0:
+        return
+    o = tl.arange(0, d.BT)
+    here = o < left
+    key_head = head // (d.HV // d.H)
+    gates += row * (ROWS * d.BT)
+    out = start * d.HV + head
+    pairs = tl.zeros([d.BT, d.BT], tl.float32)
+    dq1, dq2 = key_zeros(d)
+    inner = tl.zeros([BV], tl.float32)
+    outputs = token(do, start, head, T)
+    for first in tl.range(0, d.V, BV, num_stages=STAGES):
+        o_v = first + tl.arange(0, BV)
+        do_rows = load_rows(outputs, do.t, o, o_v, here, d.V, d.V % BV == 0)
+        y_rows = load_rows(y + out * d.V, d.HV * d.V, o, o_v, here, d.V, d.V % BV == 0)
+        s1, s2 = load_keys(states + row * (d.K * d.V), d.K, o_v, o_v < d.V, d)
+        ds1, ds2 = load_keys(d_states + row * (d.K * d.V), d.K, o_v, o_v < d.V, d)
+        inner += tl.sum(s1.to(tl.float32) * ds1.to(tl.float32), 1)
+        if d.K2:
+            inner += tl.sum(s2.to(tl.float32) * ds2.to(tl.float32), 1)
+        pairs = dot_onto(pairs, do_rows, tl.trans(y_rows))
+        dq1, dq2 = add_product(dq1, dq2, do_rows, s1, s2, d)
+
+    norm = tl.load(gates + NORM_Q * d.BT + o)
+    e = pairs * pair_decay(gates, o, o, d) * (scale * norm)[:, None]
+    weights += row * (d.BT * d.BT)
+    tl.store(weights + o[:, None] * d.BT + o[None, :], operand(e, d))
+    weighted = e * write_factor(gates, o, d)[None, :]
+    tl.debug_barrier()
+    queries, keys = token(q, start, key_head, T), token(k, start, key_head, T)
+    q1, q2 = load_keys(queries, q.t, o, here, d)
+    k1, k2 = load_keys(keys, k.t, o, here, d)
+    later = o[:, None] > o[None, :]
+    if d.DOT == tl.float32:
+        products = dot_rows(queries, q.t, o, keys, k.t, o, left, d)
+        tl.store(dbeta + out + o * d.HV, tl.sum(e * products, 0), mask=here)
+        tl.debug_barrier()
+        q1, q2 = load_keys(queries, q.t, o, here, d)
+    else:
+        products = dot_keys(q1, q2, k1, k2, d)
+    shared = tl.where(later, weighted * products, 0.0)
+    dq1, dq2, read = scale_rows(dq1, dq2, tl.load(gates + READ_Q * d.BT + o), q1, q2, d)
+    carried = tl.sum(inner, 0) * chunk_decay(gates, d)
+    shares = o == d.BT - 1
+    if d.DOT == tl.float32:  # where ``change`` is summed over later tokens already
+        shares = o >= 0
+    tl.store(change + row * d.BT + o, change_of(read, shared, later, d) + tl.where(shares, carried, 0.0))
+    tl.debug_barrier()
+    if d.DOT == tl.float32:
+        dq1, dq2 = add_square(dq1, dq2, weights, gates, keys, k.t, left, d, True, False)
+    else:
+        k1, k2 = load_keys(keys, k.t, o, here, d)
+        dq1, dq2 = add_product(dq1, dq2, operand(weighted, d), k1, k2, d)
+    tl.debug_barrier()
+    q1, q2 = load_keys(queries, q.t, o, here, d)
+    store_keys(dq + out * d.K, dq1, dq2, q1, q2, norm, o, here, d, L2NORM)
+
+
+@triton.jit(do_not_specialize=["T"])
+def key_kernel(
+    q,
+    k,
+    gates,
+    weights,
+    y,
+    states,
+    d_states,
+    dv,
+    dk,
+    dg,
+    dbeta,
+    change,
+    chunks,
+    T,
+    d,
+    BV: tl.constexpr,
+    L2NORM: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """One program per chunk and value head, after ``query_kernel``, whose ``change`` it completes; dk [B, T, HV, K] is
+    that head's share."""
+    segment, start, row, head, left = place(chunks, d)
+    if segment < 0:
+        return
+    o = tl.arange(0, d.BT)
+    here = o < left
+    key_head = head // (d.HV // d.H)
+    gates += row * (ROWS * d.BT)
+    weights += row * (d.BT * d.BT)
+    out = start * d.HV + head
+    change += row * d.BT
+    y += out * d.V
+    pairs, dk1, dk2 = read_products(y, dv + out * d.V, states + row * (d.K * d.V), o, here, d, BV, STAGES)
+    later = o[:, None] > o[None, :]
+    f = tl.where(later, -pairs * pair_decay(gates, o, o, d), 0.0) * tl.load(gates + NORM_K * d.BT + o)[:, None]
+    tl.store(weights + o[None, :] * d.BT + o[:, None], operand(f, d), mask=later)
+    weighted = f * write_factor(gates, o, d)[None, :]
+    tl.debug_barrier()
+    keys = token(k, start, key_head, T)
+    k1, k2 = load_keys(keys, k.t, o, here, d)
+    if d.DOT == tl.float32:
+        products = dot_rows(keys, k.t, o, keys, k.t, o, left, d)
+        read_later = tl.load(dbeta + out + o * d.HV, mask=here, other=0.0) + tl.sum(f * products, 0)
+        tl.store(dbeta + out + o * d.HV, read_later, mask=here)
+        tl.debug_barrier()
+        k1, k2 = load_keys(keys, k.t, o, here, d)
+    else:
+        products = dot_keys(k1, k2, k1, k2, d)
+    shared = weighted * products
+    dk1, dk2, read = scale_rows(dk1, dk2, -tl.load(gates + READ_K * d.BT + o), k1, k2, d)
+    tl.store(change + o, tl.load(change + o) + change_of(read, shared, later, d))
+    tl.debug_barrier()
+    if d.DOT == tl.float32:
+        dk1, dk2 = add_square(dk1, dk2, weights, gates, keys, k.t, left, d, False, False)
+        store_both(dk + out * d.K, dk1, dk2, o, here, d)
+    else:
+        k1, k2 = load_keys(keys, k.t, o, here, d)
+        dk1, dk2 = add_product(dk1, dk2, operand(weighted, d), k1, k2, d)
+    tl.debug_barrier()
+    d_states += row * (d.K * d.V)
+    if d.DOT == tl.float32:
+        kept = kept_by_end(y, d_states, keys, k.t, o, here, d)
+        tl.debug_barrier()
+    db1, db2 = write_products(y, d_states, o, here, d, BV, STAGES)
+    tl.debug_barrier()
+    k1, k2 = load_keys(token(k, start, key_head, T), k.t, o, here, d)
+    db1, db2, stored = scale_rows(db1, db2, decay_to_end(gates, o, d), k1, k2, d)
+    tl.debug_barrier()
+    db1, db2 = add_square(db1, db2, weights, gates, keys, k.t, left, d, False, True)
+    tl.debug_barrier()
+    db1, db2 = add_square(db1, db2, weights, gates, token(q, start, key_head, T), q.t, left, d, True, True)
+    tl.debug_barrier()
+    k1, k2 = load_keys(token(k, start, key_head, T), k.t, o, here, d)
+    norm = tl.load(gates + NORM_K * d.BT + o)
+    db1, db2, dbeta_rows = scale_rows(db1, db2, norm, k1, k2, d)
+    if d.DOT == tl.float32:
+        kept *= decay_to_end(gates, o, d)
+        dbeta_rows = (kept + tl.load(dbeta + out + o * d.HV, mask=here, other=0.0)) * norm
+    tl.store(dbeta + out + o * d.HV, dbeta_rows, mask=here)
+    beta = tl.load(gates + BETA * d.BT + o)
+    dk1, dk2 = load_keys_again(dk1, dk2, dk + out * d.K, d.HV * d.K, o, here, d)
+    dk1 += db1 * beta[:, None]
+    if d.K2:
+        dk2 += db2 * beta[:, None]
+    store_keys(dk + out * d.K, dk1, dk2, k1, k2, norm, o, here, d, L2NORM)
+
+    # A token's gate scales what was there before it, where a token from it on reads it or the chunk's end keeps it.
+    total = tl.load(change + o)
+    if d.DOT == tl.float32:
+        kept *= write_factor(gates, o, d)
+        total += tl.cumsum(kept, 0) - kept
+    else:
+        total = tl.cumsum(total, 0, reverse=True)
+        stored = stored * write_factor(gates, o, d)
+        total += tl.sum(tl.where(o[:, None] < o[None, :], stored[:, None], 0.0), 0)
+    tl.store(dg + out + o * d.HV, total, mask=here)

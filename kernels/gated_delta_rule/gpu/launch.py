@@ -1,0 +1,194 @@
+"""Grids and launches: what runs in which order. Everything is queued; nothing waits for the device."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hybrid_ft.kernels.gated_delta_rule.gpu.call import Backward, Call, Forward, Inputs, Kept, cut, cut_pieces
+from hybrid_ft.kernels.gated_delta_rule.gpu.gradients import key_kernel, query_kernel
+from hybrid_ft.kernels.gated_delta_rule.gpu.intra import inverse_kernel, weights_kernel
+from hybrid_ft.kernels.gated_delta_rule.gpu.scans import backward_kernel, forward_kernel
+from hybrid_ft.kernels.gated_delta_rule.gpu.settings import Settings, settings_for
+from hybrid_ft.kernels.gated_delta_rule.gpu.splits import join_kernel, summary_backward_kernel, summary_kernel
+from hybrid_ft.kernels.gated_delta_rule.gpu.tiles import Chunks, Heads, Pieces, Scan, Within
+
+JOIN_WARPS = 4
+
+
+def run_forward(inputs: Inputs, keep_states: bool) -> Forward:
+    q, v = inputs.q, inputs.v
+    assert v is not None and inputs.g is not None and inputs.beta is not None
+    call = Call(q, v, inputs.cu_seqlens)
+    chunks, use = cut(call, inputs.cu_seqlens), settings_for(q)
+    out = call.forward_memory(keep_states)
+    kept, weights = out.kept, call.square()
+    _weights(inputs, call, use, chunks, kept.gates, weights, first=True)
+    grid = (call.chunks * call.value_heads,)
+    if grid[0]:
+        inverse_kernel[grid](
+            heads(inputs.k), kept.gates, kept.inverse, chunks, call.tokens_in_row, call.dims(),
+            num_warps=use.inverse_warps,
+        )  # fmt: skip
+    if not call.segments:
+        return out
+    initial, final, segments = contiguous(inputs.initial_state), out.final_state, call.segments
+    pieces = cut_pieces(call, chunks) if call.piece else None
+    if pieces:
+        _summarise(inputs, call, use, pieces, kept, final := call.outer_states(call.pieces))
+        _join(call, use, pieces, initial, final, kept, kept.starts, backward=False)
+        chunks, initial, segments = pieces.chunks, kept.starts, call.pieces
+    block, within = block_of(call.value_dim, use), Within(kept.gates, kept.inverse, weights)
+    forward_kernel[(call.lanes(segments, block),)](
+        heads(q), heads(inputs.k), heads(v), within, initial, out.o, kept.y, kept.states, final, chunks,
+        call.tokens_in_row, call.dims(use.halves), scan(block, use, use.forward_stages), KEEP=keep_states,
+        num_warps=use.forward_warps,
+    )  # fmt: skip
+    if pieces:
+        out.final_state.copy_(final[pieces.first[1:] - 1])
+    return out
+
+
+def run_backward(inputs: Inputs, kept: Kept, do: Tensor, d_final: Tensor | None) -> Backward:
+    """Without ``inputs.v`` the states and Y were kept, else they are computed again."""
+    q, v = inputs.q, inputs.v
+    call = Call(q, do, inputs.cu_seqlens)
+    chunks, use = cut(call, inputs.cu_seqlens), settings_for(q)
+    out = call.backward_memory()
+    if v is not None:
+        kept = kept._replace(states=call.states(), y=call.tokens(call.value_dim))
+    weights, d_states = call.square(), call.states()
+    _weights(inputs, call, use, chunks, kept.gates, weights, first=False)
+    if call.segments:
+        _scan_backward(inputs, call, use, chunks, kept, weights, do, d_final, d_states, out)
+    if call.chunks * call.value_heads:
+        _gradients(inputs, call, use, chunks, kept, weights, do, d_states, out)
+    return out
+
+
+def _weights(
+    inputs: Inputs, call: Call, use: Settings, chunks: Chunks, gates: Tensor, weights: Tensor, first: bool
+) -> None:
+    g, beta = (None if x is None else heads(x) for x in (inputs.g, inputs.beta))
+    if call.chunks * call.value_heads:
+        weights_kernel[(call.chunks * call.value_heads,)](
+            heads(inputs.q), heads(inputs.k), g, beta, gates, weights, chunks, inputs.scale, call.tokens_in_row,
+            call.dims(), L2NORM=inputs.use_qk_l2norm, FIRST=first, num_warps=use.weights_warps,
+        )  # fmt: skip
+
+
+def _summarise(inputs: Inputs, call: Call, use: Settings, pieces: Pieces, kept: Kept, sums: Tensor) -> None:
+    """A and M of every piece, see splits.py."""
+    assert inputs.v is not None
+    block, dims = block_of(call.value_dim, use), call.dims(use.halves)
+    lanes, within = call.lanes(call.pieces, block), Within(kept.gates, kept.inverse, None)
+    summary_kernel[(lanes + call.lanes(call.pieces, block, call.key_dim),)](
+        heads(inputs.k), heads(inputs.v), within, sums, kept.moves, pieces, lanes, call.tokens_in_row, dims,
+        dims._replace(V=tl.constexpr(call.key_dim)), scan(block, use, use.forward_stages), num_warps=use.summary_warps,
+    )  # fmt: skip
+
+
+def _join(
+    call: Call,
+    use: Settings,
+    pieces: Pieces,
+    outer: Tensor | None,
+    sums: Tensor,
+    kept: Kept,
+    states: Tensor,
+    backward: bool,
+) -> None:
+    block = block_of(call.value_dim, use)
+    join_kernel[(call.lanes(call.segments, block),)](
+        outer, sums, kept.moves, states, pieces, call.dims(use.halves), BV=block, BACKWARD=backward,
+        num_warps=JOIN_WARPS,
+    )  # fmt: skip
+
+
+def _scan_backward(
+    inputs: Inputs,
+    call: Call,
+    use: Settings,
+    chunks: Chunks,
+    kept: Kept,
+    weights: Tensor,
+    do: Tensor,
+    d_final: Tensor | None,
+    d_states: Tensor,
+    out: Backward,
+) -> None:
+    """Fills d_states, dv and d_initial, and the states and Y where v is there to compute them from."""
+    q, k, v = heads(inputs.q), heads(inputs.k), None if inputs.v is None else heads(inputs.v)
+    initial, d_final, d_initial = contiguous(inputs.initial_state), contiguous(d_final), out.d_initial
+    block, dims, segments = block_of(call.value_dim, use), call.dims(use.halves), call.segments
+    within = Within(kept.gates, kept.inverse, weights)
+    pieces = cut_pieces(call, chunks) if call.piece else None
+    if pieces:
+        d_initial, d_ends = (call.outer_states(call.pieces) for _ in range(2))
+        summary_backward_kernel[(call.lanes(call.pieces, block),)](
+            q, k, heads(do), within, d_initial, pieces, call.tokens_in_row, dims,
+            scan(block, use, use.summary_backward_stages), num_warps=use.backward_warps,
+        )  # fmt: skip
+        _join(call, use, pieces, d_final, d_initial, kept, d_ends, backward=True)
+        chunks, initial, d_final, segments = pieces.chunks, kept.starts, d_ends, call.pieces
+    lanes = call.lanes(segments, block)
+    backward_kernel[(lanes if v is None else 2 * lanes,)](
+        q, k, v, heads(do), within, initial, d_final, kept.y, kept.states, out.dv, d_states, d_initial, chunks, lanes,
+        call.tokens_in_row, dims, scan(block, use, use.backward_stages), KEPT=v is None, num_warps=use.backward_warps,
+    )  # fmt: skip
+    if pieces:
+        out.d_initial.copy_(d_initial[pieces.first[:-1]])
+
+
+def _gradients(
+    inputs: Inputs,
+    call: Call,
+    use: Settings,
+    chunks: Chunks,
+    kept: Kept,
+    weights: Tensor,
+    do: Tensor,
+    d_states: Tensor,
+    out: Backward,
+) -> None:
+    """Fills dq, dk, dg and dbeta."""
+    q, k, grid = heads(inputs.q), heads(inputs.k), (call.chunks * call.value_heads,)
+    block, group = min(use.gradient_block, block_of(call.value_dim, use)), call.value_heads // call.heads
+    dq, dk = out[:2]
+    if group > 1:
+        dq, dk = (call.tokens(call.key_dim, dtype=torch.float32) for _ in range(2))
+    wide = torch.float64 if q.x.dtype == torch.float32 else torch.float32
+    change = call.memory(call.chunks, call.value_heads, call.chunk, dtype=wide)
+    query_kernel[grid](
+        q, k, heads(do), kept.gates, weights, kept.y, kept.states, d_states, dq, out.dbeta, change, chunks,
+        inputs.scale, call.tokens_in_row, call.dims(), BV=block, L2NORM=inputs.use_qk_l2norm, STAGES=use.query_stages,
+        num_warps=use.query_warps,
+    )  # fmt: skip
+    key_kernel[grid](
+        q, k, kept.gates, weights, kept.y, kept.states, d_states, out.dv, dk, out.dg, out.dbeta, change, chunks,
+        call.tokens_in_row, call.dims(), BV=block, L2NORM=inputs.use_qk_l2norm, STAGES=use.key_stages,
+        num_warps=use.key_warps,
+    )  # fmt: skip
+    if group > 1:
+        for total, shares in ((out.dq, dq), (out.dk, dk)):
+            total.copy_(shares.unflatten(2, (call.heads, group)).sum(3))
+
+
+def block_of(value_dim: int, use: Settings) -> int:
+    """V columns of a state tile."""
+    return min(use.block, max(16, triton.next_power_of_2(value_dim)))
+
+
+def scan(block: int, use: Settings, stages: int) -> Scan:
+    return Scan(*(tl.constexpr(x) for x in (block, use.apart, stages)))
+
+
+def heads(x: Tensor) -> Heads:
+    """By strides, as it lies; only a last dimension that is not contiguous (an expanded gradient, say) is copied."""
+    if x.ndim == 4 and x.stride(3) != 1:
+        x = x.contiguous()
+    return Heads(x, *x.stride()[:3])
+
+
+def contiguous(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.contiguous()

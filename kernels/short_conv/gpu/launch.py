@@ -1,0 +1,165 @@
+"""The short convolution's Triton path as custom operators, opaque to torch.compile. Nothing waits for the device."""
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from hybrid_ft.kernels.rowwise import as_rows, check_gpu, on
+from hybrid_ft.kernels.short_conv.gpu.kernels import (
+    activation_kernel,
+    final_tail_kernel,
+    forward_kernel,
+    initial_tail_kernel,
+    input_kernel,
+    step_kernel,
+)
+
+# Tokens, channels and warps of a tile, 16 numbers to a thread: with 32 the shifted loads do not fit into the registers.
+# The kernel that sums over a tile's tokens has more of them, for fewer partial sums.
+TILE = {"BT": 32, "BD": 64, "num_warps": 4}
+SUMMED = {"BT": 64, "BD": 32, "num_warps": 4}
+WIDEST = 4
+# Of one token's step: few, since all that a GPU has to do for one row are some thousands of channels.
+STEP_CHANNELS = 128
+
+
+def triton_short_conv(
+    x: Tensor, weight: Tensor, cu_seqlens: Tensor | None, initial_tail: Tensor | None, output_final_tail: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The op on checked arguments."""
+    check_gpu(x=x, weight=weight, **({} if initial_tail is None else {"initial_tail": initial_tail}))
+    if weight.shape[1] > WIDEST:
+        raise ValueError(f"weight: got a width of {weight.shape[1]}; on a GPU it must be at most {WIDEST}")
+    if cu_seqlens is None:
+        cu_seqlens = torch.arange(2, device=x.device) * x.shape[0]
+    y, final_tail = forward_op(x, weight, cu_seqlens.to(x.device), initial_tail, output_final_tail)
+    return y, final_tail if output_final_tail else None
+
+
+def _final_memory(x: Tensor, weight: Tensor, cu_seqlens: Tensor, there: bool) -> Tensor:
+    return x.new_empty((cu_seqlens.shape[0] - 1, weight.shape[1] - 1, x.shape[1]) if there else 0)
+
+
+def _initial_memory(x: Tensor, initial_tail: Tensor | None) -> Tensor:
+    return x.new_empty(0) if initial_tail is None else initial_tail.new_empty(initial_tail.shape)
+
+
+@torch.library.custom_op("hybrid_ft::short_conv", mutates_args=())
+def forward_op(
+    x: Tensor, weight: Tensor, cu_seqlens: Tensor, initial_tail: Tensor | None, output_final_tail: bool
+) -> tuple[Tensor, Tensor]:
+    """y, and the final tail or nothing."""
+    (N, D), W, S = x.shape, weight.shape[1], cu_seqlens.shape[0] - 1
+    y, final_tail = x.new_empty(N, D), _final_memory(x, weight, cu_seqlens, output_final_tail)
+    x, weight = as_rows(x), weight.contiguous()
+    tail = None if initial_tail is None else initial_tail.contiguous()
+    with on(x):
+        if y.numel():
+            forward_kernel[_grid(N, D, TILE)](
+                x, x.stride(0), weight, tail, cu_seqlens, y, N, S, S.bit_length(), D, W, **TILE
+            )
+        if final_tail.numel():
+            BD, warps = _channels(D)
+            final_tail_kernel[(S * triton.cdiv(D, BD),)](
+                x, x.stride(0), tail, cu_seqlens, final_tail, D, W, BD, num_warps=warps
+            )
+    return y, final_tail
+
+
+@forward_op.register_fake
+def _(
+    x: Tensor, weight: Tensor, cu_seqlens: Tensor, initial_tail: Tensor | None, output_final_tail: bool
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), _final_memory(x, weight, cu_seqlens, output_final_tail)
+
+
+@torch.library.custom_op("hybrid_ft::short_conv_backward", mutates_args=())
+def backward_op(
+    dy: Tensor, d_final: Tensor | None, x: Tensor, weight: Tensor, cu_seqlens: Tensor, initial_tail: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dx, dweight, and the gradient of the initial tail or nothing."""
+    (N, D), W, S = x.shape, weight.shape[1], cu_seqlens.shape[0] - 1
+    dx, dpre = x.new_empty(N, D), x.new_empty(N, D)
+    dtaps = x.new_empty(triton.cdiv(N, SUMMED["BT"]), W, D, dtype=torch.float32)
+    dtail = _initial_memory(x, initial_tail)
+    x, dy, weight = as_rows(x), as_rows(dy), weight.contiguous()
+    tail = None if initial_tail is None else initial_tail.contiguous()
+    d_final = None if d_final is None else d_final.contiguous()
+    counts = N, S, S.bit_length()
+    with on(x):
+        if dx.numel():
+            activation_kernel[_grid(N, D, SUMMED)](
+                x, x.stride(0), weight, tail, cu_seqlens, dy, dy.stride(0), dpre, dtaps, *counts, D, W, **SUMMED
+            )
+            input_kernel[_grid(N, D, TILE)](dpre, weight, d_final, cu_seqlens, dx, *counts, D, W, **TILE)
+        if dtail.numel():
+            BD, warps = _channels(D)
+            initial_tail_kernel[(S * triton.cdiv(D, BD),)](
+                dpre, weight, d_final, cu_seqlens, dtail, D, W, BD, num_warps=warps
+            )
+    return dx, dtaps.sum(0).T.contiguous().to(weight.dtype), dtail
+
+
+@backward_op.register_fake
+def _(
+    dy: Tensor, d_final: Tensor | None, x: Tensor, weight: Tensor, cu_seqlens: Tensor, initial_tail: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), _initial_memory(x, initial_tail)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.set_materialize_grads(False)
+    *kept, ctx.output_final_tail = inputs
+    ctx.save_for_backward(*kept)
+
+
+def _backward(ctx: Any, dy: Tensor | None, d_final: Tensor | None) -> tuple[Tensor | None, ...]:
+    x, weight, cu_seqlens, initial_tail = ctx.saved_tensors
+    dy = torch.zeros_like(x) if dy is None else dy
+    # the gradient of a final tail that was not asked for has no rows
+    d_final = d_final if ctx.output_final_tail else None
+    dx, dweight, dtail = backward_op(dy, d_final, x, weight, cu_seqlens, initial_tail)
+    return dx, dweight, None, None if initial_tail is None else dtail, None
+
+
+forward_op.register_autograd(_backward, setup_context=_setup)
+
+
+def triton_short_conv_step(x: Tensor, tail: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The step on checked arguments."""
+    check_gpu(x=x, tail=tail, weight=weight)
+    return step_op(x, tail, weight)
+
+
+@torch.library.custom_op("hybrid_ft::short_conv_step", mutates_args=())
+def step_op(x: Tensor, tail: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """y and the new tail."""
+    (B, D), W = x.shape, weight.shape[1]
+    y, new_tail = x.new_empty(B, D), x.new_empty(B, W - 1, D)
+    if not y.numel():
+        return y, new_tail
+    x, weight = as_rows(x), weight.contiguous()
+    tail = tail if tail[0].is_contiguous() else tail.contiguous()
+    BD = min(STEP_CHANNELS, triton.next_power_of_2(D))
+    with on(x):
+        step_kernel[(B * triton.cdiv(D, BD),)](
+            x, x.stride(0), tail, tail.stride(0), weight, y, new_tail, D, W, BD, num_warps=max(1, BD // 64)
+        )
+    return y, new_tail
+
+
+@step_op.register_fake
+def _(x: Tensor, tail: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty(tail.shape)
+
+
+def _grid(N: int, D: int, tile: dict[str, int]) -> tuple[int]:
+    return (triton.cdiv(N, tile["BT"]) * triton.cdiv(D, tile["BD"]),)
+
+
+def _channels(D: int) -> tuple[int, int]:
+    """Of a tile of one row, and its warps."""
+    channels = min(512, triton.next_power_of_2(D))
+    return channels, max(1, channels // 128)
