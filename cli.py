@@ -172,22 +172,15 @@ def data(recipe: RecipeName, overrides: Overrides = None) -> int:
     from rich.console import Console
 
     from hybrid_ft.finetune.data.prepare import prepare
-    from hybrid_ft.finetune.data.prepare_pairs import prepare_pairs
-    from hybrid_ft.finetune.data.report import pair_view, view
+    from hybrid_ft.finetune.data.report.view import draw
     from hybrid_ft.hybrid_model.checkpoint.tokenizer import load_tokenizer
 
     model = resolved.model
     tokenizer = load_tokenizer(model.tokenizer or model.path, revision=None if model.tokenizer else model.revision)
-    if resolved.dpo:
-        pairs = prepare_pairs(resolved, tokenizer, refuse=False).report
-        pair_view.draw(pairs, Console())
-        refusal = pairs.refusal
-    else:
-        report = prepare(resolved, tokenizer, refuse=False).report
-        view.draw(report, Console())
-        refusal = report.refusal
-    if refusal:
-        raise InputError(refusal)
+    account = prepare(resolved, tokenizer, refuse=False).report
+    draw(account, Console())
+    if account.refusal:
+        raise InputError(account.refusal)
     return 0
 
 
@@ -230,6 +223,24 @@ def generate(
     from hybrid_ft.finetune.generation.generate import Sampling, run
 
     return run(path, prompts, rows, out, max_new_tokens, Sampling(temperature, top_p, seed))
+
+
+@app.command()
+def merge(
+    adapter: Annotated[
+        str, typer.Argument(metavar="ADAPTER", help="An adapter folder that PEFT wrote, or a hub name.")
+    ],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="A new folder for the model.")],
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16; the base's own if not given.", show_default=False)
+    ] = None,
+) -> int:
+    """Make one model of an adapter and the base it names; the same command again goes on where it was cut short."""
+    with resumable():
+        from hybrid_ft.finetune.conversion.merge import run
+        from hybrid_ft.finetune.runs.console import screen
+
+        return run(adapter, out, dtype, screen())
 
 
 @app.command()

@@ -106,5 +106,5 @@ def add_lora(
     )
     with warnings.catch_warnings():
         # PEFT adds ranks for fused experts to a config that adapts none
-        warnings.filterwarnings("ignore", "The following rank_pattern keys did not match", RuntimeWarning)
+        warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys did not match", RuntimeWarning)
         return get_peft_model(model, config)

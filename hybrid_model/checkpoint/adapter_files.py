@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 _FACTOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
-_NAME = re.compile(r"[\w.]+", re.ASCII)
+_NAME = re.compile(r"\^?[\w.]+\$?", re.ASCII)
 # What changes the base or adds weights of another kind. The rest of PEFT's keys shape the training alone.
 _UNSUPPORTED = (
     "layer_replication",
@@ -35,6 +35,10 @@ _UNSUPPORTED = (
 )
 
 
+_MERGED = ("modules_to_save", "trainable_token_indices", "use_dora")
+_MERGE = "make a model of it and its base with: hybrid-ft merge {} OUT"
+
+
 class Adapter(NamedTuple):
     """``base``: a folder, hub name or preset; ``config``: for PEFT, without patterns."""
 
@@ -43,22 +47,31 @@ class Adapter(NamedTuple):
     config: LoraConfig
 
 
-def read_adapter(folder: Path) -> Adapter:
-    """An adapter folder's description. Raises InputError for one that is no plain LoRA or has no safetensors file."""
-    from peft import LoraConfig
-
-    path, weights = folder / CONFIG, folder / WEIGHTS
-    if not weights.is_file():
+def read_config(folder: Path) -> dict[str, Any]:
+    """``adapter_config.json`` of a LoRA adapter that names its base. Raises InputError, also where weights are missing."""
+    path = folder / CONFIG
+    if not (folder / WEIGHTS).is_file():
         raise InputError(f"{folder}: {WEIGHTS} is missing; weights are read from safetensors alone")
     raw = json_object(path)
     base, revision = raw.get("base_model_name_or_path"), raw.get("revision")
     if raw.get("peft_type") != "LORA" or not isinstance(base, str) or not base:
         raise InputError(f"{path}: must be LoRA and name its base model")
     if revision is not None and not isinstance(revision, str):
-        raise InputError(f"{path}: revision must be a text or null")
+        raise InputError(f"{path}: revision must be a string or null")
+    return raw
+
+
+def read_adapter(folder: Path) -> Adapter:
+    """An adapter folder's description, for a model to talk to. Raises InputError for one that is not plain LoRA."""
+    from peft import LoraConfig
+
+    path, weights = folder / CONFIG, folder / WEIGHTS
+    raw = read_config(folder)
+    base, revision = raw["base_model_name_or_path"], raw.get("revision")
     for key in _UNSUPPORTED:
         if raw.get(key):
-            raise InputError(f"{path}: {key} cannot be used here; merge the adapter with what made it")
+            fix = _MERGE if key in _MERGED else "merge it with what made it"
+            raise InputError(f"{path}: {key} cannot be used here; {fix.format(folder)}")
     if raw.get("bias", "none") != "none":
         raise InputError(f"{path}: bias is {raw['bias']!r}; must be 'none'")
     factors = {(match[1], match[2]) for name in read_header(weights) if (match := _FACTOR.fullmatch(name))}
@@ -69,11 +82,11 @@ def read_adapter(folder: Path) -> Adapter:
         for factor in {"A", "B"} - {known for of, known in factors if of == module}:
             raise InputError(f"{weights}: tensor lora_{factor} of {module} is missing; the file is not whole")
     config = LoraConfig(
-        r=_number(path, raw, "r", 8),
-        lora_alpha=_number(path, raw, "lora_alpha", 8),
+        r=number(path, raw, "r", 8),
+        lora_alpha=number(path, raw, "lora_alpha", 8),
         use_rslora=raw.get("use_rslora") is True,
-        rank_pattern=_numbers(path, raw, "rank_pattern"),
-        alpha_pattern=_numbers(path, raw, "alpha_pattern"),
+        rank_pattern=numbers(path, raw, "rank_pattern"),
+        alpha_pattern=numbers(path, raw, "alpha_pattern"),
         target_modules=modules,
         task_type="CAUSAL_LM",
     )
@@ -89,6 +102,9 @@ def check_adapter(folder: Path, adapter: Adapter, config: OlmoHybridConfig) -> N
         match = _FACTOR.fullmatch(name)
         weight = shapes.get(f"{match[1]}.weight") if match else None
         got = entry["shape"]
+        if match is None and (whole := name.removeprefix("base_model.model.").replace(".base_layer.", ".")) in shapes:
+            fix = _MERGE.format(folder)
+            raise InputError(f"{path}: holds {whole} whole, {got}, the base's is {list(shapes[whole])}; {fix}")
         if match is None or weight is None or len(weight) != 2:
             raise InputError(
                 f"{path}: tensor {name} adapts nothing that the base has; the adapter is for another model"
@@ -103,16 +119,17 @@ def check_adapter(folder: Path, adapter: Adapter, config: OlmoHybridConfig) -> N
             )
 
 
-def _number(path: Path, raw: dict[str, Any], key: str, default: int) -> Any:
+def number(path: Path, raw: dict[str, Any], key: str, default: int) -> Any:
+    """A setting that must be a number above 0. Raises InputError."""
     value = raw.get(key, default)
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1e6:
         raise InputError(f"{path}: {key} is {str(value)[:60]!r}; must be a number above 0")
     return value
 
 
-def _numbers(path: Path, raw: dict[str, Any], key: str) -> dict[str, Any]:
+def numbers(path: Path, raw: dict[str, Any], key: str) -> dict[str, Any]:
     """Numbers by module; PEFT reads the names as patterns, which can be made to match without end."""
     values = raw.get(key) or {}
     if not isinstance(values, dict) or not all(_NAME.fullmatch(name) for name in values):
         raise InputError(f"{path}: {key} must hold numbers by module names; patterns are not read")
-    return {name: _number(path, values, name, 0) for name in values}
+    return {name: number(path, values, name, 0) for name in values}

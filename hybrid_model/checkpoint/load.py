@@ -47,7 +47,7 @@ def load(
             raise InputError(f"model {name} is a shape without weights; set from_scratch: true or name a checkpoint")
         folder = find_folder(name, revision, weights=not from_scratch)
         config = read_config(folder)
-    wanted = _dtype(dtype, config)
+    wanted = dtype_of(dtype or config.dtype or torch.float32)
     if from_scratch:
         if vocab_size is not None:
             config.vocab_size = vocab_size
@@ -93,9 +93,8 @@ def check_finite(folder: Path, model: torch.nn.Module) -> None:
             raise InputError(f"{folder}: tensor {name} holds values that are not finite; take another checkpoint")
 
 
-def _dtype(dtype: torch.dtype | str | None, config: PreTrainedConfig) -> torch.dtype:
-    if dtype is None:
-        dtype = config.dtype or torch.float32
+def dtype_of(dtype: torch.dtype | str) -> torch.dtype:
+    """A dtype by its name. Raises InputError."""
     if isinstance(dtype, str):
         if dtype not in _DTYPES:
             raise InputError(f"dtype {dtype!r} is none of {', '.join(_DTYPES)}")
