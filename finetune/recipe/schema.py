@@ -33,7 +33,7 @@ NULL_IS_EMPTY = BeforeValidator(lambda value: {} if value is None else value)
 class Section(BaseModel):
     """A mapping of keys. Values are frozen: a change makes a copy (``changed``)."""
 
-    # strict: "8" is no number and 8 no text; the reader has already decided what is what
+    # strict: "8" is not a number and 8 is not a string; the reader has already decided which is which
     model_config = ConfigDict(
         extra="forbid", strict=True, allow_inf_nan=False, frozen=True, use_attribute_docstrings=True
     )
