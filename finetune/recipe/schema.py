@@ -43,8 +43,8 @@ class Lora(Section):
     """LoRA: each adapted matrix W becomes W + (alpha / rank) B A, and only A and B are trained.
 
     `attention` is q, k, v and o of the attention layers, `delta` the projections of layers with a delta rule,
-    `recurrent` those of the recurrent layers of any family, `mlp` gate, up and down. Convolutions, what sets decay and writing strength (A_log, dt_bias, a_proj, b_proj), norms, embeddings
-    and the head are never adapted.
+    `recurrent` those of the recurrent layers of any family, `mlp` gate, up and down. Convolutions, what sets decay and
+    writing strength (A_log, dt_bias, a_proj, b_proj), norms, embeddings and the head are never adapted.
     """
 
     targets: Text = Field("all-linear", examples=["delta+mlp"])
