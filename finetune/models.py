@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ import hybrid_ft
 from hybrid_ft.finetune.runs import device
 from hybrid_ft.hybrid_model import adapters
 from hybrid_ft.hybrid_model.checkpoint import tokenizer as tokenizers
+from hybrid_ft.hybrid_model.families.known import family_of
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -58,11 +60,26 @@ def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrained
         revision=wanted.revision,
     )
     tokenizers.check_vocabulary(tokenizer, model.config)
+    freeze_routers(model)
     if wanted.from_scratch:
         # a preset's is of its own tokenizer; in another one that id may be a word, and would get no gradient
         model.get_input_embeddings().padding_idx = tokenizer.pad_token_id
     set_seed(recipe.train.seed)
     return adapters.add_lora(model, lora.targets, lora.rank, lora.alpha, lora.dropout) if lora else model
+
+
+def freeze_routers(model: PreTrainedModel) -> None:
+    """What chooses experts stays as it was trained, and so no loss balances their load.
+
+    A few thousand rows of one domain say little of how the experts should be shared out, and TRL would add that loss
+    for every model whose config names a coefficient.
+    """
+    router = re.compile(family_of(model.config).router)
+    for name, parameter in model.named_parameters():
+        if router.fullmatch(name):
+            parameter.requires_grad_(False)
+    if hasattr(model.config, "router_aux_loss_coef"):
+        model.config.router_aux_loss_coef = 0.0
 
 
 def describe_model(recipe: Recipe, model: torch.nn.Module) -> str:

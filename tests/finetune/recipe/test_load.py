@@ -82,7 +82,7 @@ def test_all_mistakes_at_once() -> None:
         "evaluate: {answers: 9, samples: [1]}\n"
     )
     assert mistakes(text, "train.steps=1e3", "model.lora.rnk=2") == [
-        "mine.yaml:3: model.lora.targets: got 'lm_head'; must be of all-linear, attention, delta, mlp, or a union such as delta+mlp",
+        "mine.yaml:3: model.lora.targets: got 'lm_head'; must be of all-linear, attention, delta, recurrent, mlp, or a union such as delta+mlp",
         "mine.yaml:6: data.sources.0.path: got 'rwos.jsonl'; there is no such data file; did you mean rows.jsonl?",
         "mine.yaml:7: data.sources.0.weight: got 0; must be greater than 0",
         "mine.yaml:9: unknown key train.learnin_rate; did you mean train.learning_rate?",
