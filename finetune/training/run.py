@@ -28,6 +28,7 @@ from hybrid_ft.finetune.runs.launcher import agreed
 from hybrid_ft.finetune.runs.session import begin_or_go_on, check_storage, in_folder, newest_checkpoint
 from hybrid_ft.finetune.training import fsdp
 from hybrid_ft.hybrid_model.checkpoint.generation_config import GenerationDefaults, generation_defaults
+from hybrid_ft.hybrid_model.gpu_trust import check_gpu
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -155,6 +156,8 @@ def _run(recipe: Recipe, stage: Stage, folder: RunFolder, console: Console, stop
     trainer = stage.trainer(start, model, progress)
     if not folder.begun and folder.processes.main:
         folder.checkpoints.rmdir()  # transformers makes it at once
+    with console.status("the GPU's self-test"):
+        check_gpu(trainer.model, torch.bfloat16 if models.in_bfloat16(recipe) else torch.float32)
     tried = stage.trial(start, trainer)
     begin_or_go_on(folder, recipe, stage.name, identity, changed, start.say)
     stage.ready(start, trainer, tried)
