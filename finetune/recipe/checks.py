@@ -30,6 +30,8 @@ def contradictions(recipe: Recipe) -> Iterator[Wrong]:
             f"got {train.batch_tokens}; must be at least data.max_length ({data.max_length}) when rows are packed",
             (("data", "max_length"), ("data", "packing")),
         )
+    if recipe.dpo is None:
+        yield from _size_of_a_step(recipe)
     if data.eval.sources and (data.eval.fraction or data.eval.count):
         yield Wrong(
             ("data", "eval", "sources"), f"got {shown(data.eval.sources)}; give sources, or fraction or count, not both"
@@ -86,6 +88,9 @@ def preference_contradictions(recipe: Recipe, stage: str | None) -> Iterator[Wro
         )
     if loss.smoothing == "needed" and not dpo.label_smoothing:
         yield Wrong(("dpo", "label_smoothing"), f"must be above 0 for {dpo.loss}; 0.001 is usual", (("dpo", "loss"),))
+    for key, got in (("tokens_per_step", train.tokens_per_step), ("rows_per_step", train.rows_per_step)):
+        if got is not None:
+            yield Wrong(("train", key), f"got {got}; for pairs set dpo.pairs_per_step")
     if train.accumulation != 1:
         yield Wrong(
             ("train", "accumulation"),
@@ -99,6 +104,31 @@ def preference_contradictions(recipe: Recipe, stage: str | None) -> Iterator[Wro
             ("model", "lora", "dropout"),
             f"got {lora.dropout:g}; must be 0 for pairs: it would add noise to every comparison with the reference",
         )
+
+
+def _size_of_a_step(recipe: Recipe) -> Iterator[Wrong]:
+    """Said once, in the unit of the micro-batches, as a whole number of them."""
+    train, packing = recipe.train, recipe.data.packing
+    ways = (
+        ("tokens_per_step", train.tokens_per_step, "batch_tokens", train.batch_tokens, packing),
+        ("rows_per_step", train.rows_per_step, "batch_size", train.batch_size, not packing),
+    )
+    for key, got, unit, size, fits in ways:
+        if got is None:
+            continue
+        if not fits:
+            other = "rows_per_step" if packing is False else "tokens_per_step"
+            state = "packed" if packing else "not packed"
+            yield Wrong(("train", key), f"got {got}; rows are {state}, set train.{other}", (("data", "packing"),))
+        elif got % size:
+            near = max(1, round(got / size)) * size
+            yield Wrong(
+                ("train", key),
+                f"got {got}; must be a multiple of train.{unit} ({size}), such as {near}",
+                (("train", unit),),
+            )
+        if train.accumulation != 1:
+            yield Wrong(("train", "accumulation"), f"got {train.accumulation}; train.{key} says it already")
 
 
 def secrets(value: Any, loc: Loc = ()) -> Iterator[Wrong]:

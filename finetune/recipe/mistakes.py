@@ -57,7 +57,7 @@ _ALSO_CALLED = {
     "warmup_steps": "train.warmup",
     "micro_batch_size": "train.batch_size",
     "per_device_train_batch_size": "train.batch_size",
-    "gradient_accumulation_steps": "train.accumulation",
+    "gradient_accumulation_steps": "train.tokens_per_step",
     "save_steps": "train.save_every",
     "save_total_limit": "train.keep",
     "logging_steps": "train.log_every",

@@ -188,8 +188,13 @@ class Train(Section):
     """Tokens of one micro-batch at most, where rows are packed."""
     batch_size: AtLeastOne = Field(8, examples=[16])
     """Rows of one padded micro-batch, where they are not packed."""
+    tokens_per_step: AtLeastOne | None = Field(None, examples=[131072])
+    """Tokens of one optimizer step, over all processes, where rows are packed: a multiple of batch_tokens."""
+    rows_per_step: AtLeastOne | None = Field(None, examples=[32])
+    """Rows of one optimizer step, over all processes, where they are not packed: a multiple of batch_size."""
     accumulation: AtLeastOne = Field(1, examples=[4])
-    """Micro-batches per step. For pairs set dpo.pairs_per_step instead."""
+    """Micro-batches of one optimizer step, over all processes, where the two keys above are null. For pairs set
+    dpo.pairs_per_step instead."""
     learning_rate: float | None = Field(None, gt=0, le=1, examples=[1e-5])
     """Peak learning rate. null: 2.5e-5 for all weights and 2e-4 for LoRA; for pairs 1e-6 and 1e-5."""
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", examples=["cosine"])

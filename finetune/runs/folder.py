@@ -1,8 +1,8 @@
 """The folder of a run: which recipe it belongs to, whether it can resume, and its record.
 
 ``run.json`` holds the run's identity: every key of the recipe that decides what is trained, the sha256 of every local
-file the recipe names, the code and its versions, and how many processes train. The same command started again goes on
-only when the identity is the same, or when its user accepts what has changed.
+file the recipe names, the code and its versions. The same command started again goes on only when the identity is the
+same, or when its user accepts what has changed; the number of processes may be another one.
 """
 
 from __future__ import annotations
@@ -68,7 +68,14 @@ class RunFolder:
 
     def begin(self, stage: str, recipe: Recipe, identity: dict[str, Any]) -> None:
         """Write the first files of a new run. With the first of them it has begun, whenever the process ends."""
-        self.note(stage=stage, identity=identity, device=device.name(), started=_now(), finished=None)
+        self.note(
+            stage=stage,
+            identity=identity,
+            processes=self.processes.count,
+            device=device.name(),
+            started=_now(),
+            finished=None,
+        )
         self.complete(recipe)
 
     def complete(self, recipe: Recipe) -> None:

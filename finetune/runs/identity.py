@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from hybrid_ft.finetune.recipe.schema import Recipe
-    from hybrid_ft.finetune.runs.processes import Processes
 
 LIBRARIES = ("hybrid-ft", "torch", "transformers", "trl", "peft", "accelerate")
 
@@ -35,10 +34,10 @@ _CODE = ("kernels", "hybrid_model", "finetune/data", "finetune/training", "finet
 _PLACES = ("path", "tokenizer", "chat_template", "card")
 
 
-def run_identity(recipe: Recipe, processes: Processes) -> dict[str, Any]:
+def run_identity(recipe: Recipe) -> dict[str, Any]:
     """All that decides the weights and is known before anything heavy is loaded."""
     known = {f"version.{name}": version(name) for name in LIBRARIES}
-    return recipe_identity(recipe) | known | {"code": code_digest(), "processes": processes.count}
+    return recipe_identity(recipe) | known | {"code": code_digest()}
 
 
 def recipe_identity(recipe: Recipe) -> dict[str, Any]:

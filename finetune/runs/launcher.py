@@ -79,10 +79,10 @@ def _of_the_recipe(recipe: Recipe, bfloat16: bool) -> list[str]:
             f"ACCELERATE_MIXED_PRECISION is {precision} and model.dtype is {here}; {fix} with --mixed_precision no"
         )
     steps = _says("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
-    if steps not in ("", "1", str(recipe.train.accumulation)):
+    if steps not in ("", "1"):
         wrong.append(
-            f"ACCELERATE_GRADIENT_ACCUMULATION_STEPS is {steps} and train.accumulation is {recipe.train.accumulation}; "
-            f"set train.accumulation, and start without --gradient_accumulation_steps"
+            f"ACCELERATE_GRADIENT_ACCUMULATION_STEPS is {steps} and the recipe says how large a step is; set "
+            "train.tokens_per_step, and start without --gradient_accumulation_steps"
         )
     clip = _says("ACCELERATE_GRADIENT_CLIPPING")
     if clip not in ("", "none") and clip != str(recipe.train.max_grad_norm):

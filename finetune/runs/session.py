@@ -74,6 +74,10 @@ def begin_or_go_on(
         tell(
             f"device    {device.name()}, was {folder.record['device']}: the run may not end bit for bit where it would have"
         )
+    count, was = folder.processes.count, folder.record.get("processes", folder.processes.count)
+    if count != was:
+        tell(f"processes {count}, was {was}: a step is the same rows, and rounds differently")
+        folder.note(processes=count)
 
 
 def newest_checkpoint(folder: RunFolder, tell: Callable[[str], None]) -> Path | None:

@@ -132,7 +132,7 @@ def run(recipe: Recipe, stage: Stage, console: Console, accept_changes: bool = F
 
 def _run(recipe: Recipe, stage: Stage, folder: RunFolder, console: Console, stop: StopRequest, accept: bool) -> int:
     began = time.perf_counter()
-    identity = run_identity(recipe, folder.processes)
+    identity = run_identity(recipe)
     folder.check(identity, accept)
     if folder.finished:
         say(console, f"{folder.path}: this run is finished; nothing to do")

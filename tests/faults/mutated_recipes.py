@@ -129,6 +129,8 @@ RULES: dict[str, Rule] = {
     "train.steps": or_null(whole(1, 10**9)),
     "train.batch_tokens": whole(1, 2**24),
     "train.batch_size": whole(1, 10**9),
+    "train.tokens_per_step": or_null(whole(1, 10**9)),
+    "train.rows_per_step": or_null(whole(1, 10**9)),
     "train.accumulation": whole(1, 10**9),
     "train.learning_rate": or_null(number(0, 1, above=True)),
     "train.schedule": one_of("linear", "cosine", "constant"),
@@ -207,6 +209,11 @@ def broken_rules(recipe: dict[str, Any]) -> list[str]:
         "some weights": any(weights) and not all(weights),
         "adapters of nothing": recipe["model"]["from_scratch"] and recipe["model"]["lora"],
         "pairs": recipe["dpo"] and (train["accumulation"] != 1 or not data["packing"]),
+        "a step of pairs": recipe["dpo"] and (train["tokens_per_step"] or train["rows_per_step"]),
+        "a step of another kind": train["rows_per_step" if data["packing"] else "tokens_per_step"],
+        "parts of micro-batches": (train["tokens_per_step"] or 0) % train["batch_tokens"]
+        or (train["rows_per_step"] or 0) % train["batch_size"],
+        "two sizes of a step": train["accumulation"] != 1 and (train["tokens_per_step"] or train["rows_per_step"]),
         "nothing filled in": train["learning_rate"] is None or recipe["output"] is None,
     }
     return found + [name for name, is_so in wrong.items() if is_so]

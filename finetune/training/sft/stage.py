@@ -44,8 +44,18 @@ def _micro_batches(recipe: Recipe, prepared: Prepared) -> int:
     )
 
 
+def a_step(recipe: Recipe) -> int:
+    """Micro-batches of an optimizer step, over all processes."""
+    train = recipe.train
+    if train.tokens_per_step is not None:
+        return train.tokens_per_step // train.batch_tokens
+    if train.rows_per_step is not None:
+        return train.rows_per_step // train.batch_size
+    return train.accumulation
+
+
 def plan_of(recipe: Recipe, prepared: Prepared, processes: int = 1) -> Plan:
-    return Plan.of(recipe, _micro_batches(recipe, prepared), recipe.train.accumulation * processes)
+    return Plan.of(recipe, _micro_batches(recipe, prepared), a_step(recipe))
 
 
 def _describe(start: training.Start) -> tuple[str, str]:
@@ -57,11 +67,18 @@ def _describe(start: training.Start) -> tuple[str, str]:
         if recipe.data.packing
         else f"batches of {train.batch_size} rows"
     )
-    a_step, per_epoch = train.accumulation * start.folder.processes.count, start.plan.per_epoch
+    count, per_epoch, processes = a_step(recipe), start.plan.per_epoch, start.folder.processes.count
     portions = (
-        f"batches   {_micro_batches(recipe, start.prepared):,} {portion}, {a_step} a step: "
+        f"batches   {_micro_batches(recipe, start.prepared):,} {portion}, {count} a step: "
         f"about {tokens / per_epoch:,.0f} tokens a step, {per_epoch:,} steps an epoch"
     )
+    if count % processes:
+        key = "tokens_per_step" if recipe.data.packing else "rows_per_step"
+        idle = -count % processes
+        portions += (
+            f"\n          {idle} of {processes} processes wait at the end of each step: its {count} micro-batches are not "
+            f"a multiple of them; train.{key} sets it"
+        )
     return portions, ""
 
 
@@ -79,7 +96,7 @@ def _held_out(shown: dict[str, float]) -> str:
     return f"loss {shown['eval_loss']:.4f}"
 
 
-def sft_arguments(recipe: Recipe, plan: Plan, folder: RunFolder) -> SFTConfig:
+def sft_arguments(recipe: Recipe, plan: Plan, folder: RunFolder, processes: int = 1) -> SFTConfig:
     """TRL's. Rows come as they are to be trained on: nothing is cut, masked or packed anew."""
     packing, rows = recipe.data.packing, recipe.train.batch_size
     return arguments(
@@ -93,7 +110,7 @@ def sft_arguments(recipe: Recipe, plan: Plan, folder: RunFolder) -> SFTConfig:
         eval_packing=packing,
         per_device_train_batch_size=1 if packing else rows,
         per_device_eval_batch_size=1 if packing else rows,
-        gradient_accumulation_steps=recipe.train.accumulation,
+        gradient_accumulation_steps=math.ceil(a_step(recipe) / processes),
         dataset_kwargs={"skip_prepare_dataset": True},
         completion_only_loss=False,
     )
@@ -110,9 +127,10 @@ def _trainer(start: training.Start, model: Any, progress: ShowProgress) -> Packe
     )
     return PackedSFTTrainer(
         model,
-        sft_arguments(start.recipe, start.plan, start.folder),
+        sft_arguments(start.recipe, start.plan, start.folder, start.folder.processes.count),
         train_dataset=train,
         eval_dataset=held_out,
+        a_step=a_step(start.recipe),
         **start.of_trainer(progress),
     )
 

@@ -21,10 +21,11 @@ from hybrid_ft.finetune.training.trainer import RunTrainer, to_itself
 
 class PackedSFTTrainer(RunTrainer, SFTTrainer):
     """The rows come tokenised and packed; the held-out loss is exact. With several processes the last row of the
-    training set is the filler."""
+    training set is the filler. ``a_step``: micro-batches of an optimizer step, over all processes."""
 
-    def __init__(self, model: PreTrainedModel | PeftModel, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, model: PreTrainedModel | PeftModel, *args: Any, a_step: int, **kwargs: Any) -> None:
         super().__init__(model, *args, **kwargs)
+        self.a_step = a_step
         self.fillers = int(self.processes.count > 1)
         take_over_on_cpu(model.get_base_model() if isinstance(model, PeftModel) else model)
 
@@ -33,7 +34,8 @@ class PackedSFTTrainer(RunTrainer, SFTTrainer):
             return super().get_train_dataloader()
         # the order of one process, which accelerate makes in this way
         order = SeedableRandomSampler(range(len(self.train_dataset) - self.fillers), data_seed=self.args.data_seed)
-        loader = self._loader(self.train_dataset, BatchSampler(order, self.args.train_batch_size, drop_last=False))
+        batches = BatchSampler(order, self.args.train_batch_size, drop_last=False)
+        loader = self._loader(self.train_dataset, batches, self.processes, self.a_step)
         return prepare_data_loader(loader, num_processes=1, process_index=0)
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
@@ -59,12 +61,12 @@ class PackedSFTTrainer(RunTrainer, SFTTrainer):
             yield self._prepare_inputs(batch)
             self.watchdog.beat()
 
-    def _loader(self, rows: Dataset, batches: BatchSampler, processes: Processes | None = None) -> DataLoader:
+    def _loader(self, rows: Dataset, batches: BatchSampler, processes: Processes, a_step: int = 1) -> DataLoader:
         """This process's share. The last of the rows is the filler where there are several processes."""
-        processes, args = processes or self.processes, self.args
+        args = self.args
         return DataLoader(
             rows,
-            batch_sampler=Share(batches, processes.count, processes.rank, [len(rows) - 1]),
+            batch_sampler=Share(batches, processes.count, processes.rank, [len(rows) - 1], a_step),
             collate_fn=self.data_collator,
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,

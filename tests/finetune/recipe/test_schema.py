@@ -48,6 +48,8 @@ KEYS = [
     "train.steps",
     "train.batch_tokens",
     "train.batch_size",
+    "train.tokens_per_step",
+    "train.rows_per_step",
     "train.accumulation",
     "train.learning_rate",
     "train.schedule",
