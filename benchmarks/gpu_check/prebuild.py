@@ -30,15 +30,14 @@ def for_part_2(rows: Rows, dry: bool) -> None:
 
 def _compile(rows: Rows, dry: bool, sets: dict[str, Any], with_variants: bool) -> None:
     found: dict[tuple[Any, ...], Launch] = {}
-    keep: list[Any] = []
     with pretending():
         for name, call in sets.items():
             began = time.monotonic()
             with rows.attempt(f"{name}: recorded", wrong=dry), recorded(run=False) as launches:
-                keep.append(call(dry))  # addresses must stay: a freed one could be given out again
+                call(dry)
                 more = [changed for x in launches for _, changed in variants(x)] if name == "delta rule" else []
                 for launch in [*launches, *(more if with_variants else [])]:
-                    found.setdefault(launch.key(), launch)
+                    found.setdefault(launch.key(), launch.lightened())  # a process that holds gigabytes may not fork
                 rows.add(f"{name}: recorded", time.monotonic() - began, "s", note=f"{len(launches)} launches")
         _todo[:] = found.values()
         began = time.monotonic()
