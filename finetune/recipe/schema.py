@@ -33,7 +33,7 @@ NULL_IS_EMPTY = BeforeValidator(lambda value: {} if value is None else value)
 class Section(BaseModel):
     """A mapping of keys. Values are frozen: a change makes a copy (``changed``)."""
 
-    # strict: "8" is no number and 8 no text; the reader has already decided what is what
+    # strict: "8" is not a number and 8 is not a string; the reader has already decided which is which
     model_config = ConfigDict(
         extra="forbid", strict=True, allow_inf_nan=False, frozen=True, use_attribute_docstrings=True
     )
@@ -43,8 +43,8 @@ class Lora(Section):
     """LoRA: each adapted matrix W becomes W + (alpha / rank) B A, and only A and B are trained.
 
     `attention` is q, k, v and o of the attention layers, `delta` the projections of layers with a delta rule,
-    `recurrent` those of the recurrent layers of any family, `mlp` gate, up and down. Convolutions, what sets decay and writing strength (A_log, dt_bias, a_proj, b_proj), norms, embeddings
-    and the head are never adapted.
+    `recurrent` those of the recurrent layers of any family, `mlp` gate, up and down. Convolutions, what sets decay and
+    writing strength (A_log, dt_bias, a_proj, b_proj), norms, embeddings and the head are never adapted.
     """
 
     targets: Text = Field("all-linear", examples=["delta+mlp"])
