@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from peft import PeftModel
+from peft.helpers import disable_input_dtype_casting
 from transformers import set_seed
 
 from hybrid_ft.errors import STORAGE, InputError
@@ -251,7 +252,12 @@ def _train(start: Start, trainer: RunTrainer, progress: ShowProgress, resumed: P
         if sharded:
             fsdp.shard(trainer.model, trainer.accelerator)
         try:
-            with trainer.watchdog.watching(folder.path, processes.rank), start.stop.at_step_ends():
+            with (
+                trainer.watchdog.watching(folder.path, processes.rank),
+                start.stop.at_step_ends(),
+                # PEFT would copy every adapted layer's input to the adapters' float32, which autocast casts back
+                disable_input_dtype_casting(trainer.model, active=models.in_bfloat16(recipe)),
+            ):
                 trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
         finally:
             progress.close()
