@@ -59,13 +59,14 @@ def _kind(x: Any) -> Any:
 
 
 @contextmanager
-def recorded(run: bool) -> Iterator[list[Launch]]:
-    """Every launch within; ``run``: it is launched as well."""
+def recorded(run: bool, light: bool = False) -> Iterator[list[Launch]]:
+    """Every launch within; ``run``: it is launched as well; ``light``: lightened at once, so that no memory is held."""
     launches: list[Launch] = []
     original = triton.JITFunction.run
 
     def record(self: Any, *args: Any, grid: Any, warmup: bool = False, **options: Any) -> Any:
-        launches.append(Launch(self, args, options, grid))
+        launch = Launch(self, args, options, grid)
+        launches.append(launch.lightened() if light else launch)
         return original(self, *args, grid=grid, warmup=warmup, **options) if run else None
 
     def every_config(self: Any, *args: Any, **options: Any) -> None:
