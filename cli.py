@@ -172,22 +172,15 @@ def data(recipe: RecipeName, overrides: Overrides = None) -> int:
     from rich.console import Console
 
     from hybrid_ft.finetune.data.prepare import prepare
-    from hybrid_ft.finetune.data.prepare_pairs import prepare_pairs
-    from hybrid_ft.finetune.data.report import pair_view, view
+    from hybrid_ft.finetune.data.report.view import draw
     from hybrid_ft.hybrid_model.checkpoint.tokenizer import load_tokenizer
 
     model = resolved.model
     tokenizer = load_tokenizer(model.tokenizer or model.path, revision=None if model.tokenizer else model.revision)
-    if resolved.dpo:
-        pairs = prepare_pairs(resolved, tokenizer, refuse=False).report
-        pair_view.draw(pairs, Console())
-        refusal = pairs.refusal
-    else:
-        report = prepare(resolved, tokenizer, refuse=False).report
-        view.draw(report, Console())
-        refusal = report.refusal
-    if refusal:
-        raise InputError(refusal)
+    account = prepare(resolved, tokenizer, refuse=False).report
+    draw(account, Console())
+    if account.refusal:
+        raise InputError(account.refusal)
     return 0
 
 

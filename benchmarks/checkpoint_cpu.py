@@ -32,14 +32,14 @@ from hybrid_ft.finetune import models
 from hybrid_ft.finetune.data.prepare import prepare
 from hybrid_ft.finetune.recipe.load import load_recipe
 from hybrid_ft.finetune.recipe.schema import Recipe
-from hybrid_ft.finetune.runs import checkpoints
+from hybrid_ft.finetune.runs import atomic, checkpoints
 from hybrid_ft.finetune.runs.folder import RunFolder
 from hybrid_ft.finetune.runs.signals import StopRequest
 from hybrid_ft.finetune.runs.storage import probe
 from hybrid_ft.finetune.runs.training_state import PIECE
-from hybrid_ft.finetune.training.progress import ShowProgress
-from hybrid_ft.finetune.training.sft.trainer import PackedSFTTrainer, Plan, arguments
-from hybrid_ft.finetune.training.trainer import packs_dataset
+from hybrid_ft.finetune.training.packs import packs_dataset
+from hybrid_ft.finetune.training.sft.stage import plan_of, sft_arguments, show_progress
+from hybrid_ft.finetune.training.sft.trainer import PackedSFTTrainer
 
 PARTS = ("write", "digest", "sync", "rename")
 
@@ -81,7 +81,7 @@ def time_parts(folder: Path, size: int) -> dict[str, float]:
     seconds["write"] = time.perf_counter() - began
     files = sorted(staged.iterdir())
     began = time.perf_counter()
-    checkpoints.sha256(files)
+    atomic.sha256(files)
     seconds["digest"] = time.perf_counter() - began
     began = time.perf_counter()
     for file in files:
@@ -89,7 +89,7 @@ def time_parts(folder: Path, size: int) -> dict[str, float]:
             os.fsync(opened.fileno())
     seconds["sync"] = time.perf_counter() - began
     began = time.perf_counter()
-    checkpoints.publish(staged, folder / "checkpoint")
+    atomic.publish(staged, folder / "checkpoint")
     seconds["rename"] = time.perf_counter() - began
     shutil.rmtree(folder / "checkpoint")
     return seconds
@@ -107,10 +107,10 @@ def time_run(work: Path, steps: int, every: int) -> tuple[Times, int]:
     folder.checkpoints.mkdir(parents=True)
     trainer = PackedSFTTrainer(
         models.load_model(recipe, tokenizer),
-        arguments(recipe, Plan.of(recipe, prepared), folder),
+        sft_arguments(recipe, plan_of(recipe, prepared), folder),
         train_dataset=packs_dataset(prepared.train, prepared.packs),
         processing_class=tokenizer,
-        callbacks=[ShowProgress(Console(file=io.StringIO()), folder.metrics), times],
+        callbacks=[show_progress(Console(file=io.StringIO()), folder.metrics), times],
         folder=folder,
         keep=recipe.train.keep,
         stop=StopRequest(),

@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -35,14 +36,14 @@ from transformers import OlmoHybridForCausalLM, Trainer
 from trl import DPOConfig, DPOTrainer
 
 import hybrid_ft
-from hybrid_ft.finetune.data.prepare_pairs import prepare_pairs
+from hybrid_ft.finetune.data.prepare import prepare
 from hybrid_ft.finetune.recipe.schema import Recipe
 from hybrid_ft.finetune.runs.folder import RunFolder
 from hybrid_ft.finetune.runs.signals import StopRequest
 from hybrid_ft.finetune.training.dpo.batches import Pair, count_work
-from hybrid_ft.finetune.training.dpo.metrics import ShowPairs
+from hybrid_ft.finetune.training.dpo.metrics import show_progress
 from hybrid_ft.finetune.training.dpo.reference_cache import ReferenceCache, digests_of, with_reference
-from hybrid_ft.finetune.training.dpo.stage import Plan, arguments
+from hybrid_ft.finetune.training.dpo.stage import dpo_arguments, plan_of
 from hybrid_ft.finetune.training.dpo.trainer import PairTrainer
 from hybrid_ft.hybrid_model.checkpoint.tokenizer import load_tokenizer
 
@@ -84,14 +85,13 @@ class Task:
     micro_batch: int
 
     def ours(self) -> Trainer:
-        dpo, folder = self.recipe.dpo, RunFolder(self.folder / "run")
-        assert dpo is not None
+        folder = RunFolder(self.folder / "run")
         return PairTrainer(
             hybrid_ft.load(self.base),
-            args=arguments(self.recipe, dpo, Plan.of(self.recipe, len(self.pairs)), folder),
+            args=dpo_arguments(self.recipe, plan_of(self.recipe, SimpleNamespace(train=self.pairs)), folder),
             train_dataset=self.pairs,
             processing_class=self.tokenizer,
-            callbacks=[ShowPairs(Console(file=io.StringIO()), self.folder / "metrics.jsonl")],
+            callbacks=[show_progress(Console(file=io.StringIO()), self.folder / "metrics.jsonl")],
             pairs_per_step=len(self.pairs),
             batch_tokens=self.recipe.train.batch_tokens,
             folder=folder,
@@ -188,7 +188,7 @@ def prepared_task(options: argparse.Namespace, folder: Path) -> Task:
     if not base.exists():
         words = -(-len(tokenizer) // 64) * 64
         hybrid_ft.load(options.model, from_scratch=True, vocab_size=words).save_pretrained(base)
-    prepared = prepare_pairs(recipe, tokenizer)
+    prepared = prepare(recipe, tokenizer)
     pairs = Dataset.from_list(list(prepared.train))
     task = Task(recipe, pairs, tokenizer, base, folder, options.micro_batch)
     # what the pairs are compared with costs none of them anything

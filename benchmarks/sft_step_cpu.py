@@ -37,9 +37,9 @@ from hybrid_ft.finetune.data.prepare import Prepared, prepare
 from hybrid_ft.finetune.recipe.schema import Recipe
 from hybrid_ft.finetune.runs.folder import RunFolder
 from hybrid_ft.finetune.runs.signals import StopRequest
-from hybrid_ft.finetune.training.progress import ShowProgress
-from hybrid_ft.finetune.training.sft.trainer import PackedSFTTrainer, Plan, arguments
-from hybrid_ft.finetune.training.trainer import packs_dataset
+from hybrid_ft.finetune.training.packs import packs_dataset
+from hybrid_ft.finetune.training.sft.stage import plan_of, sft_arguments, show_progress
+from hybrid_ft.finetune.training.sft.trainer import PackedSFTTrainer
 from hybrid_ft.hybrid_model.checkpoint.tokenizer import load_tokenizer
 
 MICRO_BATCH = 8
@@ -56,14 +56,14 @@ class Task:
     folder: Path
 
     def ours(self) -> Trainer:
-        plan, folder = Plan.of(self.recipe, self.prepared), RunFolder(self.folder)
+        plan, folder = plan_of(self.recipe, self.prepared), RunFolder(self.folder)
         assert self.prepared.packs is not None
         return PackedSFTTrainer(
             hybrid_ft.load(self.base),
-            arguments(self.recipe, plan, folder),
+            sft_arguments(self.recipe, plan, folder),
             train_dataset=packs_dataset(self.prepared.train, self.prepared.packs),
             processing_class=self.tokenizer,
-            callbacks=[ShowProgress(Console(file=io.StringIO()), self.folder / "metrics.jsonl")],
+            callbacks=[show_progress(Console(file=io.StringIO()), self.folder / "metrics.jsonl")],
             folder=folder,
             keep=1,
             stop=StopRequest(),

@@ -140,7 +140,7 @@ def _defaults(folder: Path, base: Path, config: Any, tokenizer: PreTrainedTokeni
             generation = GenerationConfig.from_dict(json_object(place / "generation_config.json"))
             break
     try:
-        ends = PromptEncoder(tokenizer).end_ids
+        ends = PromptEncoder(tokenizer).eos_token_ids
     except InputError:  # a base model's tokenizer may have no chat template
         ends = []
     return generation_defaults(_Described(config, generation), tokenizer, ends)

@@ -193,7 +193,7 @@ def run(
     if mistakes:
         raise InputError("\n".join(mistakes[:MOST_LINES]))
     model = model_for_answers(path)
-    end_ids = end_tokens(model, tokenizer, encoder.end_ids)
+    end_ids = end_tokens(model, tokenizer, encoder.eos_token_ids)
     with _writer(out) as write:
         for start in range(0, len(rows), WINDOW):
             part = slice(start, start + WINDOW)

@@ -292,3 +292,11 @@ _Dumper.add_representer(str, _represent_str)
 def dump_yaml(value: Any) -> str:
     """YAML text in the order given, one key per line, no anchors."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def flow(value: Any) -> str:
+    """YAML on one line: ``{path: tiny}``, ``[0.9, 0.95]``, ``null``."""
+    if isinstance(value, float):
+        return f"{value:g}".replace("e-0", "e-")
+    text = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=True, width=2**20)
+    return text.removesuffix("\n").removesuffix("\n...")

@@ -15,7 +15,7 @@ from transformers import OlmoHybridForCausalLM, PreTrainedModel, PreTrainedToken
 
 from hybrid_ft.errors import NUMERICS, InputError
 from hybrid_ft.finetune.runs import storage, weights
-from hybrid_ft.finetune.runs.checkpoints import publish
+from hybrid_ft.finetune.runs.atomic import publish
 from hybrid_ft.hybrid_model.adapters import adapted_names
 from hybrid_ft.hybrid_model.checkpoint.adapter_files import CONFIG
 from hybrid_ft.hybrid_model.checkpoint.config import lasting_name

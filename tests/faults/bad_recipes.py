@@ -127,7 +127,7 @@ KEYS = [
     changed("yes for true", SOURCES, SOURCES + ", packing: yes", "data.packing: got 'yes'; must be true or false"),
     changed("a length of 1", "max_length: 256", "max_length: 1", "data.max_length: got 1"),
     changed("a length past all", "max_length: 256", "max_length: 1e9", "data.max_length: got 1000000000.0"),
-    changed("a number for a path", "path: rows.jsonl", "path: 5", "data.sources.0.path: got 5; must be a text"),
+    changed("a number for a path", "path: rows.jsonl", "path: 5", "data.sources.0.path: got 5; must be a string"),
     changed("an empty path", "path: rows.jsonl", "path: ''", "data.sources.0.path: got ''; must not be empty"),
     changed("an unexpanded variable", "path: rows.jsonl", "path: '${DATA}/rows.jsonl'", "got '${DATA}/rows.jsonl'; there is no such data file"),
     changed("an interpolation", "path: rows.jsonl", "path: '${oc.env:HOME}'", "got '${oc.env:HOME}'; there is no such data file"),

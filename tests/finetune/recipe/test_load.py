@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from hybrid_ft.errors import InputError
+from hybrid_ft.finetune.recipe.keys import keys
 from hybrid_ft.finetune.recipe.load import load_recipe
-from hybrid_ft.finetune.recipe.mistakes import keys, nearest_key
+from hybrid_ft.finetune.recipe.mistakes import nearest_key
 from hybrid_ft.finetune.recipe.schema import Recipe
 
 MINIMAL = "model: {path: tiny}\ndata:\n  sources:\n    - path: rows.jsonl\n"
@@ -89,7 +90,7 @@ def test_all_mistakes_at_once() -> None:
         "mine.yaml:11: train.epochs: got '3'; must be a number; write it without quotes",
         "mine.yaml:12: train.batch_tokens: got 100; must be at least data.max_length (4096) when rows are packed",
         "mine.yaml:13: unknown key learning_rate; did you mean train.learning_rate?",
-        "mine.yaml:14: evaluate.samples.0: got 1; must be a text; put it in quotes",
+        "mine.yaml:14: evaluate.samples.0: got 1; must be a string; put it in quotes",
         "mine.yaml:14: evaluate.answers: got 9; needs held-out rows; set data.eval.fraction, data.eval.count or data.eval.sources",
         "override model.lora.rnk: unknown key model.lora.rnk; did you mean model.lora.rank?",
         "override train.steps: got 1000.0; must be a whole number; write 1000",
@@ -107,7 +108,7 @@ def test_duplicate_keys_and_schema_mistakes_together() -> None:
     ("text", "said"),
     [
         ("data: {sources: [{path: rows.jsonl}]}\n", "mine.yaml: model is missing"),
-        ("model: {}\ndata: {sources: [{path: rows.jsonl}]}\n", "mine.yaml:1: model.path is missing; a preset (tiny)"),
+        ("model: {}\ndata: {sources: [{path: rows.jsonl}]}\n", "mine.yaml:1: model.path is missing: a preset (tiny"),
         (
             "model: tiny\ndata: {sources: [{path: rows.jsonl}]}\n",
             "mine.yaml:1: model: got 'tiny'; must be a mapping of keys, such as {path: 'tiny'}",
@@ -245,7 +246,7 @@ def test_many_mistakes_are_cut() -> None:
 
 def test_every_key_survives_one_wrong_letter() -> None:
     """Drop each letter of each key in turn: the suggestion is the key, or another that is spelt as much alike."""
-    known = sorted(set(keys(Recipe)))
+    known = sorted(dict(keys(Recipe)))
     assert {"model.lora.rank", "data.eval.sources[].path", "train.learning_rate", "output"} <= set(known)
     for key in known:
         section, _, name = key.rpartition(".")

@@ -10,8 +10,7 @@ import pytest
 
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.data.prepare import prepare
-from hybrid_ft.finetune.data.prepare_pairs import prepare_pairs
-from hybrid_ft.finetune.recipe.schema import Recipe
+from hybrid_ft.finetune.recipe.schema import Dpo, Recipe
 from hybrid_ft.hybrid_model.checkpoint.config import BUNDLED
 
 MakeRecipe = Callable[..., Recipe]
@@ -37,19 +36,18 @@ def wanted(folder: Path, recipe: MakeRecipe) -> Callable[..., Recipe]:
     return made
 
 
-@pytest.mark.parametrize("read", [prepare, prepare_pairs])
-def test_too_many_tokens(read: Any, wanted: Callable[..., Recipe], folder: Path, tokenizer: Any) -> None:
+@pytest.mark.parametrize("pairs", [False, True])
+def test_too_many_tokens(pairs: bool, wanted: Callable[..., Recipe], folder: Path, tokenizer: Any) -> None:
     needed = max(tokenizer.get_vocab().values()) + 1
     given = wanted()
-    given.dpo = Recipe.model_validate(
-        {"model": {"path": "tiny"}, "data": {"sources": [{"path": "x.jsonl"}]}, "dpo": {}}
-    ).dpo
+    if pairs:
+        given.dpo = Dpo()
     with pytest.raises(InputError, match=f"model.path: .*needs an embedding of {needed} rows, .*has 300; set") as error:
-        read(given, tokenizer)
+        prepare(given, tokenizer)
     assert error.value.status == 2 and "\n" not in str(error.value)
     given.model.tokenizer = "another"
     with pytest.raises(InputError, match=f"model.tokenizer: another needs .*{needed} rows, .*has 300; leave"):
-        read(given, tokenizer)
+        prepare(given, tokenizer)
 
 
 def test_a_model_from_scratch_fits_any_tokenizer(wanted: Callable[..., Recipe], tokenizer: Any) -> None:

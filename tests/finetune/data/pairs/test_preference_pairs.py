@@ -6,8 +6,8 @@ import pytest
 from rich.console import Console
 
 from hybrid_ft.errors import InputError
-from hybrid_ft.finetune.data.prepare_pairs import prepare_pairs
-from hybrid_ft.finetune.data.report.pair_view import draw
+from hybrid_ft.finetune.data.prepare import prepare
+from hybrid_ft.finetune.data.report.view import draw
 
 HH = "\n\nHuman: {}\n\nAssistant: Hm.\n\nHuman: So?\n\nAssistant: {}"
 
@@ -26,7 +26,7 @@ def texts(tokenizer: Any, dataset: Any, part: str) -> list[str]:
 
 def refusal(recipe: Any, tokenizer: Any) -> str:
     with pytest.raises(InputError) as caught:
-        prepare_pairs(recipe, tokenizer)
+        prepare(recipe, tokenizer)
     assert caught.value.status == 2 and "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -35,7 +35,7 @@ def test_pairs_keep_their_order_and_say_where_they_are_from(write: Any, recipe_o
     rows = rows_of(300)
     rows[1]["rejected"] = rows[1]["chosen"]
     path = write(rows)
-    prepared = prepare_pairs(recipe_of(path), tokenizer)
+    prepared = prepare(recipe_of(path), tokenizer)
     kept = [0, *range(2, 300)]
     assert list(prepared.train["origin"]) == [f"{path}:{index + 1}" for index in kept]
     assert texts(tokenizer, prepared.train, "chosen") == [f"Yes {index}.<|endoftext|>" for index in kept]
@@ -45,7 +45,7 @@ def test_pairs_keep_their_order_and_say_where_they_are_from(write: Any, recipe_o
     )
     assert prepared.train.column_names == ["prompt_ids", "chosen_ids", "rejected_ids", "origin"]
     assert prepared.eval is None
-    assert prepared.end_ids == tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])
+    assert prepared.eos_token_ids == tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])
 
 
 def test_what_teaches_nothing_is_dropped_and_counted_with_its_place(write: Any, recipe_of: Any, tokenizer: Any) -> None:
@@ -59,9 +59,9 @@ def test_what_teaches_nothing_is_dropped_and_counted_with_its_place(write: Any, 
             {"chosen": HH.format("Why?", "Because.") + "\n\nHuman: Oh.", "rejected": HH.format("Why?", "No.")},
         ]
     )
-    report = prepare_pairs(recipe_of(path), tokenizer).report.as_dict()
+    report = prepare(recipe_of(path), tokenizer).report.as_dict()
     source = report["sources"][0]
-    assert (source["form"], source["rows_read"], source["rows_kept"]) == ("transcripts", 6, 1)
+    assert (source["format"], source["rows_read"], source["rows_kept"]) == ("transcripts", 6, 1)
     assert source["dropped"] == {
         "no shared prompt": {"rows": 2, "first": [f"{path}:4", f"{path}:5"]},
         "identical answers": {"rows": 1, "first": [f"{path}:2"]},
@@ -78,11 +78,11 @@ def test_too_many_dropped_pairs_stop_the_run_unless_the_account_is_wanted_first(
         rows[index]["rejected"] = rows[index]["chosen"]
     path = write(rows)
     few = {"max_dropped": 0.02}
-    assert prepare_pairs(recipe_of(path, data=few), tokenizer).report.refusal is None
+    assert prepare(recipe_of(path, data=few), tokenizer).report.refusal is None
     recipe = recipe_of(path, data={"max_dropped": 0.01})
     text = refusal(recipe, tokenizer)
     assert "identical answers: 2" in text and f"{path}:4" in text and "data.max_dropped allows 1.0 %" in text
-    assert prepare_pairs(recipe, tokenizer, refuse=False).report.refusal == text
+    assert prepare(recipe, tokenizer, refuse=False).report.refusal == text
 
 
 def test_no_shared_prompt_anywhere_stops_the_run(write: Any, recipe_of: Any, tokenizer: Any) -> None:
@@ -105,20 +105,9 @@ def test_a_side_that_is_missing_or_null_stops_the_run_or_is_skipped(
     assert text.startswith(
         f"{path}:3: {side} is {'missing' if missing else 'null'}; a pair needs both answers; 1 bad row of 5"
     )
-    prepared = prepare_pairs(recipe_of(path, data={"on_bad_row": "skip"}), tokenizer)
+    prepared = prepare(recipe_of(path, data={"on_bad_row": "skip"}), tokenizer)
     assert len(prepared.train) == 4
     assert prepared.report.as_dict()["sources"][0]["dropped"][f"no {side} answer"]["first"] == [f"{path}:3"]
-
-
-def test_the_first_row_that_stops_the_run_is_named_and_all_are_counted(
-    write: Any, recipe_of: Any, tokenizer: Any
-) -> None:
-    rows = rows_of(600)
-    for index in (70, 300, 599):
-        rows[index]["rejected"] = None
-    path = write(rows)
-    text = refusal(recipe_of(path), tokenizer)
-    assert text.startswith(f"{path}:71: ") and "3 bad rows of 600. Fix it, or set data.on_bad_row: skip" in text
 
 
 def test_long_prompts_and_long_answers_go_as_the_recipe_says(write: Any, recipe_of: Any, tokenizer: Any) -> None:
@@ -128,7 +117,7 @@ def test_long_prompts_and_long_answers_go_as_the_recipe_says(write: Any, recipe_
     path = write(rows)
 
     def source(data: dict[str, Any], dpo: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        prepared = prepare_pairs(recipe_of(path, data={"max_length": 100} | data, dpo=dpo), tokenizer)
+        prepared = prepare(recipe_of(path, data={"max_length": 100} | data, dpo=dpo), tokenizer)
         return prepared, prepared.report.as_dict()["sources"][0]
 
     _, counts = source({}, {})
@@ -163,7 +152,7 @@ def test_a_cut_prompt_keeps_more_than_what_asks_for_an_answer(write: Any, recipe
     for room, kept in ((asks, 0), (asks + 1, 1)):
         path = write([rows_of(1)[0], {"prompt": "Why? " * 40, "chosen": "y" * (99 - room), "rejected": "No."}])
         recipe = recipe_of(path, data={"max_length": 100}, dpo={"on_long_prompt": "cut_start"})
-        assert len(prepare_pairs(recipe, tokenizer).train) == 1 + kept
+        assert len(prepare(recipe, tokenizer).train) == 1 + kept
 
 
 def test_a_cut_that_takes_all_of_an_answer_stops_or_is_counted(write: Any, recipe_of: Any, tokenizer: Any) -> None:
@@ -182,7 +171,7 @@ def test_a_pair_over_the_token_budget_is_dropped_or_stops_the_run(write: Any, re
     rows[3] |= {"chosen": "Because. " * 6, "rejected": "Never. " * 8}
     path = write(rows)
     limits = {"data": {"max_length": 100}, "train": {"batch_tokens": 100}}
-    source = prepare_pairs(recipe_of(path, **limits), tokenizer).report.as_dict()["sources"][0]
+    source = prepare(recipe_of(path, **limits), tokenizer).report.as_dict()["sources"][0]
     assert source["dropped"] == {"over train.batch_tokens": {"rows": 1, "first": [f"{path}:4"]}}
     limits["data"]["on_long_row"] = "error"
     text = refusal(recipe_of(path, **limits), tokenizer)
@@ -191,7 +180,7 @@ def test_a_pair_over_the_token_budget_is_dropped_or_stops_the_run(write: Any, re
 
 def test_held_out_pairs_are_split_by_prompt(write: Any, recipe_of: Any, tokenizer: Any) -> None:
     path = write(rows_of(60, prompts=12))
-    prepared = prepare_pairs(recipe_of(path, data={"eval": {"fraction": 0.25}, "seed": 3}), tokenizer)
+    prepared = prepare(recipe_of(path, data={"eval": {"fraction": 0.25}, "seed": 3}), tokenizer)
     train, held = set(texts(tokenizer, prepared.train, "prompt")), set(texts(tokenizer, prepared.eval, "prompt"))
     assert (len(train), len(held), len(prepared.eval)) == (9, 3, 15)
     assert not train & held
@@ -207,7 +196,7 @@ def test_sources_mix_and_held_out_ones_are_compared(write: Any, recipe_of: Any, 
         "sources": [{"path": many, "weight": 1.0}, {"path": few, "weight": 1.0}],
         "eval": {"sources": [{"path": write(rows_of(3), "held.jsonl")}]},
     }
-    prepared = prepare_pairs(recipe_of(data=data), tokenizer)
+    prepared = prepare(recipe_of(data=data), tokenizer)
     origins = [origin.rpartition(":")[0] for origin in prepared.train["origin"]]
     assert origins == [many] * 8 + [few] * 8
     asked = set(texts(tokenizer, prepared.train, "prompt"))
@@ -225,7 +214,7 @@ NO = {"role": "assistant", "content": "No."}
 def test_the_account_adds_up(write: Any, recipe_of: Any, tokenizer: Any) -> None:
     rows = rows_of(20)
     rows[0]["chosen"], rows[1]["chosen"] = "No 1, never, ever.", "No 0, never."
-    prepared = prepare_pairs(recipe_of(write(rows)), tokenizer)
+    prepared = prepare(recipe_of(write(rows)), tokenizer)
     train, sizes = prepared.report.train, [0, 0, 0]
     for row in prepared.train:
         for index, part in enumerate(("prompt", "chosen", "rejected")):
@@ -242,7 +231,7 @@ def test_the_account_adds_up(write: Any, recipe_of: Any, tokenizer: Any) -> None
 def test_pairs_are_shown_with_colour_and_without(write: Any, recipe_of: Any, tokenizer: Any) -> None:
     rows = rows_of(9)
     rows[4] |= {"prompt": "Say <|im_end|> and \x1b[2J.", "chosen": "\n\nYes."}
-    report = prepare_pairs(recipe_of(write(rows)), tokenizer).report
+    report = prepare(recipe_of(write(rows)), tokenizer).report
     plain, coloured = io.StringIO(), io.StringIO()
     draw(report, Console(file=plain, width=160))
     draw(report, Console(file=coloured, width=160, force_terminal=True, color_system="standard"))
@@ -265,6 +254,6 @@ def test_files_that_hold_no_pairs_say_what_would_help(write: Any, recipe_of: Any
     path = write([{"history": "Why?", "human_ref_A": "Yes.", "human_ref_B": "No.", "labels": 1}])
     assert "looks like the card shp: set card: shp" in refusal(recipe_of(path), tokenizer)
     recipe = recipe_of(data={"sources": [{"path": path, "card": "shp"}]})
-    assert texts(tokenizer, prepare_pairs(recipe, tokenizer).train, "chosen") == ["Yes.<|endoftext|>"]
+    assert texts(tokenizer, prepare(recipe, tokenizer).train, "chosen") == ["Yes.<|endoftext|>"]
     recipe = recipe_of(data={"sources": [{"path": path, "format": "alpaca"}]})
     assert "format: alpaca is for supervised rows" in refusal(recipe, tokenizer)

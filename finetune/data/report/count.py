@@ -8,12 +8,11 @@ from typing import Any
 
 PLACES = 3
 
-
 _PLACE = re.compile(r'(.*?):(\d+(?: \((?:row \d+|key ".*")\))?)', re.DOTALL)
 
 
 @dataclass
-class Tally:
+class Count:
     """How many rows, or turns of them, and where the first are."""
 
     count: int = 0
@@ -47,31 +46,31 @@ def split_origin(origin: str) -> tuple[str, str]:
 
 
 @dataclass
-class Tallies:
-    """Tallies by reason."""
+class Counts:
+    """Counts by reason."""
 
-    by_reason: dict[str, Tally] = field(default_factory=dict)
+    by_reason: dict[str, Count] = field(default_factory=dict)
 
-    def add(self, reason: str, origin: str) -> None:
-        self.by_reason.setdefault(reason, Tally()).add(origin)
+    def add(self, reason: str, origin: str, count: int = 1) -> None:
+        self.by_reason.setdefault(reason, Count()).add(origin, count)
 
     @property
     def count(self) -> int:
-        return sum(tally.count for tally in self.by_reason.values())
+        return sum(count.count for count in self.by_reason.values())
 
-    def most_first(self) -> list[tuple[str, Tally]]:
+    def most_first(self) -> list[tuple[str, Count]]:
         return sorted(self.by_reason.items(), key=lambda item: -item[1].count)
 
     def as_dict(self) -> dict[str, Any]:
-        return {reason: tally.as_dict() for reason, tally in self.most_first()}
+        return {reason: count.as_dict() for reason, count in self.most_first()}
 
 
-def joined(several: list[Tallies]) -> Tallies:
-    """The sum of tallies, the places of the earlier ones first."""
-    total = Tallies()
-    for tallies in several:
-        for reason, tally in tallies.by_reason.items():
-            into = total.by_reason.setdefault(reason, Tally())
-            into.count += tally.count
-            into.first = (into.first + tally.first)[:PLACES]
+def added_up(several: list[Counts]) -> Counts:
+    """The sum of counts, the places of the earlier ones first."""
+    total = Counts()
+    for counts in several:
+        for reason, count in counts.by_reason.items():
+            into = total.by_reason.setdefault(reason, Count())
+            into.count += count.count
+            into.first = (into.first + count.first)[:PLACES]
     return total
