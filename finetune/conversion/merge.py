@@ -13,6 +13,8 @@ from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.conversion.place import Place
 from hybrid_ft.finetune.data.tokens.prompts import PromptEncoder
 from hybrid_ft.finetune.runs import storage
+from hybrid_ft.finetune.runs.console import say
+from hybrid_ft.finetune.runs.next_commands import next_commands
 from hybrid_ft.hybrid_model.checkpoint.adapter_files import CONFIG, read_config
 from hybrid_ft.hybrid_model.checkpoint.config import check_generation_config, find_folder, json_object
 from hybrid_ft.hybrid_model.checkpoint.config import read_config as read_base_config
@@ -58,8 +60,8 @@ def run(adapter: str, out: str, dtype: str | None, console: Console) -> int:
     check_vocabulary(tokenizer, config)
     defaults = _defaults(folder, base, config, tokenizer)
     place.check_room(merge.bytes)
-    console.print(f"base      {base}")
-    console.print(f"adapter   {folder}: {len(merge.changed):,} of {len(merge.dtypes):,} tensors change")
+    say(console, f"base      {base}")
+    say(console, f"adapter   {folder}: {len(merge.changed):,} of {len(merge.dtypes):,} tensors change")
     with place.held(merge.identity()) as part, storage.saving(place.out, merge.bytes):
         with console.status("merging") as live:
             merge.write(part, lambda done, of: live.update(f"merging: {done} of {of} files"))
@@ -72,8 +74,8 @@ def run(adapter: str, out: str, dtype: str | None, console: Console) -> int:
                 difference = compare_with_peft(merge, part)
                 read_back += f"; logits within {difference:.0e} of PEFT's own merge in plain transformers"
         place.publish(part)
-    console.print(f"verified  {read_back}")
-    console.print(f"model: {place.out}")
+    say(console, f"verified  {read_back}")
+    _show(place, config, console)
     return 0
 
 
@@ -91,16 +93,22 @@ def _in_memory(folder: Path, base: Path, dtype: str | None, place: Place, consol
     place.check_room(needed)
     defaults = _defaults(folder, base, model.config, tokenizer)
     changed = merge_in_memory(model, folder)
-    console.print(f"base      {base}")
-    console.print(f"adapter   {folder}: {changed:,} tensors change; {model.config.model_type} is merged in memory")
+    say(console, f"base      {base}")
+    say(console, f"adapter   {folder}: {changed:,} tensors change; {model.config.model_type} is merged in memory")
     with place.held(f"{folder} {base}") as part, storage.saving(place.out, needed):
         save(model, part, tokenizer)
         defaults.config.save_pretrained(part)
         difference = verify(part, model)
         place.publish(part)
-    console.print(f"verified  logits in plain transformers within {difference:.0e} of the model in memory")
-    console.print(f"model: {place.out}")
+    say(console, f"verified  logits in plain transformers within {difference:.0e} of the model in memory")
+    _show(place, model.config, console)
     return 0
+
+
+def _show(place: Place, config: Any, console: Console) -> None:
+    say(console, f"model: {place.out}")
+    for number, line in enumerate(next_commands([place.out], config.model_type)):
+        say(console, f"{'' if number else 'next':10}{line}")
 
 
 def _adapter_folder(name: str) -> Path:
