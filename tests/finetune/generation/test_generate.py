@@ -285,7 +285,9 @@ def test_an_adapter_that_must_be_merged_first_says_so(
     more: dict[str, Any] = {"use_dora": {"use_dora": True}, "modules_to_save": {"modules_to_save": ["norm"]}}.get(
         kind, {}
     )
-    get_peft_model(plain, LoraConfig(target_modules=["q_proj"], **more)).save_pretrained(str(tmp_path))
+    get_peft_model(plain, LoraConfig(target_modules=["q_proj"], **more)).save_pretrained(
+        str(tmp_path), save_embedding_layers=kind == "resized"
+    )
     tiny_tokenizer.save_pretrained(str(tmp_path))
     with pytest.raises(InputError) as refused:
         load_for_answers(str(tmp_path))
