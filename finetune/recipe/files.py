@@ -64,7 +64,9 @@ class Files:
             self.wrongs.append(Wrong(("model", "revision"), text, (("model", "path"),)))
         if tokenizer:
             tokenizer = self.local_or_hub(("model", "tokenizer"), tokenizer, "tokenizer folder")
-        adapter = model.adapter and self.local_or_hub(("model", "adapter"), model.adapter, "adapter folder")
+        adapter = model.adapter
+        if adapter and not made:
+            adapter = self.local_or_hub(("model", "adapter"), adapter, "adapter folder")
         if template:
             template = self.named_or_file(("model", "chat_template"), template, CHAT_TEMPLATES, ".jinja")
         update = {"path": path, "tokenizer": tokenizer, "chat_template": template, "adapter": adapter}

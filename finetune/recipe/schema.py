@@ -85,7 +85,7 @@ class Model(Section):
     gradient_checkpointing: bool | None = Field(None, examples=[True])
     """Compute activations again in the backward pass instead of keeping them. null: on with a GPU, off on a CPU."""
     adapter: Text | None = Field(None, examples=["runs/sft/adapter"])
-    """A LoRA adapter folder on `path`, or a hub name, to start from. It goes on training as it is, with its own layers, rank and alpha."""
+    """A LoRA adapter folder on `path`, or a hub name, to start from. It goes on training as it is, with its own layers, rank and alpha. In a file of stages `previous`: that of the stage before, not merged."""
     merge_adapter: bool = Field(False, examples=[True])
     """Fold `adapter` into the base first, and train that: every weight, or a new adapter by `lora`."""
     lora: Lora | None = Field(None, validate_default=True, examples=[{"rank": 16}])
