@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
-
 import torch
 from accelerate import Accelerator
 from peft import PeftModel
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import PreTrainedModel
 
 from hybrid_ft.finetune.runs import device
@@ -31,16 +27,3 @@ def shard(model: PreTrainedModel | PeftModel, accelerator: Accelerator) -> None:
     for layer in plain.model.layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
-    # what accelerate asks a model for before the last micro-batch of a step
-    model.no_sync = partial(_no_sync, model)
-    # it adds autocast, and no DDP
-    accelerator.prepare_model = partial(accelerator.prepare_model, evaluation_mode=True)
-
-
-@contextmanager
-def _no_sync(model: FSDPModule) -> Iterator[None]:
-    model.set_requires_gradient_sync(False)
-    try:
-        yield
-    finally:
-        model.set_requires_gradient_sync(True)
