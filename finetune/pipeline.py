@@ -1,7 +1,7 @@
-"""Stages in a row, each starting from the model that the one before has made: ``hybrid-ft run FILE``.
+"""``hybrid-ft run``: stages in a row, each starting from the last one's model.
 
-A stage's folder is ``<output>/<number>-<kind>``. Every start looks what is done: a finished stage is not repeated, one
-that was cut short goes on, and one that has changed, in its recipe or in its files, is done anew with all after it.
+A stage's folder is ``<output>/<number>-<kind>``. Every start looks at what is done: a finished stage is not
+repeated, one that was cut short goes on, and one whose recipe or files have changed is done again with all after it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A recipe's mistakes as lines: where, which key, what was given, the rule, the nearest right key."""
+"""A recipe's mistakes as lines: place, key, value, rule, suggestion."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ class Mistakes:
             elif detail["type"] != "missing":
                 self._add_at(loc, self._named(loc, f"got {shown(detail['input'])}; {rule(detail)}"))
             elif generic(loc) not in meant:
-                self._add_at(loc, f"{dotted(loc)} is missing{_meaning(fields[generic(loc)])}")
+                self._add_at(loc, f"{dotted(loc)} is missing{_meaning(fields.get(generic(loc)))}")
 
     def found_in_values(self, wrongs: Iterable[Wrong]) -> None:
         """Add what the checks found, unless it reads a key that is already known to be wrong."""
@@ -234,8 +234,10 @@ def _instead(near: str | None, loc: Loc, known: Sequence[str]) -> str:
     return f"; must be one of {', '.join(names)}" if 0 < len(names) <= MOST_KEYS else ""
 
 
-def _meaning(field: FieldInfo) -> str:
+def _meaning(field: FieldInfo | None) -> str:
     """``: a model folder or a hub name, such as tiny``, of a key that must be given."""
+    if field is None:
+        return ""
     first = (field.description or "").partition(". ")[0].removesuffix(".")
     example = f", such as {flow(field.examples[0])}" if field.examples else ""
     return f": {first[:1].lower()}{first[1:]}{example}" if first else ""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 else:
     LossName = Literal[tuple(LOSSES)]
 
-LORA_TARGETS = ("all-linear", "attention", "delta", "mlp")
+LORA_TARGETS = ("all-linear", "attention", "delta", "recurrent", "mlp")
 LEARNING_RATES = {"sft": {"full": 2.5e-5, "lora": 2e-4}, "dpo": {"full": 1e-6, "lora": 1e-5}}
 
 Text = Annotated[str, Field(min_length=1)]
@@ -33,7 +33,7 @@ NULL_IS_EMPTY = BeforeValidator(lambda value: {} if value is None else value)
 class Section(BaseModel):
     """A mapping of keys. Values are frozen: a change makes a copy (``changed``)."""
 
-    # strict: "8" is no number and 8 no text; the reader has already decided what is what
+    # strict: "8" is not a number and 8 is not a string; the reader has already decided which is which
     model_config = ConfigDict(
         extra="forbid", strict=True, allow_inf_nan=False, frozen=True, use_attribute_docstrings=True
     )
@@ -42,13 +42,13 @@ class Section(BaseModel):
 class Lora(Section):
     """LoRA: each adapted matrix W becomes W + (alpha / rank) B A, and only A and B are trained.
 
-    `attention` is q, k, v and o of the attention layers, `delta` the projections of the recurrent layers, `mlp` gate,
-    up and down. Convolutions, what sets decay and writing strength (A_log, dt_bias, a_proj, b_proj), norms, embeddings
-    and the head are never adapted.
+    `attention` is q, k, v and o of the attention layers, `delta` the projections of layers with a delta rule,
+    `recurrent` those of the recurrent layers of any family, `mlp` gate, up and down. Convolutions, what sets decay and
+    writing strength (A_log, dt_bias, a_proj, b_proj), norms, embeddings and the head are never adapted.
     """
 
     targets: Text = Field("all-linear", examples=["delta+mlp"])
-    """Layers to adapt: all-linear, attention, delta, mlp, or several joined by +."""
+    """Layers to adapt: all-linear, attention, delta, recurrent, mlp, or several joined by +."""
     rank: int = Field(32, ge=1, le=1024, examples=[16])
     """Rank of the update."""
     alpha: AtLeastOne = Field(64, examples=[32])

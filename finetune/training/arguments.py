@@ -33,7 +33,8 @@ def arguments(make: Callable[..., Config], recipe: Recipe, plan: Plan, folder: R
             learning_rate=train.learning_rate,
             lr_scheduler_type=train.schedule if train.schedule != "constant" else "constant_with_warmup",
             warmup_steps=plan.warmup,
-            optim="adamw_torch",
+            # torch's default on a GPU, foreach, makes temporary copies of all weights in a step: 29.7 GB of a 7B
+            optim="adamw_torch_fused" if gpu else "adamw_torch",
             adam_beta1=train.betas[0],
             adam_beta2=train.betas[1],
             weight_decay=train.weight_decay,

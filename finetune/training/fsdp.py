@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from accelerate import Accelerator
 from peft import PeftModel
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import PreTrainedModel
 
@@ -21,7 +21,11 @@ def shard(model: PreTrainedModel | PeftModel, accelerator: Accelerator) -> None:
     accelerate would divide the last norm and the head as a unit of their own, which a fused head, that never calls the
     head, leaves undivided after the first step.
     """
-    mesh = init_device_mesh(device.kind(), (accelerator.num_processes,))
+    divide(model, init_device_mesh(device.kind(), (accelerator.num_processes,)))
+
+
+def divide(model: PreTrainedModel | PeftModel, mesh: DeviceMesh) -> None:
+    """FSDP2's units: each layer, and the rest with the model."""
     policy = MixedPrecisionPolicy(param_dtype=None, reduce_dtype=torch.float32)
     plain = model.get_base_model() if isinstance(model, PeftModel) else model
     for layer in plain.model.layers:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+from peft.helpers import disable_input_dtype_casting
 from transformers import set_seed
 
 from hybrid_ft.errors import STORAGE, InputError
@@ -27,6 +28,7 @@ from hybrid_ft.finetune.runs.launcher import agreed
 from hybrid_ft.finetune.runs.session import begin_or_go_on, check_storage, in_folder, newest_checkpoint
 from hybrid_ft.finetune.training import fsdp, seams
 from hybrid_ft.hybrid_model.checkpoint.generation_config import GenerationDefaults, generation_defaults
+from hybrid_ft.hybrid_model.gpu_trust import check_gpu
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -154,6 +156,8 @@ def _run(recipe: Recipe, stage: Stage, folder: RunFolder, console: Console, stop
     trainer = stage.trainer(start, model, progress)
     if not folder.begun and folder.processes.main:
         folder.checkpoints.rmdir()  # transformers makes it at once
+    with console.status("the GPU's self-test"):
+        check_gpu(trainer.model, torch.bfloat16 if models.in_bfloat16(recipe) else torch.float32)
     tried = stage.trial(start, trainer)
     begin_or_go_on(folder, recipe, stage.name, identity, changed, start.say)
     stage.ready(start, trainer, tried)
@@ -252,6 +256,8 @@ def _train(start: Start, trainer: RunTrainer, progress: ShowProgress, resumed: P
                 around.enter_context(seams.already_divided(trainer.model, trainer.accelerator))
             around.enter_context(trainer.watchdog.watching(folder.path, processes.rank))
             around.enter_context(start.stop.at_step_ends())
+            # PEFT would copy every adapted layer's input to the adapters' float32, which autocast casts back
+            around.enter_context(disable_input_dtype_casting(trainer.model, active=models.in_bfloat16(recipe)))
             trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
         last = folder.checkpoints / f"checkpoint-{trainer.state.global_step}"
         processes.part()

@@ -7,7 +7,7 @@ every upstream method; each patch below is undone in this file.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,6 @@ from hybrid_ft.finetune.training.log_prob_head import use_own_head_on_cpu
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from torch.distributed.fsdp import FSDPModule
     from transformers import PreTrainedModel
 
 OVERRIDDEN = {
@@ -120,20 +119,12 @@ def already_divided(model: Any, accelerator: Accelerator) -> Iterator[None]:
     """Inside the block accelerate takes a model that lies in pieces as it is.
 
     ``accelerator.prepare_model`` adds autocast, and no DDP. ``model.no_sync`` is what accelerate asks a model for before
-    any micro-batch of a step but the last: gradients are then added up where they are, in whole, and divided once.
+    all but the last micro-batch of a step. Gradients that are not reduced at once stay whole on every process: 29.7 GB
+    of a 7B, to spare a reduce-scatter of a tenth of a second on NVLink.
     """
-    model.no_sync = partial(_no_sync, model)
+    model.no_sync = nullcontext
     accelerator.prepare_model = partial(accelerator.prepare_model, evaluation_mode=True)
     try:
         yield
     finally:
         del model.no_sync, accelerator.prepare_model
-
-
-@contextmanager
-def _no_sync(model: FSDPModule) -> Iterator[None]:
-    model.set_requires_gradient_sync(False)
-    try:
-        yield
-    finally:
-        model.set_requires_gradient_sync(True)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import AutocastKwargs
 from peft import PeftModel
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
@@ -82,6 +83,8 @@ class RunTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.folder, self.keep, self.stop, self.origins = folder, keep, stop, origins
         self.processes, self.save_best, self.arithmetic = folder.processes, save_best, arithmetic
+        # its autocast around the model's forward; see models.arithmetic
+        self.accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
         precision = self.accelerator.mixed_precision
         assert (precision == "bf16") == self.args.bf16, f"accelerate computes in {precision}: the environment says so"
         self.counts, self.watchdog = Counts(), Watchdog()
