@@ -1,4 +1,4 @@
-"""Which batches of an epoch are whose, so that several processes together take the steps that one would."""
+"""A batch sampler that deals an epoch's batches out to the processes, each batch once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from torch.utils.data import BatchSampler, Sampler
 
 
-class Share(Sampler[list[int]]):
+class ShardedBatchSampler(Sampler[list[int]]):
     """Every ``count``-th batch, beginning with number ``rank``. A process that is left without one at the end gets
     ``filler``, rows that carry no loss, because the others wait for its gradients: none is taken twice, as accelerate
     would have it."""
