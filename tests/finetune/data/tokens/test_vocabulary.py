@@ -30,8 +30,8 @@ def folder(tmp_path: Path) -> Path:
 def wanted(folder: Path, recipe: MakeRecipe) -> Callable[..., Recipe]:
     def made(**model: Any) -> Recipe:
         given = recipe("there-is-no-such-file.jsonl")
-        given.model = given.model.model_copy(update={"path": str(folder), **model})
-        return given
+        changed = given.model.model_copy(update={"path": str(folder), **model})
+        return given.model_copy(update={"model": changed})
 
     return made
 
