@@ -55,6 +55,7 @@ def rows(out: Path) -> list[dict]:
     return [json.loads(line) for line in (out / "gpu_check.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_what_is_compiled_and_launched(folder: Path, tmp_path: Path) -> None:
     done = check(folder, tmp_path, "--steps", "compile,launches,layer kernels")
     found = rows(tmp_path)

@@ -236,6 +236,15 @@ def test_an_adapter_folder_answers_like_the_adapted_model(
     assert tokenizer.chat_template == tiny_tokenizer.chat_template
 
 
+def test_an_adapter_without_a_tokenizer_has_its_base_s(tiny_base: Path, tiny_tokenizer: Any, tmp_path: Path) -> None:
+    saved_adapter(tiny_base, tiny_tokenizer, tmp_path)
+    for file in tmp_path.iterdir():
+        if not file.name.startswith("adapter_"):
+            file.unlink()
+    _, tokenizer = load_for_answers(str(tmp_path))
+    assert tokenizer.chat_template == tiny_tokenizer.chat_template
+
+
 @pytest.mark.parametrize("damage", ["no weights", "no base", "another base", "not JSON"])
 def test_a_broken_adapter_is_one_line(tiny_base: Path, tiny_tokenizer: Any, tmp_path: Path, damage: str) -> None:
     saved_adapter(tiny_base, tiny_tokenizer, tmp_path)
@@ -270,6 +279,30 @@ def test_an_answer_ends_with_the_template_s_token_too(
     prompts.write_text("hi\n")
     assert cli.main(["generate", str(tiny_base), "--prompts", str(prompts)]) == 0
     assert asked == [[3, 0]]
+
+
+@pytest.mark.parametrize("kind", ["resized", "use_dora", "modules_to_save"])
+def test_an_adapter_that_must_be_merged_first_says_so(
+    tiny_base: Path, tiny_tokenizer: Any, tmp_path: Path, kind: str
+) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    plain = AutoModelForCausalLM.from_pretrained(tiny_base)
+    if kind == "resized":
+        plain.resize_token_embeddings(192, mean_resizing=False)
+    more: dict[str, Any] = {"use_dora": {"use_dora": True}, "modules_to_save": {"modules_to_save": ["norm"]}}.get(
+        kind, {}
+    )
+    get_peft_model(plain, LoraConfig(target_modules=["q_proj"], **more)).save_pretrained(
+        str(tmp_path), save_embedding_layers=kind == "resized"
+    )
+    tiny_tokenizer.save_pretrained(str(tmp_path))
+    with pytest.raises(InputError) as refused:
+        load_for_answers(str(tmp_path))
+    said = str(refused.value)
+    assert said.endswith(f"; make a model of it and its base with: hybrid-ft merge {tmp_path} OUT")
+    assert (".weight whole, [192, 32], the base's is [128, 32]" if kind == "resized" else kind) in said
 
 
 def test_a_conversation_over_a_pipe(
