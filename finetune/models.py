@@ -67,7 +67,7 @@ def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrained
         # a preset's is of its own tokenizer; in another one that id may be a word, and would get no gradient
         model.get_input_embeddings().padding_idx = tokenizer.pad_token_id
     set_seed(recipe.train.seed)
-    return adapters.add_lora(model, lora.targets, lora.rank, lora.alpha, lora.dropout) if lora else model
+    return adapters.add_lora(model, **lora.adapters) if lora else model
 
 
 def freeze_routers(model: PreTrainedModel) -> None:

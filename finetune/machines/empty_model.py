@@ -26,4 +26,4 @@ def empty_model(recipe: Recipe, bfloat16: bool) -> PreTrainedModel | PeftModel:
     lora = recipe.model.lora
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16 if bfloat16 and lora else torch.float32)
-        return add_lora(model, lora.targets, lora.rank, lora.alpha, lora.dropout) if lora else model
+        return add_lora(model, **lora.adapters) if lora else model

@@ -210,9 +210,9 @@ def test_a_file_that_is_none(
     assert err.count("\n") == 1
 
 
-def saved_adapter(tiny_base: Path, tiny_tokenizer: Any, folder: Path) -> torch.nn.Module:
+def saved_adapter(tiny_base: Path, tiny_tokenizer: Any, folder: Path, **kind: Any) -> torch.nn.Module:
     """An adapter that changes the model, saved the way a run saves it."""
-    adapted = adapters.add_lora(hybrid_ft.load(tiny_base), "all-linear", rank=2, alpha=8)
+    adapted = adapters.add_lora(hybrid_ft.load(tiny_base), "all-linear", rank=2, alpha=8, **kind)
     torch.manual_seed(0)
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
@@ -223,10 +223,11 @@ def saved_adapter(tiny_base: Path, tiny_tokenizer: Any, folder: Path) -> torch.n
     return adapted.eval()
 
 
+@pytest.mark.parametrize("kind", [{}, {"dora": True, "rslora": True, "layers": [0]}], ids=["plain", "dora"])
 def test_an_adapter_folder_answers_like_the_adapted_model(
-    tiny_base: Path, tiny_tokenizer: Any, model: Any, tmp_path: Path
+    tiny_base: Path, tiny_tokenizer: Any, model: Any, tmp_path: Path, kind: Any
 ) -> None:
-    adapted = saved_adapter(tiny_base, tiny_tokenizer, tmp_path)
+    adapted = saved_adapter(tiny_base, tiny_tokenizer, tmp_path, **kind)
     opened, tokenizer = load_for_answers(str(tmp_path))
     row = torch.tensor([[5, 9, 30, 42]])
     with torch.no_grad():
@@ -234,6 +235,14 @@ def test_an_adapter_folder_answers_like_the_adapted_model(
     assert torch.allclose(got, wanted, atol=1e-4)
     assert not torch.allclose(got, plain, atol=1e-2)
     assert tokenizer.chat_template == tiny_tokenizer.chat_template
+
+
+def test_dora_without_its_lengths_is_one_line(tiny_base: Path, tiny_tokenizer: Any, tmp_path: Path) -> None:
+    saved_adapter(tiny_base, tiny_tokenizer, tmp_path, dora=True)
+    config = tmp_path / "adapter_config.json"
+    config.write_text(config.read_text().replace('"use_dora": true', '"use_dora": false'))
+    with pytest.raises(InputError, match="lora_magnitude_vector tensors and use_dora in adapter_config.json do not"):
+        load_for_answers(str(tmp_path))
 
 
 @pytest.mark.parametrize("damage", ["no weights", "no base", "another base", "not JSON"])
