@@ -25,6 +25,7 @@ from hybrid_ft.finetune.runs.export import Exporter
 from hybrid_ft.finetune.runs.folder import RunFolder
 from hybrid_ft.finetune.runs.identity import run_identity, tokenizer_digest
 from hybrid_ft.finetune.runs.launcher import agreed
+from hybrid_ft.finetune.runs.next_commands import next_commands
 from hybrid_ft.finetune.runs.session import begin_or_go_on, check_storage, in_folder, newest_checkpoint
 from hybrid_ft.finetune.training import fsdp
 from hybrid_ft.hybrid_model.checkpoint.generation_config import GenerationDefaults, generation_defaults
@@ -172,7 +173,8 @@ def _run(recipe: Recipe, stage: Stage, folder: RunFolder, console: Console, stop
     start.say(f"done in {duration(time.perf_counter() - began)}")
     for path in results:
         start.say(f"{path.name}: {path}")
-    start.say(f"next: hybrid-ft chat {results[-1]}")
+    for number, line in enumerate(next_commands(results, model.config.model_type)):
+        start.say(f"{'' if number else 'next':10}{line}")
     return 0
 
 
@@ -298,7 +300,8 @@ def export(
     exporter = Exporter(folder.path, tokenizer, defaults, wanted.path, wanted.revision)
     if not wanted.lora:
         return [exporter.whole(model.to(torch.bfloat16) if models.in_bfloat16(recipe) else model)]
-    results = [exporter.adapter(model)]
+    # an adapter on a base that was merged in memory would have nothing to be opened on
+    results = [] if wanted.merge_adapter else [exporter.adapter(model)]
     if wanted.lora.merge:
         results.append(exporter.whole(model.merge_and_unload(), "merged"))
     return results

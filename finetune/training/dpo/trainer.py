@@ -50,7 +50,7 @@ class PairTrainer(RunTrainer, DPOTrainer):
         self.current_gradient_accumulation_steps = 1
         plain = self.model
         if isinstance(plain, PeftModel):
-            # TRL keeps a copy of a fresh adapter as the reference; without any adapter the base is the same
+            # TRL keeps a copy of the adapter for the reference, whose log-probabilities are computed before it is moved
             plain.delete_adapter("ref")
             plain = plain.get_base_model()
         for module in plain.modules():
@@ -136,10 +136,15 @@ class PairTrainer(RunTrainer, DPOTrainer):
         return super().compute_ref_log_probs(partial(answer_log_probs, model), inputs)
 
     def reference(self, pairs: Sequence[Pair]) -> tuple[torch.Tensor, torch.Tensor]:
-        """The base's log-probabilities of both answers, float32 [P] each, in one micro-batch."""
+        """The model's log-probabilities of both answers as it starts, float32 [P] each, in one micro-batch."""
         batch = self._prepare_inputs(padded_pairs(pairs, self.pad_token_id))
         with self.measuring():
-            chosen, rejected = self.compute_ref_log_probs(self.model, batch)
+            # without a model of its own TRL takes the base without adapters, and one may have been trained before
+            self.ref_model = self.model
+            try:
+                chosen, rejected = self.compute_ref_log_probs(self.model, batch)
+            finally:
+                self.ref_model = None
         return chosen.float().cpu(), rejected.float().cpu()
 
     def forget_measures(self) -> None:

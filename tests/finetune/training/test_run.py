@@ -149,7 +149,7 @@ def test_to_the_end(tiny_base: Path, tmp_path: Path) -> None:
         "ready after a trial",
         "step 12/12  square",
         "step 4/12  held-out largest",
-        "next: hybrid-ft chat",
+        "next      talk      hybrid-ft chat",
     ):
         assert line in screen, line
     record = json.loads((tmp_path / "run/run.json").read_text())
