@@ -22,14 +22,13 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from transformers import Trainer
 from trl import DPOTrainer
-from trl.trainer.utils import add_fused_lm_head
 
 from hybrid_ft.finetune.recipe.losses import LOSSES
 from hybrid_ft.finetune.runs.processes import Processes
+from hybrid_ft.finetune.training import seams
 from hybrid_ft.finetune.training.dpo.batches import Pair, StepCollator, count_work, in_portions, padded_pairs, sizes_of
 from hybrid_ft.finetune.training.dpo.metrics import PairSums
-from hybrid_ft.finetune.training.log_prob_head import take_over_on_cpu
-from hybrid_ft.finetune.training.trainer import RunTrainer, to_itself
+from hybrid_ft.finetune.training.trainer import RunTrainer
 
 
 class PairTrainer(RunTrainer, DPOTrainer):
@@ -48,18 +47,16 @@ class PairTrainer(RunTrainer, DPOTrainer):
         self.pad_token_id = self._tokenizer.pad_token_id
         # the loop sets it when it begins; a step is tried before
         self.current_gradient_accumulation_steps = 1
-        plain = self.model
-        if isinstance(plain, PeftModel):
+        if isinstance(self.model, PeftModel):
             # TRL keeps a copy of the adapter for the reference, whose log-probabilities are computed before it is moved
-            plain.delete_adapter("ref")
-            plain = plain.get_base_model()
+            self.model.delete_adapter("ref")
+        plain = seams.plain_model(self.model)
         for module in plain.modules():
             # TRL turns dropout modules off; attention's is a number
             if hasattr(module, "attention_dropout"):
                 module.attention_dropout = 0.0
         # without the entropies and mean logits that TRL has its head report
-        add_fused_lm_head(plain)
-        take_over_on_cpu(plain)
+        seams.use_fused_head(plain)
         loss = LOSSES[self.loss_types[0]]
         self.sums = {mode: PairSums(self.beta, loss.normalised) for mode in ("train", "eval")}
         self.work = [0, 0]
@@ -123,7 +120,7 @@ class PairTrainer(RunTrainer, DPOTrainer):
     def _compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool) -> Any:
         mode = "train" if self.model.training else "eval"
         seen: list[torch.Tensor] = []
-        with to_itself(self.accelerator):
+        with seams.nothing_gathered(self.accelerator):
             loss = super()._compute_loss(partial(answer_log_probs, model, seen=seen), inputs, return_outputs)
         if self.counted:
             self.sums[mode].add(seen[0], inputs)
