@@ -281,7 +281,7 @@ def test_an_answer_ends_with_the_template_s_token_too(
     assert asked == [[3, 0]]
 
 
-@pytest.mark.parametrize("kind", ["resized", "use_dora", "modules_to_save"])
+@pytest.mark.parametrize("kind", ["resized", "modules_to_save"])
 def test_an_adapter_that_must_be_merged_first_says_so(
     tiny_base: Path, tiny_tokenizer: Any, tmp_path: Path, kind: str
 ) -> None:
@@ -291,9 +291,7 @@ def test_an_adapter_that_must_be_merged_first_says_so(
     plain = AutoModelForCausalLM.from_pretrained(tiny_base)
     if kind == "resized":
         plain.resize_token_embeddings(192, mean_resizing=False)
-    more: dict[str, Any] = {"use_dora": {"use_dora": True}, "modules_to_save": {"modules_to_save": ["norm"]}}.get(
-        kind, {}
-    )
+    more: dict[str, Any] = {"modules_to_save": ["norm"]} if kind == "modules_to_save" else {}
     get_peft_model(plain, LoraConfig(target_modules=["q_proj"], **more)).save_pretrained(
         str(tmp_path), save_embedding_layers=kind == "resized"
     )
