@@ -55,8 +55,19 @@ class Lora(Section):
     """The update is scaled by alpha / rank."""
     dropout: float = Field(0.0, ge=0, lt=1, examples=[0.05])
     """Dropout before the adapter. Must be 0 for pairs."""
+    layers: list[Annotated[int, Field(ge=0)]] | None = Field(None, min_length=1, examples=[[28, 29, 30, 31]])
+    """Numbers, from 0, of the layers to adapt; null: all."""
+    rslora: bool = Field(False, examples=[True])
+    """Scale by alpha / sqrt(rank) (rsLoRA), which keeps the update's size at higher ranks."""
+    dora: bool = Field(False, examples=[True])
+    """Train the length of each row of a weight apart from its direction (DoRA). Servers may need it merged."""
     merge: bool = Field(False, examples=[True])
     """Also save the whole model with the adapter folded in, as merged/ beside adapter/."""
+
+    @property
+    def adapters(self) -> dict[str, Any]:
+        """Keywords of ``add_lora``."""
+        return self.model_dump(exclude={"merge"})
 
     @field_validator("targets")
     @classmethod
@@ -84,8 +95,19 @@ class Model(Section):
     """olmo-instruct (ships here) or a .jinja file; null: the tokenizer's own."""
     gradient_checkpointing: bool | None = Field(None, examples=[True])
     """Compute activations again in the backward pass instead of keeping them. null: on with a GPU, off on a CPU."""
-    lora: Lora | None = Field(None, examples=[{"rank": 16}])
+    adapter: Text | None = Field(None, examples=["runs/sft/adapter"])
+    """A LoRA adapter folder on `path`, or a hub name, to start from. It goes on training as it is, with its own layers, rank and alpha. In a file of stages `previous`: that of the stage before, not merged."""
+    merge_adapter: bool = Field(False, examples=[True])
+    """Fold `adapter` into the base first, and train that: every weight, or a new adapter by `lora`."""
+    lora: Lora | None = Field(None, validate_default=True, examples=[{"rank": 16}])
     """Train low-rank adapters; null: every weight is trained. {} means the defaults below."""
+
+    @field_validator("lora")
+    @classmethod
+    def _adapter_goes_on(cls, lora: Lora | None, info: ValidationInfo) -> Lora | None:
+        """An adapter that goes on training is LoRA; the keys before this one have been read."""
+        goes_on = info.data.get("adapter") and not info.data.get("merge_adapter")
+        return Lora() if goes_on and lora is None else lora
 
 
 class Source(Section):

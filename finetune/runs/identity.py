@@ -1,4 +1,4 @@
-"""What decides the weights of a run, as digests and values that two starts of it must have in common."""
+"""A run's identity: the keys, digests and versions that decide its weights."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LIBRARIES = ("hybrid-ft", "torch", "transformers", "trl", "peft", "accelerate")
 
 # What computes a weight. Commands, screens and the recipe's reader do not: what they say stands in the recipe's keys.
 _CODE = ("kernels", "hybrid_model", "finetune/data", "finetune/training", "finetune/models.py")
-_PLACES = ("path", "tokenizer", "chat_template", "card")
+_PLACES = ("path", "tokenizer", "chat_template", "card", "adapter")
 
 
 def run_identity(recipe: Recipe) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Which batches of an epoch are whose, so that several processes together take the steps that one would."""
+"""A batch sampler that deals an epoch's batches out to the processes, each batch once."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 from torch.utils.data import BatchSampler, Sampler
 
 
-class Share(Sampler[list[int]]):
+class ShardedBatchSampler(Sampler[list[int]]):
     """Of the ``a_step`` batches of each step every ``count``-th, beginning with number ``rank``.
 
     A process that is left without one gets ``filler``, rows that carry no loss, because the others wait for its
     gradients: no batch is taken twice, as accelerate would have it. So a step is the same batches whatever ``count`` is.
     """
 
-    def __init__(self, batches: BatchSampler, count: int, rank: int, filler: list[int], a_step: int = 1) -> None:
+    def __init__(self, batches: BatchSampler, count: int, rank: int, filler: list[int], a_step: int) -> None:
         self.batch_sampler, self.sampler = batches, batches.sampler
         self.batch_size, self.drop_last = batches.batch_size, False
         self.count, self.rank, self.filler, self.a_step = count, rank, filler, a_step

@@ -14,9 +14,9 @@ from transformers import PreTrainedModel
 from trl import SFTTrainer
 
 from hybrid_ft.finetune.runs.processes import Processes
-from hybrid_ft.finetune.training.log_prob_head import take_over_on_cpu
-from hybrid_ft.finetune.training.sampler import Share
-from hybrid_ft.finetune.training.trainer import RunTrainer, to_itself
+from hybrid_ft.finetune.training import seams
+from hybrid_ft.finetune.training.sampler import ShardedBatchSampler
+from hybrid_ft.finetune.training.trainer import RunTrainer
 
 
 class PackedSFTTrainer(RunTrainer, SFTTrainer):
@@ -27,7 +27,7 @@ class PackedSFTTrainer(RunTrainer, SFTTrainer):
         super().__init__(model, *args, **kwargs)
         self.a_step = a_step
         self.fillers = int(self.processes.count > 1)
-        take_over_on_cpu(model.get_base_model() if isinstance(model, PeftModel) else model)
+        seams.use_fused_head(model, trl_has_put_one=True)
 
     def get_train_dataloader(self) -> DataLoader:
         if self.processes.count == 1:
@@ -39,7 +39,7 @@ class PackedSFTTrainer(RunTrainer, SFTTrainer):
         return prepare_data_loader(loader, num_processes=1, process_index=0)
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-        with to_itself(self.accelerator):
+        with seams.nothing_gathered(self.accelerator):
             return super().compute_loss(*args, **kwargs)
 
     def held_out(self, alone: bool = False) -> dict[str, float]:
@@ -53,7 +53,7 @@ class PackedSFTTrainer(RunTrainer, SFTTrainer):
     def _held_out_batches(self, processes: Processes) -> Iterator[dict[str, Any]]:
         rows = range(len(self.eval_dataset) - self.fillers)
         in_order = BatchSampler(rows, self.args.eval_batch_size, drop_last=False)
-        for batch in self._loader(self.eval_dataset, in_order, processes):
+        for batch in self._loader(self.eval_dataset, in_order, processes, processes.count):
             if processes.any(self.stop.now):
                 self.stop.agreed = True
                 return
@@ -61,12 +61,12 @@ class PackedSFTTrainer(RunTrainer, SFTTrainer):
             yield self._prepare_inputs(batch)
             self.watchdog.beat()
 
-    def _loader(self, rows: Dataset, batches: BatchSampler, processes: Processes, a_step: int = 1) -> DataLoader:
+    def _loader(self, rows: Dataset, batches: BatchSampler, processes: Processes, a_step: int) -> DataLoader:
         """This process's share. The last of the rows is the filler where there are several processes."""
         args = self.args
         return DataLoader(
             rows,
-            batch_sampler=Share(batches, processes.count, processes.rank, [len(rows) - 1], a_step),
+            batch_sampler=ShardedBatchSampler(batches, processes.count, processes.rank, [len(rows) - 1], a_step),
             collate_fn=self.data_collator,
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,

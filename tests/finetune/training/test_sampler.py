@@ -5,7 +5,7 @@ import itertools
 import pytest
 from torch.utils.data import BatchSampler
 
-from hybrid_ft.finetune.training.sampler import Share
+from hybrid_ft.finetune.training.sampler import ShardedBatchSampler
 
 FILLER = [-1]
 
@@ -13,7 +13,7 @@ FILLER = [-1]
 def shares(rows: int, count: int, a_step: int) -> list[list[list[int]]]:
     """What each process gets of batches of two rows."""
     batches = BatchSampler(range(rows), 2, drop_last=False)
-    made = [Share(batches, count, rank, FILLER, a_step) for rank in range(count)]
+    made = [ShardedBatchSampler(batches, count, rank, FILLER, a_step) for rank in range(count)]
     got = [list(share) for share in made]
     assert [len(share) for share in made] == [len(batches) for batches in got]
     return got
@@ -32,6 +32,11 @@ def test_a_step_is_the_same_batches_for_any_number_of_processes(rows, a_step, co
     ]
     one = shares(rows, 1, a_step)[0]
     assert steps == [one[first : first + a_step] for first in range(0, len(one), a_step)]
+
+
+def test_held_out_batches_are_shared_out():
+    """A step of as many batches as processes: nobody waits but at the end."""
+    assert [[batch[0] // 2 for batch in mine if batch != FILLER] for mine in shares(10, 2, 2)] == [[0, 2, 4], [1, 3]]
 
 
 def test_only_who_is_left_without_a_batch_gets_the_filler():

@@ -1,7 +1,7 @@
 """The Triton kernels in Triton's interpreter, in float32: outputs and every gradient against the float64 reference.
 
 The interpreter must be chosen before triton is imported, so these tests run in a process of their own, which
-``test_interpreter`` (the short half) and ``test_interpreter_at_length`` start. It knows nothing of warps, layouts and
+``test_interpreter`` starts in two halves. It knows nothing of warps, layouts and
 races, and its bfloat16 is wrong: test_triton_compiled.py and test_triton_gpu.py are for those.
 """
 
@@ -34,14 +34,10 @@ def interpret(select: str) -> None:
 
 
 @outside
-def test_interpreter() -> None:
-    interpret("not kernels")
-
-
-@outside
 @pytest.mark.kernels
-def test_interpreter_at_length() -> None:
-    interpret("kernels")
+@pytest.mark.parametrize("half", ["not kernels", "kernels"])
+def test_interpreter(half: str) -> None:
+    interpret(half)
 
 
 def rule(
