@@ -23,7 +23,7 @@ class PackedSFTTrainer(RunTrainer, SFTTrainer):
     """The rows come tokenised and packed; the held-out loss is exact. With several processes the last row of the
     training set is the filler. ``a_step``: micro-batches of an optimizer step, over all processes."""
 
-    def __init__(self, model: PreTrainedModel | PeftModel, *args: Any, a_step: int, **kwargs: Any) -> None:
+    def __init__(self, model: PreTrainedModel | PeftModel, *args: Any, a_step: int = 1, **kwargs: Any) -> None:
         super().__init__(model, *args, **kwargs)
         self.a_step = a_step
         self.fillers = int(self.processes.count > 1)
