@@ -6,6 +6,7 @@
 # make gpu-check    PART=1, then PART=2: what must be known of a GPU, under five minutes each; DRY=1 tries it without one
 # make gpu-wheels   fetch what make gpu-check needs on a GPU machine without a network
 # make test-gpu     the GPU kernels on this machine's GPU      make bench-gpu   its times beside its rivals' in one table
+# make docs         docs/recipe.md from the recipe's schema
 # make lint         ruff: rules and format        make typecheck   mypy
 # make setup        only the set-up               make clean       remove it
 #
@@ -23,11 +24,14 @@ READY := $(VENV)/.ready
 # One thread per test process: two processes with all cores each only wait for one another.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --confcutdir=tests
 
-.PHONY: help quickstart test test-slow test-kernels test-faults gpu-check gpu-wheels test-gpu bench-gpu setup lint typecheck clean
+.PHONY: help quickstart test test-slow test-kernels test-faults gpu-check gpu-wheels test-gpu bench-gpu docs setup lint typecheck clean
 .DELETE_ON_ERROR:
 
 help: # what stands above
 	@sed -n '/^#/!q;s/^# \{0,1\}//p' Makefile
+
+docs: $(READY)
+	$(BIN)/python scripts/make_recipe_docs.py
 
 quickstart: $(READY)
 	$(BIN)/hybrid-ft run quickstart
@@ -69,7 +73,7 @@ bench-gpu:
 setup: $(READY)
 
 # The stamp is written last: a set-up that was interrupted is taken up again by the next make.
-$(READY): pyproject.toml constraints.txt scripts/install_torch.py
+$(READY): pyproject.toml $(CONSTRAINTS) scripts/install_torch.py
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 14) else \
 	    "Python 3.11 to 3.13 is needed, $(PYTHON) is %d.%d; set PYTHON=, for example PYTHON=python3.12" % v[:2])'
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV) \
@@ -100,4 +104,4 @@ typecheck: $(READY) .typing/hybrid_ft
 	bin=$$(cd $(BIN) && pwd) && cd .typing && "$$bin/python" -m mypy --config-file ../pyproject.toml -p hybrid_ft
 
 clean:
-	rm -rf .venv .typing build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-oldest .typing build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,18 +1,20 @@
-"""One source from its rows to conversations, with an account of what it holds."""
+"""From a source's rows to conversations or preferences, and what its columns were used for."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.data.messages.card_rows import card_form
 from hybrid_ft.finetune.data.messages.cards import load_card, suggested
 from hybrid_ft.finetune.data.messages.conversation import Conversation
+from hybrid_ft.finetune.data.messages.pair_cards import load_pair_card, pair_card_form, suggested_pair_card
+from hybrid_ft.finetune.data.messages.pair_forms import PairForm, recognise_pairs
+from hybrid_ft.finetune.data.messages.preference import Preference, Unusable
 from hybrid_ft.finetune.data.messages.row_forms import Form, needed, recognise
-from hybrid_ft.finetune.data.report.tally import Tallies, Tally
+from hybrid_ft.finetune.data.report.account import SourceCounts
 from hybrid_ft.finetune.data.sources.rows import BadRow, Row, origin
 from hybrid_ft.finetune.data.sources.source import Opened, open_source
 
@@ -23,56 +25,34 @@ if TYPE_CHECKING:
 _LOOK_AHEAD = 64
 
 
-@dataclass
-class SourceReport:
-    """What one source holds and what became of it. ``kept``: rows in tokens, before the mix takes its share."""
-
-    name: str
-    form: str = ""
-    reads: str = ""
-    ignored: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    read: int = 0
-    kept: int = 0
-    taken: int = 0
-    dropped: Tallies = field(default_factory=Tallies)
-    cut: Tally = field(default_factory=Tally)
-    neutralised: Tallies = field(default_factory=Tallies)
-    unshown_thoughts: Tally = field(default_factory=Tally)
-    untrained: Tally = field(default_factory=Tally)
-
-    def as_dict(self) -> dict[str, Any]:
-        return {
-            "source": self.name,
-            "form": self.form,
-            "reads": self.reads,
-            "ignored": self.ignored,
-            "notes": self.notes,
-            "rows_read": self.read,
-            "rows_kept": self.kept,
-            "rows_taken": self.taken,
-            "dropped": self.dropped.as_dict(),
-            "cut": self.cut.as_dict(),
-            "control_strings_as_text": self.neutralised.as_dict(),
-            "reasoning_not_shown": self.unshown_thoughts.as_dict(),
-            "turns_not_trained_by_flag": self.untrained.as_dict("turns"),
-        }
-
-
-def conversations(source: Source, report: SourceReport) -> Iterator[tuple[str, Conversation | BadRow]]:
+def conversations(source: Source, counts: SourceCounts) -> Iterator[tuple[str, Conversation | BadRow]]:
     """The conversations of a source, each with its origin (``file:line``), a bad row as the BadRow that says why.
 
-    ``report`` fills meanwhile: rows read, form, notes, and at the end the columns and fields that nothing used. Raises
+    ``counts`` fills meanwhile: rows read, form, notes, and at the end the columns and fields that nothing used. Raises
     InputError where the source cannot be read or is in no known form.
     """
     card = load_card(source.card) if source.card else None
     opened = open_source(source, card.rows if card else None)
-    return converted(opened, report, lambda rows: _form(source, rows, opened.name), BadRow)
+    return converted(opened, counts, lambda rows: _form(source, rows, opened.name), BadRow)
+
+
+def preferences(source: Source, counts: SourceCounts) -> Iterator[tuple[str, Preference | BadRow | Unusable]]:
+    """The pairs of a source, each with its origin (``file:line``); in the place of one that is none, the reason.
+
+    ``counts`` fills meanwhile: rows read, form, notes, and at the end the columns and fields that nothing used. Raises
+    InputError where the source cannot be read or holds no pairs.
+    """
+    if source.format is not None:
+        text = f"data.sources: {source.path}: format: {source.format} is for supervised rows"
+        raise InputError(f"{text}; leave it out, the form of pairs is recognised, or set card")
+    card = load_pair_card(source.card) if source.card else None
+    opened = open_source(source, card.rows if card else None)
+    return converted(opened, counts, lambda rows: _pair_form(source, rows, opened.name), (BadRow, Unusable))
 
 
 def converted(
     opened: Opened,
-    report: SourceReport,
+    counts: SourceCounts,
     form_of: Callable[[list[Row]], Any],
     reason: type[Exception] | tuple[type[Exception], ...],
 ) -> Iterator[tuple[str, Any]]:
@@ -80,7 +60,7 @@ def converted(
 
     ``form_of`` finds the form from the first rows; whatever a form makes has a set ``unused``.
     """
-    report.name, report.notes = opened.name, opened.notes
+    counts.name, counts.notes = opened.name, opened.notes
     rows = iter(opened.rows)
     ahead = list(itertools.islice(rows, _LOOK_AHEAD))
     good = [row for row in ahead if isinstance(row, Row)]
@@ -88,7 +68,7 @@ def converted(
     columns: set[str] = set()
     unused: set[str] = set()
     for row in itertools.chain(ahead, rows):
-        report.read += 1
+        counts.read += 1
         place = origin(opened.name, row)
         if isinstance(row, BadRow):
             yield place, row
@@ -104,8 +84,8 @@ def converted(
         unused |= made.unused
         yield place, made
     if form is not None:
-        report.form, report.reads = form.name, form.reads
-        report.ignored = sorted(columns - form.columns) + sorted(unused)
+        counts.format, counts.reads = form.name, form.reads
+        counts.ignored = sorted(columns - form.columns) + sorted(unused)
 
 
 def _form(source: Source, rows: list[Row], name: str) -> Form:
@@ -135,3 +115,21 @@ def _fix(columns: list[str], row: Row) -> str:
 
 def _holds_objects(value: list[Any]) -> bool:
     return bool(value) and all(isinstance(item, dict) for item in value)
+
+
+def _pair_form(source: Source, rows: list[Row], name: str) -> PairForm:
+    columns = list(dict.fromkeys(column for row in rows for column in row.values))
+    if source.card:
+        return pair_card_form(source.card, columns)
+    form = recognise_pairs(rows)
+    if form is not None:
+        return form
+    found = ", ".join(columns[:12]) + (", ..." if len(columns) > 12 else "") or "none"
+    card = suggested_pair_card(columns)
+    known = "chosen, rejected | output_1, output_2, preference"
+    fix = (
+        f"looks like the card {card}: set card: {card}"
+        if card
+        else f"known without a card: {known}, beside a prompt; for anything else write a preference card"
+    )
+    raise InputError(f"{origin(name, rows[0])}: no columns that hold a pair (found {found}); {fix}")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from hybrid_ft.finetune.recipe.schema import HeldOut, Source
 
 
-def mixed(source: np.ndarray, sources: Sequence[Source], seed: int, key: str = "data.sources") -> np.ndarray:
+def mix_sources(source: np.ndarray, sources: Sequence[Source], seed: int, key: str = "data.sources") -> np.ndarray:
     """Indices of the rows that the mix takes, in the order of the sources and their rows; none twice.
 
     ``source`` [rows] says which of ``sources`` a row is from. A ``count`` is a sample of that many rows. By ``weight``
@@ -49,7 +49,7 @@ def _sample(rows: np.ndarray, size: int, seed: int, number: int) -> np.ndarray:
     return np.sort(np.random.default_rng((seed, number)).choice(rows, size, replace=False))
 
 
-def held_out(prompts: np.ndarray, wanted: HeldOut, seed: int) -> np.ndarray:
+def split_held_out(prompts: np.ndarray, wanted: HeldOut, seed: int) -> np.ndarray:
     """Which rows [rows] bool are held out: about as many as ``wanted``, all rows of a prompt on the same side.
 
     ``prompts`` [rows] are hashes of what the rows ask. Exactly ``wanted.count`` rows come out if the sizes of the

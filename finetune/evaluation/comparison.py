@@ -1,4 +1,4 @@
-"""The same prompts asked of the base and of every stage's model, and the table of what came back.
+"""Compares the answers of the base and of every stage's model.
 
 Answers are greedy and kept as JSON lines, ``answers-<model>.jsonl``, so that a model is asked once.
 """
@@ -48,10 +48,10 @@ def ask(questions: Questions, result: Path) -> list[dict[str, Any]]:
 
 def _base_tokenizer(first: Recipe) -> PreTrainedTokenizerBase:
     from hybrid_ft.finetune import models
-    from hybrid_ft.finetune.data.prepare import template_text
+    from hybrid_ft.finetune.data.tokens.encoder import Encoder
 
     tokenizer = models.load_tokenizer(first)
-    tokenizer.chat_template = template_text(first.model.chat_template, tokenizer)[0]
+    tokenizer.chat_template = Encoder.of(first, tokenizer).template.text
     return tokenizer
 
 
@@ -71,17 +71,16 @@ def _asked(questions: Questions, tokenizer: PreTrainedTokenizerBase) -> Iterator
     """The rows, the source of each, and the tokens with which the template ends an answer."""
     import numpy as np
 
-    from hybrid_ft.finetune.data.pool import read_pool
-    from hybrid_ft.finetune.data.tokens.control_tokens import ControlTokens
-    from hybrid_ft.finetune.data.tokens.template import ChatTemplate
+    from hybrid_ft.finetune.data.supervised import way_of_rows
+    from hybrid_ft.finetune.data.token_store import tokenize_sources
+    from hybrid_ft.finetune.data.tokens.encoder import Encoder
 
-    control = ControlTokens(tokenizer)
-    template = ChatTemplate(str(tokenizer.chat_template), "(the tokenizer's own)", tokenizer, control)
+    encoder = Encoder.of_tokenizer(tokenizer)
     sources = questions.sources
     with tempfile.TemporaryDirectory(prefix="hybrid-ft-", ignore_cleanup_errors=True) as folder:
-        pool = read_pool(sources, questions.data, template, control, Path(folder, "rows.arrow"), held_out=True)
-        rows = pool.rows(np.arange(len(pool.lengths)), held_out=True)
-        yield rows, [sources[at].path for at in pool.source.tolist()], template.end_ids
+        store = tokenize_sources(sources, way_of_rows(questions.data, encoder), Path(folder, "rows.arrow"))
+        rows = store.dataset(np.arange(len(store)))
+        yield rows, [sources[at].path for at in store.source.tolist()], encoder.eos_token_ids
 
 
 def show(console: Console, columns: Sequence[tuple[str, list[dict[str, Any]]]]) -> None:

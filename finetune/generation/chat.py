@@ -38,7 +38,7 @@ def run(path: str, system: str | None, max_new_tokens: int, sampling: Sampling) 
     tokenizer = tokenizer_for_answers(path)
     encoder = PromptEncoder(tokenizer)
     model = model_for_answers(path)
-    end_ids = end_tokens(model, tokenizer, encoder.end_ids)
+    end_ids = end_tokens(model, tokenizer, encoder.eos_token_ids)
     pad_id = end_ids[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     config = sampling.config(end_ids, pad_id, max_new_tokens)
     interactive = sys.stdin.isatty()

@@ -6,18 +6,18 @@ import importlib.util
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from hybrid_ft.errors import holds_secret
+from hybrid_ft.errors import holds_secret, shown
 from hybrid_ft.finetune.recipe.losses import LOSSES
 from hybrid_ft.finetune.recipe.mistakes import Wrong
 from hybrid_ft.finetune.recipe.yaml_file import Loc
 
 if TYPE_CHECKING:
-    from hybrid_ft.finetune.recipe.schema import Recipe, Source
+    from hybrid_ft.finetune.recipe.schema import Model, Recipe, Source
 
 TRAINED_PRESETS = ("tiny",)
 SHAPE_PRESETS = ("190M", "1B", "7B")
 
-SECRET = "holds a secret; take it out, secrets are read from the environment (HF_TOKEN, WANDB_API_KEY)"
+SECRET = "holds a secret; remove it, secrets are read from the environment (HF_TOKEN, WANDB_API_KEY)"
 
 
 def contradictions(recipe: Recipe) -> Iterator[Wrong]:
@@ -30,8 +30,12 @@ def contradictions(recipe: Recipe) -> Iterator[Wrong]:
             f"got {train.batch_tokens}; must be at least data.max_length ({data.max_length}) when rows are packed",
             (("data", "max_length"), ("data", "packing")),
         )
+    if recipe.dpo is None:
+        yield from _size_of_a_step(recipe)
     if data.eval.sources and (data.eval.fraction or data.eval.count):
-        yield Wrong(("data", "eval", "sources"), "held-out rows come from sources or by fraction or count, not both")
+        yield Wrong(
+            ("data", "eval", "sources"), f"got {shown(data.eval.sources)}; give sources, or fraction or count, not both"
+        )
     if data.eval.fraction and data.eval.count:
         yield Wrong(("data", "eval", "count"), f"got {data.eval.count}; give fraction or count, not both")
     yield from _weights(data.sources, ("data", "sources"))
@@ -49,16 +53,42 @@ def contradictions(recipe: Recipe) -> Iterator[Wrong]:
         yield Wrong(
             ("model", "lora"), "needs trained weights to adapt; set model.from_scratch: false or model.lora: null"
         )
+    yield from _adapter(model)
     if model.path in SHAPE_PRESETS and not model.from_scratch:
         yield Wrong(
             ("model", "path"),
             f"got {model.path}, a shape without weights; set model.from_scratch: true or name a model",
         )
     if model.path in SHAPE_PRESETS and model.from_scratch and model.tokenizer is None:
-        yield Wrong(("model", "tokenizer"), f"is missing; the preset {model.path} has none of its own")
+        yield Wrong(("model", "tokenizer"), f"must be set; the preset {model.path} has none of its own")
     for index, tracker in enumerate(train.trackers):
         if importlib.util.find_spec(tracker) is None:
             yield Wrong(("train", "trackers", index), f"got {tracker}, which is not installed; pip install {tracker}")
+
+
+def _adapter(model: Model) -> Iterator[Wrong]:
+    """An adapter to start from, and what is trained then."""
+    if model.merge_adapter and not model.adapter:
+        yield Wrong(("model", "merge_adapter"), "got true; needs model.adapter, the adapter to merge")
+    if model.adapter and model.from_scratch:
+        yield Wrong(("model", "adapter"), "needs the base that it was trained on; set model.from_scratch: false")
+    lora = model.lora
+    if not model.adapter or not lora:
+        return
+    if model.merge_adapter and not lora.merge:
+        yield Wrong(
+            ("model", "lora", "merge"),
+            "must be true beside model.merge_adapter: the new adapter alone would have no base to open it on",
+            (("model", "merge_adapter"),),
+        )
+    for key in ("targets", "rank", "alpha", "layers", "rslora", "dora"):
+        default = type(lora).model_fields[key].default
+        if not model.merge_adapter and getattr(lora, key) != default:
+            yield Wrong(
+                ("model", "lora", key),
+                f"got {shown(getattr(lora, key))}; model.adapter goes on with its own; leave the key out, or set "
+                "model.merge_adapter: true",
+            )
 
 
 def preference_contradictions(recipe: Recipe, stage: str | None) -> Iterator[Wrong]:
@@ -67,7 +97,7 @@ def preference_contradictions(recipe: Recipe, stage: str | None) -> Iterator[Wro
     assert dpo is not None
     loss = LOSSES[dpo.loss]
     if stage == "sft":
-        yield Wrong(("dpo",), "this recipe is for pairs; run it with hybrid-ft dpo, or take the section out")
+        yield Wrong(("dpo",), "this recipe is for pairs; run it with hybrid-ft dpo, or remove the section")
     if dpo.beta > 1 and not loss.normalised:
         yield Wrong(
             ("dpo", "beta"),
@@ -84,6 +114,9 @@ def preference_contradictions(recipe: Recipe, stage: str | None) -> Iterator[Wro
         )
     if loss.smoothing == "needed" and not dpo.label_smoothing:
         yield Wrong(("dpo", "label_smoothing"), f"must be above 0 for {dpo.loss}; 0.001 is usual", (("dpo", "loss"),))
+    for key, got in (("tokens_per_step", train.tokens_per_step), ("rows_per_step", train.rows_per_step)):
+        if got is not None:
+            yield Wrong(("train", key), f"got {got}; for pairs set dpo.pairs_per_step")
     if train.accumulation != 1:
         yield Wrong(
             ("train", "accumulation"),
@@ -99,8 +132,33 @@ def preference_contradictions(recipe: Recipe, stage: str | None) -> Iterator[Wro
         )
 
 
+def _size_of_a_step(recipe: Recipe) -> Iterator[Wrong]:
+    """Said once, in the unit of the micro-batches, as a whole number of them."""
+    train, packing = recipe.train, recipe.data.packing
+    ways = (
+        ("tokens_per_step", train.tokens_per_step, "batch_tokens", train.batch_tokens, packing),
+        ("rows_per_step", train.rows_per_step, "batch_size", train.batch_size, not packing),
+    )
+    for key, got, unit, size, fits in ways:
+        if got is None:
+            continue
+        if not fits:
+            other = "rows_per_step" if packing is False else "tokens_per_step"
+            state = "packed" if packing else "not packed"
+            yield Wrong(("train", key), f"got {got}; rows are {state}, set train.{other}", (("data", "packing"),))
+        elif got % size:
+            near = max(1, round(got / size)) * size
+            yield Wrong(
+                ("train", key),
+                f"got {got}; must be a multiple of train.{unit} ({size}), such as {near}",
+                (("train", unit),),
+            )
+        if train.accumulation != 1:
+            yield Wrong(("train", "accumulation"), f"got {train.accumulation}; train.{key} says it already")
+
+
 def secrets(value: Any, loc: Loc = ()) -> Iterator[Wrong]:
-    """Every text that holds a credential: a run writes its recipe down, and its output's name stands in many files."""
+    """Every string that holds a credential: a run writes its recipe down, and its output's name stands in many files."""
     if isinstance(value, str) and holds_secret(value):
         yield Wrong(loc, SECRET)
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
@@ -112,4 +170,6 @@ def _weights(sources: list[Source], loc: Loc) -> Iterator[Wrong]:
     have = [source.weight is not None for source in sources]
     if any(have) and not all(have):
         index = have.index(False)
-        yield Wrong((*loc, index), "has no weight while another source has one; give all of them a weight, or none")
+        yield Wrong(
+            (*loc, index), "must have a weight, because another source has one; give all of them a weight, or none"
+        )

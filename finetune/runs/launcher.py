@@ -8,13 +8,10 @@ a cache that others share. So either both say the same, or the run does not begi
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 from hybrid_ft.errors import ENVIRONMENT, InputError
+from hybrid_ft.finetune.recipe.schema import Recipe, changed
 from hybrid_ft.finetune.runs import device
-
-if TYPE_CHECKING:
-    from hybrid_ft.finetune.recipe.schema import Recipe
 
 _YES = ("1", "true", "yes", "y", "on", "t")
 
@@ -50,7 +47,7 @@ def agreed(recipe: Recipe, bfloat16: bool) -> Recipe:
     os.environ.pop("ACCELERATE_USE_FSDP", None)
     if not divided or recipe.train.sharded:
         return recipe
-    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"sharded": True})})
+    return changed(recipe, "train", sharded=True)
 
 
 def _says(name: str, unset: str = "") -> str:
@@ -82,10 +79,10 @@ def _of_the_recipe(recipe: Recipe, bfloat16: bool) -> list[str]:
             f"ACCELERATE_MIXED_PRECISION is {precision} and model.dtype is {here}; {fix} with --mixed_precision no"
         )
     steps = _says("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
-    if steps not in ("", "1", str(recipe.train.accumulation)):
+    if steps not in ("", "1"):
         wrong.append(
-            f"ACCELERATE_GRADIENT_ACCUMULATION_STEPS is {steps} and train.accumulation is {recipe.train.accumulation}; "
-            f"set train.accumulation, and start without --gradient_accumulation_steps"
+            f"ACCELERATE_GRADIENT_ACCUMULATION_STEPS is {steps} and the recipe says how large a step is; set "
+            "train.tokens_per_step, and start without --gradient_accumulation_steps"
         )
     clip = _says("ACCELERATE_GRADIENT_CLIPPING")
     if clip not in ("", "none") and clip != str(recipe.train.max_grad_norm):

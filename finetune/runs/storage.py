@@ -1,4 +1,4 @@
-"""Whether the place a run is saved in can take it: tried before training, and named when it fails in the middle."""
+"""Disk checks: a trial write before training, and a clear error if a save fails."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 from peft import PeftModel
 
 from hybrid_ft.errors import STORAGE, InputError
-from hybrid_ft.finetune.training.progress import duration
+from hybrid_ft.finetune.runs.console import duration
 
 PROBE_BYTES = 64 * 2**20
 

@@ -36,7 +36,8 @@ def read_config(folder: Path) -> PreTrainedConfig:
     path = folder / "config.json"
     if not path.exists():
         adapter = (folder / "adapter_config.json").is_file()
-        hint = "it holds a LoRA adapter: merge it first" if adapter else "a checkpoint has one beside its weights"
+        merge = f"it holds an adapter; make a model of it and its base with: hybrid-ft merge {folder} OUT"
+        hint = merge if adapter else "a checkpoint has one beside its weights"
         raise InputError(f"{path}: missing; {hint}")
     raw = json_object(path)
     kind = raw.get("model_type")

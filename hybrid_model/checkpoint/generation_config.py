@@ -6,9 +6,9 @@ import copy
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from hybrid_ft.hybrid_model.checkpoint.config import FOREIGN
 
@@ -17,6 +17,13 @@ _OF_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", 
 _OF_BEAMS = ("early_stopping", "length_penalty")
 # Kept where a combination of the rest is one that transformers refuses.
 _PLAIN = ("do_sample", *_OF_SAMPLING, "repetition_penalty", "max_new_tokens", "min_new_tokens", "stop_strings")
+
+
+class Described(Protocol):
+    """A model, or what is known of one that is not loaded."""
+
+    config: PreTrainedConfig
+    generation_config: GenerationConfig
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,7 @@ class GenerationDefaults:
 
 
 def generation_defaults(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, template_ends: Sequence[int] = ()
+    model: Described, tokenizer: PreTrainedTokenizerBase, template_ends: Sequence[int] = ()
 ) -> GenerationDefaults:
     """The base's generation config with all end tokens, cleaned of what transformers would refuse to save."""
     config = cleaned(model.generation_config)
@@ -52,9 +59,7 @@ def generation_defaults(
     return GenerationDefaults(config, bool(model.config.use_cache))
 
 
-def end_tokens(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, template_ends: Iterable[int] = ()
-) -> list[int]:
+def end_tokens(model: Described, tokenizer: PreTrainedTokenizerBase, template_ends: Iterable[int] = ()) -> list[int]:
     """Every token that ends an answer, each once: of the chat template, the generation config, the config, the tokenizer.
 
     A fine-tuned model still writes its base's end token: LoRA leaves the head alone, and a few hundred rows do not

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from hybrid_ft.errors import InputError
 from hybrid_ft.hybrid_model.checkpoint.config import check_generation_config, find_folder, lasting_name, read_config
-from hybrid_ft.hybrid_model.checkpoint.text_model import load_text_model, random_text_model
+from hybrid_ft.hybrid_model.checkpoint.text_model import load_text_model, random_text_model, text_class
 from hybrid_ft.hybrid_model.checkpoint.weight_files import check_weight_files
 from hybrid_ft.hybrid_model.families.olmo_hybrid.model import OlmoHybridForCausalLM
 from hybrid_ft.hybrid_model.families.olmo_hybrid.presets import PRESETS, TINY, preset_config
@@ -46,7 +47,7 @@ def load(
             raise InputError(f"model {name} is a shape without weights; set from_scratch: true or name a checkpoint")
         folder = find_folder(name, revision, weights=not from_scratch)
         config = read_config(folder)
-    wanted = _dtype(dtype, config)
+    wanted = dtype_of(dtype or config.dtype or torch.float32)
     if from_scratch:
         if vocab_size is not None:
             config.vocab_size = vocab_size
@@ -76,6 +77,15 @@ def load(
     return model if device is None else model.to(device)
 
 
+def open_plain(name: str, revision: str | None, dtype: torch.dtype) -> PreTrainedModel:
+    """What ``load`` opens, as plain transformers has it. Raises InputError as ``load`` does."""
+    folder = find_folder(name, revision, weights=True)
+    config = read_config(folder)
+    cls: Any = text_class(config)
+    # a base's config may name an attention of the hub
+    return cls.from_pretrained(folder, config=config, dtype=dtype, use_safetensors=True, attn_implementation="sdpa")
+
+
 def check_finite(folder: Path, model: torch.nn.Module) -> None:
     """Refuse weights that are not finite: one such number makes every loss none, and then the rows would be blamed."""
     for name, parameter in model.named_parameters():
@@ -83,9 +93,8 @@ def check_finite(folder: Path, model: torch.nn.Module) -> None:
             raise InputError(f"{folder}: tensor {name} holds values that are not finite; take another checkpoint")
 
 
-def _dtype(dtype: torch.dtype | str | None, config: PreTrainedConfig) -> torch.dtype:
-    if dtype is None:
-        dtype = config.dtype or torch.float32
+def dtype_of(dtype: torch.dtype | str) -> torch.dtype:
+    """A dtype by its name. Raises InputError."""
     if isinstance(dtype, str):
         if dtype not in _DTYPES:
             raise InputError(f"dtype {dtype!r} is none of {', '.join(_DTYPES)}")

@@ -41,14 +41,19 @@ def save(model: OlmoHybridForCausalLM, folder: str | Path, tokenizer: PreTrained
     state_dict = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
     model.save_pretrained(folder, state_dict=state_dict, max_shard_size="5GB")
     give_usual_mode(folder.glob("*.safetensors"))
-    path = folder / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    if model.model.rotary_emb is None:
-        config["rope_parameters"] = {"rope_theta": None}
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_config(model.config, folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     return folder
+
+
+def write_config(config: OlmoHybridConfig, folder: Path) -> None:
+    """``config.json``, with rope only where the model has it: null and absent mean a theta of 10,000 to some readers."""
+    written = json.loads(config.to_json_string(use_diff=True))
+    if not (config.rope_parameters or {}).get("rope_theta"):
+        written["rope_parameters"] = {"rope_theta": None}
+    text = json.dumps(written, indent=2, sort_keys=True) + "\n"
+    (folder / "config.json").write_text(text, encoding="utf-8")
 
 
 def verify(folder: str | Path, model: OlmoHybridForCausalLM) -> float:

@@ -119,7 +119,7 @@ def read_batch(
         return Batch(_formed(call.door, keep_padding), call, caches, past_key_values)
 
     # Rows or packed rows that begin here, with a cache to fill or without.
-    if attention_mask is not None and attention_mask.ndim == 4:
+    if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 4:
         attention_mask, numbers = documents_of(attention_mask, shape)
         bounds = {"seq_idx": numbers} | {name: bound for name, bound in bounds.items() if bound is not None}
     door = open_door(shape, given.device, attention_mask=attention_mask, **bounds)

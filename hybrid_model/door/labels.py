@@ -26,7 +26,7 @@ def predictable(
     B, T = labels.shape
     unpredicted = torch.zeros(B, T, dtype=torch.bool, device=labels.device)
     later = unpredicted[:, 1:]
-    if attention_mask is not None and attention_mask.ndim == 2:
+    if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
         later |= attention_mask[:, -T:][:, :-1].to(labels.device) == 0
     if position_ids is not None:
         later |= position_ids.to(labels.device).expand(B, T).diff(dim=1) != 1

@@ -82,17 +82,19 @@ def _mixings(config: Config) -> list[tuple[Mixing, ...]]:
 
 def _lora(config: Config) -> dict[str, str]:
     joined = config.model_type == "qwen3_next"
-    experts = getattr(config, "num_experts", None)
-    return {
+    sets = {
         "attention": r"\d+\.self_attn\.(q|k|v|o)_proj",
         "delta": rf"\d+\.linear_attn\.({'in_proj_qkvz' if joined else 'in_proj_qkv|in_proj_z'}|out_proj)",
-        "mlp": rf"\d+\.mlp\.({'shared_expert' + chr(92) + '.' if experts else ''})(gate|up|down)_proj",
     }
+    if not joined:
+        shared = r"shared_expert\." if getattr(config, "num_experts", None) else ""
+        sets["mlp"] = rf"\d+\.mlp\.{shared}(gate|up|down)_proj"
+    return sets
 
 
 _REFUSED = {
     r"in_proj_(a|b|ba)": "it sets the decay and the writing strength of each head, with one output a head",
-    r"mlp\.gate|shared_expert_gate": "a router stays as it was trained",
+    r"mlp\.gate$|shared_expert_gate": "a router stays as it was trained",
     r"conv1d": "a convolution of four weights a channel has no low rank",
 }
 _SIZES = {
@@ -128,6 +130,7 @@ QWEN3_5_MOE = Family(
     lora=_lora,
     refused=_REFUSED,
     experts=("mlp.experts.gate_up_proj", "mlp.experts.down_proj"),
+    router=r".*\.mlp\.gate\..*",
     own=_own("Qwen3_5Moe"),
     carried=(r"model\.visual\..*", r"mtp\..*"),
     tiny={"qwen3_5_moe_text": _SIZES | _EXPERTS},
@@ -137,8 +140,9 @@ QWEN3_NEXT = Family(
     model_types={"qwen3_next": "Qwen3NextForCausalLM"},
     mixings=_mixings,
     lora=_lora,
-    refused=_REFUSED,
+    refused=_REFUSED | {r"mlp(\.shared_expert\.\w+)?$": "PEFT 0.21 would adapt the routed experts in its place"},
     experts=("mlp.experts.gate_up_proj", "mlp.experts.down_proj"),
+    router=r".*\.mlp\.gate\..*",
     own=_own("Qwen3Next"),
     carried=(r"mtp\..*",),
     tiny={"qwen3_next": _SIZES | _EXPERTS | {"intermediate_size": 96}},

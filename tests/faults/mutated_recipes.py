@@ -94,7 +94,13 @@ def flag(value: Any) -> bool:
 
 
 def targets(value: Any) -> bool:
-    return isinstance(value, str) and set(value.split("+")) <= {"all-linear", "attention", "delta", "mlp"}
+    return isinstance(value, str) and set(value.split("+")) <= {
+        "all-linear",
+        "attention",
+        "delta",
+        "recurrent",
+        "mlp",
+    }
 
 
 SOURCE = {"path": text, "name": or_null(text), "split": text, "revision": or_null(text), "card": or_null(text)}
@@ -114,6 +120,9 @@ RULES: dict[str, Rule] = {
     "model.lora.alpha": whole(1, 10**9),
     "model.lora.dropout": number(0, 1, below=True),
     "model.lora.merge": flag,
+    "model.lora.layers": lambda value: value is None or (value != [] and all_of(whole(0))(value)),
+    "model.lora.rslora": flag,
+    "model.lora.dora": flag,
     **{f"data.sources.*.{key}": rule for key, rule in SOURCE.items()},
     **{f"data.eval.sources.*.{key}": rule for key, rule in SOURCE.items()},
     "data.eval.sources": lambda value: value == [],
@@ -129,6 +138,8 @@ RULES: dict[str, Rule] = {
     "train.steps": or_null(whole(1, 10**9)),
     "train.batch_tokens": whole(1, 2**24),
     "train.batch_size": whole(1, 10**9),
+    "train.tokens_per_step": or_null(whole(1, 10**9)),
+    "train.rows_per_step": or_null(whole(1, 10**9)),
     "train.accumulation": whole(1, 10**9),
     "train.learning_rate": or_null(number(0, 1, above=True)),
     "train.schedule": one_of("linear", "cosine", "constant"),
@@ -207,6 +218,11 @@ def broken_rules(recipe: dict[str, Any]) -> list[str]:
         "some weights": any(weights) and not all(weights),
         "adapters of nothing": recipe["model"]["from_scratch"] and recipe["model"]["lora"],
         "pairs": recipe["dpo"] and (train["accumulation"] != 1 or not data["packing"]),
+        "a step of pairs": recipe["dpo"] and (train["tokens_per_step"] or train["rows_per_step"]),
+        "a step of another kind": train["rows_per_step" if data["packing"] else "tokens_per_step"],
+        "parts of micro-batches": (train["tokens_per_step"] or 0) % train["batch_tokens"]
+        or (train["rows_per_step"] or 0) % train["batch_size"],
+        "two sizes of a step": train["accumulation"] != 1 and (train["tokens_per_step"] or train["rows_per_step"]),
         "nothing filled in": train["learning_rate"] is None or recipe["output"] is None,
     }
     return found + [name for name, is_so in wrong.items() if is_so]

@@ -24,8 +24,8 @@ from mutations import PREFERENCES, SUPERVISED, File, files
 
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.data.messages.preference import Unusable
-from hybrid_ft.finetune.data.pair_reading import PairSourceReport, preferences
-from hybrid_ft.finetune.data.reading import SourceReport, conversations
+from hybrid_ft.finetune.data.reading import conversations, preferences
+from hybrid_ft.finetune.data.report.account import SourceCounts
 from hybrid_ft.finetune.data.sources.rows import BadRow
 from hybrid_ft.finetune.recipe.load import load_recipe
 from hybrid_ft.finetune.recipe.schema import Recipe, Source
@@ -105,8 +105,8 @@ def of_conversation(made: Any) -> Any:
 
 
 READERS = {
-    "supervised rows": (SUPERVISED, conversations, SourceReport, strict_rows.supervised, of_conversation),
-    "preference pairs": (PREFERENCES, preferences, PairSourceReport, strict_rows.preference, of_pair),
+    "supervised rows": (SUPERVISED, conversations, SourceCounts, strict_rows.supervised, of_conversation),
+    "preference pairs": (PREFERENCES, preferences, SourceCounts, strict_rows.preference, of_pair),
 }
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from hybrid_ft.hybrid_model.adapters import add_lora
+from hybrid_ft.hybrid_model.door.cache_name import CACHE
 
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 CONFIGS = {
@@ -83,7 +83,7 @@ def test_a_conversation_of_three_turns_on_one_cache(same, pair):
         cache = DynamicCache(config=model.config) if cached else None
         tokens = prompts(1, 7)
         for turn in range(3):
-            tokens = model.generate(tokens, past_key_values=cache, **GREEDY)
+            tokens = model.generate(tokens, **{CACHE: cache}, **GREEDY)
             tokens = torch.cat([tokens, prompts(1, 5, seed=turn + 1)], dim=1)
         return tokens
 
@@ -176,31 +176,43 @@ def test_attention_weights_are_refused(pair):
         pair[1](prompts(1, 3), output_attentions=True)
 
 
-def test_a_change_of_weights_reaches_the_next_token(make_pair):
-    """Generation joins small weights; training, another checkpoint or an adapter must not find the old ones there."""
-    model = make_pair(seed=1)[1]
-    tokens = prompts(1, 6)
-    before = model.generate(tokens, **GREEDY)
-    with torch.no_grad():
-        model.model.layers[0].linear_attn.v_proj.weight.mul_(-1)
-        model.model.layers[1].mlp.up_proj.weight.add_(0.3)
-    changed = model.generate(tokens, **GREEDY)
-    assert torch.equal(changed, model.generate(tokens, use_cache=False, **GREEDY))
-    model.load_state_dict(make_pair(seed=1)[0].state_dict())
-    assert torch.equal(model.generate(tokens, **GREEDY), before)
-    adapted = add_lora(model, "all-linear", rank=4, alpha=8)
-    for name, parameter in adapted.named_parameters():
-        if "lora_" in name:
-            torch.nn.init.normal_(parameter, std=0.5)
-    after = adapted.generate(input_ids=tokens, **GREEDY)
-    assert torch.equal(after, adapted.generate(input_ids=tokens, use_cache=False, **GREEDY))
-    assert len({tuple(t[0].tolist()) for t in (before, changed, after)}) == 3
+def test_embeddings_of_one_new_place_beside_ids_and_a_filled_cache(same, pair):
+    """A caller may put an embedding of its own where the last id stands."""
+    other = torch.randn(2, 1, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def call(model):
+        cache = model(prompts(2, 6), use_cache=True, past_key_values=DynamicCache(config=model.config)).past_key_values
+        whole = torch.cat([model.get_input_embeddings()(prompts(2, 6)), other], dim=1)
+        return model.generate(prompts(2, 7), inputs_embeds=whole, past_key_values=cache, **GREEDY)
+
+    found = same(call)
+    assert not torch.equal(found, pair[1].generate(prompts(2, 7), **GREEDY))
 
 
-def test_a_hook_on_a_projection_is_called_for_every_token(make_pair):
-    model = make_pair(seed=1)[1]
-    model.generate(prompts(1, 6), **GREEDY)
-    calls = []
-    model.model.layers[0].linear_attn.k_proj.register_forward_hook(lambda *_: calls.append(1))
-    model.generate(prompts(1, 6), **GREEDY)
-    assert len(calls) == GREEDY["max_new_tokens"]
+def test_embeddings_alone_continue_a_filled_cache(same):
+    def call(model):
+        cache = model(prompts(2, 6), use_cache=True, past_key_values=DynamicCache(config=model.config)).past_key_values
+        whole = model.get_input_embeddings()(prompts(2, 9))
+        return model.generate(inputs_embeds=whole, past_key_values=cache, **GREEDY)
+
+    same(call)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")
+def test_a_training_model_with_checkpointing_answers_as_in_evaluation(make_pair, reentrant):
+    model = make_pair(seed=8)[1]
+    expected = model.generate(prompts(2, 6), **GREEDY)
+    model.train().gradient_checkpointing_enable({"use_reentrant": reentrant})
+    assert torch.equal(model.generate(prompts(2, 6), **GREEDY), expected)
+
+
+def test_right_padded_prompts_continue_their_rows_with_and_without_a_cache(pair):
+    model = pair[1]
+    tokens, lengths = prompts(3, 9), [9, 4, 6]
+    mask = (torch.arange(9) < torch.tensor(lengths)[:, None]).long()
+    for use_cache in (True, False):
+        got = model.generate(tokens * mask, attention_mask=mask, use_cache=use_cache, **GREEDY)[:, 9:]
+        for row, length in enumerate(lengths):
+            alone = model.generate(tokens[row : row + 1, :length], **GREEDY)[0, length:]
+            assert torch.equal(got[row], alone)

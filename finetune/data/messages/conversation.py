@@ -56,6 +56,24 @@ class Conversation:
     unused: set[str] = field(default_factory=set)
     untrained: set[int] = field(default_factory=set)
 
+    def asked(self) -> str:
+        """The users' turns before the first answer, white space folded: equal for rows that ask the same first."""
+        asked: list[str] = []
+        for message in self.messages:
+            if message["role"] == "assistant" and asked:
+                break
+            if message["role"] == "user":
+                asked.append(" ".join(message["content"].split()))
+        return "\n".join(asked)
+
+    def whole(self) -> str:
+        """Equal for conversations that are trained alike."""
+        return json.dumps([self.messages, self.tools, sorted(self.untrained)], sort_keys=True)
+
+    def fields(self) -> set[str]:
+        """Message fields that only some chat templates write."""
+        return {key for message in self.messages for key in PASSED_ON if key in message}
+
 
 def messages_from(items: Any, where: str, unused: set[str], untrained: set[int] | None = None) -> list[dict[str, Any]]:
     """Messages in the ``role``, ``content`` form. Raises BadRow naming the field below ``where``.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,6 +39,18 @@ class Preference:
         """The two conversations as a supervised row has them: chosen, then rejected."""
         for answer in (self.chosen, self.rejected):
             yield Conversation([*self.prompt, answer], self.tools)
+
+    def asked(self) -> str:
+        """Equal for pairs that ask the same first."""
+        return next(self.sides()).asked()
+
+    def whole(self) -> str:
+        """Equal for pairs that are the same."""
+        return json.dumps([self.prompt, self.chosen, self.rejected, self.tools], sort_keys=True)
+
+    def fields(self) -> set[str]:
+        """Message fields that only some chat templates write."""
+        return {field for side in self.sides() for field in side.fields()}
 
 
 def preference_from(

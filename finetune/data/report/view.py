@@ -1,113 +1,88 @@
-"""The data report on a console: readable with colour and without."""
+"""The account of the data on a console, with colour and without."""
 
 from __future__ import annotations
 
 import itertools
 import unicodedata
-from collections.abc import Callable
-from typing import TypeVar
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hybrid_ft.finetune.data.reading import SourceReport
-from hybrid_ft.finetune.data.report.rows import Example, Report, Side, counted, share
+from hybrid_ft.finetune.data.report.account import Account, Example, SourceCounts, SplitCounts, lengths_of
 
-_T = TypeVar("_T")
 _BAR = 40
 _LONGEST_RUN = 600
-_MOST_RUNS = 16
+_MOST_PARTS = 16
+_STYLES = {"context": "dim", "trained": "bold green", "prompt": "dim", "chosen": "green", "rejected": "red"}
 
 
-def draw(report: Report, console: Console) -> None:
-    """Sources, lengths, padding, what to know of, and examples, in that order."""
-    for source in report.sources:
+def draw(account: Account, console: Console) -> None:
+    """Sources, counts, lengths, what to know of, and examples, in that order."""
+    for source in account.sources:
         _draw_source(source, console, "")
-    for source in report.eval_sources:
+    for source in account.eval_sources:
         _draw_source(source, console, " (held out)")
-    _draw_sides(report, console)
-    _draw_lengths(report.train, console)
-    for line in report.warnings():
+    _draw_splits(account.splits(), console)
+    _draw_lengths(account.train, console)
+    for line in account.warnings():
         console.print(Text(f"note: {plain(line)}", style="yellow"), soft_wrap=True)
-    if report.examples:
+    if account.examples:
         console.print()
-        console.print(
-            Text.assemble(
-                f"Examples, chat template {report.template}: ", ("what is learned", "bold green"), " stands in 【 】"
-            )
-        )
-    for example in report.examples:
+        heading = f"Examples, chat template {account.template}: "
+        console.print(Text.assemble(heading, ("what is learned", "bold green"), " stands in 【 】"))
+    for example in account.examples:
         _draw_example(example, console)
 
 
-def _draw_source(source: SourceReport, console: Console, note: str) -> None:
+def _draw_source(source: SourceCounts, console: Console, note: str) -> None:
     console.print(Text(f"{plain(source.name)}{note}", style="bold"), soft_wrap=True)
-    lines = [("form", f"{source.form}: {source.reads}")]
+    lines = [("format", f"{source.format}: {source.reads}")]
     if source.notes:
         lines.append(("file", ", ".join(source.notes)))
     lines.append(("unused", ", ".join(source.ignored) or "nothing"))
     taken = "" if source.taken == source.kept else f", {source.taken:,} taken into the mix"
     lines.append(("rows", f"{source.read:,} read, {source.kept:,} usable{taken}"))
-    dropped = source.dropped.most_first()
     lines.append(("dropped", f"{source.dropped.count:,}"))
-    lines += [("", f"{reason}: {tally}") for reason, tally in dropped]
-    lines.append(("cut", str(source.cut)))
-    draw_lines(lines, console)
-
-
-def draw_lines(lines: list[tuple[str, str]], console: Console) -> None:
-    """Named lines. They are left to the terminal to wrap: places are copied from them, and a break would spoil those."""
+    lines += [("", f"{reason}: {count}") for reason, count in source.dropped.most_first()]
     for name, text in lines:
+        # left to the terminal to wrap: places are copied from these lines, and a break would spoil them
         console.print(Text.assemble((f"  {name:<9} ", "dim"), plain(text)), soft_wrap=True)
 
 
-def _draw_sides(report: Report, console: Console) -> None:
-    batches = f"in batches of {counted(report.batch_size, 'row')}"
-    lines: list[tuple[str, Callable[[Side], str]]] = [
-        ("rows", lambda rows: f"{rows.rows:,}"),
-        ("tokens", lambda rows: f"{rows.tokens:,}"),
-        ("trained", lambda rows: share(rows.trained_share)),
-        ("duplicates", lambda rows: f"{rows.duplicates:,}"),
-    ]
-    if report.train.packs is None:
-        lines.append((f"padding, {batches}", lambda rows: share(rows.padding)))
-    else:
-        lines += [
-            (f"packs of {report.batch_tokens:,} tokens", lambda rows: f"{rows.packs:,}"),
-            (f"padding before packing, {batches}", lambda rows: share(rows.padding)),
-            ("padding after packing, room left in packs", lambda rows: share(rows.empty or 0.0)),
-        ]
-    sides = [("train", report.train)] + ([("held out", report.eval)] if report.eval else [])
-    draw_sides(sides, lines, console)
-
-
-def draw_sides(sides: list[tuple[str, _T]], lines: list[tuple[str, Callable[[_T], str]]], console: Console) -> None:
-    """A column for each side and a line for each count, which fits a narrow terminal."""
+def _draw_splits(splits: dict[str, SplitCounts], console: Console) -> None:
+    """A column for each split and a line for each count, which fits a narrow terminal."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("")
-    for name, _ in sides:
+    for name in splits:
         table.add_column(name, justify="right")
-    for name, cell in lines:
-        table.add_row(name, *(cell(side) for _, side in sides))
+    for cells in zip(*(counts.table() for counts in splits.values()), strict=True):
+        table.add_row(cells[0][0], *(value for _, value in cells))
     console.print()
     console.print(table)
 
 
-def _draw_lengths(rows: Side, console: Console) -> None:
-    shortest, median, near_longest, longest = (int(value) for value in np.percentile(rows.lengths, [0, 50, 95, 100]))
+def _draw_lengths(counts: SplitCounts, console: Console) -> None:
+    parts = counts.parts()
     console.print()
-    text = f"shortest {shortest:,}, median {median:,}, 95 % up to {near_longest:,}, longest {longest:,}"
-    console.print(Text.assemble(("Tokens per row", "bold"), f": {text}"))
+    table = Table(box=None, padding=(0, 2, 0, 2))
+    table.add_column(f"tokens per {counts.unit}", style="bold")
+    for heading in ("shortest", "median", "95 % up to", "longest", "mean"):
+        table.add_column(heading, justify="right")
+    for name, tokens in parts.items():
+        cells = [f"{value:,.0f}" for value in lengths_of(tokens).values()]
+        table.add_row(Text(name, style=_STYLES.get(name, "")), *cells)
+    console.print(table)
+    console.print()
     bar = "█" if (console.encoding or "").lower().startswith("utf") else "#"
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 2))
-    table.add_column(justify="right")
-    table.add_column(justify="right")
-    table.add_column()
-    for label, count, width in histogram(rows.lengths):
-        table.add_row(label, f"{count:,}", Text(bar * width, style="cyan"))
-    console.print(table)
+    chart = Table(box=None, show_header=False, padding=(0, 2, 0, 2))
+    chart.add_column(justify="right")
+    chart.add_column(justify="right")
+    chart.add_column()
+    for label, count, width in histogram(parts[counts.unit]):
+        chart.add_row(label, f"{count:,}", Text(bar * width, style="cyan"))
+    console.print(chart)
 
 
 def histogram(lengths: np.ndarray) -> list[tuple[str, int, int]]:
@@ -149,10 +124,12 @@ def _draw_example(example: Example, console: Console) -> None:
     console.print()
     console.print(Text(plain(example.origin), style="bold"), soft_wrap=True)
     text = Text()
-    for run, trained in example.runs[:_MOST_RUNS]:
-        inner = plain(shortened(run))
-        text.append(f"【{inner}】" if trained else inner, style="bold green" if trained else "dim")
-    if len(example.runs) > _MOST_RUNS:
+    for part in example.parts[:_MOST_PARTS]:
+        style, inner = _STYLES[part.kind], plain(shortened(part.text))
+        if part.heading:
+            text.append("\n" if text else "").append(f"{part.heading} ", style=f"bold {style}")
+        text.append(inner if part.kind == "context" else f"【{inner}】", style=style)
+    if len(example.parts) > _MOST_PARTS:
         text.append(" ... and more turns", style="dim")
     console.print(text)
 

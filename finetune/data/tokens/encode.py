@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hybrid_ft.finetune.data.messages.conversation import Conversation
 from hybrid_ft.finetune.data.sources.rows import BadRow
@@ -14,6 +14,9 @@ from hybrid_ft.finetune.data.tokens.template import RUNAWAY, ChatTemplate, Place
 if TYPE_CHECKING:
     from tokenizers import Encoding
 
+HIDDEN_REASONING, UNTRAINED, CUT = "reasoning_not_shown", "turns_not_trained_by_flag", "cut"
+"""What happens to rows that are kept: the keys under which it is counted."""
+
 
 @dataclass(slots=True)
 class Encoded:
@@ -21,16 +24,17 @@ class Encoded:
 
     ``turns``: [first, last] of the tokens of each assistant turn that is trained, the token that ends it included.
     ``prompt_ids`` and ``answer``: what comes before the last of them, up to where an answer is asked for, and the text
-    of that turn. ``neutralised``: control tokens that stood in the row's texts and were encoded as text.
-    ``unshown_thoughts``: reasoning texts that the template does not write.
+    of that turn. ``control_tokens_as_text``: control tokens that stood in the row's texts and were encoded as text.
+    ``hidden_reasoning``: reasoning texts that the template does not write; ``untrained``: turns whose own flag says so.
     """
 
     ids: list[int]
     turns: list[tuple[int, int]]
     prompt_ids: list[int]
     answer: str
-    neutralised: tuple[str, ...]
-    unshown_thoughts: int
+    control_tokens_as_text: tuple[str, ...]
+    hidden_reasoning: int
+    untrained: int = 0
 
     def labels(self) -> list[int]:
         """The ids where they are learned, -100 elsewhere."""
@@ -38,6 +42,23 @@ class Encoded:
         for first, last in self.turns:
             labels[first : last + 1] = self.ids[first : last + 1]
         return labels
+
+    def columns(self) -> dict[str, Any]:
+        """The row for the file of tokens, its origin apart."""
+        return {
+            "input_ids": self.ids,
+            "labels": self.labels(),
+            "prompt_ids": self.prompt_ids,
+            "answer": self.answer,
+        }
+
+    def sizes(self) -> dict[str, int]:
+        """Tokens of the row, and how many of them are trained."""
+        return {"length": len(self.ids), "trained": sum(last - first + 1 for first, last in self.turns)}
+
+    def happened(self) -> dict[str, int]:
+        """What a user should know of, with how often."""
+        return {HIDDEN_REASONING: bool(self.hidden_reasoning), UNTRAINED: self.untrained}
 
 
 @dataclass(slots=True)
@@ -48,8 +69,9 @@ class _Filled:
     marked: str
     spans: list[tuple[int, int]]  # characters of ``marked``: where a turn begins, where its end token does
     answer: str
-    neutralised: tuple[str, ...]
-    dropped_thoughts: int
+    control_tokens_as_text: tuple[str, ...]
+    dropped_reasoning: int
+    untrained: int
 
 
 def encode(conversations: list[Conversation], template: ChatTemplate, control: ControlTokens) -> list[Encoded | BadRow]:
@@ -86,7 +108,7 @@ def _filled_or_bad(conversation: Conversation, template: ChatTemplate, control: 
 
 def _filled(conversation: Conversation, template: ChatTemplate, control: ControlTokens) -> _Filled:
     skeleton = template.skeleton(conversation)
-    messages = as_rendered(conversation, template.thoughts)
+    messages = as_rendered(conversation, template.reasoning)
     text = template.render(messages, conversation.tools)
     plan = template.plan(skeleton)
     pieces = _pieces(plan, skeleton)
@@ -108,8 +130,8 @@ def _filled(conversation: Conversation, template: ChatTemplate, control: Control
         begin, end = (starts[2 * place.literal] + place.plain for place in (last.start, last.end))
         answer = text[begin:end]
     found = {match[0] for slot in skeleton.slots for match in control.pattern.finditer(slot.text)}
-    dropped = 0 if template.thoughts else sum("reasoning_content" in message for message in conversation.messages)
-    return _Filled(plan, "".join(marked), spans, answer, tuple(sorted(found)), dropped)
+    dropped = 0 if template.reasoning else sum("reasoning_content" in message for message in conversation.messages)
+    return _Filled(plan, "".join(marked), spans, answer, tuple(sorted(found)), dropped, len(conversation.untrained))
 
 
 def _pieces(plan: Plan, skeleton: Skeleton) -> list[str]:
@@ -146,8 +168,8 @@ def _encoded(row: _Filled, encoding: Encoding, control: ControlTokens, opening: 
         # where one token holds the template's last and the answer's first character, a prompt ends in other tokens
         shared = chars is not None and chars[1] > start
         prompt_ids = (control.encode([row.marked[:start]])[0].ids if shared else ids[:first]) + opening
-    thoughts = row.plan.unshown_thoughts + row.dropped_thoughts
-    return Encoded(ids, turns, prompt_ids, row.answer, row.neutralised, thoughts)
+    hidden = row.plan.hidden_reasoning + row.dropped_reasoning
+    return Encoded(ids, turns, prompt_ids, row.answer, row.control_tokens_as_text, hidden, row.untrained)
 
 
 def _token_at(encoding: Encoding, position: int) -> int:
@@ -157,11 +179,9 @@ def _token_at(encoding: Encoding, position: int) -> int:
 
 
 def _first_token(encoding: Encoding, start: int, end: int) -> int:
-    """The first token whose characters all belong to the turn.
-
-    A token that also holds characters of the template (a line end of its header and one of the answer's) is none: the
-    model is asked for what follows the header and could never produce it.
-    """
+    """The first token whose characters all belong to the turn."""
+    # A token may hold characters of both sides: of the header's last line end and of one that the answer begins with.
+    # It is not trained: a prompt ends with the header's own tokens, after which the model could never produce it.
     for position in range(start, end + 1):
         token = encoding.char_to_token(position)
         if token is None:

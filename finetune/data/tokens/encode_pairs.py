@@ -10,8 +10,10 @@ from hybrid_ft.finetune.data.messages.conversation import Conversation
 from hybrid_ft.finetune.data.messages.preference import Preference, Unusable
 from hybrid_ft.finetune.data.sources.rows import BadRow
 from hybrid_ft.finetune.data.tokens.control_tokens import ControlTokens
-from hybrid_ft.finetune.data.tokens.encode import Encoded, encode
+from hybrid_ft.finetune.data.tokens.encode import HIDDEN_REASONING, Encoded, encode
 from hybrid_ft.finetune.data.tokens.template import ChatTemplate
+
+SPLIT_LINE_ENDS = "line_ends_split_from_header"
 
 _LINE_ENDS = re.compile(r"\s*\n")
 
@@ -20,7 +22,7 @@ _LINE_ENDS = re.compile(r"\s*\n")
 class TokenPair:
     """``prompt + chosen`` and ``prompt + rejected`` are the two conversations as the template renders them.
 
-    ``neutralised``: control tokens that stood in the texts and were encoded as text; ``unshown_thoughts``: reasoning
+    ``control_tokens_as_text``: control tokens that stood in the texts and were encoded as text; ``hidden_reasoning``: reasoning
     texts that the template does not write; ``split_line_ends``: answers whose first line end the tokenizer would have
     joined with the header's. Each counts both sides.
     """
@@ -28,8 +30,8 @@ class TokenPair:
     prompt: list[int]
     chosen: list[int]
     rejected: list[int]
-    neutralised: tuple[str, ...] = ()
-    unshown_thoughts: int = 0
+    control_tokens_as_text: tuple[str, ...] = ()
+    hidden_reasoning: int = 0
     split_line_ends: int = 0
 
     @property
@@ -41,6 +43,18 @@ class TokenPair:
     def tokens(self) -> int:
         """Tokens that the pair costs where the prompt is computed once."""
         return len(self.prompt) + len(self.chosen) + len(self.rejected)
+
+    def columns(self) -> dict[str, Any]:
+        """The pair for the file of tokens, its origin apart."""
+        return {"prompt_ids": self.prompt, "chosen_ids": self.chosen, "rejected_ids": self.rejected}
+
+    def sizes(self) -> dict[str, int]:
+        """Tokens of the three parts."""
+        return {"prompt": len(self.prompt), "chosen": len(self.chosen), "rejected": len(self.rejected)}
+
+    def happened(self) -> dict[str, int]:
+        """What a user should know of, with how often."""
+        return {HIDDEN_REASONING: bool(self.hidden_reasoning), SPLIT_LINE_ENDS: bool(self.split_line_ends)}
 
 
 @dataclass(slots=True)
@@ -118,7 +132,7 @@ def _joined(chosen: _Side, rejected: _Side, opening: list[int]) -> TokenPair:
         chosen.prompt + opening[:size],
         chosen.answer[size:],
         rejected.answer[size:],
-        chosen.encoded.neutralised + rejected.encoded.neutralised,
-        chosen.encoded.unshown_thoughts + rejected.encoded.unshown_thoughts,
+        chosen.encoded.control_tokens_as_text + rejected.encoded.control_tokens_as_text,
+        chosen.encoded.hidden_reasoning + rejected.encoded.hidden_reasoning,
         chosen.split_line_end + rejected.split_line_end,
     )

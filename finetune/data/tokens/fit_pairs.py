@@ -11,8 +11,7 @@ PROMPT_TOO_LONG = "prompt alone longer than data.max_length"
 PAIR_TOO_LONG = "longer than data.max_length"
 OVER_BUDGET = "over train.batch_tokens"
 NOTHING_LEFT = "nothing left of an answer"
-LONG = frozenset({PROMPT_TOO_LONG, PAIR_TOO_LONG, OVER_BUDGET, NOTHING_LEFT})
-"""The kinds that end the run where the recipe says error."""
+CUT_PROMPT = "cut_prompts"
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Fitted:
 
 
 def fit(pair: TokenPair, limits: Limits) -> Fitted:
-    """The pair within the limits. Raises Unusable, with one of LONG where the pair does not fit.
+    """The pair within the limits. Raises Unusable, where it does not fit or nothing is left of it.
 
     Where prompts may be cut they are, from their start, as far as the longer answer needs, unless nothing but the
     header would stay. Answers are cut from their end, and only where data.on_long_row says so.

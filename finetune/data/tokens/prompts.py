@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.data.messages.conversation import Conversation, messages_from, tools_from
 from hybrid_ft.finetune.data.sources.rows import BadRow
-from hybrid_ft.finetune.data.tokens.control_tokens import ControlTokens
 from hybrid_ft.finetune.data.tokens.encode import encode
-from hybrid_ft.finetune.data.tokens.template import ChatTemplate
+from hybrid_ft.finetune.data.tokens.encoder import Encoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -21,20 +19,13 @@ _ANSWER = {"role": "assistant", "content": "x"}
 class PromptEncoder:
     """Encodes conversations with a tokenizer's own chat template; no text of a turn can become a control token.
 
-    ``end_ids``: the tokens with which the template ends an assistant's turn.
+    ``eos_token_ids``: the tokens with which the template ends an assistant's turn.
     Raises InputError for a tokenizer without a chat template, or one whose template cannot be used.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        try:
-            text = tokenizer.get_chat_template() if tokenizer.chat_template else ""
-        except ValueError:
-            text = ""  # several, and none of them the default
-        if not text or not isinstance(text, str):
-            raise InputError(f"{tokenizer.name_or_path}: its tokenizer has no chat template, so it cannot be asked")
-        self._control = ControlTokens(tokenizer)
-        self._template = ChatTemplate(text, "(the tokenizer's own)", tokenizer, self._control)
-        self.end_ids = self._template.end_ids
+        self._encoder = Encoder.of_tokenizer(tokenizer)
+        self.eos_token_ids = self._encoder.eos_token_ids
 
     def __call__(self, messages: list[dict[str, Any]], tools: Any = None) -> list[int]:
         """Tokens up to where the assistant's answer to ``messages`` begins. Raises ValueError with the reason if it cannot."""
@@ -42,7 +33,8 @@ class PromptEncoder:
             turns = messages_from(messages, "messages", set())
             if not turns or turns[-1]["role"] == "assistant":
                 raise ValueError("messages must end on a turn that waits for an answer, not on the assistant's")
-            (encoded,) = encode([Conversation([*turns, _ANSWER], tools_from(tools))], self._template, self._control)
+            asked = Conversation([*turns, _ANSWER], tools_from(tools))
+            (encoded,) = encode([asked], self._encoder.template, self._encoder.control)
             if isinstance(encoded, BadRow):
                 raise encoded
         except BadRow as bad:

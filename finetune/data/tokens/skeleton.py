@@ -46,7 +46,7 @@ _STRUCTURE = frozenset(
 )
 # The same names and descriptions come again in row after row; a long text is not kept for that.
 _REMEMBERED = 400
-_THOUGHTS = re.compile(r"\s*<think>(?P<thoughts>.*?)</think>(?P<rest>.*)", re.DOTALL)
+_THINK = re.compile(r"\s*<think>(?P<inner>.*?)</think>(?P<rest>.*)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,40 +126,40 @@ def _edges(controls: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]
     return tuple(sorted(before)), tuple(sorted(after))
 
 
-def as_rendered(conversation: Conversation, thoughts: str | None) -> list[dict[str, Any]]:
+def as_rendered(conversation: Conversation, reasoning_key: str | None) -> list[dict[str, Any]]:
     """The messages as the template takes them: reasoning under the name it knows, or left out."""
     if all("reasoning_content" not in message for message in conversation.messages):
         return conversation.messages
     messages = []
     for message in conversation.messages:
         renamed = {key: value for key, value in message.items() if key != "reasoning_content"}
-        if thoughts and "reasoning_content" in message:
-            renamed[thoughts] = message["reasoning_content"]
+        if reasoning_key and "reasoning_content" in message:
+            renamed[reasoning_key] = message["reasoning_content"]
         messages.append(renamed)
     return messages
 
 
 def skeleton_of(
-    conversation: Conversation, name_of: Callable[[int], str], controls: Iterable[str], thoughts: str | None
+    conversation: Conversation, name_of: Callable[[int], str], controls: Iterable[str], reasoning_key: str | None
 ) -> Skeleton:
-    """The skeleton of a conversation. ``thoughts``: the name under which the template takes an assistant's reasoning."""
+    """The skeleton of a conversation. ``reasoning_key``: the name under which the template takes an assistant's reasoning."""
     names = _Names(name_of, controls)
-    messages = [_bare(message, index, names, thoughts) for index, message in enumerate(conversation.messages)]
+    messages = [_bare(message, index, names, reasoning_key) for index, message in enumerate(conversation.messages)]
     tools = None
     if conversation.tools:
         tools = [_bare_tool(tool, names) for tool in conversation.tools]
     return Skeleton(messages, tools, names.slots)
 
 
-def _bare(message: dict[str, Any], index: int, names: _Names, thoughts: str | None) -> dict[str, Any]:
+def _bare(message: dict[str, Any], index: int, names: _Names, reasoning_key: str | None) -> dict[str, Any]:
     role = message["role"]
     bare: dict[str, Any] = {"role": role}
     content, reasoning = message["content"], message.get("reasoning_content")
-    if reasoning is None and thoughts and role == "assistant" and (match := _THOUGHTS.fullmatch(content)):
+    if reasoning is None and reasoning_key and role == "assistant" and (match := _THINK.fullmatch(content)):
         # templates that know of reasoning look for these tags themselves
-        reasoning, content = match["thoughts"], match["rest"]
-    if reasoning is not None and thoughts:
-        bare[thoughts] = names.text(reasoning, index, role, "thoughts")
+        reasoning, content = match["inner"], match["rest"]
+    if reasoning is not None and reasoning_key:
+        bare[reasoning_key] = names.text(reasoning, index, role, "reasoning")
     bare["content"] = names.text(content, index, role, "content")
     for key in ("functions", "function_calls"):
         if key in message:

@@ -80,15 +80,15 @@ class Plan:
     slots: list[tuple[int, int]]
     spans: list[Span]
     controls: int
-    unshown_thoughts: int
+    hidden_reasoning: int
 
 
 class ChatTemplate:
-    """A chat template with a tokenizer. ``end_ids``: the tokens that end an assistant's turn, the last turn's first.
+    """A chat template with a tokenizer. ``eos_token_ids``: the tokens that end an assistant's turn, the last turn's first.
 
     ``opening`` is what the template writes to ask for an answer, beyond what every assistant turn begins with
     (``<think>`` in some). Raises InputError for a template that is no template, that needs tokens the tokenizer does
-    not have, or whose turns have no end. ``thoughts``: the name under which it takes an assistant's reasoning, if any.
+    not have, or whose turns have no end. ``reasoning``: the name under which it takes an assistant's reasoning, if any.
     """
 
     def __init__(self, text: str, name: str, tokenizer: PreTrainedTokenizerBase, control: ControlTokens) -> None:
@@ -102,9 +102,9 @@ class ChatTemplate:
         # The quote shows how often a template has written a text as JSON: each time puts backslashes before it.
         self._slot = re.compile(rf'{self._open}(\d+)(\\*)"{self._close}')
         self._marks_answers = bool(_MARKERS.search(text))
-        self.thoughts = next((key for key in ("reasoning_content", "thinking", "reasoning") if key in text), None)
+        self.reasoning = next((key for key in ("reasoning_content", "thinking", "reasoning") if key in text), None)
         self._header, self.opening, ends = self._probed()
-        self.end_ids = [control.ids[end] for end in ends]
+        self.eos_token_ids = [control.ids[end] for end in ends]
         self._ends = frozenset(ends)
 
     def render(self, messages: list[dict[str, Any]], tools: Any = None, *, ask: bool = False) -> str:
@@ -112,7 +112,7 @@ class ChatTemplate:
         return self._rendered(messages, tools, ask)[0]
 
     def skeleton(self, conversation: Conversation) -> Skeleton:
-        return skeleton_of(conversation, self._name_of, self._control.ids, self.thoughts)
+        return skeleton_of(conversation, self._name_of, self._control.ids, self.reasoning)
 
     def mentions(self, field: str) -> bool:
         """Whether the template's text holds the name of a message field."""
@@ -203,14 +203,14 @@ class ChatTemplate:
             if message["role"] == "assistant"
         ]
         controls = sum(self._control.count_in(literal) for literal in literals)
-        hidden = sum(1 for slot in skeleton.slots if slot.field == "thoughts") - sum(
-            1 for number in {number for number, _ in slots} if skeleton.slots[number].field == "thoughts"
+        hidden = sum(1 for slot in skeleton.slots if slot.field == "reasoning") - sum(
+            1 for number in {number for number, _ in slots} if skeleton.slots[number].field == "reasoning"
         )
         return Plan(literals, marked, slots, [span for span in spans if span], controls, hidden)
 
     def _check_shown(self, skeleton: Skeleton, shown: set[int]) -> None:
         for number, slot in enumerate(skeleton.slots):
-            if number in shown or slot.field == "thoughts":
+            if number in shown or slot.field == "reasoning":
                 continue
             what = "the tools" if slot.message is None else f"turn {slot.message + 1}'s {slot.field} (role {slot.role})"
             if slot.required:

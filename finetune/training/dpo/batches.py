@@ -1,4 +1,4 @@
-"""A step's pairs as micro-batches: filled by tokens, normalised by pairs, every prompt to be computed once."""
+"""A step's pairs as micro-batches of at most so many tokens, each prompt once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow.compute as pc
 import torch
 from datasets import Dataset
-from transformers.models.olmo_hybrid import OlmoHybridConfig
+from transformers import PreTrainedConfig
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from hybrid_ft.finetune.data.packing import pack
@@ -57,6 +57,7 @@ def in_portions(sizes: Sequence[int], budget: int, processes: int = 1) -> list[l
     """
     portions = pack(sizes, budget)
     while len(portions) % processes:
+        # every process must take as many: halving the fullest costs one more forward, no more memory
         largest = max(portions, key=len)
         if len(largest) < 2:
             portions.append([])
@@ -115,7 +116,7 @@ class StepCollator:
         return len(pair["chosen_ids"]) - (not pair["prompt_ids"]) if self.by_chosen else 1
 
 
-def count_work(config: OlmoHybridConfig, frozen_weights: bool) -> Callable[[Sequence[Pair]], tuple[int, int]]:
+def count_work(config: PreTrainedConfig, frozen_weights: bool) -> Callable[[Sequence[Pair]], tuple[int, int]]:
     """Operations of a training step on pairs: each prompt once, and each prompt in every row; padding is not counted."""
 
     def count(pairs: Sequence[Pair]) -> tuple[int, int]:

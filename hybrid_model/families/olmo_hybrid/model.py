@@ -20,6 +20,7 @@ from transformers.models.olmo_hybrid import modeling_olmo_hybrid as hf
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from hybrid_ft.hybrid_model.door.batch import BATCH_KEYS, Batch, read_batch
+from hybrid_ft.hybrid_model.door.cache_name import CACHE, under_both_names
 from hybrid_ft.hybrid_model.door.labels import predictable
 from hybrid_ft.hybrid_model.families.olmo_hybrid.decoder_layers import (
     OlmoHybridAttentionDecoderLayer,
@@ -55,6 +56,7 @@ class OlmoHybridModel(hf.OlmoHybridModel):
         self.gradient_checkpointing = False
         self.post_init()
 
+    @under_both_names
     @can_return_tuple
     def forward(
         self,
@@ -113,7 +115,8 @@ class OlmoHybridModel(hf.OlmoHybridModel):
         for layer, cache in zip(self.layers, batch.caches):
             if seen is not None:
                 seen.append(batch.rows(hidden))
-            hidden = layer(hidden, layout=batch.layout, rope=rope, cache=cache, call=batch.call)
+            # by place: checkpointing drops keywords that are called as a cache is
+            hidden = layer(hidden, batch.layout, rope, cache, batch.call)
         if keep_positions is not None:
             hidden = self.norm(batch.kept(hidden, keep_positions))
         else:
@@ -122,8 +125,8 @@ class OlmoHybridModel(hf.OlmoHybridModel):
             seen.append(hidden)
         return BaseModelOutputWithPast(
             last_hidden_state=hidden,
-            past_key_values=batch.past_key_values,
             hidden_states=None if seen is None else tuple(seen),
+            **{CACHE: batch.past_key_values},
         )
 
     def _embed(self, input_ids: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -168,6 +171,7 @@ class OlmoHybridForCausalLM(hf.OlmoHybridForCausalLM):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
+    @under_both_names
     @can_return_tuple
     def forward(
         self,
@@ -183,24 +187,37 @@ class OlmoHybridForCausalLM(hf.OlmoHybridForCausalLM):
     ) -> CausalLMOutputWithPast:
         """Logits [B, T, vocabulary], or of the last ``logits_to_keep`` columns, and the loss of shifted labels.
 
+        The last one of a row that is padded on the right is its last real token's: ``generate`` goes on from there.
+
         ``OlmoHybridModel.forward`` says what a batch may be. A label that no token of its document predicts, because
         it follows padding or begins a document, is left out of the loss.
         """
         if labels is not None:
             bounds = {name: kwargs.get(name) for name in ("cu_seq_lens_q", "seq_idx", "layout")}
             labels = predictable(labels, attention_mask, position_ids, **bounds)
-        return super().forward(
+        given = input_ids if input_ids is not None else inputs_embeds
+        last = None
+        if labels is None and isinstance(logits_to_keep, int) and logits_to_keep == 1 and given is not None:
+            last = _last_tokens(attention_mask, given.shape[1])
+        if last is not None:
+            logits_to_keep, kwargs["keep_positions"] = 0, last
+        outputs = super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             labels=labels,
             use_cache=use_cache,
             logits_to_keep=logits_to_keep,
+            return_dict=True,
+            **{CACHE: past_key_values},
             **kwargs,
         )
+        if last is not None:
+            outputs.logits = outputs.logits.transpose(0, 1)
+        return outputs
 
+    @under_both_names
     def prepare_inputs_for_generation(
         self,
         input_ids: torch.Tensor,
@@ -211,13 +228,15 @@ class OlmoHybridForCausalLM(hf.OlmoHybridForCausalLM):
         **kwargs: Any,
     ) -> dict[str, Any]:
         """transformers' own, without its detours where there is one new token a row: the step needs no positions."""
-        if next_sequence_length != 1 or past_key_values is None or past_key_values.get_seq_length() == 0:
+        filled = past_key_values is not None and past_key_values.get_seq_length() > 0
+        embedded = inputs_embeds is not None and kwargs.get("is_first_iteration")
+        if next_sequence_length != 1 or not filled or embedded:
             return super().prepare_inputs_for_generation(
                 input_ids, next_sequence_length, past_key_values, attention_mask, inputs_embeds, **kwargs
             )
         dropped = ("position_ids", "labels", "is_first_iteration")
         inputs = {name: value for name, value in kwargs.items() if name not in dropped}
-        inputs.update(input_ids=input_ids[:, -1:], past_key_values=past_key_values, attention_mask=attention_mask)
+        inputs.update({"input_ids": input_ids[:, -1:], CACHE: past_key_values, "attention_mask": attention_mask})
         return inputs
 
     def _update_model_kwargs_for_generation(
@@ -238,3 +257,14 @@ class OlmoHybridForCausalLM(hf.OlmoHybridForCausalLM):
         state_dict = released_state_dict(self.state_dict() if state_dict is None else state_dict, self.config)
         kwargs["save_original_format"] = False
         super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
+
+
+def _last_tokens(attention_mask: torch.Tensor | None, columns: int) -> torch.Tensor | None:
+    """bool [B, T]: the last real token of each row, where one is not in the last column; else None."""
+    if columns == 1 or not isinstance(attention_mask, torch.Tensor) or attention_mask.ndim != 2:
+        return None
+    real = attention_mask[:, -columns:] != 0
+    if bool(real[:, -1].all()) or not bool(real.any(1).all()):
+        return None
+    last = (real * torch.arange(columns, device=real.device)).argmax(1, keepdim=True)
+    return torch.zeros_like(real).scatter_(1, last, True)

@@ -16,6 +16,8 @@ from transformers.models.olmo_hybrid import OlmoHybridConfig, OlmoHybridForCausa
 from hybrid_ft.errors import InputError
 
 _FUSED = re.compile(r"(.*linear_attn\.)conv1d\.weight")
+_FIRST = re.compile(r".*linear_attn\.q_conv1d\.weight")
+_PART = re.compile(r"(.*linear_attn\.)[qkv]_conv1d\.weight")
 _LEGACY = (("attention_layer_norm", "input_layernorm"), ("feedforward_layer_norm", "post_attention_layernorm"))
 
 
@@ -65,12 +67,36 @@ def current_name(name: str) -> str:
     return name
 
 
+def joined_convolution(name: str) -> str | None:
+    """The name in memory of the tensor that a released ``q_conv1d``, ``k_conv1d`` or ``v_conv1d`` is a part of."""
+    match = _PART.fullmatch(name)
+    return f"{match[1]}conv1d.weight" if match else None
+
+
 def split_fused(found: dict[str, tuple[Path, tuple[int, ...]]], config: OlmoHybridConfig) -> None:
-    """A file may hold the joined convolution, as transformers writes it on request: count it as its three parts."""
+    """Count the convolutions as the released three parts, however transformers wrote them.
+
+    On request it writes them joined. From 5.15 on it otherwise cuts the joined one into equal thirds under the released
+    names (``Chunk``, the reverse of its ``Concatenate``, knows no widths): 3 x 3840 channels in the 7B for 2880, 2880
+    and 5760. Reading joins q, k and v in this order again, so that both are the same tensor.
+    """
     widths = split_widths(config)
+    for name in [name for name in found if _FIRST.fullmatch(name)]:
+        names = [name.replace("q_conv1d", f"{part}_conv1d") for part in widths]
+        if all(other in found for other in names) and _in_thirds([found[other][1] for other in names], widths):
+            for other, width in zip(names, widths.values()):
+                path, shape = found[other]
+                found[other] = (path, (width, *shape[1:]))
     for name in [name for name in found if _FUSED.fullmatch(name)]:
         path, shape = found.pop(name)
         if not shape or shape[0] != sum(widths.values()):
             raise InputError(f"{path}: tensor {name} has shape {list(shape)}, not {sum(widths.values())} channels")
         for part, width in widths.items():
             found[name.replace("conv1d", f"{part}_conv1d")] = (path, (width, *shape[1:]))
+
+
+def _in_thirds(shapes: list[tuple[int, ...]], widths: dict[str, int]) -> bool:
+    """Whether three parts are what ``torch.chunk`` makes of the joined convolution."""
+    if any(len(shape) != 3 or shape[1:] != shapes[0][1:] for shape in shapes):
+        return False
+    return [shape[0] for shape in shapes] == [len(part) for part in torch.arange(sum(widths.values())).chunk(3)]

@@ -13,7 +13,6 @@ import pytest
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.data.limits import TookTooLong, limited
 from hybrid_ft.finetune.data.prepare import prepare
-from hybrid_ft.finetune.data.prepare_pairs import prepare_pairs
 from hybrid_ft.finetune.data.tokens import template as template_module
 from hybrid_ft.finetune.data.tokens.control_tokens import ControlTokens
 from hybrid_ft.finetune.data.tokens.template import ChatTemplate
@@ -83,7 +82,7 @@ def test_a_row_on_which_it_runs_away_stops_the_run(
         made.dpo = Recipe.model_validate(sections).dpo
     began = time.perf_counter()
     with pytest.raises(InputError) as error:
-        (prepare_pairs if pairs else prepare)(made, tokenizer)
+        prepare(made, tokenizer)
     assert time.perf_counter() - began < 5
     text = str(error.value)
     assert text.startswith(f"{path}:3: chat template ") and "takes more than 0.3 s on this row" in text

@@ -66,10 +66,10 @@ def test_counts(
 ) -> None:  # fmt: skip
     prepared = made(folder / file, card, recipe, olmo)
     (source,), train = prepared.report.sources, prepared.report.train
-    assert (source.form, source.read, source.kept, source.ignored) == (form, rows, rows, unused)
+    assert (source.format, source.read, source.kept, source.ignored) == (form, rows, rows, unused)
     assert (train.rows, train.tokens, train.trained, train.duplicates) == (rows, tokens, trained, duplicates)
-    assert train.lengths.max() == longest and not source.neutralised.count
-    assert prepared.end_ids == [100_257, 100_265]
+    assert train.lengths.max() == longest and not source.control_tokens_as_text.count
+    assert prepared.eos_token_ids == [100_257, 100_265]
     assert prepared.packs is not None and sorted(row for pack in prepared.packs for row in pack) == list(range(rows))
 
 
@@ -101,7 +101,7 @@ def test_no_tools_in_a_third_of_the_rows(folder: Path, rows_of: Callable[..., li
 
 def test_reasoning_is_not_dropped_in_silence(folder: Path, olmo: Any, recipe: Callable[..., Any]) -> None:
     prepared = made(folder / "tools/lf_reason_tool_use_demo_50.jsonl", None, recipe, olmo)
-    assert prepared.report.sources[0].unshown_thoughts.count == 50
+    assert prepared.report.sources[0].count("reasoning_not_shown").count == 50
 
 
 def test_held_out_rows_of_gsm8k(folder: Path, olmo: Any, recipe: Callable[..., Any]) -> None:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hybrid_ft.errors import InputError
-from hybrid_ft.finetune.data.selection import held_out, mixed
+from hybrid_ft.finetune.data.selection import mix_sources, split_held_out
 from hybrid_ft.finetune.recipe.schema import HeldOut, Source
 
 
@@ -16,9 +16,9 @@ def test_a_prompt_is_on_one_side(prompts: list[int], fraction: float, seed: int)
     hashes = np.array(prompts, dtype=np.uint64)
     if len(set(prompts)) == 1:
         with pytest.raises(InputError, match="ask the same first"):
-            held_out(hashes, HeldOut(fraction=fraction), seed)
+            split_held_out(hashes, HeldOut(fraction=fraction), seed)
         return
-    out = held_out(hashes, HeldOut(fraction=fraction), seed)
+    out = split_held_out(hashes, HeldOut(fraction=fraction), seed)
     assert out.any() and not out.all()
     assert not set(hashes[out].tolist()) & set(hashes[~out].tolist())
 
@@ -26,18 +26,18 @@ def test_a_prompt_is_on_one_side(prompts: list[int], fraction: float, seed: int)
 @given(st.integers(1, 99), st.integers(0, 5))
 @settings(max_examples=30, deadline=None)
 def test_the_count_is_exact_where_prompts_differ(count: int, seed: int) -> None:
-    assert held_out(np.arange(100, dtype=np.uint64), HeldOut(count=count), seed).sum() == count
+    assert split_held_out(np.arange(100, dtype=np.uint64), HeldOut(count=count), seed).sum() == count
 
 
 def test_seeds_hold_out_different_rows() -> None:
     prompts = np.arange(1000, dtype=np.uint64)
-    first, second = (set(np.flatnonzero(held_out(prompts, HeldOut(count=100), seed)).tolist()) for seed in (0, 1))
+    first, second = (set(np.flatnonzero(split_held_out(prompts, HeldOut(count=100), seed)).tolist()) for seed in (0, 1))
     assert len(first & second) < 40
 
 
 def test_a_count_that_leaves_nothing() -> None:
     with pytest.raises(InputError, match=r"data.eval.count: 5 of 5 rows leaves none"):
-        held_out(np.arange(5, dtype=np.uint64), HeldOut(count=5), 0)
+        split_held_out(np.arange(5, dtype=np.uint64), HeldOut(count=5), 0)
 
 
 @given(st.lists(st.tuples(st.integers(1, 60), st.floats(0.1, 9.0)), min_size=1, max_size=4), st.integers(0, 3))
@@ -50,9 +50,9 @@ def test_weights_are_shares_of_the_largest_mix(sources: list[tuple[int, float]],
     shares = [largest * weight / total_weight for _, weight in sources]
     if min(shares) < 0.999:
         with pytest.raises(InputError, match="leaves no row of"):
-            mixed(source, recipes, seed)
+            mix_sources(source, recipes, seed)
         return
-    rows = mixed(source, recipes, seed)
+    rows = mix_sources(source, recipes, seed)
     assert len(set(rows.tolist())) == len(rows)
     counts = np.bincount(source[rows], minlength=len(sources))
     for count, share, (available, _) in zip(counts, shares, sources, strict=True):
@@ -64,9 +64,9 @@ def test_weights_are_shares_of_the_largest_mix(sources: list[tuple[int, float]],
 def test_count_is_a_seeded_sample() -> None:
     source = np.repeat([0, 1], [100, 50])
     recipes = [Source(path="a", count=10), Source(path="b")]
-    rows = mixed(source, recipes, 0)
+    rows = mix_sources(source, recipes, 0)
     assert (source[rows] == 0).sum() == 10 and (source[rows] == 1).sum() == 50
-    assert rows.tolist() == mixed(source, recipes, 0).tolist() != mixed(source, recipes, 1).tolist()
+    assert rows.tolist() == mix_sources(source, recipes, 0).tolist() != mix_sources(source, recipes, 1).tolist()
     assert rows.tolist() == sorted(rows.tolist())
     with pytest.raises(InputError, match=r"b has 50 usable rows, count asks for 51"):
-        mixed(source, [Source(path="a"), Source(path="b", count=51)], 0)
+        mix_sources(source, [Source(path="a"), Source(path="b", count=51)], 0)

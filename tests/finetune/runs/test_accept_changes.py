@@ -5,7 +5,7 @@ import json
 import pytest
 
 from hybrid_ft.errors import InputError
-from hybrid_ft.finetune.runs import folder as run_folder
+from hybrid_ft.finetune.runs import identity
 
 
 @pytest.fixture
@@ -52,21 +52,21 @@ def test_changed_rows_are_refused_and_then_accepted(stopped, start):
 
 
 @pytest.mark.parametrize(
-    ("what", "value", "key"), [("_code", lambda: "sha256:other", "code"), ("version", lambda name: "9.9", "version.")]
+    ("what", "value", "key"),
+    [("code_digest", lambda: "sha256:other", "code"), ("version", lambda name: "9.9", "version.")],
 )
 def test_changed_code_is_refused(stopped, start, monkeypatch, what, value, key):
-    monkeypatch.setattr(run_folder, what, value)
+    monkeypatch.setattr(identity, what, value)
     with pytest.raises(InputError, match=f"belongs to another run: {key}"):
         start()
     assert start(accept=True).status == 0
 
 
-def test_another_number_of_processes_is_refused(stopped, tmp_path):
-    folder = run_folder.RunFolder(tmp_path / "run")
-    with folder.held():
-        identity = folder.record["identity"] | {"processes": 2}
-        with pytest.raises(InputError, match="processes was 1, is 2"):
-            folder.check(identity)
+def test_another_number_of_processes_goes_on_and_is_said_once(stopped, start, tmp_path):
+    record = tmp_path / "run/run.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"processes": 4}))
+    assert "processes 1, was 4: a step is the same rows, and rounds differently" in start().screen
+    assert json.loads(record.read_text())["processes"] == 1
 
 
 def test_accepting_nothing_changes_nothing(start):

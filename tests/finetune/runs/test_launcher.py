@@ -63,7 +63,7 @@ def test_mixed_precision(monkeypatch: pytest.MonkeyPatch, said: str, dtype: str,
         ("ACCELERATE_USE_MEGATRON_LM", "true", "Megatron-LM is not used here"),
         ("ACCELERATE_USE_PARALLELISM_CONFIG", "true", "a parallelism config is not used here"),
         ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "is INDUCTOR: a model is not compiled here"),
-        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "is 4 and train.accumulation is 1"),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "is 4 and the recipe says how large a step is"),
         ("ACCELERATE_GRADIENT_CLIPPING", "0.5", "is 0.5 and train.max_grad_norm is 1"),
     ],
 )

@@ -6,7 +6,7 @@ import struct
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import OlmoHybridForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, OlmoHybridForCausalLM, PreTrainedTokenizerFast
 
 import hybrid_ft
 from hybrid_ft.errors import InputError
@@ -189,7 +189,7 @@ BROKEN = {
     "no config": (lambda f: (f / "config.json").unlink(), "config.json: missing; a checkpoint has one"),
     "an adapter": (
         lambda f: (f / "config.json").rename(f / "adapter_config.json"),
-        "config.json: missing; it holds a LoRA adapter: merge it first",
+        "config.json: missing; it holds an adapter; make a model of it and its base with: hybrid-ft merge ",
     ),
     "config no JSON": (lambda f: (f / "config.json").write_text("{"), "config.json: not JSON"),
     "config a list": (lambda f: (f / "config.json").write_text("[]"), "config.json: not a JSON object"),
@@ -297,6 +297,40 @@ def test_older_names_and_the_joined_convolution_are_read(saved, ours):
 
     rewrite(saved, change)
     assert torch.equal(logits(hybrid_ft.load(saved)), logits(ours))
+
+
+@pytest.mark.parametrize("heads", [4, 5])
+@pytest.mark.parametrize("shard", ["5GB", "20KB"])
+def test_convolutions_that_transformers_wrote_in_thirds_are_read_and_mended(
+    make_pair, tmp_path, relative, heads, shard
+):
+    """From 5.15 on it cuts the joined one equally, or with 5 heads of 13 and 24 channels into 84, 84 and 82."""
+    sizes = {"linear_key_head_dim": 13, "linear_num_key_heads": heads, "linear_num_value_heads": heads}
+    plain, ours = make_pair(seed=4, **sizes)
+    plain.save_pretrained(tmp_path / "plain", max_shard_size=shard)
+    files = {
+        name: tensor for file in (tmp_path / "plain").glob("*.safetensors") for name, tensor in load_file(file).items()
+    }
+    total = heads * (13 + 13 + 24)
+    third = -(-total // 3)
+    assert [len(files[Q.replace("q_", f"{part}_")]) for part in "qkv"] == [third, third, total - 2 * third]
+    opened = hybrid_ft.load(tmp_path / "plain")
+    assert torch.equal(logits(opened), logits(ours))
+    save(opened, tmp_path / "ours")
+    released = load_file(tmp_path / "ours" / "model.safetensors")
+    assert [len(released[Q.replace("q_", f"{part}_")]) for part in "qkv"] == [heads * 13, heads * 13, heads * 24]
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
+    assert relative(logits(again), logits(plain)) < 1e-6
+
+
+def test_parts_of_another_sum_are_not_thirds(saved):
+    def change(tensors):
+        for part in "qkv":
+            tensors[Q.replace("q_", f"{part}_")] = torch.ones(63, 1, 4)
+
+    rewrite(saved, change)
+    with pytest.raises(InputError, match=f"tensor {Q} has shape .63, 1, 4., its config.json asks for .48, 1, 4."):
+        hybrid_ft.load(saved)
 
 
 def test_from_scratch(tmp_path):

@@ -79,6 +79,18 @@ def test_positions_of_left_padded_rows_from_the_mask_are_no_boundaries():
     assert door.layout.lengths == (2, 4)
 
 
+def test_a_hole_in_a_row_is_left_out_and_ends_no_document():
+    mask = torch.tensor([[1, 1, 0, 0, 1, 1], [0, 1, 1, 1, 0, 1]])
+    counted = (mask.cumsum(1) - 1).clamp(min=0)
+    for bounds in ({}, {"position_ids": counted}, {"position_ids": torch.arange(6)[None]}):
+        door = open_door((2, 6), attention_mask=mask, **bounds)
+        assert door.layout.lengths == (4, 4)
+        assert door.layout.positions.tolist() == [0, 1, 2, 3] * 2
+        assert door.one_per_row
+    packed = open_door((2, 6), attention_mask=mask, seq_idx=torch.tensor([[0, 0, 0, 1, 1, 1], [0, 0, 0, 0, 0, 0]]))
+    assert packed.layout.lengths == (2, 2, 4)
+
+
 def test_a_document_never_runs_on_into_the_next_row():
     door = open_door((2, 3), position_ids=torch.tensor([[0, 1, 2], [3, 4, 5]]))
     assert door.layout.lengths == (3, 3)

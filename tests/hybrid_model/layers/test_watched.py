@@ -125,11 +125,14 @@ def test_a_hook_of_all_modules_is_called(pair, in_float64):
             names = {module: name for name, module in model.named_modules()}
             calls = []
             handle = torch.nn.modules.module.register_module_forward_hook(
-                lambda module, *_, names=names, calls=calls: calls.append(names[module])
+                lambda module, *_, names=names, calls=calls: calls.append(names.get(module, ""))
             )
-            model.generate(**batch([5]), do_sample=False, max_new_tokens=3)
-            handle.remove()
-            counts.append(sorted(calls))
+            try:
+                model.generate(**batch([5]), do_sample=False, max_new_tokens=3)
+            finally:
+                handle.remove()
+            # transformers makes activations of its own on the way, which belong to no model
+            counts.append(sorted(filter(None, calls)))
     assert counts[0] == counts[1]
 
 
@@ -150,11 +153,13 @@ ADAPTERS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarning")
 @pytest.mark.parametrize("kind", ADAPTERS)
 def test_adapters_train_and_generate_as_on_transformers_model(make_pair, in_float64, assert_gradients, kind):
     found = []
     with in_float64():
         for base in make_pair(seed=5, dtype=torch.float64):
+            torch.manual_seed(0)
             model = get_peft_model(base, ADAPTERS[kind]())
             for name, parameter in model.named_parameters():
                 if parameter.requires_grad:

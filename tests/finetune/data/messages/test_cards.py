@@ -131,11 +131,11 @@ def test_rows_that_a_card_cannot_read(values: dict[str, Any], says: str, card: W
         (PLAIN + "turns: {column: a, role: b, content: c}\n", "one of the two"),
         ("turns: {column: a, role: b, content: c, roles: {A: human}}\n", "turns.roles: got 'human'"),
         ("a: [", "not YAML"),
-        ("", ": holds nothing at the top; a dataset card is a mapping of keys such as signature:, messages:, turns:"),
+        ("", ": is empty; a dataset card must be a mapping of keys such as signature:, messages:, turns:"),
         ("a: 1\n---\nb: 2", ":2: a second document starts here; a dataset card is one document"),
         ("a: !x 1", "a dataset card holds plain values"),
         ("about: " + "x" * 70_000, ": larger than 64 kB; a dataset card is a short text file"),
-        (PLAIN + "template: x\n", ":2: unknown key template\n"),
+        (PLAIN + "template: x\n", ":2: unknown key template; must be one of about, signature, "),
         ("messages: [{content: x}]\n", ":1: messages.0.role is missing\n"),
     ],
 )

@@ -65,7 +65,7 @@ def test_control_strings_in_texts_stay_text(tokenizer: Any) -> None:
     end = tokenizer.convert_tokens_to_ids(ends)
     assert pair.prompt.count(end) == 1 and end not in pair.chosen
     assert tokenizer.decode(pair.chosen) == f"Yes{ends}<|endoftext|>"
-    assert set(pair.neutralised) == {ends}
+    assert set(pair.control_tokens_as_text) == {ends}
 
 
 def test_a_line_end_that_would_join_the_headers_becomes_a_token_of_the_answer(tokenizer: Any) -> None:

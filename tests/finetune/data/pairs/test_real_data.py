@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hybrid_ft.finetune.data.prepare_pairs import PreparedPairs, prepare_pairs
+from hybrid_ft.finetune.data.prepare import Prepared, prepare
 
 pytestmark = [
     pytest.mark.real_data,
@@ -25,7 +25,7 @@ def real_tokenizer() -> Any:
     return AutoTokenizer.from_pretrained(os.environ["HYBRID_FT_REAL_TOKENIZER"])
 
 
-def prepared(name: str, recipe_of: Any, tokenizer: Any, **sections: Any) -> PreparedPairs:
+def prepared(name: str, recipe_of: Any, tokenizer: Any, **sections: Any) -> Prepared:
     path = Path(os.environ["HYBRID_FT_REAL_DATA"], "preference", name)
     # from scratch: the tiny base has fewer tokens
     limits = {
@@ -33,17 +33,15 @@ def prepared(name: str, recipe_of: Any, tokenizer: Any, **sections: Any) -> Prep
         "data": {"max_length": 4096, "max_dropped": 0.01},
         "train": {"batch_tokens": 8192},
     }
-    return prepare_pairs(recipe_of(str(path), **limits | sections), tokenizer)
+    return prepare(recipe_of(str(path), **limits | sections), tokenizer)
 
 
-def counts(result: PreparedPairs) -> tuple[int, int, dict[str, int]]:
+def counts(result: Prepared) -> tuple[int, int, dict[str, int]]:
     source = result.report.as_dict()["sources"][0]
     return source["rows_read"], source["rows_kept"], {why: tally["rows"] for why, tally in source["dropped"].items()}
 
 
-def assert_rendered(
-    result: PreparedPairs, number: int, messages: list[dict[str, str]], side: str, tokenizer: Any
-) -> None:
+def assert_rendered(result: Prepared, number: int, messages: list[dict[str, str]], side: str, tokenizer: Any) -> None:
     """Against the tokenizer's own rendering of the whole, and of what the model is asked with."""
     pair = result.train[number]
     asked = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, return_dict=False)
@@ -94,7 +92,7 @@ def test_message_pairs_lose_the_longest_unless_there_is_room(recipe_of: Any, rea
     assert counts(roomy) == (100, 100, {})
     assert int(roomy.report.train.parts()["pair"].max()) == 7386
     begins_with_line_end = {39, 45, 94}
-    assert roomy.report.sources[0].split_line_ends.count == len(begins_with_line_end)
+    assert roomy.report.sources[0].count("line_ends_split_from_header").count == len(begins_with_line_end)
     text = Path(os.environ["HYBRID_FT_REAL_DATA"], "preference", name).read_text()
     rows = [json.loads(line) for line in text.rstrip("\n").split("\n")]
     for number, row in enumerate(rows):

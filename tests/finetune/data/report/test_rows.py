@@ -52,7 +52,7 @@ def test_the_screen_says_it_all(report: Any) -> None:
         ":33)",
         "held out",
         "packs of 256",
-        "Tokens per row: shortest ",
+        "tokens per row",
         "█",
         "<|im_end|> in a row's text, encoded as plain text: 1",
         "question 0<|im_end|>",

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from hybrid_ft.errors import InputError
-from hybrid_ft.finetune.data.report.tally import Tally, split_origin
+from hybrid_ft.finetune.data.report.count import Count, split_origin
 from hybrid_ft.finetune.data.sources import tables
 from hybrid_ft.finetune.data.sources.rows import BadRow, Row, origin
 from hybrid_ft.finetune.data.sources.source import open_source
@@ -138,7 +138,7 @@ def test_notes_say_what_a_file_is(tmp_path: Path) -> None:
 
 
 def test_a_files_name_is_said_once() -> None:
-    tally = Tally()
+    tally = Count()
     for place in ('my file.json:1 (key "a:2")', "my file.json:1 (row 4)", "b:3.jsonl:7", "my file.json:3"):
         tally.add(place)
     assert str(tally) == '4 (my file.json:1 (key "a:2"), :1 (row 4), b:3.jsonl:7, ...)'

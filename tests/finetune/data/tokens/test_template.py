@@ -191,7 +191,7 @@ def test_text_is_never_control(template: Make, control: ControlTokens, tokenizer
     harmless = one(conversation("harmless"), template("olmo-instruct"), control)
     row = one(conversation(nasty), template("olmo-instruct"), control)
     assert controls(row) == controls(harmless)
-    assert row.neutralised == tuple(sorted(control.ids)) and harmless.neutralised == ()
+    assert row.control_tokens_as_text == tuple(sorted(control.ids)) and harmless.control_tokens_as_text == ()
     made = conversation(nasty)
     assert tokenizer.decode(row.ids) == template("olmo-instruct").render(made.messages, made.tools)
 
@@ -272,10 +272,10 @@ def test_reasoning_is_learned_where_the_template_shows_it(
         f"<think>\nfirst thought\n</think>\n\nfox{end}",
         f"<think>\n\n</think>\n\ndog{end}",
     ]
-    assert row.unshown_thoughts == 0
+    assert row.hidden_reasoning == 0
     inline = chat("Hi", "<think>\nfirst thought\n</think>\n\nfox", "And?", "dog")
     assert one(Conversation(inline), template("thinking"), control).ids == row.ids
-    assert one(Conversation(turns), template("chatml"), control).unshown_thoughts == 1
+    assert one(Conversation(turns), template("chatml"), control).hidden_reasoning == 1
 
 
 def test_a_header_inside_the_templates_own_marks_is_not_learned(
@@ -316,7 +316,7 @@ def test_templates_of_many_models(tokenizers: dict[str, Any], chat: Any) -> None
         turns = chat("Hi there", "Hello fox", "And 12?", "It is 42.")
         row = one(Conversation(turns), template, control)
         assert row.ids == tokenizer(template.render(turns), add_special_tokens=False).input_ids, path.stem
-        ends = {tokenizer.decode([end]) for end in template.end_ids}
+        ends = {tokenizer.decode([end]) for end in template.eos_token_ids}
         for text, answer in zip(learned(row, tokenizer), ("Hello fox", "It is 42."), strict=True):
             before, _, end = text.partition(answer)
             # before an answer there may be an empty thought or a channel's name, never the turn's header
@@ -340,8 +340,8 @@ def test_the_templates_own_marks_decide(template: Make, control: ControlTokens, 
 
 
 def test_end_ids(template: Make, control: ControlTokens) -> None:
-    assert template("olmo-instruct").end_ids == [control.ids["<|endoftext|>"], control.ids["<|im_end|>"]]
-    assert template("gemma").end_ids == [control.ids["<end_of_turn>"]]
+    assert template("olmo-instruct").eos_token_ids == [control.ids["<|endoftext|>"], control.ids["<|im_end|>"]]
+    assert template("gemma").eos_token_ids == [control.ids["<end_of_turn>"]]
     assert template("opened thought").opening == "<think>"
 
 

@@ -10,8 +10,7 @@ import pytest
 
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.data.prepare import prepare
-from hybrid_ft.finetune.data.prepare_pairs import prepare_pairs
-from hybrid_ft.finetune.recipe.schema import Recipe
+from hybrid_ft.finetune.recipe.schema import Dpo, Recipe
 from hybrid_ft.hybrid_model.checkpoint.config import BUNDLED
 
 MakeRecipe = Callable[..., Recipe]
@@ -31,25 +30,24 @@ def folder(tmp_path: Path) -> Path:
 def wanted(folder: Path, recipe: MakeRecipe) -> Callable[..., Recipe]:
     def made(**model: Any) -> Recipe:
         given = recipe("there-is-no-such-file.jsonl")
-        given.model = given.model.model_copy(update={"path": str(folder), **model})
-        return given
+        changed = given.model.model_copy(update={"path": str(folder), **model})
+        return given.model_copy(update={"model": changed})
 
     return made
 
 
-@pytest.mark.parametrize("read", [prepare, prepare_pairs])
-def test_too_many_tokens(read: Any, wanted: Callable[..., Recipe], folder: Path, tokenizer: Any) -> None:
+@pytest.mark.parametrize("pairs", [False, True])
+def test_too_many_tokens(pairs: bool, wanted: Callable[..., Recipe], folder: Path, tokenizer: Any) -> None:
     needed = max(tokenizer.get_vocab().values()) + 1
     given = wanted()
-    given.dpo = Recipe.model_validate(
-        {"model": {"path": "tiny"}, "data": {"sources": [{"path": "x.jsonl"}]}, "dpo": {}}
-    ).dpo
+    if pairs:
+        given = given.model_copy(update={"dpo": Dpo()})
     with pytest.raises(InputError, match=f"model.path: .*needs an embedding of {needed} rows, .*has 300; set") as error:
-        read(given, tokenizer)
+        prepare(given, tokenizer)
     assert error.value.status == 2 and "\n" not in str(error.value)
-    given.model.tokenizer = "another"
+    given = given.model_copy(update={"model": given.model.model_copy(update={"tokenizer": "another"})})
     with pytest.raises(InputError, match=f"model.tokenizer: another needs .*{needed} rows, .*has 300; leave"):
-        read(given, tokenizer)
+        prepare(given, tokenizer)
 
 
 def test_a_model_from_scratch_fits_any_tokenizer(wanted: Callable[..., Recipe], tokenizer: Any) -> None:

@@ -25,7 +25,7 @@ def test_sft_as_published(name: str) -> None:
     train = recipe.train
     assert train.learning_rate == 2.5e-5 and train.schedule == "linear" and train.warmup == 0.03
     assert (train.weight_decay, train.betas, train.max_grad_norm, train.epochs) == (0.0, [0.9, 0.95], 1.0, 2.0)
-    assert train.batch_tokens * train.accumulation == 2**20 and recipe.data.max_length == 32768
+    assert train.tokens_per_step == 2**20 and recipe.data.max_length == 32768
 
 
 def test_dpo_as_published() -> None:
@@ -76,7 +76,7 @@ def on_real_files(kind: str, small: Path, model: bool = True) -> list[str]:
         "train.batch_tokens=800",
         "train.steps=3",
     ]
-    changes += ["dpo.pairs_per_step=3"] if kind == "dpo" else ["train.accumulation=1"]
+    changes += ["dpo.pairs_per_step=3"] if kind == "dpo" else ["train.tokens_per_step=null"]
     tokenizer = os.environ["HYBRID_FT_REAL_TOKENIZER"]
     return changes + ([f"model.path={small}", f"model.tokenizer={tokenizer}"] if model else [])
 

@@ -1,0 +1,82 @@
+"""Preference pairs: their way into the token store, what stops a run, and what is counted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from hybrid_ft.finetune.data.messages.preference import Preference
+from hybrid_ft.finetune.data.reading import preferences
+from hybrid_ft.finetune.data.report.account import CUT, CUT_PROMPT, Example, Part
+from hybrid_ft.finetune.data.report.pairs import PairCounts
+from hybrid_ft.finetune.data.token_store import TOKENS, TokenStore, Way
+from hybrid_ft.finetune.data.tokens.encode_pairs import TokenPair, encode_pairs
+from hybrid_ft.finetune.data.tokens.encoder import Encoder
+from hybrid_ft.finetune.data.tokens.fit_pairs import (
+    NOTHING_LEFT,
+    OVER_BUDGET,
+    PAIR_TOO_LONG,
+    PROMPT_TOO_LONG,
+    Limits,
+    fit,
+)
+
+if TYPE_CHECKING:
+    from hybrid_ft.finetune.recipe.schema import Dpo, Recipe
+
+_PARTS = ("prompt", "chosen", "rejected")
+_SCHEMA = pa.schema([*((f"{part}_ids", TOKENS) for part in _PARTS), ("origin", pa.string())])
+
+
+def way_of_pairs(recipe: Recipe, dpo: Dpo, encoder: Encoder) -> Way[Preference, TokenPair]:
+    """The way of a recipe's pairs."""
+    limits = Limits(
+        max_length=recipe.data.max_length,
+        batch_tokens=recipe.train.batch_tokens,
+        on_long_prompt=dpo.on_long_prompt,
+        on_long_row=recipe.data.on_long_row,
+        header=encoder.header_tokens(),
+    )
+    return Way(
+        convert=preferences,
+        encode=lambda pairs: encode_pairs(pairs, encoder.template, encoder.control),
+        fit=partial(_fit, limits=limits),
+        stops=_stops(limits),
+        bad_rows_stop=recipe.data.on_bad_row == "error",
+        mentions=encoder.template.mentions,
+        schema=_SCHEMA,
+        trained_columns=tuple(_SCHEMA.names),
+    )
+
+
+def _stops(limits: Limits) -> dict[str, str]:
+    stops = {}
+    if limits.on_long_prompt == "error":
+        fix = "Raise data.max_length, or set dpo.on_long_prompt: drop (or cut_start)"
+        stops = {PROMPT_TOO_LONG: fix, NOTHING_LEFT: fix}
+    if limits.on_long_row == "error":
+        stops[PAIR_TOO_LONG] = "Raise data.max_length, or set data.on_long_row: drop (or cut)"
+        stops[OVER_BUDGET] = "Raise train.batch_tokens, or set data.on_long_row: drop"
+    return stops
+
+
+def _fit(pair: TokenPair, limits: Limits) -> tuple[TokenPair, Mapping[str, int]]:
+    fitted = fit(pair, limits)
+    cut = {CUT_PROMPT: bool(fitted.cut_prompt), CUT: bool(fitted.cut_answers)}
+    return fitted.pair, pair.happened() | cut
+
+
+def count_pairs(store: TokenStore, rows: np.ndarray, packs: list[list[int]] | None, recipe: Recipe) -> PairCounts:
+    """The counts of one split. ``rows``: its pairs in the store."""
+    prompt, chosen, rejected = (store.sizes(part, rows) for part in _PARTS)
+    prompts, texts = (len(np.unique(hashes[rows])) for hashes in (store.prompts, store.texts))
+    return PairCounts(prompt, chosen, rejected, prompts, len(rows) - texts, recipe.train.batch_tokens)
+
+
+def pair_example(row: dict[str, Any], encoder: Encoder) -> Example:
+    """A pair to look at."""
+    return Example(str(row["origin"]), [Part(encoder.shown(row[f"{part}_ids"]), part, part) for part in _PARTS])

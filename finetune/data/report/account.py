@@ -1,0 +1,207 @@
+"""The account of a recipe's data: what became of every row, as lines and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from hybrid_ft.finetune.data.report.count import Count, Counts, added_up
+from hybrid_ft.finetune.data.tokens.encode import CUT, HIDDEN_REASONING, UNTRAINED
+from hybrid_ft.finetune.data.tokens.encode_pairs import SPLIT_LINE_ENDS
+from hybrid_ft.finetune.data.tokens.fit_pairs import CUT_PROMPT
+
+_EXAMPLES = 3
+NOTES = {
+    CUT_PROMPT: "prompts that lost their beginning",
+    CUT: "{unit}s of which an answer lost its end, to fit data.max_length",
+    HIDDEN_REASONING: "{unit}s with reasoning that the chat template does not show, so not trained",
+    UNTRAINED: "turns not trained by their own flag",
+    SPLIT_LINE_ENDS: "answers that begin with a line end, encoded apart from the header's",
+}
+"""What can happen to rows that are kept, and how a note puts it."""
+
+
+@dataclass
+class SourceCounts:
+    """What one source holds and what became of it.
+
+    ``kept``: rows in tokens, before the mix takes its share. ``happened``: by the keys of NOTES.
+    """
+
+    name: str
+    format: str = ""
+    reads: str = ""
+    ignored: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    read: int = 0
+    kept: int = 0
+    taken: int = 0
+    dropped: Counts = field(default_factory=Counts)
+    control_tokens_as_text: Counts = field(default_factory=Counts)
+    happened: Counts = field(default_factory=Counts)
+
+    def count(self, kind: str) -> Count:
+        """How often one of NOTES happened."""
+        return self.happened.by_reason.get(kind, Count())
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "source": self.name,
+            "format": self.format,
+            "reads": self.reads,
+            "ignored": self.ignored,
+            "notes": self.notes,
+            "rows_read": self.read,
+            "rows_kept": self.kept,
+            "rows_taken": self.taken,
+            "dropped": self.dropped.as_dict(),
+            "control_strings_as_text": self.control_tokens_as_text.as_dict(),
+        } | {kind: self.count(kind).as_dict("turns" if kind == UNTRAINED else "rows") for kind in NOTES}
+
+    def line(self) -> str:
+        """The counts on one line."""
+        line = f"{self.name}: {self.format}, {counted(self.read, 'row')}"
+        if self.dropped.count:
+            line += f", dropped {dropped_text(self.dropped, self.read)}"
+        if self.taken != self.kept:
+            line += f", {self.taken:,} taken"
+        if self.ignored:
+            line += f", unused: {', '.join(self.ignored)}"
+        return line
+
+
+class SplitCounts(Protocol):
+    """The rows that are trained on, or those held out."""
+
+    unit: str
+    """what one of them is called"""
+    duplicates: int
+
+    def parts(self) -> dict[str, np.ndarray]:
+        """Tokens [rows] of each part of a row; the last is the whole."""
+        ...
+
+    def table(self) -> list[tuple[str, str]]:
+        """Names and values of the counts."""
+        ...
+
+    def line(self, name: str) -> str:
+        """The counts on one line."""
+        ...
+
+    def as_dict(self) -> dict[str, Any]: ...
+
+
+@dataclass
+class Part:
+    """A run of text of an example. ``kind``: context or trained, prompt, chosen or rejected; ``heading``: its name."""
+
+    text: str
+    kind: str
+    heading: str = ""
+
+
+@dataclass
+class Example:
+    """A row or pair to look at."""
+
+    origin: str
+    parts: list[Part]
+
+
+@dataclass
+class Account:
+    """What a recipe's data comes to. ``refusal`` is what stops the run, if anything does."""
+
+    template: str
+    max_length: int
+    sources: list[SourceCounts]
+    eval_sources: list[SourceCounts]
+    train: SplitCounts
+    eval: SplitCounts | None
+    shared_prompts: int = 0
+    """held-out rows from sources of their own that ask what a training row asks"""
+    examples: list[Example] = field(default_factory=list)
+    refusal: str | None = None
+
+    def splits(self) -> dict[str, SplitCounts]:
+        return {"train": self.train} | ({"held out": self.eval} if self.eval else {})
+
+    def summary(self) -> list[str]:
+        """The counts in a few short lines, for the start of a run."""
+        lines = [source.line() for source in self.sources]
+        lines += [f"{source.line()}, held out" for source in self.eval_sources]
+        lines += [counts.line(name) for name, counts in self.splits().items()]
+        return lines + self.warnings()
+
+    def warnings(self) -> list[str]:
+        """What a user should know of before training, a line each."""
+        unit, sources = self.train.unit, [*self.sources, *self.eval_sources]
+        lines = [
+            f"{text.format(unit=unit)}: {source.count(kind)}"
+            for source in sources
+            for kind, text in NOTES.items()
+            if source.count(kind).count
+        ]
+        for token, count in added_up([source.control_tokens_as_text for source in sources]).most_first():
+            lines.append(f"{token} in a row's text, encoded as plain text: {count}")
+        if self.train.duplicates:
+            lines.append(f"{unit}s that are there twice or more, kept: {self.train.duplicates:,}")
+        if self.shared_prompts:
+            lines.append(f"held-out {unit}s that ask what a training {unit} asks: {self.shared_prompts:,}")
+        return lines
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "chat_template": self.template,
+            "max_length": self.max_length,
+            "sources": [source.as_dict() for source in self.sources],
+            "eval_sources": [source.as_dict() for source in self.eval_sources],
+            "train": self.train.as_dict(),
+            "eval": self.eval.as_dict() if self.eval else None,
+            "shared_prompts": self.shared_prompts,
+            "refusal": self.refusal,
+        }
+
+
+def counted(number: int, thing: str) -> str:
+    """``1 row``, ``2,000 rows``."""
+    return f"{number:,} {thing}" + ("" if number == 1 else "s")
+
+
+def share(part: float) -> str:
+    return f"{100 * part:.1f} %"
+
+
+def lengths_of(tokens: np.ndarray) -> dict[str, float]:
+    """Shortest, median, 95th percentile, longest and mean of tokens [rows]."""
+    shortest, median, near_longest, longest = (int(value) for value in np.percentile(tokens, [0, 50, 95, 100]))
+    mean = float(tokens.mean())
+    return {"shortest": shortest, "median": median, "95_percent": near_longest, "longest": longest, "mean": mean}
+
+
+def dropped_text(dropped: Counts, read: int) -> str:
+    reasons = "; ".join(f"{reason}: {count}" for reason, count in dropped.most_first())
+    return f"{dropped.count:,} of {counted(read, 'row')} ({share(dropped.count / max(1, read))}): {reasons}"
+
+
+def refusal(sources: Sequence[SourceCounts], most: float, what: str) -> str | None:
+    """Why a run may not start: too large a share of the rows would be dropped, or none is left."""
+    read = sum(source.read for source in sources)
+    dropped = added_up([source.dropped for source in sources])
+    fix = "Fix the rows, or raise the limit that they meet"
+    if dropped.count == read:
+        return f"{what}: no row can be trained on; dropped {dropped_text(dropped, read)}. {fix}"
+    if dropped.count > most * read:
+        return f"{what}: dropped {dropped_text(dropped, read)}; data.max_dropped allows {share(most)}. {fix}"
+    return None
+
+
+def rows_to_show(source: np.ndarray) -> list[int]:
+    """Rows to show: the first of each source, then rows spread over the rest. ``source``: of every row, [rows]."""
+    firsts = np.unique(source, return_index=True)[1].tolist()
+    spread = np.linspace(0, len(source) - 1, _EXAMPLES + 2, dtype=int)[1:-1].tolist()
+    return list(dict.fromkeys(firsts + spread))[:_EXAMPLES]
