@@ -93,7 +93,7 @@ class AttentionCache(CacheLayerMixin):
         self.length, self.mask, self.history = 0, None, None
         self._keys = self._values = None
 
-    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         if self.length == 0:
             return
         for name in ("_keys", "_values", "mask", "history"):

@@ -107,10 +107,10 @@ class OlmoHybridModel(hf.OlmoHybridModel):
             keep_padding=partial(hooks_below, self.layers, self.norm),
             **{name: value for name, value in kwargs.items() if name in BATCH_KEYS},
         )
-        hidden = self._embed(input_ids, batch) if inputs_embeds is None else batch.flat(inputs_embeds)
-        seen = (
-            [] if output_hidden_states or (output_hidden_states is None and self.config.output_hidden_states) else None
-        )
+        hidden = batch.flat(given) if input_ids is None else self._embed(input_ids, batch)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        seen: list[torch.Tensor] | None = [] if output_hidden_states else None
         rope = self._rope(hidden, batch.positions())
         for layer, cache in zip(self.layers, batch.caches):
             if seen is not None:
