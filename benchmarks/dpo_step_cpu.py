@@ -175,7 +175,7 @@ def prepared_task(options: argparse.Namespace, folder: Path) -> Task:
                 "chat_template": options.chat_template,
             },
             "data": {
-                "sources": [{"path": options.pairs, "count": options.batch, "card": options.card}],
+                "sources": [{"path": options.pairs, "count": options.batch, "columns": options.columns}],
                 "max_length": options.max_length,
                 "max_dropped": 1.0,
             },
@@ -203,7 +203,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", required=True, help="a file of preference pairs")
     parser.add_argument("--tokenizer", required=True, help="a tokenizer folder or hub name")
-    parser.add_argument("--card", help="dataset card of the pairs")
+    parser.add_argument("--columns", help="column mapping of the pairs")
     parser.add_argument("--chat-template", default="olmo-instruct", help="a name, a .jinja file")
     parser.add_argument("--model", default="tiny", help="shape: tiny, 190M, 1B, or a folder with a config.json")
     parser.add_argument("--batch", type=int, default=32, help="pairs of the step")

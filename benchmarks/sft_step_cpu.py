@@ -1,6 +1,6 @@
 """One SFT step on real rows on a CPU: this project's model and trainer against TRL's on transformers' layers.
 
-    python benchmarks/sft_step_cpu.py --rows gsm8k_train.jsonl --card gsm8k --tokenizer OLMO_TOKENIZER_FOLDER
+    python benchmarks/sft_step_cpu.py --rows gsm8k_train.jsonl --columns gsm8k --tokenizer OLMO_TOKENIZER_FOLDER
 
 Both start from the same weights and take the same rows in one optimizer step: forward, backward, clipping, AdamW, the
 assembly of the batch included. Here the rows are packed; TRL pads them in micro-batches of 8, its default, because
@@ -128,7 +128,7 @@ def _status(field: str) -> int:
 
 
 def prepared_task(options: argparse.Namespace, folder: Path) -> Task:
-    source = {"path": options.rows, "card": options.card, "count": options.batch}
+    source = {"path": options.rows, "columns": options.columns, "count": options.batch}
     tokens = options.batch_tokens
     recipe = Recipe.model_validate(
         {
@@ -154,7 +154,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", required=True, help="a data file")
     parser.add_argument("--tokenizer", required=True, help="a tokenizer folder or hub name")
-    parser.add_argument("--card", help="dataset card of the rows")
+    parser.add_argument("--columns", help="column mapping of the rows")
     parser.add_argument("--chat-template", default="olmo-instruct")
     parser.add_argument("--model", default="tiny", help="shape: tiny, 190M, 1B, or a folder with a config.json")
     parser.add_argument("--batch", type=int, default=16, help="rows of the step")

@@ -36,6 +36,7 @@ _ALSO_CALLED = {
     "target_modules": "model.lora.targets",
     "dataset": "data.sources",
     "datasets": "data.sources",
+    "card": "data.sources[].columns",
     "dataset_name": "data.sources[].path",
     "dataset_config": "data.sources[].name",
     "subset": "data.sources[].name",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from hybrid_ft.finetune.recipe.losses import DEFAULT, LOSSES
 from hybrid_ft.finetune.recipe.yaml_file import dump_yaml
@@ -73,6 +73,96 @@ class Model(Section):
     """null: every weight is trained"""
 
 
+def _as_key(value: Any) -> Any:
+    """YAML reads ``{0: user, true: 1}`` as a number and a truth value; as keys they are their spelling."""
+    return str(value).lower() if isinstance(value, bool | int | float) else value
+
+
+Key = Annotated[str, BeforeValidator(_as_key)]
+Roles = dict[Key, Literal["system", "user", "assistant", "tool", "environment"]]
+Preferred = dict[Key, Literal[1, 2, "tie"]]
+
+
+class Turn(Section):
+    """One message of a mapping."""
+
+    role: Literal["system", "user", "assistant", "tool", "environment"] = Field(examples=["user"])
+    content: str | None = None
+    """a Jinja2 template over the row's columns: "{{ question }}" """
+    reasoning: str | None = None
+    """a template for the reasoning before an assistant's text"""
+    tool_calls: Text | None = None
+    """the column that holds the calls, as objects or as JSON text"""
+    when: Text | None = None
+    """a Jinja2 expression; the message is left out where it is false, blank, or about a column that is not there"""
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Turn:
+        if self.content is None and self.tool_calls is None:
+            raise ValueError(f"the {self.role} message must have content or tool_calls")
+        return self
+
+
+class Columns(Section):
+    """Which column of a dataset is which of ours: a column's name, or a Jinja2 template ("{{ question }}")."""
+
+    file: Text | None = None
+    """a mapping that ships here, by name, or a .yaml file; `columns: gsm8k` is short for this"""
+    messages: list[Turn] | None = Field(None, min_length=1)
+    """every message spelt out"""
+    turns: Text | None = None
+    """the column that holds a list of turns"""
+    role: Text | None = None
+    """of such a turn: the key of its role"""
+    content: Text | None = None
+    """of such a turn: the key of its text"""
+    prompt: Text | None = None
+    completion: Text | None = None
+    system: Text | None = None
+    tools: Text | None = None
+    """the column that holds function definitions"""
+    chosen: Text | None = None
+    rejected: Text | None = None
+    output_1: Text | None = None
+    output_2: Text | None = None
+    preference: Text | None = None
+    """the column that says which of output_1 and output_2 is better"""
+
+    @property
+    def pairs(self) -> bool:
+        """Whether it maps preference pairs, not supervised rows."""
+        return self.chosen is not None or self.output_1 is not None
+
+    def named(self) -> dict[str, str]:
+        """Which column, or template, each of our columns comes from."""
+        apart = {"file", "messages", "role", "content"}
+        return {name: value for name, value in self if name not in apart and value is not None}
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Columns:
+        have = {name for name, value in self if value is not None}
+        if self.file is not None:
+            if len(have) > 1:
+                raise ValueError("must be a file or a mapping, not both")
+            return self
+        if self.pairs:
+            if have - {"prompt", "system", "tools", "chosen", "rejected", "output_1", "output_2", "preference"}:
+                raise ValueError("must map rows or pairs, not both")
+            if not ({"chosen", "rejected"} <= have or {"output_1", "output_2", "preference"} <= have):
+                raise ValueError("must name chosen and rejected, or output_1, output_2 and preference")
+            return self
+        ways = [name for name in ("messages", "turns", "prompt") if name in have]
+        if len(ways) != 1 or ("prompt" in have) != ("completion" in have):
+            raise ValueError("must have messages, turns, or prompt and completion; chosen and rejected for pairs")
+        if (self.role or self.content) and self.turns is None:
+            raise ValueError("role and content are keys of the turns; name the column that holds those: turns")
+        if self.messages and self.system:
+            raise ValueError("messages spells every message out; put system among them")
+        if self.preference is not None:
+            raise ValueError("preference needs output_1 and output_2")
+        return self
+
+
 class Source(Section):
     """Rows to learn from."""
 
@@ -86,8 +176,14 @@ class Source(Section):
     """of a hub dataset"""
     format: Literal["messages", "prompt-completion", "alpaca", "sharegpt"] | None = None
     """null: recognised from the columns"""
-    card: Text | None = None
-    """which column becomes which turn: a card that ships here, by name, or a .yaml file"""
+    columns: Annotated[
+        Columns | None, BeforeValidator(lambda value: {"file": value} if isinstance(value, str) else value)
+    ] = None
+    """which column is which: a mapping that ships here, by name, a .yaml file, or the mapping itself"""
+    roles: Roles | None = None
+    """what the roles of the turns mean, where they have other names: {Human: user, Bot: assistant}"""
+    preference: Preferred | None = None
+    """of pairs: which output each value of the preference column names, 1, 2 or tie"""
     weight: float | None = Field(None, gt=0)
     """share of the mix; no row is repeated, so the mix is the largest that the sources can fill"""
     count: AtLeastOne | None = None

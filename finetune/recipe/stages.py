@@ -27,7 +27,7 @@ from hybrid_ft.finetune.recipe.mistakes import Mistakes, Place, Wrong
 from hybrid_ft.finetune.recipe.nearest import did_you_mean
 from hybrid_ft.finetune.recipe.overrides import apply_overrides
 from hybrid_ft.finetune.recipe.schema import NULL_IS_EMPTY, AtLeastOne, Data, Recipe, Section, Source, Text, changed
-from hybrid_ft.finetune.recipe.shipped import CARDS, card_names, find_recipe
+from hybrid_ft.finetune.recipe.shipped import find_recipe
 from hybrid_ft.finetune.recipe.yaml_file import Loc, YamlFile, read_yaml
 
 TRAINING = ("sft", "dpo")
@@ -225,6 +225,6 @@ def _recipe_text(given: Any, loc: Loc, file: Path, text: YamlFile) -> tuple[Path
 def _asked(questions: Questions, file: Path, mistakes: Mistakes) -> Questions:
     """The questions with paths that open from the current directory."""
     files, loc = Files(file.parent), ("evaluate", "sources")
-    sources = files.sources(questions.sources, loc, card_names(CARDS))
+    sources = files.sources(questions.sources, loc)
     mistakes.found_in_values([*secrets(questions.model_dump(), ("evaluate",)), *files.wrongs])
     return questions.model_copy(update={"sources": sources})

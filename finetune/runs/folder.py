@@ -48,7 +48,7 @@ where the best checkpoint is the result.)"""
 
 _LOCK = ".lock"
 _CODE = ("kernels", "hybrid_model", "finetune")
-_PLACES = ("path", "tokenizer", "chat_template", "card")
+_PLACES = ("path", "tokenizer", "chat_template", "file")
 
 
 class RunFolder:

@@ -192,11 +192,10 @@ def test_only_bad_rows(tmp_path: Path, recipe: MakeRecipe, tokenizer: Any) -> No
 @pytest.mark.parametrize(
     ("row", "source", "says"),
     [
-        ({"question": "q", "answer": "a"}, {}, ":1: columns in no known form (found question, answer); looks like the card gsm8k: set card: gsm8k"),
-        ({"text": "x"}, {}, "write a card that says which column is which turn"),
-        ({"version": 1, "data": [{"a": 1}]}, {}, "a card with rows: data reads those"),
+        ({"question": "q", "answer": "a"}, {}, ":1: columns in no known format (found question, answer); looks like gsm8k: set columns: gsm8k"),
+        ({"text": "x"}, {}, "say which column is which, such as columns: {prompt: question, completion: answer}"),
         ({"prompt": "q", "completion": "a"}, {"format": "alpaca"}, "format alpaca needs instruction and output (columns found: prompt, completion)"),
-        ({"prompt": "q", "completion": "a"}, {"card": "gsm8k"}, "card gsm8k: no column answer (found completion, prompt)"),
+        ({"prompt": "q", "completion": "a"}, {"columns": "gsm8k"}, "columns gsm8k: no column answer (found completion, prompt)"),
     ],
 )  # fmt: skip
 def test_columns_that_are_not_known(
