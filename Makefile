@@ -6,6 +6,7 @@
 # make gpu-check    PART=1, then PART=2: what must be known of a GPU, under five minutes each; DRY=1 tries it without one
 # make gpu-wheels   fetch what make gpu-check needs on a GPU machine without a network
 # make test-gpu     the GPU kernels on this machine's GPU      make bench-gpu   its times beside its rivals' in one table
+# make docs         docs/recipe.md from the recipe's schema
 # make lint         ruff: rules and format        make typecheck   mypy
 # make setup        only the set-up               make clean       remove it
 #
@@ -23,11 +24,14 @@ READY := $(VENV)/.ready
 # One thread per test process: two processes with all cores each only wait for one another.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --confcutdir=tests
 
-.PHONY: help quickstart test test-slow test-kernels test-faults gpu-check gpu-wheels test-gpu bench-gpu setup lint typecheck clean
+.PHONY: help quickstart test test-slow test-kernels test-faults gpu-check gpu-wheels test-gpu bench-gpu docs setup lint typecheck clean
 .DELETE_ON_ERROR:
 
 help: # what stands above
 	@sed -n '/^#/!q;s/^# \{0,1\}//p' Makefile
+
+docs: $(READY)
+	$(BIN)/python scripts/make_recipe_docs.py
 
 quickstart: $(READY)
 	$(BIN)/hybrid-ft run quickstart

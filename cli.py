@@ -41,20 +41,16 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-RecipeName = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a recipe that ships here.")
-]
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a recipe that ships.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="KEY=VALUE", help="Values in place of the recipe's: train.learning_rate=1e-4", show_default=False
+        metavar="KEY=VALUE", help="Values that replace the recipe's: train.learning_rate=1e-4", show_default=False
     ),
 ]
 AcceptChanges = Annotated[
     bool,
-    typer.Option(
-        "--accept-changes", help="Go on with a run though its recipe, data, base or code have changed since it began."
-    ),
+    typer.Option("--accept-changes", help="Resume although the recipe, data, base or code changed."),
 ]
 ModelPath = Annotated[
     str, typer.Argument(metavar="PATH", help="A saved model or adapter folder, a hub name, or the preset tiny.")
@@ -64,7 +60,7 @@ Temperature = Annotated[float, typer.Option(min=0.0, max=10.0, help="0 always ta
 TopP = Annotated[
     float, typer.Option(min=0.01, max=1.0, help="Sample from the likeliest tokens that hold this much probability.")
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Of the sampling.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the sampling.")]
 
 
 def _version(wanted: bool) -> None:
@@ -84,7 +80,7 @@ def _options(
 
 @app.command()
 def sft(recipe: RecipeName, overrides: Overrides = None, accept_changes: AcceptChanges = False) -> int:
-    """Fine-tune a model as a recipe says; the same command again resumes a run that was stopped."""
+    """Fine-tune a model (SFT) as a recipe says. The same command resumes a run that was stopped."""
     with resumable():
         from hybrid_ft.finetune.recipe.load import load_recipe
 
@@ -97,7 +93,7 @@ def sft(recipe: RecipeName, overrides: Overrides = None, accept_changes: AcceptC
 
 @app.command()
 def dpo(recipe: RecipeName, overrides: Overrides = None, accept_changes: AcceptChanges = False) -> int:
-    """Tune a model on pairs of a better and a worse answer; the same command again resumes a run that was stopped."""
+    """Preference-tune (DPO) a model on pairs of answers. The same command resumes a run that was stopped."""
     with resumable():
         from hybrid_ft.finetune.recipe.load import load_recipe
 
@@ -115,7 +111,7 @@ def run_stages(
     ],
     overrides: Overrides = None,
 ) -> int:
-    """Do the stages of a file in order (sft, dpo, export), each from the one before; what is done is not repeated."""
+    """Run a file of stages (sft, dpo, export), each from the last one's model. Finished stages are not repeated."""
     with resumable():
         from hybrid_ft.finetune.pipeline import run
         from hybrid_ft.finetune.runs.console import screen
@@ -165,7 +161,7 @@ def status(output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="A run'
 
 @app.command()
 def data(recipe: RecipeName, overrides: Overrides = None) -> int:
-    """Show what a recipe would train on: rows read, dropped and cut, lengths, padding, examples with trained tokens marked."""
+    """Show what a recipe would train on: rows, lengths, padding, and examples with the trained tokens marked."""
     from hybrid_ft.finetune.recipe.load import load_recipe
 
     resolved = load_recipe(recipe, overrides or [])
@@ -193,7 +189,7 @@ def chat(
     top_p: TopP = 0.95,
     seed: Seed = 0,
 ) -> int:
-    """Talk to a model, one line a turn. /reset starts over, /system TEXT sets the system message, /exit ends."""
+    """Chat with a model, one line a turn. /reset starts over, /system TEXT sets the system message, /exit ends."""
     from hybrid_ft.finetune.generation.chat import run
     from hybrid_ft.finetune.generation.generate import Sampling
 
@@ -212,7 +208,7 @@ def generate(
     top_p: TopP = 1.0,
     seed: Seed = 0,
 ) -> int:
-    """Answer every prompt of a file, as JSON lines in the order of the file."""
+    """Answer every prompt of a file, as JSON lines in the file's order."""
     from hybrid_ft.finetune.generation.prompt_file import read_prompts
 
     rows = read_prompts(prompts)
@@ -235,7 +231,7 @@ def merge(
         str | None, typer.Option(help="float32, bfloat16 or float16; the base's own if not given.", show_default=False)
     ] = None,
 ) -> int:
-    """Make one model of an adapter and the base it names; the same command again goes on where it was cut short."""
+    """Merge an adapter into the base it names, as one model. The same command resumes where it was cut short."""
     with resumable():
         from hybrid_ft.finetune.conversion.merge import run
         from hybrid_ft.finetune.runs.console import screen
@@ -245,7 +241,7 @@ def merge(
 
 @app.command()
 def recipes() -> int:
-    """List the recipes that ship here."""
+    """List the recipes that ship."""
     from hybrid_ft.finetune.recipe.shipped import recipe_names
 
     for name in recipe_names():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ import hybrid_ft
 from hybrid_ft.finetune.runs import device
 from hybrid_ft.hybrid_model import adapters
 from hybrid_ft.hybrid_model.checkpoint import tokenizer as tokenizers
+from hybrid_ft.hybrid_model.families.known import family_of
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -36,10 +38,12 @@ def arithmetic(recipe: Recipe) -> AbstractContextManager[object]:
     """Where every forward of a run takes place: steps, reference, trial, held-out loss and answers alike.
 
     bfloat16 is autocast's: matrix products in bfloat16, norms and losses in float32. Two forwards of which one is
-    outside differ by more than a run may begin with: DPO's first loss is off by 0.004. A new context each time,
-    because torch keeps weights cast to bfloat16 until the outermost one ends, whatever a step has made of them since.
+    outside differ by more than a run may begin with: DPO's first loss is off by 0.004. torch would keep every weight's
+    bfloat16 copy until the outermost context ends, 13 GB of a 7B and stale after a step; each is used once.
     """
-    return torch.autocast(device.kind(), torch.bfloat16) if in_bfloat16(recipe) else nullcontext()
+    if not in_bfloat16(recipe):
+        return nullcontext()
+    return torch.autocast(device.kind(), torch.bfloat16, cache_enabled=False)
 
 
 def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel | PeftModel:
@@ -58,8 +62,26 @@ def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrained
         revision=wanted.revision,
     )
     tokenizers.check_vocabulary(tokenizer, model.config)
+    freeze_routers(model)
+    if wanted.from_scratch:
+        # a preset's is of its own tokenizer; in another one that id may be a word, and would get no gradient
+        model.get_input_embeddings().padding_idx = tokenizer.pad_token_id
     set_seed(recipe.train.seed)
     return adapters.add_lora(model, lora.targets, lora.rank, lora.alpha, lora.dropout) if lora else model
+
+
+def freeze_routers(model: PreTrainedModel) -> None:
+    """What chooses experts stays as it was trained, and so no loss balances their load.
+
+    A few thousand rows of one domain say little of how the experts should be shared out, and TRL would add that loss
+    for every model whose config names a coefficient.
+    """
+    router = re.compile(family_of(model.config).router)
+    for name, parameter in model.named_parameters():
+        if router.fullmatch(name):
+            parameter.requires_grad_(False)
+    if hasattr(model.config, "router_aux_loss_coef"):
+        model.config.router_aux_loss_coef = 0.0
 
 
 def describe_model(recipe: Recipe, model: torch.nn.Module) -> str:

@@ -1,13 +1,11 @@
-"""Stages in a row, each starting from the model that the one before has made: ``hybrid-ft run FILE``.
+"""``hybrid-ft run``: stages in a row, each starting from the last one's model.
 
-A stage's folder is ``<output>/<number>-<kind>``. Every start looks what is done: a finished stage is not repeated, one
-that was cut short goes on, and one that has changed, in its recipe or in its files, is done anew with all after it.
+A stage's folder is ``<output>/<number>-<kind>``. Every start looks at what is done: a finished stage is not
+repeated, one that was cut short goes on, and one whose recipe or files have changed is done again with all after it.
 """
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import json
 import os
 import time
@@ -16,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hybrid_ft.errors import BAD_INPUT, ENVIRONMENT, STORAGE, InputError
+from hybrid_ft.errors import ENVIRONMENT, InputError
 from hybrid_ft.finetune.evaluation import comparison
 from hybrid_ft.finetune.recipe.schema import Recipe, changed
 from hybrid_ft.finetune.recipe.stages import Questions, Stage, Stages, load_stages
@@ -25,7 +23,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _RECORD = "pipeline.json"
-_LOCK = ".lock"
 
 
 Train = Callable[[str, Recipe], int]
@@ -44,7 +41,7 @@ def run(path: str | Path, overrides: Sequence[str], console: Console, train: Tra
             "hybrid-ft run is one process, which starts the others itself: hybrid-ft launch FILE --processes N",
             ENVIRONMENT,
         )
-    from hybrid_ft.finetune.training.progress import say
+    from hybrid_ft.finetune.runs.console import say
 
     place, stages = pipeline.place, pipeline.stages
     with _held(place):
@@ -111,7 +108,7 @@ class _Models:
 
         assert self._questions is not None
         file = self._place / f"answers-{name}.jsonl"
-        from hybrid_ft.finetune.runs.folder import with_contents
+        from hybrid_ft.finetune.runs.identity import with_contents
 
         digest = _sha256([of, with_contents(self._questions.model_dump())])
         if self._known.get(file.name) != digest or not file.exists():
@@ -176,13 +173,15 @@ def _digest(stage: Stage, before: str) -> str:
 
 
 def _identity(recipe: Recipe) -> dict[str, Any]:
-    from hybrid_ft.finetune.runs.folder import recipe_identity
+    from hybrid_ft.finetune.runs.identity import recipe_identity
 
     return recipe_identity(recipe)
 
 
 def _sha256(value: Any) -> str:
-    return "sha256:" + hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+    from hybrid_ft.finetune.runs.identity import digest_of
+
+    return digest_of(value)
 
 
 def _read(place: Path) -> dict[str, str]:
@@ -199,7 +198,7 @@ def _read(place: Path) -> dict[str, str]:
 
 
 def _write(place: Path, known: dict[str, str], finished: bool = False) -> None:
-    from hybrid_ft.finetune.runs.checkpoints import write_text
+    from hybrid_ft.finetune.runs.atomic import write_text
 
     record, text = place / _RECORD, json.dumps({"stages": known, "finished": finished}, indent=1) + "\n"
     if not record.exists() or record.read_text(encoding="utf-8") != text:
@@ -209,29 +208,14 @@ def _write(place: Path, known: dict[str, str], finished: bool = False) -> None:
 @contextmanager
 def _held(place: Path) -> Iterator[None]:
     """Hold the folder against other processes. What was made for stages that did not begin is taken away at the end."""
-    missing = [folder for folder in (place, *place.parents) if not folder.exists()]
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-        foreign = [] if (place / _RECORD).exists() else sorted(p.name for p in place.iterdir() if p.name[0] != ".")
-        (place / _LOCK).touch()
-    except OSError as error:
-        from hybrid_ft.finetune.runs.storage import no_room
+    from hybrid_ft.finetune.runs import lock
 
-        status = STORAGE if no_room(error) else BAD_INPUT
-        raise InputError(f"output: cannot write in {place} ({error.strerror}); give another output", status) from error
-    if foreign:
-        (place / _LOCK).unlink()
-        raise InputError(f"output: {place} holds {foreign[0]} and no {_RECORD}; give another output")
-    with open(place / _LOCK, "a") as lock:
-        try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # as the runs' folders
-        except (BlockingIOError, PermissionError) as error:
-            raise InputError(f"output: another process is at work in {place}; wait for it, or stop it") from error
+    with lock.held(place):
+        foreign = [] if (place / _RECORD).exists() else sorted(p.name for p in place.iterdir() if p.name[0] != ".")
+        if foreign:
+            raise InputError(f"output: {place} holds {foreign[0]} and no {_RECORD}; give another output")
         try:
             yield
         finally:
             if not any(entry.is_dir() for entry in place.iterdir()):
-                for name in (_RECORD, _LOCK):
-                    (place / name).unlink(missing_ok=True)
-                for folder in missing:
-                    folder.rmdir()
+                (place / _RECORD).unlink(missing_ok=True)

@@ -1,43 +1,69 @@
 """LoRA on a hybrid: which layers, by name.
 
-``q_proj``, ``k_proj``, ``v_proj`` and ``o_proj`` exist in attention and in the delta layers, so that a bare suffix
-would adapt both; each set here is a pattern over the whole module name. Convolutions, ``A_log``, ``dt_bias``, norms,
-embeddings and the head stay frozen. So do the delta layers' ``a_proj`` and ``b_proj``, the decay's and the writing
-strength's: they have one output per head (30 in Olmo Hybrid 7B), at or below the usual ranks, and steer what is kept.
+``q_proj`` or ``out_proj`` may exist in attention and in recurrent layers alike, so that a bare suffix would adapt both:
+each set is a pattern over the whole module name, and its family's. Convolutions, decays, norms, routers, embeddings and
+the head stay frozen, and so do projections with one output per head (30 in Olmo Hybrid 7B), at or below the usual
+ranks, which steer what is kept.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+import warnings
+from typing import TYPE_CHECKING, Any
 
 from hybrid_ft.errors import InputError
+from hybrid_ft.hybrid_model.families.known import family_of
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
-    from hybrid_ft.hybrid_model.families.olmo_hybrid.model import OlmoHybridForCausalLM
-
-_SETS = {
-    "attention": r"self_attn\.(q|k|v|o)_proj",
-    "delta": r"linear_attn\.(q|k|v|g|o)_proj",
-    "mlp": r"mlp\.(gate|up|down)_proj",
-}
-ALL_LINEAR = "all-linear"
+ALL_LINEAR, EXPERTS = "all-linear", "experts"
 
 
-def target_modules(targets: str) -> str:
-    """The pattern PEFT matches against whole module names. ``targets`` is all-linear or sets joined by +.
+def target_modules(targets: str, config: PreTrainedConfig) -> str:
+    """The pattern PEFT matches against whole module names of a model of this config.
 
-    Raises InputError for a name that is no set.
+    targets is all-linear, or sets joined by +: attention; the recurrent layers as delta (of delta rules) or recurrent;
+    mlp; experts, whose parameters PEFT takes apart from modules. all-linear is every set but the experts.
+    Raises InputError for a set that the family has not, with the reason where it is left out on purpose.
     """
-    names = list(_SETS) if targets == ALL_LINEAR else targets.split("+")
-    for name in names:
-        if name not in _SETS:
-            raise InputError(
-                f"model.lora.targets: {name!r} cannot be adapted; use one of {ALL_LINEAR}, {', '.join(_SETS)}, "
-                "or several joined by +"
-            )
-    return rf".*\.({'|'.join(_SETS[name] for name in dict.fromkeys(names))})"
+    names = list(_sets(config)) if targets == ALL_LINEAR else [name for name in targets.split("+") if name != EXPERTS]
+    sets = {name: _set(name, config) for name in dict.fromkeys(names)}
+    if EXPERTS in targets.split("+"):
+        target_parameters(targets, config)
+    return rf".*\.layers\.({'|'.join(sets.values())})" if sets else "(?!)"
+
+
+def target_parameters(targets: str, config: PreTrainedConfig) -> list[str] | None:
+    """Names of the routed experts' parameters where ``targets`` holds experts. Raises InputError for a model without."""
+    if EXPERTS not in targets.split("+"):
+        return None
+    family = family_of(config)
+    if not family.experts:
+        raise InputError(f"model.lora.targets: {family.name} has no routed experts; {_choice(config)}")
+    return list(family.experts)
+
+
+def _sets(config: PreTrainedConfig) -> dict[str, str]:
+    return family_of(config).lora(config)
+
+
+def _set(name: str, config: PreTrainedConfig) -> str:
+    sets, family = _sets(config), family_of(config)
+    if name == "recurrent" and "delta" in sets:
+        name = "delta"
+    if name in sets:
+        return sets[name]
+    reasons = [reason for pattern, reason in family.refused.items() if re.search(pattern, name)]
+    why = f": {reasons[0]}" if reasons else f" in {family.name}"
+    raise InputError(f"model.lora.targets: {name!r} cannot be adapted{why}; {_choice(config)}")
+
+
+def _choice(config: PreTrainedConfig) -> str:
+    experts = (EXPERTS,) if family_of(config).experts else ()
+    return f"use one of {', '.join((ALL_LINEAR, *_sets(config), *experts))}, or several joined by +"
 
 
 def adapted_names(model: PeftModel) -> list[str]:
@@ -61,17 +87,24 @@ def adapted_names(model: PeftModel) -> list[str]:
 
 
 def add_lora(
-    model: OlmoHybridForCausalLM, targets: str = ALL_LINEAR, rank: int = 32, alpha: float = 64, dropout: float = 0.0
+    model: PreTrainedModel, targets: str = ALL_LINEAR, rank: int = 32, alpha: float = 64, dropout: float = 0.0
 ) -> PeftModel:
     """The model with fresh adapters, everything else frozen; its output is unchanged until the first step."""
     from peft import LoraConfig, get_peft_model
 
+    experts: dict[str, Any] = {}
+    if parameters := target_parameters(targets, model.config):
+        experts = {"target_parameters": parameters}
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        target_modules=target_modules(targets),
+        target_modules=target_modules(targets, model.config),
         bias="none",
         task_type="CAUSAL_LM",
+        **experts,
     )
-    return get_peft_model(model, config)
+    with warnings.catch_warnings():
+        # PEFT adds ranks for fused experts to a config that adapts none
+        warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys did not match", RuntimeWarning)
+        return get_peft_model(model, config)

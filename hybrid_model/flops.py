@@ -1,8 +1,8 @@
 """Floating point operations of a hybrid, counted for the segments of a batch.
 
-A multiplication with its addition counts as two. Attention is quadratic inside a segment and its ancestors only; the
-delta rule is linear: each token reads its head's K x V state with k, writes it, and reads it with q, 2 K V each. The
-chunked kernels do more arithmetic than this recurrence, so a share of peak computed from these counts is a lower bound.
+A multiplication with its addition counts as two. Attention is quadratic inside a segment and its ancestors only, or in
+its window; a recurrent state is linear: in the delta rule each token reads its head's K x V state with k, writes it, and
+reads it with q, 2 K V each. The chunked kernels do more arithmetic than this recurrence, so a share of peak computed from these counts is a lower bound.
 Norms, activations and the embedding's look-up are left out.
 """
 
@@ -10,8 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
-from transformers.models.olmo_hybrid import OlmoHybridConfig
+from transformers import PreTrainedConfig
+
+from hybrid_ft.hybrid_model.checkpoint.text_model import tensor_shapes
+from hybrid_ft.hybrid_model.families.known import family_of
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Flops:
 
 
 def forward_flops(
-    config: OlmoHybridConfig,
+    config: PreTrainedConfig,
     lengths: Sequence[int],
     parents: Sequence[int] | None = None,
     head_tokens: int | None = None,
@@ -40,29 +44,48 @@ def forward_flops(
     """
     tokens = sum(lengths)
     head_tokens = tokens if head_tokens is None else head_tokens
-    D = config.hidden_size
-    head_dim = getattr(config, "head_dim", None) or D // config.num_attention_heads
-    H, HKV = config.num_attention_heads, config.num_key_value_heads
-    K, V = config.linear_key_head_dim, config.linear_value_head_dim
-    keys, values = config.linear_num_key_heads * K, config.linear_num_value_heads * V
-    delta_layers = config.layer_types.count("linear_attention")
-    attention_layers = len(config.layer_types) - delta_layers
-
-    mlp = 3 * D * config.intermediate_size
-    attention_weights = 2 * D * (H + HKV) * head_dim
-    delta_weights = D * (2 * keys + 3 * values + 2 * config.linear_num_value_heads)
-    delta_weights += config.linear_conv_kernel_dim * (2 * keys + values)
-    per_token = attention_layers * (attention_weights + mlp) + delta_layers * (delta_weights + mlp)
+    mixings = [mixing for layer in family_of(config).mixings(config) for mixing in layer]
+    pairs = {window: _pairs(lengths, parents, window) for window in {mixing.window for mixing in mixings}}
     return Flops(
-        weights=2 * tokens * per_token,
-        attention=attention_layers * 4 * H * head_dim * _pairs(lengths, parents),
-        delta_rule=delta_layers * tokens * config.linear_num_value_heads * 6 * K * V,
-        head=2 * head_tokens * D * config.vocab_size,
+        weights=2 * tokens * _weights_per_token(config),
+        attention=sum(mixing.per_pair * pairs[mixing.window] for mixing in mixings),
+        delta_rule=tokens * sum(mixing.per_token for mixing in mixings),
+        head=2 * head_tokens * config.hidden_size * config.vocab_size,
     )
 
 
+def _weights_per_token(config: PreTrainedConfig) -> int:
+    """Weights of the layers that a token is multiplied with: all matrices and convolutions, of experts the chosen ones."""
+    key = config.to_json_string(use_diff=False)
+    if key not in _WEIGHTS:
+        _WEIGHTS[key] = _count_weights(config)
+    return _WEIGHTS[key]
+
+
+_WEIGHTS: dict[str, int] = {}
+
+
+def _count_weights(config: PreTrainedConfig) -> int:
+    experts = next(
+        (
+            count
+            for key in ("num_local_experts", "num_experts", "n_routed_experts")
+            if (count := getattr(config, key, None))
+        ),
+        1,
+    )
+    routed = family_of(config).experts
+    total = 0
+    for name, shape in tensor_shapes(config).items():
+        if ".layers." not in name or len(shape) < 2 or name.endswith("A_log"):
+            continue
+        chosen = name.endswith(routed) if routed else False
+        total += prod(shape) * config.num_experts_per_tok // experts if chosen else prod(shape)
+    return total
+
+
 def training_flops(
-    config: OlmoHybridConfig,
+    config: PreTrainedConfig,
     lengths: Sequence[int],
     parents: Sequence[int] | None = None,
     head_tokens: int | None = None,
@@ -75,8 +98,11 @@ def training_flops(
     return with_weights + 3 * (forward.attention + forward.delta_rule)
 
 
-def _pairs(lengths: Sequence[int], parents: Sequence[int] | None) -> int:
-    """Query and key pairs: each token with its whole history and itself. Segments may come in any order."""
+def _pairs(lengths: Sequence[int], parents: Sequence[int] | None, window: int | None) -> int:
+    """Query and key pairs: each token with its whole history and itself, or the last ``window`` tokens of both.
+
+    Segments may come in any order.
+    """
     if parents is None:
         parents = [-1] * len(lengths)
     pairs = 0
@@ -85,5 +111,7 @@ def _pairs(lengths: Sequence[int], parents: Sequence[int] | None) -> int:
         while ancestor >= 0:
             past += lengths[ancestor]
             ancestor = parents[ancestor]
-        pairs += length * past + length * (length + 1) // 2
+        growing = length if window is None else min(max(window - past, 0), length)
+        pairs += growing * past + growing * (growing + 1) // 2
+        pairs += (length - growing) * (window or 0)
     return pairs

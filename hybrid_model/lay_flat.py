@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hybrid_ft.errors import InputError
+from hybrid_ft.hybrid_model.door.cache_name import CACHE, under_both_names
 from hybrid_ft.hybrid_model.door.current import current_layout, laid_out
 from hybrid_ft.hybrid_model.door.layout import Door, SequenceLayout, open_door
 from hybrid_ft.hybrid_model.door.shared_prompts import open_shared_door, pick
@@ -88,6 +89,7 @@ def _flat_model(cls: type[PreTrainedModel], family: Family) -> type[PreTrainedMo
     class FlatModel(cls):
         laid_flat = True
 
+        @under_both_names
         def forward(
             self,
             input_ids: torch.Tensor | None = None,
@@ -158,8 +160,8 @@ def _flat_model(cls: type[PreTrainedModel], family: Family) -> type[PreTrainedMo
             if (use_cache or past_key_values is not None) and keep is None:
                 return super().forward(
                     input_ids=input_ids, inputs_embeds=inputs_embeds, attention_mask=attention_mask,
-                    position_ids=position_ids, past_key_values=past_key_values, use_cache=True,
-                    return_dict=return_dict, **kwargs,
+                    position_ids=position_ids, use_cache=True, return_dict=return_dict,
+                    **{CACHE: past_key_values}, **kwargs,
                 )  # fmt: skip
             with laid_out(door.layout):
                 outputs = super().forward(
@@ -197,7 +199,7 @@ def _flat_model(cls: type[PreTrainedModel], family: Family) -> type[PreTrainedMo
             if inputs["position_ids"] is None and inputs["attention_mask"] is None:
                 given = inputs["input_ids"] if inputs["input_ids"] is not None else inputs["inputs_embeds"]
                 inputs["position_ids"] = torch.arange(past, past + shape[1], device=given.device).unsqueeze(0)
-            return super().forward(past_key_values=past_key_values, **inputs)
+            return super().forward(**{CACHE: past_key_values}, **inputs)
 
     return disguised(FlatModel, cls)
 

@@ -46,8 +46,8 @@ class Trainers:
     def _ours(self, model: Any) -> Any:
         from hybrid_ft.finetune.runs.folder import RunFolder
         from hybrid_ft.finetune.runs.signals import StopRequest
+        from hybrid_ft.finetune.training.packs import packs_dataset
         from hybrid_ft.finetune.training.sft.trainer import PackedSFTTrainer
-        from hybrid_ft.finetune.training.trainer import packs_dataset
 
         return PackedSFTTrainer(
             model,

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -16,7 +14,7 @@ from rich.text import Text
 
 from hybrid_ft.finetune.data.tokens.prompts import PromptEncoder
 from hybrid_ft.finetune.generation.generate import answer
-from hybrid_ft.finetune.runs.checkpoints import write_text
+from hybrid_ft.finetune.runs.atomic import write_text
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -27,21 +25,6 @@ if TYPE_CHECKING:
 
 LONGEST = 240
 """characters of an answer that are shown"""
-
-
-@torch.no_grad()
-def held_out_sums(model: torch.nn.Module, batches: Iterable[dict[str, Any]]) -> tuple[float, int]:
-    """Negative log-likelihood of all trained tokens, summed over the batches, and the number of these tokens.
-
-    To be divided once, so that the loss does not depend on how rows fall into batches. ``model`` is one that TRL has
-    given its fused head.
-    """
-    total, tokens = torch.zeros((), dtype=torch.float64), 0
-    for batch in batches:
-        outputs = model(**batch, use_cache=False, fused_lm_head=True)
-        total -= outputs.log_probs.sum(dtype=torch.float64).cpu()
-        tokens += int(outputs.label_mask.sum())
-    return float(total), tokens
 
 
 def answer_held_out(

@@ -1,4 +1,4 @@
-"""The same prompts asked of the base and of every stage's model, and the table of what came back.
+"""Compares the answers of the base and of every stage's model.
 
 Answers are greedy and kept as JSON lines, ``answers-<model>.jsonl``, so that a model is asked once.
 """

@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from hybrid_ft.errors import holds_secret
+from hybrid_ft.errors import holds_secret, shown
 from hybrid_ft.finetune.recipe.losses import LOSSES
 from hybrid_ft.finetune.recipe.mistakes import Wrong
 from hybrid_ft.finetune.recipe.yaml_file import Loc
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 TRAINED_PRESETS = ("tiny",)
 SHAPE_PRESETS = ("190M", "1B", "7B")
 
-SECRET = "holds a secret; take it out, secrets are read from the environment (HF_TOKEN, WANDB_API_KEY)"
+SECRET = "holds a secret; remove it, secrets are read from the environment (HF_TOKEN, WANDB_API_KEY)"
 
 
 def contradictions(recipe: Recipe) -> Iterator[Wrong]:
@@ -31,7 +31,9 @@ def contradictions(recipe: Recipe) -> Iterator[Wrong]:
             (("data", "max_length"), ("data", "packing")),
         )
     if data.eval.sources and (data.eval.fraction or data.eval.count):
-        yield Wrong(("data", "eval", "sources"), "held-out rows come from sources or by fraction or count, not both")
+        yield Wrong(
+            ("data", "eval", "sources"), f"got {shown(data.eval.sources)}; give sources, or fraction or count, not both"
+        )
     if data.eval.fraction and data.eval.count:
         yield Wrong(("data", "eval", "count"), f"got {data.eval.count}; give fraction or count, not both")
     yield from _weights(data.sources, ("data", "sources"))
@@ -55,7 +57,7 @@ def contradictions(recipe: Recipe) -> Iterator[Wrong]:
             f"got {model.path}, a shape without weights; set model.from_scratch: true or name a model",
         )
     if model.path in SHAPE_PRESETS and model.from_scratch and model.tokenizer is None:
-        yield Wrong(("model", "tokenizer"), f"is missing; the preset {model.path} has none of its own")
+        yield Wrong(("model", "tokenizer"), f"must be set; the preset {model.path} has none of its own")
     for index, tracker in enumerate(train.trackers):
         if importlib.util.find_spec(tracker) is None:
             yield Wrong(("train", "trackers", index), f"got {tracker}, which is not installed; pip install {tracker}")
@@ -67,7 +69,7 @@ def preference_contradictions(recipe: Recipe, stage: str | None) -> Iterator[Wro
     assert dpo is not None
     loss = LOSSES[dpo.loss]
     if stage == "sft":
-        yield Wrong(("dpo",), "this recipe is for pairs; run it with hybrid-ft dpo, or take the section out")
+        yield Wrong(("dpo",), "this recipe is for pairs; run it with hybrid-ft dpo, or remove the section")
     if dpo.beta > 1 and not loss.normalised:
         yield Wrong(
             ("dpo", "beta"),
@@ -100,7 +102,7 @@ def preference_contradictions(recipe: Recipe, stage: str | None) -> Iterator[Wro
 
 
 def secrets(value: Any, loc: Loc = ()) -> Iterator[Wrong]:
-    """Every text that holds a credential: a run writes its recipe down, and its output's name stands in many files."""
+    """Every string that holds a credential: a run writes its recipe down, and its output's name stands in many files."""
     if isinstance(value, str) and holds_secret(value):
         yield Wrong(loc, SECRET)
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
@@ -112,4 +114,6 @@ def _weights(sources: list[Source], loc: Loc) -> Iterator[Wrong]:
     have = [source.weight is not None for source in sources]
     if any(have) and not all(have):
         index = have.index(False)
-        yield Wrong((*loc, index), "has no weight while another source has one; give all of them a weight, or none")
+        yield Wrong(
+            (*loc, index), "must have a weight, because another source has one; give all of them a weight, or none"
+        )

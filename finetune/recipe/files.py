@@ -78,6 +78,8 @@ class Files:
                     text = f"got {shown(value)}; only a hub dataset has one, the path is local"
                     self.wrongs.append(Wrong((*loc, key), text, ((*loc, "path"),)))
         columns = source.columns
+        if columns is not None and (wrong := columns.contradiction()):
+            self.wrongs.append(Wrong((*loc, "columns"), wrong))
         if columns is not None and columns.file is not None:
             file = self.named_or_file((*loc, "columns"), columns.file, column_names(), ".yaml")
             columns = columns.model_copy(update={"file": file})

@@ -16,7 +16,8 @@ from pydantic.fields import FieldInfo
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.recipe.checks import contradictions, preference_contradictions
 from hybrid_ft.finetune.recipe.files import resolve_files
-from hybrid_ft.finetune.recipe.mistakes import Mistakes, sections
+from hybrid_ft.finetune.recipe.keys import sections
+from hybrid_ft.finetune.recipe.mistakes import Mistakes
 from hybrid_ft.finetune.recipe.overrides import apply_overrides
 from hybrid_ft.finetune.recipe.schema import Recipe
 from hybrid_ft.finetune.recipe.shipped import find_recipe

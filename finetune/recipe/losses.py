@@ -1,4 +1,4 @@
-"""The preference losses that TRL has, one row each: what a run must know of them.
+"""TRL's preference losses, one row each: what a run must know of them.
 
 Written with the log-ratios of policy and reference, r = log pi(y|x) - log pi_ref(y|x), of the chosen and the rejected
 answer; delta = r_chosen - r_rejected. The formulas are in TRL's ``DPOTrainer._compute_loss``.

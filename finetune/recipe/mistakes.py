@@ -1,18 +1,20 @@
-"""A recipe's mistakes as lines: where, which key, what was given, the rule, the nearest right key."""
+"""A recipe's mistakes as lines: place, key, value, rule, suggestion."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hybrid_ft.errors import shown
+from hybrid_ft.finetune.recipe.keys import keys
 from hybrid_ft.finetune.recipe.nearest import CUT_OFF, did_you_mean
-from hybrid_ft.finetune.recipe.yaml_file import Loc, YamlFile, dotted, plain_scalar
+from hybrid_ft.finetune.recipe.yaml_file import Loc, YamlFile, dotted, flow, plain_scalar
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
+    from pydantic.fields import FieldInfo
     from pydantic_core import ErrorDetails
 
 MOST_LINES = 40
@@ -108,7 +110,8 @@ class Mistakes:
 
     def found_in_schema(self, details: Sequence[ErrorDetails], schema: type[BaseModel]) -> None:
         """Add what pydantic found."""
-        known = list(dict.fromkeys(keys(schema)))
+        fields = dict(keys(schema))
+        known = list(fields)
         meant: set[str] = set()
         for detail in sorted(details, key=lambda detail: detail["type"] == "missing"):
             loc = detail["loc"]
@@ -120,7 +123,7 @@ class Mistakes:
             elif detail["type"] != "missing":
                 self._add_at(loc, self._named(loc, f"got {shown(detail['input'])}; {rule(detail)}"))
             elif generic(loc) not in meant:
-                self._add_at(loc, f"{dotted(loc)} is missing" + (f"; {what}" if (what := _what_for(loc)) else ""))
+                self._add_at(loc, f"{dotted(loc)} is missing{_meaning(fields.get(generic(loc)))}")
 
     def found_in_values(self, wrongs: Iterable[Wrong]) -> None:
         """Add what the checks found, unless it reads a key that is already known to be wrong."""
@@ -175,7 +178,7 @@ def rule(detail: ErrorDetails) -> str:
     if kind == "list_type":
         return "must be a list"
     if kind == "string_type":
-        return "must be a text" + ("; put it in quotes" if isinstance(value, int | float) else "")
+        return "must be a string" + ("; put it in quotes" if isinstance(value, int | float) else "")
     if kind == "string_too_short":
         return "must not be empty"
     if kind == "bool_type":
@@ -198,22 +201,6 @@ def _unquote(value: Any, wanted: Any) -> str:
     return "; write it without quotes" if isinstance(read, wanted) and not isinstance(read, bool) else ""
 
 
-def keys(schema: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Every key of the schema, ``data.sources[].path``."""
-    for name, field in schema.model_fields.items():
-        yield prefix + name
-        for inner, is_list in sections(field.annotation):
-            yield from keys(inner, f"{prefix}{name}{'[]' if is_list else ''}.")
-
-
-def sections(annotation: Any, in_list: bool = False) -> Iterator[tuple[type[BaseModel], bool]]:
-    """The sections that a key of this type holds, and whether in a list."""
-    if isinstance(annotation, type) and hasattr(annotation, "model_fields"):
-        yield annotation, in_list
-    for inner in get_args(annotation):
-        yield from sections(inner, in_list or getattr(annotation, "__origin__", None) is list)
-
-
 def generic(loc: Loc) -> str:
     """``data.sources[].path`` for any index."""
     return ".".join("[]" if isinstance(part, int) else str(part) for part in loc).replace(".[]", "[]")
@@ -231,6 +218,8 @@ def nearest_key(loc: Loc, known: Sequence[str]) -> str | None:
     best, best_score = None, CUT_OFF
     for key in known:
         where, _, name = key.rpartition(".")
+        if ".columns." in key and where != parent:
+            continue  # words such as role and content, which mean something else everywhere else
         matcher.set_seq1(name)
         score = matcher.ratio() + (0.15 if where == parent else 0.0)
         if score > best_score:
@@ -248,12 +237,10 @@ def _instead(near: str | None, loc: Loc, known: Sequence[str]) -> str:
     return f"; must be one of {', '.join(names)}" if 0 < len(names) <= MOST_KEYS else ""
 
 
-def _what_for(loc: Loc) -> str:
-    """What a missing key of a recipe holds; nothing for those of other files."""
-    if generic(loc) == "model.path":
-        return "a preset (tiny), a model folder or a hub name"
-    if generic(loc) == "data.sources":
-        return "a list of what to train on, such as [{path: data/train.jsonl}]"
-    if loc[-1] == "path":
-        return "a file or the name of a hub dataset"
-    return "a mapping of keys" if loc in (("model",), ("data",)) else ""
+def _meaning(field: FieldInfo | None) -> str:
+    """``: a model folder or a hub name, such as tiny``, of a key that must be given."""
+    if field is None:
+        return ""
+    first = (field.description or "").partition(". ")[0].removesuffix(".")
+    example = f", such as {flow(field.examples[0])}" if field.examples else ""
+    return f": {first[:1].lower()}{first[1:]}{example}" if first else ""

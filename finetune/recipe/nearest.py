@@ -1,4 +1,4 @@
-"""Did you mean: the nearest known word, and the file of nearly that name."""
+"""Suggestions: the nearest known word, and the file of nearly that name."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 def nearest_file(path: str, *beside: str) -> str:
     """``; did you mean FILE?`` for a file of nearly that name in the same folder; says where there is no such folder.
 
-    Stems are compared, so that a common suffix is no likeness. ``beside``: further folders that a relative path may
+    Stems are compared, so that a common suffix does not count. ``beside``: further folders that a relative path may
     start from.
     """
     seen = not path.isprintable()

@@ -37,8 +37,9 @@ def _set(raw: dict[str, Any], parts: list[str], value: Any) -> Loc:
         so_far = dotted(tuple(parts[:depth]))
         if isinstance(node, list):
             if not part.isascii() or not part.isdigit() or int(part) >= len(node):
-                numbers = f"0 to {len(node) - 1}" if node else "it is empty"
-                raise ValueError(f"{shown(part)} is no item of {so_far}; its items are counted from 0 ({numbers})")
+                last = len(node) - 1
+                numbers = "it is empty" if last < 0 else "must be 0" if last == 0 else f"must be 0 to {last}"
+                raise ValueError(f"{so_far} has no item {shown(part)}; {numbers}")
             step: str | int = int(part)
         elif isinstance(node, dict):
             step = part

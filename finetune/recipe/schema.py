@@ -1,11 +1,15 @@
-"""The recipe's schema: every key, its meaning, default and range."""
+"""The recipe's schema: every key, its meaning, default, range and an example.
+
+docs/recipe.md is made of it by scripts/make_recipe_docs.py: the text under a key is its description there.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
+from hybrid_ft.finetune.recipe.keys import Free
 from hybrid_ft.finetune.recipe.losses import DEFAULT, LOSSES
 from hybrid_ft.finetune.recipe.yaml_file import dump_yaml
 
@@ -14,7 +18,7 @@ if TYPE_CHECKING:
 else:
     LossName = Literal[tuple(LOSSES)]
 
-LORA_TARGETS = ("all-linear", "attention", "delta", "mlp")
+LORA_TARGETS = ("all-linear", "attention", "delta", "recurrent", "mlp")
 LEARNING_RATES = {"sft": {"full": 2.5e-5, "lora": 2e-4}, "dpo": {"full": 1e-6, "lora": 1e-5}}
 
 Text = Annotated[str, Field(min_length=1)]
@@ -27,21 +31,32 @@ NULL_IS_EMPTY = BeforeValidator(lambda value: {} if value is None else value)
 
 
 class Section(BaseModel):
-    # strict: "8" is no number and 8 no text; the reader has already decided what is what
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+    """A mapping of keys. Values are frozen: a change makes a copy (``changed``)."""
+
+    # strict: "8" is not a number and 8 is not a string; the reader has already decided which is which
+    model_config = ConfigDict(
+        extra="forbid", strict=True, allow_inf_nan=False, frozen=True, use_attribute_docstrings=True
+    )
 
 
 class Lora(Section):
-    """Low-rank adapters. conv, A_log, dt_bias and norms are never adapted."""
+    """LoRA: each adapted matrix W becomes W + (alpha / rank) B A, and only A and B are trained.
 
-    targets: Text = "all-linear"
-    """all-linear, attention, delta, mlp, or a union such as delta+mlp"""
-    rank: int = Field(32, ge=1, le=1024)
-    alpha: AtLeastOne = 64
-    """the update is scaled by alpha / rank"""
-    dropout: float = Field(0.0, ge=0, lt=1)
-    merge: bool = False
-    """also save the model with the adapter folded in"""
+    `attention` is q, k, v and o of the attention layers, `delta` the projections of layers with a delta rule,
+    `recurrent` those of the recurrent layers of any family, `mlp` gate, up and down. Convolutions, what sets decay and
+    writing strength (A_log, dt_bias, a_proj, b_proj), norms, embeddings and the head are never adapted.
+    """
+
+    targets: Text = Field("all-linear", examples=["delta+mlp"])
+    """Layers to adapt: all-linear, attention, delta, recurrent, mlp, or several joined by +."""
+    rank: int = Field(32, ge=1, le=1024, examples=[16])
+    """Rank of the update."""
+    alpha: AtLeastOne = Field(64, examples=[32])
+    """The update is scaled by alpha / rank."""
+    dropout: float = Field(0.0, ge=0, lt=1, examples=[0.05])
+    """Dropout before the adapter. Must be 0 for pairs."""
+    merge: bool = Field(False, examples=[True])
+    """Also save the whole model with the adapter folded in, as merged/ beside adapter/."""
 
     @field_validator("targets")
     @classmethod
@@ -53,24 +68,24 @@ class Lora(Section):
 
 
 class Model(Section):
-    """The base that is trained."""
+    """The base that is trained, its tokenizer and chat template."""
 
-    path: Text = Field(examples=["tiny"])
-    """a preset (tiny: the small trained base that ships here; 190M, 1B, 7B: shapes), a local folder, or a hub name"""
-    revision: Text | None = None
-    """of a hub name: branch, tag or commit"""
-    from_scratch: bool = False
-    """random weights in that shape, the vocabulary sized to the tokenizer (rounded up to a multiple of 64)"""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto: bfloat16 on a GPU, float32 on a CPU"""
-    tokenizer: Text | None = None
-    """a folder or hub name; null: the model's own"""
-    chat_template: Text | None = None
-    """olmo-instruct (ships here) or a .jinja file; null: the tokenizer's own"""
-    gradient_checkpointing: bool | None = None
-    """null: on with a GPU, off on a CPU"""
-    lora: Lora | None = None
-    """null: every weight is trained"""
+    path: Text = Field(examples=["allenai/Olmo-Hybrid-7B"])
+    """A preset (tiny: the small trained base that ships here; 190M, 1B, 7B: shapes), a model folder, or a hub name."""
+    revision: Text | None = Field(None, examples=["main"])
+    """Branch, tag or commit of a hub name."""
+    from_scratch: bool = Field(False, examples=[True])
+    """Start from random weights in that shape. The vocabulary is sized to the tokenizer, rounded up to a multiple of 64."""
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", examples=["bfloat16"])
+    """Arithmetic of the run. auto: bfloat16 on a GPU, float32 on a CPU."""
+    tokenizer: Text | None = Field(None, examples=["allenai/olmo-3-tokenizer-instruct-dev"])
+    """A tokenizer folder or hub name; null: the model's own."""
+    chat_template: Text | None = Field(None, examples=["olmo-instruct"])
+    """olmo-instruct (ships here) or a .jinja file; null: the tokenizer's own."""
+    gradient_checkpointing: bool | None = Field(None, examples=[True])
+    """Compute activations again in the backward pass instead of keeping them. null: on with a GPU, off on a CPU."""
+    lora: Lora | None = Field(None, examples=[{"rank": 16}])
+    """Train low-rank adapters; null: every weight is trained. {} means the defaults below."""
 
 
 def _as_key(value: Any) -> Any:
@@ -78,55 +93,58 @@ def _as_key(value: Any) -> Any:
     return str(value).lower() if isinstance(value, bool | int | float) else value
 
 
+_NAME_IS_FILE = BeforeValidator(lambda value: {"file": value} if isinstance(value, str) else value)
 Key = Annotated[str, BeforeValidator(_as_key)]
 Roles = dict[Key, Literal["system", "user", "assistant", "tool", "environment"]]
 Preferred = dict[Key, Literal[1, 2, "tie"]]
 
 
 class Turn(Section):
-    """One message of a mapping."""
+    """One message of a column mapping."""
 
     role: Literal["system", "user", "assistant", "tool", "environment"] = Field(examples=["user"])
-    content: str | None = None
-    """a Jinja2 template over the row's columns: "{{ question }}" """
-    reasoning: str | None = None
-    """a template for the reasoning before an assistant's text"""
-    tool_calls: Text | None = None
-    """the column that holds the calls, as objects or as JSON text"""
-    when: Text | None = None
-    """a Jinja2 expression; the message is left out where it is false, blank, or about a column that is not there"""
-
-    @model_validator(mode="after")
-    def _says_something(self) -> Turn:
-        if self.content is None and self.tool_calls is None:
-            raise ValueError(f"the {self.role} message must have content or tool_calls")
-        return self
+    """Whose turn it is."""
+    content: str | None = Field(None, examples=["{{ question }}"])
+    """Its text, a Jinja2 template over the row's columns."""
+    reasoning: str | None = Field(None, examples=["{{ thoughts }}"])
+    """The reasoning before an assistant's text, a template."""
+    tool_calls: Text | None = Field(None, examples=["answers"])
+    """The column that holds the calls, as objects or as JSON text."""
+    when: Text | None = Field(None, examples=["system"])
+    """A Jinja2 expression. The message is left out where it is false, blank, or about a column that is not there."""
 
 
 class Columns(Section):
-    """Which column of a dataset is which of ours: a column's name, or a Jinja2 template ("{{ question }}")."""
+    """Which column is which of ours: a column's name, or a Jinja2 template. datasets/columns/README.md has examples."""
 
-    file: Text | None = None
-    """a mapping that ships here, by name, or a .yaml file; `columns: gsm8k` is short for this"""
-    messages: list[Turn] | None = Field(None, min_length=1)
-    """every message spelt out"""
-    turns: Text | None = None
-    """the column that holds a list of turns"""
-    role: Text | None = None
-    """of such a turn: the key of its role"""
-    content: Text | None = None
-    """of such a turn: the key of its text"""
-    prompt: Text | None = None
-    completion: Text | None = None
-    system: Text | None = None
-    tools: Text | None = None
-    """the column that holds function definitions"""
-    chosen: Text | None = None
-    rejected: Text | None = None
-    output_1: Text | None = None
-    output_2: Text | None = None
-    preference: Text | None = None
-    """the column that says which of output_1 and output_2 is better"""
+    file: Text | None = Field(None, examples=["gsm8k"])
+    """A mapping that ships here, by name, or a .yaml file. columns: gsm8k is short for this."""
+    messages: list[Turn] | None = Field(None, min_length=1, examples=[[{"role": "user", "content": "{{ question }}"}]])
+    """Every message spelt out."""
+    turns: Text | None = Field(None, examples=["dialog"])
+    """The column that holds a list of turns."""
+    role: Text | None = Field(None, examples=["speaker"])
+    """The key of a turn's role in such a list."""
+    content: Text | None = Field(None, examples=["text"])
+    """The key of a turn's text in such a list."""
+    prompt: Text | None = Field(None, examples=["question"])
+    """What is asked: a text, or a list of turns."""
+    completion: Text | None = Field(None, examples=["answer"])
+    """The answer that is trained."""
+    system: Text | None = Field(None, examples=["instructions"])
+    """The system text."""
+    tools: Text | None = Field(None, examples=["functions"])
+    """The column that holds function definitions."""
+    chosen: Text | None = Field(None, examples=["good"])
+    """Of pairs: the better answer."""
+    rejected: Text | None = Field(None, examples=["bad"])
+    """Of pairs: the other answer."""
+    output_1: Text | None = Field(None, examples=["response_a"])
+    """Of pairs: one answer."""
+    output_2: Text | None = Field(None, examples=["response_b"])
+    """Of pairs: the other one."""
+    preference: Text | None = Field(None, examples=["winner"])
+    """The column that says which of output_1 and output_2 is better."""
 
     @property
     def pairs(self) -> bool:
@@ -138,64 +156,67 @@ class Columns(Section):
         apart = {"file", "messages", "role", "content"}
         return {name: value for name, value in self if name not in apart and value is not None}
 
-    @model_validator(mode="after")
-    def _one_way(self) -> Columns:
+    def contradiction(self) -> str | None:
+        """What is wrong with keys that are each fine; None where nothing is."""
         have = {name for name, value in self if value is not None}
         if self.file is not None:
-            if len(have) > 1:
-                raise ValueError("must be a file or a mapping, not both")
-            return self
+            return "must be a file or a mapping, not both" if len(have) > 1 else None
         if self.pairs:
-            if have - {"prompt", "system", "tools", "chosen", "rejected", "output_1", "output_2", "preference"}:
-                raise ValueError("must map rows or pairs, not both")
-            if not ({"chosen", "rejected"} <= have or {"output_1", "output_2", "preference"} <= have):
-                raise ValueError("must name chosen and rejected, or output_1, output_2 and preference")
-            return self
+            return self._contradiction_of_pairs(have)
         ways = [name for name in ("messages", "turns", "prompt") if name in have]
         if len(ways) != 1 or ("prompt" in have) != ("completion" in have):
-            raise ValueError("must have messages, turns, or prompt and completion; chosen and rejected for pairs")
-        if (self.role or self.content) and self.turns is None:
-            raise ValueError("role and content are keys of the turns; name the column that holds those: turns")
+            return "must have messages, turns, or prompt and completion; chosen and rejected for pairs"
+        if have & {"role", "content"} and "turns" not in have:
+            return "role and content are keys of the turns; name the column that holds those: turns"
         if self.messages and self.system:
-            raise ValueError("messages spells every message out; put system among them")
-        if self.preference is not None:
-            raise ValueError("preference needs output_1 and output_2")
-        return self
+            return "messages spells every message out; put system among them"
+        for turn in self.messages or ():
+            if turn.content is None and turn.tool_calls is None:
+                return f"the {turn.role} message must have content or tool_calls"
+        return "preference needs output_1 and output_2" if "preference" in have else None
+
+    def _contradiction_of_pairs(self, have: set[str]) -> str | None:
+        if have - {"prompt", "system", "tools", "chosen", "rejected", "output_1", "output_2", "preference"}:
+            return "must map rows or pairs, not both"
+        if {"chosen", "rejected"} <= have or {"output_1", "output_2", "preference"} <= have:
+            return None
+        return "must name chosen and rejected, or output_1, output_2 and preference"
 
 
 class Source(Section):
-    """Rows to learn from."""
+    """Rows to learn from, of one file or one hub dataset."""
 
     path: Text = Field(examples=["data/train.jsonl"])
-    """a local file (jsonl, json, csv, tsv, parquet, also .gz and .bz2), or a hub dataset's name"""
-    name: Text | None = None
-    """of a hub dataset: its configuration"""
-    split: Text = "train"
-    """of a hub dataset"""
-    revision: Text | None = None
-    """of a hub dataset"""
-    format: Literal["messages", "prompt-completion", "alpaca", "sharegpt"] | None = None
-    """null: recognised from the columns"""
-    columns: Annotated[
-        Columns | None, BeforeValidator(lambda value: {"file": value} if isinstance(value, str) else value)
-    ] = None
-    """which column is which: a mapping that ships here, by name, a .yaml file, or the mapping itself"""
-    roles: Roles | None = None
-    """what the roles of the turns mean, where they have other names: {Human: user, Bot: assistant}"""
-    preference: Preferred | None = None
-    """of pairs: which output each value of the preference column names, 1, 2 or tie"""
-    weight: float | None = Field(None, gt=0)
-    """share of the mix; no row is repeated, so the mix is the largest that the sources can fill"""
-    count: AtLeastOne | None = None
-    """take this many rows, a seeded sample"""
+    """A file (jsonl, json, csv, tsv, parquet, also packed as .gz or .bz2), or the name of a hub dataset."""
+    name: Text | None = Field(None, examples=["main"])
+    """Configuration of a hub dataset."""
+    split: Text = Field("train", examples=["test"])
+    """Split of a hub dataset."""
+    revision: Text | None = Field(None, examples=["main"])
+    """Branch, tag or commit of a hub dataset."""
+    format: Literal["messages", "prompt-completion", "alpaca", "sharegpt"] | None = Field(None, examples=["alpaca"])
+    """Format of the rows; null: recognised from the columns."""
+    columns: Annotated[Columns | None, _NAME_IS_FILE] = Field(None, examples=["gsm8k"])
+    """Which column is which: a mapping that ships here, by name, a .yaml file, or the mapping itself."""
+    roles: Roles | None = Field(None, examples=[{"Human": "user", "Bot": "assistant"}])
+    """What the roles of the turns mean, where they have other names than ours."""
+    preference: Preferred | None = Field(None, examples=[{"model_a": 1, "model_b": 2, "tie": "tie"}])
+    """Of pairs: which output each value of the preference column names."""
+    weight: float | None = Field(None, gt=0, examples=[0.5])
+    """Share of the mix. No row is repeated, so the mix is the largest that the sources can fill."""
+    count: AtLeastOne | None = Field(None, examples=[5000])
+    """Take this many rows, a seeded sample; null: all."""
 
 
 class HeldOut(Section):
     """Rows kept from training: a share or a number of the training rows, split by prompt, or files of their own."""
 
-    fraction: float = Field(0.0, ge=0, lt=1)
-    count: AtLeastOne | None = None
-    sources: list[Source] = Field(default_factory=list)
+    fraction: float = Field(0.0, ge=0, lt=1, examples=[0.01])
+    """Share of the rows, split by prompt so that no prompt is on both sides."""
+    count: AtLeastOne | None = Field(None, examples=[200])
+    """Number of rows, in place of fraction."""
+    sources: list[Source] = Field(default_factory=list, examples=[[{"path": "data/held-out.jsonl"}]])
+    """Files of their own, in place of fraction and count; keys as in data.sources."""
 
     @property
     def wanted(self) -> bool:
@@ -206,73 +227,43 @@ class HeldOut(Section):
 class Data(Section):
     """What is read, and how rows become batches."""
 
-    sources: list[Source] = Field(min_length=1)
-    eval: Annotated[HeldOut, NULL_IS_EMPTY] = Field(default_factory=HeldOut)
-    max_length: int = Field(4096, ge=2, le=2**20)
-    """tokens of the longest row"""
-    on_long_row: Literal["drop", "cut", "error"] = "drop"
-    """cut: from the end; at least one trained token must stay"""
-    on_bad_row: Literal["error", "skip"] = "error"
-    max_dropped: float = Field(0.01, ge=0, le=1)
-    """the run refuses to start when a larger share of the rows would be dropped"""
-    packing: bool = True
-    """rows end to end without padding; they cannot see each other"""
-    seed: Seed = 0
-    """of samples and of the held-out split"""
-
-
-class Train(Section):
-    """How long, how fast, in what portions."""
-
-    epochs: float = Field(1.0, gt=0, le=10_000)
-    steps: AtLeastOne | None = None
-    """overrides epochs"""
-    batch_tokens: int = Field(4096, ge=1, le=2**24)
-    """packing: tokens of one micro-batch at most"""
-    batch_size: AtLeastOne = 8
-    """no packing: rows of one padded micro-batch"""
-    accumulation: AtLeastOne = 1
-    """micro-batches per step"""
-    learning_rate: float | None = Field(None, gt=0, le=1)
-    """null: 2.5e-5 for all weights, 2e-4 for LoRA; with dpo 1e-6 and 1e-5; a loaded recipe holds the number"""
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    warmup: float = Field(0.03, ge=0, lt=1)
-    """share of the steps, rounded down"""
-    weight_decay: float = Field(0.0, ge=0, le=1)
-    betas: list[Beta] = Field(default_factory=lambda: [0.9, 0.95], min_length=2, max_length=2)
-    """AdamW's"""
-    max_grad_norm: float = Field(1.0, gt=0)
-    seed: Seed = 42
-    """of the order of batches, new weights and dropout"""
-    save_every: AtLeastOne = 500
-    """steps"""
-    keep: AtLeastOne = 2
-    """checkpoints kept"""
-    log_every: AtLeastOne = 1
-    """steps"""
-    loader_workers: int = Field(0, ge=0, le=64)
-    """processes that put batches together ahead of the training"""
-    sharded: bool = False
-    """of several processes: weights, gradients and optimizer divided among them (FSDP2), not a copy in each (DDP)"""
-    trackers: list[Literal["tensorboard", "trackio", "wandb"]] = Field(default_factory=list)
-    """beside metrics.jsonl, which is always written"""
+    sources: list[Source] = Field(min_length=1, examples=[[{"path": "data/train.jsonl"}]])
+    """What to train on, a list of files and hub datasets."""
+    eval: Annotated[HeldOut, NULL_IS_EMPTY] = Field(default_factory=HeldOut, examples=[{"fraction": 0.01}])
+    """Held-out rows; none by default."""
+    max_length: int = Field(4096, ge=2, le=2**20, examples=[16384])
+    """Tokens of the longest row."""
+    on_long_row: Literal["drop", "cut", "error"] = Field("drop", examples=["cut"])
+    """What becomes of a longer row. cut: its end goes; at least one trained token must stay."""
+    on_bad_row: Literal["error", "skip"] = Field("error", examples=["skip"])
+    """What becomes of a row that cannot be read: the run is refused, or the row is counted and left out."""
+    max_dropped: float = Field(0.01, ge=0, le=1, examples=[0.05])
+    """The run is refused when a larger share of the rows would be dropped."""
+    packing: bool = Field(True, examples=[False])
+    """Rows laid end to end without padding; no row can see another. Always on for pairs."""
+    seed: Seed = Field(0, examples=[1])
+    """Seed of samples and of the held-out split."""
 
 
 class Dpo(Section):
-    """What is learned from pairs. Answers are compared with what the base, the reference, makes of them."""
+    """Preference tuning. Present: the rows are pairs. Answers are compared with what the base, the reference, gives them.
 
-    loss: LossName = DEFAULT
-    """TRL's name; null: sigmoid_norm, which Olmo Hybrid was tuned with: log-probabilities per token"""
-    beta: float = Field(None, gt=0, validate_default=True)
-    """how strongly the model is held to the reference; null: 5 for sigmoid_norm, else 0.1; a loaded recipe holds it"""
-    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
-    """share of the pairs believed to be the wrong way round; for robust, exo_pair and aot"""
-    pairs_per_step: AtLeastOne = 32
-    """pairs of one optimizer step, over all processes, however many micro-batches they fill"""
-    reference_cache: Text | None = None
-    """a folder that runs may share; null: reference/ in the run's folder"""
-    on_long_prompt: Literal["drop", "cut_start", "error"] = "drop"
-    """of a prompt that leaves its answers no room; cut_start: the oldest tokens go"""
+    The reference's log-probabilities are computed once, before the first step, and kept in a cache; no second model is
+    held in memory. A prompt is computed once for both of its answers.
+    """
+
+    loss: LossName = Field(DEFAULT, examples=["sigmoid"])
+    """TRL's name of the loss, see the table below; null: the default, which Olmo Hybrid was tuned with."""
+    beta: float = Field(None, gt=0, validate_default=True, examples=[0.1])
+    """How strongly the model is held to the reference; null: 5 for sigmoid_norm, which is per token, otherwise 0.1."""
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5, examples=[0.1])
+    """Share of the pairs believed to be the wrong way round, for the losses that take it."""
+    pairs_per_step: AtLeastOne = Field(32, examples=[128])
+    """Pairs of one optimizer step, over all processes, however many micro-batches they fill."""
+    reference_cache: Text | None = Field(None, examples=["runs/reference"])
+    """A folder for the reference's log-probabilities, which runs may share; null: reference/ in the run's folder."""
+    on_long_prompt: Literal["drop", "cut_start", "error"] = Field("drop", examples=["cut_start"])
+    """What becomes of a prompt that leaves its answers no room. cut_start: its oldest tokens go."""
 
     @field_validator("loss", mode="before")
     @classmethod
@@ -285,29 +276,81 @@ class Dpo(Section):
         return LOSSES[info.data.get("loss", DEFAULT)].beta if beta is None else beta
 
 
-class Evaluate(Section):
-    """What is measured on held-out rows."""
+class Train(Section):
+    """How long, how fast, in what portions. The optimizer is AdamW."""
 
-    every: AtLeastOne | None = None
-    """steps between held-out losses; one is always taken at the end when there are held-out rows"""
-    load_best: bool = False
-    """the result is the checkpoint with the lowest held-out loss, which is kept beside the newest ones"""
-    answers: int = Field(0, ge=0)
-    """held-out prompts answered greedily before and after, scored by exact match with the reference answer"""
-    samples: list[Text] = Field(default_factory=list)
-    """fixed prompts answered before and after"""
-    max_new_tokens: AtLeastOne = 256
+    epochs: float = Field(1.0, gt=0, le=10_000, examples=[3])
+    """Passes over the rows."""
+    steps: AtLeastOne | None = Field(None, examples=[1000])
+    """Optimizer steps, in place of epochs."""
+    batch_tokens: int = Field(4096, ge=1, le=2**24, examples=[32768])
+    """Tokens of one micro-batch at most, where rows are packed."""
+    batch_size: AtLeastOne = Field(8, examples=[16])
+    """Rows of one padded micro-batch, where they are not packed."""
+    accumulation: AtLeastOne = Field(1, examples=[4])
+    """Micro-batches per step. For pairs set dpo.pairs_per_step instead."""
+    learning_rate: float | None = Field(None, gt=0, le=1, examples=[1e-5])
+    """Peak learning rate. null: 2.5e-5 for all weights and 2e-4 for LoRA; for pairs 1e-6 and 1e-5."""
+    schedule: Literal["linear", "cosine", "constant"] = Field("linear", examples=["cosine"])
+    """Course of the learning rate after the warm-up; linear and cosine end at 0."""
+    warmup: float = Field(0.03, ge=0, lt=1, examples=[0.1])
+    """Share of the steps in which the learning rate rises from 0, rounded down to whole steps."""
+    weight_decay: float = Field(0.0, ge=0, le=1, examples=[0.1])
+    """AdamW's weight decay."""
+    betas: list[Beta] = Field(default_factory=lambda: [0.9, 0.95], min_length=2, max_length=2, examples=[[0.9, 0.999]])
+    """AdamW's decay rates of the two moments."""
+    max_grad_norm: float = Field(1.0, gt=0, examples=[0.5])
+    """Gradients with a larger norm are scaled down to it."""
+    seed: Seed = Field(42, examples=[7])
+    """Seed of the order of batches, of new weights and of dropout."""
+    save_every: Annotated[AtLeastOne, Free()] = Field(500, examples=[100])
+    """Steps between checkpoints. One is also written when the run is stopped by a signal."""
+    keep: Annotated[AtLeastOne, Free()] = Field(2, examples=[5])
+    """Checkpoints kept, the newest."""
+    log_every: Annotated[AtLeastOne, Free()] = Field(1, examples=[10])
+    """Steps between lines of metrics."""
+    loader_workers: Annotated[int, Free()] = Field(0, ge=0, le=64, examples=[4])
+    """Processes that put batches together ahead of the training."""
+    sharded: bool = Field(False, examples=[True])
+    """Divide weights, gradients and optimizer among the processes (FSDP2); false: each holds a copy (DDP)."""
+    trackers: Annotated[list[Literal["tensorboard", "trackio", "wandb"]], Free()] = Field(
+        default_factory=list, examples=[["tensorboard"]]
+    )
+    """Where metrics go beside metrics.jsonl, which is always written."""
+
+
+class Evaluate(Section):
+    """What is measured on held-out rows, and which prompts are answered before and after."""
+
+    every: Annotated[AtLeastOne | None, Free(unless="evaluate.load_best")] = Field(None, examples=[100])
+    """Steps between held-out losses. One is always taken at the end when there are held-out rows."""
+    load_best: bool = Field(False, examples=[True])
+    """The result is the checkpoint with the lowest held-out loss, which is kept beside the newest ones."""
+    answers: int = Field(0, ge=0, examples=[50])
+    """Held-out prompts answered greedily before and after, scored by exact match with the reference answer."""
+    samples: list[Text] = Field(default_factory=list, examples=[["Why is the sky blue?"]])
+    """Fixed prompts answered before and after."""
+    max_new_tokens: AtLeastOne = Field(256, examples=[512])
+    """Tokens of the longest answer."""
 
 
 class Recipe(Section):
-    model: Annotated[Model, NULL_IS_EMPTY]
-    data: Annotated[Data, NULL_IS_EMPTY]
-    dpo: Dpo | None = None
-    """present: the rows are pairs, for preference tuning"""
-    train: Annotated[Train, NULL_IS_EMPTY] = Field(default_factory=Train, validate_default=True)
-    evaluate: Annotated[Evaluate, NULL_IS_EMPTY] = Field(default_factory=Evaluate)
-    output: Text | None = None
-    """the run's folder; null: runs/ and the recipe file's stem; a loaded recipe holds the folder"""
+    """What one run does: a base, rows, and how they are trained on."""
+
+    model: Annotated[Model, NULL_IS_EMPTY] = Field(examples=[{"path": "tiny"}])
+    """The base that is trained."""
+    data: Annotated[Data, NULL_IS_EMPTY] = Field(examples=[{"sources": [{"path": "data/train.jsonl"}]}])
+    """What it is trained on."""
+    dpo: Dpo | None = Field(None, examples=[{"beta": 5}])
+    """Preference tuning; null: the rows are conversations, for supervised fine-tuning. {} means the defaults below."""
+    train: Annotated[Train, NULL_IS_EMPTY] = Field(
+        default_factory=Train, validate_default=True, examples=[{"epochs": 2}]
+    )
+    """How long, how fast, in what portions."""
+    evaluate: Annotated[Evaluate, NULL_IS_EMPTY] = Field(default_factory=Evaluate, examples=[{"answers": 50}])
+    """What is measured on held-out rows."""
+    output: Annotated[Text | None, Free()] = Field(None, examples=["runs/mine"])
+    """The run's folder; null: runs/ and the recipe file's stem."""
 
     @field_validator("train")
     @classmethod

@@ -46,19 +46,19 @@ SourceOrPath = Annotated[Source, BeforeValidator(lambda value: {"path": value} i
 class Export(Section):
     """The model of the stage before as one folder, opened again in plain transformers and compared."""
 
-    dtype: Literal["float32", "bfloat16"] | None = None
-    """null: the dtype in which it was saved"""
+    dtype: Literal["float32", "bfloat16"] | None = Field(None, examples=["bfloat16"])
+    """Of the weights; null: the dtype in which they were saved."""
 
 
 class Entry(Section):
     """One stage; exactly one of these keys."""
 
-    sft: RecipeOrFile = None
-    """supervised fine-tuning: a recipe, or the name of its file"""
-    dpo: RecipeOrFile = None
-    """preference tuning: a recipe, or the name of its file"""
-    export: Annotated[Export, NULL_IS_EMPTY] = Field(default_factory=Export)
-    """the last model as one folder"""
+    sft: RecipeOrFile = Field(None, examples=["mine.yaml"])
+    """Supervised fine-tuning: a recipe, or the name of its file."""
+    dpo: RecipeOrFile = Field(None, examples=["preferences.yaml"])
+    """Preference tuning: a recipe, or the name of its file."""
+    export: Annotated[Export, NULL_IS_EMPTY] = Field(default_factory=Export, examples=[{"dtype": "bfloat16"}])
+    """The last model as one folder."""
 
     @model_validator(mode="before")
     @classmethod
@@ -81,9 +81,9 @@ class Questions(Section):
     """Prompts that the base and every stage's model are asked, for the table at the end."""
 
     sources: list[SourceOrPath] = Field(min_length=1, examples=[["data/held-out.jsonl"]])
-    """as data.sources of a recipe, or plain paths"""
-    max_new_tokens: AtLeastOne = 256
-    """tokens of the longest answer"""
+    """Held-out rows: sources as in a recipe's data.sources, or plain paths."""
+    max_new_tokens: AtLeastOne = Field(256, examples=[64])
+    """Tokens of the longest answer."""
 
     @property
     def data(self) -> Data:
@@ -95,11 +95,11 @@ class StagesFile(Section):
     """Stages in a row, each starting from the model that the one before has made."""
 
     stages: list[Entry] = Field(min_length=1, examples=[[{"sft": "mine.yaml"}]])
-    """the first one trains"""
-    evaluate: Questions | None = None
-    """what every model is asked"""
-    output: Text | None = None
-    """the folder that the stages' folders lie in; null: runs/ and the file's stem"""
+    """One stage each; the first one trains."""
+    evaluate: Questions | None = Field(None, examples=[{"sources": ["data/held-out.jsonl"]}])
+    """What every model is asked."""
+    output: Text | None = Field(None, examples=["runs/instruct"])
+    """The folder that the stages' folders lie in; null: runs/ and the file's stem."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""YAML for recipes: PyYAML's parser, YAML 1.2's idea of what is a number.
+"""YAML for recipes: PyYAML's parser, YAML 1.2's numbers, every mistake with its line.
 
 PyYAML follows YAML 1.1, where ``1e-5`` is a string, ``no`` is False, ``012`` is ten, ``12:30`` is 750 and
 ``2024-01-01`` is a date. Here a plain scalar is null, true/false, an integer or a float only in the forms of the
@@ -7,6 +7,9 @@ YAML 1.2 core schema, and a number with a leading zero stays a string: everythin
 Refused: tags, anchors and aliases (they can hide or multiply content), a key given twice, two documents, anything
 but a mapping at the top. The parser's events are read with an explicit stack, so no depth of nesting can exhaust
 Python's own.
+
+Why not a library: ruamel.yaml keeps tags and anchors and stops at the first key that is given twice; strictyaml refuses
+flow mappings such as ``{rank: 16}`` and stops at the first mistake.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import yaml
 
-from hybrid_ft.errors import InputError
+from hybrid_ft.errors import InputError, shown
 
 Loc = tuple[str | int, ...]
 """Where a value stands: mapping keys and list indexes from the top, ``("data", "sources", 0, "path")``."""
@@ -87,8 +90,8 @@ def read_yaml(path: Path, what: str = "recipe", keys: str = "model:, data:, trai
     if builder.broken:
         raise InputError("\n".join(f"{path}:{line}: {mistake}" for line, mistake in builder.mistakes))
     if not isinstance(builder.top, dict):
-        got = "nothing" if builder.top is None else f"a {type(builder.top).__name__}"
-        raise InputError(f"{path}: holds {got} at the top; a {what} is a mapping of keys such as {keys}")
+        got = "is empty" if builder.top is None else f"holds {shown(builder.top)}"
+        raise InputError(f"{path}: {got}; a {what} must be a mapping of keys such as {keys}")
     return YamlFile(builder.top, builder.lines, builder.mistakes)
 
 
@@ -169,7 +172,7 @@ class _Builder:
     def _take_key(self, event: yaml.NodeEvent, parent: _Open, items: dict[str, Any]) -> None:
         """A key is a scalar, new in its mapping; its text counts, whatever it would be as a value."""
         if not isinstance(event, yaml.ScalarEvent):
-            self._stop(event, "a key must be plain text, not a list, mapping or alias")
+            self._stop(event, "a key must be a plain string, not a list, a mapping or an alias")
         self._refuse_tag_and_anchor(event)
         self._refuse_no_text(event)
         loc = (*parent.loc, event.value)
@@ -180,7 +183,7 @@ class _Builder:
 
     def _take_value(self, event: yaml.NodeEvent, parent: _Open | None) -> None:
         if isinstance(event, yaml.AliasEvent):
-            self._note(event, f"alias *{event.anchor} is not allowed; write the value out (or quote the text)")
+            self._note(event, f"alias *{event.anchor} is not allowed; write the value out (or quote the string)")
         else:
             self._refuse_tag_and_anchor(event)
         value: Any = None
@@ -213,14 +216,14 @@ class _Builder:
     def _refuse_tag_and_anchor(self, event: yaml.NodeEvent) -> None:
         tag = getattr(event, "tag", None)
         if tag is not None:
-            rule = f"a {self._what} holds plain values (or quote the text)"
+            rule = f"a {self._what} holds plain values (or quote the string)"
             self._note(event, f"tag {_short_tag(tag)} is not allowed; {rule}")
         if event.anchor is not None:
-            self._note(event, f"anchor &{event.anchor} is not allowed; write the value out (or quote the text)")
+            self._note(event, f"anchor &{event.anchor} is not allowed; write the value out (or quote the string)")
 
     def _refuse_no_text(self, event: yaml.ScalarEvent) -> None:
         if match := _NO_TEXT.search(event.value):
-            self._note(event, f"character {ord(match[0]):#04x} is not allowed in a text")
+            self._note(event, f"character {ord(match[0]):#04x} is not allowed in a string")
 
     def _note(self, event: yaml.Event, text: str) -> None:
         self.mistakes.append((self._line(event), text))
@@ -269,7 +272,7 @@ def _syntax(error: yaml.MarkedYAMLError, places: _Lines) -> str:
 
 
 def dotted(loc: Loc) -> str:
-    """``data.sources.0.path``; a part that is no plain word is shown quoted, a long one cut."""
+    """``data.sources.0.path``; a part that is not a plain word is quoted, a long one cut."""
     return ".".join(str(part) if re.fullmatch(r"[\w-]{1,60}", str(part)) else ascii(str(part)[:60]) for part in loc)
 
 
@@ -292,3 +295,11 @@ _Dumper.add_representer(str, _represent_str)
 def dump_yaml(value: Any) -> str:
     """YAML text in the order given, one key per line, no anchors."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def flow(value: Any) -> str:
+    """YAML on one line: ``{path: tiny}``, ``[0.9, 0.95]``, ``null``."""
+    if isinstance(value, float):
+        return f"{value:g}".replace("e-0", "e-")
+    text = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=True, width=2**20)
+    return text.removesuffix("\n").removesuffix("\n...")

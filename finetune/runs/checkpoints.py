@@ -7,16 +7,14 @@ and the manifest says whether what was committed is still what lies there.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from hybrid_ft.hybrid_model.checkpoint.weight_files import give_usual_mode
+from hybrid_ft.finetune.runs.atomic import publish, remove, sha256
 
 MANIFEST = "manifest.json"
 STAGING = ".staging"
@@ -34,37 +32,6 @@ def commit(staged: Path, final: Path, beat: Callable[[], None] = lambda: None) -
     }
     (staged / MANIFEST).write_text(json.dumps(listed, indent=1), encoding="utf-8")
     publish(staged, final, beat)
-
-
-def publish(staged: Path, final: Path, beat: Callable[[], None] = lambda: None) -> None:
-    """Sync a filled folder and rename it to ``final``, replacing what bears that name. Whoever may read the folder may
-    read its weights."""
-    give_usual_mode(staged.rglob("*.safetensors"))
-    for path in [*staged.rglob("*"), staged]:
-        _sync(path)
-        beat()
-    if final.exists():
-        remove(final)
-    os.rename(staged, final)
-    _sync(final.parent)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a file's content at once: a reader or a crash sees the old text or the new."""
-    staged = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(staged, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(staged, path)
-    _sync(path.parent)
-
-
-def remove(folder: Path) -> None:
-    """Delete a folder; one half deleted no longer bears a name that anything looks for."""
-    doomed = folder.with_name(f".removing-{folder.name}-{time.time_ns()}")
-    os.rename(folder, doomed)
-    shutil.rmtree(doomed)
 
 
 def fault(folder: Path) -> str | None:
@@ -118,23 +85,3 @@ def rotate(checkpoints: Path, keep: int, best: int | None = None) -> None:
     for checkpoint in committed(checkpoints)[:-keep]:
         if step_of(checkpoint) != best:
             remove(checkpoint)
-
-
-def sha256(paths: list[Path], beat: Callable[[], None] = lambda: None) -> dict[Path, str]:
-    def digest(path: Path) -> str:
-        with open(path, "rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        beat()
-        return found
-
-    # hashlib lets go of the interpreter lock, so several shards are read and hashed at once
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        return dict(zip(paths, pool.map(digest, paths), strict=True))
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

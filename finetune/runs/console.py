@@ -1,4 +1,4 @@
-"""A run's screen. Where it is lost, in a pipe that nobody reads or a log on a full disk, the run goes on."""
+"""What a run says, on a screen whose loss does not end it: a pipe that nobody reads, a log on a full disk."""
 
 from __future__ import annotations
 
@@ -13,6 +13,19 @@ from rich.console import Console
 def screen() -> Console:
     """A console on standard output that no failure to write ends."""
     return Console(file=None if sys.stdout is None else cast(TextIO, _Lasting(sys.stdout)))
+
+
+def say(console: Console, text: str) -> None:
+    """Print text as it is: rich would take ``train[0]`` for markup and wrap paths."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def duration(seconds: float) -> str:
+    """``42 s``, ``3 min 20 s``, ``2 h 05 min``."""
+    minutes, rest = divmod(int(seconds + 0.5), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60:02} min"
+    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
 
 
 class _Lasting:

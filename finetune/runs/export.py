@@ -11,15 +11,16 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from transformers import OlmoHybridForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hybrid_ft.errors import NUMERICS, InputError
 from hybrid_ft.finetune.runs import storage, weights
-from hybrid_ft.finetune.runs.checkpoints import publish
+from hybrid_ft.finetune.runs.atomic import publish
 from hybrid_ft.hybrid_model.adapters import adapted_names
 from hybrid_ft.hybrid_model.checkpoint.adapter_files import CONFIG
 from hybrid_ft.hybrid_model.checkpoint.config import lasting_name
 from hybrid_ft.hybrid_model.checkpoint.generation_config import GenerationDefaults
+from hybrid_ft.hybrid_model.checkpoint.load import open_plain
 from hybrid_ft.hybrid_model.checkpoint.save import save, verify
 
 # float32 sums in another order; the same weights through transformers' own layers stay well below these
@@ -68,13 +69,7 @@ class Exporter:
             (staged / "README.md").unlink(missing_ok=True)  # PEFT's card is a form with nothing filled in
             self.tokenizer.save_pretrained(str(staged))
             self.defaults.config.save_pretrained(staged)
-            plain = OlmoHybridForCausalLM.from_pretrained(
-                base,
-                revision=self.revision,
-                dtype=model.dtype,
-                use_safetensors=True,
-                attn_implementation="sdpa",  # a base's config may name code of the hub
-            )
+            plain = open_plain(base, self.revision, model.dtype)
             _agree(PeftModel.from_pretrained(plain, str(staged)), model, staged)
         return self.folder / name
 

@@ -8,13 +8,10 @@ a cache that others share. So either both say the same, or the run does not begi
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 from hybrid_ft.errors import ENVIRONMENT, InputError
+from hybrid_ft.finetune.recipe.schema import Recipe, changed
 from hybrid_ft.finetune.runs import device
-
-if TYPE_CHECKING:
-    from hybrid_ft.finetune.recipe.schema import Recipe
 
 _YES = ("1", "true", "yes", "y", "on", "t")
 
@@ -50,7 +47,7 @@ def agreed(recipe: Recipe, bfloat16: bool) -> Recipe:
     os.environ.pop("ACCELERATE_USE_FSDP", None)
     if not divided or recipe.train.sharded:
         return recipe
-    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"sharded": True})})
+    return changed(recipe, "train", sharded=True)
 
 
 def _says(name: str, unset: str = "") -> str:

@@ -16,7 +16,7 @@ import torch
 from peft import PeftModel
 
 from hybrid_ft.errors import STORAGE, InputError
-from hybrid_ft.finetune.training.progress import duration
+from hybrid_ft.finetune.runs.console import duration
 
 PROBE_BYTES = 64 * 2**20
 

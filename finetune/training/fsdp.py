@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from functools import partial
 
 import torch
 from accelerate import Accelerator
 from peft import PeftModel
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import PreTrainedModel
 
 from hybrid_ft.finetune.runs import device
@@ -25,22 +24,18 @@ def shard(model: PreTrainedModel | PeftModel, accelerator: Accelerator) -> None:
     accelerate would divide the last norm and the head as a unit of their own, which a fused head, that never calls the
     head, leaves undivided after the first step.
     """
-    mesh = init_device_mesh(device.kind(), (accelerator.num_processes,))
+    divide(model, init_device_mesh(device.kind(), (accelerator.num_processes,)))
+    # what accelerate asks a model for before all but the last micro-batch of a step. Gradients that are not reduced at
+    # once stay whole on every process: 29.7 GB of a 7B, to spare a reduce-scatter of a tenth of a second on NVLink
+    model.no_sync = nullcontext
+    # it adds autocast, and no DDP
+    accelerator.prepare_model = partial(accelerator.prepare_model, evaluation_mode=True)
+
+
+def divide(model: PreTrainedModel | PeftModel, mesh: DeviceMesh) -> None:
+    """FSDP2's units: each layer, and the rest with the model."""
     policy = MixedPrecisionPolicy(param_dtype=None, reduce_dtype=torch.float32)
     plain = model.get_base_model() if isinstance(model, PeftModel) else model
     for layer in plain.model.layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
-    # what accelerate asks a model for before the last micro-batch of a step
-    model.no_sync = partial(_no_sync, model)
-    # it adds autocast, and no DDP
-    accelerator.prepare_model = partial(accelerator.prepare_model, evaluation_mode=True)
-
-
-@contextmanager
-def _no_sync(model: FSDPModule) -> Iterator[None]:
-    model.set_requires_gradient_sync(False)
-    try:
-        yield
-    finally:
-        model.set_requires_gradient_sync(True)

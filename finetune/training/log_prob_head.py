@@ -16,6 +16,7 @@ import torch
 from transformers import PreTrainedModel
 from trl.trainer.utils import FusedCausalLMOutput
 
+from hybrid_ft.hybrid_model.families.known import family_of
 from hybrid_ft.kernels.token_log_probs import token_log_probs
 
 
@@ -25,6 +26,7 @@ def take_over_on_cpu(model: PreTrainedModel) -> None:
     The result is TRL's: ``log_probs``, ``entropy`` and ``is_top1`` [B, T - 1], zero where the next label is -100.
     """
     of_trl = model.forward
+    scale = family_of(model.config).logit_scale(model.config)
 
     # generate checks its arguments against the signature
     @functools.wraps(type(model).forward)
@@ -36,14 +38,18 @@ def take_over_on_cpu(model: PreTrainedModel) -> None:
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs: Any,
     ) -> Any:
-        if not fused_lm_head or labels is None or labels.device.type != "cpu":
+        # TRL's fold knows no scale of the logits
+        of_trls_kind = labels is not None and labels.device.type != "cpu" and scale == 1
+        if not fused_lm_head or labels is None or of_trls_kind:
             return of_trl(
                 *args, fused_lm_head=fused_lm_head, labels=labels, num_items_in_batch=num_items_in_batch, **kwargs
             )
         hidden = self.base_model(*args, **kwargs | {"use_cache": False}).last_hidden_state[:, :-1]
         targets = labels[:, 1:]
         mask = targets != -100
-        of_labels = token_log_probs(hidden[mask], self.get_output_embeddings().weight, targets[mask])
+        of_labels = token_log_probs(
+            hidden[mask] * scale if scale != 1 else hidden[mask], self.get_output_embeddings().weight, targets[mask]
+        )
         log_probs, entropy, is_top1 = (
             values.new_zeros(mask.shape).masked_scatter(mask, values) for values in of_labels
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-_KEPT = (
+from hybrid_ft.finetune.runs.console import duration, say
+
+KEPT = (
     "loss",
     "grad_norm",
     "learning_rate",
@@ -22,25 +25,38 @@ _KEPT = (
     "skipped",
     "seconds",
     "memory",
-    "eval_loss",
-    "eval_tokens",
 )
-
+"""Of a step, whatever the stage."""
 
 SPACING = 10.0
 """seconds between two lines where there is no terminal: a log of thousands of steps stays readable"""
 
 
 class ShowProgress(TrainerCallback):
-    """One JSON line per logged step or held-out loss: ``step``, ``epoch`` and what was measured.
+    """One JSON line per logged step or held-out measure: ``step``, ``epoch`` and what was measured.
 
-    ``loss`` is per trained token over the logged steps, ``tokens`` real tokens since the run began, ``seconds`` spent
-    in these steps, ``memory`` the peak in bytes.
+    ``loss`` is per trained token or per pair over the logged steps, ``tokens`` real tokens since the run began,
+    ``seconds`` spent in these steps, ``memory`` the peak in bytes. Held-out values have ``eval_`` before their name.
+
+    kept       names of what is measured beside ``KEPT``, of steps and of held-out rows alike
+    parts      what is shown of the values known so far and the time left, one line of a terminal each
+    held_out   what is shown of held-out values, whose names have ``eval_`` before them
+    watch      takes a step's values and returns what there is to warn of
     """
 
-    def __init__(self, console: Console, metrics: Path) -> None:
-        self.console = console
-        self.metrics = metrics
+    def __init__(
+        self,
+        console: Console,
+        metrics: Path,
+        *,
+        kept: Sequence[str],
+        parts: Callable[[dict[str, float], str], list[str]],
+        held_out: Callable[[dict[str, float]], str],
+        watch: Callable[[dict[str, float]], list[str]] = lambda values: [],
+    ) -> None:
+        self.console, self.metrics = console, metrics
+        self.kept = {*KEPT, *kept, *(f"eval_{name}" for name in ("loss", *kept))}
+        self.parts, self.held_out, self.watch = parts, held_out, watch
         self.shown: dict[str, float] = {}
         self.unsaid = ""
         self.said_at = -math.inf
@@ -63,17 +79,19 @@ class ShowProgress(TrainerCallback):
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **kwargs: Any
     ) -> None:
-        kept = {name: logs[name] for name in _KEPT if name in logs}
+        kept = {name: value for name, value in logs.items() if name in self.kept}
         if not kept or not state.is_world_process_zero:
             return
         line = {"step": state.global_step, "epoch": round(state.epoch or 0.0, 4), **kept}
         with open(self.metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         self.shown |= kept
-        if "loss" in kept:
-            self._show(state)
-        else:
-            say(self.console, f"step {state.global_step}/{state.max_steps}  held-out loss {kept['eval_loss']:.4f}")
+        if "loss" not in kept:
+            say(self.console, f"step {state.global_step}/{state.max_steps}  held-out {self.held_out(kept)}")
+            return
+        self._put(state, self.parts(self.shown, self._left(state)))
+        for text in self.watch(kept):
+            say(self.console, text)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -86,14 +104,6 @@ class ShowProgress(TrainerCallback):
         """Take the live line away; also after an error."""
         if self.live.live.is_started:  # not started, rich would print an empty line
             self.live.stop()
-
-    def _show(self, state: TrainerState) -> None:
-        shown = self.shown
-        numbers = (
-            f"loss {shown['loss']:.4f}  lr {shown['learning_rate']:.2e}  {shown['tokens_per_s']:,.0f} tokens/s  "
-            f"padding {shown['padding']:.0%}"
-        )
-        self._put(state, [f"{numbers}  {self._left(state)}"])
 
     def _left(self, state: TrainerState) -> str:
         done = state.global_step - self.first_step
@@ -108,16 +118,3 @@ class ShowProgress(TrainerCallback):
         elif time.perf_counter() - self.said_at >= SPACING:
             say(self.console, self.unsaid)
             self.unsaid, self.said_at = "", time.perf_counter()
-
-
-def say(console: Console, text: str) -> None:
-    """Print text as it is: rich would take ``train[0]`` for markup and wrap paths."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def duration(seconds: float) -> str:
-    """``42 s``, ``3 min 20 s``, ``2 h 05 min``."""
-    minutes, rest = divmod(int(seconds + 0.5), 60)
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60:02} min"
-    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"

@@ -1,189 +1,243 @@
-"""What every stage of training does in the same way: its start and stop, the model, TRL's arguments, the loop, the results."""
+"""One run, whatever its stage: check, prepare, load, begin, measure, train, measure, export, finish."""
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-import datasets
 import torch
-import transformers
 from peft import PeftModel
-from rich.console import Console
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from peft.helpers import disable_input_dtype_casting
+from transformers import set_seed
 
-from hybrid_ft.errors import RESUMABLE, STORAGE, InputError
-from hybrid_ft.finetune.models import in_bfloat16
-from hybrid_ft.finetune.recipe.schema import Recipe
-from hybrid_ft.finetune.runs import checkpoints, device, storage
+from hybrid_ft.errors import STORAGE, InputError
+from hybrid_ft.finetune import models
+from hybrid_ft.finetune.evaluation import answers
+from hybrid_ft.finetune.machines.hardware import check_hardware
+from hybrid_ft.finetune.runs import checkpoints
+from hybrid_ft.finetune.runs.console import duration, say
 from hybrid_ft.finetune.runs.export import Exporter
 from hybrid_ft.finetune.runs.folder import RunFolder
-from hybrid_ft.finetune.runs.processes import Processes, asked_for, leave, other_is_gone
-from hybrid_ft.finetune.runs.signals import Stopped, StopRequest
-from hybrid_ft.finetune.training import fsdp as sharding
-from hybrid_ft.finetune.training.progress import ShowProgress, say
-from hybrid_ft.finetune.training.trainer import RunTrainer
-from hybrid_ft.hybrid_model.checkpoint.generation_config import GenerationDefaults
+from hybrid_ft.finetune.runs.identity import run_identity, tokenizer_digest
+from hybrid_ft.finetune.runs.launcher import agreed
+from hybrid_ft.finetune.runs.session import begin_or_go_on, check_storage, in_folder, newest_checkpoint
+from hybrid_ft.finetune.training import fsdp
+from hybrid_ft.hybrid_model.checkpoint.generation_config import GenerationDefaults, generation_defaults
+from hybrid_ft.hybrid_model.gpu_trust import check_gpu
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from rich.console import Console
+    from transformers import PreTrainedTokenizerBase
+
+    from hybrid_ft.finetune.recipe.schema import Recipe
+    from hybrid_ft.finetune.runs.signals import StopRequest
+    from hybrid_ft.finetune.training.plan import Plan
+    from hybrid_ft.finetune.training.progress import ShowProgress
+    from hybrid_ft.finetune.training.trainer import RunTrainer
 
 
-def in_folder(folder: RunFolder, console: Console, work: Callable[[StopRequest], int]) -> int:
-    """Do ``work`` while the folder is held and signals are heard. Returns its status, or 75 where a signal stopped it.
+class Prepared(Protocol):
+    """A stage's rows. ``train`` has a column ``origin`` (``file:line``); ``eos_token_ids`` end an assistant's turn; what
+    ``report.summary()`` says is shown."""
 
-    Of several processes number 0 alone speaks. Raises InputError with status 5 where the disk fails.
+    @property
+    def train(self) -> Dataset: ...
+    @property
+    def eval(self) -> Dataset | None: ...
+    @property
+    def report(self) -> Any: ...
+    @property
+    def eos_token_ids(self) -> list[int]: ...
+    @property
+    def chat_template(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Start:
+    """One start of a run, new or resumed: what stays the same from its rows to its result."""
+
+    recipe: Recipe
+    folder: RunFolder
+    console: Console
+    stop: StopRequest
+    tokenizer: PreTrainedTokenizerBase
+    prepared: Any
+    plan: Plan
+
+    def say(self, text: str) -> None:
+        say(self.console, text)
+
+    def of_trainer(self, progress: ShowProgress) -> dict[str, Any]:
+        """What ``RunTrainer`` and TRL's trainers get in any stage."""
+        origins = self.prepared.train["origin"]
+        return {
+            "processing_class": self.tokenizer,
+            "callbacks": [progress],
+            "folder": self.folder,
+            "keep": self.recipe.train.keep,
+            "stop": self.stop,
+            "origins": lambda row: origins[row],
+            "arithmetic": partial(models.arithmetic, self.recipe),
+            "save_best": self.recipe.evaluate.load_best,
+        }
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one kind of training has of its own. Everything else of a run is ``run``.
+
+    name       of the command, and in ``run.json``
+    prepare    recipe, tokenizer -> the rows; raises InputError for data that cannot be used
+    identity   rows -> their digests, by the names under which ``run.json`` keeps them
+    plan       recipe, rows, number of processes -> the steps
+    describe   start -> a line on how the rows fall into steps, and what is minimised (may be empty)
+    progress   console, file of metrics -> the callback that shows and keeps what is measured
+    trainer    start, model, progress -> the trainer; nothing is written before ``begin``
+    trial      start, trainer: raises InputError for what cannot work, before anything is written
+    ready      start, trainer, what ``trial`` gave: what the run needs before the first measure; it has begun
+    questions  rows, tokenizer -> held-out rows with ``origin``, ``prompt_ids`` and ``answer``, or None
+    show       start, before, after: what was measured on the base and on the result
     """
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    stop = StopRequest(several=asked_for() > 1)
-    try:
-        with stop.listening():
-            processes = Processes.join()
-            console.quiet = not processes.main
-            with folder.held(processes):
-                return work(stop)
-    except Stopped:
-        name = stop.received.name if stop.received else "a signal to another process"
-        say(console, f"stopped by {name}; the same command goes on from here")
-    except Exception as error:
-        if storage.no_room(error):
-            place = getattr(error, "filename", None)
-            raise storage.refusal(error, Path(place) if place else folder.path / "a file", None) from error
-        if not (stop.several and other_is_gone(error)):
-            raise
-        console.quiet = False
-        say(console, "another process of this run has ended, and so does this one; the same command goes on from here")
-    if stop.several:
-        leave(RESUMABLE)
-    return RESUMABLE
+
+    name: str
+    prepare: Callable[[Recipe, PreTrainedTokenizerBase], Prepared]
+    identity: Callable[[Any], dict[str, str]]
+    plan: Callable[[Recipe, Any, int], Plan]
+    describe: Callable[[Start], tuple[str, str]]
+    progress: Callable[[Console, Path], ShowProgress]
+    trainer: Callable[[Start, Any, ShowProgress], RunTrainer]
+    trial: Callable[[Start, Any], Any]
+    ready: Callable[[Start, Any, Any], None]
+    questions: Callable[[Any, PreTrainedTokenizerBase], Dataset | None]
+    show: Callable[[Start, dict[str, Any], dict[str, Any]], None]
 
 
-def begin_or_go_on(
-    folder: RunFolder,
-    recipe: Recipe,
-    stage: str,
-    identity: dict[str, Any],
-    changed: list[str],
-    tell: Callable[[str], None],
-) -> None:
-    """Write the first files of a run, or what its user has accepted since, and say what else is new."""
-    if not folder.begun:
-        folder.begin(stage, recipe, identity)
-        return
-    folder.complete(recipe)
-    if changed:
-        tell(f"changed   {', '.join(changed)}: accepted, so the run does not end where it would have")
-        folder.accept(changed, recipe, identity)
-    if folder.record["device"] != device.name():
-        tell(
-            f"device    {device.name()}, was {folder.record['device']}: the run may not end bit for bit where it would have"
-        )
+def run(recipe: Recipe, stage: Stage, console: Console, accept_changes: bool = False) -> int:
+    """The whole run. Returns the exit status: 0 done, 75 stopped by a signal and resumable.
+
+    ``accept_changes``: go on with a run though its recipe, data, base or code are not those it began with. Raises
+    InputError for what a user can mend; until training begins nothing is left behind then.
+    """
+    folder = RunFolder(recipe.output or f"runs/{stage.name}")
+    check_hardware(recipe.model.dtype == "bfloat16", recipe.train.loader_workers)
+    recipe = agreed(recipe, models.in_bfloat16(recipe))
+    return in_folder(folder, console, lambda stop: _run(recipe, stage, folder, console, stop, accept_changes))
 
 
-def newest_checkpoint(folder: RunFolder, tell: Callable[[str], None]) -> Path | None:
-    """As process 0 finds it: it sets damaged ones aside."""
-    found = checkpoints.newest(folder.checkpoints, tell) if folder.begun and folder.processes.main else None
-    return folder.processes.of_main(found)
+def _run(recipe: Recipe, stage: Stage, folder: RunFolder, console: Console, stop: StopRequest, accept: bool) -> int:
+    began = time.perf_counter()
+    identity = run_identity(recipe, folder.processes)
+    folder.check(identity, accept)
+    if folder.finished:
+        say(console, f"{folder.path}: this run is finished; nothing to do")
+        return 0
+    tokenizer = models.load_tokenizer(recipe)
+    prepared = stage.prepare(recipe, tokenizer)
+    # what the rows were rendered with is what the result answers with
+    tokenizer.chat_template = prepared.chat_template
+    identity |= {"tokenizer": tokenizer_digest(tokenizer)} | stage.identity(prepared)
+    changed = folder.check(identity, accept)
+    plan = stage.plan(recipe, prepared, folder.processes.count)
+    start = Start(recipe, folder, console, stop, tokenizer, prepared, plan)
+
+    model = models.load_model(recipe, tokenizer)
+    defaults = generation_defaults(model, tokenizer, prepared.eos_token_ids)
+    saves = check_storage(folder, recipe, model, models.in_bfloat16(recipe))
+    resumed = newest_checkpoint(folder, start.say)
+    _introduce(stage, start, model, resumed, saves)
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder.path / "tensorboard")
+    progress = stage.progress(console, folder.metrics)
+    trainer = stage.trainer(start, model, progress)
+    if not folder.begun and folder.processes.main:
+        folder.checkpoints.rmdir()  # transformers makes it at once
+    with console.status("the GPU's self-test"):
+        check_gpu(trainer.model, torch.bfloat16 if models.in_bfloat16(recipe) else torch.float32)
+    tried = stage.trial(start, trainer)
+    begin_or_go_on(folder, recipe, stage.name, identity, changed, start.say)
+    stage.ready(start, trainer, tried)
+    before = _before(stage, start, trainer, defaults)
+    if not _train(start, trainer, progress, resumed):
+        return 0
+    with console.status("measuring after the training"):
+        after = _measure(stage, start, trainer, defaults, "after")
+    results = export(trainer, recipe, folder, tokenizer, defaults)
+    stage.show(start, before, after)
+    folder.finish(step=plan.steps, results=[path.name for path in results])
+    start.say(f"done in {duration(time.perf_counter() - began)}")
+    for path in results:
+        start.say(f"{path.name}: {path}")
+    start.say(f"next: hybrid-ft chat {results[-1]}")
+    return 0
 
 
-def check_storage(folder: RunFolder, recipe: Recipe, model: PreTrainedModel | PeftModel) -> str:
-    """What a save costs here, as it is shown. Raises InputError where the disk fails, or has not the room that the run
-    will need."""
+def _introduce(stage: Stage, start: Start, model: torch.nn.Module, resumed: Path | None, saves: str) -> None:
+    """What will be trained, on what, in what portions, and where it goes."""
+    recipe, plan, train, processes = start.recipe, start.plan, start.recipe.train, start.folder.processes
+    start.say(f"model     {models.describe_model(recipe, model)}")
+    for line in start.prepared.report.summary():
+        start.say(f"data      {line}")
+    portions, aim = stage.describe(start)
+    start.say(portions)
+    start.say(
+        f"training  {plan.steps:,} steps ({plan.steps / plan.per_epoch:.2f} epochs), {aim}learning rate "
+        f"{train.learning_rate:g}, {train.schedule}, {plan.warmup} steps of warm-up"
+    )
+    start.say(saves)
+    if processes.count > 1:
+        how = "in pieces over them (FSDP2)" if train.sharded else "a copy in each (DDP)"
+        start.say(f"processes {processes.count}, the model {how}")
+    start.say(f"output    {start.folder.path}" + (f", going on from {resumed.name}" if resumed else ""))
+
+
+def _before(stage: Stage, start: Start, trainer: RunTrainer, defaults: GenerationDefaults) -> dict[str, Any]:
+    """Measured once, on the base; a resumed run reads what was written then."""
+    folder = start.folder
     if not folder.processes.main:
-        return ""
-    each = storage.checkpoint_bytes(model)
-    keep = recipe.train.keep + recipe.evaluate.load_best
-    storage.check_room(folder.path, each, keep, _result_bytes(recipe, model), _present(folder))
-    return storage.describe(each, storage.probe(folder.path), recipe.train.save_every, keep)
+        return {}
+    if "before" not in folder.record:
+        with start.console.status("measuring before the training"):
+            before = _measure(stage, start, trainer, defaults, "before")
+        folder.note(before={"held_out": before["held_out"]})
+        return before
+    lines = {kind: folder.path / f"{kind}-before.jsonl" for kind in ("answers", "samples")}
+    read = {kind: answers.read_lines(file) if file.exists() else [] for kind, file in lines.items()}
+    return folder.record["before"] | read
 
 
-def _result_bytes(recipe: Recipe, model: PreTrainedModel | PeftModel) -> int:
-    """Of what is exported: all weights, or the adapter and on request all weights."""
-    size = 2 if in_bfloat16(recipe) else 4
-    lora = recipe.model.lora
-    exported = sum(p.numel() for p in model.parameters() if not lora or p.requires_grad or lora.merge)
-    return size * exported
+def _measure(
+    stage: Stage, start: Start, trainer: RunTrainer, defaults: GenerationDefaults, when: str
+) -> dict[str, Any]:
+    """``held_out``, the trainer's measures or None; ``answers`` and ``samples``, which are also written."""
+    wanted, tokenizer = start.recipe.evaluate, start.tokenizer
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    held_out = trainer.held_out_of_result()
+    questions = stage.questions(start.prepared, tokenizer) if wanted.answers else None
+    with trainer.measuring():
+        answered = (
+            [] if questions is None else answers.answer_held_out(model, tokenizer, questions, defaults.ends, wanted)
+        )
+        samples = answers.answer_samples(model, tokenizer, defaults.ends, wanted)
+    for kind, lines in (("answers", answered), ("samples", samples)):
+        if lines:
+            answers.write_lines(start.folder.path / f"{kind}-{when}.jsonl", lines)
+    return {"held_out": held_out, "answers": answered, "samples": samples}
 
 
-def _present(folder: RunFolder) -> int:
-    """Bytes of the checkpoints that are there."""
-    return sum(file.stat().st_size for file in folder.checkpoints.rglob("*") if file.is_file())
-
-
-def describe_processes(recipe: Recipe, processes: Processes) -> str:
-    how = "in pieces over them (FSDP2)" if recipe.train.sharded else "a copy in each (DDP)"
-    return f"processes {processes.count}, the model {how}"
-
-
-def arguments(recipe: Recipe, steps: int, warmup: int, folder: RunFolder) -> dict[str, Any]:
-    """TRL's arguments that a recipe decides for any stage.
-
-    Everything that TRL or transformers would decide by itself and that changes a number, a file or the network is set
-    here: mixed precision, checkpointing, sampling, reports, uploads.
-    """
-    train, every = recipe.train, recipe.evaluate.every
-    gpu = device.is_gpu()
-    checkpointing = recipe.model.gradient_checkpointing
-    return {
-        "output_dir": str(folder.checkpoints),
-        "max_steps": steps,
-        "learning_rate": train.learning_rate,
-        "lr_scheduler_type": train.schedule if train.schedule != "constant" else "constant_with_warmup",
-        "warmup_steps": warmup,
-        "optim": "adamw_torch",
-        "adam_beta1": train.betas[0],
-        "adam_beta2": train.betas[1],
-        "weight_decay": train.weight_decay,
-        "max_grad_norm": train.max_grad_norm,
-        "seed": train.seed,
-        "data_seed": train.seed,
-        "use_cpu": not gpu,
-        "bf16": in_bfloat16(recipe),
-        "fp16": False,
-        "ddp_find_unused_parameters": False,
-        "ddp_broadcast_buffers": False,
-        "dataloader_num_workers": train.loader_workers,
-        "gradient_checkpointing": gpu if checkpointing is None else checkpointing,
-        "logging_strategy": "steps",
-        "logging_steps": train.log_every,
-        "logging_nan_inf_filter": False,
-        "report_to": list(train.trackers) or "none",
-        "run_name": folder.path.name,
-        "project": "hybrid-ft",
-        "disable_tqdm": True,
-        "log_level": "error",
-        "save_strategy": "steps",
-        "save_steps": train.save_every,
-        "eval_strategy": "steps" if every else "no",
-        "eval_steps": every,
-        "max_length": None,
-        "remove_unused_columns": False,
-        "dataloader_drop_last": False,
-        "dataloader_pin_memory": gpu,
-        "push_to_hub": False,
-    }
-
-
-def train(
-    trainer: RunTrainer,
-    recipe: Recipe,
-    steps: int,
-    stop: StopRequest,
-    progress: ShowProgress,
-    resumed: Path | None,
-    plain_model: Callable[[], PreTrainedModel | PeftModel],
-) -> bool:
-    """The loop, from the beginning or from a checkpoint, to ``steps``; then the best weights where they are the result.
-
-    Of several processes all but number 0 are done after it: returns whether this one goes on. ``plain_model`` loads the
-    model once more, for one process alone, where the trainer's lies in pieces.
-    """
-    folder, processes = trainer.folder, trainer.processes
+def _train(start: Start, trainer: RunTrainer, progress: ShowProgress, resumed: Path | None) -> bool:
+    """The loop, from the beginning or from a checkpoint, to the plan's steps; then the best weights where they are the
+    result. Of several processes all but number 0 are done after it: returns whether this one goes on."""
+    recipe, folder, processes = start.recipe, start.folder, start.folder.processes
     step = checkpoints.step_of(resumed) if resumed else 0
     folder.forget_metrics_after(step)
     # process 0 may have measured the base, however long that took
     processes.wait()
-    if resumed and step >= steps:
+    if resumed and step >= start.plan.steps:
         # transformers would take one more step
         last = resumed
         processes.part()
@@ -196,16 +250,22 @@ def train(
         set_seed(recipe.train.seed)
         sharded = recipe.train.sharded and processes.count > 1
         if sharded:
-            sharding.shard(trainer.model, trainer.accelerator)
+            fsdp.shard(trainer.model, trainer.accelerator)
         try:
-            with trainer.watchdog.watching(folder.path, processes.rank), stop.at_step_ends():
+            with (
+                trainer.watchdog.watching(folder.path, processes.rank),
+                start.stop.at_step_ends(),
+                # PEFT would copy every adapted layer's input to the adapters' float32, which autocast casts back
+                disable_input_dtype_casting(trainer.model, active=models.in_bfloat16(recipe)),
+            ):
                 trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
         finally:
             progress.close()
         last = folder.checkpoints / f"checkpoint-{trainer.state.global_step}"
         processes.part()
         if processes.main and sharded:
-            trainer.replace_model(plain_model)
+            # one process goes on alone: the model once more, whole
+            trainer.replace_model(partial(models.load_model, recipe, start.tokenizer))
             trainer.load_weights(last)
     if not processes.main:
         return False
@@ -218,7 +278,7 @@ def train(
                 "evaluate.load_best=false --accept-changes",
                 STORAGE,
             )
-        say(progress.console, f"result    the weights of {best.name}, whose held-out loss was the lowest")
+        start.say(f"result    the weights of {best.name}, whose held-out loss was the lowest")
         trainer.load_weights(best)
     return True
 
@@ -231,13 +291,13 @@ def export(
     defaults: GenerationDefaults,
 ) -> list[Path]:
     """Every result, verified; the last is the one to talk to."""
-    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    model: Any = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     # a copy of a model whose forward was replaced on the instance would run the original's
     (model.get_base_model() if isinstance(model, PeftModel) else model).__dict__.pop("forward", None)
     wanted = recipe.model
     exporter = Exporter(folder.path, tokenizer, defaults, wanted.path, wanted.revision)
     if not wanted.lora:
-        return [exporter.whole(model.to(torch.bfloat16) if in_bfloat16(recipe) else model)]
+        return [exporter.whole(model.to(torch.bfloat16) if models.in_bfloat16(recipe) else model)]
     results = [exporter.adapter(model)]
     if wanted.lora.merge:
         results.append(exporter.whole(model.merge_and_unload(), "merged"))

@@ -1,4 +1,4 @@
-"""Says once when a run learns nothing: a loss that is exactly what nothing to learn from gives, step after step."""
+"""Warns once when the loss is stuck at the value of a model that learns nothing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PAIRS = (
 )
 
 
-class NoSignal(TrainerCallback):
+class StuckLoss(TrainerCallback):
     """One line by ``say`` after 20 such logged losses in a row, or at the end of a shorter run that had no other.
 
     ``first`` is the loss of equal models on pairs (ln 2 for sigmoid), met to 1e-6; without it the loss is of tokens,

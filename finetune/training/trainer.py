@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from datasets import Dataset
+from accelerate.utils import AutocastKwargs
 from peft import PeftModel
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
@@ -29,10 +29,12 @@ from trl.trainer.utils import add_fused_lm_head
 
 from hybrid_ft.errors import NUMERICS, InputError
 from hybrid_ft.finetune.runs import checkpoints, device, storage, training_state, weights
+from hybrid_ft.finetune.runs.atomic import write_text
 from hybrid_ft.finetune.runs.folder import RunFolder
 from hybrid_ft.finetune.runs.signals import StopRequest
 from hybrid_ft.finetune.runs.watchdog import Watchdog
 from hybrid_ft.finetune.training.log_prob_head import take_over_on_cpu
+from hybrid_ft.finetune.training.packs import collate_with_rows
 
 MOST_SKIPPED = 3
 """Steps in a row that may be left out because their gradient overflowed in bfloat16."""
@@ -66,6 +68,8 @@ class RunTrainer(Trainer):
     control: TrainerControl
     result_step: int | None = None
     """whose weights the model has when the training is over"""
+    held_out_at: tuple[int, dict[str, float]] | None = None
+    """step and values of the last held-out measure"""
 
     def __init__(
         self,
@@ -81,12 +85,14 @@ class RunTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.folder, self.keep, self.stop, self.origins = folder, keep, stop, origins
         self.processes, self.save_best, self.arithmetic = folder.processes, save_best, arithmetic
+        # its autocast around the model's forward; see models.arithmetic
+        self.accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
         precision = self.accelerator.mixed_precision
         assert (precision == "bf16") == self.args.bf16, f"accelerate computes in {precision}: the environment says so"
         self.counts, self.watchdog = Counts(), Watchdog()
         self.skipped_in_a_row = 0
         self._loss_of_step: torch.Tensor | None = None
-        self.data_collator = partial(_collate_with_rows, self.data_collator)
+        self.data_collator = partial(collate_with_rows, self.data_collator)
         self.remove_callback(PrinterCallback)
         self.add_callback(_StepEnds(self))
 
@@ -167,7 +173,7 @@ class RunTrainer(Trainer):
         suffix = f"-process-{self.processes.rank}" if self.processes.count > 1 else ""
         file = self.folder.path / f"not-finite-step-{step}{suffix}.json"
         rows = [self.origins(row) for row in self.counts.rows]
-        checkpoints.write_text(file, json.dumps({"step": step, what: str(value), "rows": rows}, indent=1) + "\n")
+        write_text(file, json.dumps({"step": step, what: str(value), "rows": rows}, indent=1) + "\n")
         shown = ", ".join(rows[:3]) + (f" and {len(rows) - 3} more" if len(rows) > 3 else "")
         raise InputError(
             f"step {step}: the {what} is {value}, so the step was not taken; its rows: {shown} "
@@ -198,11 +204,36 @@ class RunTrainer(Trainer):
         # metrics.jsonl has them all; transformers would write the whole list into every checkpoint
         self.state.log_history.clear()
 
-    def note_held_out(self, loss: float) -> None:
-        """Of the step that has just been taken; the best one so far is saved where that is asked for."""
+    def held_out(self, alone: bool = False) -> dict[str, float]:
+        """``loss`` and what else is measured of the held-out rows, exactly. Changes nothing of the training.
+
+        The processes share the rows, unless this one is to compute ``alone``.
+        """
+        raise NotImplementedError
+
+    def held_out_of_result(self) -> dict[str, float] | None:
+        """The same of the weights that the model has now, measured anew only where it must be; None without such rows."""
+        if self.eval_dataset is None:
+            return None
+        if self.held_out_at and self.held_out_at[0] == self.result_step:
+            return self.held_out_at[1]
+        return self.held_out(alone=True)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As the loop calls it between steps; a stop request ends it early, without a result. The best checkpoint so
+        far is saved where that is asked for."""
+        measured = self.held_out()
+        if self.stop.now:
+            return {}
+        step, loss = self.state.global_step, measured["loss"]
+        self.held_out_at = (step, measured)
         if self.save_best and (self.state.best_metric is None or loss < self.state.best_metric):
-            self.state.best_metric, self.state.best_global_step = loss, self.state.global_step
+            self.state.best_metric, self.state.best_global_step = loss, step
             self.control.should_save = True
+        metrics = {f"eval_{name}": value for name, value in measured.items()}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
 
     def _init_training_state(self, max_steps: int, *args: Any) -> tuple[int, int]:
         done = super()._init_training_state(max_steps, *args)
@@ -299,40 +330,6 @@ class _StepEnds(TrainerCallback):
             control.should_save = control.should_training_stop = True
         # a resumed run has lost the sum of the losses since the last line, so that line ends where the checkpoint does
         control.should_log |= control.should_save
-
-
-FILLER = -1
-"""In a pack's place: the first row without any label, for a process that is left without a batch."""
-
-
-def packs_dataset(rows: Dataset, packs: list[list[int]]) -> Dataset:
-    """A dataset of packs: ``input_ids``, ``labels``, ``seq_lengths`` (tokens of each row) and ``rows`` (their indices).
-
-    A pack is put together when it is asked for; no token is stored twice.
-    """
-    tokens = rows.select_columns(["input_ids", "labels"])
-
-    def put_together(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        columns: dict[str, list[Any]] = {"input_ids": [], "labels": [], "seq_lengths": [], "rows": []}
-        for pack in batch["pack"]:
-            filler = pack == [FILLER]
-            members = tokens[[0] if filler else pack]
-            ids, labels = ([token for row in members[name] for token in row] for name in ("input_ids", "labels"))
-            columns["input_ids"].append(ids)
-            columns["labels"].append([-100] * len(ids) if filler else labels)
-            columns["seq_lengths"].append([len(row) for row in members["input_ids"]])
-            columns["rows"].append([] if filler else pack)
-        return columns
-
-    return Dataset.from_dict({"pack": packs}).with_transform(put_together)
-
-
-def _collate_with_rows(
-    collate: Callable[[list[dict[str, Any]]], dict[str, Any]], examples: list[dict[str, Any]]
-) -> dict[str, Any]:
-    batch = collate(examples)
-    batch["rows"] = [row for example in examples for row in example["rows"]]
-    return batch
 
 
 @contextmanager

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from hybrid_ft.errors import InputError
 from hybrid_ft.hybrid_model.checkpoint.config import check_generation_config, find_folder, lasting_name, read_config
-from hybrid_ft.hybrid_model.checkpoint.text_model import load_text_model, random_text_model
+from hybrid_ft.hybrid_model.checkpoint.text_model import load_text_model, random_text_model, text_class
 from hybrid_ft.hybrid_model.checkpoint.weight_files import check_weight_files
 from hybrid_ft.hybrid_model.families.olmo_hybrid.model import OlmoHybridForCausalLM
 from hybrid_ft.hybrid_model.families.olmo_hybrid.presets import PRESETS, TINY, preset_config
@@ -74,6 +75,15 @@ def load(
         # what PEFT calls an adapter's base: not a folder of the hub's cache
         model.name_or_path = model.config._name_or_path = lasting_name(name)
     return model if device is None else model.to(device)
+
+
+def open_plain(name: str, revision: str | None, dtype: torch.dtype) -> PreTrainedModel:
+    """What ``load`` opens, as plain transformers has it. Raises InputError as ``load`` does."""
+    folder = find_folder(name, revision, weights=True)
+    config = read_config(folder)
+    cls: Any = text_class(config)
+    # a base's config may name an attention of the hub
+    return cls.from_pretrained(folder, config=config, dtype=dtype, use_safetensors=True, attn_implementation="sdpa")
 
 
 def check_finite(folder: Path, model: torch.nn.Module) -> None:

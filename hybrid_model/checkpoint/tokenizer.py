@@ -16,6 +16,7 @@ from hybrid_ft.hybrid_model.checkpoint.config import (
     json_object,
     read_config,
 )
+from hybrid_ft.hybrid_model.families.known import is_known
 from hybrid_ft.hybrid_model.families.olmo_hybrid.presets import PRESETS
 
 _FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -29,7 +30,7 @@ def load_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedT
     name = str(path)
     folder = BUNDLED if name in PRESETS else find_folder(name, revision)
     whole = folder / "tokenizer.json"
-    if (folder / "config.json").exists() and json_object(folder / "config.json").get("model_type") == "olmo_hybrid":
+    if (folder / "config.json").exists() and is_known(json_object(folder / "config.json").get("model_type")):
         read_config(folder)  # transformers reads it for a tokenizer too, and complains of it less well
     for file in (folder / file for file in (*_FILES, "config.json")):
         if file.exists() and "model" not in json_object(file) and file == whole:

@@ -14,6 +14,7 @@ from itertools import pairwise
 import torch
 
 from hybrid_ft.hybrid_model.door.layout import Door, build_layout, open_door
+from hybrid_ft.hybrid_model.door.rows import take_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +31,7 @@ class SharedDoor(Door):
 
     def unflatten(self, x: torch.Tensor) -> torch.Tensor:
         """[N, ...] -> [B, T, ...], a shared prompt's tokens in each of its rows, zeros at the padding."""
-        x = x.index_select(0, self.sources)
+        x = take_rows(x, self.sources)
         if self.places is not None:
             rows = x.new_zeros(self.shape[0] * self.shape[1], *x.shape[1:])
             x = rows.index_copy(0, self.places, x)
@@ -108,7 +109,7 @@ def pick(door: Door, x: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
     tokens = real.nonzero().squeeze(1)
     if places is not None and len(tokens) != int(wanted.sum()):
         raise ValueError("keep is set at padding, which has no hidden state")
-    return x.index_select(0, tokens if sources is None else sources.index_select(0, tokens))
+    return take_rows(x, tokens if sources is None else sources.index_select(0, tokens))
 
 
 def _check(rows: list[list[int]], cuts: list[int], owners: list[int]) -> None:

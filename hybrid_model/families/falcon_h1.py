@@ -5,7 +5,7 @@ One of them, ``lm_head_multiplier``, scales the head's logits.
 
 from __future__ import annotations
 
-from hybrid_ft.hybrid_model.families.family import Config, Family, Mixing, attention, ssd
+from hybrid_ft.hybrid_model.families.family import PEFT_REFUSES, Config, Family, Mixing, attention, ssd
 
 
 def _mixings(config: Config) -> list[tuple[Mixing, ...]]:
@@ -19,10 +19,10 @@ FAMILY = Family(
     mixings=_mixings,
     lora=lambda config: {
         "attention": r"\d+\.self_attn\.(q|k|v|o)_proj",
-        "recurrent": r"\d+\.mamba\.(in|out)_proj",
+        "recurrent": r"\d+\.mamba\.in_proj",
         "mlp": r"\d+\.feed_forward\.(gate|up|down)_proj",
     },
-    refused={r"conv1d": "a convolution has no low rank"},
+    refused={r"mamba\.out_proj": PEFT_REFUSES, r"conv1d": "a convolution has no low rank"},
     float32=("A_log", "dt_bias", ".D"),
     logit_scale=lambda config: config.lm_head_multiplier,
     tiny={

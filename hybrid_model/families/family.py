@@ -9,6 +9,8 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedConfig as Config
 
+PEFT_REFUSES = "PEFT opens no such adapter, because mamba-ssm's fused kernel would leave it out"
+
 
 @dataclass(frozen=True)
 class Mixing:
@@ -35,6 +37,7 @@ class Family:
     lora          of a config: set name to a pattern of the module names in it, after ``layers.``
     refused       pattern of module names that no set holds, to the reason
     experts       parameter names of routed experts that LoRA can adapt, after ``layers.N.``; a set of their own
+    router        pattern of the names of the parameters that choose experts
     own           class name of a module to a function from its class to ours; other recurrent mixers are transformers'
     forks         whether a segment may continue another one exactly
     continues     whether a filled cache can be continued with several tokens at once
@@ -53,6 +56,7 @@ class Family:
     lora: Callable[[Config], dict[str, str]]
     refused: Mapping[str, str] = field(default_factory=dict)
     experts: tuple[str, ...] = ()
+    router: str = r"(?!)"
     frames: Mapping[str, str] = field(default_factory=dict)
     own: Mapping[str, Callable[[type[nn.Module]], type[nn.Module]]] = field(default_factory=dict)
     forks: bool = True

@@ -24,6 +24,7 @@ FAMILY = Family(
     },
     refused={r"block_sparse_moe\.router": "a router stays as it was trained", r"conv1d": "a convolution has no low rank"},
     experts=("block_sparse_moe.experts.gate_up_proj", "block_sparse_moe.experts.down_proj"),
+    router=r".*\.block_sparse_moe\.router\..*",
     float32=("A_log", "dt_bias", ".D"),
     logit_scale=lambda config: 1.0 / config.logits_scaling,
     tiny={

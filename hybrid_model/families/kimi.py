@@ -19,7 +19,7 @@ def _lora(config: Config) -> dict[str, str]:
     def of(kind: str) -> list[int]:
         return [i for i, name in enumerate(config.layer_types) if name == kind]
 
-    latent = r"self_attn\.(q_proj|q_a_proj|q_b_proj|kv_a_proj_with_mqa|kv_b_proj|o_proj)"
+    latent = r"self_attn\.(q_proj|q_a_proj|q_b_proj|kv_a_proj_with_mqa|kv_b_proj|o_proj|g_proj)"
     gates = "g_a_proj|g_b_proj" if config.model_type == "kimi_linear" else "g_proj"
     return {
         "attention": at(of("full_attention"), latent),
@@ -31,7 +31,7 @@ def _lora(config: Config) -> dict[str, str]:
 _REFUSED = {
     r"forget_gate\..*": "it sets the decay of each key channel",
     r"self_attn\.b_proj": "it sets the writing strength, with one output a head",
-    r"mlp\.gate": "a router stays as it was trained",
+    r"mlp\.gate$": "a router stays as it was trained",
     r"conv1d": "a convolution of four weights a channel has no low rank",
 }
 _EXPERTS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
@@ -48,6 +48,7 @@ KIMI = Family(
     lora=_lora,
     refused=_REFUSED,
     experts=_EXPERTS,
+    router=r".*\.mlp\.gate\..*",
     # transformers reads the dense first layer as mlp, and writes it as the layers of experts are called
     rewritten=tuple((f"block_sparse_moe.{part}_proj", f"mlp.{part}_proj") for part in ("gate", "up", "down")),
     float32=("A_log", "dt_bias", "e_score_correction_bias"),
@@ -64,6 +65,7 @@ LING = Family(
     lora=_lora,
     refused=_REFUSED,
     experts=_EXPERTS,
+    router=r".*\.mlp\.gate\..*",
     carried=(r"model\.layers\.\d+\.(eh_proj|enorm|hnorm|final_layernorm|embed_tokens|shared_head).*", r"mtp\..*"),
     float32=("A_log", "dt_bias", "e_score_correction_bias"),
     tiny={

@@ -25,7 +25,7 @@ def _lora(config: Config) -> dict[str, str]:
 
 
 _REFUSED = {
-    r"feed_forward\.gate": "a router stays as it was trained",
+    r"feed_forward\.gate$": "a router stays as it was trained",
     r"conv\.conv": "a convolution has no low rank",
     r"self_attn\.g_proj": "it has one output a head",
 }
@@ -57,6 +57,7 @@ LFM2_MOE = Family(
     lora=_lora,
     refused=_REFUSED,
     experts=("feed_forward.experts.gate_up_proj", "feed_forward.experts.down_proj"),
+    router=r".*\.feed_forward\.(gate\..*|expert_bias)",
     float32=("expert_bias",),
     tiny={
         "lfm2_moe": _SIZES | _CONV | {

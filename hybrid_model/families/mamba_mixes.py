@@ -27,7 +27,7 @@ def _zamba_mixings(config: Config) -> list[tuple[Mixing, ...]]:
 
 def _jamba_mixings(config: Config) -> list[tuple[Mixing, ...]]:
     scan = Mixing(per_token=6 * config.mamba_expand * config.hidden_size * config.mamba_d_state)
-    return [(scan if kind == "linear_attention" else attention(config),) for kind in config.layers_block_type]
+    return [(scan if kind == "linear_attention" else attention(config),) for kind in config.layer_types]
 
 
 def _lora(config: Config) -> dict[str, str]:
@@ -39,11 +39,7 @@ def _lora(config: Config) -> dict[str, str]:
 
 
 def _zamba_lora(config: Config) -> dict[str, str]:
-    return {
-        "attention": r"\d+\.shared_transformer\.self_attn\.(q|k|v|o)_proj",
-        "recurrent": r"\d+\.(mamba_decoder\.)?mamba\.(in|out)_proj",
-        "mlp": r"\d+\.shared_transformer\.feed_forward\.(gate_up|down)_proj",
-    }
+    return {"recurrent": r"\d+\.(mamba_decoder\.)?mamba\.(in|out)_proj"}
 
 
 BAMBA = Family(
@@ -66,7 +62,9 @@ ZAMBA2 = Family(
     model_types={"zamba2": "Zamba2ForCausalLM"},
     mixings=_zamba_mixings,
     lora=_zamba_lora,
-    refused=_CONV | {r"adapter_list.*": "it is an adapter already", r"\d+\.linear": "it joins two streams"},
+    refused=_CONV | {
+        r"shared_transformer\.(self_attn|feed_forward)\.\w+_proj$": "several layers share it, and merging would add up",
+        r"adapter_list.*": "it is an adapter already", r"\d+\.linear": "it joins two streams"},
     float32=("A_log", "dt_bias", ".D"),
     tiny={
         "zamba2": _SIZES | {
@@ -83,6 +81,7 @@ JAMBA = Family(
     lora=_lora,
     refused=_ROUTER | _CONV | {r"(x|dt)_proj": "it sets the state's decay and what is read from it"},
     experts=("feed_forward.experts.gate_up_proj", "feed_forward.experts.down_proj"),
+    router=r".*\.feed_forward\.router\..*",
     forks=False,
     continues=False,
     float32=("A_log", ".D"),

@@ -6,7 +6,7 @@ out the lower bound of the time step that its scan has: a cached token differs b
 
 from __future__ import annotations
 
-from hybrid_ft.hybrid_model.families.family import Config, Family, Mixing, at, attention, ssd
+from hybrid_ft.hybrid_model.families.family import PEFT_REFUSES, Config, Family, Mixing, at, attention, ssd
 
 
 def _mixings(config: Config) -> list[tuple[Mixing, ...]]:
@@ -22,7 +22,7 @@ def _lora(config: Config) -> dict[str, str]:
     mlps = [at(of("mlp"), r"mixer\.(up|down)_proj"), at(of("moe"), r"mixer\.shared_experts\.(up|down)_proj")]
     return {
         "attention": at(of("full_attention"), r"mixer\.(q|k|v|o)_proj"),
-        "recurrent": at(of("linear_attention"), r"mixer\.(in|out)_proj"),
+        "recurrent": at(of("linear_attention"), r"mixer\.in_proj"),
         "mlp": f"({'|'.join(mlps)})",
     }
 
@@ -32,8 +32,11 @@ FAMILY = Family(
     model_types={"nemotron_h": "NemotronHForCausalLM"},
     mixings=_mixings,
     lora=_lora,
-    refused={r"mixer\.gate": "a router stays as it was trained", r"conv1d": "a convolution has no low rank"},
+    refused={
+        r"mixer\.out_proj": PEFT_REFUSES,
+r"mixer\.gate$": "a router stays as it was trained", r"conv1d": "a convolution has no low rank"},
     experts=("mixer.experts.up_proj", "mixer.experts.down_proj"),
+    router=r".*\.mixer\.gate\..*",
     carried=(r"mtp\..*",),
     float32=("A_log", "dt_bias", ".D", "e_score_correction_bias"),
     tiny={

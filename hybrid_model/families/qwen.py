@@ -92,7 +92,7 @@ def _lora(config: Config) -> dict[str, str]:
 
 _REFUSED = {
     r"in_proj_(a|b|ba)": "it sets the decay and the writing strength of each head, with one output a head",
-    r"mlp\.gate|shared_expert_gate": "a router stays as it was trained",
+    r"mlp\.gate$|shared_expert_gate": "a router stays as it was trained",
     r"conv1d": "a convolution of four weights a channel has no low rank",
 }
 _SIZES = {
@@ -128,6 +128,7 @@ QWEN3_5_MOE = Family(
     lora=_lora,
     refused=_REFUSED,
     experts=("mlp.experts.gate_up_proj", "mlp.experts.down_proj"),
+    router=r".*\.mlp\.gate\..*",
     own=_own("Qwen3_5Moe"),
     carried=(r"model\.visual\..*", r"mtp\..*"),
     tiny={"qwen3_5_moe_text": _SIZES | _EXPERTS},
@@ -139,6 +140,7 @@ QWEN3_NEXT = Family(
     lora=_lora,
     refused=_REFUSED,
     experts=("mlp.experts.gate_up_proj", "mlp.experts.down_proj"),
+    router=r".*\.mlp\.gate\..*",
     own=_own("Qwen3Next"),
     carried=(r"mtp\..*",),
     tiny={"qwen3_next": _SIZES | _EXPERTS | {"intermediate_size": 96}},

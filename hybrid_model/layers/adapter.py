@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from hybrid_ft.hybrid_model.door.cache_name import CACHE
 from hybrid_ft.hybrid_model.door.current import current_layout
 from hybrid_ft.hybrid_model.door.layout import Level, SequenceLayout
 
@@ -80,7 +81,7 @@ def segment_wise(cls: type[nn.Module], forks: bool) -> type[nn.Module]:
     ``forks``: whether a segment may continue another. Raises ValueError in forward where it may not and does.
     """
     parameters = inspect.signature(cls.forward).parameters
-    slot = "cache_params" if "cache_params" in parameters else "past_key_values"
+    slot = next(name for name in (CACHE, "cache_params", "past_key_values") if name in parameters)
 
     class SegmentWise(cls):  # type: ignore[misc, valid-type]
         def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:

@@ -19,6 +19,7 @@ from transformers.models.olmo_hybrid import modeling_olmo_hybrid as hf
 from hybrid_ft.hybrid_model.door.cache import AttentionMemory
 from hybrid_ft.hybrid_model.door.cached_call import Turn
 from hybrid_ft.hybrid_model.door.layout import SequenceLayout
+from hybrid_ft.hybrid_model.door.rows import take_rows
 from hybrid_ft.hybrid_model.layers.fused_linears import Joined
 from hybrid_ft.hybrid_model.layers.installed_flash import Varlen, installed_varlen
 from hybrid_ft.hybrid_model.layers.norm_and_mlp import OlmoHybridRMSNorm
@@ -88,7 +89,7 @@ def _varlen(
     """A segment's queries are the last of its keys, as flash attention's causal mask has it."""
     keys = layout.keys
     if keys.tokens is not None:
-        k, v = k.index_select(0, keys.tokens), v.index_select(0, keys.tokens)
+        k, v = take_rows(k, keys.tokens), take_rows(v, keys.tokens)
     lengths = (layout.cu_seqlens, keys.cu_seqlens, layout.max_seqlen, keys.max_seqlen)
     if flash is not None:
         return flash(q, k, v, *lengths, scale)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from hybrid_ft.hybrid_model.door.layout import SequenceLayout
+from hybrid_ft.hybrid_model.door.rows import take_rows
 from hybrid_ft.kernels.gated_delta_rule import gated_delta_rule
 from hybrid_ft.kernels.short_conv import short_conv
 
@@ -33,7 +34,7 @@ def delta_over_levels(
     ):
         if level.parents is not None:
             assert tail is not None and state is not None
-            tail, state = tail.index_select(0, level.parents), state.index_select(0, level.parents)
+            tail, state = take_rows(tail, level.parents), take_rows(state, level.parents)
         more = depth + 1 < len(layout.levels)
         convolved, tail = short_conv(
             x, conv_weight, cu_seqlens=level.cu_seqlens, initial_tail=tail, output_final_tail=more

@@ -18,6 +18,7 @@ from transformers.models.olmo_hybrid import modeling_olmo_hybrid as hf
 
 from hybrid_ft.hybrid_model.door.cache import DeltaMemory
 from hybrid_ft.hybrid_model.door.layout import SequenceLayout
+from hybrid_ft.hybrid_model.door.rows import take_rows
 from hybrid_ft.hybrid_model.layers.fused_linears import Joined
 from hybrid_ft.kernels.delta_gates import delta_gates
 from hybrid_ft.kernels.delta_step import delta_step
@@ -62,8 +63,8 @@ class OlmoHybridGatedDeltaNet(hf.OlmoHybridGatedDeltaNet):
         for i, (level, piece) in enumerate(zip(layout.levels, pieces)):
             if level.parents is not None:
                 assert tails is not None and state is not None
-                q_tail, k_tail, v_tail = (tail.index_select(0, level.parents) for tail in tails)
-                tails, state = (q_tail, k_tail, v_tail), state.index_select(0, level.parents)
+                q_tail, k_tail, v_tail = (take_rows(tail, level.parents) for tail in tails)
+                tails, state = (q_tail, k_tail, v_tail), take_rows(state, level.parents)
             continued = memory is not None or i + 1 < len(layout.levels)
             o, tails, state = self._mix(piece, level.cu_seqlens, tails, state, continued)
             outputs.append(o)

@@ -47,7 +47,7 @@ def check_inputs(
         if x.device != q.device:
             raise ValueError(f"{name}: got device {x.device}; it must be q's, {q.device}")
     if cu_seqlens is not None:
-        check_cu_seqlens(cu_seqlens, shape[0], shape[1], values or cu_seqlens.device.type == "cpu")
+        check_cu_seqlens(cu_seqlens, shape[0], shape[1], values or not cu_seqlens.is_cuda)
     if values:
         _check_range("g", g, float("-inf"), 0.0)
         _check_range("beta", beta, 0.0, 2.0)

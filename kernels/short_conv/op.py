@@ -34,7 +34,7 @@ def short_conv(
     """
     _check(x, weight, ("N", "D"))
     if cu_seqlens is not None:
-        check_cu_seqlens(cu_seqlens, 1, len(x), cu_seqlens.device.type == "cpu")
+        check_cu_seqlens(cu_seqlens, 1, len(x), not cu_seqlens.is_cuda)
     segments, width = 1 if cu_seqlens is None else len(cu_seqlens) - 1, weight.shape[1]
     shape = (segments, width - 1, x.shape[1])
     if initial_tail is not None and (tuple(initial_tail.shape) != shape or initial_tail.dtype not in FLOATS):

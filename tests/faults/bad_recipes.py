@@ -35,9 +35,9 @@ def templated(name: str, template: Any, *says: str, **more: Any) -> Case:
     return Case(f"template: {name}", says, recipe=recipe, files={"t.jinja": template}, **more)
 
 
-def mapped(name: str, card: Any, *says: str, **more: Any) -> Case:
+def mapped(name: str, mapping: Any, *says: str, **more: Any) -> Case:
     recipe = RECIPE.replace("path: rows.jsonl", "path: rows.jsonl, columns: c.yaml")
-    return Case(f"columns: {name}", says, recipe=recipe, files={"c.yaml": card}, **more)
+    return Case(f"columns: {name}", says, recipe=recipe, files={"c.yaml": mapping}, **more)
 
 
 def staged(name: str, text: Any, *says: str, **more: Any) -> Case:
@@ -54,11 +54,11 @@ CHATML = (
 )
 
 SYNTAX = [
-    whole("empty", "", "r.yaml: holds nothing at the top"),
-    whole("comments alone", "# model:\n", "r.yaml: holds nothing at the top"),
-    whole("a list", "- a\n", "r.yaml: holds a list at the top"),
-    whole("a text", "hello\n", "r.yaml: holds a str at the top"),
-    whole("a number", "5\n", "r.yaml: holds a int at the top"),
+    whole("empty", "", "r.yaml: is empty; a recipe must be a mapping"),
+    whole("comments alone", "# model:\n", "r.yaml: is empty; a recipe must be a mapping"),
+    whole("a list", "- a\n", "r.yaml: holds a list of 1; a recipe must be"),
+    whole("a text", "hello\n", "r.yaml: holds 'hello'; a recipe must be"),
+    whole("a number", "5\n", "r.yaml: holds 5; a recipe must be"),
     whole("two documents", RECIPE + "---\n" + RECIPE, "r.yaml:5: a second document starts here"),
     whole("a tab", "model:\n\tpath: tiny\n", "r.yaml:2: a tab cannot indent YAML"),
     whole("a bracket left open", "model: {path: tiny\ndata: x\n", "r.yaml:2: not YAML"),
@@ -80,7 +80,7 @@ SYNTAX = [
     whole("an alias", RECIPE.replace("tiny", "*a"), "r.yaml:1: alias *a is not allowed", complaints=2),
     whole("a bomb of aliases", "a: &a [x]\nb: &b [*a, *a]\nc: &c [*b, *b]\n", "r.yaml:1: anchor &a is not allowed", complaints=12),
     whole("a merge key", "a: &a {path: tiny}\nmodel:\n  <<: *a\n", "r.yaml:1: anchor &a is not allowed", complaints=6),
-    whole("a list as a key", "? [a, b]\n: c\n", "r.yaml:1: a key must be plain text"),
+    whole("a list as a key", "? [a, b]\n: c\n", "r.yaml:1: a key must be a plain string"),
 ]  # fmt: skip
 
 KEYS = [
@@ -127,7 +127,7 @@ KEYS = [
     changed("yes for true", SOURCES, SOURCES + ", packing: yes", "data.packing: got 'yes'; must be true or false"),
     changed("a length of 1", "max_length: 256", "max_length: 1", "data.max_length: got 1"),
     changed("a length past all", "max_length: 256", "max_length: 1e9", "data.max_length: got 1000000000.0"),
-    changed("a number for a path", "path: rows.jsonl", "path: 5", "data.sources.0.path: got 5; must be a text"),
+    changed("a number for a path", "path: rows.jsonl", "path: 5", "data.sources.0.path: got 5; must be a string"),
     changed("an empty path", "path: rows.jsonl", "path: ''", "data.sources.0.path: got ''; must not be empty"),
     changed("an unexpanded variable", "path: rows.jsonl", "path: '${DATA}/rows.jsonl'", "got '${DATA}/rows.jsonl'; there is no such data file"),
     changed("an interpolation", "path: rows.jsonl", "path: '${oc.env:HOME}'", "got '${oc.env:HOME}'; there is no such data file"),
@@ -173,8 +173,8 @@ OVERRIDES = [
     overridden("an empty part", "train..steps=3", says="must be key=value"),
     overridden("a wrong value", "train.steps=many", says="override train.steps: got 'many'; must be a whole number"),
     overridden("a key below a text", "output.x=3", says="override output.x: output is 'run', which has no key 'x'"),
-    overridden("a source too far", "data.sources.7.path=x", says="'7' is no item of data.sources"),
-    overridden("a source by name", "data.sources.first.path=x", says="'first' is no item of data.sources"),
+    overridden("a source too far", "data.sources.7.path=x", says="data.sources has no item '7'; must be 0"),
+    overridden("a source by name", "data.sources.first.path=x", says="data.sources has no item 'first'"),
     overridden("broken YAML", "train.betas=[0.9", says="override train.betas: not YAML"),
     overridden("a tag", "model.path=[!!python/name:os.system x]", says="is not allowed"),
     overridden("an alias", "train.betas=[*a]", says="alias *a is not allowed"),
@@ -205,7 +205,7 @@ COMMANDS = [
     command("prompts in UTF-16", "generate", "tiny", "--prompts", "p.txt", says="p.txt:1: is UTF-16", files={"p.txt": "a".encode("utf-16")}),
     command("a NUL byte in a prompt", "generate", "tiny", "--prompts", "p.jsonl", says="p.jsonl:1: holds a NUL byte", files={"p.jsonl": '{"prompt": "a\0"}'}),
     command("a prompt that is no object", "generate", "tiny", "--prompts", "p.jsonl", says="p.jsonl:1: must be an object", files={"p.jsonl": "[1]\n"}),
-    command("a prompt that is a number", "generate", "tiny", "--prompts", "p.jsonl", says='p.jsonl:1: "prompt" must be a text', files={"p.jsonl": '{"prompt": 5}\n'}),
+    command("a prompt that is a number", "generate", "tiny", "--prompts", "p.jsonl", says='p.jsonl:1: "prompt" must be a string', files={"p.jsonl": '{"prompt": 5}\n'}),
     command("a prompt twice", "generate", "tiny", "--prompts", "p.jsonl", says="p.jsonl:1: key 'prompt' is given twice", files={"p.jsonl": '{"prompt": "a", "prompt": "b"}\n'}),
     command("NaN beside a prompt", "generate", "tiny", "--prompts", "p.jsonl", says="p.jsonl:1: NaN is no JSON number", files={"p.jsonl": '{"prompt": "a", "x": NaN}\n'}),
     command("half a character in a prompt", "generate", "tiny", "--prompts", "p.jsonl", says="p.jsonl:1: ", files={"p.jsonl": '{"prompt": "\\ud800"}\n'}),
@@ -238,7 +238,7 @@ TEMPLATES = [
 ]  # fmt: skip
 
 MAPPINGS = [
-    mapped("empty", "", "c.yaml: holds nothing at the top; a column mapping is a mapping"),
+    mapped("empty", "", "c.yaml: is empty; a column mapping must be a mapping"),
     mapped("an unknown key", "signature: []\nmesages: []\n", "c.yaml:2: unknown key mesages"),
     mapped("a tag", "about: !!python/name:os.system x\n", "c.yaml:1: tag !!python/name:os.system is not allowed", complaints=2),
     mapped("not there", lambda path: None, "r.yaml:2: data.sources.0.columns: got 'c.yaml'"),

@@ -5,7 +5,7 @@ import json
 import random
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -39,6 +39,7 @@ def start(tmp_path: Path, tiny_base: Path, tiny_tokenizer: Any, monkeypatch: pyt
         from rich.console import Console
 
         from hybrid_ft.finetune.recipe.schema import Recipe
+        from hybrid_ft.finetune.training.run import run
         from hybrid_ft.finetune.training.sft import stage as sft
 
         recipe = Recipe.model_validate(
@@ -52,9 +53,9 @@ def start(tmp_path: Path, tiny_base: Path, tiny_tokenizer: Any, monkeypatch: pyt
             }
         )
         prepared = go.prepared = random_rows(rows, held_out, seed, recipe, tiny_tokenizer.chat_template)
-        monkeypatch.setattr(sft, "prepare", lambda recipe, tokenizer: prepared)
+        stage = replace(sft.SFT, prepare=lambda recipe, tokenizer: prepared)
         screen = io.StringIO()
-        status = sft.run(recipe, Console(file=screen, width=200), accept)
+        status = run(recipe, stage, Console(file=screen, width=200), accept)
         return Start(status, screen.getvalue(), tmp_path / output, prepared)
 
     return go
@@ -140,6 +141,7 @@ def start_pairs(tmp_path: Path, tiny_base: Path, tiny_tokenizer: Any, monkeypatc
 
         from hybrid_ft.finetune.recipe.schema import Recipe
         from hybrid_ft.finetune.training.dpo import stage as dpo
+        from hybrid_ft.finetune.training.run import run
 
         recipe = Recipe.model_validate(
             {
@@ -161,7 +163,7 @@ def start_pairs(tmp_path: Path, tiny_base: Path, tiny_tokenizer: Any, monkeypatc
         )
         monkeypatch.setattr(dpo, "prepare", lambda recipe, tokenizer: prepared)
         screen = io.StringIO()
-        status = dpo.run(recipe, Console(file=screen, width=200))
+        status = run(recipe, dpo.DPO, Console(file=screen, width=200))
         return SimpleNamespace(
             status=status, screen=screen.getvalue(), folder=tmp_path / output, prepared=prepared, recipe=recipe
         )

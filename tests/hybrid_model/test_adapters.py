@@ -17,6 +17,7 @@ SETS = {
     "delta+mlp": DELTA | MLP,
     "mlp+attention": ATTENTION | MLP,
     "attention+attention": ATTENTION,
+    "recurrent": DELTA,
 }
 
 
@@ -29,9 +30,16 @@ def test_a_set_adapts_its_layers_and_nothing_else(make_pair, name):
 
 
 @pytest.mark.parametrize("name", ["lm_head", "conv1d", "", "delta+", "all-linear+mlp", "A_log"])
-def test_an_unknown_name_is_refused_with_the_choices(name):
-    with pytest.raises(InputError, match="cannot be adapted; use one of all-linear, attention, delta, mlp"):
-        target_modules(name)
+def test_an_unknown_name_is_refused_with_the_choices(make_config, name):
+    with pytest.raises(InputError, match="cannot be adapted.*; use one of all-linear, attention, delta, mlp, or"):
+        target_modules(name, make_config())
+
+
+def test_a_projection_that_is_left_out_on_purpose_is_refused_with_the_reason(make_config):
+    with pytest.raises(InputError, match="'linear_attn.a_proj' cannot be adapted: it sets the decay and the writing"):
+        target_modules("linear_attn.a_proj", make_config())
+    with pytest.raises(InputError, match="Olmo Hybrid has no routed experts; use one of"):
+        target_modules("delta+experts", make_config())
 
 
 def test_output_is_unchanged_until_the_first_step_and_the_base_stays(make_pair):

@@ -5,6 +5,7 @@ import torch
 from transformers import DynamicCache
 
 from hybrid_ft.hybrid_model.adapters import add_lora
+from hybrid_ft.hybrid_model.door.cache_name import CACHE
 
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 CONFIGS = {
@@ -83,7 +84,7 @@ def test_a_conversation_of_three_turns_on_one_cache(same, pair):
         cache = DynamicCache(config=model.config) if cached else None
         tokens = prompts(1, 7)
         for turn in range(3):
-            tokens = model.generate(tokens, past_key_values=cache, **GREEDY)
+            tokens = model.generate(tokens, **{CACHE: cache}, **GREEDY)
             tokens = torch.cat([tokens, prompts(1, 5, seed=turn + 1)], dim=1)
         return tokens
 

@@ -2,8 +2,6 @@
 ``test_interpreter.py`` starts a process for them in which TRITON_INTERPRET is set; elsewhere they need a GPU."""
 
 import os
-import re
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +12,7 @@ import torch
 from torch import Tensor
 
 sys.path.append(str(Path(__file__).parent))  # pytest imports a test file by its path, and so not its neighbours
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -123,11 +122,13 @@ class Recorder:
 
 
 class Built(NamedTuple):
-    """Bytes per thread that did not fit into the registers, bytes of shared memory, PTX."""
+    """Bytes per thread that did not fit into the registers, bytes of shared memory, PTX; programs that a multiprocessor
+    of Hopper holds at once."""
 
     spilled: int
     shared: int
     ptx: str
+    programs: int
 
 
 @pytest.fixture
@@ -146,34 +147,20 @@ def record() -> Callable[[Any, Callable[[], object]], dict[str, Recorder]]:
 
 
 @pytest.fixture
-def build(spilled: Callable[[bytes], int]) -> Callable[[Recorder, int], Built]:
+def build() -> Callable[[Recorder, int], Built]:
     """A recorded kernel as Triton compiles it for an architecture when it is launched."""
 
     def compiled(recorder: Recorder, arch: int) -> Built:
+        from kernel_counts import counts
         from launched import compile_for
 
         assert recorder.launch is not None
         args, options = recorder.launch
         built = compile_for(arch, recorder.kernel, args, options)
-        return Built(spilled(built.asm["cubin"]), built.metadata.shared, built.asm["ptx"])
+        found = counts(built)
+        return Built(found.spilled, found.shared, built.asm["ptx"], found.programs)
 
     return compiled
-
-
-@pytest.fixture
-def spilled(tmp_path: Path) -> Callable[[bytes], int]:
-    """Bytes per thread that a compiled kernel keeps in memory for want of registers."""
-
-    def of(cubin: bytes) -> int:
-        import triton
-
-        file = tmp_path / "kernel.cubin"
-        file.write_bytes(cubin)
-        tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-        usage = subprocess.run([tool, "-res-usage", file], capture_output=True, text=True, check=True).stdout
-        return sum(int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("STACK", "LOCAL"))
-
-    return of
 
 
 @pytest.fixture

@@ -27,11 +27,7 @@ def interpret(select: str) -> None:
 
 
 @outside
-def test_interpreter() -> None:
-    interpret("not kernels")
-
-
-@outside
 @pytest.mark.kernels
-def test_interpreter_at_length() -> None:
-    interpret("kernels")
+@pytest.mark.parametrize("half", ["not kernels", "kernels"])
+def test_interpreter(half: str) -> None:
+    interpret(half)

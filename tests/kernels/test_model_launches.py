@@ -28,6 +28,8 @@ pytestmark = [
 ]
 
 WORDS = 512
+# Bytes a thread, in the kernels where that buys a second program on a multiprocessor.
+SPILLED, SPILLING = 96, {"inverse_kernel", "query_kernel", "key_kernel", "backward_kernel"}
 
 
 class Zeros(torch.autograd.Function):
@@ -44,9 +46,10 @@ class Zeros(torch.autograd.Function):
         return torch.zeros_like(x), torch.zeros_like(weight)
 
 
-def test_all_arrives_at_the_driver_and_nothing_spills(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_on_a_gpu: Callable, spilled: Callable[[bytes], int]
+def test_all_arrives_at_the_driver_and_little_spills(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_on_a_gpu: Callable
 ) -> None:
+    from kernel_counts import counts
     from launched import no_gpu
 
     from hybrid_ft.kernels.gated_delta_rule.gpu import call
@@ -58,6 +61,7 @@ def test_all_arrives_at_the_driver_and_nothing_spills(
     with no_gpu(tmp_path) as launches, as_on_a_gpu():
         run(seven_b())
         monkeypatch.setattr(call, "SHORTEST", 1)
+        monkeypatch.setattr(call, "PROGRAMS", 2**30)
         run(seven_b())
     names = {launch.kernel.__name__ for launch in launches}
     assert {"forward_kernel", "backward_kernel", "query_kernel", "activation_kernel", "delta_step_kernel"} <= names
@@ -69,7 +73,8 @@ def test_all_arrives_at_the_driver_and_nothing_spills(
         assert config.threads == 32 * program.metadata.num_warps <= 1024
         assert config.shared == program.metadata.shared <= 227 * 1024
         compiled[program.hash] = kernel.__name__, program
-    assert {name: n for name, program in compiled.values() if (n := spilled(program.asm["cubin"]))} == {}
+    found = {name: counts(program).spilled for name, program in compiled.values()}
+    assert {name: n for name, n in found.items() if n > (SPILLED if name in SPILLING else 0)} == {}
 
 
 def seven_b() -> OlmoHybridForCausalLM:

@@ -80,6 +80,7 @@ class ColumnTemplate:
             with limited(SECONDS, MEMORY):  # what is constant in it is worked out here
                 tree = _ENVIRONMENT.parse(source)
                 self._render = _ENVIRONMENT.from_string(source).render
+                undeclared = meta.find_undeclared_variables(tree)
         except (TookTooLong, MemoryError):
             raise ValueError(f"got {shown(source)}; takes more than {SECONDS:g} s or 1 GB to be read") from None
         except RecursionError:
@@ -91,11 +92,12 @@ class ColumnTemplate:
             for item in tree.find_all(nodes.Getitem)
             if isinstance(item.node, nodes.Name) and item.node.name == "row" and isinstance(item.arg, nodes.Const)
         }
-        self.columns = (meta.find_undeclared_variables(tree) - {"row"}) | by_name
+        self.columns = (undeclared - {"row"}) | by_name
         # a choice by what is there may name columns of which a file has only one
+        choices: list[nodes.CondExpr | nodes.If] = [*tree.find_all(nodes.CondExpr), *tree.find_all(nodes.If)]
         asked: list[nodes.Node] = [
             choice
-            for choice in tree.find_all((nodes.CondExpr, nodes.If))
+            for choice in choices
             if any(test.name in ("defined", "undefined") for test in _of(nodes.Test, choice.test))
         ]
         asked += [item.node for item in tree.find_all(nodes.Filter) if item.name in ("default", "d") and item.node]

@@ -22,7 +22,7 @@ from hybrid_ft.finetune.data.messages.conversation import Conversation, checked,
 from hybrid_ft.finetune.data.messages.pair_forms import PairForm, recognise_pairs
 from hybrid_ft.finetune.data.messages.row_forms import Form, recognise
 from hybrid_ft.finetune.data.sources.rows import BadRow, Row, repr_number
-from hybrid_ft.finetune.recipe.mistakes import Mistakes
+from hybrid_ft.finetune.recipe.mistakes import Mistakes, Wrong
 from hybrid_ft.finetune.recipe.nearest import did_you_mean
 from hybrid_ft.finetune.recipe.schema import Columns, Preferred, Roles, Section, Source, Turn
 from hybrid_ft.finetune.recipe.shipped import COLUMNS, column_names
@@ -58,11 +58,16 @@ def load_column_file(name: str) -> ColumnFile:
         raise InputError(f"columns {name}: {known}{did_you_mean(name, names)}")
     text = read_yaml(path, "column mapping", "signature:, columns:, roles:")
     mistakes = Mistakes(path, text)
+    file = None
     try:
-        return ColumnFile.model_validate(text.value)
+        file = ColumnFile.model_validate(text.value)
     except ValidationError as error:
         mistakes.found_in_schema(error.errors(include_url=False, include_context=False), ColumnFile)
-        raise InputError(mistakes.render()) from None
+    if file is not None and (wrong := file.columns.contradiction()):
+        mistakes.found_in_values([Wrong(("columns",), wrong)])
+    if file is None or mistakes:
+        raise InputError(mistakes.render())
+    return file
 
 
 def suggested(columns: Iterable[str], *, pairs: bool) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hybrid_ft.errors import ENVIRONMENT, InputError
+from hybrid_ft.hybrid_model.adapters import target_modules
 from hybrid_ft.hybrid_model.checkpoint.config import find_config
 from hybrid_ft.hybrid_model.checkpoint.tokenizer import check_vocabulary
 
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
 
 
 def check_fits(model: Model, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a tokenizer that makes ids beyond the model's embedding, and weight files that cannot be loaded.
+    """Refuse a tokenizer that makes ids beyond the model's embedding, LoRA on layers that the model has not, and weight
+    files that cannot be loaded.
 
     A model from scratch gets an embedding of the tokenizer's size. A hub that cannot be reached is left for the loading
     of the weights to complain of. Raises InputError, also for a damaged config.
@@ -28,6 +30,8 @@ def check_fits(model: Model, tokenizer: PreTrainedTokenizerBase) -> None:
         if error.status == ENVIRONMENT:
             return
         raise
+    if model.lora:
+        target_modules(model.lora.targets, config)
     if model.tokenizer:
         name = f"model.tokenizer: {model.tokenizer}"
         fix = "leave model.tokenizer out to use the tokenizer beside the model"

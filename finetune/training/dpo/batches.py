@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow.compute as pc
 import torch
 from datasets import Dataset
-from transformers.models.olmo_hybrid import OlmoHybridConfig
+from transformers import PreTrainedConfig
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from hybrid_ft.finetune.data.packing import pack
@@ -115,7 +115,7 @@ class StepCollator:
         return len(pair["chosen_ids"]) - (not pair["prompt_ids"]) if self.by_chosen else 1
 
 
-def count_work(config: OlmoHybridConfig, frozen_weights: bool) -> Callable[[Sequence[Pair]], tuple[int, int]]:
+def count_work(config: PreTrainedConfig, frozen_weights: bool) -> Callable[[Sequence[Pair]], tuple[int, int]]:
     """Operations of a training step on pairs: each prompt once, and each prompt in every row; padding is not counted."""
 
     def count(pairs: Sequence[Pair]) -> tuple[int, int]:

@@ -1,18 +1,16 @@
-"""What is measured of pairs: margins, accuracy, log-probabilities per token, lengths, and what goes wrong with them."""
+"""Measures of pairs: margins, accuracies, log-probabilities, lengths; and warnings of what goes wrong."""
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from hybrid_ft.finetune.runs.processes import Processes
-from hybrid_ft.finetune.training.progress import ShowProgress, say
+from hybrid_ft.finetune.training.progress import ShowProgress
 
 _FIELDS = (
     "pairs",
@@ -86,10 +84,10 @@ class PairSums:
             return {}
         means = {
             "pairs": pairs,
-            "margin": total["margins"] / pairs,
-            "accuracy": total["right"] / pairs,
-            "chosen_logp": total["chosen_logps"] / max(total["chosen_tokens"], 1),
-            "rejected_logp": total["rejected_logps"] / max(total["rejected_tokens"], 1),
+            "rewards/margins": total["margins"] / pairs,
+            "rewards/accuracies": total["right"] / pairs,
+            "logps/chosen": total["chosen_logps"] / pairs,
+            "logps/rejected": total["rejected_logps"] / pairs,
             "chosen_gain": total["chosen_gains"] / max(total["chosen_tokens"], 1),
             "rejected_gain": total["rejected_gains"] / max(total["rejected_tokens"], 1),
             "chosen_tokens": total["chosen_tokens"] / pairs,
@@ -102,12 +100,11 @@ class PairSums:
         return means
 
 
-_KEPT_OF_STEPS = ("loss", "grad_norm", "learning_rate", "tokens", "tokens_per_s", "skipped", "seconds", "memory")
 KEPT = (
-    "margin",
-    "accuracy",
-    "chosen_logp",
-    "rejected_logp",
+    "rewards/margins",
+    "rewards/accuracies",
+    "logps/chosen",
+    "logps/rejected",
     "chosen_gain",
     "rejected_gain",
     "chosen_tokens",
@@ -117,8 +114,9 @@ KEPT = (
     "shorter",
     "accuracy_shorter",
     "pairs",
-    "saved",
+    "prompt_sharing_saved",
 )
+"""Of pairs; the names with a stroke are TRL's and mean what they mean there."""
 
 
 class Watch:
@@ -180,52 +178,33 @@ class Watch:
         )
 
 
-class ShowPairs(ShowProgress):
+def show_progress(console: Console, metrics: Path) -> ShowProgress:
     """The live line and the JSON lines of a run on pairs, with the warnings of ``Watch``.
 
-    ``margin`` and ``accuracy`` are of rewards, beta times what an answer gained against the reference (per token where
-    the loss is); ``chosen_logp`` and ``rejected_logp`` per token, ``..._gain`` the same less the reference's;
-    ``longer`` and ``shorter`` the share of pairs whose chosen answer is that; ``saved`` the share of the operations
-    that computing each prompt once has saved. Held-out values have ``eval_`` before their name.
+    ``rewards/margins`` and ``rewards/accuracies`` are of rewards, beta times what an answer gained against the reference
+    (per token where the loss is); ``logps/chosen`` and ``logps/rejected`` per answer; ``..._gain`` per token, less the
+    reference's; ``longer`` and ``shorter`` the share of pairs whose chosen answer is that; ``prompt_sharing_saved`` the
+    share of the operations that computing each prompt once has saved.
     """
+    return ShowProgress(
+        console, metrics, kept=KEPT, parts=_parts, held_out=lambda values: measures(values, "eval_"), watch=Watch().see
+    )
 
-    def __init__(self, console: Console, metrics: Path) -> None:
-        super().__init__(console, metrics)
-        self.watch = Watch()
 
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **kwargs: Any
-    ) -> None:
-        kept = {name: logs[name] for name in (*_KEPT_OF_STEPS, *KEPT) if name in logs}
-        kept |= {name: value for name, value in logs.items() if name.removeprefix("eval_") in ("loss", *KEPT)}
-        if not kept or not state.is_world_process_zero:
-            return
-        line = {"step": state.global_step, "epoch": round(state.epoch or 0.0, 4), **kept}
-        with open(self.metrics, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        self.shown |= kept
-        if "loss" not in kept:
-            say(self.console, f"step {state.global_step}/{state.max_steps}  held-out {measures(kept, 'eval_')}")
-            return
-        self._show(state)
-        for text in self.watch.see(kept):
-            say(self.console, text)
-
-    def _show(self, state: TrainerState) -> None:
-        shown = self.shown
-        lengths = f"{shown['chosen_tokens']:.0f}/{shown['rejected_tokens']:.0f} tokens"
-        # beside a terminal's bar there is no room for one line in 80 columns
-        parts = [
-            measures(shown),
-            f"chosen {shown['chosen_logp']:.2f} rejected {shown['rejected_logp']:.2f} a token",
-            f"{lengths}  {shown['tokens_per_s']:,.0f} tokens/s  saved {shown['saved']:.0%}",
-            self._left(state),
-        ]
-        self._put(state, parts)
+def _parts(shown: dict[str, float], left: str) -> list[str]:
+    per_token = {side: shown[f"logps/{side}"] / max(shown[f"{side}_tokens"], 1) for side in ("chosen", "rejected")}
+    lengths = f"{shown['chosen_tokens']:.0f}/{shown['rejected_tokens']:.0f} tokens"
+    # beside a terminal's bar there is no room for one line in 80 columns
+    return [
+        measures(shown),
+        f"chosen {per_token['chosen']:.2f} rejected {per_token['rejected']:.2f} a token",
+        f"{lengths}  {shown['tokens_per_s']:,.0f} tokens/s  saved {shown['prompt_sharing_saved']:.0%}",
+        left,
+    ]
 
 
 def measures(values: dict[str, Any], prefix: str = "") -> str:
     """``loss 0.6931  margin +0.000  accuracy 50%``."""
-    loss, margin, accuracy = (values[prefix + name] for name in ("loss", "margin", "accuracy"))
+    loss, margin, accuracy = (values[prefix + name] for name in ("loss", "rewards/margins", "rewards/accuracies"))
     # without the sign of a zero
     return f"loss {loss:.4f}  margin {round(margin, 3) + 0.0:+.3f}  accuracy {accuracy:.0%}"

@@ -1,4 +1,4 @@
-"""The reference's log-probabilities of every pair, computed once and kept in a folder that runs may share.
+"""The reference's log-probabilities of every pair, computed once, in a folder that runs may share.
 
 ``reference.json`` says what they belong to: the base's weights, the pairs' tokens, the chat template and the dtype of
 the arithmetic; and nothing of the run that made them. The numbers lie in pieces, ``pairs-00000.safetensors`` and on:
@@ -8,7 +8,6 @@ whole or not at all, so a computation that was cut short goes on where it stoppe
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -26,7 +25,9 @@ from safetensors.torch import load_file, save_file
 
 from hybrid_ft.errors import NUMERICS, InputError
 from hybrid_ft.finetune.data.packing import pack
-from hybrid_ft.finetune.runs.checkpoints import sha256, write_text
+from hybrid_ft.finetune.runs import lock
+from hybrid_ft.finetune.runs.atomic import sha256, write_text
+from hybrid_ft.finetune.runs.identity import digest, short_digest
 from hybrid_ft.finetune.runs.processes import Processes
 from hybrid_ft.finetune.training.dpo.batches import Pair, tokens_of
 from hybrid_ft.hybrid_model.checkpoint.weight_files import give_usual_mode
@@ -53,8 +54,8 @@ def reference_key(
     """What the reference's log-probabilities depend on. The order of the pairs, and how often one occurs, do not matter."""
     return {
         "weights": weights_digest(model),
-        "pairs": _sha256(b"".join(sorted(set(digests)))),
-        "chat_template": _sha256((chat_template or "").encode()),
+        "pairs": digest(b"".join(sorted(set(digests)))),
+        "chat_template": digest((chat_template or "").encode()),
         "dtype": dtype,
     }
 
@@ -66,7 +67,7 @@ def weights_digest(model: torch.nn.Module) -> str:
         name.replace(".base_layer.", "."): tensor for name, tensor in plain.state_dict().items() if ".lora_" not in name
     }
 
-    def digest(name: str) -> bytes:
+    def of_tensor(name: str) -> bytes:
         tensor = tensors[name].detach().cpu().contiguous()
         found = hashlib.sha256(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
         if tensor.numel():
@@ -75,7 +76,7 @@ def weights_digest(model: torch.nn.Module) -> str:
 
     # hashlib lets go of the interpreter lock for large buffers
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        return _sha256(b"".join(pool.map(digest, sorted(tensors))))
+        return digest(b"".join(pool.map(of_tensor, sorted(tensors))))
 
 
 def digests_of(pairs: Dataset) -> list[bytes]:
@@ -90,6 +91,8 @@ def digests_of(pairs: Dataset) -> list[bytes]:
 
 
 class ReferenceCache:
+    """The folder of one reference's log-probabilities. ``key``: what they depend on, as ``reference_key`` makes it."""
+
     def __init__(self, folder: str | Path, key: dict[str, str]) -> None:
         self.folder, self.key = Path(folder), key
 
@@ -110,7 +113,7 @@ class ReferenceCache:
             names = ", ".join(_CALLED[name] for name in changed)
             raise InputError(
                 f"dpo.reference_cache: {self.folder} is the reference of another run: {names} differ "
-                f"({first} was {_short(known.get(first))}, is {_short(self.key[first])}); "
+                f"({first} was {short_digest(known.get(first))}, is {short_digest(self.key[first])}); "
                 "give another folder, or delete this one to compute it anew"
             )
 
@@ -148,8 +151,8 @@ class ReferenceCache:
 
     @contextmanager
     def _opened(self, say: Callable[[str], None]) -> Iterator[None]:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with self._lock(say):
+        waiting = f"{self.folder}: another run is computing this reference; waiting for it"
+        with lock.held(self.folder, "dpo.reference_cache", lambda: say(waiting)):
             self.check()
             if not (self.folder / _MANIFEST).exists():
                 self._write({"key": self.key, "pieces": {}})
@@ -175,9 +178,9 @@ class ReferenceCache:
     def _read(self, say: Callable[[str], None]) -> Values:
         manifest = self._manifest()
         values: Values = {}
-        for name, digest in list(manifest["pieces"].items()):
+        for name, listed in list(manifest["pieces"].items()):
             path = self.folder / name
-            if not path.is_file() or sha256([path])[path] != digest:
+            if not path.is_file() or sha256([path])[path] != listed:
                 say(f"{path}: missing or damaged; its pairs are computed anew")
                 del manifest["pieces"][name]
                 self._write(manifest)
@@ -192,23 +195,14 @@ class ReferenceCache:
         path = self.folder / _MANIFEST
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
-            assert isinstance(manifest["key"], dict) and isinstance(manifest["pieces"], dict)
-        except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
-            raise InputError(f"dpo.reference_cache: {path} is damaged; delete the folder") from error
-        return manifest
+            if isinstance(manifest["key"], dict) and isinstance(manifest["pieces"], dict):
+                return manifest
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        raise InputError(f"dpo.reference_cache: {path} is damaged; delete the folder")
 
     def _write(self, manifest: dict[str, Any]) -> None:
         write_text(self.folder / _MANIFEST, json.dumps(manifest, indent=1) + "\n")
-
-    @contextmanager
-    def _lock(self, say: Callable[[str], None]) -> Iterator[None]:
-        with open(self.folder / ".lock", "a") as file:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError):
-                say(f"{self.folder}: another run is computing this reference; waiting for it")
-                fcntl.lockf(file, fcntl.LOCK_EX)
-            yield
 
 
 def _computed(pairs: list[Pair], digests: list[bytes], batch_tokens: int, compute: Compute) -> Values:
@@ -229,11 +223,3 @@ def with_reference(pairs: Dataset, digests: Sequence[bytes], values: Values) -> 
     pairs = pairs.add_column("ref_chosen_logps", both[:, 0])
     pairs = pairs.add_column("ref_rejected_logps", both[:, 1])
     return pairs.add_column("row", np.arange(len(pairs)))
-
-
-def _sha256(data: bytes) -> str:
-    return "sha256:" + hashlib.sha256(data).hexdigest()
-
-
-def _short(value: str | None) -> str:
-    return f"{value[:19]}..." if value and value.startswith("sha256:") else str(value)

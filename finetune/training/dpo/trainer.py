@@ -39,8 +39,6 @@ class PairTrainer(RunTrainer, DPOTrainer):
     batch_tokens    of a micro-batch, each prompt counted once
     """
 
-    held_out_at: tuple[int, dict[str, float]] | None = None
-    """step and values of the last held-out measures"""
     counted = True
     """whether the pairs at work are this process's own, not some that keep it in step with the others"""
 
@@ -154,7 +152,7 @@ class PairTrainer(RunTrainer, DPOTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and (measured := self.sums["train"].take(self.processes)):
             shared, unshared = self.processes.sum(self.work)
-            logs |= measured | {"saved": 1 - shared / max(unshared, 1)}
+            logs |= measured | {"prompt_sharing_saved": 1 - shared / max(unshared, 1)}
             self.work = [0, 0]
         super().log(logs, start_time)
 
@@ -179,18 +177,6 @@ class PairTrainer(RunTrainer, DPOTrainer):
                 self.watchdog.beat()
         self.counted = True
         return {"loss": processes.sum([total])[0] / len(rows)} | self.sums["eval"].take(processes)
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """As the loop calls it between steps; a stop request ends it early, without a result."""
-        measured = self.held_out()
-        if self.stop.now:
-            return {}
-        self.held_out_at = (self.state.global_step, measured)
-        self.note_held_out(measured["loss"])
-        metrics = {f"eval_{name}": value for name, value in measured.items()}
-        self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
 
 
 def answer_log_probs(

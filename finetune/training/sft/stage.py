@@ -2,179 +2,148 @@
 
 from __future__ import annotations
 
-import os
-import time
-from functools import partial
+import math
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
 from datasets import Dataset
-from peft import PeftModel
 from rich.console import Console
-from transformers import PreTrainedModel
+from transformers import PreTrainedTokenizerBase
+from trl import SFTConfig
 
-from hybrid_ft.finetune import models
-from hybrid_ft.finetune.data.prepare import prepare
-from hybrid_ft.finetune.evaluation import answers as evaluate
-from hybrid_ft.finetune.machines.hardware import check_hardware
+from hybrid_ft.finetune.data.prepare import Prepared, prepare
+from hybrid_ft.finetune.evaluation import answers
 from hybrid_ft.finetune.recipe.schema import Recipe
-from hybrid_ft.finetune.runs.folder import RunFolder, prepared_identity, run_identity
-from hybrid_ft.finetune.runs.launcher import agreed
-from hybrid_ft.finetune.runs.signals import StopRequest
-from hybrid_ft.finetune.training import run as stage
-from hybrid_ft.finetune.training.progress import ShowProgress, duration, say
-from hybrid_ft.finetune.training.sft.trainer import PackedSFTTrainer, Plan, arguments
-from hybrid_ft.finetune.training.stuck_loss import NoSignal
-from hybrid_ft.finetune.training.trainer import FILLER, packs_dataset
-from hybrid_ft.hybrid_model.checkpoint.generation_config import generation_defaults
+from hybrid_ft.finetune.runs.folder import RunFolder
+from hybrid_ft.finetune.runs.identity import rows_digest
+from hybrid_ft.finetune.training import run as training
+from hybrid_ft.finetune.training.arguments import arguments
+from hybrid_ft.finetune.training.packs import FILLER, packs_dataset
+from hybrid_ft.finetune.training.plan import Plan
+from hybrid_ft.finetune.training.progress import ShowProgress
+from hybrid_ft.finetune.training.sft.trainer import PackedSFTTrainer
+from hybrid_ft.finetune.training.stuck_loss import StuckLoss
 
 
 def run(recipe: Recipe, console: Console, accept_changes: bool = False) -> int:
-    """The whole stage. Returns the exit status: 0 done, 75 stopped by a signal and resumable.
-
-    ``accept_changes``: go on with a run though its recipe, data, base or code are not those it began with. Raises
-    InputError for what a user can mend; until training begins nothing is left behind then.
-    """
-    folder = RunFolder(recipe.output or "runs/sft")
-    check_hardware(recipe.model.dtype == "bfloat16", recipe.train.loader_workers)
-    recipe = agreed(recipe, models.in_bfloat16(recipe))
-    return stage.in_folder(folder, console, lambda stop: _Run(recipe, console, folder, stop, accept_changes).go())
+    """As ``training.run.run``."""
+    return training.run(recipe, SFT, console, accept_changes)
 
 
-class _Run:
-    """One start of a run, new or resumed."""
+def _identity(prepared: Prepared) -> dict[str, str]:
+    """The tokens, labels and packs of every row, in order."""
+    parts = [(prepared.train, prepared.packs), (prepared.eval, prepared.eval_packs)]
+    return {"rows": rows_digest(parts, ("input_ids", "labels"))}
 
-    def __init__(self, recipe: Recipe, console: Console, folder: RunFolder, stop: StopRequest, accept: bool) -> None:
-        self.recipe, self.console, self.folder, self.stop, self.accept = recipe, console, folder, stop, accept
 
-    def say(self, text: str) -> None:
-        say(self.console, text)
+def _micro_batches(recipe: Recipe, prepared: Prepared) -> int:
+    """Of an epoch, over all processes."""
+    return (
+        len(prepared.packs) if prepared.packs is not None else math.ceil(len(prepared.train) / recipe.train.batch_size)
+    )
 
-    def go(self) -> int:
-        recipe, folder, began = self.recipe, self.folder, time.perf_counter()
-        identity = run_identity(recipe, folder.processes)
-        folder.check(identity, self.accept)
-        if folder.finished:
-            self.say(f"{folder.path}: this run is finished; nothing to do")
-            return 0
-        self.tokenizer = models.load_tokenizer(recipe)
-        self.prepared = prepare(recipe, self.tokenizer)
-        # what the rows were rendered with is what the result answers with
-        self.tokenizer.chat_template = self.prepared.chat_template
-        identity |= prepared_identity(self.prepared, self.tokenizer)
-        changed = folder.check(identity, self.accept)
-        self.plan = Plan.of(recipe, self.prepared, folder.processes.count)
-        model = self._model()
-        self.defaults = generation_defaults(model, self.tokenizer, self.prepared.eos_token_ids)
-        saves = stage.check_storage(folder, recipe, model)
-        stage.begin_or_go_on(folder, recipe, "sft", identity, changed, self.say)
-        resumed = stage.newest_checkpoint(folder, self.say)
-        self._introduce(model, resumed, saves)
-        trainer = self._trainer(model)
-        before = self._before(trainer)
-        if not stage.train(trainer, recipe, self.plan.steps, self.stop, self.progress, resumed, self._model):
-            return 0
-        with self.console.status("measuring after the training"):
-            after = self._measure(trainer, "after")
-        results = stage.export(trainer, recipe, folder, self.tokenizer, self.defaults)
-        evaluate.show(self.console, before, after)
-        folder.finish(step=self.plan.steps, results=[path.name for path in results])
-        self.say(f"done in {duration(time.perf_counter() - began)}")
-        for path in results:
-            self.say(f"{path.name}: {path}")
-        self.say(f"next: hybrid-ft chat {results[-1]}")
-        return 0
 
-    def _model(self) -> PreTrainedModel | PeftModel:
-        model = models.load_model(self.recipe, self.tokenizer)
-        if self.recipe.model.from_scratch:
-            # a preset's is of its own tokenizer; in another one that id may be a word, and would get no gradient
-            model.get_input_embeddings().padding_idx = self.tokenizer.pad_token_id
-        return model
+def plan_of(recipe: Recipe, prepared: Prepared, processes: int = 1) -> Plan:
+    return Plan.of(recipe, _micro_batches(recipe, prepared), recipe.train.accumulation * processes)
 
-    def _introduce(self, model: PreTrainedModel | PeftModel, resumed: Path | None, saves: str) -> None:
-        """What will be trained, on what, in what portions, and where it goes."""
-        recipe, plan, train = self.recipe, self.plan, self.recipe.train
-        self.say(f"model     {models.describe_model(recipe, model)}")
-        for line in self.prepared.report.summary():
-            self.say(f"data      {line}")
-        portion = (
-            f"packs of at most {train.batch_tokens:,} tokens"
-            if recipe.data.packing
-            else f"batches of {train.batch_size} rows"
-        )
-        self.say(
-            f"batches   {plan.micro_batches:,} {portion}, {train.accumulation * self.folder.processes.count} a step: "
-            f"about {plan.tokens / plan.per_epoch:,.0f} tokens a step, {plan.per_epoch:,} steps an epoch"
-        )
-        self.say(
-            f"training  {plan.steps:,} steps ({plan.steps / plan.per_epoch:.2f} epochs), learning rate {train.learning_rate:g}, "
-            f"{train.schedule}, {plan.warmup} steps of warm-up"
-        )
-        self.say(saves)
-        if self.folder.processes.count > 1:
-            self.say(stage.describe_processes(recipe, self.folder.processes))
-        self.say(f"output    {self.folder.path}" + (f", going on from {resumed.name}" if resumed else ""))
 
-    def _trainer(self, model: PreTrainedModel | PeftModel) -> PackedSFTTrainer:
-        prepared = self.prepared
-        os.environ["TENSORBOARD_LOGGING_DIR"] = str(self.folder.path / "tensorboard")
-        origins = prepared.train["origin"]
-        packs, fillers = _packs(prepared.train, prepared.packs), int(self.folder.processes.count > 1)
-        held_out = (
-            None
-            if prepared.eval is None
-            else packs_dataset(prepared.eval, _packs(prepared.eval, prepared.eval_packs) + [[FILLER]] * fillers)
-        )
-        self.progress = ShowProgress(self.console, self.folder.metrics)
-        trainer = PackedSFTTrainer(
-            model,
-            arguments(self.recipe, self.plan, self.folder),
-            train_dataset=packs_dataset(prepared.train, packs + [[FILLER]] * fillers),
-            eval_dataset=held_out,
-            processing_class=self.tokenizer,
-            callbacks=[self.progress, NoSignal(self.say)],
-            folder=self.folder,
-            keep=self.recipe.train.keep,
-            stop=self.stop,
-            origins=lambda row: origins[row],
-            arithmetic=partial(models.arithmetic, self.recipe),
-            save_best=self.recipe.evaluate.load_best,
-        )
-        return trainer
+def _describe(start: training.Start) -> tuple[str, str]:
+    recipe, train = start.recipe, start.recipe.train
+    columns = start.prepared.train.with_format("arrow").iter(10_000)
+    tokens = sum(pc.sum(pc.list_value_length(table["input_ids"])).as_py() for table in columns)
+    portion = (
+        f"packs of at most {train.batch_tokens:,} tokens"
+        if recipe.data.packing
+        else f"batches of {train.batch_size} rows"
+    )
+    a_step, per_epoch = train.accumulation * start.folder.processes.count, start.plan.per_epoch
+    portions = (
+        f"batches   {_micro_batches(recipe, start.prepared):,} {portion}, {a_step} a step: "
+        f"about {tokens / per_epoch:,.0f} tokens a step, {per_epoch:,} steps an epoch"
+    )
+    return portions, ""
 
-    def _before(self, trainer: PackedSFTTrainer) -> dict[str, Any]:
-        """Measured once, on the base; a resumed run reads what was written then."""
-        if not self.folder.processes.main:
-            return {}
-        if "before" not in self.folder.record:
-            with self.console.status("measuring before the training"):
-                before = self._measure(trainer, "before")
-            self.folder.note(before={"held_out_loss": before["loss"]})
-            return before
-        lines = {kind: self.folder.path / f"{kind}-before.jsonl" for kind in ("answers", "samples")}
-        read = {kind: evaluate.read_lines(file) if file.exists() else [] for kind, file in lines.items()}
-        return {"loss": self.folder.record["before"]["held_out_loss"], **read}
 
-    def _measure(self, trainer: PackedSFTTrainer, when: str) -> dict[str, Any]:
-        prepared, wanted = self.prepared, self.recipe.evaluate
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        known = trainer.held_out_at
-        loss = None
-        if prepared.eval is not None:
-            loss = known[1] if known and known[0] == trainer.result_step else trainer.held_out(alone=True)[0]
-        with trainer.measuring():
-            answers = (
-                evaluate.answer_held_out(model, self.tokenizer, prepared.eval, self.defaults.ends, wanted)
-                if wanted.answers
-                else []
-            )
-            samples = evaluate.answer_samples(model, self.tokenizer, self.defaults.ends, wanted)
-        for kind, lines in (("answers", answers), ("samples", samples)):
-            if lines:
-                evaluate.write_lines(self.folder.path / f"{kind}-{when}.jsonl", lines)
-        return {"loss": loss, "answers": answers, "samples": samples}
+def show_progress(console: Console, metrics: Path) -> ShowProgress:
+    """``tokens`` of a held-out measure are the trained ones."""
+    return ShowProgress(console, metrics, kept=("tokens",), parts=_parts, held_out=_held_out)
+
+
+def _parts(shown: dict[str, float], left: str) -> list[str]:
+    numbers = f"loss {shown['loss']:.4f}  lr {shown['learning_rate']:.2e}  {shown['tokens_per_s']:,.0f} tokens/s"
+    return [f"{numbers}  padding {shown['padding']:.0%}  {left}"]
+
+
+def _held_out(shown: dict[str, float]) -> str:
+    return f"loss {shown['eval_loss']:.4f}"
+
+
+def sft_arguments(recipe: Recipe, plan: Plan, folder: RunFolder) -> SFTConfig:
+    """TRL's. Rows come as they are to be trained on: nothing is cut, masked or packed anew."""
+    packing, rows = recipe.data.packing, recipe.train.batch_size
+    return arguments(
+        SFTConfig,
+        recipe,
+        plan,
+        folder,
+        # a micro-batch is one pack; TRL keeps its rows apart when it believes to have packed them
+        packing=packing,
+        packing_strategy="bfd",
+        eval_packing=packing,
+        per_device_train_batch_size=1 if packing else rows,
+        per_device_eval_batch_size=1 if packing else rows,
+        gradient_accumulation_steps=recipe.train.accumulation,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        completion_only_loss=False,
+    )
+
+
+def _trainer(start: training.Start, model: Any, progress: ShowProgress) -> PackedSFTTrainer:
+    prepared = start.prepared
+    filler = [[FILLER]] if start.folder.processes.count > 1 else []
+    train = packs_dataset(prepared.train, _packs(prepared.train, prepared.packs) + filler)
+    held_out = (
+        None
+        if prepared.eval is None
+        else packs_dataset(prepared.eval, _packs(prepared.eval, prepared.eval_packs) + filler)
+    )
+    return PackedSFTTrainer(
+        model,
+        sft_arguments(start.recipe, start.plan, start.folder),
+        train_dataset=train,
+        eval_dataset=held_out,
+        **start.of_trainer(progress),
+    )
 
 
 def _packs(rows: Dataset, packs: list[list[int]] | None) -> list[list[int]]:
     return [[row] for row in range(len(rows))] if packs is None else packs
+
+
+def _ready(start: training.Start, trainer: PackedSFTTrainer, tried: None) -> None:
+    trainer.add_callback(StuckLoss(start.say))
+
+
+def _questions(prepared: Prepared, tokenizer: PreTrainedTokenizerBase) -> Dataset | None:
+    return prepared.eval
+
+
+def _show(start: training.Start, before: dict[str, Any], after: dict[str, Any]) -> None:
+    losses = [(measured["held_out"] or {}).get("loss") for measured in (before, after)]
+    answers.show(start.console, before | {"loss": losses[0]}, after | {"loss": losses[1]})
+
+
+SFT = training.Stage(
+    name="sft",
+    prepare=prepare,
+    identity=_identity,
+    plan=plan_of,
+    describe=_describe,
+    progress=show_progress,
+    trainer=_trainer,
+    trial=lambda start, trainer: None,
+    ready=_ready,
+    questions=_questions,
+    show=_show,
+)

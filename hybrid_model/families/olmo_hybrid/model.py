@@ -19,6 +19,7 @@ from transformers.models.olmo_hybrid import modeling_olmo_hybrid as hf
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from hybrid_ft.hybrid_model.door.cache import AttentionMemory, DeltaMemory, adopt
+from hybrid_ft.hybrid_model.door.cache_name import CACHE, under_both_names
 from hybrid_ft.hybrid_model.door.cached_call import Turn, first_turn, later_turn, step_turn
 from hybrid_ft.hybrid_model.door.layout import Door, SequenceLayout, open_door
 from hybrid_ft.hybrid_model.door.shared_prompts import open_shared_door, pick
@@ -50,6 +51,7 @@ class OlmoHybridModel(hf.OlmoHybridModel):
         self.gradient_checkpointing = False
         self.post_init()
 
+    @under_both_names
     @can_return_tuple
     def forward(
         self,
@@ -168,8 +170,8 @@ class OlmoHybridModel(hf.OlmoHybridModel):
             seen[-1] = hidden
         return BaseModelOutputWithPast(
             last_hidden_state=hidden,
-            past_key_values=past_key_values,
             hidden_states=None if seen is None else tuple(seen),
+            **{CACHE: past_key_values},
         )
 
     def _rope(self, hidden: torch.Tensor, positions: torch.Tensor) -> Rope | None:
@@ -215,6 +217,7 @@ class OlmoHybridForCausalLM(hf.OlmoHybridForCausalLM):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
+    @under_both_names
     @can_return_tuple
     def forward(
         self,
@@ -240,19 +243,20 @@ class OlmoHybridForCausalLM(hf.OlmoHybridForCausalLM):
             hidden = self.model.step(input_ids, past_key_values, attention_mask)
             if hidden is not None:
                 logits = self.lm_head(hidden).unsqueeze(1)
-                return CausalLMOutputWithPast(logits=logits, past_key_values=past_key_values)
+                return CausalLMOutputWithPast(logits=logits, **{CACHE: past_key_values})
         return super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             labels=labels,
             use_cache=use_cache,
             logits_to_keep=logits_to_keep,
+            **{CACHE: past_key_values},
             **kwargs,
         )
 
+    @under_both_names
     def prepare_inputs_for_generation(
         self,
         input_ids: torch.Tensor,
@@ -269,7 +273,7 @@ class OlmoHybridForCausalLM(hf.OlmoHybridForCausalLM):
             )
         dropped = ("position_ids", "labels", "is_first_iteration")
         inputs = {name: value for name, value in kwargs.items() if name not in dropped}
-        inputs.update(input_ids=input_ids[:, -1:], past_key_values=past_key_values, attention_mask=attention_mask)
+        inputs.update({"input_ids": input_ids[:, -1:], CACHE: past_key_values, "attention_mask": attention_mask})
         return inputs
 
     def _update_model_kwargs_for_generation(

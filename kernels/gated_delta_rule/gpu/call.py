@@ -4,8 +4,10 @@ A scan has one program per segment, value head and V tile. Fewer than the chip h
 cut into pieces of whole chunks, which are scanned side by side (splits.py).
 """
 
+from collections import OrderedDict
+from collections.abc import Callable
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -21,6 +23,10 @@ DOTS = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: t
 PROGRAMS = 264
 # Chunks in the shortest piece: below it, the passes that pieces need in addition cost more than they save.
 SHORTEST = 32
+# Programs that pieces make of one: with two passes over each and a join, two side by side would take as long as one.
+WORTH_IT = 3
+# Chunk maps that are kept: of the batch at hand, its levels, and the next.
+MAPS = 8
 
 
 class Inputs(NamedTuple):
@@ -94,15 +100,23 @@ class Call:
     def piece(self) -> int:
         """Chunks in a piece, 0 where segments stay whole. From the sizes alone: the device is not waited for."""
         programs = self.lanes(self.segments, 64)
-        if not programs or PROGRAMS // programs < 2:
+        if not programs or PROGRAMS // programs < WORTH_IT:
             return 0
+        longest = -(-self.length // self.chunk)  # a segment's chunks, at most
         chunks = max(SHORTEST, -(-self.chunks // (PROGRAMS // programs * self.segments)))
-        return chunks if chunks < self.chunks else 0
+        return chunks if chunks < longest else 0
+
+    def cut_backward(self, halves: int) -> bool:
+        """Whether backward takes the pieces too; it has ``halves`` programs for each of forward's."""
+        return bool(self.piece) and PROGRAMS // (halves * self.lanes(self.segments, 64)) >= WORTH_IT
 
     @property
     def pieces(self) -> int:
         """At least as many as there are: a segment has one, and one more for every ``piece`` chunks."""
         return self.segments + self.chunks // self.piece if self.piece else 0
+
+    def pieces_of(self, chunks: Chunks) -> Pieces:
+        return _kept(chunks.cu_seqlens, (self.piece, self.chunk, self.pieces), lambda: cut_pieces(self, chunks))
 
     def dims(self, halves: bool = False) -> Dims:
         """``halves``: 128 is 64 + 64, as float32 always has it: its operands are held in two parts."""
@@ -152,7 +166,40 @@ def cut(call: Call, cu_seqlens: Tensor | None) -> Chunks:
     device = call.like.device
     if cu_seqlens is None:
         cu_seqlens = torch.arange(call.batch + 1, dtype=torch.int32, device=device) * call.length
-    return _chunks(cu_seqlens.to(device, torch.int32), call)
+        return _chunks(cu_seqlens, call)
+    edges = cu_seqlens
+    return _kept(edges, (call.chunk, call.chunks, device), lambda: _chunks(edges.to(device, torch.int32), call))
+
+
+_maps: OrderedDict[tuple[Any, ...], tuple[Tensor, Any]] = OrderedDict()
+
+
+def _kept(edges: Tensor, sizes: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+    """What ``make`` gives for these edges, made once for all layers, and for backward. As long as it is kept so are the
+    edges, so that no other tensor can lie where they do; one that is written to gets another version. What is captured
+    into a CUDA graph keeps its memory to itself."""
+    if edges.is_inference() or (_on_cuda(edges) and torch.cuda.is_current_stream_capturing()):
+        return make()
+    stream = torch.cuda.current_stream(edges.device).cuda_stream if _on_cuda(edges) else 0
+    key = (
+        edges.data_ptr(),
+        edges._version,
+        edges.dtype,
+        tuple(edges.shape),
+        edges.stride(),
+        edges.device,
+        stream,
+        *sizes,
+    )
+    if key not in _maps:
+        _maps[key] = edges, make()
+        if len(_maps) > MAPS:
+            _maps.popitem(last=False)
+    return _maps[key][1]
+
+
+def _on_cuda(x: Tensor) -> bool:
+    return x.device.type == "cuda"
 
 
 def cut_pieces(call: Call, chunks: Chunks) -> Pieces:

@@ -23,6 +23,7 @@ from hybrid_ft.kernels.gated_delta_rule.gpu.tiles import (
     READ_Q,
     ROWS,
     WRITE_K,
+    at_token,
     dot,
     dot_keys,
     dot_rows,
@@ -41,10 +42,33 @@ LOWEST = tl.constexpr(-1024.0)
 BLOCK = tl.constexpr(16)
 
 
-@triton.jit(do_not_specialize=["T"])
-def weights_kernel(q, k, g, beta, gates, weights, chunks, scale, T, d, L2NORM: tl.constexpr, FIRST: tl.constexpr):
+# What a batch's length decides, as it does the strides of rates and where in them a level of a tree begins, is not
+# compiled in: each of eight alignments would be compiled when it first occurs, in the middle of training.
+@triton.jit(
+    do_not_specialize=["g", "g_b", "g_t", "g_h", "beta", "beta_b", "beta_t", "beta_h", "T"],
+)
+def weights_kernel(
+    q,
+    k,
+    g,
+    g_b,
+    g_t,
+    g_h,
+    beta,
+    beta_b,
+    beta_t,
+    beta_h,
+    gates,
+    weights,
+    chunks,
+    scale,
+    T,
+    d,
+    L2NORM: tl.constexpr,
+    FIRST: tl.constexpr,
+):
     """One program per chunk and value head. Writes the weights, and if FIRST the gates before them; else from gates that
-    are there: backward computes the weights again rather than keep them."""
+    are there: backward computes the weights again rather than keep them. g and beta with their strides, see ``Heads``."""
     segment, start, row, head, left = place(chunks, d)
     if segment < 0:
         return
@@ -60,8 +84,9 @@ def weights_kernel(q, k, g, beta, gates, weights, chunks, scale, T, d, L2NORM: t
     if FIRST:
         norm_q = _norm(q1, q2, here, L2NORM, d)
         norm_k = _norm(k1, k2, here, L2NORM, d)
-        log_decay = tl.load(token(g, start, head, T) + o * g.t, mask=here, other=0.0)
-        b = tl.load(token(beta, start, head, T) + o * beta.t, mask=here, other=0.0).to(tl.float32)
+        log_decay = tl.load(at_token(g, g_b, g_t, g_h, start, head, T) + o * g_t, mask=here, other=0.0)
+        b = tl.load(at_token(beta, beta_b, beta_t, beta_h, start, head, T) + o * beta_t, mask=here, other=0.0)
+        b = b.to(tl.float32)
         _write_gates(gates, log_decay, b, norm_q, norm_k, scale, o, d)
         tl.debug_barrier()  # from here every warp reads what all have written
     read = tl.load(gates + NORM_Q * d.BT + o) * scale

@@ -5,15 +5,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hybrid_ft.kernels.gated_delta_rule.gpu.call import Backward, Call, Forward, Inputs, Kept, cut, cut_pieces
+from hybrid_ft.kernels.gated_delta_rule.gpu.call import Backward, Call, Forward, Inputs, Kept, cut
 from hybrid_ft.kernels.gated_delta_rule.gpu.gradients import key_kernel, query_kernel
 from hybrid_ft.kernels.gated_delta_rule.gpu.intra import inverse_kernel, weights_kernel
 from hybrid_ft.kernels.gated_delta_rule.gpu.scans import backward_kernel, forward_kernel
-from hybrid_ft.kernels.gated_delta_rule.gpu.settings import Settings, settings_for
+from hybrid_ft.kernels.gated_delta_rule.gpu.settings import Launch, Settings, settings_for
 from hybrid_ft.kernels.gated_delta_rule.gpu.splits import join_kernel, summary_backward_kernel, summary_kernel
 from hybrid_ft.kernels.gated_delta_rule.gpu.tiles import Chunks, Heads, Pieces, Scan, Within
-
-JOIN_WARPS = 4
 
 
 def run_forward(inputs: Inputs, keep_states: bool) -> Forward:
@@ -28,12 +26,12 @@ def run_forward(inputs: Inputs, keep_states: bool) -> Forward:
     if grid[0]:
         inverse_kernel[grid](
             heads(inputs.k), kept.gates, kept.inverse, chunks, call.tokens_in_row, call.dims(),
-            num_warps=use.inverse_warps,
+            **use.inverse.options(),
         )  # fmt: skip
     if not call.segments:
         return out
     initial, final, segments = contiguous(inputs.initial_state), out.final_state, call.segments
-    pieces = cut_pieces(call, chunks) if call.piece else None
+    pieces = call.pieces_of(chunks) if call.piece else None
     if pieces:
         _summarise(inputs, call, use, pieces, kept, final := call.outer_states(call.pieces))
         _join(call, use, pieces, initial, final, kept, kept.starts, backward=False)
@@ -41,8 +39,7 @@ def run_forward(inputs: Inputs, keep_states: bool) -> Forward:
     block, within = block_of(call.value_dim, use), Within(kept.gates, kept.inverse, weights)
     forward_kernel[(call.lanes(segments, block),)](
         heads(q), heads(inputs.k), heads(v), within, initial, out.o, kept.y, kept.states, final, chunks,
-        call.tokens_in_row, call.dims(use.halves), scan(block, use, use.forward_stages), KEEP=keep_states,
-        num_warps=use.forward_warps,
+        call.tokens_in_row, call.dims(use.halves), scan(block, use, use.forward), KEEP=keep_states, **use.forward.options(),
     )  # fmt: skip
     if pieces:
         out.final_state.copy_(final[pieces.first[1:] - 1])
@@ -69,11 +66,11 @@ def run_backward(inputs: Inputs, kept: Kept, do: Tensor, d_final: Tensor | None)
 def _weights(
     inputs: Inputs, call: Call, use: Settings, chunks: Chunks, gates: Tensor, weights: Tensor, first: bool
 ) -> None:
-    g, beta = (None if x is None else heads(x) for x in (inputs.g, inputs.beta))
+    g, beta = ((None, 0, 0, 0) if x is None else heads(x) for x in (inputs.g, inputs.beta))
     if call.chunks * call.value_heads:
         weights_kernel[(call.chunks * call.value_heads,)](
-            heads(inputs.q), heads(inputs.k), g, beta, gates, weights, chunks, inputs.scale, call.tokens_in_row,
-            call.dims(), L2NORM=inputs.use_qk_l2norm, FIRST=first, num_warps=use.weights_warps,
+            heads(inputs.q), heads(inputs.k), *g, *beta, gates, weights, chunks, inputs.scale, call.tokens_in_row,
+            call.dims(), L2NORM=inputs.use_qk_l2norm, FIRST=first, **use.weights.options(),
         )  # fmt: skip
 
 
@@ -84,7 +81,7 @@ def _summarise(inputs: Inputs, call: Call, use: Settings, pieces: Pieces, kept: 
     lanes, within = call.lanes(call.pieces, block), Within(kept.gates, kept.inverse, None)
     summary_kernel[(lanes + call.lanes(call.pieces, block, call.key_dim),)](
         heads(inputs.k), heads(inputs.v), within, sums, kept.moves, pieces, lanes, call.tokens_in_row, dims,
-        dims._replace(V=tl.constexpr(call.key_dim)), scan(block, use, use.forward_stages), num_warps=use.summary_warps,
+        dims._replace(V=tl.constexpr(call.key_dim)), scan(block, use, use.summary), **use.summary.options(),
     )  # fmt: skip
 
 
@@ -101,7 +98,7 @@ def _join(
     block = block_of(call.value_dim, use)
     join_kernel[(call.lanes(call.segments, block),)](
         outer, sums, kept.moves, states, pieces, call.dims(use.halves), BV=block, BACKWARD=backward,
-        num_warps=JOIN_WARPS,
+        **use.join.options(),
     )  # fmt: skip
 
 
@@ -122,19 +119,19 @@ def _scan_backward(
     initial, d_final, d_initial = contiguous(inputs.initial_state), contiguous(d_final), out.d_initial
     block, dims, segments = block_of(call.value_dim, use), call.dims(use.halves), call.segments
     within = Within(kept.gates, kept.inverse, weights)
-    pieces = cut_pieces(call, chunks) if call.piece else None
+    pieces = call.pieces_of(chunks) if call.cut_backward(1 if v is None else 2) else None
     if pieces:
         d_initial, d_ends = (call.outer_states(call.pieces) for _ in range(2))
         summary_backward_kernel[(call.lanes(call.pieces, block),)](
             q, k, heads(do), within, d_initial, pieces, call.tokens_in_row, dims,
-            scan(block, use, use.summary_backward_stages), num_warps=use.backward_warps,
+            scan(block, use, use.summary_backward), **use.summary_backward.options(),
         )  # fmt: skip
         _join(call, use, pieces, d_final, d_initial, kept, d_ends, backward=True)
         chunks, initial, d_final, segments = pieces.chunks, kept.starts, d_ends, call.pieces
     lanes = call.lanes(segments, block)
     backward_kernel[(lanes if v is None else 2 * lanes,)](
         q, k, v, heads(do), within, initial, d_final, kept.y, kept.states, out.dv, d_states, d_initial, chunks, lanes,
-        call.tokens_in_row, dims, scan(block, use, use.backward_stages), KEPT=v is None, num_warps=use.backward_warps,
+        call.tokens_in_row, dims, scan(block, use, use.backward), KEPT=v is None, **use.backward.options(),
     )  # fmt: skip
     if pieces:
         out.d_initial.copy_(d_initial[pieces.first[:-1]])
@@ -161,13 +158,13 @@ def _gradients(
     change = call.memory(call.chunks, call.value_heads, call.chunk, dtype=wide)
     query_kernel[grid](
         q, k, heads(do), kept.gates, weights, kept.y, kept.states, d_states, dq, out.dbeta, change, chunks,
-        inputs.scale, call.tokens_in_row, call.dims(), BV=block, L2NORM=inputs.use_qk_l2norm, STAGES=use.query_stages,
-        num_warps=use.query_warps,
+        inputs.scale, call.tokens_in_row, call.dims(), BV=block, L2NORM=inputs.use_qk_l2norm, STAGES=use.query.stages,
+        **use.query.options(),
     )  # fmt: skip
     key_kernel[grid](
         q, k, kept.gates, weights, kept.y, kept.states, d_states, out.dv, dk, out.dg, out.dbeta, change, chunks,
-        call.tokens_in_row, call.dims(), BV=block, L2NORM=inputs.use_qk_l2norm, STAGES=use.key_stages,
-        num_warps=use.key_warps,
+        call.tokens_in_row, call.dims(), BV=block, L2NORM=inputs.use_qk_l2norm, STAGES=use.key.stages,
+        **use.key.options(),
     )  # fmt: skip
     if group > 1:
         for total, shares in ((out.dq, dq), (out.dk, dk)):
@@ -179,8 +176,8 @@ def block_of(value_dim: int, use: Settings) -> int:
     return min(use.block, max(16, triton.next_power_of_2(value_dim)))
 
 
-def scan(block: int, use: Settings, stages: int) -> Scan:
-    return Scan(*(tl.constexpr(x) for x in (block, use.apart, stages)))
+def scan(block: int, use: Settings, launch: Launch) -> Scan:
+    return Scan(*(tl.constexpr(x) for x in (block, use.apart, launch.stages)))
 
 
 def heads(x: Tensor) -> Heads:

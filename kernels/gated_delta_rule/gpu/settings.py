@@ -1,21 +1,38 @@
 """Launch settings by architecture, and the versions of Triton that are refused.
 
 Nothing is tuned at run time and nothing depends on the length: a batch of another length must not compile anew, and two
-runs must not pick different sums. What stands here compiles without spilled registers at head sizes 96/192 and 128/128
-in 16 bits; tests/kernels/gated_delta_rule/test_triton_compiled.py holds it to that.
+runs must not pick different sums. What counts is how much work a multiprocessor has at once: a program that keeps all
+of its numbers in registers and has the multiprocessor to itself waits for every load. At head sizes 96/192 and 128/128
+in 16 bits at most 96 bytes a thread do not fit into the registers; tests/kernels/gated_delta_rule/test_triton_compiled.py
+holds that and the programs per multiprocessor, benchmarks/kernel_counts.py makes the counts.
 """
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
 
+class Launch(NamedTuple):
+    """Warps of a program; stages of the loads of its loop, where it has one; the most registers of a thread, where the
+    compiler would take so many that a multiprocessor holds fewer programs."""
+
+    warps: int
+    stages: int = 1
+    max_registers: int | None = None
+
+    def options(self) -> dict[str, int]:
+        """What Triton is told at the launch."""
+        limit = {} if self.max_registers is None else {"maxnreg": self.max_registers}
+        return {"num_warps": self.warps, **limit}
+
+
 @dataclass(frozen=True)
 class Settings:
-    """Warps per program and stages of a loop's loads, by kernel; and:
+    """A ``Launch`` for each kernel, and:
 
     block   V columns of a state tile; gradient_block, those of a step of the gradients' products
     halves  a scan takes K = 128 as 64 + 64
@@ -26,26 +43,70 @@ class Settings:
     gradient_block: int
     halves: bool
     apart: bool
-    weights_warps: int
-    inverse_warps: int
-    forward_warps: int
-    forward_stages: int
-    backward_warps: int
-    backward_stages: int
-    summary_warps: int
-    summary_backward_stages: int
-    query_warps: int
-    query_stages: int
-    key_warps: int
-    key_stages: int
+    weights: Launch
+    inverse: Launch
+    forward: Launch
+    summary: Launch
+    join: Launch
+    backward: Launch
+    summary_backward: Launch
+    query: Launch
+    key: Launch
 
 
-# 64 rows for the four warps of a warp-group product; two stages leave room for two programs on a multiprocessor.
-HOPPER = Settings(64, 64, True, False, 4, 4, 4, 2, 8, 2, 4, 2, 8, 2, 8, 2)
-AMPERE = Settings(32, 32, False, False, 4, 4, 8, 1, 8, 1, 8, 2, 8, 2, 8, 2)
+# 64 rows for the four warps of a warp-group product. The inverse's 16 x 16 blocks are one warp's work: four would do it
+# four times over.
+HOPPER = Settings(
+    block=64,
+    gradient_block=64,
+    halves=True,
+    apart=False,
+    weights=Launch(4),
+    inverse=Launch(1),
+    forward=Launch(4, stages=2),
+    summary=Launch(4, stages=2),
+    join=Launch(4),
+    backward=Launch(4, stages=2),
+    summary_backward=Launch(4, stages=2),
+    query=Launch(8, stages=2, max_registers=128),
+    key=Launch(4, stages=2),
+)
+AMPERE = Settings(
+    block=32,
+    gradient_block=32,
+    halves=False,
+    apart=False,
+    weights=Launch(4),
+    inverse=Launch(4),
+    forward=Launch(8),
+    summary=Launch(8),
+    join=Launch(4),
+    backward=Launch(8),
+    summary_backward=Launch(8, stages=2),
+    query=Launch(8, stages=2),
+    key=Launch(8, stages=2),
+)
 # One stage: with two, an accumulator that is carried through a loop and read by another product is wrong (triton#10993).
-BLACKWELL = Settings(64, 64, True, True, 4, 8, 8, 1, 8, 1, 4, 1, 8, 1, 8, 1)
+BLACKWELL = Settings(
+    block=64,
+    gradient_block=64,
+    halves=True,
+    apart=True,
+    weights=Launch(4),
+    inverse=Launch(8),
+    forward=Launch(8),
+    summary=Launch(4),
+    join=Launch(4),
+    backward=Launch(8),
+    summary_backward=Launch(8),
+    query=Launch(8),
+    key=Launch(8),
+)
 BY_ARCH = {80: AMPERE, 86: AMPERE, 89: AMPERE, 90: HOPPER, 100: BLACKWELL, 103: BLACKWELL, 120: AMPERE}
+# float32 operands take twice the memory, and in three-pass tf32 four times the registers, on every architecture. No
+# product is the tensor memory's at 16 rows, so nothing need be apart.
+FLOAT32: dict[str, Any] = {"block": 16, "gradient_block": 16, "apart": False, "inverse": Launch(1)}
+FLOAT32 |= dict.fromkeys(("forward", "summary", "backward", "summary_backward", "query", "key"), Launch(8))
 
 OLDEST = (3, 6)
 # (architectures, first version, version without it, what goes wrong)
@@ -56,13 +117,7 @@ MISCOMPILED = [((103,), (3, 6), (3, 8), "products into an accumulator that a loo
 def settings(arch: int, itemsize: int) -> Settings:
     """For ``arch`` = 10 * major + minor; the settings of the newest one before it where it is not known."""
     known = BY_ARCH[max((a for a in BY_ARCH if a <= arch), default=80)]
-    if itemsize < 4:
-        return known
-    # float32 operands take twice the memory, and in three-pass tf32 four times the registers.
-    # No product is the tensor memory's at 16 rows, so nothing need be apart.
-    known = replace(known, block=16, gradient_block=16, apart=False, inverse_warps=1, forward_warps=8, summary_warps=8)
-    known = replace(known, forward_stages=1, backward_stages=1, summary_backward_stages=1)
-    return replace(known, query_stages=1, key_stages=1)
+    return known if itemsize < 4 else replace(known, **FLOAT32)
 
 
 def settings_for(x: Tensor) -> Settings:

@@ -105,7 +105,13 @@ def place(chunks, d):
 def token(heads, start, head, T):
     """Address of token ``start`` (int64, numbered over the batch) of a head. Offsets past 2^31 are all in here; those
     within a chunk fit int32."""
-    return heads.x + (start // T) * heads.b + (start % T) * heads.t + head.to(tl.int64) * heads.h
+    return at_token(heads.x, heads.b, heads.t, heads.h, start, head, T)
+
+
+@triton.jit
+def at_token(x, b, t, h, start, head, T):
+    """``token``, of a tensor and its strides."""
+    return x + (start // T) * b + (start % T) * t + head.to(tl.int64) * h
 
 
 @triton.jit

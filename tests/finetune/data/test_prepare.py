@@ -9,7 +9,7 @@ import pytest
 
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.data.prepare import Prepared, prepare
-from hybrid_ft.finetune.recipe.schema import Recipe
+from hybrid_ft.finetune.recipe.schema import Recipe, changed
 
 WriteRows = Callable[..., Path]
 MakeRecipe = Callable[..., Recipe]
@@ -233,16 +233,16 @@ def test_templates(write_rows: WriteRows, recipe: MakeRecipe, tokenizers: dict[s
     with pytest.raises(InputError, match="the tokenizer has none; set model.chat_template: olmo-instruct"):
         prepare(recipe(path), tokenizer)
     own = recipe(path)
-    own.model.chat_template = "olmo-instruct"
+    own = changed(own, "model", chat_template="olmo-instruct")
     prepared = prepare(own, tokenizer)
     assert prepared.eos_token_ids == tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])
     assert "function-calling" in tokenizer.decode(prepared.train[0]["input_ids"]) and prepared.chat_template
     other = tmp_path / "own.jinja"
     other.write_text("{% for m in messages %}{{ '<|turn|>' + m.content + '<|end|>' }}{% endfor %}")
-    own.model.chat_template = str(other)
+    own = changed(own, "model", chat_template=str(other))
     with pytest.raises(InputError, match=r"own.jinja writes <\|turn\|>, which is not one token of the tokenizer"):
         prepare(own, tokenizer)
-    own.model.chat_template = str(tmp_path / "none.jinja")
+    own = changed(own, "model", chat_template=str(tmp_path / "none.jinja"))
     with pytest.raises(InputError, match="cannot be read"):
         prepare(own, tokenizer)
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from hybrid_ft.errors import InputError
+from hybrid_ft.finetune.recipe.keys import keys
 from hybrid_ft.finetune.recipe.load import load_recipe
-from hybrid_ft.finetune.recipe.mistakes import keys, nearest_key
+from hybrid_ft.finetune.recipe.mistakes import nearest_key
 from hybrid_ft.finetune.recipe.schema import Recipe
 
 MINIMAL = "model: {path: tiny}\ndata:\n  sources:\n    - path: rows.jsonl\n"
@@ -81,7 +82,7 @@ def test_all_mistakes_at_once() -> None:
         "evaluate: {answers: 9, samples: [1]}\n"
     )
     assert mistakes(text, "train.steps=1e3", "model.lora.rnk=2") == [
-        "mine.yaml:3: model.lora.targets: got 'lm_head'; must be of all-linear, attention, delta, mlp, or a union such as delta+mlp",
+        "mine.yaml:3: model.lora.targets: got 'lm_head'; must be of all-linear, attention, delta, recurrent, mlp, or a union such as delta+mlp",
         "mine.yaml:6: data.sources.0.path: got 'rwos.jsonl'; there is no such data file; did you mean rows.jsonl?",
         "mine.yaml:7: data.sources.0.weight: got 0; must be greater than 0",
         "mine.yaml:9: unknown key train.learnin_rate; did you mean train.learning_rate?",
@@ -89,7 +90,7 @@ def test_all_mistakes_at_once() -> None:
         "mine.yaml:11: train.epochs: got '3'; must be a number; write it without quotes",
         "mine.yaml:12: train.batch_tokens: got 100; must be at least data.max_length (4096) when rows are packed",
         "mine.yaml:13: unknown key learning_rate; did you mean train.learning_rate?",
-        "mine.yaml:14: evaluate.samples.0: got 1; must be a text; put it in quotes",
+        "mine.yaml:14: evaluate.samples.0: got 1; must be a string; put it in quotes",
         "mine.yaml:14: evaluate.answers: got 9; needs held-out rows; set data.eval.fraction, data.eval.count or data.eval.sources",
         "override model.lora.rnk: unknown key model.lora.rnk; did you mean model.lora.rank?",
         "override train.steps: got 1000.0; must be a whole number; write 1000",
@@ -107,7 +108,7 @@ def test_duplicate_keys_and_schema_mistakes_together() -> None:
     ("text", "said"),
     [
         ("data: {sources: [{path: rows.jsonl}]}\n", "mine.yaml: model is missing"),
-        ("model: {}\ndata: {sources: [{path: rows.jsonl}]}\n", "mine.yaml:1: model.path is missing; a preset (tiny)"),
+        ("model: {}\ndata: {sources: [{path: rows.jsonl}]}\n", "mine.yaml:1: model.path is missing: a preset (tiny"),
         (
             "model: tiny\ndata: {sources: [{path: rows.jsonl}]}\n",
             "mine.yaml:1: model: got 'tiny'; must be a mapping of keys, such as {path: 'tiny'}",
@@ -124,7 +125,7 @@ def test_duplicate_keys_and_schema_mistakes_together() -> None:
         ("model: {path: tiny}\ndata:\n  sources:\n    - split: x\n", "mine.yaml:4: data.sources.0.path is missing"),
         (MINIMAL.replace("tiny", "''"), "mine.yaml:1: model.path: got ''; must not be empty"),
         (MINIMAL.replace("tiny", "7B"), "mine.yaml:1: model.path: got 7B, a shape without weights"),
-        (MINIMAL.replace("tiny", "7B, from_scratch: true"), "mine.yaml:1: model.tokenizer: is missing; the preset 7B"),
+        (MINIMAL.replace("tiny", "7B, from_scratch: true"), "mine.yaml:1: model.tokenizer: must be set; the preset 7B"),
         (
             MINIMAL.replace("tiny", "./nowhere"),
             "mine.yaml:1: model.path: got './nowhere'; there is no such model folder",
@@ -146,7 +147,7 @@ def test_duplicate_keys_and_schema_mistakes_together() -> None:
         (MINIMAL + "      columns: nope\n", "mine.yaml:5: data.sources.0.columns: got 'nope'; must be a shipped name"),
         (
             MINIMAL + "      weight: 2\n    - path: rows.jsonl\n",
-            "mine.yaml:6: data.sources.1: has no weight while another",
+            "mine.yaml:6: data.sources.1: must have a weight, because another",
         ),
         (
             MINIMAL + "  eval: {fraction: 0.1, count: 5}\n",
@@ -154,7 +155,7 @@ def test_duplicate_keys_and_schema_mistakes_together() -> None:
         ),
         (
             MINIMAL + "  eval: {fraction: 0.1, sources: [{path: rows.jsonl}]}\n",
-            "mine.yaml:5: data.eval.sources: held-out rows come from",
+            "mine.yaml:5: data.eval.sources: got a list of 1; give sources",
         ),
         (MINIMAL + "  packing: yes\n", "mine.yaml:5: data.packing: got 'yes'; must be true or false"),
         (MINIMAL + "train: {warmup: .inf}\n", "mine.yaml:5: train.warmup: got inf; must be "),
@@ -187,7 +188,7 @@ def test_one_mistake_one_line(text: str, said: str) -> None:
         ("steps=5", "override steps: unknown key steps; did you mean train.steps?"),
         (
             "data.sources.1.path=x",
-            "override data.sources.1.path: '1' is no item of data.sources; its items are counted from 0 (0 to 0)",
+            "override data.sources.1.path: data.sources has no item '1'; must be 0",
         ),
         ("model.path.x=1", "override model.path.x: model.path is 'tiny', which has no key 'x'"),
         ("train.seed.x=1", "override train.seed.x: train.seed: got a mapping with x; must be a whole number"),
@@ -245,7 +246,7 @@ def test_many_mistakes_are_cut() -> None:
 
 def test_every_key_survives_one_wrong_letter() -> None:
     """Drop each letter of each key in turn: the suggestion is the key, or another that is spelt as much alike."""
-    known = sorted(set(keys(Recipe)))
+    known = sorted(dict(keys(Recipe)))
     assert {"model.lora.rank", "data.eval.sources[].path", "train.learning_rate", "output"} <= set(known)
     for key in known:
         section, _, name = key.rpartition(".")

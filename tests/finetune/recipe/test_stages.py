@@ -151,7 +151,7 @@ ONE = "must be one of sft, dpo, export with what it needs, such as {sft: mine.ya
             "stages:\n  - sft: sft.yaml\nmodle: x\n",
             "all.yaml:3: unknown key modle; must be one of stages, evaluate, output",
         ),
-        ("stages:\n  - sft: sft.yaml\noutput: 3\n", "all.yaml:3: output: got 3; must be a text"),
+        ("stages:\n  - sft: sft.yaml\noutput: 3\n", "all.yaml:3: output: got 3; must be a string"),
         (
             "stages:\n  - sft: sft.yaml\nstages:\n  - sft: sft.yaml\n",
             "all.yaml:3: key stages is given twice (first on line 1)",

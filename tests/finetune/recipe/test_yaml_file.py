@@ -118,14 +118,14 @@ def test_alias_cannot_multiply(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", ": holds nothing at the top"),
-        ("- 1", ": holds a list at the top"),
-        ("text", ": holds a str at the top"),
+        ("", ": is empty; a recipe must be a mapping of keys such as model:, data:, train:"),
+        ("- 1", ": holds a list of 1; a recipe must be a mapping"),
+        ("text", ": holds 'text'; a recipe must be a mapping"),
         ("a: 1\n---\nb: 2", ":2: a second document starts here"),
         ("a:\n\tb: 1", ":2: a tab cannot indent YAML"),
         ("a: [1, 2", ":1: not YAML"),
         ("a: b: c", ":1: not YAML: mapping values are not allowed here at column 5"),
-        ("? [1]\n: 2", ":1: a key must be plain text"),
+        ("? [1]\n: 2", ":1: a key must be a plain string"),
         ("x: 1\ny: " + "[" * 5000, ":2: nested more than 16 deep"),
         (b"a: 1\nb: \xff\n", ":2: byte 0xff is not UTF-8"),
         ("a: 1\nb: \x07", ":2: control character 0x07"),
@@ -141,8 +141,8 @@ def test_refused_in_one_line(tmp_path: Path, text: str | bytes, said: str) -> No
 
 def test_text_that_no_file_name_can_hold_is_noted(tmp_path: Path) -> None:
     assert read(tmp_path, 'a: 1\nb: "x\\0y"\nc: "\\ud800"\n').mistakes == [
-        (2, "character 0x00 is not allowed in a text"),
-        (3, "character 0xd800 is not allowed in a text"),
+        (2, "character 0x00 is not allowed in a string"),
+        (3, "character 0xd800 is not allowed in a string"),
     ]
 
 

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from hybrid_ft.errors import InputError
-from hybrid_ft.finetune.runs import folder as run_folder
+from hybrid_ft.finetune.runs import identity
+from hybrid_ft.finetune.runs.folder import RunFolder
 
 
 @pytest.fixture
@@ -52,17 +53,18 @@ def test_changed_rows_are_refused_and_then_accepted(stopped, start):
 
 
 @pytest.mark.parametrize(
-    ("what", "value", "key"), [("_code", lambda: "sha256:other", "code"), ("version", lambda name: "9.9", "version.")]
+    ("what", "value", "key"),
+    [("code_digest", lambda: "sha256:other", "code"), ("version", lambda name: "9.9", "version.")],
 )
 def test_changed_code_is_refused(stopped, start, monkeypatch, what, value, key):
-    monkeypatch.setattr(run_folder, what, value)
+    monkeypatch.setattr(identity, what, value)
     with pytest.raises(InputError, match=f"belongs to another run: {key}"):
         start()
     assert start(accept=True).status == 0
 
 
 def test_another_number_of_processes_is_refused(stopped, tmp_path):
-    folder = run_folder.RunFolder(tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
     with folder.held():
         identity = folder.record["identity"] | {"processes": 2}
         with pytest.raises(InputError, match="processes was 1, is 2"):

@@ -6,13 +6,15 @@ import sys
 
 import pytest
 
+# more than a pipe's 64 KiB and Python's own buffer together, so that a write fails before the end
+LINES = [f"line {number:060}" for number in range(1_200)]
 BODY = """
 import sys
 from hybrid_ft.finetune.runs.console import screen
 
 console = screen()
-for number in range(20_000):
-    console.print(f"line {number}")
+for number in range(1_200):
+    console.print(f"line {number:060}")
 sys.exit(9)
 """
 
@@ -39,7 +41,7 @@ def test_a_lost_screen_ends_nothing(lost):
 
 def test_what_can_be_shown_is_shown_whole():
     done = subprocess.run([sys.executable, "-c", BODY], check=False, capture_output=True, text=True)
-    assert done.stdout.splitlines() == [f"line {number}" for number in range(20_000)]
+    assert done.stdout.splitlines() == LINES
     assert done.stderr == "" and done.returncode == 9
 
 

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,8 @@ import pytest
 
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.recipe.schema import Recipe
-from hybrid_ft.finetune.runs.folder import RunFolder, recipe_identity
+from hybrid_ft.finetune.runs.folder import RunFolder
+from hybrid_ft.finetune.runs.identity import recipe_identity
 
 
 @pytest.fixture
@@ -186,10 +189,10 @@ def test_metrics_after_the_checkpoint_are_forgotten_and_a_torn_line_too(files):
 
 def test_changed_rows_are_told_though_every_file_is_the_same(start, monkeypatch):
     """A hub dataset, a library or a column mapping can make other rows of the same recipe."""
-    from hybrid_ft.finetune.training.sft import stage as sft
+    from hybrid_ft.finetune.training import run as training
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(sft.stage, "export", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr(training, "export", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
         start(train={"steps": 2})
     with pytest.raises(InputError, match="belongs to another run: rows was sha256:"):
         start(train={"steps": 2, "save_every": 1}, seed=1)
@@ -218,3 +221,43 @@ def test_a_base_cut_short_is_refused_before_anything_is_written(start, tmp_path,
     with pytest.raises(InputError, match=r"model\.safetensors.*cut short|promises"):
         start(model={"path": str(broken)})
     assert [path.name for path in tmp_path.iterdir()] == ["broken"]
+
+
+DAMAGED = """
+from pathlib import Path
+from hybrid_ft.errors import InputError
+from hybrid_ft.finetune.pipeline import _read
+from hybrid_ft.finetune.runs.folder import RunFolder
+from hybrid_ft.finetune.training.dpo.reference_cache import ReferenceCache
+
+def held():
+    with RunFolder("run").held():
+        pass
+
+for check in (held, ReferenceCache("cache", {"dtype": "float32"}).check, lambda: _read(Path("stages"))):
+    try:
+        check()
+        print("passed")
+    except InputError as error:
+        print(error)
+"""
+
+
+def test_damaged_records_are_refused_by_an_optimising_interpreter_too(tmp_path):
+    """python -O leaves assertions out."""
+    files = {
+        "run/run.json": {"identity": 3},
+        "cache/reference.json": {"key": [], "pieces": {}},
+        "stages/pipeline.json": {"stages": 1},
+    }
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(json.dumps(content))
+    done = subprocess.run(
+        [sys.executable, "-O", "-c", DAMAGED], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert [line.partition(";")[0] for line in done.stdout.splitlines()] == [
+        "output: run/run.json is damaged",
+        "dpo.reference_cache: cache/reference.json is damaged",
+        "output: stages/pipeline.json is damaged",
+    ]

@@ -74,10 +74,10 @@ def test_a_run_killed_on_the_way_has_the_same_best(start, monkeypatch):
 
 
 def test_a_damaged_best_checkpoint_is_told_and_not_replaced_by_another(start, tmp_path, monkeypatch):
-    from hybrid_ft.finetune.training.sft import stage as sft
+    from hybrid_ft.finetune.training import run as training
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(sft.stage, "export", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr(training, "export", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
         start(**BEST)
     folder = tmp_path / "run"
     step = min(

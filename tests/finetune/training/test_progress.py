@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from hybrid_ft.finetune.training.progress import ShowProgress, duration
+from hybrid_ft.finetune.runs.console import duration, say
+from hybrid_ft.finetune.training.sft.stage import show_progress
 
 LOGS = {
     "loss": 2.5,
@@ -25,7 +26,7 @@ LOGS = {
 def shown(metrics, terminal: bool) -> str:
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=terminal, width=120, color_system=None)
-    progress = ShowProgress(console, metrics)
+    progress = show_progress(console, metrics)
     state = SimpleNamespace(global_step=4, max_steps=8, epoch=0.5, is_world_process_zero=True)
     progress.on_train_begin(None, state, None)
     for step in (5, 6):
@@ -62,7 +63,7 @@ def test_a_file_gets_a_line_now_and_then(tmp_path, monkeypatch):
     clock = iter(range(10_000))  # a second whenever it is looked at, a few times a step
     monkeypatch.setattr(progress.time, "perf_counter", lambda: next(clock))
     screen = io.StringIO()
-    live = ShowProgress(Console(file=screen, width=120), tmp_path / "metrics.jsonl")
+    live = show_progress(Console(file=screen, width=120), tmp_path / "metrics.jsonl")
     state = SimpleNamespace(global_step=0, max_steps=40, epoch=0.5, is_world_process_zero=True)
     live.on_train_begin(None, state, None)
     for step in range(1, 41):
@@ -83,8 +84,6 @@ def test_metrics_are_a_json_line_each(tmp_path):
 
 
 def test_names_of_rows_are_no_markup(tmp_path):
-    from hybrid_ft.finetune.training.progress import say
-
     screen = io.StringIO()
     say(Console(file=screen, width=20), "hub/rows[train]:3 [bold]and a path longer than the line")
     assert screen.getvalue() == "hub/rows[train]:3 [bold]and a path longer than the line\n"

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from hybrid_ft.finetune.training.stuck_loss import NoSignal
+from hybrid_ft.finetune.training.stuck_loss import StuckLoss
 
 LN2 = math.log(2)
 
@@ -15,7 +15,7 @@ def run(losses, first=None, warmup=0, steps=None, main=True, logged_every=1):
     said = []
     state = SimpleNamespace(global_step=0, max_steps=steps or len(losses) * logged_every, is_world_process_zero=main)
     args = SimpleNamespace(learning_rate=1e-9, warmup_steps=warmup, get_warmup_steps=lambda steps: warmup)
-    watch = NoSignal(lambda text: said.append((state.global_step, text)), first)
+    watch = StuckLoss(lambda text: said.append((state.global_step, text)), first)
     for loss in losses:
         state.global_step += logged_every
         watch.on_log(args, state, None, logs={"loss": loss})

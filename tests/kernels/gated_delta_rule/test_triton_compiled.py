@@ -1,7 +1,8 @@
 """The Triton kernels compiled ahead of time, without a GPU, as they are launched: what became of registers and products.
 
-Nothing may spill but what SPILLED names, the passes over the chunks must in 16 bits use Hopper's warp-group products
-alone, and a program must fit into the shared memory. A change that adds a spill fails here.
+What SPILLED allows may spill, the passes over the chunks must in 16 bits use Hopper's warp-group products alone, a program
+must fit into the shared memory, and a multiprocessor of Hopper must hold as many programs as PROGRAMS says: with one
+less, nothing hides the loads of the others. A change that adds a spill or takes a program away fails here.
 """
 
 import os
@@ -23,7 +24,12 @@ ARCHS = [80, 90, 100]
 SHARED = {80: 99, 90: 227, 100: 227}
 KERNELS = ["weights_kernel", "inverse_kernel", "forward_kernel", "backward_kernel", "query_kernel", "key_kernel"]
 KERNELS += ["summary_kernel", "join_kernel", "summary_backward_kernel"]
-# Bytes per thread in float32, each thread with as many registers as it can have; in 16 bits there are none.
+# That a multiprocessor of Hopper holds at once, in 16 bits.
+PROGRAMS = {"weights_kernel": 4, "inverse_kernel": 8, "forward_kernel": 2, "backward_kernel": 2, "query_kernel": 2}
+PROGRAMS |= {"key_kernel": 2, "summary_kernel": 2, "summary_backward_kernel": 2, "join_kernel": 2}
+# Bytes per thread in 16 bits that may spill on Hopper, where they buy programs; elsewhere there are none.
+SPILLED_FOR_PROGRAMS = 96
+# Bytes per thread in float32, each thread with as many registers as it can have.
 SPILLED = {
     (80, "forward_kernel", (96, 192)): 8,
     (80, "backward_kernel", (96, 192)): 24,
@@ -89,7 +95,11 @@ def test_compiled(
         assert "mma.sync" not in built.ptx.replace("wgmma.mma_async.sync", "")
     if arch == 100 and kernel in scans:
         assert "tcgen05.mma" in built.ptx
-    assert built.spilled <= (SPILLED.get((arch, kernel, dims), 0) if dtype == torch.float32 else 0)
+    if dtype == torch.float32:
+        assert built.spilled <= SPILLED.get((arch, kernel, dims), 0)
+    else:
+        assert built.spilled <= (SPILLED_FOR_PROGRAMS if arch == 90 else 0)
+        assert arch != 90 or built.programs >= PROGRAMS[kernel]
 
 
 def test_versions_that_are_wrong_are_refused() -> None:
@@ -105,3 +115,34 @@ def test_versions_that_are_wrong_are_refused() -> None:
         with pytest.raises(RuntimeError, match=line) as raised:
             refuse(arch, version)
         assert "\n" not in str(raised.value)
+
+
+def test_a_length_compiles_nothing_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of whatever number of tokens, from wherever in a row: a kernel would be compiled in the middle of training."""
+    from launched import Target
+
+    from hybrid_ft.kernels.gated_delta_rule.gpu import call, launch, settings
+
+    monkeypatch.setattr(launch, "settings_for", lambda x: settings.settings(90, x.itemsize))
+    monkeypatch.setattr(triton.runtime.driver, "_active", Target(90))
+    compiled: dict[str, set[str]] = {}
+
+    def run(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
+        *_, binder = self.device_caches[90]
+        _, specialization, _ = binder(*args, debug=False, **options)
+        compiled.setdefault(self.__name__, set()).add(str(specialization))
+
+    monkeypatch.setattr(triton.JITFunction, "run", run)
+    H, K, V = 30, 96, 192
+    row = [torch.zeros(1, 400, H, size, dtype=torch.bfloat16) for size in (K, K, V)]
+    rates = [torch.zeros(1, 400, H) for _ in range(2)]
+    for first, tokens in ((0, 64), (0, 63), (0, 100), (0, 1), (1, 64), (2, 77), (3, 130), (5, 101), (8, 200)):
+        q, k, v, g, beta = (x[:, first : first + tokens] for x in (*row, *rates))
+        # as it comes from a split of a row, and by itself
+        for own in (lambda x: x, lambda x: torch.zeros(x.shape)):
+            inputs = call.Inputs(q, k, v, own(g), own(beta), torch.tensor([0, 1, tokens]), None, 0.1, True)
+            kept = launch.run_forward(inputs, False).kept
+            launch.run_backward(inputs._replace(g=None, beta=None), kept, v, None)
+    assert {"weights_kernel", "forward_kernel", "backward_kernel", "key_kernel"} <= set(compiled)
+    # with the gates and, in backward, from them
+    assert {name: len(kinds) for name, kinds in compiled.items()} == dict.fromkeys(compiled, 1) | {"weights_kernel": 2}

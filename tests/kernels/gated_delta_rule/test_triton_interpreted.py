@@ -1,7 +1,7 @@
 """The Triton kernels in Triton's interpreter, in float32: outputs and every gradient against the float64 reference.
 
 The interpreter must be chosen before triton is imported, so these tests run in a process of their own, which
-``test_interpreter`` (the short half) and ``test_interpreter_at_length`` start. It knows nothing of warps, layouts and
+``test_interpreter`` starts in two halves. It knows nothing of warps, layouts and
 races, and its bfloat16 is wrong: test_triton_compiled.py and test_triton_gpu.py are for those.
 """
 
@@ -34,14 +34,10 @@ def interpret(select: str) -> None:
 
 
 @outside
-def test_interpreter() -> None:
-    interpret("not kernels")
-
-
-@outside
 @pytest.mark.kernels
-def test_interpreter_at_length() -> None:
-    interpret("kernels")
+@pytest.mark.parametrize("half", ["not kernels", "kernels"])
+def test_interpreter(half: str) -> None:
+    interpret(half)
 
 
 def rule(
@@ -154,12 +150,60 @@ def test_what_is_cut_into_pieces() -> None:
         q, v = (torch.empty(1, tokens, heads, size, device="meta") for size in (96, 192))
         return Call(q, v, torch.empty(segments + 1, device="meta")).piece
 
-    assert piece(32768, 30) == 257
+    assert piece(32768, 30) == 0
+    assert piece(32768, 29) == 171
     assert piece(32768, 4) == 32
     assert piece(2**17, 4) == 94
-    assert piece(32768, 30, segments=2) == 0
-    assert piece(2048, 4) == 32
-    assert piece(1920, 4) == 0
+    assert piece(32768, 29, segments=2) == 0
+    assert piece(2112, 4) == 32
+    assert piece(2048, 4) == 0
+
+
+def test_backward_is_cut_where_its_own_programs_are_few() -> None:
+    from hybrid_ft.kernels.gated_delta_rule.gpu.call import Call
+
+    def cut(heads: int, halves: int) -> bool:
+        q, v = (torch.empty(1, 32768, heads, size, device="meta") for size in (96, 192))
+        return Call(q, v, torch.empty(2, device="meta")).cut_backward(halves)
+
+    assert cut(4, 2) and cut(14, 2) and not cut(16, 2)
+    assert cut(16, 1) and cut(29, 1) and not cut(30, 1)
+
+
+@inside
+def test_forward_alone_in_pieces(short_pieces: Callable[[int], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    from hybrid_ft.kernels.gated_delta_rule.gpu.call import Call
+
+    short_pieces(1)
+    monkeypatch.setattr(Call, "cut_backward", lambda self, halves: False)
+    assert_right(case([0, 200], (1, 1), (16, 32)))
+
+
+def test_the_chunks_of_edges_are_counted_once() -> None:
+    """For all layers, as long as nobody writes to the edges."""
+    from hybrid_ft.kernels.gated_delta_rule.gpu import call
+
+    edges = torch.tensor([0, 100, 300], dtype=torch.int32)
+    q, v = (torch.empty(1, 300, 4, size, device="meta") for size in (96, 192))
+
+    def cut(edges: torch.Tensor, q: torch.Tensor = q) -> call.Chunks:
+        sizes = call.Call(q, v, edges)
+        sizes.like = torch.empty(0)
+        return call.cut(sizes, edges)
+
+    first = cut(edges)
+    assert cut(edges) is first and cut(edges.view(3)) is first
+    assert cut(edges.clone()) is not first
+    assert torch.equal(cut(edges[1:]).first_chunk, torch.tensor([0, 4], dtype=torch.int32))
+    edges[1] = 40
+    second = cut(edges)
+    assert torch.equal(first.first_chunk, torch.tensor([0, 2, 6], dtype=torch.int32))
+    assert torch.equal(second.first_chunk, torch.tensor([0, 1, 6], dtype=torch.int32))
+    for _ in range(2 * call.MAPS):
+        cut(edges.clone())
+    assert len(call._maps) == call.MAPS
+    with torch.inference_mode():
+        assert cut(torch.tensor([0, 300])) is not None
 
 
 @inside

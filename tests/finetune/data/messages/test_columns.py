@@ -201,7 +201,7 @@ def test_rows_that_a_mapping_cannot_read(values: dict[str, Any], says: str, file
         ("columns: {output_1: a, output_2: b, preference: c}\npreference: {x: 3}\n", "preference.x"),
         ("columns: {promt: q, chosen: good, rejected: bad}\n", ":1: unknown key columns.promt"),
         ("a: [", "not YAML"),
-        ("", ": holds nothing at the top; a column mapping is a mapping of keys such as signature:, columns:, roles:"),
+        ("", ": is empty; a column mapping must be a mapping of keys such as signature:, columns:, roles:"),
         ("a: 1\n---\nb: 2", ":2: a second document starts here; a column mapping is one document"),
         ("about: " + "x" * 70_000, ": larger than 64 kB; a column mapping is a short text file"),
     ],

@@ -150,7 +150,10 @@ def test_a_pair_that_teaches_nothing_is_named(values: dict[str, Any], kind: str)
             "chosen[0].role: got 'bard'",
         ),
         ({"prompt": "Why?", "chosen": {"role": "assistant", "content": None}, "rejected": "No."}, "is null"),
-        ({"system": "a", "chosen": [SYSTEM, ASKED, GOOD], "rejected": [SYSTEM, ASKED, BAD]}, "there is a system turn as well"),
+        (
+            {"system": "a", "chosen": [SYSTEM, ASKED, GOOD], "rejected": [SYSTEM, ASKED, BAD]},
+            "there is a system turn as well",
+        ),
         ({"prompt": "Why?", "output_1": "Because.", "output_2": "No.", "preference": 3}, "got 3"),
     ],
 )

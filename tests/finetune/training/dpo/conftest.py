@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,9 +26,9 @@ def make_trainer(steady_base: Path, tiny_tokenizer: Any, tmp_path: Path) -> Call
         from hybrid_ft.finetune.recipe.schema import Recipe
         from hybrid_ft.finetune.runs.folder import RunFolder
         from hybrid_ft.finetune.runs.signals import StopRequest
-        from hybrid_ft.finetune.training.dpo.metrics import ShowPairs
+        from hybrid_ft.finetune.training.dpo.metrics import show_progress
         from hybrid_ft.finetune.training.dpo.reference_cache import digests_of, with_reference
-        from hybrid_ft.finetune.training.dpo.stage import Plan, arguments
+        from hybrid_ft.finetune.training.dpo.stage import dpo_arguments, plan_of
         from hybrid_ft.finetune.training.dpo.trainer import PairTrainer
         from hybrid_ft.hybrid_model import adapters
 
@@ -46,11 +47,11 @@ def make_trainer(steady_base: Path, tiny_tokenizer: Any, tmp_path: Path) -> Call
         folder = RunFolder(tmp_path / "run")
         trainer = PairTrainer(
             model,
-            args=arguments(recipe, recipe.dpo, Plan.of(recipe, len(pairs)), folder),
+            args=dpo_arguments(recipe, plan_of(recipe, SimpleNamespace(train=pairs)), folder),
             train_dataset=pairs,
             eval_dataset=None,
             processing_class=tiny_tokenizer,
-            callbacks=[ShowPairs(Console(file=io.StringIO()), tmp_path / "metrics.jsonl")],
+            callbacks=[show_progress(Console(file=io.StringIO()), tmp_path / "metrics.jsonl")],
             pairs_per_step=recipe.dpo.pairs_per_step,
             batch_tokens=batch_tokens,
             folder=folder,

@@ -141,10 +141,10 @@ def test_exchanged_answers_exchange_the_numbers(make_trainer: Any, make_pairs: A
     (one, references), (other, exchanged) = found
     assert names.keys() <= set(pairs.column_names)
     assert references == exchanged[::-1]
-    assert one["margin"] == -other["margin"] != 0
+    assert one["rewards/margins"] == -other["rewards/margins"] != 0
     for side, opposite in (("chosen", "rejected"), ("rejected", "chosen")):
-        for name in ("logp", "gain", "tokens"):
-            assert one[f"{side}_{name}"] == other[f"{opposite}_{name}"]
+        for name in ("logps/{}", "{}_gain", "{}_tokens"):
+            assert one[name.format(side)] == other[name.format(opposite)]
 
 
 def test_lora_is_compared_with_the_base(make_trainer: Any, make_pairs: Any) -> None:

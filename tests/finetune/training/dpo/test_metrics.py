@@ -33,9 +33,9 @@ def test_means_are_over_pairs_and_over_tokens() -> None:
     means = sums.take()
     # gains: +2 and -1, -1 and -3, 0 and 0
     assert means["pairs"] == 3
-    assert means["margin"] == pytest.approx(0.5 * (3 + 2 + 0) / 3)
-    assert means["accuracy"] == pytest.approx((1 + 1 + 0.5) / 3)
-    assert means["chosen_logp"] == pytest.approx(-10 / 7) and means["rejected_logp"] == pytest.approx(-13 / 7)
+    assert means["rewards/margins"] == pytest.approx(0.5 * (3 + 2 + 0) / 3)
+    assert means["rewards/accuracies"] == pytest.approx((1 + 1 + 0.5) / 3)
+    assert means["logps/chosen"] == pytest.approx(-10 / 3) and means["logps/rejected"] == pytest.approx(-13 / 3)
     assert means["chosen_gain"] == pytest.approx(1 / 7) and means["rejected_gain"] == pytest.approx(-4 / 7)
     assert (means["chosen_tokens"], means["rejected_tokens"]) == (7 / 3, 7 / 3)
     assert (means["longer"], means["shorter"]) == (1 / 3, 1 / 3)
@@ -48,8 +48,8 @@ def test_rewards_are_per_token_where_the_loss_is() -> None:
     rows = batch([(4, 1)], [(-8.0, -4.0)])
     sums.add(log_probs(rows, [-6.0, -3.0]), rows)
     means = sums.take()
-    assert means["margin"] == pytest.approx(5 * (2 / 4 - 1 / 1))
-    assert means["accuracy"] == 0.0
+    assert means["rewards/margins"] == pytest.approx(5 * (2 / 4 - 1 / 1))
+    assert means["rewards/accuracies"] == 0.0
 
 
 def measured(pairs: int = 128, **changed: float) -> dict[str, float]:

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -70,8 +71,8 @@ def take_steps(base: str, folder: str, out: str, pairs_per_step: int) -> None:
     from hybrid_ft.finetune.runs.folder import RunFolder
     from hybrid_ft.finetune.runs.processes import Processes
     from hybrid_ft.finetune.runs.signals import StopRequest
-    from hybrid_ft.finetune.training.dpo.metrics import ShowPairs
-    from hybrid_ft.finetune.training.dpo.stage import Plan, arguments
+    from hybrid_ft.finetune.training.dpo.metrics import show_progress
+    from hybrid_ft.finetune.training.dpo.stage import dpo_arguments, plan_of
     from hybrid_ft.finetune.training.dpo.trainer import PairTrainer
 
     torch.set_num_threads(1)
@@ -88,14 +89,14 @@ def take_steps(base: str, folder: str, out: str, pairs_per_step: int) -> None:
     assert recipe.dpo is not None
     run = RunFolder(f"{folder}/run-{os.environ['WORLD_SIZE']}-{rank}")
     run.processes = Processes.join()
-    args = arguments(recipe, recipe.dpo, Plan.of(recipe, len(pairs)), run)
+    args = dpo_arguments(recipe, plan_of(recipe, SimpleNamespace(train=pairs)), run)
     args.save_strategy, args.optim = "no", "sgd"
     trainer = PairTrainer(
         hybrid_ft.load(base, dtype=torch.float32),
         args=args,
         train_dataset=pairs,
         processing_class=AutoTokenizer.from_pretrained(f"{folder}/tokenizer"),
-        callbacks=[ShowPairs(Console(file=io.StringIO()), Path(f"{folder}/metrics-{rank}.jsonl"))],
+        callbacks=[show_progress(Console(file=io.StringIO()), Path(f"{folder}/metrics-{rank}.jsonl"))],
         pairs_per_step=pairs_per_step,
         batch_tokens=100,
         folder=run,

@@ -75,13 +75,13 @@ def test_what_is_seen_and_kept(start_pairs: Any) -> None:
     assert run.status == 0
     first, *_ = lines(run.folder)
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-5)
-    assert first["accuracy"] == 0.5 and first["margin"] == pytest.approx(0, abs=1e-5)
-    assert first["chosen_logp"] < 0 > first["rejected_logp"]
+    assert first["rewards/accuracies"] == 0.5 and first["rewards/margins"] == pytest.approx(0, abs=1e-5)
+    assert first["logps/chosen"] < 0 > first["logps/rejected"]
     assert 1 < first["chosen_tokens"] < 12 and 1 < first["rejected_tokens"] < 12
-    assert 0.1 < first["saved"] < 0.5 and first["tokens_per_s"] > 0
+    assert 0.1 < first["prompt_sharing_saved"] < 0.5 and first["tokens_per_s"] > 0
     held = [line for line in lines(run.folder) if "eval_loss" in line]
     assert [line["step"] for line in held] == [3, 6]
-    assert {"eval_margin", "eval_accuracy", "eval_chosen_logp"} <= held[0].keys()
+    assert {"eval_rewards/margins", "eval_rewards/accuracies", "eval_logps/chosen"} <= held[0].keys()
     assert "step 1/6  loss 0.6931  margin +0.000  accuracy 50%" in run.screen
     assert "held-out  before loss 0.6931" in run.screen
     record = json.loads((run.folder / "run.json").read_text())
@@ -101,9 +101,9 @@ def test_held_out_pairs_are_measured_exactly(make_trainer: Any, make_pairs: Any)
         margins.append(margin)
         totals = [totals[0] + chosen, totals[1] + len(pair["chosen_ids"])]
     assert measured["loss"] == pytest.approx(sum(losses) / 11, rel=1e-5)
-    assert measured["margin"] == pytest.approx(sum(margins) / 11, rel=1e-4)
-    assert measured["accuracy"] == sum(margin > 0 for margin in margins) / 11
-    assert measured["chosen_logp"] == pytest.approx(totals[0] / totals[1], rel=1e-5)
+    assert measured["rewards/margins"] == pytest.approx(sum(margins) / 11, rel=1e-4)
+    assert measured["rewards/accuracies"] == sum(margin > 0 for margin in margins) / 11
+    assert measured["logps/chosen"] == pytest.approx(totals[0] / 11, rel=1e-5)
 
 
 def test_not_finite_stops_before_the_step(start_pairs: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,7 +74,9 @@ def test_from_files_to_a_model(recipe_file, tmp_path, monkeypatch):
     losses = [line["loss"] for line in lines if "loss" in line]
     assert len(losses) == 12 and losses[-1] < losses[0] - 0.5
     held_out = [line["eval_loss"] for line in lines if "eval_loss" in line]
-    assert len(held_out) == 2 and held_out[-1] < json.loads((run / "run.json").read_text())["before"]["held_out_loss"]
+    assert (
+        len(held_out) == 2 and held_out[-1] < json.loads((run / "run.json").read_text())["before"]["held_out"]["loss"]
+    )
     model = OlmoHybridForCausalLM.from_pretrained(run / "model")
     tokenizer = AutoTokenizer.from_pretrained(run / "model")
     prompt = tokenizer.apply_chat_template(
@@ -149,7 +151,7 @@ def test_gsm8k_with_the_olmo_tokenizer(tmp_path, root):
         ],
     )
     assert sft.run(recipe, Console(file=io.StringIO())) == 0
-    before = json.loads((tmp_path / "run/run.json").read_text())["before"]["held_out_loss"]
+    before = json.loads((tmp_path / "run/run.json").read_text())["before"]["held_out"]["loss"]
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     (after,) = (line["eval_loss"] for line in lines if "eval_loss" in line)
     assert before == pytest.approx(torch.tensor(100288.0).log().item(), rel=0.01)

@@ -126,11 +126,11 @@ def test_a_damaged_newest_checkpoint_costs_steps_but_not_the_result(start, monke
 
 
 def test_a_run_killed_after_its_last_step_trains_no_more(start, monkeypatch):
-    from hybrid_ft.finetune.training.sft import stage as sft
+    from hybrid_ft.finetune.training import run as training
 
     whole = start("whole")
     with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(sft.stage, "export", lambda *args: (_ for _ in ()).throw(Killed))
+        patched.setattr(training, "export", lambda *args: (_ for _ in ()).throw(Killed))
         start("cut")
     with monkeypatch.context() as patched:
         interrupt_at(patched, 7, "kill")

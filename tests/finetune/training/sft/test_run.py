@@ -92,7 +92,7 @@ def test_held_out_loss_is_that_of_each_row_alone(start, packing, steady_base):
     with torch.no_grad():
         before = loss_row_by_row(plain_model(steady_base), rows).item()
         after = loss_row_by_row(plain_model(run.folder / "model"), rows).item()
-    assert record["before"]["held_out_loss"] == pytest.approx(before, rel=1e-5)
+    assert record["before"]["held_out"]["loss"] == pytest.approx(before, rel=1e-5)
     assert run.metrics("eval_loss")[2] == pytest.approx(after, rel=1e-5)
     assert f"{before:.4f}" in run.screen and f"{after:.4f}" in run.screen
 
@@ -104,13 +104,13 @@ def test_evaluating_does_not_change_the_training(start):
 
 
 def test_what_is_measured_before_is_not_measured_again(start, monkeypatch):
-    from hybrid_ft.finetune.training.sft import stage as sft
+    from hybrid_ft.finetune.evaluation import answers
 
     class Killed(BaseException):
         pass
 
     calls: list[int] = []
-    answer_held_out = sft.evaluate.answer_held_out
+    answer_held_out = answers.answer_held_out
 
     def counted(*args: Any) -> Any:
         calls.append(1)
@@ -119,7 +119,7 @@ def test_what_is_measured_before_is_not_measured_again(start, monkeypatch):
     def killed(trainer: Any, inputs: Any, loss: Any) -> Any:
         raise Killed
 
-    monkeypatch.setattr(sft.evaluate, "answer_held_out", counted)
+    monkeypatch.setattr(answers, "answer_held_out", counted)
     sections = {"held_out": 4, "evaluate": {"answers": 3, "samples": ["hello"]}}
     with monkeypatch.context() as patched, pytest.raises(Killed):
         wrap_loss(patched, killed)

@@ -29,8 +29,10 @@ def test_trl_decides_nothing_by_itself(start, monkeypatch):
     from hybrid_ft.finetune.training.sft import stage as sft
 
     made: list[Any] = []
-    arguments = sft.arguments
-    monkeypatch.setattr(sft, "arguments", lambda *args, **kwargs: made.append(arguments(*args, **kwargs)) or made[-1])
+    arguments = sft.sft_arguments
+    monkeypatch.setattr(
+        sft, "sft_arguments", lambda *args, **kwargs: made.append(arguments(*args, **kwargs)) or made[-1]
+    )
     start(train={"steps": 1, "betas": [0.8, 0.9], "weight_decay": 0.25, "max_grad_norm": 0.5})
     args = made[0]
     assert (args.max_length, args.bf16, args.fp16, args.gradient_checkpointing) == (None, False, False, False)

@@ -81,9 +81,9 @@ def overflow(norm: torch.Tensor) -> torch.Tensor:
 
 
 def test_a_signal_before_training_leaves_nothing(start, tmp_path, monkeypatch):
-    from hybrid_ft.finetune.training.sft import stage as sft
+    from hybrid_ft.finetune import models
 
-    monkeypatch.setattr(sft.models, "load_model", lambda *args: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(models, "load_model", lambda *args: os.kill(os.getpid(), signal.SIGTERM))
     run = start()
     assert run.status == 75
     assert list(tmp_path.iterdir()) == []

@@ -1,6 +1,6 @@
 """What saving costs on a CPU: seconds per GB of a checkpoint's parts, and the share of a run at the default interval.
 
-    python benchmarks/checkpoint_cpu.py --work FOLDER_ON_THE_DISK_IN_QUESTION
+    python benchmarks/cpu/checkpoint.py --work FOLDER_ON_THE_DISK_IN_QUESTION
 
 Parts: made-up tensors in files as large as an optimizer's are written, hashed and synced as a checkpoint's are, one
 after the other, several times. Share: the recipe quickstart/sft trains the small base that ships, and its steps and
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import os
 import shutil
 import statistics
@@ -21,9 +20,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import datasets
+import common
 import torch
-import transformers
 from rich.console import Console
 from safetensors.torch import save_file
 from transformers import TrainerCallback
@@ -32,14 +30,14 @@ from hybrid_ft.finetune import models
 from hybrid_ft.finetune.data.prepare import prepare
 from hybrid_ft.finetune.recipe.load import load_recipe
 from hybrid_ft.finetune.recipe.schema import Recipe
-from hybrid_ft.finetune.runs import checkpoints
+from hybrid_ft.finetune.runs import atomic, checkpoints
 from hybrid_ft.finetune.runs.folder import RunFolder
 from hybrid_ft.finetune.runs.signals import StopRequest
 from hybrid_ft.finetune.runs.storage import probe
 from hybrid_ft.finetune.runs.training_state import PIECE
-from hybrid_ft.finetune.training.progress import ShowProgress
-from hybrid_ft.finetune.training.sft.trainer import PackedSFTTrainer, Plan, arguments
-from hybrid_ft.finetune.training.trainer import packs_dataset
+from hybrid_ft.finetune.training.packs import packs_dataset
+from hybrid_ft.finetune.training.sft.stage import plan_of, sft_arguments, show_progress
+from hybrid_ft.finetune.training.sft.trainer import PackedSFTTrainer
 
 PARTS = ("write", "digest", "sync", "rename")
 
@@ -81,7 +79,7 @@ def time_parts(folder: Path, size: int) -> dict[str, float]:
     seconds["write"] = time.perf_counter() - began
     files = sorted(staged.iterdir())
     began = time.perf_counter()
-    checkpoints.sha256(files)
+    atomic.sha256(files)
     seconds["digest"] = time.perf_counter() - began
     began = time.perf_counter()
     for file in files:
@@ -89,7 +87,7 @@ def time_parts(folder: Path, size: int) -> dict[str, float]:
             os.fsync(opened.fileno())
     seconds["sync"] = time.perf_counter() - began
     began = time.perf_counter()
-    checkpoints.publish(staged, folder / "checkpoint")
+    atomic.publish(staged, folder / "checkpoint")
     seconds["rename"] = time.perf_counter() - began
     shutil.rmtree(folder / "checkpoint")
     return seconds
@@ -107,10 +105,10 @@ def time_run(work: Path, steps: int, every: int) -> tuple[Times, int]:
     folder.checkpoints.mkdir(parents=True)
     trainer = PackedSFTTrainer(
         models.load_model(recipe, tokenizer),
-        arguments(recipe, Plan.of(recipe, prepared), folder),
+        sft_arguments(recipe, plan_of(recipe, prepared), folder),
         train_dataset=packs_dataset(prepared.train, prepared.packs),
         processing_class=tokenizer,
-        callbacks=[ShowProgress(Console(file=io.StringIO()), folder.metrics), times],
+        callbacks=[show_progress(Console(file=io.StringIO()), folder.metrics), times],
         folder=folder,
         keep=recipe.train.keep,
         stop=StopRequest(),
@@ -122,18 +120,14 @@ def time_run(work: Path, steps: int, every: int) -> tuple[Times, int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.parser(__doc__)
     parser.add_argument("--work", type=Path, help="an existing folder to write in; left empty again")
     parser.add_argument("--gigabytes", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--save-every", type=int, default=3, help="more often than by default, to have enough saves")
-    parser.add_argument("--out", type=Path, help="append the result as a JSON line")
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
+    common.one_quiet_thread()
     with tempfile.TemporaryDirectory(dir=options.work) as work:
         measure(options, Path(work))
 
@@ -145,19 +139,20 @@ def measure(options: argparse.Namespace, work: Path) -> None:
     parts = {part: [run[part] / options.gigabytes for run in runs] for part in PARTS}
     print(f"probe {per_second / 1e9:.2f} GB/s, cores {os.cpu_count()}")
     for part, seconds in parts.items():
-        print(f"{part:>7}  {_spread(seconds)} s per GB")
+        print(f"{part:>7}  {common.spread(seconds, 3)} s per GB")
     times, size = time_run(work, options.steps, options.save_every)
     step, save = statistics.median(times.steps), statistics.median(times.saves)
     share = save / (default * step + save)
-    print(f"   step  {_spread(times.steps)} s")
-    print(f"   save  {_spread(times.saves)} s, {size / 1e6:.1f} MB")
-    print(f"  whole  {_spread(times.without_save)} s a step without a save, {_spread(times.with_save)} s with one")
+    print(f"   step  {common.spread(times.steps, 3)} s")
+    print(f"   save  {common.spread(times.saves, 3)} s, {size / 1e6:.1f} MB")
+    print(
+        f"  whole  {common.spread(times.without_save, 3)} s a step without a save, {common.spread(times.with_save, 3)} s with one"
+    )
     print(f"  share  {share:.3%} of wall time at a save every {default} steps")
     if options.out:
         result = {
             "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
+            **common.versions(),
             "cores": os.cpu_count(),
             "gigabytes": options.gigabytes,
             "probe_bytes_per_second": per_second,
@@ -170,12 +165,7 @@ def measure(options: argparse.Namespace, work: Path) -> None:
             "save_every": default,
             "share_of_wall_time": share,
         }
-        with open(options.out, "a", encoding="utf-8") as file:
-            file.write(json.dumps(result) + "\n")
-
-
-def _spread(values: list[float]) -> str:
-    return f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+        common.append(options.out, result)
 
 
 if __name__ == "__main__":

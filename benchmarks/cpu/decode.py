@@ -1,6 +1,6 @@
 """Decoding with a cache on a CPU, against transformers' own Olmo Hybrid with the same weights and the same call.
 
-    python benchmarks/decode_cpu.py [--model tiny] [--prompt 32] [--new 256] [--rounds 7]
+    python benchmarks/cpu/decode.py [--model tiny] [--prompt 32] [--new 256] [--rounds 7]
 
 Both models answer the same random prompt greedily, turn and turn about in one process on one thread; their tokens must
 be the same, or nothing is printed. Time is CPU seconds of the whole ``generate`` call, the prompt included. Reported
@@ -11,21 +11,16 @@ One JSON line per batch size is appended to benchmarks/results/decode_cpu.jsonl.
 
 from __future__ import annotations
 
-import argparse
 import json
-import platform
 import time
-from pathlib import Path
 from statistics import median, quantiles
 
+import common
 import torch
-import transformers
-from transformers import OlmoHybridForCausalLM, logging
+from transformers import OlmoHybridForCausalLM
 
 import hybrid_ft
 from hybrid_ft.hybrid_model.families.olmo_hybrid.model import OlmoHybridForCausalLM as Ours
-
-RESULTS = Path(__file__).parent / "results" / "decode_cpu.jsonl"
 
 
 def build(name: str) -> tuple[OlmoHybridForCausalLM, Ours]:
@@ -68,14 +63,7 @@ def bytes_per_step(model: Ours, batch: int, length: int) -> int:
     return 4 * (weights + batch * (2 * delta * state + 2 * attention * width * length))
 
 
-def processor() -> str:
-    """The CPU's name where the system tells it."""
-    info = Path("/proc/cpuinfo")
-    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
-    return names[0].split(":")[1].strip() if names else platform.machine()
-
-
-def spread(values: list[float]) -> dict[str, float]:
+def quartiles(values: list[float]) -> dict[str, float]:
     low, _, high = quantiles(values, n=4)
     return {"median": round(median(values), 2), "low": round(low, 2), "high": round(high, 2)}
 
@@ -93,7 +81,7 @@ def measure(plain: OlmoHybridForCausalLM, ours: Ours, batch: int, prompt_tokens:
             seconds[name].append(spent)
             answers.append(tokens)
         assert torch.equal(*answers), "the two models give different tokens"
-    rates = {name: spread([batch * new / s for s in spent]) for name, spent in seconds.items()}
+    rates = {name: quartiles([batch * new / s for s in spent]) for name, spent in seconds.items()}
     ratios = [theirs / own for theirs, own in zip(seconds["transformers"], seconds["hybrid_ft"])]
     limit = read_rate() / bytes_per_step(ours, batch, prompt_tokens + new // 2) * batch
     return {
@@ -101,35 +89,32 @@ def measure(plain: OlmoHybridForCausalLM, ours: Ours, batch: int, prompt_tokens:
         "prompt": prompt_tokens,
         "new": new,
         "tokens_per_second": rates,
-        "ratio": spread(ratios),
+        "ratio": quartiles(ratios),
         "memory_bound_tokens_per_second": round(limit),
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="tokens per second with a cache, against transformers")
+    parser = common.parser(__doc__)
+    parser.set_defaults(out=common.RESULTS / "decode_cpu.jsonl")
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--prompt", type=int, default=32)
     parser.add_argument("--new", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    logging.set_verbosity_error()
+    common.one_quiet_thread()
     plain, ours = build(options.model)
     machine = {
-        "device": processor(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        "device": common.processor(),
+        **common.versions(),
         "model": options.model,
         "parameters": sum(p.numel() for p in ours.parameters()),
     }
-    RESULTS.parent.mkdir(exist_ok=True)
     for batch in options.batches:
         line = machine | measure(plain, ours, batch, options.prompt, options.new, options.rounds)
         print(json.dumps(line))
-        with RESULTS.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        common.append(options.out, line)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """One DPO step on real pairs on a CPU: this project against TRL's trainer on transformers' layers, and against itself
 without shared prompts.
 
-    python benchmarks/dpo_step_cpu.py --pairs lf_dpo_en_demo.json --tokenizer OLMO_TOKENIZER_FOLDER
+    python benchmarks/cpu/dpo_step.py --pairs lf_dpo_en_demo.json --tokenizer OLMO_TOKENIZER_FOLDER
 
 All start from the same weights, have the same reference log-probabilities at hand, and take the same pairs in one
 optimizer step: forward, backward, clipping, AdamW, the assembly of the batch included. Here micro-batches are filled by
@@ -13,22 +13,18 @@ gradients or the second losses disagree.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import io
-import json
 import statistics
-import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import datasets
+import common
 import torch
-import transformers
 from datasets import Dataset
 from rich.console import Console
 from transformers import OlmoHybridForCausalLM, Trainer
@@ -40,9 +36,9 @@ from hybrid_ft.finetune.recipe.schema import Recipe
 from hybrid_ft.finetune.runs.folder import RunFolder
 from hybrid_ft.finetune.runs.signals import StopRequest
 from hybrid_ft.finetune.training.dpo.batches import Pair, count_work
-from hybrid_ft.finetune.training.dpo.metrics import ShowPairs
+from hybrid_ft.finetune.training.dpo.metrics import show_progress
 from hybrid_ft.finetune.training.dpo.reference_cache import ReferenceCache, digests_of, with_reference
-from hybrid_ft.finetune.training.dpo.stage import Plan, arguments
+from hybrid_ft.finetune.training.dpo.stage import dpo_arguments, plan_of
 from hybrid_ft.finetune.training.dpo.trainer import PairTrainer
 from hybrid_ft.hybrid_model.checkpoint.tokenizer import load_tokenizer
 
@@ -84,14 +80,13 @@ class Task:
     micro_batch: int
 
     def ours(self) -> Trainer:
-        dpo, folder = self.recipe.dpo, RunFolder(self.folder / "run")
-        assert dpo is not None
+        folder = RunFolder(self.folder / "run")
         return PairTrainer(
             hybrid_ft.load(self.base),
-            args=arguments(self.recipe, dpo, Plan.of(self.recipe, len(self.pairs)), folder),
+            args=dpo_arguments(self.recipe, plan_of(self.recipe, SimpleNamespace(train=self.pairs)), folder),
             train_dataset=self.pairs,
             processing_class=self.tokenizer,
-            callbacks=[ShowPairs(Console(file=io.StringIO()), self.folder / "metrics.jsonl")],
+            callbacks=[show_progress(Console(file=io.StringIO()), self.folder / "metrics.jsonl")],
             pairs_per_step=len(self.pairs),
             batch_tokens=self.recipe.train.batch_tokens,
             folder=folder,
@@ -145,35 +140,10 @@ def one_step(trainer: Trainer) -> tuple[float, float]:
     return float(loss), float(norm)
 
 
-def ready(trainer: Trainer) -> Trainer:
-    trainer.create_optimizer_and_scheduler(1000)
-    return trainer
-
-
-def peak_memory(trainer: Trainer) -> int:
-    """Bytes over what stays allocated between steps: weights, gradients, optimizer state."""
-    one_step(trainer)
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    before = _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")
-    one_step(trainer)
-    return _status("VmHWM") - before
-
-
-def _status(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
-
-
 def prepared_task(options: argparse.Namespace, folder: Path) -> Task:
     recipe = Recipe.model_validate(
         {
-            "model": {
-                "path": options.model,
-                "from_scratch": True,
-                "tokenizer": options.tokenizer,
-                "chat_template": options.chat_template,
-            },
+            "model": common.model_section(options),
             "data": {
                 "sources": [{"path": options.pairs, "count": options.batch, "columns": options.columns}],
                 "max_length": options.max_length,
@@ -184,10 +154,7 @@ def prepared_task(options: argparse.Namespace, folder: Path) -> Task:
         }
     )
     tokenizer = load_tokenizer(options.tokenizer)
-    base = folder / "base"
-    if not base.exists():
-        words = -(-len(tokenizer) // 64) * 64
-        hybrid_ft.load(options.model, from_scratch=True, vocab_size=words).save_pretrained(base)
+    base = common.random_base(options, tokenizer, folder)
     prepared = prepare(recipe, tokenizer)
     pairs = Dataset.from_list(list(prepared.train))
     task = Task(recipe, pairs, tokenizer, base, folder, options.micro_batch)
@@ -199,53 +166,37 @@ def prepared_task(options: argparse.Namespace, folder: Path) -> Task:
     return task
 
 
+def side(options: argparse.Namespace, work: Path, name: str) -> Callable[[], object]:
+    return partial(one_step, common.ready(getattr(prepared_task(options, work), name)()))
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.parser(__doc__)
+    common.add_step_options(parser, CONTENDERS, repeats=3)
     parser.add_argument("--pairs", required=True, help="a file of preference pairs")
-    parser.add_argument("--tokenizer", required=True, help="a tokenizer folder or hub name")
     parser.add_argument("--columns", help="column mapping of the pairs")
-    parser.add_argument("--chat-template", default="olmo-instruct", help="a name, a .jinja file")
-    parser.add_argument("--model", default="tiny", help="shape: tiny, 190M, 1B, or a folder with a config.json")
     parser.add_argument("--batch", type=int, default=32, help="pairs of the step")
     parser.add_argument(
         "--batch-tokens", type=int, default=3072, help="of our micro-batches; about what 8 pairs of TRL's have"
     )
     parser.add_argument("--micro-batch", type=int, default=8, help="pairs of TRL's micro-batches")
     parser.add_argument("--max-length", type=int, default=4096)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", type=Path, help="append the result as a JSON line")
-    parser.add_argument("--memory-of", choices=CONTENDERS, help=argparse.SUPPRESS)
-    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    if options.memory_of:
-        print(peak_memory(ready(getattr(prepared_task(options, options.work), options.memory_of)())))
-        return
-    with tempfile.TemporaryDirectory() as work:
-        measure(options, Path(work))
+    common.run_step_benchmark(parser.parse_args(), side, measure)
 
 
 def measure(options: argparse.Namespace, work: Path) -> None:
     task = prepared_task(options, work)
-    trainers = {name: ready(getattr(task, name)()) for name in CONTENDERS}
+    trainers = {name: common.ready(getattr(task, name)()) for name in CONTENDERS}
     first = {name: one_step(trainer) for name, trainer in trainers.items()}
     second = {name: one_step(trainer) for name, trainer in trainers.items()}
     check(first, second)
-    cpu: dict[str, list[float]] = {name: [] for name in CONTENDERS}
-    for _ in range(options.repeats):
-        for name, trainer in trainers.items():
-            began = time.process_time()
-            one_step(trainer)
-            cpu[name].append(time.process_time() - began)
-    memory = {name: memory_of(name, work) for name in CONTENDERS}
+    taken = common.in_turns({name: partial(one_step, trainer) for name, trainer in trainers.items()}, options.repeats)
+    memory = {name: common.memory_of(name, work) for name in CONTENDERS}
     rows = list(task.pairs)
     shared, separate = count_work(trainers["ours"].model.config, frozen_weights=False)(rows)
     prompts = sum(len(row["prompt_ids"]) for row in rows)
     answers = sum(len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows)
-    report(options, cpu, memory, shared / separate, (len(rows), prompts, answers), second["ours"][0])
+    report(options, taken, memory, shared / separate, (len(rows), prompts, answers), second["ours"][0])
 
 
 def check(first: dict[str, tuple[float, float]], second: dict[str, tuple[float, float]]) -> None:
@@ -254,55 +205,45 @@ def check(first: dict[str, tuple[float, float]], second: dict[str, tuple[float, 
             sys.exit(f"the first gradients' norms or the second losses disagree: {first}, {second}")
 
 
-def memory_of(name: str, work: Path) -> int:
-    command = [sys.executable, __file__, *sys.argv[1:], "--memory-of", name, "--work", str(work)]
-    return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1])
-
-
 def report(
     options: argparse.Namespace,
-    cpu: dict[str, list[float]],
+    taken: dict[str, common.Taken],
     memory: dict[str, int],
     work: float,
     counted: tuple[int, int, int],
     loss: float,
 ) -> None:
     pairs, prompts, answers = counted
-    seconds = {name: statistics.median(times) for name, times in cpu.items()}
     print(
         f"{Path(options.pairs).name}: {pairs} pairs, {prompts:,} prompt tokens (once a pair), {answers:,} of answers; "
         f"prompts are {2 * prompts / (2 * prompts + answers):.0%} of the rows' tokens; second loss {loss:.4f}"
     )
     for name in CONTENDERS:
-        spread = f"{min(cpu[name]):.2f} to {max(cpu[name]):.2f}"
         print(
-            f"{name:<9} {pairs / seconds[name]:6.2f} pairs per CPU second  ({seconds[name]:.2f} s, {spread})  "
-            f"peak {memory[name] / 2**20:,.0f} MB"
+            f"{name:<9} {pairs / statistics.median(taken[name].cpu):6.2f} pairs per CPU second  "
+            f"({common.spread(taken[name].cpu)} s)  peak {memory[name] / 2**20:,.0f} MB"
         )
     for name in CONTENDERS[1:]:
-        ratios = sorted(theirs / ours for theirs, ours in zip(cpu[name], cpu["ours"], strict=True))
+        ratios = common.ratios(taken[name], taken["ours"])
         print(
-            f"against {name:<9} {statistics.median(ratios):.2f}x pairs per second ({ratios[0]:.2f} to {ratios[-1]:.2f}), "
+            f"against {name:<9} {common.spread(ratios)} times the pairs per second, "
             f"{memory['ours'] / memory[name]:.2f} of the memory"
         )
     print(
         f"computing each prompt once leaves {work:.0%} of the operations, a limit of {1 / work:.2f}x against unshared"
     )
-    if options.out:
-        result = {
-            "pairs_file": Path(options.pairs).name,
-            "model": options.model,
-            "pairs": pairs,
-            "prompt_tokens": prompts,
-            "answer_tokens": answers,
-            "cpu_seconds": cpu,
-            "peak_bytes": memory,
-            "operations_left": work,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        }
-        with options.out.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(result) + "\n")
+    result = {
+        "pairs_file": Path(options.pairs).name,
+        "model": options.model,
+        "pairs": pairs,
+        "prompt_tokens": prompts,
+        "answer_tokens": answers,
+        "cpu_seconds": {name: times.cpu for name, times in taken.items()},
+        "peak_bytes": memory,
+        "operations_left": work,
+        **common.versions(),
+    }
+    common.append(options.out, result)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The gated delta rule, forward and backward in float32 on one CPU thread, beside transformers' torch path.
 
-    python benchmarks/gated_delta_rule_cpu.py            # about three minutes
+    python benchmarks/cpu/delta_rule.py                  # about three minutes
 
 Both sides take turns in one process, both with the l2 norm of q and k inside; a time is CPU seconds, median of several
 turns with the fastest and slowest beside it. Peak memory is measured in a process per side: the kernel's high-water
@@ -9,9 +9,6 @@ The share of the machine's rate is the op's matrix products, counted by hand, ov
 batched product [8, 64, 96] x [8, 96, 192] in the same run. Nothing is printed if the op fails its own check.
 """
 
-import argparse
-import ctypes
-import json
 import multiprocessing
 import platform
 import statistics
@@ -19,11 +16,10 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
+import common
 import torch
-import transformers
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -124,23 +120,16 @@ def _peak_bytes(rule: Callable[..., Tensor], shape: Shape) -> int:
     torch.set_num_threads(1)
     leaves, do = inputs(shape)
     cpu_seconds(rule, *inputs((1, 128, *shape[2:])))
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark becomes the present size
-    before = _status("VmRSS")
-    cpu_seconds(rule, leaves, do)
-    return _status("VmHWM") - before
-
-
-def _status(key: str) -> int:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
-    return int(line.split()[1]) * 1024
+    return common.peak_memory(lambda: cpu_seconds(rule, leaves, do))
 
 
 def machine() -> dict[str, str]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    return {"device": name, "python": platform.python_version(), **versions, "threads": "1"}
+    return {
+        "device": common.processor(),
+        "python": platform.python_version(),
+        **common.versions(),
+        "threads": "1",
+    }
 
 
 def measure(shape: Shape, bar: float, turns: int, rate: float) -> dict[str, Any]:
@@ -193,14 +182,14 @@ def show(console: Console, rows: list[dict[str, Any]], rate: float) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    default = Path(__file__).parent / "results" / "gated_delta_rule_cpu.jsonl"
-    parser.add_argument("--results", type=Path, default=default, help="JSON lines are added here")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    parser = common.parser(__doc__)
+    parser.add_argument("--shapes", type=int, default=len(SHAPES), help="how many of the shapes, the smallest first")
+    parser.set_defaults(out=common.RESULTS / "gated_delta_rule_cpu.jsonl")
+    options = parser.parse_args()
+    common.one_quiet_thread()
     check()
     rate = product_rate()
-    rows = [measure(*case, rate) for case in SHAPES]
+    rows = [measure(*case, rate) for case in SHAPES[: options.shapes]]
     lengths = linearity()
     console = Console(width=140)
     show(console, rows, rate)
@@ -208,10 +197,7 @@ def main() -> None:
         "µs per token, H = 2, 96 x 192: " + ", ".join(f"T {r['T']} {r['microseconds_per_token']:.1f}" for r in lengths)
     )
     stamp = {"time": datetime.now(UTC).isoformat(timespec="seconds"), **machine(), "product_rate": rate}
-    arguments.results.parent.mkdir(exist_ok=True)
-    with arguments.results.open("a") as file:
-        for row in [*rows, {"lengths": lengths}]:
-            file.write(json.dumps({**stamp, **row}) + "\n")
+    common.append(options.out, *({**stamp, **row} for row in [*rows, {"lengths": lengths}]))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,64 @@
+"""Files and folders that are whole or absent, whatever moment the process dies; and their digests."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from hybrid_ft.hybrid_model.checkpoint.weight_files import give_usual_mode
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file's content at once: a reader or a crash sees the old text or the new."""
+    staged = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(staged, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(staged, path)
+    _sync(path.parent)
+
+
+def publish(staged: Path, final: Path, beat: Callable[[], None] = lambda: None) -> None:
+    """Sync a filled folder and rename it to ``final``, replacing what bears that name. Whoever may read the folder may
+    read its weights."""
+    give_usual_mode(staged.rglob("*.safetensors"))
+    for path in [*staged.rglob("*"), staged]:
+        _sync(path)
+        beat()
+    if final.exists():
+        remove(final)
+    os.rename(staged, final)
+    _sync(final.parent)
+
+
+def remove(folder: Path) -> None:
+    """Delete a folder; one half deleted no longer bears a name that anything looks for."""
+    doomed = folder.with_name(f".removing-{folder.name}-{time.time_ns()}")
+    os.rename(folder, doomed)
+    shutil.rmtree(doomed)
+
+
+def sha256(paths: list[Path], beat: Callable[[], None] = lambda: None) -> dict[Path, str]:
+    def digest(path: Path) -> str:
+        with open(path, "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        beat()
+        return found
+
+    # hashlib lets go of the interpreter lock, so several shards are read and hashed at once
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        return dict(zip(paths, pool.map(digest, paths), strict=True))
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,235 @@
+"""The memory of a training step on a GPU, traced on fake tensors: every storage that is alive, operation by operation.
+
+The model, its operators' fake implementations, autocast, checkpointing, PEFT and FSDP2 are the program's own; the
+devices and the other processes are not there. Linear in the layers of a kind, so that a few stand for all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from peft.helpers import disable_input_dtype_casting
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from hybrid_ft.hybrid_model.door.layout import SequenceLayout, build_layout
+
+BLOCK = 512
+"""bytes, to whose multiples CUDA's allocator rounds"""
+
+
+class LiveBytes(TorchDispatchMode):
+    """``now`` and ``peak``: bytes of every storage that an operation has returned and that is still alive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._sizes: dict[int, tuple[Any, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, torch.Tensor):
+                self.add(leaf)
+        return out
+
+    def add(self, tensor: torch.Tensor) -> None:
+        """Count a tensor's storage; of one in pieces this process's piece."""
+        storage = getattr(tensor, "_local_tensor", tensor).untyped_storage()
+        key = id(storage)
+        known = self._sizes.get(key)
+        if known is None or known[0]() is not storage:
+            self._sizes[key] = (weakref.ref(storage, lambda gone: self._forget(key, gone)), 0)
+        self.resized(storage)
+
+    def resized(self, storage: torch.UntypedStorage) -> None:
+        known = self._sizes.get(id(storage))
+        if known is None or known[0]() is not storage:
+            return
+        size = -(-storage.nbytes() // BLOCK) * BLOCK
+        self._sizes[id(storage)] = (known[0], size)
+        self.now += size - known[1]
+        self.peak = max(self.peak, self.now)
+
+    def _forget(self, key: int, gone: Any) -> None:
+        if key in self._sizes and self._sizes[key][0] is gone:
+            self.now -= self._sizes.pop(key)[1]
+
+    def lap(self) -> int:
+        """The peak since the last call."""
+        peak, self.peak = self.peak, self.now
+        return peak
+
+    @contextmanager
+    def seeing_resizes(self) -> Iterator[None]:
+        """FSDP2 gives a gathered weight's memory back by resizing its storage."""
+        resize = torch.UntypedStorage.resize_
+
+        def resize_(storage: torch.UntypedStorage, size: int) -> Any:
+            done = resize(storage, size)
+            self.resized(storage)
+            return done
+
+        torch.UntypedStorage.resize_ = resize_  # type: ignore[method-assign, assignment]
+        try:
+            yield
+        finally:
+            torch.UntypedStorage.resize_ = resize  # type: ignore[method-assign]
+
+
+@dataclasses.dataclass(frozen=True)
+class Peaks:
+    """Bytes on each GPU: held between steps, and the most during forward, backward and the optimizer's step."""
+
+    held: int
+    forward: int
+    backward: int
+    optimizer: int
+
+    @property
+    def all(self) -> int:
+        return max(self.forward, self.backward, self.optimizer)
+
+
+def trace(
+    config: Any,
+    *,
+    tokens: int,
+    documents: int,
+    as_on_a_gpu: Callable[[], AbstractContextManager[None]],
+    processes: int = 1,
+    lora: int = 0,
+    checkpointing: bool = True,
+    micro_batches: int = 1,
+    labelled: float = 0.5,
+    fused: bool = True,
+    reduce_at_once: bool = True,
+    autocast_cache: bool = False,
+    cast_inputs: bool = False,
+) -> Peaks:
+    """Two steps of SFT, the second of which counts: the optimizer's moments are there then.
+
+    config     of the model, cut to as many layers as are to be traced
+    tokens     of a micro-batch, in ``documents`` of one length, ``labelled`` of them trained
+    lora       rank of adapters on all linear layers; 0: all weights
+
+    The last four are what the program sets, against what torch, accelerate and PEFT would do by themselves.
+    """
+    from hybrid_ft.finetune.training.fsdp import divide
+
+    layout = build_layout([tokens // documents] * documents)
+    mesh = _pretended(processes)
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True), as_on_a_gpu():
+            model = _fake_model(config, lora)
+            plain = model.get_base_model() if lora else model
+            model.train()
+            if checkpointing:
+                plain.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+                if lora:
+                    plain.enable_input_require_grads()
+            if mesh is not None:
+                divide(model, mesh)
+            live = LiveBytes()
+            step = _stepping(model, plain, _fake_layout(layout), int(tokens * labelled), autocast_cache)
+            trained = (parameter for parameter in model.parameters() if parameter.requires_grad)
+            optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=fused, foreach=not fused)
+            for tensor in [*model.parameters(), *model.buffers()]:
+                live.add(tensor)
+            with live.seeing_resizes(), live, disable_input_dtype_casting(model, active=not cast_inputs):
+                for _ in range(2):
+                    forward = backward = 0
+                    held = live.now
+                    live.lap()
+                    for number in range(micro_batches):
+                        if mesh is not None:
+                            model.set_requires_gradient_sync(reduce_at_once or number == micro_batches - 1)
+                        loss = step()
+                        forward = max(forward, live.lap())
+                        loss.backward()
+                        backward = max(backward, live.lap())
+                        del loss
+                    optimizer.step()
+                    last = live.lap()
+                    optimizer.zero_grad()
+            return Peaks(held, forward, backward, last)
+    finally:
+        if mesh is not None:
+            dist.destroy_process_group()
+
+
+def _stepping(model: Any, plain: Any, layout: SequenceLayout, labelled: int, cache: bool) -> Callable[[], torch.Tensor]:
+    """Forward of a micro-batch as the fused head does it: backbone, rows of the labelled tokens, log-probabilities."""
+    from hybrid_ft.kernels.token_log_probs import token_log_probs
+
+    tokens = len(layout.positions)
+    ids, rows, targets = torch.zeros(1, tokens, dtype=torch.long), *torch.zeros(2, labelled, dtype=torch.long)
+
+    def forward(input_ids: torch.Tensor, **_: Any) -> torch.Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=cache):
+            hidden = plain.model(input_ids=input_ids, layout=layout, use_cache=False).last_hidden_state[0]
+            head = plain.lm_head.weight
+            return -token_log_probs(hidden.index_select(0, rows), head.to(torch.bfloat16), targets)[0].sum()
+
+    plain.forward = forward  # FSDP2's hooks are on the model's own call
+    return lambda: model(ids)
+
+
+def _fake_model(config: Any, lora: int) -> Any:
+    """The program's model with parameters that have no memory."""
+    from transformers.initialization import no_init_weights
+
+    from hybrid_ft.hybrid_model.adapters import add_lora
+    from hybrid_ft.hybrid_model.families.olmo_hybrid.model import OlmoHybridForCausalLM
+
+    before = torch.get_default_dtype()
+    with no_init_weights(), torch.device("meta"):
+        torch.set_default_dtype(torch.bfloat16 if lora else torch.float32)
+        try:
+            model: Any = OlmoHybridForCausalLM(config)
+        finally:
+            torch.set_default_dtype(before)
+        if lora:
+            model = add_lora(model, rank=lora)
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                fake = torch.empty(parameter.shape, dtype=parameter.dtype)
+                module._parameters[name] = torch.nn.Parameter(fake, requires_grad=parameter.requires_grad)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
+    return model
+
+
+def _fake_layout(layout: SequenceLayout) -> SequenceLayout:
+    """The same with tensors that have no values: the door itself looks at values."""
+
+    def fake(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return torch.empty(value.shape, dtype=value.dtype)
+        if isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0]):
+            return tuple(fake(one) for one in value)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return type(value)(**{f.name: fake(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init})
+        return value
+
+    return fake(layout)
+
+
+def _pretended(processes: int) -> Any:
+    """A mesh of processes of which this one alone is there."""
+    if processes == 1:
+        return None
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", rank=0, world_size=processes, store=FakeStore())
+    return init_device_mesh("cpu", (processes,))

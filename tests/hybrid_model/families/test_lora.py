@@ -1,0 +1,81 @@
+"""Every family: sets of LoRA layers by name, a gradient in each adapted matrix, merged weights that compute the same."""
+
+import re
+from collections import Counter
+
+import pytest
+import torch
+from torch import nn
+
+from hybrid_ft.errors import InputError
+from hybrid_ft.hybrid_model.adapters import add_lora, target_modules
+from hybrid_ft.hybrid_model.families.known import family_of
+from tests.hybrid_model.families.conftest import EVERY
+
+TOKENS = torch.arange(3, 40)[None]
+
+
+@pytest.fixture(params=EVERY)
+def model(request, plain_and_flat):
+    return plain_and_flat(request.param)[1]
+
+
+def adapted(model):
+    return {name for name, module in model.named_modules() if hasattr(module, "lora_A")}
+
+
+def set_names(model):
+    return [*family_of(model.config).lora(model.config), "all-linear"]
+
+
+def test_the_sets_share_no_layer_and_hold_every_matrix_that_is_not_refused(model):
+    """Each linear layer is in one set, or it is refused by name, or it is the head."""
+    family = family_of(model.config)
+    sets = {name: re.compile(target_modules(name, model.config)) for name in family.lora(model.config)}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            homes = [of for of, pattern in sets.items() if pattern.fullmatch(name)]
+            refused = any(re.search(pattern, name) for pattern in family.refused)
+            assert len(homes) == (0 if refused or name == "lm_head" else 1), name
+    assert all(Counter(of for n, _ in model.named_modules() for of, p in sets.items() if p.fullmatch(n)).values())
+
+
+def test_every_adapted_matrix_has_a_gradient_and_merging_changes_nothing(model, relative):
+    """On Mamba's ``out_proj`` too, which a fused kernel would leave out."""
+    trained = add_lora(model, "all-linear", rank=2, alpha=4).train()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, p in trained.named_parameters():
+            if "lora_B" in name:
+                p.copy_(0.1 * torch.randn(p.shape, generator=generator))
+    out = trained(input_ids=TOKENS, use_cache=False).logits
+    out.square().sum().backward()
+    for name, p in trained.named_parameters():
+        assert p.requires_grad == ("lora_" in name), name
+        assert not p.requires_grad or float(p.grad.norm()) > 0, name
+    assert adapted(trained)
+    merged = trained.eval().merge_and_unload()
+    assert relative(merged(input_ids=TOKENS, use_cache=False).logits, out) < 1e-5
+
+
+def test_experts_are_adapted_by_name(model, relative):
+    family = family_of(model.config)
+    if not family.experts:
+        with pytest.raises(InputError, match="has no routed experts; use one of all-linear"):
+            add_lora(model, "experts")
+        return
+    before = model(input_ids=TOKENS, use_cache=False).logits.detach()
+    trained = add_lora(model, "attention+experts", rank=2, alpha=4)
+    out = trained(input_ids=TOKENS, use_cache=False).logits
+    assert relative(out, before) < 1e-6
+    out.square().sum().backward()
+    names = {name for name, p in trained.named_parameters() if p.requires_grad and "experts" in name}
+    assert names and not any("shared" in name for name in names)
+    assert all(dict(trained.named_parameters())[name].grad is not None for name in names)
+
+
+@pytest.mark.parametrize("name", ["mlp.gate", "in_proj_a", "lm_head", "conv1d"])
+def test_other_layers_are_refused_with_the_choices(plain_and_flat, name):
+    model = plain_and_flat("qwen3_next")[1]
+    with pytest.raises(InputError, match="cannot be adapted.*; use one of all-linear, attention, delta, mlp, experts"):
+        add_lora(model, name)

@@ -1,0 +1,42 @@
+"""A GPU that computes a model's delta rule wrongly stops the run with one line."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from hybrid_ft.errors import ENVIRONMENT, InputError
+from hybrid_ft.hybrid_model import gpu_trust
+
+
+class Mixer(torch.nn.Module):
+    def __init__(self, heads: int, value_heads: int) -> None:
+        super().__init__()
+        self.num_k_heads, self.num_v_heads, self.head_k_dim, self.head_v_dim = heads, value_heads, 96, 192
+
+
+def test_every_size_of_head_is_asked_for_once() -> None:
+    model = torch.nn.Sequential(Mixer(2, 2), torch.nn.Linear(1, 1), Mixer(2, 2), Mixer(2, 4))
+    assert gpu_trust.delta_heads(model) == {((2, 2), (96, 192)), ((2, 4), (96, 192))}
+
+
+def test_a_cpu_is_not_asked() -> None:
+    gpu_trust.check_gpu(torch.nn.Sequential(Mixer(2, 2), torch.nn.Linear(1, 1)), torch.float32)
+
+
+def test_a_fault_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    from hybrid_ft.kernels.gated_delta_rule import trusted
+
+    model = torch.nn.Sequential(Mixer(2, 2))
+    on_gpu = SimpleNamespace(device=torch.device("cuda", 0))
+    monkeypatch.setattr(model, "parameters", lambda: iter([on_gpu]))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    asked = []
+    monkeypatch.setattr(trusted, "faults", lambda *given: asked.append(given) or [])
+    gpu_trust.check_gpu(model, torch.bfloat16)
+    assert asked == [((2, 2), (96, 192), torch.bfloat16, on_gpu.device)]
+    monkeypatch.setattr(trusted, "faults", lambda *given: ["bfloat16: dk is off by 3e-01, more than 1e-02", "more"])
+    with pytest.raises(InputError, match="NVIDIA H200 with triton .*dk is off by 3e-01.*2 in all") as raised:
+        gpu_trust.check_gpu(model, torch.bfloat16)
+    assert raised.value.status == ENVIRONMENT and "\n" not in str(raised.value)
