@@ -8,12 +8,15 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import set_seed
+from transformers import GenerationConfig, set_seed
 
 import hybrid_ft
 from hybrid_ft.finetune.runs import device
 from hybrid_ft.hybrid_model import adapters
 from hybrid_ft.hybrid_model.checkpoint import tokenizer as tokenizers
+from hybrid_ft.hybrid_model.checkpoint.adapter_start import check_base, continue_lora
+from hybrid_ft.hybrid_model.checkpoint.config import find_folder
+from hybrid_ft.hybrid_model.checkpoint.merge_in_memory import merge_in_memory
 from hybrid_ft.hybrid_model.families.known import family_of
 
 if TYPE_CHECKING:
@@ -24,7 +27,12 @@ if TYPE_CHECKING:
 
 
 def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
+    """The one that the recipe names, or the adapter's where it has one, or the base's."""
     wanted = recipe.model
+    if wanted.adapter and not wanted.tokenizer:
+        folder = find_folder(wanted.adapter)
+        if (folder / "tokenizer.json").is_file():
+            return tokenizers.load_tokenizer(folder)
     return tokenizers.load_tokenizer(wanted.tokenizer or wanted.path, None if wanted.tokenizer else wanted.revision)
 
 
@@ -47,7 +55,7 @@ def arithmetic(recipe: Recipe) -> AbstractContextManager[object]:
 
 
 def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel | PeftModel:
-    """The base, and the adapters on it. Full weights are float32 even where the arithmetic is bfloat16.
+    """The base, and the adapters on it: fresh ones, or one that goes on training; or with one merged. Full weights are float32 even where the arithmetic is bfloat16.
 
     bfloat16 keeps 8 bits: an update of 2.5e-5 to a weight of 0.02 is lost in rounding, so that a model trained in
     place in bfloat16 hardly moves. Frozen weights, under LoRA, lose nothing.
@@ -67,6 +75,15 @@ def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrained
         # a preset's is of its own tokenizer; in another one that id may be a word, and would get no gradient
         model.get_input_embeddings().padding_idx = tokenizer.pad_token_id
     set_seed(recipe.train.seed)
+    if wanted.adapter:
+        folder = find_folder(wanted.adapter, weights=True)
+        check_base(folder, wanted.path)
+        if (folder / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(str(folder))
+        if not wanted.merge_adapter:
+            assert lora is not None, "an adapter that goes on training is LoRA"
+            return continue_lora(model, folder, lora.dropout)
+        merge_in_memory(model, folder)
     return adapters.add_lora(model, lora.targets, lora.rank, lora.alpha, lora.dropout) if lora else model
 
 
@@ -87,10 +104,10 @@ def freeze_routers(model: PreTrainedModel) -> None:
 def describe_model(recipe: Recipe, model: torch.nn.Module) -> str:
     whole = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    lora = recipe.model.lora
-    how = (
-        f"LoRA on {lora.targets}, rank {lora.rank}: {trained:,} trained ({trained / whole:.2%})"
-        if lora
-        else "all trained"
-    )
-    return f"{recipe.model.path}: {whole:,} parameters, {how}"
+    wanted, how = recipe.model, "all trained"
+    if wanted.lora:
+        goes_on = wanted.adapter and not wanted.merge_adapter
+        which = wanted.adapter if goes_on else f"LoRA on {wanted.lora.targets}, rank {wanted.lora.rank}"
+        how = f"{which}: {trained:,} trained ({trained / whole:.2%})"
+    merged = f" with {wanted.adapter} merged" if wanted.merge_adapter else ""
+    return f"{wanted.path}{merged}: {whole:,} parameters, {how}"

@@ -123,7 +123,9 @@ def _do(stage: Stage, base: Path, number: int, console: Console, elsewhere: Trai
     if stage.recipe is None:
         _export(stage, base)
         return 0
-    recipe = changed(stage.recipe, "model", path=str(base)) if number > 1 else stage.recipe
+    # an adapter that goes on has its own base, which the recipe names
+    starts_from_result = number > 1 and not stage.recipe.model.adapter
+    recipe = changed(stage.recipe, "model", path=str(base)) if starts_from_result else stage.recipe
     if elsewhere is not None:
         return elsewhere(stage.kind, recipe)
     if stage.kind == "sft":

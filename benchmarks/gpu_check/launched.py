@@ -1,7 +1,4 @@
-"""The calls whose launches are recorded, in sets: each runs what a step runs, on tensors that hold nothing.
-
-A set returns what must stay alive until all is compiled.
-"""
+"""The calls whose launches are recorded, in sets: each runs what a step runs, on tensors that hold nothing."""
 
 from __future__ import annotations
 
@@ -26,12 +23,9 @@ class _Zeros(torch.autograd.Function):
         return torch.empty_like(x), torch.empty_like(weight)
 
 
-def delta_rule(dry: bool) -> Any:
-    sizes, kept = Sizes(dry), []
+def delta_rule(dry: bool) -> None:
     for sequences in (8, 1):
-        kept.append(sizes.delta_rule_inputs(sequences, "cpu"))
-        forward_and_backward(*kept[-1])
-    return kept
+        forward_and_backward(*Sizes(dry).delta_rule_inputs(sequences, "cpu"))
 
 
 def forward_and_backward(inputs: list[torch.Tensor], do: torch.Tensor, edges: torch.Tensor) -> None:
@@ -55,16 +49,13 @@ def self_test(dry: bool) -> None:
                 results(gated_delta_rule, *given, dtype, keep_states=keep)
 
 
-def layer_kernels(dry: bool) -> Any:
-    kept = []
+def layer_kernels(dry: bool) -> None:
     for _, leaves, call in Sizes(dry).layer_kernels("cpu"):
         y = call()
         torch.autograd.grad(y, leaves, torch.empty_like(y))
-        kept.append((leaves, call))
-    return kept
 
 
-def model(dry: bool) -> Any:
+def model(dry: bool) -> None:
     """Two layers of the 7B's width and a small vocabulary: a pair, packed documents, a decoded token."""
     from hybrid_ft.hybrid_model.families.olmo_hybrid.model import OlmoHybridForCausalLM
     from hybrid_ft.hybrid_model.families.olmo_hybrid.presets import preset_config
@@ -95,13 +86,13 @@ def model(dry: bool) -> Any:
             for rows in (1, 2):
                 cache = whole(input_ids=ids[:rows, :64], use_cache=True).past_key_values
                 whole(input_ids=ids[:rows, 64:65], past_key_values=cache, use_cache=True)
-    return whole
 
 
-def quickstart(dry: bool) -> Any:
-    """The bundled base as it is trained: float32 weights, bfloat16 arithmetic."""
+def quickstart(dry: bool) -> None:
+    """The bundled base as it is trained, float32 weights and bfloat16 arithmetic, and the self-test before that."""
     import hybrid_ft
     from hybrid_ft.hybrid_model.layers import attention
+    from hybrid_ft.kernels.gated_delta_rule.trusted import compared
 
     whole = hybrid_ft.load("tiny", dtype="float32")
     ids = torch.randint(2, 1000, (1, 2048 if not dry else 64))
@@ -111,19 +102,19 @@ def quickstart(dry: bool) -> Any:
             with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.float32):
                 hidden = whole.to(dtype).model(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state
             hidden.float().sum().backward()
-    return whole
+    config = whole.config
+    heads = config.linear_num_key_heads, config.linear_num_value_heads
+    dims = config.linear_key_head_dim, config.linear_value_head_dim
+    list(compared(heads, dims, torch.bfloat16, torch.device("cpu")))
 
 
-def rivals(dry: bool) -> Any:
+def rivals(dry: bool) -> None:
     """flash-linear-attention's op on packed sequences, as one of ours, and on rows, as transformers calls it."""
     import theirs
 
-    sizes, kept = Sizes(dry), []
     rule = theirs.delta_rule()
     for sequences in (8, 1):
-        inputs, do, edges = sizes.delta_rule_inputs(sequences, "cpu")
+        inputs, do, edges = Sizes(dry).delta_rule_inputs(sequences, "cpu")
         torch.autograd.grad(rule(*inputs, cu_seqlens=edges)[0], inputs, do)
         rows = [x.detach().view(sequences, -1, *x.shape[2:]).requires_grad_() for x in inputs]
         torch.autograd.grad(rule(*rows)[0], rows, do.view(sequences, -1, *do.shape[2:]))
-        kept += [inputs, do, edges, rows]
-    return kept

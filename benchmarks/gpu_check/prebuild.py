@@ -2,7 +2,8 @@
 
 Triton compiles one kernel at a time when it is first launched: the delta rule's take 25 seconds for each set of head
 sizes, flash-linear-attention's 89 configurations three minutes. The launches are recorded on the CPU, with tensors that
-are never touched, and compiled in forked processes, none of which opens the GPU.
+are never touched and not kept, since a process that holds gigabytes may not fork, and compiled in forked processes, none
+of which opens the GPU.
 """
 
 from __future__ import annotations
@@ -30,12 +31,11 @@ def for_part_2(rows: Rows, dry: bool) -> None:
 
 def _compile(rows: Rows, dry: bool, sets: dict[str, Any], with_variants: bool) -> None:
     found: dict[tuple[Any, ...], Launch] = {}
-    keep: list[Any] = []
     with pretending():
         for name, call in sets.items():
             began = time.monotonic()
-            with rows.attempt(f"{name}: recorded", wrong=dry), recorded(run=False) as launches:
-                keep.append(call(dry))  # addresses must stay: a freed one could be given out again
+            with rows.attempt(f"{name}: recorded", wrong=dry), recorded(run=False, light=True) as launches:
+                call(dry)
                 more = [changed for x in launches for _, changed in variants(x)] if name == "delta rule" else []
                 for launch in [*launches, *(more if with_variants else [])]:
                     found.setdefault(launch.key(), launch)

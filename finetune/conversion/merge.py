@@ -13,13 +13,16 @@ from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.conversion.place import Place
 from hybrid_ft.finetune.data.tokens.prompts import PromptEncoder
 from hybrid_ft.finetune.runs import storage
+from hybrid_ft.finetune.runs.console import say
+from hybrid_ft.finetune.runs.next_commands import next_commands
 from hybrid_ft.hybrid_model.checkpoint.adapter_files import CONFIG, read_config
 from hybrid_ft.hybrid_model.checkpoint.config import check_generation_config, find_folder, json_object
 from hybrid_ft.hybrid_model.checkpoint.config import read_config as read_base_config
 from hybrid_ft.hybrid_model.checkpoint.generation_config import GenerationDefaults, generation_defaults
-from hybrid_ft.hybrid_model.checkpoint.load import dtype_of
+from hybrid_ft.hybrid_model.checkpoint.load import dtype_of, load
 from hybrid_ft.hybrid_model.checkpoint.merge import Merge
-from hybrid_ft.hybrid_model.checkpoint.save import write_config
+from hybrid_ft.hybrid_model.checkpoint.merge_in_memory import merge_in_memory
+from hybrid_ft.hybrid_model.checkpoint.save import save, verify, write_config
 from hybrid_ft.hybrid_model.checkpoint.tokenizer import check_vocabulary, load_tokenizer
 from hybrid_ft.hybrid_model.checkpoint.whole_merge import OPENED_WHOLE, compare_with_peft
 
@@ -47,6 +50,8 @@ def run(adapter: str, out: str, dtype: str | None, console: Console) -> int:
         base = find_folder(raw["base_model_name_or_path"], raw.get("revision"), weights=True)
         _refuse_quantised(base, raw)
         config = read_base_config(base)
+        if config.model_type != "olmo_hybrid":
+            return _in_memory(folder, base, dtype, place, console)
         merge = Merge(folder, base, config, None if dtype is None else dtype_of(dtype))
     except InputError as error:
         named = f"{folder / CONFIG}: base_model_name_or_path: "
@@ -55,8 +60,8 @@ def run(adapter: str, out: str, dtype: str | None, console: Console) -> int:
     check_vocabulary(tokenizer, config)
     defaults = _defaults(folder, base, config, tokenizer)
     place.check_room(merge.bytes)
-    console.print(f"base      {base}")
-    console.print(f"adapter   {folder}: {len(merge.changed):,} of {len(merge.dtypes):,} tensors change")
+    say(console, f"base      {base}")
+    say(console, f"adapter   {folder}: {len(merge.changed):,} of {len(merge.dtypes):,} tensors change")
     with place.held(merge.identity()) as part, storage.saving(place.out, merge.bytes):
         with console.status("merging") as live:
             merge.write(part, lambda done, of: live.update(f"merging: {done} of {of} files"))
@@ -69,9 +74,41 @@ def run(adapter: str, out: str, dtype: str | None, console: Console) -> int:
                 difference = compare_with_peft(merge, part)
                 read_back += f"; logits within {difference:.0e} of PEFT's own merge in plain transformers"
         place.publish(part)
-    console.print(f"verified  {read_back}")
-    console.print(f"model: {place.out}")
+    say(console, f"verified  {read_back}")
+    _show(place, config, console)
     return 0
+
+
+def _in_memory(folder: Path, base: Path, dtype: str | None, place: Place, console: Console) -> int:
+    """For families other than Olmo Hybrid, whose files are written by way of transformers' own conversions."""
+    if dtype is not None:
+        raise InputError(
+            "--dtype: only Olmo Hybrid's can be changed; results of other families have their base's dtypes"
+        )
+    with console.status("loading the base"):
+        model = load(base)
+    tokenizer = load_tokenizer(folder if _has_tokenizer(folder) else base)
+    check_vocabulary(tokenizer, model.config)
+    needed = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    place.check_room(needed)
+    defaults = _defaults(folder, base, model.config, tokenizer)
+    changed = merge_in_memory(model, folder)
+    say(console, f"base      {base}")
+    say(console, f"adapter   {folder}: {changed:,} tensors change; {model.config.model_type} is merged in memory")
+    with place.held(f"{folder} {base}") as part, storage.saving(place.out, needed):
+        save(model, part, tokenizer)
+        defaults.config.save_pretrained(part)
+        difference = verify(part, model)
+        place.publish(part)
+    say(console, f"verified  logits in plain transformers within {difference:.0e} of the model in memory")
+    _show(place, model.config, console)
+    return 0
+
+
+def _show(place: Place, config: Any, console: Console) -> None:
+    say(console, f"model: {place.out}")
+    for number, line in enumerate(next_commands([place.out], config.model_type)):
+        say(console, f"{'' if number else 'next':10}{line}")
 
 
 def _adapter_folder(name: str) -> Path:

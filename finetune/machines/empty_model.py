@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from peft import get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hybrid_ft.hybrid_model.adapters import add_lora
-from hybrid_ft.hybrid_model.checkpoint.config import find_config
+from hybrid_ft.hybrid_model.checkpoint.adapter_files import read_adapter
+from hybrid_ft.hybrid_model.checkpoint.config import find_config, find_folder
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -26,4 +28,6 @@ def empty_model(recipe: Recipe, bfloat16: bool) -> PreTrainedModel | PeftModel:
     lora = recipe.model.lora
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16 if bfloat16 and lora else torch.float32)
+        if recipe.model.adapter and not recipe.model.merge_adapter:
+            return get_peft_model(model, read_adapter(find_folder(recipe.model.adapter, weights=True)).config)
         return add_lora(model, lora.targets, lora.rank, lora.alpha, lora.dropout) if lora else model

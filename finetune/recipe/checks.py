@@ -12,7 +12,7 @@ from hybrid_ft.finetune.recipe.mistakes import Wrong
 from hybrid_ft.finetune.recipe.yaml_file import Loc
 
 if TYPE_CHECKING:
-    from hybrid_ft.finetune.recipe.schema import Recipe, Source
+    from hybrid_ft.finetune.recipe.schema import Model, Recipe, Source
 
 TRAINED_PRESETS = ("tiny",)
 SHAPE_PRESETS = ("190M", "1B", "7B")
@@ -51,6 +51,7 @@ def contradictions(recipe: Recipe) -> Iterator[Wrong]:
         yield Wrong(
             ("model", "lora"), "needs trained weights to adapt; set model.from_scratch: false or model.lora: null"
         )
+    yield from _adapter(model)
     if model.path in SHAPE_PRESETS and not model.from_scratch:
         yield Wrong(
             ("model", "path"),
@@ -61,6 +62,31 @@ def contradictions(recipe: Recipe) -> Iterator[Wrong]:
     for index, tracker in enumerate(train.trackers):
         if importlib.util.find_spec(tracker) is None:
             yield Wrong(("train", "trackers", index), f"got {tracker}, which is not installed; pip install {tracker}")
+
+
+def _adapter(model: Model) -> Iterator[Wrong]:
+    """An adapter to start from, and what is trained then."""
+    if model.merge_adapter and not model.adapter:
+        yield Wrong(("model", "merge_adapter"), "got true; needs model.adapter, the adapter to merge")
+    if model.adapter and model.from_scratch:
+        yield Wrong(("model", "adapter"), "needs the base that it was trained on; set model.from_scratch: false")
+    lora = model.lora
+    if not model.adapter or not lora:
+        return
+    if model.merge_adapter and not lora.merge:
+        yield Wrong(
+            ("model", "lora", "merge"),
+            "must be true beside model.merge_adapter: the new adapter alone would have no base to open it on",
+            (("model", "merge_adapter"),),
+        )
+    for key in ("targets", "rank", "alpha"):
+        default = type(lora).model_fields[key].default
+        if not model.merge_adapter and getattr(lora, key) != default:
+            yield Wrong(
+                ("model", "lora", key),
+                f"got {getattr(lora, key)}; model.adapter goes on with its own; leave the key out, or set "
+                "model.merge_adapter: true",
+            )
 
 
 def preference_contradictions(recipe: Recipe, stage: str | None) -> Iterator[Wrong]:

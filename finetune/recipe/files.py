@@ -63,9 +63,13 @@ class Files:
             self.wrongs.append(Wrong(("model", "revision"), text, (("model", "path"),)))
         if tokenizer:
             tokenizer = self.local_or_hub(("model", "tokenizer"), tokenizer, "tokenizer folder")
+        adapter = model.adapter
+        if adapter and not made:
+            adapter = self.local_or_hub(("model", "adapter"), adapter, "adapter folder")
         if template:
             template = self.named_or_file(("model", "chat_template"), template, CHAT_TEMPLATES, ".jinja")
-        return model.model_copy(update={"path": path, "tokenizer": tokenizer, "chat_template": template})
+        update = {"path": path, "tokenizer": tokenizer, "chat_template": template, "adapter": adapter}
+        return model.model_copy(update=update)
 
     def sources(self, sources: Sequence[Source], loc: Loc) -> list[Source]:
         return [self._source(source, (*loc, index)) for index, source in enumerate(sources)]

@@ -84,8 +84,19 @@ class Model(Section):
     """olmo-instruct (ships here) or a .jinja file; null: the tokenizer's own."""
     gradient_checkpointing: bool | None = Field(None, examples=[True])
     """Compute activations again in the backward pass instead of keeping them. null: on with a GPU, off on a CPU."""
-    lora: Lora | None = Field(None, examples=[{"rank": 16}])
+    adapter: Text | None = Field(None, examples=["runs/sft/adapter"])
+    """A LoRA adapter folder on `path`, or a hub name, to start from. It goes on training as it is, with its own layers, rank and alpha. In a file of stages `previous`: that of the stage before, not merged."""
+    merge_adapter: bool = Field(False, examples=[True])
+    """Fold `adapter` into the base first, and train that: every weight, or a new adapter by `lora`."""
+    lora: Lora | None = Field(None, validate_default=True, examples=[{"rank": 16}])
     """Train low-rank adapters; null: every weight is trained. {} means the defaults below."""
+
+    @field_validator("lora")
+    @classmethod
+    def _adapter_goes_on(cls, lora: Lora | None, info: ValidationInfo) -> Lora | None:
+        """An adapter that goes on training is LoRA; the keys before this one have been read."""
+        goes_on = info.data.get("adapter") and not info.data.get("merge_adapter")
+        return Lora() if goes_on and lora is None else lora
 
 
 def _as_key(value: Any) -> Any:

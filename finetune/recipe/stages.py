@@ -26,11 +26,23 @@ from hybrid_ft.finetune.recipe.load import resolve_recipe, validated
 from hybrid_ft.finetune.recipe.mistakes import Mistakes, Place, Wrong
 from hybrid_ft.finetune.recipe.nearest import did_you_mean
 from hybrid_ft.finetune.recipe.overrides import apply_overrides
-from hybrid_ft.finetune.recipe.schema import NULL_IS_EMPTY, AtLeastOne, Data, Recipe, Section, Source, Text, changed
+from hybrid_ft.finetune.recipe.schema import (
+    NULL_IS_EMPTY,
+    AtLeastOne,
+    Data,
+    Lora,
+    Recipe,
+    Section,
+    Source,
+    Text,
+    changed,
+)
 from hybrid_ft.finetune.recipe.shipped import find_recipe
 from hybrid_ft.finetune.recipe.yaml_file import Loc, YamlFile, read_yaml
 
 TRAINING = ("sft", "dpo")
+PREVIOUS = "previous"
+"""As model.adapter: that of the stage before."""
 
 
 def _is_recipe_or_file(value: Any) -> Any:
@@ -190,6 +202,7 @@ def _recipes(
     """The recipe of every stage that trains, by the stage's number from 0; what is wrong with one is noted."""
     recipes: dict[int, Recipe] = {}
     made: str | None = None
+    own_lora: Lora | None = None
     for number, entry in enumerate(entries):
         kind = _kind(entry)
         folder, lora = _folder(place, number, kind), None
@@ -200,15 +213,36 @@ def _recipes(
             except InputError as error:
                 mistakes.found_elsewhere(str(error))
                 continue
+            before = recipes.get(number - 1)
+            handed = number > 0 and _handed_on(inner)
+            if handed and (before is None or before.model.lora is None):
+                rule = "got previous; the stage before must train an adapter: give it model.lora"
+                mistakes.found_in_values([Wrong(("stages", number), f"{kind}.model.adapter: {rule}")])
+                continue
+            if handed and before is not None:
+                inner.value["model"]["adapter"] = str(
+                    _folder(place, number - 1, _kind(entries[number - 1])) / "adapter"
+                )
+                made = before.model.path
+                recipes[number - 1] = changed(before, "model", lora=own_lora)
             recipe, found = resolve_recipe(inner, where, mine, kind, made, str(folder))
             mistakes.include(found)
             if recipe:
+                if handed and before is not None:
+                    recipe = changed(recipe, "model", revision=before.model.revision)
+                own_lora = recipe.model.lora
                 lora = recipe.model.lora
                 if lora and number + 1 < len(entries):
                     lora = lora.model_copy(update={"merge": True})  # the next stage starts from whole weights
                 recipes[number] = changed(recipe, "model", lora=lora)
         made = str(folder / ("merged" if lora else "model"))
     return recipes
+
+
+def _handed_on(text: YamlFile) -> bool:
+    """Whether a stage goes on with the adapter of the stage before, unmerged."""
+    model = text.value.get("model") if isinstance(text.value, dict) else None
+    return isinstance(model, dict) and model.get("adapter") == PREVIOUS
 
 
 def _recipe_text(given: Any, loc: Loc, file: Path, text: YamlFile) -> tuple[Path, YamlFile]:

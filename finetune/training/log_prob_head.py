@@ -20,7 +20,7 @@ from hybrid_ft.hybrid_model.families.known import family_of
 from hybrid_ft.kernels.token_log_probs import token_log_probs
 
 
-def take_over_on_cpu(model: PreTrainedModel) -> None:
+def use_own_head_on_cpu(model: PreTrainedModel) -> None:
     """Make ``model(..., labels=labels, fused_lm_head=True)``, as TRL has patched it, use ``token_log_probs`` on a CPU.
 
     The result is TRL's: ``log_probs``, ``entropy`` and ``is_top1`` [B, T - 1], zero where the next label is -100.

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from peft import PeftModel
 from peft.helpers import disable_input_dtype_casting
 from transformers import set_seed
 
@@ -25,8 +25,9 @@ from hybrid_ft.finetune.runs.export import Exporter
 from hybrid_ft.finetune.runs.folder import RunFolder
 from hybrid_ft.finetune.runs.identity import run_identity, tokenizer_digest
 from hybrid_ft.finetune.runs.launcher import agreed
+from hybrid_ft.finetune.runs.next_commands import next_commands
 from hybrid_ft.finetune.runs.session import begin_or_go_on, check_storage, in_folder, newest_checkpoint
-from hybrid_ft.finetune.training import fsdp
+from hybrid_ft.finetune.training import fsdp, seams
 from hybrid_ft.hybrid_model.checkpoint.generation_config import GenerationDefaults, generation_defaults
 from hybrid_ft.hybrid_model.gpu_trust import check_gpu
 
@@ -172,7 +173,8 @@ def _run(recipe: Recipe, stage: Stage, folder: RunFolder, console: Console, stop
     start.say(f"done in {duration(time.perf_counter() - began)}")
     for path in results:
         start.say(f"{path.name}: {path}")
-    start.say(f"next: hybrid-ft chat {results[-1]}")
+    for number, line in enumerate(next_commands(results, model.config.model_type)):
+        start.say(f"{'' if number else 'next':10}{line}")
     return 0
 
 
@@ -249,18 +251,16 @@ def _train(start: Start, trainer: RunTrainer, progress: ShowProgress, resumed: P
         # whatever was measured before must not move the training: a resumed run does not measure again
         set_seed(recipe.train.seed)
         sharded = recipe.train.sharded and processes.count > 1
-        if sharded:
-            fsdp.shard(trainer.model, trainer.accelerator)
-        try:
-            with (
-                trainer.watchdog.watching(folder.path, processes.rank),
-                start.stop.at_step_ends(),
-                # PEFT would copy every adapted layer's input to the adapters' float32, which autocast casts back
-                disable_input_dtype_casting(trainer.model, active=models.in_bfloat16(recipe)),
-            ):
-                trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
-        finally:
-            progress.close()
+        with ExitStack() as around:
+            around.callback(progress.close)
+            if sharded:
+                fsdp.shard(trainer.model, trainer.accelerator)
+                around.enter_context(seams.already_divided(trainer.model, trainer.accelerator))
+            around.enter_context(trainer.watchdog.watching(folder.path, processes.rank))
+            around.enter_context(start.stop.at_step_ends())
+            # PEFT would copy every adapted layer's input to the adapters' float32, which autocast casts back
+            around.enter_context(disable_input_dtype_casting(trainer.model, active=models.in_bfloat16(recipe)))
+            trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
         last = folder.checkpoints / f"checkpoint-{trainer.state.global_step}"
         processes.part()
         if processes.main and sharded:
@@ -291,14 +291,13 @@ def export(
     defaults: GenerationDefaults,
 ) -> list[Path]:
     """Every result, verified; the last is the one to talk to."""
-    model: Any = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    # a copy of a model whose forward was replaced on the instance would run the original's
-    (model.get_base_model() if isinstance(model, PeftModel) else model).__dict__.pop("forward", None)
+    model: Any = seams.without_fused_head(trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False))
     wanted = recipe.model
     exporter = Exporter(folder.path, tokenizer, defaults, wanted.path, wanted.revision)
     if not wanted.lora:
         return [exporter.whole(model.to(torch.bfloat16) if models.in_bfloat16(recipe) else model)]
-    results = [exporter.adapter(model)]
+    # an adapter on a base that was merged in memory would have nothing to be opened on
+    results = [] if wanted.merge_adapter else [exporter.adapter(model)]
     if wanted.lora.merge:
         results.append(exporter.whole(model.merge_and_unload(), "merged"))
     return results

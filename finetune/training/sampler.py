@@ -9,7 +9,7 @@ from typing import Any
 from torch.utils.data import BatchSampler, Sampler
 
 
-class Share(Sampler[list[int]]):
+class ShardedBatchSampler(Sampler[list[int]]):
     """Every ``count``-th batch, beginning with number ``rank``. A process that is left without one at the end gets
     ``filler``, rows that carry no loss, because the others wait for its gradients: none is taken twice, as accelerate
     would have it."""

@@ -20,12 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import AutocastKwargs
 from peft import PeftModel
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
-from trl.trainer.utils import add_fused_lm_head
 
 from hybrid_ft.errors import NUMERICS, InputError
 from hybrid_ft.finetune.runs import checkpoints, device, storage, training_state, weights
@@ -33,7 +31,7 @@ from hybrid_ft.finetune.runs.atomic import write_text
 from hybrid_ft.finetune.runs.folder import RunFolder
 from hybrid_ft.finetune.runs.signals import StopRequest
 from hybrid_ft.finetune.runs.watchdog import Watchdog
-from hybrid_ft.finetune.training.log_prob_head import take_over_on_cpu
+from hybrid_ft.finetune.training import seams
 from hybrid_ft.finetune.training.packs import collate_with_rows
 
 MOST_SKIPPED = 3
@@ -292,9 +290,7 @@ class RunTrainer(Trainer):
             setattr(self.callback_handler, name, None)
         self.accelerator.free_memory()
         self.model = self.model_wrapped = load().to(self.args.device)
-        plain = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
-        add_fused_lm_head(plain)
-        take_over_on_cpu(plain)
+        seams.use_fused_head(self.model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         assert checkpoint is not None
@@ -330,21 +326,3 @@ class _StepEnds(TrainerCallback):
             control.should_save = control.should_training_stop = True
         # a resumed run has lost the sum of the losses since the last line, so that line ends where the checkpoint does
         control.should_log |= control.should_save
-
-
-@contextmanager
-def to_itself(accelerator: Accelerator) -> Iterator[None]:
-    """Inside the block gathering returns this process's own values.
-
-    TRL gathers its metrics after every micro-batch. They are not shown, ours are reduced once, and pairs' differ in
-    size between processes, where a collective call never returns.
-    """
-
-    def own(values: Any, *args: Any, **kwargs: Any) -> Any:
-        return values
-
-    accelerator.gather = accelerator.gather_for_metrics = own
-    try:
-        yield
-    finally:
-        del accelerator.gather, accelerator.gather_for_metrics

@@ -82,8 +82,8 @@ class Changes:
     vocabulary: int
 
 
-def read_changes(folder: Path, shapes: dict[str, tuple[int, ...]], tied: bool) -> Changes:
-    """The changes to a base whose tensors in memory have ``shapes``, and whose head is its embedding where ``tied``.
+def read_changes(folder: Path, shapes: dict[str, tuple[int, ...]], tied: bool, embedding: str = EMBEDDING) -> Changes:
+    """The changes to a base whose tensors in memory have ``shapes``, and whose head is its ``embedding`` where ``tied``.
 
     Raises InputError for an adapter of another kind or another model, and where a merged model could not be the adapted
     one; the message gives the reason.
@@ -105,15 +105,15 @@ def read_changes(folder: Path, shapes: dict[str, tuple[int, ...]], tied: bool) -
             setattr(change, _PARTS[match[2]], stored)
     if not changes:
         raise InputError(f"{weights}: holds no weights of an adapter; it is damaged")
-    vocabulary = _vocabulary(weights, changes, shapes, tied)
+    vocabulary = _vocabulary(weights, changes, shapes[embedding][0], tied, embedding)
     for name, change in changes.items():
         module = name.removesuffix(".weight")
         if name not in shapes and not (tied and name == HEAD):
             raise InputError(
                 f"{weights}: {name} is changed, and the base has no such tensor; the adapter is for another model"
             )
-        shape = shapes[EMBEDDING if name == HEAD and tied else name]
-        shape = (vocabulary, *shape[1:]) if name in (EMBEDDING, HEAD) else shape
+        shape = shapes[embedding if name == HEAD and tied else name]
+        shape = (vocabulary, *shape[1:]) if name in (embedding, HEAD) else shape
         _check_shapes(weights, name, change, shape, raw.get("use_dora") is True)
         if change.a is not None:
             rank = change.a.rows
@@ -123,7 +123,7 @@ def read_changes(folder: Path, shapes: dict[str, tuple[int, ...]], tied: bool) -
             change.token_ids = _token_ids(
                 path, raw.get("trainable_token_indices"), module, change.tokens.rows, shape[0]
             )
-    return Changes(changes, tied and _stay_tied(weights, raw, changes), vocabulary)
+    return Changes(changes, tied and _stay_tied(weights, raw, changes, embedding), vocabulary)
 
 
 def _check_settings(path: Path, raw: dict[str, Any]) -> None:
@@ -141,15 +141,14 @@ def _check_settings(path: Path, raw: dict[str, Any]) -> None:
         )
 
 
-def _vocabulary(path: Path, changes: dict[str, Change], shapes: dict[str, tuple[int, ...]], tied: bool) -> int:
+def _vocabulary(path: Path, changes: dict[str, Change], base: int, tied: bool, embedding: str) -> int:
     """Rows of the embedding, which PEFT saves whole where they are not the base's."""
     rows = {
         name: change.whole.rows
-        for name in (EMBEDDING, HEAD)
+        for name in (embedding, HEAD)
         if (change := changes.get(name)) is not None and change.whole is not None
     }
-    base = shapes[EMBEDDING][0]
-    vocabulary = rows.get(EMBEDDING, base)
+    vocabulary = rows.get(embedding, base)
     if rows.get(HEAD, vocabulary if tied or vocabulary == base else base) != vocabulary:
         raise InputError(
             f"{path}: the embedding has {vocabulary} rows and the head {rows.get(HEAD, base)}; save the adapter with both "
@@ -205,9 +204,9 @@ def _token_ids(path: Path, given: Any, module: str, count: int, rows: int) -> li
     return given
 
 
-def _stay_tied(path: Path, raw: dict[str, Any], changes: dict[str, Change]) -> bool:
+def _stay_tied(path: Path, raw: dict[str, Any], changes: dict[str, Change], name: str) -> bool:
     """Whether the head of a base with tied embeddings is still its embedding. Raises InputError for one side alone."""
-    embedding, head = changes.get(EMBEDDING), changes.get(HEAD)
+    embedding, head = changes.get(name), changes.get(HEAD)
     if embedding is None and head is None:
         return True
     if embedding is None or head is None:

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hybrid_ft.errors import InputError
 from hybrid_ft.hybrid_model.checkpoint.config import json_object
+from hybrid_ft.hybrid_model.checkpoint.text_model import tensor_shapes
 from hybrid_ft.hybrid_model.checkpoint.weight_files import read_header
 from hybrid_ft.hybrid_model.families.olmo_hybrid.names import released_shapes
 
 if TYPE_CHECKING:
     from peft import LoraConfig
-    from transformers.models.olmo_hybrid import OlmoHybridConfig
+    from transformers import PreTrainedConfig
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -33,8 +34,6 @@ _UNSUPPORTED = (
     "use_bdlora",
     "use_dora",
 )
-
-
 _MERGED = ("modules_to_save", "trainable_token_indices", "use_dora")
 _MERGE = "make a model of it and its base with: hybrid-ft merge {} OUT"
 
@@ -93,11 +92,11 @@ def read_adapter(folder: Path) -> Adapter:
     return Adapter(base, revision, config)
 
 
-def check_adapter(folder: Path, adapter: Adapter, config: OlmoHybridConfig) -> None:
+def check_adapter(folder: Path, adapter: Adapter, config: PreTrainedConfig) -> None:
     """Refuse an adapter that is not for a model of this config: a layer that it has not, or a factor of another shape."""
     rank = None if adapter.config.rank_pattern else adapter.config.r
     path = folder / WEIGHTS
-    shapes = released_shapes(config)
+    shapes = released_shapes(config) if config.model_type == "olmo_hybrid" else tensor_shapes(config)
     for name, entry in read_header(path).items():
         match = _FACTOR.fullmatch(name)
         weight = shapes.get(f"{match[1]}.weight") if match else None

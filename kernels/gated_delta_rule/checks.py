@@ -47,7 +47,7 @@ def check_inputs(
         if x.device != q.device:
             raise ValueError(f"{name}: got device {x.device}; it must be q's, {q.device}")
     if cu_seqlens is not None:
-        check_cu_seqlens(cu_seqlens, shape[0], shape[1], values or not cu_seqlens.is_cuda)
+        check_cu_seqlens(cu_seqlens, shape[0], shape[1], values or readable(cu_seqlens))
     if values:
         _check_range("g", g, float("-inf"), 0.0)
         _check_range("beta", beta, 0.0, 2.0)
@@ -70,6 +70,12 @@ def check_gpu_head_sizes(K: int, V: int) -> None:
     for name, size in (("q, k", K), ("v", V)):
         if size % 16 or not 16 <= size <= 256:
             raise ValueError(f"{name}: got head size {size}; on a GPU it must be a multiple of 16, from 16 to 256")
+
+
+def readable(x: Tensor) -> bool:
+    """Whether its numbers are at hand, without waiting for a device. A trace without a GPU has tensors on the CPU that say
+    they are on one."""
+    return x.is_cpu and not x.is_cuda
 
 
 def check_cu_seqlens(cu_seqlens: Tensor, batch: int, tokens: int, values: bool = True) -> None:

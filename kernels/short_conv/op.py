@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hybrid_ft.kernels.gated_delta_rule.checks import FLOATS, check_cu_seqlens
+from hybrid_ft.kernels.gated_delta_rule.checks import FLOATS, check_cu_seqlens, readable
 
 
 def short_conv(
@@ -34,7 +34,7 @@ def short_conv(
     """
     _check(x, weight, ("N", "D"))
     if cu_seqlens is not None:
-        check_cu_seqlens(cu_seqlens, 1, len(x), not cu_seqlens.is_cuda)
+        check_cu_seqlens(cu_seqlens, 1, len(x), readable(cu_seqlens))
     segments, width = 1 if cu_seqlens is None else len(cu_seqlens) - 1, weight.shape[1]
     shape = (segments, width - 1, x.shape[1])
     if initial_tail is not None and (tuple(initial_tail.shape) != shape or initial_tail.dtype not in FLOATS):

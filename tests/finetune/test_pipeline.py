@@ -257,3 +257,20 @@ def test_a_folder_of_something_else_is_refused(go: Any) -> None:
     with pytest.raises(InputError, match="output: runs/all holds thesis.txt and no pipeline.json"):
         go()
     assert os.listdir("runs/all") == ["thesis.txt"]
+
+
+def test_adapters_go_from_stage_to_stage_unmerged(files: Path, go: Any, tiny_base: Path) -> None:
+    """The second goes on training the first's; nothing is merged, and both are adapters on the base."""
+    edit(files, "  - dpo:\n", "  - dpo:\n      model: {adapter: previous}\n")
+    edit(files, "  - export: {dtype: bfloat16}\n", "")
+    done = go("sft.model.lora={rank: 2, alpha: 4}")
+    assert done.status == 0 and done.stages[-1] == "all 2 stages are done: runs/all/2-dpo/adapter"
+    folders = [Path("runs/all") / name for name in ("1-sft", "2-dpo")]
+    assert not [folder for folder in folders if (folder / "merged").exists()]
+    configs = [json.loads((folder / "adapter/adapter_config.json").read_text()) for folder in folders]
+    assert {(config["r"], config["base_model_name_or_path"]) for config in configs} == {(2, str(tiny_base))}
+    first, second = (load_file(folder / "adapter/adapter_model.safetensors") for folder in folders)
+    assert first.keys() == second.keys() and any(not torch.equal(first[name], second[name]) for name in first)
+    metrics = [json.loads(line) for line in (folders[1] / "metrics.jsonl").read_text().splitlines()]
+    assert metrics[0]["loss"] == pytest.approx(0.6931, abs=1e-3)
+    assert started(go("sft.model.lora={rank: 2, alpha: 4}").stages) == []

@@ -61,10 +61,12 @@ def reference_key(
 
 
 def weights_digest(model: torch.nn.Module) -> str:
-    """Of the base alone: the same with adapters and without."""
+    """Of the model as it starts: of the base alone where its adapters are fresh, whose B is zero."""
     plain = model.get_base_model() if isinstance(model, PeftModel) else model
+    state = plain.state_dict()
+    trained = any(bool(tensor.any()) for name, tensor in state.items() if ".lora_B." in name)
     tensors = {
-        name.replace(".base_layer.", "."): tensor for name, tensor in plain.state_dict().items() if ".lora_" not in name
+        name.replace(".base_layer.", "."): tensor for name, tensor in state.items() if trained or ".lora_" not in name
     }
 
     def of_tensor(name: str) -> bytes:

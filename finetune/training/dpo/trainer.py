@@ -22,14 +22,13 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from transformers import Trainer
 from trl import DPOTrainer
-from trl.trainer.utils import add_fused_lm_head
 
 from hybrid_ft.finetune.recipe.losses import LOSSES
 from hybrid_ft.finetune.runs.processes import Processes
+from hybrid_ft.finetune.training import seams
 from hybrid_ft.finetune.training.dpo.batches import Pair, StepCollator, count_work, in_portions, padded_pairs, sizes_of
 from hybrid_ft.finetune.training.dpo.metrics import PairSums
-from hybrid_ft.finetune.training.log_prob_head import take_over_on_cpu
-from hybrid_ft.finetune.training.trainer import RunTrainer, to_itself
+from hybrid_ft.finetune.training.trainer import RunTrainer
 
 
 class PairTrainer(RunTrainer, DPOTrainer):
@@ -48,18 +47,16 @@ class PairTrainer(RunTrainer, DPOTrainer):
         self.pad_token_id = self._tokenizer.pad_token_id
         # the loop sets it when it begins; a step is tried before
         self.current_gradient_accumulation_steps = 1
-        plain = self.model
-        if isinstance(plain, PeftModel):
-            # TRL keeps a copy of a fresh adapter as the reference; without any adapter the base is the same
-            plain.delete_adapter("ref")
-            plain = plain.get_base_model()
+        if isinstance(self.model, PeftModel):
+            # TRL keeps a copy of the adapter for the reference, whose log-probabilities are computed before it is moved
+            self.model.delete_adapter("ref")
+        plain = seams.plain_model(self.model)
         for module in plain.modules():
             # TRL turns dropout modules off; attention's is a number
             if hasattr(module, "attention_dropout"):
                 module.attention_dropout = 0.0
         # without the entropies and mean logits that TRL has its head report
-        add_fused_lm_head(plain)
-        take_over_on_cpu(plain)
+        seams.use_fused_head(plain)
         loss = LOSSES[self.loss_types[0]]
         self.sums = {mode: PairSums(self.beta, loss.normalised) for mode in ("train", "eval")}
         self.work = [0, 0]
@@ -123,7 +120,7 @@ class PairTrainer(RunTrainer, DPOTrainer):
     def _compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool) -> Any:
         mode = "train" if self.model.training else "eval"
         seen: list[torch.Tensor] = []
-        with to_itself(self.accelerator):
+        with seams.nothing_gathered(self.accelerator):
             loss = super()._compute_loss(partial(answer_log_probs, model, seen=seen), inputs, return_outputs)
         if self.counted:
             self.sums[mode].add(seen[0], inputs)
@@ -136,10 +133,15 @@ class PairTrainer(RunTrainer, DPOTrainer):
         return super().compute_ref_log_probs(partial(answer_log_probs, model), inputs)
 
     def reference(self, pairs: Sequence[Pair]) -> tuple[torch.Tensor, torch.Tensor]:
-        """The base's log-probabilities of both answers, float32 [P] each, in one micro-batch."""
+        """The model's log-probabilities of both answers as it starts, float32 [P] each, in one micro-batch."""
         batch = self._prepare_inputs(padded_pairs(pairs, self.pad_token_id))
         with self.measuring():
-            chosen, rejected = self.compute_ref_log_probs(self.model, batch)
+            # without a model of its own TRL takes the base without adapters, and one may have been trained before
+            self.ref_model = self.model
+            try:
+                chosen, rejected = self.compute_ref_log_probs(self.model, batch)
+            finally:
+                self.ref_model = None
         return chosen.float().cpu(), rejected.float().cpu()
 
     def forget_measures(self) -> None:

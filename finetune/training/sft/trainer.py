@@ -14,9 +14,9 @@ from transformers import PreTrainedModel
 from trl import SFTTrainer
 
 from hybrid_ft.finetune.runs.processes import Processes
-from hybrid_ft.finetune.training.log_prob_head import take_over_on_cpu
-from hybrid_ft.finetune.training.sampler import Share
-from hybrid_ft.finetune.training.trainer import RunTrainer, to_itself
+from hybrid_ft.finetune.training import seams
+from hybrid_ft.finetune.training.sampler import ShardedBatchSampler
+from hybrid_ft.finetune.training.trainer import RunTrainer
 
 
 class PackedSFTTrainer(RunTrainer, SFTTrainer):
@@ -26,7 +26,7 @@ class PackedSFTTrainer(RunTrainer, SFTTrainer):
     def __init__(self, model: PreTrainedModel | PeftModel, *args: Any, **kwargs: Any) -> None:
         super().__init__(model, *args, **kwargs)
         self.fillers = int(self.processes.count > 1)
-        take_over_on_cpu(model.get_base_model() if isinstance(model, PeftModel) else model)
+        seams.use_fused_head(model, trl_has_put_one=True)
 
     def get_train_dataloader(self) -> DataLoader:
         if self.processes.count == 1:
@@ -37,7 +37,7 @@ class PackedSFTTrainer(RunTrainer, SFTTrainer):
         return prepare_data_loader(loader, num_processes=1, process_index=0)
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-        with to_itself(self.accelerator):
+        with seams.nothing_gathered(self.accelerator):
             return super().compute_loss(*args, **kwargs)
 
     def held_out(self, alone: bool = False) -> dict[str, float]:
@@ -64,7 +64,7 @@ class PackedSFTTrainer(RunTrainer, SFTTrainer):
         processes, args = processes or self.processes, self.args
         return DataLoader(
             rows,
-            batch_sampler=Share(batches, processes.count, processes.rank, [len(rows) - 1]),
+            batch_sampler=ShardedBatchSampler(batches, processes.count, processes.rank, [len(rows) - 1]),
             collate_fn=self.data_collator,
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,

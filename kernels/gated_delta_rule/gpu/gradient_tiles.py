@@ -13,6 +13,7 @@ from hybrid_ft.kernels.gated_delta_rule.gpu.tiles import (
     NORM_K,
     STEP,
     dot_onto,
+    gate,
     load_keys,
     load_rows,
     store_rows,
@@ -30,7 +31,7 @@ def key_zeros(d):
 
 @triton.jit
 def write_factor(gates, o, d):
-    return tl.load(gates + NORM_K * d.BT + o) * tl.load(gates + BETA * d.BT + o)
+    return gate(gates, NORM_K, o, d) * gate(gates, BETA, o, d)
 
 
 @triton.jit
@@ -147,8 +148,8 @@ def scale_rows(x1, x2, factor, y1, y2, d):
 
 @triton.jit
 def decay_to_end(gates, o, d):
-    past, rest = gates + CUM * d.BT, gates + CUM_REST * d.BT
-    return tl.exp2(tl.load(past + d.BT - 1) - tl.load(past + o)) * tl.exp2(tl.load(rest + d.BT - 1) - tl.load(rest + o))
+    past = tl.exp2(gate(gates, CUM, d.BT - 1, d) - gate(gates, CUM, o, d))
+    return past * tl.exp2(gate(gates, CUM_REST, d.BT - 1, d) - gate(gates, CUM_REST, o, d))
 
 
 @triton.jit

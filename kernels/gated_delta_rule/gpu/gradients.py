@@ -17,6 +17,13 @@ keys are loaded again behind a barrier, the compiler would otherwise hold them i
 
 Factors: dq and dk are of the raw rows, but for the norms' own gradient, and dB is kept times k's norm, without the beta
 that dbeta must not be divided by.
+
+Compiled for Hopper, bfloat16, heads of 96/192; bytes and products for 30 heads and 32,768 tokens, programs on one
+multiprocessor (benchmarks/kernel_counts.py makes the counts):
+
+    kernel            warps  registers  spilled  shared  programs  bytes    products
+    query                 8        128     32 B  56 KiB         2  2.62 GB  85 GFLOP
+    key                   4        255     40 B  56 KiB         2  3.06 GB  145 GFLOP
 """
 
 import triton
@@ -42,17 +49,22 @@ from hybrid_ft.kernels.gated_delta_rule.gpu.tiles import (
     NORM_Q,
     READ_K,
     READ_Q,
-    ROWS,
     chunk_decay,
     dot_keys,
     dot_onto,
     dot_rows,
+    forget,
+    gate,
+    gates_of,
     load_keys,
     load_keys_again,
     load_rows,
     operand,
     pair_decay,
     place,
+    publish,
+    square,
+    state,
     token,
 )
 
@@ -87,7 +99,7 @@ def query_kernel(
     o = tl.arange(0, d.BT)
     here = o < left
     key_head = head // (d.HV // d.H)
-    gates += row * (ROWS * d.BT)
+    gates = gates_of(gates, row, d)
     out = start * d.HV + head
     pairs = tl.zeros([d.BT, d.BT], tl.float32)
     dq1, dq2 = key_zeros(d)
@@ -97,20 +109,20 @@ def query_kernel(
         o_v = first + tl.arange(0, BV)
         do_rows = load_rows(outputs, do.t, o, o_v, here, d.V, d.V % BV == 0)
         y_rows = load_rows(y + out * d.V, d.HV * d.V, o, o_v, here, d.V, d.V % BV == 0)
-        s1, s2 = load_keys(states + row * (d.K * d.V), d.K, o_v, o_v < d.V, d)
-        ds1, ds2 = load_keys(d_states + row * (d.K * d.V), d.K, o_v, o_v < d.V, d)
+        s1, s2 = load_keys(state(states, row, d), d.K, o_v, o_v < d.V, d)
+        ds1, ds2 = load_keys(state(d_states, row, d), d.K, o_v, o_v < d.V, d)
         inner += tl.sum(s1.to(tl.float32) * ds1.to(tl.float32), 1)
         if d.K2:
             inner += tl.sum(s2.to(tl.float32) * ds2.to(tl.float32), 1)
         pairs = dot_onto(pairs, do_rows, tl.trans(y_rows))
         dq1, dq2 = add_product(dq1, dq2, do_rows, s1, s2, d)
 
-    norm = tl.load(gates + NORM_Q * d.BT + o)
+    norm = gate(gates, NORM_Q, o, d)
     e = pairs * pair_decay(gates, o, o, d) * (scale * norm)[:, None]
-    weights += row * (d.BT * d.BT)
+    weights = square(weights, row, d)
     tl.store(weights + o[:, None] * d.BT + o[None, :], operand(e, d))
     weighted = e * write_factor(gates, o, d)[None, :]
-    tl.debug_barrier()
+    publish()
     queries, keys = token(q, start, key_head, T), token(k, start, key_head, T)
     q1, q2 = load_keys(queries, q.t, o, here, d)
     k1, k2 = load_keys(keys, k.t, o, here, d)
@@ -118,24 +130,24 @@ def query_kernel(
     if d.DOT == tl.float32:
         products = dot_rows(queries, q.t, o, keys, k.t, o, left, d)
         tl.store(dbeta + out + o * d.HV, tl.sum(e * products, 0), mask=here)
-        tl.debug_barrier()
+        publish()
         q1, q2 = load_keys(queries, q.t, o, here, d)
     else:
         products = dot_keys(q1, q2, k1, k2, d)
     shared = tl.where(later, weighted * products, 0.0)
-    dq1, dq2, read = scale_rows(dq1, dq2, tl.load(gates + READ_Q * d.BT + o), q1, q2, d)
+    dq1, dq2, read = scale_rows(dq1, dq2, gate(gates, READ_Q, o, d), q1, q2, d)
     carried = tl.sum(inner, 0) * chunk_decay(gates, d)
     shares = o == d.BT - 1
     if d.DOT == tl.float32:  # where ``change`` is summed over later tokens already
         shares = o >= 0
     tl.store(change + row * d.BT + o, change_of(read, shared, later, d) + tl.where(shares, carried, 0.0))
-    tl.debug_barrier()
+    publish()
     if d.DOT == tl.float32:
         dq1, dq2 = add_square(dq1, dq2, weights, gates, keys, k.t, left, d, True, False)
     else:
         k1, k2 = load_keys(keys, k.t, o, here, d)
         dq1, dq2 = add_product(dq1, dq2, operand(weighted, d), k1, k2, d)
-    tl.debug_barrier()
+    forget()
     q1, q2 = load_keys(queries, q.t, o, here, d)
     store_keys(dq + out * d.K, dq1, dq2, q1, q2, norm, o, here, d, L2NORM)
 
@@ -169,59 +181,59 @@ def key_kernel(
     o = tl.arange(0, d.BT)
     here = o < left
     key_head = head // (d.HV // d.H)
-    gates += row * (ROWS * d.BT)
-    weights += row * (d.BT * d.BT)
+    gates = gates_of(gates, row, d)
+    weights = square(weights, row, d)
     out = start * d.HV + head
     change += row * d.BT
     y += out * d.V
-    pairs, dk1, dk2 = read_products(y, dv + out * d.V, states + row * (d.K * d.V), o, here, d, BV, STAGES)
+    pairs, dk1, dk2 = read_products(y, dv + out * d.V, state(states, row, d), o, here, d, BV, STAGES)
     later = o[:, None] > o[None, :]
-    f = tl.where(later, -pairs * pair_decay(gates, o, o, d), 0.0) * tl.load(gates + NORM_K * d.BT + o)[:, None]
+    f = tl.where(later, -pairs * pair_decay(gates, o, o, d), 0.0) * gate(gates, NORM_K, o, d)[:, None]
     tl.store(weights + o[None, :] * d.BT + o[:, None], operand(f, d), mask=later)
     weighted = f * write_factor(gates, o, d)[None, :]
-    tl.debug_barrier()
+    publish()
     keys = token(k, start, key_head, T)
     k1, k2 = load_keys(keys, k.t, o, here, d)
     if d.DOT == tl.float32:
         products = dot_rows(keys, k.t, o, keys, k.t, o, left, d)
         read_later = tl.load(dbeta + out + o * d.HV, mask=here, other=0.0) + tl.sum(f * products, 0)
         tl.store(dbeta + out + o * d.HV, read_later, mask=here)
-        tl.debug_barrier()
+        publish()
         k1, k2 = load_keys(keys, k.t, o, here, d)
     else:
         products = dot_keys(k1, k2, k1, k2, d)
     shared = weighted * products
-    dk1, dk2, read = scale_rows(dk1, dk2, -tl.load(gates + READ_K * d.BT + o), k1, k2, d)
+    dk1, dk2, read = scale_rows(dk1, dk2, -gate(gates, READ_K, o, d), k1, k2, d)
     tl.store(change + o, tl.load(change + o) + change_of(read, shared, later, d))
-    tl.debug_barrier()
+    publish()
     if d.DOT == tl.float32:
         dk1, dk2 = add_square(dk1, dk2, weights, gates, keys, k.t, left, d, False, False)
         store_both(dk + out * d.K, dk1, dk2, o, here, d)
     else:
         k1, k2 = load_keys(keys, k.t, o, here, d)
         dk1, dk2 = add_product(dk1, dk2, operand(weighted, d), k1, k2, d)
-    tl.debug_barrier()
-    d_states += row * (d.K * d.V)
+    forget()
+    d_states = state(d_states, row, d)
     if d.DOT == tl.float32:
         kept = kept_by_end(y, d_states, keys, k.t, o, here, d)
-        tl.debug_barrier()
+        forget()
     db1, db2 = write_products(y, d_states, o, here, d, BV, STAGES)
-    tl.debug_barrier()
+    forget()
     k1, k2 = load_keys(token(k, start, key_head, T), k.t, o, here, d)
     db1, db2, stored = scale_rows(db1, db2, decay_to_end(gates, o, d), k1, k2, d)
-    tl.debug_barrier()
+    forget()
     db1, db2 = add_square(db1, db2, weights, gates, keys, k.t, left, d, False, True)
-    tl.debug_barrier()
+    forget()
     db1, db2 = add_square(db1, db2, weights, gates, token(q, start, key_head, T), q.t, left, d, True, True)
-    tl.debug_barrier()
+    forget()
     k1, k2 = load_keys(token(k, start, key_head, T), k.t, o, here, d)
-    norm = tl.load(gates + NORM_K * d.BT + o)
+    norm = gate(gates, NORM_K, o, d)
     db1, db2, dbeta_rows = scale_rows(db1, db2, norm, k1, k2, d)
     if d.DOT == tl.float32:
         kept *= decay_to_end(gates, o, d)
         dbeta_rows = (kept + tl.load(dbeta + out + o * d.HV, mask=here, other=0.0)) * norm
     tl.store(dbeta + out + o * d.HV, dbeta_rows, mask=here)
-    beta = tl.load(gates + BETA * d.BT + o)
+    beta = gate(gates, BETA, o, d)
     dk1, dk2 = load_keys_again(dk1, dk2, dk + out * d.K, d.HV * d.K, o, here, d)
     dk1 += db1 * beta[:, None]
     if d.K2:

@@ -18,7 +18,10 @@ from hybrid_ft.kernels.gated_delta_rule.gpu.scans import (
     scan_forward,
     store_outer,
 )
-from hybrid_ft.kernels.gated_delta_rule.gpu.tiles import dot_onto
+from hybrid_ft.kernels.gated_delta_rule.gpu.tiles import (
+    dot_onto,
+    publish,
+)
 
 BLOCK = tl.constexpr(32)
 
@@ -69,7 +72,7 @@ def join_kernel(outer, sums, moves, states, pieces, d, BV: tl.constexpr, BACKWAR
         lane = piece.to(tl.int64) * d.HV + head
         store_outer(states, lane * (d.K * d.V), s1, s2, o_v, d)
         if i < count - 1:
-            tl.debug_barrier()  # the product's operand comes from memory, whatever a thread has stored of it
+            publish()  # the product's operand is read from there
             s1, s2 = _through(states, sums, moves, lane, o_v, d, BV, BACKWARD)
 
 

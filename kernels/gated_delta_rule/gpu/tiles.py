@@ -115,6 +115,42 @@ def at_token(x, b, t, h, start, head, T):
 
 
 @triton.jit
+def gates_of(gates, row, d):
+    """Those of chunk and value head ``row``, see ``place``."""
+    return gates + row * (ROWS * d.BT)
+
+
+@triton.jit
+def gate(gates, NAME: tl.constexpr, o, d):
+    """Row NAME of a chunk's gates, at its tokens ``o``."""
+    return tl.load(gates + NAME * d.BT + o)
+
+
+@triton.jit
+def square(x, row, d):
+    """Address of the [BT, BT] of chunk and value head ``row``."""
+    return x + row * (d.BT * d.BT)
+
+
+@triton.jit
+def state(x, row, d):
+    """Address of the [V, K] of chunk and value head ``row``."""
+    return x + row * (d.K * d.V)
+
+
+@triton.jit
+def publish():
+    """From here every warp reads what all have written to memory."""
+    tl.debug_barrier()
+
+
+@triton.jit
+def forget():
+    """What is loaded after this is not loaded before it and held in registers that the program does not have."""
+    tl.debug_barrier()
+
+
+@triton.jit
 def load_rows(x, stride, o_row, o_col, m_row, COLS: tl.constexpr, EVEN: tl.constexpr):
     """[rows, columns] of rows that are ``stride`` apart; 0 where ``m_row`` is false or, unless EVEN, past COLS."""
     mask = m_row[:, None]
@@ -163,7 +199,7 @@ def load_keys_again(x1, x2, x, stride, o_row, m_row, d):
     """In float32, whose operands take twice their size of registers in three-pass tf32: not held since they were loaded
     for the product before."""
     if d.DOT == tl.float32:
-        tl.debug_barrier()
+        forget()
         x1, x2 = load_keys(x, stride, o_row, m_row, d)
     return x1, x2
 
@@ -219,14 +255,13 @@ def dot_rows(a, a_t, o_a, b, b_t, o_b, left, d):
 @triton.jit
 def chunk_decay(gates, d):
     """Decay over a whole chunk, from its ``gates``."""
-    last = gates + d.BT - 1
-    return tl.exp2(tl.load(last + CUM * d.BT)) * tl.exp2(tl.load(last + CUM_REST * d.BT))
+    return tl.exp2(gate(gates, CUM, d.BT - 1, d)) * tl.exp2(gate(gates, CUM_REST, d.BT - 1, d))
 
 
 @triton.jit
 def pair_decay(gates, o_row, o_col, d):
     """[rows, columns]: decay from token o_col to token o_row of a chunk, 0 where o_col is later. The difference of the
     sums is taken before the exponential: exp(c_i) exp(-c_j) overflows."""
-    past = tl.load(gates + CUM * d.BT + o_row)[:, None] - tl.load(gates + CUM * d.BT + o_col)[None, :]
-    rest = tl.load(gates + CUM_REST * d.BT + o_row)[:, None] - tl.load(gates + CUM_REST * d.BT + o_col)[None, :]
+    past = gate(gates, CUM, o_row, d)[:, None] - gate(gates, CUM, o_col, d)[None, :]
+    rest = gate(gates, CUM_REST, o_row, d)[:, None] - gate(gates, CUM_REST, o_col, d)[None, :]
     return tl.exp2(tl.where(o_row[:, None] >= o_col[None, :], past + rest, float("-inf")))

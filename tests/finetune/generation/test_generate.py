@@ -272,6 +272,30 @@ def test_an_answer_ends_with_the_template_s_token_too(
     assert asked == [[3, 0]]
 
 
+@pytest.mark.parametrize("kind", ["resized", "use_dora", "modules_to_save"])
+def test_an_adapter_that_must_be_merged_first_says_so(
+    tiny_base: Path, tiny_tokenizer: Any, tmp_path: Path, kind: str
+) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    plain = AutoModelForCausalLM.from_pretrained(tiny_base)
+    if kind == "resized":
+        plain.resize_token_embeddings(192, mean_resizing=False)
+    more: dict[str, Any] = {"use_dora": {"use_dora": True}, "modules_to_save": {"modules_to_save": ["norm"]}}.get(
+        kind, {}
+    )
+    get_peft_model(plain, LoraConfig(target_modules=["q_proj"], **more)).save_pretrained(
+        str(tmp_path), save_embedding_layers=kind == "resized"
+    )
+    tiny_tokenizer.save_pretrained(str(tmp_path))
+    with pytest.raises(InputError) as refused:
+        load_for_answers(str(tmp_path))
+    said = str(refused.value)
+    assert said.endswith(f"; make a model of it and its base with: hybrid-ft merge {tmp_path} OUT")
+    assert (".weight whole, [192, 32], the base's is [128, 32]" if kind == "resized" else kind) in said
+
+
 def test_a_conversation_over_a_pipe(
     tiny_base: Path,
     model: Any,

@@ -18,6 +18,8 @@ KEYS = [
     "model.tokenizer",
     "model.chat_template",
     "model.gradient_checkpointing",
+    "model.adapter",
+    "model.merge_adapter",
     "model.lora",
     "model.lora.targets",
     "model.lora.rank",

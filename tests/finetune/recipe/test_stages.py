@@ -61,6 +61,19 @@ def test_adapters_are_merged_for_the_next_stage() -> None:
     assert last.recipe and last.recipe.model.lora and not last.recipe.model.lora.merge
 
 
+def test_an_adapter_is_handed_on_unmerged() -> None:
+    """The base stays the first stage's; the adapter need not be there yet."""
+    handed = ALL.replace("  - dpo:\n", "  - dpo:\n      model: {adapter: previous}\n")
+    sft, dpo, _ = load_stages(write(handed), ["sft.model.lora={}"]).stages
+    assert sft.recipe and sft.recipe.model.lora and not sft.recipe.model.lora.merge
+    assert dpo.recipe and (dpo.recipe.model.path, dpo.recipe.model.adapter) == ("tiny", "runs/all/1-sft/adapter")
+    assert dpo.recipe.model.lora and dpo.recipe.model.lora.merge  # the export wants whole weights
+    kept, _, _ = load_stages(write(handed), ["sft.model.lora={merge: true}"]).stages
+    assert kept.recipe and kept.recipe.model.lora and kept.recipe.model.lora.merge
+    (line,) = mistakes(handed)
+    assert line.endswith("dpo.model.adapter: got previous; the stage before must train an adapter: give it model.lora")
+
+
 def test_a_later_recipe_s_own_base_gives_way() -> None:
     Path("own.yaml").write_text(
         SFT.replace(

@@ -14,12 +14,12 @@ def models(steady_base) -> dict[str, Any]:
     from trl.trainer.utils import add_fused_lm_head
 
     import hybrid_ft
-    from hybrid_ft.finetune.training.log_prob_head import take_over_on_cpu
+    from hybrid_ft.finetune.training.log_prob_head import use_own_head_on_cpu
 
     both = {name: hybrid_ft.load(steady_base) for name in ("trl", "ours")}
     for model in both.values():
         add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
-    take_over_on_cpu(both["ours"])
+    use_own_head_on_cpu(both["ours"])
     return both
 
 

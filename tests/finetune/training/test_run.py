@@ -18,7 +18,8 @@ from hybrid_ft.finetune.training import run as training
 from hybrid_ft.finetune.training.arguments import arguments
 from hybrid_ft.finetune.training.plan import Plan
 from hybrid_ft.finetune.training.progress import ShowProgress
-from hybrid_ft.finetune.training.trainer import RunTrainer, to_itself
+from hybrid_ft.finetune.training.seams import nothing_gathered
+from hybrid_ft.finetune.training.trainer import RunTrainer
 
 
 class Killed(BaseException):
@@ -29,7 +30,7 @@ class SquaredTrainer(RunTrainer, SFTTrainer):
     """Minimises the mean square of the labels' log-probabilities: a loss of its own on one row a step."""
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        with to_itself(self.accelerator):
+        with nothing_gathered(self.accelerator):
             return square(model, inputs)
 
     def held_out(self, alone: bool = False) -> dict[str, float]:
@@ -149,7 +150,7 @@ def test_to_the_end(tiny_base: Path, tmp_path: Path) -> None:
         "ready after a trial",
         "step 12/12  square",
         "step 4/12  held-out largest",
-        "next: hybrid-ft chat",
+        "next      talk      hybrid-ft chat",
     ):
         assert line in screen, line
     record = json.loads((tmp_path / "run/run.json").read_text())

@@ -46,8 +46,8 @@ def test_what_is_constant_is_bounded_too(short_limits: None) -> None:
     """Jinja2 works it out when it reads the template."""
     with pytest.raises(ValueError, match="takes more than 0.3 s or 1 GB to be read"):
         ColumnTemplate("{{ 9 ** (9 ** 9) }}")
-    with pytest.raises(ValueError, match="takes more than 0.3 s or 1 GB to be read"):
-        ColumnTemplate("{{ 'a' * 10 ** 10 }}")
+    with pytest.raises((ValueError, BadRow), match="takes more than"):
+        ColumnTemplate("{{ 'a' * 10 ** 10 }}")({})
 
 
 @pytest.mark.parametrize("on_bad_row", ["error", "skip"])

@@ -29,7 +29,7 @@ def test_full_result_opens_in_plain_transformers(start, tiny_tokenizer):
     assert {"recipe.yaml", "run.json", "metrics.jsonl"} <= files
     odd = [name for name in files if name.endswith((".bin", ".md", ".pkl")) or ".staging" in name]
     assert odd == []
-    assert f"next: hybrid-ft chat {folder}" in run.screen
+    assert f"next      talk      hybrid-ft chat {folder}\n" in run.screen
 
 
 def test_lora_results_open_with_peft_on_plain_transformers(start, tiny_base):

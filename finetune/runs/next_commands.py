@@ -1,0 +1,49 @@
+"""What can be done with a result, as commands to be typed."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+from hybrid_ft.hybrid_model.checkpoint.adapter_files import CONFIG
+from hybrid_ft.hybrid_model.families.known import family_of_type
+
+# Without these vLLM's answers of Olmo Hybrid score far lower: a state in 16 bits, graphs and cascade attention lose digits.
+_FLAGS = {"olmo_hybrid": "--enforce-eager --disable-cascade-attn --mamba_ssm_cache_dtype float32"}
+_NOT_SERVED = ("nemotron_flash", "samba", "phi4flash")
+_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM takes for --max-lora-rank."""
+
+
+def next_commands(results: list[Path], model_type: str) -> list[str]:
+    """Lines for the last of ``results``, model folders or an adapter's: what each does, and its command."""
+    last = results[-1]
+    adapter = next((path for path in results if (path / CONFIG).is_file()), None)
+    place = shlex.quote(str(last))
+    lines = [
+        f"talk      hybrid-ft chat {place}",
+        f"answer    hybrid-ft generate {place} --prompts prompts.jsonl --out answers.jsonl",
+    ]
+    if adapter == last:
+        lines.append(f"merge     hybrid-ft merge {place} {shlex.quote(str(last.with_name('merged')))}")
+        lines.append(f"train on  hybrid-ft dpo RECIPE model.adapter={place}")
+    else:
+        lines.append(f"train on  hybrid-ft dpo RECIPE model.path={place}")
+    return [*lines, f"serve     {_serve(last, model_type)}"]
+
+
+def _serve(result: Path, model_type: str) -> str:
+    family = family_of_type(model_type).name
+    if model_type in _NOT_SERVED:
+        return f"vLLM does not serve {family} yet"
+    flags = f" {_FLAGS[model_type]}" if model_type in _FLAGS else ""
+    if not (result / CONFIG).is_file():
+        return f"vllm serve {shlex.quote(str(result))}{flags}"
+    config = json.loads((result / CONFIG).read_text(encoding="utf-8"))
+    rank = max([config["r"], *(config.get("rank_pattern") or {}).values()])
+    most = next((size for size in _RANKS if size >= rank), None)
+    if most is None:
+        return f"vLLM serves adapters up to rank {_RANKS[-1]}; merge this one first"
+    base, module = shlex.quote(config["base_model_name_or_path"]), shlex.quote(f"tuned={result}")
+    return f"vllm serve {base} --enable-lora --max-lora-rank {most} --lora-modules {module}{flags}"

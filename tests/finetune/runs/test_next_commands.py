@@ -1,0 +1,50 @@
+"""Commands that can be copied from the screen: quoted, with what the family's server needs."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hybrid_ft.finetune.runs.next_commands import next_commands
+
+FLAGS = "--enforce-eager --disable-cascade-attn --mamba_ssm_cache_dtype float32"
+
+
+def adapter(folder: Path, **settings: object) -> Path:
+    folder.mkdir()
+    given = {"base_model_name_or_path": "owner/base", "r": 32} | settings
+    (folder / "adapter_config.json").write_text(json.dumps(given))
+    return folder
+
+
+def test_of_a_model(tmp_path: Path) -> None:
+    place = tmp_path / "my runs" / "model"
+    assert next_commands([place], "olmo_hybrid") == [
+        f"talk      hybrid-ft chat '{place}'",
+        f"answer    hybrid-ft generate '{place}' --prompts prompts.jsonl --out answers.jsonl",
+        f"train on  hybrid-ft dpo RECIPE model.path='{place}'",
+        f"serve     vllm serve '{place}' {FLAGS}",
+    ]
+    assert next_commands([place], "qwen3_next")[-1] == f"serve     vllm serve '{place}'"
+
+
+@pytest.mark.parametrize(
+    ("settings", "rank"), [({}, 32), ({"r": 20}, 32), ({"r": 4, "rank_pattern": {"up_proj": 60}}, 64)]
+)
+def test_of_an_adapter(tmp_path: Path, settings: dict[str, object], rank: int) -> None:
+    place = adapter(tmp_path / "adapter", **settings)
+    lines = next_commands([place], "olmo_hybrid")
+    assert lines[2:] == [
+        f"merge     hybrid-ft merge {place} {tmp_path / 'merged'}",
+        f"train on  hybrid-ft dpo RECIPE model.adapter={place}",
+        f"serve     vllm serve owner/base --enable-lora --max-lora-rank {rank} --lora-modules tuned={place} {FLAGS}",
+    ]
+    merged = next_commands([place, tmp_path / "merged"], "olmo_hybrid")
+    assert merged[0] == f"talk      hybrid-ft chat {tmp_path / 'merged'}" and not any(
+        "hybrid-ft merge" in x for x in merged
+    )
+
+
+def test_what_a_server_cannot_do(tmp_path: Path) -> None:
+    wide = next_commands([adapter(tmp_path / "adapter", r=1024)], "olmo_hybrid")
+    assert wide[-1] == "serve     vLLM serves adapters up to rank 512; merge this one first"

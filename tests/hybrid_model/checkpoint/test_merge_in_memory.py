@@ -1,0 +1,58 @@
+"""Families whose files transformers names: merged in memory, the adapted model's logits in plain transformers."""
+
+import json
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from hybrid_ft import cli
+from hybrid_ft.hybrid_model.families.known import family_of_type
+
+TOKENS = torch.arange(3, 60)[None]
+
+
+def logits(model):
+    with torch.no_grad():
+        return model.eval()(TOKENS, use_cache=False).logits
+
+
+@pytest.fixture(params=["qwen3_next", "falcon_h1", "granitemoehybrid"])
+def base(request, tmp_path, tiny_tokenizer):
+    from transformers import AutoConfig
+
+    sizes = family_of_type(request.param).tiny[request.param] | {"vocab_size": 128, "eos_token_id": 0}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(request.param, **sizes)).eval()
+    model.save_pretrained(tmp_path / "base")
+    tiny_tokenizer.save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("dora", [False, True])
+def test_a_merged_model_is_the_adapted_one(base, tmp_path, relative, dora):
+    adapted = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=2, target_modules=["o_proj"], use_dora=dora)
+    )
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    assert cli.main(["merge", str(tmp_path / "adapter"), str(tmp_path / "out")]) == 0
+    opened = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert relative(logits(opened), logits(adapted)) < 1e-5
+    assert relative(logits(opened), logits(AutoModelForCausalLM.from_pretrained(base))) > 1e-4
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"] == [3, 0]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_its_files_have_no_place_for_is_refused(base, tmp_path, capsys):
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.resize_token_embeddings(192, mean_resizing=False)
+    get_peft_model(model, LoraConfig(r=2, target_modules=["o_proj"])).save_pretrained(tmp_path / "adapter")
+    assert cli.main(["merge", str(tmp_path / "adapter"), str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert "has 192 embedding rows, and the files of a" in said and said.count("\n") == 1
+    assert not (tmp_path / "out").exists() and not (tmp_path / "out.part").exists()
