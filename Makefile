@@ -73,7 +73,7 @@ bench-gpu:
 setup: $(READY)
 
 # The stamp is written last: a set-up that was interrupted is taken up again by the next make.
-$(READY): pyproject.toml constraints.txt scripts/install_torch.py
+$(READY): pyproject.toml $(CONSTRAINTS) scripts/install_torch.py
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 14) else \
 	    "Python 3.11 to 3.13 is needed, $(PYTHON) is %d.%d; set PYTHON=, for example PYTHON=python3.12" % v[:2])'
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV) \
@@ -104,4 +104,4 @@ typecheck: $(READY) .typing/hybrid_ft
 	bin=$$(cd $(BIN) && pwd) && cd .typing && "$$bin/python" -m mypy --config-file ../pyproject.toml -p hybrid_ft
 
 clean:
-	rm -rf .venv .typing build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-oldest .typing build *.egg-info .pytest_cache .mypy_cache .ruff_cache

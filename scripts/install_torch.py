@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 
 VERSION = "2.13.0"
-LOWEST = (2, 10)
+LOWEST = (2, 11)
 
 
 def main() -> int:

@@ -133,7 +133,7 @@ not repeated; one that has changed, in its recipe or its files, is done anew wit
 
 A stage's recipe is a file beside this one, a shipped recipe's name, or the recipe itself. From the second stage on its
 `model.path`, `revision`, `tokenizer` and `from_scratch` give way to the model of the stage before, and adapters of a
-stage that another follows are merged. Keys on the command line begin with the stage:
+stage that another follows are merged, unless that one says `model.adapter: previous`. Keys on the command line begin with the stage:
 `hybrid-ft run all.yaml sft.train.steps=100 dpo.dpo.beta=2 output=runs/b`.
 """
 

@@ -75,14 +75,14 @@ def test_other_systems_have_one_build(asked: Callable) -> None:
 
 
 @pytest.mark.parametrize(
-    ("there", "gpu"), [(CPU, False), (CUDA, False), (CUDA, True), (("2.10.0", None), False), (("2.12.1+rocm6.4", None), True)]
+    ("there", "gpu"), [(CPU, False), (CUDA, False), (CUDA, True), (("2.11.0", None), False), (("2.12.1+rocm6.4", None), True)]
 )  # fmt: skip
 def test_what_fits_is_kept(asked: Callable, there: Found, gpu: bool) -> None:
     assert asked(gpu, there, {}) == (0, [])
 
 
 def test_an_old_one_is_replaced(asked: Callable) -> None:
-    assert asked(False, ("2.9.1", None), {"torch===2.13.0+cpu": CPU})[0] == 0
+    assert asked(False, ("2.10.0", None), {"torch===2.13.0+cpu": CPU})[0] == 0
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,18 @@ import pytest
 
 CODE = ("kernels", "hybrid_model", "finetune")
 # Where nothing that the project keeps lies: made by tools, or by runs.
-NOT_OURS = {".git", ".venv", ".typing", "build", "runs", "__pycache__", ".hypothesis", ".pytest_cache", ".mypy_cache"}
+NOT_OURS = {
+    ".git",
+    ".venv",
+    ".venv-oldest",
+    ".typing",
+    "build",
+    "runs",
+    "__pycache__",
+    ".hypothesis",
+    ".pytest_cache",
+    ".mypy_cache",
+}
 NOT_OURS |= {".ruff_cache", ".device"}
 
 

@@ -36,12 +36,13 @@ class Rows:
 
     @contextmanager
     def attempt(self, name: str, wrong: bool = False) -> Iterator[None]:
-        """What fails within is a row, not the end of the step."""
+        """What fails within is a row, not the end of the step; a library that is not there is never ``wrong``."""
         try:
             yield
         except Exception as error:  # noqa: BLE001
             said = (str(error).strip().splitlines() or [""])[0]
-            self.add(name, failed=f"{type(error).__name__}: {said}"[:300], wrong=wrong)
+            absent = isinstance(error, ModuleNotFoundError)
+            self.add(name, failed=f"{type(error).__name__}: {said}"[:300], wrong=wrong and not absent)
 
 
 def read_rows(out: Path) -> list[dict[str, Any]]:

@@ -38,7 +38,7 @@ STEPS = (
     Step(1, "same bits", "correctness", "same_bits", 30),
     Step(1, "isolation", "correctness", "isolation", 45),
     Step(1, "commands", "commands", "train", 110),
-    Step(1, "self-test, CUDA's ptxas", "correctness", "self_test_assembled_anew", 60, ptxas=True),
+    Step(1, "self-test by CUDA's ptxas", "correctness", "self_test_assembled_anew", 60, ptxas=True),
     Step(1, "layer kernels", "launches", "layer_kernels", 45),
     Step(1, "quick tests", "commands", "quick_tests", 100),
     # each allocation by itself, so that an access past one is seen

@@ -1,4 +1,4 @@
-"""What the model knows before and after: the exact held-out loss, and greedy answers to prompts it was not trained on."""
+"""Greedy answers to held-out prompts and samples, before and after training, and their table."""
 
 from __future__ import annotations
 

@@ -138,9 +138,12 @@ def tokenizer_for_answers(path: str) -> PreTrainedTokenizerBase:
             raise InputError(f"{folder / CONFIG}: base_model_name_or_path: {error}", error.status) from None
         check_adapter(folder, adapter, config)
         check_generation_config(folder, config)
+        # PEFT alone saves an adapter without one
+        own = (folder / "tokenizer.json").is_file()
+        tokenizer = load_tokenizer(folder) if own else load_tokenizer(adapter.base, adapter.revision)
     else:
         config = find_config(path, weights=True)
-    tokenizer = load_tokenizer(folder if folder.is_dir() else path)
+        tokenizer = load_tokenizer(folder if folder.is_dir() else path)
     check_vocabulary(tokenizer, config)
     return tokenizer
 

@@ -1,4 +1,4 @@
-"""Whether the machine is what the run needs, asked before anything is loaded."""
+"""Checks of the machine before anything is loaded: GPUs, bfloat16, open files, shared memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The device that a process computes on: its kind, name, arithmetic and memory, asked in one place."""
+"""The device that a process computes on: kind, name, bfloat16, memory."""
 
 from __future__ import annotations
 

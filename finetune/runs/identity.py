@@ -1,4 +1,4 @@
-"""What decides the weights of a run, as digests and values that two starts of it must have in common."""
+"""A run's identity: the keys, digests and versions that decide its weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The processes that train one model together, and what they have to agree on. One process agrees with itself.
+"""The processes that train one model together, and what they agree on.
 
 A launcher (``accelerate launch``, ``torchrun``) starts them and says by environment variables who is who. What is
 agreed on are numbers and short objects of the host, so it goes over gloo, whatever the gradients take.

@@ -1,4 +1,4 @@
-"""A run's start and end around its folder: lock, signals, processes, first files, newest checkpoint, room on the disk."""
+"""A run's session in its folder: lock, signals, processes, first files, checkpoint to resume from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether the place a run is saved in can take it: tried before training, and named when it fails in the middle."""
+"""Disk checks: a trial write before training, and a clear error if a save fails."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ends a process that makes no progress, so that a supervisor can start it again from the last save.
+"""Ends a process that makes no progress; it can resume from the last save.
 
 A thread counts its own ticks. Wall-clock time would take a process for hung that was suspended for minutes (Ctrl-Z).
 """

@@ -1,4 +1,4 @@
-"""The weights of a checkpoint: written under the released names, read back strictly or not at all.
+"""The weights of a checkpoint, written under the released names and read back strictly.
 
 The names on disk are not the names in memory (the short convolutions are fused, norms renamed), so weights go through
 the architecture's own conversion both ways. ``load_state_dict(strict=False)`` on the raw file, as transformers'

@@ -1,4 +1,4 @@
-"""Rows put together as packs when they are asked for, and the rows that a batch is made of."""
+"""A dataset of packs, each put together from its rows when it is asked for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is seen of a run while it trains: a live line on a terminal, plain lines elsewhere, and ``metrics.jsonl``."""
+"""A run's progress: a live line on a terminal, plain lines elsewhere, and ``metrics.jsonl``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which batches of an epoch are whose, so that several processes together take the steps that one would."""
+"""A batch sampler that deals an epoch's batches out to the processes, each batch once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a run reaches into TRL, transformers and accelerate: methods it overrides, and objects it patches and restores.
+"""The methods of TRL, transformers and accelerate that are overridden, and the objects that are patched.
 
 A new version of one of them breaks here first. The lists are kept true by a test, which also knows the parameters of
 every upstream method; each patch below is undone in this file.

@@ -35,6 +35,12 @@ def merge_in_memory(model: PreTrainedModel, folder: Path) -> int:
             f"{folder / WEIGHTS}: {what}, and the files of a {model.config.model_type} base have no place for that; merge it "
             "with what made it"
         )
+    summed = [id(parameters[name]) for name, change in changes.of.items() if change.a is not None]
+    if len(set(summed)) < len(summed):
+        raise InputError(
+            f"{folder / WEIGHTS}: adapts one weight in several layers, each in its own way; one merged weight cannot be all of "
+            "them"
+        )
     for name, change in changes.of.items():
         parameter = parameters[name]
         parameter.copy_(change.applied(parameter, 0, parameter.shape[0]))

@@ -1,7 +1,7 @@
 """Nemotron-H and Nemotron 3: one mixer a layer, out of Mamba-2, attention, an MLP and experts.
 
 All four are called ``mixer``, so that a set of LoRA layers goes by number. transformers' single step of Mamba-2 leaves
-out the lower bound of the time step that its scan has: a cached token differs by up to 5e-4.
+out the lower bound of the time step that its scan has: a token decoded with a cache differs by up to 5e-4.
 """
 
 from __future__ import annotations

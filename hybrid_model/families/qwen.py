@@ -82,12 +82,14 @@ def _mixings(config: Config) -> list[tuple[Mixing, ...]]:
 
 def _lora(config: Config) -> dict[str, str]:
     joined = config.model_type == "qwen3_next"
-    experts = getattr(config, "num_experts", None)
-    return {
+    sets = {
         "attention": r"\d+\.self_attn\.(q|k|v|o)_proj",
         "delta": rf"\d+\.linear_attn\.({'in_proj_qkvz' if joined else 'in_proj_qkv|in_proj_z'}|out_proj)",
-        "mlp": rf"\d+\.mlp\.({'shared_expert' + chr(92) + '.' if experts else ''})(gate|up|down)_proj",
     }
+    if not joined:
+        shared = r"shared_expert\." if getattr(config, "num_experts", None) else ""
+        sets["mlp"] = rf"\d+\.mlp\.{shared}(gate|up|down)_proj"
+    return sets
 
 
 _REFUSED = {
@@ -138,7 +140,7 @@ QWEN3_NEXT = Family(
     model_types={"qwen3_next": "Qwen3NextForCausalLM"},
     mixings=_mixings,
     lora=_lora,
-    refused=_REFUSED,
+    refused=_REFUSED | {r"mlp(\.shared_expert\.\w+)?$": "PEFT 0.21 would adapt the routed experts in its place"},
     experts=("mlp.experts.gate_up_proj", "mlp.experts.down_proj"),
     router=r".*\.mlp\.gate\..*",
     own=_own("Qwen3Next"),

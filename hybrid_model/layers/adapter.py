@@ -27,24 +27,27 @@ Past = dict[tuple[str, int], torch.Tensor] | None
 
 
 class Tape:
-    """What a mixer asks of transformers' cache, for segments of one length; ``past`` and ``made`` are by rows."""
+    """What a mixer asks of transformers' cache, for segments of one length; ``past`` and ``made`` are by rows.
+
+    ``stepped``: what a single step has changed in place, which backward does not survive.
+    """
 
     def __init__(self, past: Past = None) -> None:
         self.past = past or {}
         self.made: dict[tuple[str, int], torch.Tensor] = {}
+        self.stepped: set[tuple[str, int]] = set()
 
     def get_conv_state(self, layer_idx: int, state_idx: int = 0) -> torch.Tensor | None:
-        return self.past.get(("conv", state_idx))
+        return self._copy(("conv", state_idx))
 
     def get_recurrent_state(self, layer_idx: int, state_idx: int = 0) -> torch.Tensor | None:
-        state = self.past.get(("state", state_idx))
-        return None if state is None else state.clone()  # a single step may change it in place
+        return self._copy(("state", state_idx))
 
     def has_previous_state(self, *args: Any, **kwargs: Any) -> bool:
         return bool(self.past)
 
     def is_recording_past(self, layer_idx: int) -> bool:
-        """Always, so that a convolution of one token is not done in place."""
+        """Always, so that most mixers do not convolve one token in place."""
         return True
 
     def update_conv_state(
@@ -53,14 +56,25 @@ class Tape:
         """The tail and the new inputs [rows, channels, tokens]; the last ``conv_kernel_size`` are kept."""
         old = self.past.get(("conv", state_idx))
         whole = conv_states if old is None else torch.cat([old, conv_states], dim=-1)
-        self.made["conv", state_idx] = F.pad(whole, (conv_kernel_size, 0))[..., -conv_kernel_size:]
+        self._keep(("conv", state_idx), F.pad(whole, (conv_kernel_size, 0))[..., -conv_kernel_size:])
         return whole
 
     def update_recurrent_state(
         self, recurrent_states: torch.Tensor, layer_idx: int, state_idx: int = 0, **_: Any
     ) -> torch.Tensor:
-        self.made["state", state_idx] = recurrent_states
+        self._keep(("state", state_idx), recurrent_states)
         return recurrent_states
+
+    def _copy(self, key: tuple[str, int]) -> torch.Tensor | None:
+        """A single step may change it in place and hand nothing on: then the copy is what has been made."""
+        if key not in self.past:
+            return None
+        self.stepped.add(key)
+        return self.made.setdefault(key, self.past[key].clone())
+
+    def _keep(self, key: tuple[str, int], value: torch.Tensor) -> None:
+        self.made[key] = value
+        self.stepped.discard(key)
 
 
 def is_mixer(module: nn.Module) -> bool:
@@ -97,6 +111,11 @@ def segment_wise(cls: type[nn.Module], forks: bool) -> type[nn.Module]:
             def run(x: torch.Tensor, past: Past) -> tuple[torch.Tensor, dict[tuple[str, int], torch.Tensor]]:
                 tape = Tape(past)
                 y = super(SegmentWise, self).forward(x, **kwargs | {slot: tape})
+                if tape.stepped and x.shape[1] == 1 and torch.is_grad_enabled():
+                    raise ValueError(
+                        f"{cls.__name__}: a segment of one token that continues another and is continued itself has "
+                        "no gradient; join it with one of them"
+                    )
                 return (y[0] if isinstance(y, tuple) else y), tape.made
 
             return _by_levels(hidden_states.squeeze(0), layout, run).unsqueeze(0)
@@ -111,28 +130,35 @@ def _by_levels(x: torch.Tensor, layout: SequenceLayout, run: Any) -> torch.Tenso
     sizes = [sum(level.lengths) for level in layout.levels]
     for depth, (level, flat) in enumerate(zip(layout.levels, x.split(sizes))):
         pasts = [None] * len(level.lengths) if level.parents is None else [made[p] for p in level.parents.tolist()]
-        o, made = _level(flat, level, pasts, run, keep=depth + 1 < len(layout.levels))
+        below = layout.levels[depth + 1].parents if depth + 1 < len(layout.levels) else None
+        o, made = _level(flat, level, pasts, run, set() if below is None else set(below.tolist()))
         outputs += o
     return torch.cat(outputs) if outputs else x
 
 
 def _level(
-    x: torch.Tensor, level: Level, pasts: list[Past], run: Any, keep: bool
+    x: torch.Tensor, level: Level, pasts: list[Past], run: Any, continued: set[int]
 ) -> tuple[list[torch.Tensor], list[Past]]:
-    """Outputs by segment, and with ``keep`` each one's past for its children; an empty segment hands on its parent's."""
+    """Outputs by segment, and of the ``continued`` ones the past for their children; an empty one hands on its parent's.
+
+    One token that continues another segment is taken twice where nothing continues it: a mixer's single step has other
+    rules than its scan (no gradient, no lower bound of the time step), and the second changes nothing in the first.
+    """
     parts = x.split(level.lengths)
     outputs, made = list(parts), list(pasts)
-    groups: dict[tuple[int, bool], list[int]] = {}
+    groups: dict[tuple[int, bool, bool], list[int]] = {}
     for s, length in enumerate(level.lengths):
         if length:
-            groups.setdefault((length, pasts[s] is None), []).append(s)
-    for (_, fresh), members in sorted(groups.items()):
+            twice = length == 1 and pasts[s] is not None and s not in continued
+            groups.setdefault((length, pasts[s] is None, twice), []).append(s)
+    for (length, fresh, twice), members in sorted(groups.items()):
         past = None
         if not fresh:
             rows = [pasts[s] or {} for s in members]
             past = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
-        y, new = run(torch.stack([parts[s] for s in members]), past)
+        rows_in = torch.stack([parts[s] for s in members])
+        y, new = run(rows_in.repeat_interleave(2, dim=1) if twice else rows_in, past)
         for i, s in enumerate(members):
-            outputs[s] = y[i]
-            made[s] = {key: value[i] for key, value in new.items()} if keep else None
+            outputs[s] = y[i, :length]
+            made[s] = {key: value[i] for key, value in new.items()} if s in continued else None
     return outputs, made

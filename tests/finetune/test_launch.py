@@ -57,6 +57,7 @@ def test_a_mistake_is_one_line_and_starts_nothing(place):
     assert not Path("runs").exists()
 
 
+@pytest.mark.slow
 def test_what_the_workers_refuse_is_said_once_with_its_status(place):
     Path("rows.jsonl").write_text(ROWS + '{"prompt": 3}\n')
     status, out, err = finished("launch", "sft.yaml", "--processes", "2")

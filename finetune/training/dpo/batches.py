@@ -1,4 +1,4 @@
-"""A step's pairs as micro-batches: filled by tokens, normalised by pairs, every prompt to be computed once."""
+"""A step's pairs as micro-batches of at most so many tokens, each prompt once."""
 
 from __future__ import annotations
 
@@ -57,6 +57,7 @@ def in_portions(sizes: Sequence[int], budget: int, processes: int = 1) -> list[l
     """
     portions = pack(sizes, budget)
     while len(portions) % processes:
+        # every process must take as many: halving the fullest costs one more forward, no more memory
         largest = max(portions, key=len)
         if len(largest) < 2:
             portions.append([])

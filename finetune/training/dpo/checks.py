@@ -1,4 +1,4 @@
-"""What is tried before the first step of a run on pairs: the most memory it can need, and that it begins at the reference."""
+"""Checks before the first step on pairs: the largest micro-batch fits, the loss begins at the reference."""
 
 from __future__ import annotations
 

@@ -99,6 +99,8 @@ class PairTrainer(RunTrainer, DPOTrainer):
         return steps, None
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any) -> torch.Tensor:
+        """Forward and backward of each of the step's micro-batches, as ``StepCollator`` makes them. Returns the step's loss, a
+        scalar without a gradient."""
         batches, losses = inputs["micro_batches"], []
         for number, batch in enumerate(batches, start=1):
             self.counts.rows = batch.pop("rows")
@@ -112,6 +114,7 @@ class PairTrainer(RunTrainer, DPOTrainer):
         return inputs["work"][0]
 
     def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """A micro-batch's part of the step's loss, a scalar. ``inputs``: TRL's 2P rows of T tokens, [2P, T], and ``share``."""
         # gradients are averaged over the processes, each of which has its share of one step
         share = inputs.pop("share", 1.0) * self.accelerator.num_processes
         self.counted = share > 0

@@ -236,6 +236,15 @@ def test_an_adapter_folder_answers_like_the_adapted_model(
     assert tokenizer.chat_template == tiny_tokenizer.chat_template
 
 
+def test_an_adapter_without_a_tokenizer_has_its_base_s(tiny_base: Path, tiny_tokenizer: Any, tmp_path: Path) -> None:
+    saved_adapter(tiny_base, tiny_tokenizer, tmp_path)
+    for file in tmp_path.iterdir():
+        if not file.name.startswith("adapter_"):
+            file.unlink()
+    _, tokenizer = load_for_answers(str(tmp_path))
+    assert tokenizer.chat_template == tiny_tokenizer.chat_template
+
+
 @pytest.mark.parametrize("damage", ["no weights", "no base", "another base", "not JSON"])
 def test_a_broken_adapter_is_one_line(tiny_base: Path, tiny_tokenizer: Any, tmp_path: Path, damage: str) -> None:
     saved_adapter(tiny_base, tiny_tokenizer, tmp_path)

@@ -70,6 +70,7 @@ def test_a_worker_that_was_killed_is_named(tmp_path, number, status, screen):
     assert said[0] == screen
 
 
+@pytest.mark.slow
 def test_workers_meet_in_the_launchers_store(tmp_path):
     code = """
         import torch, torch.distributed as dist
@@ -185,6 +186,7 @@ def test_no_worker_outlives_a_launcher_that_was_killed(tmp_path):
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_two_machines_meet(tmp_path):
     """Two launchers on loopback; ranks are counted through."""
     import socket

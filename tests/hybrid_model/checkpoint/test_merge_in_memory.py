@@ -5,9 +5,12 @@ import json
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
+import hybrid_ft
 from hybrid_ft import cli
+from hybrid_ft.errors import InputError
+from hybrid_ft.hybrid_model.checkpoint.merge_in_memory import merge_in_memory
 from hybrid_ft.hybrid_model.families.known import family_of_type
 
 TOKENS = torch.arange(3, 60)[None]
@@ -20,8 +23,6 @@ def logits(model):
 
 @pytest.fixture(params=["qwen3_next", "falcon_h1", "granitemoehybrid"])
 def base(request, tmp_path, tiny_tokenizer):
-    from transformers import AutoConfig
-
     sizes = family_of_type(request.param).tiny[request.param] | {"vocab_size": 128, "eos_token_id": 0}
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(request.param, **sizes)).eval()
@@ -56,3 +57,17 @@ def test_what_its_files_have_no_place_for_is_refused(base, tmp_path, capsys):
     said = capsys.readouterr().err
     assert "has 192 embedding rows, and the files of a" in said and said.count("\n") == 1
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.part").exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_weight_that_several_layers_share_is_refused(tmp_path):
+    """Zamba2's transformer block is one tensor under several names, and PEFT gives each name factors of its own."""
+    config = AutoConfig.for_model("zamba2", **family_of_type("zamba2").tiny["zamba2"])
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    get_peft_model(plain, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(tmp_path / "adapter")
+    model = hybrid_ft.load(tmp_path / "base")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(InputError, match="adapts one weight in several layers"):
+        merge_in_memory(model, tmp_path / "adapter")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

@@ -10,8 +10,6 @@ from hybrid_ft.hybrid_model.families.known import family_of
 
 TOLERANCE = 1e-5
 GRADIENTS = 2e-5  # between two computations in float32, each within 1e-5
-# transformers' single step of Mamba-2 has no lower bound of the time step, its scan has one
-ONE_TOKEN = {"nemotron_h": 2e-4, "zamba2": 5e-4}
 PACKED_LENGTHS = [23, 1, 29, 2, 70]  # one token, fewer than a convolution's, more than a chunk
 
 
@@ -106,16 +104,39 @@ def test_forks_equal_separate_rows(models, relative, assert_gradients, tree):
 
 
 @pytest.mark.parametrize("lengths", [(1, 1, 2), (3, 4, 1), (64, 1, 1)])
-def test_forks_of_one_token(models, relative, lengths):
+def test_forks_of_one_token(models, relative, assert_gradients, lengths):
+    """Where Mamba-2's single step would have neither a gradient nor the scan's lower bound of the time step."""
     plain, flat = models
     if not family_of(flat.config).forks:
         pytest.skip("its forks are refused")
     prompt, a, b = documents(lengths)
+    got = flat(input_ids=torch.cat([prompt, a, b])[None], layout=build_layout(lengths, [-1, 0, 0])).logits[0]
+    got = got.split(lengths)[1:]
+    want = [alone(plain, torch.cat([prompt, answer]))[len(prompt) :] for answer in (a, b)]
+    for here, there in zip(got, want, strict=True):
+        assert relative(here, there) < TOLERANCE
+    assert_gradients(gradients(flat, weighted(got)), gradients(plain, weighted(want)), GRADIENTS)
+
+
+def test_a_link_of_one_token(models, relative):
+    """It hands its state on; with gradients it does, or is refused in one line."""
+    plain, flat = models
+    if not family_of(flat.config).forks:
+        pytest.skip("its forks are refused")
+    lengths = (9, 1, 5)
+    tokens = documents(lengths)
+    batch = {"input_ids": torch.cat(tokens)[None], "layout": build_layout(lengths, [-1, 0, 1])}
     with torch.no_grad():
-        got = flat(input_ids=torch.cat([prompt, a, b])[None], layout=build_layout(lengths, [-1, 0, 0])).logits[0]
-        for answer, piece in zip((a, b), got.split(lengths)[1:], strict=True):
-            there = alone(plain, torch.cat([prompt, answer]))[len(prompt) :]
-            assert relative(piece, there) < ONE_TOKEN.get(flat.config.model_type, TOLERANCE)
+        got = flat(**batch).logits[0]
+        there = alone(plain, torch.cat(tokens))
+    # the link itself is one step of Mamba-2
+    assert relative(got, there) < (5e-4 if flat.config.model_type in ("nemotron_h", "zamba2") else TOLERANCE)
+    try:
+        loss = weighted([flat(**batch).logits[0]])
+    except ValueError as error:
+        assert "a segment of one token that continues another and is continued itself has no gradient" in str(error)
+    else:
+        gradients(flat, loss)
 
 
 def test_shared_prompts_of_a_trainer_equal_rows(models, relative):

@@ -53,7 +53,15 @@ def test_every_adapted_matrix_has_a_gradient_and_merging_changes_nothing(model, 
     for name, p in trained.named_parameters():
         assert p.requires_grad == ("lora_" in name), name
         assert not p.requires_grad or float(p.grad.norm()) > 0, name
-    assert adapted(trained)
+    pattern = re.compile(target_modules("all-linear", trained.get_base_model().config))
+    names = {name.removeprefix("base_model.model.") for name in adapted(trained)}
+    assert names and all(pattern.fullmatch(name) for name in names)
+    assert names == {
+        name.removeprefix("base_model.model.").removesuffix(".base_layer")
+        for name, module in trained.named_modules()
+        if isinstance(module, nn.Linear)
+        and pattern.fullmatch(name.removeprefix("base_model.model.").removesuffix(".base_layer"))
+    }
     merged = trained.eval().merge_and_unload()
     assert relative(merged(input_ids=TOKENS, use_cache=False).logits, out) < 1e-5
 
@@ -77,5 +85,5 @@ def test_experts_are_adapted_by_name(model, relative):
 @pytest.mark.parametrize("name", ["mlp.gate", "in_proj_a", "lm_head", "conv1d"])
 def test_other_layers_are_refused_with_the_choices(plain_and_flat, name):
     model = plain_and_flat("qwen3_next")[1]
-    with pytest.raises(InputError, match="cannot be adapted.*; use one of all-linear, attention, delta, mlp, experts"):
+    with pytest.raises(InputError, match="cannot be adapted.*; use one of all-linear, attention, delta, experts"):
         add_lora(model, name)

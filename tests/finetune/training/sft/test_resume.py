@@ -90,6 +90,7 @@ def test_resumed_equals_uninterrupted(start, monkeypatch, case):
     assert_same_run(whole, resumed, 6)
 
 
+@pytest.mark.slow
 def test_any_place_in_an_epoch_will_do(start, monkeypatch):
     """After every step: before, at and after the edges of the epochs of 4 steps."""
     train = {"steps": 6, "save_every": 1}
