@@ -84,7 +84,7 @@ def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrained
             assert lora is not None, "an adapter that goes on training is LoRA"
             return continue_lora(model, folder, lora.dropout)
         merge_in_memory(model, folder)
-    return adapters.add_lora(model, lora.targets, lora.rank, lora.alpha, lora.dropout) if lora else model
+    return adapters.add_lora(model, **lora.adapters) if lora else model
 
 
 def freeze_routers(model: PreTrainedModel) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from hybrid_ft.errors import InputError
@@ -22,18 +23,31 @@ if TYPE_CHECKING:
 ALL_LINEAR, EXPERTS = "all-linear", "experts"
 
 
-def target_modules(targets: str, config: PreTrainedConfig) -> str:
+def target_modules(targets: str, config: PreTrainedConfig, layers: Sequence[int] | None = None) -> str:
     """The pattern PEFT matches against whole module names of a model of this config.
+
+    layers: numbers from 0 of the layers to adapt, all of them if None.
 
     targets is all-linear, or sets joined by +: attention; the recurrent layers as delta (of delta rules) or recurrent;
     mlp; experts, whose parameters PEFT takes apart from modules. all-linear is every set but the experts.
-    Raises InputError for a set that the family has not, with the reason where it is left out on purpose.
+    Raises InputError for a set that the family has not, with the reason where it is left out on purpose, and for a layer
+    that the model has not.
     """
     names = list(_sets(config)) if targets == ALL_LINEAR else [name for name in targets.split("+") if name != EXPERTS]
     sets = {name: _set(name, config) for name in dict.fromkeys(names)}
     if EXPERTS in targets.split("+"):
         target_parameters(targets, config)
-    return rf".*\.layers\.({'|'.join(sets.values())})" if sets else "(?!)"
+    if layers is None:
+        return rf".*\.layers\.({'|'.join(sets.values())})" if sets else "(?!)"
+    count = config.get_text_config().num_hidden_layers
+    if beyond := [layer for layer in layers if layer >= count]:
+        raise InputError(f"model.lora.layers: got {beyond[0]}; the model has layers 0 to {count - 1}")
+    if EXPERTS in targets.split("+"):
+        raise InputError(
+            "model.lora.layers: PEFT adapts the experts of all layers; leave them out of model.lora.targets"
+        )
+    chosen = rf"(?=.*\.layers\.({'|'.join(map(str, layers))})\.)"
+    return rf"{chosen}.*\.layers\.({'|'.join(sets.values())})"
 
 
 def target_parameters(targets: str, config: PreTrainedConfig) -> list[str] | None:
@@ -87,19 +101,36 @@ def adapted_names(model: PeftModel) -> list[str]:
 
 
 def add_lora(
-    model: PreTrainedModel, targets: str = ALL_LINEAR, rank: int = 32, alpha: float = 64, dropout: float = 0.0
+    model: PreTrainedModel,
+    targets: str = ALL_LINEAR,
+    rank: int = 32,
+    alpha: float = 64,
+    dropout: float = 0.0,
+    *,
+    layers: Sequence[int] | None = None,
+    rslora: bool = False,
+    dora: bool = False,
 ) -> PeftModel:
-    """The model with fresh adapters, everything else frozen; its output is unchanged until the first step."""
+    """The model with fresh adapters, everything else frozen; its output is unchanged until the first step.
+
+    layers  numbers of the layers to adapt, all of them if None
+    rslora  scale by alpha / sqrt(rank) instead of alpha / rank (2312.03732)
+    dora    train the length of each row of the weight apart from its direction (2402.09353); not for experts
+    """
     from peft import LoraConfig, get_peft_model
 
     experts: dict[str, Any] = {}
     if parameters := target_parameters(targets, model.config):
+        if dora:
+            raise InputError("model.lora.dora: got true; experts cannot have it, leave them out of model.lora.targets")
         experts = {"target_parameters": parameters}
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        target_modules=target_modules(targets, model.config),
+        target_modules=target_modules(targets, model.config, layers),
+        use_rslora=rslora,
+        use_dora=dora,
         bias="none",
         task_type="CAUSAL_LM",
         **experts,

@@ -79,12 +79,12 @@ def _adapter(model: Model) -> Iterator[Wrong]:
             "must be true beside model.merge_adapter: the new adapter alone would have no base to open it on",
             (("model", "merge_adapter"),),
         )
-    for key in ("targets", "rank", "alpha"):
+    for key in ("targets", "rank", "alpha", "layers", "rslora", "dora"):
         default = type(lora).model_fields[key].default
         if not model.merge_adapter and getattr(lora, key) != default:
             yield Wrong(
                 ("model", "lora", key),
-                f"got {getattr(lora, key)}; model.adapter goes on with its own; leave the key out, or set "
+                f"got {shown(getattr(lora, key))}; model.adapter goes on with its own; leave the key out, or set "
                 "model.merge_adapter: true",
             )
 

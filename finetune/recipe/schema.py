@@ -55,8 +55,19 @@ class Lora(Section):
     """The update is scaled by alpha / rank."""
     dropout: float = Field(0.0, ge=0, lt=1, examples=[0.05])
     """Dropout before the adapter. Must be 0 for pairs."""
+    layers: list[Annotated[int, Field(ge=0)]] | None = Field(None, min_length=1, examples=[[28, 29, 30, 31]])
+    """Numbers, from 0, of the layers to adapt; null: all."""
+    rslora: bool = Field(False, examples=[True])
+    """Scale by alpha / sqrt(rank) (rsLoRA), which keeps the update's size at higher ranks."""
+    dora: bool = Field(False, examples=[True])
+    """Train the length of each row of a weight apart from its direction (DoRA). Servers may need it merged."""
     merge: bool = Field(False, examples=[True])
     """Also save the whole model with the adapter folded in, as merged/ beside adapter/."""
+
+    @property
+    def adapters(self) -> dict[str, Any]:
+        """Keywords of ``add_lora``."""
+        return self.model_dump(exclude={"merge"})
 
     @field_validator("targets")
     @classmethod

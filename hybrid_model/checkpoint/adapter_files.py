@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 _FACTOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
+_LENGTHS = re.compile(r"base_model\.model\.(.+)\.lora_magnitude_vector")  # DoRA's, one for each row of the weight
 _NAME = re.compile(r"\^?[\w.]+\$?", re.ASCII)
 # What changes the base or adds weights of another kind. The rest of PEFT's keys shape the training alone.
 _UNSUPPORTED = (
@@ -32,9 +33,9 @@ _UNSUPPORTED = (
     "target_parameters",
     "trainable_token_indices",
     "use_bdlora",
-    "use_dora",
 )
-_MERGED = ("modules_to_save", "trainable_token_indices", "use_dora")
+
+_MERGED = ("modules_to_save", "trainable_token_indices")
 _MERGE = "make a model of it and its base with: hybrid-ft merge {} OUT"
 
 
@@ -80,10 +81,15 @@ def read_adapter(folder: Path) -> Adapter:
     for module in modules:
         for factor in {"A", "B"} - {known for of, known in factors if of == module}:
             raise InputError(f"{weights}: tensor lora_{factor} of {module} is missing; the file is not whole")
+    with_lengths = {match[1] for name in read_header(weights) if (match := _LENGTHS.fullmatch(name))}
+    dora = raw.get("use_dora") is True
+    if with_lengths != (set(modules) if dora else set()):
+        raise InputError(f"{weights}: its lora_magnitude_vector tensors and use_dora in {CONFIG} do not agree")
     config = LoraConfig(
         r=number(path, raw, "r", 8),
         lora_alpha=number(path, raw, "lora_alpha", 8),
         use_rslora=raw.get("use_rslora") is True,
+        use_dora=dora,
         rank_pattern=numbers(path, raw, "rank_pattern"),
         alpha_pattern=numbers(path, raw, "alpha_pattern"),
         target_modules=modules,
@@ -99,8 +105,12 @@ def check_adapter(folder: Path, adapter: Adapter, config: PreTrainedConfig) -> N
     shapes = released_shapes(config) if config.model_type == "olmo_hybrid" else tensor_shapes(config)
     for name, entry in read_header(path).items():
         match = _FACTOR.fullmatch(name)
-        weight = shapes.get(f"{match[1]}.weight") if match else None
         got = entry["shape"]
+        if lengths := _LENGTHS.fullmatch(name):
+            if got != [shapes.get(f"{lengths[1]}.weight", [None])[0]]:
+                raise InputError(f"{path}: tensor {name} has shape {got}; the adapter is for another model")
+            continue
+        weight = shapes.get(f"{match[1]}.weight") if match else None
         if match is None and (whole := name.removeprefix("base_model.model.").replace(".base_layer.", ".")) in shapes:
             fix = _MERGE.format(folder)
             raise InputError(f"{path}: holds {whole} whole, {got}, the base's is {list(shapes[whole])}; {fix}")

@@ -94,7 +94,13 @@ def flag(value: Any) -> bool:
 
 
 def targets(value: Any) -> bool:
-    return isinstance(value, str) and set(value.split("+")) <= {"all-linear", "attention", "delta", "mlp"}
+    return isinstance(value, str) and set(value.split("+")) <= {
+        "all-linear",
+        "attention",
+        "delta",
+        "recurrent",
+        "mlp",
+    }
 
 
 SOURCE = {"path": text, "name": or_null(text), "split": text, "revision": or_null(text), "columns": or_null(text)}
@@ -114,6 +120,9 @@ RULES: dict[str, Rule] = {
     "model.lora.alpha": whole(1, 10**9),
     "model.lora.dropout": number(0, 1, below=True),
     "model.lora.merge": flag,
+    "model.lora.layers": lambda value: value is None or (value != [] and all_of(whole(0))(value)),
+    "model.lora.rslora": flag,
+    "model.lora.dora": flag,
     **{f"data.sources.*.{key}": rule for key, rule in SOURCE.items()},
     **{f"data.eval.sources.*.{key}": rule for key, rule in SOURCE.items()},
     "data.eval.sources": lambda value: value == [],

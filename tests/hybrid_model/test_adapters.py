@@ -100,3 +100,67 @@ def test_single_layers_are_named_in_full(make_pair):
         make_pair()[1], LoraConfig(r=2, target_modules=r".*layers\.1\.self_attn\.q_proj|.*2\.mlp.*proj")
     )
     assert adapted_names(model) == ["2.mlp.down_proj", "2.mlp.gate_proj", "2.mlp.up_proj", "self_attn.q_proj"]
+
+
+KINDS = {
+    "rslora": {"rslora": True},
+    "dora": {"dora": True},
+    "layers": {"layers": [0, 2]},
+    "all of them": {"rslora": True, "dora": True, "layers": [1, 2]},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kinds_of_adapters_train_merge_and_open_in_plain_peft(make_pair, tmp_path, kind):
+    """A gradient in every adapted matrix; then the merged model, and plain transformers with PEFT, give the same."""
+    from peft import PeftModel
+
+    plain, base = make_pair(seed=1)
+    tokens = torch.randint(1, 61, (1, 40), generator=torch.Generator().manual_seed(0))
+    before = base(tokens, use_cache=False).logits.detach()
+    model = add_lora(base, "all-linear", rank=4, alpha=8, **KINDS[kind]).train()
+    assert (model(tokens, use_cache=False).logits - before).norm() < 1e-5 * before.norm()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    model(tokens, use_cache=False).logits.square().mean().backward()
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert all(parameter.grad is not None and parameter.grad.norm() > 0 for parameter in trained.values())
+    assert any("magnitude" in name for name in trained) == ("dora" in KINDS[kind])
+    with torch.no_grad():
+        for parameter in trained.values():
+            parameter += 0.05 * parameter.abs().mean() * parameter.grad.sign()
+    assert {int(re.search(r"layers\.(\d+)\.", name)[1]) for name in trained} == set(
+        KINDS[kind].get("layers", range(plain.config.num_hidden_layers))
+    )
+    model.eval()
+    expected = model(tokens, use_cache=False).logits.detach()
+    assert (expected - before).norm() > 0.01 * before.norm()
+    greedy = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+    assert torch.equal(
+        model.generate(input_ids=tokens, **greedy), model.generate(input_ids=tokens, use_cache=False, **greedy)
+    )
+    model.save_pretrained(tmp_path, save_embedding_layers=False)
+    reopened = PeftModel.from_pretrained(plain, tmp_path).eval()
+    assert (reopened(tokens, use_cache=False).logits - expected).norm() < 1e-5 * expected.norm()
+    merged = model.merge_and_unload()
+    assert (merged(tokens, use_cache=False).logits - expected).norm() < 1e-5 * expected.norm()
+
+
+def test_rslora_scales_by_the_root_of_the_rank(make_pair):
+    scales = {
+        rslora: next(
+            module.scaling["default"]
+            for module in add_lora(make_pair()[1], rank=16, alpha=8, rslora=rslora).modules()
+            if hasattr(module, "scaling")
+        )
+        for rslora in (False, True)
+    }
+    assert scales == {False: 0.5, True: 2.0}
+
+
+def test_layers_beyond_the_model_are_refused(make_config):
+    config = make_config()
+    count = config.num_hidden_layers
+    with pytest.raises(InputError, match=f"model.lora.layers: got {count}; the model has layers 0 to {count - 1}"):
+        target_modules("all-linear", config, [0, count])

@@ -210,9 +210,9 @@ def test_a_file_that_is_none(
     assert err.count("\n") == 1
 
 
-def saved_adapter(tiny_base: Path, tiny_tokenizer: Any, folder: Path) -> torch.nn.Module:
+def saved_adapter(tiny_base: Path, tiny_tokenizer: Any, folder: Path, **kind: Any) -> torch.nn.Module:
     """An adapter that changes the model, saved the way a run saves it."""
-    adapted = adapters.add_lora(hybrid_ft.load(tiny_base), "all-linear", rank=2, alpha=8)
+    adapted = adapters.add_lora(hybrid_ft.load(tiny_base), "all-linear", rank=2, alpha=8, **kind)
     torch.manual_seed(0)
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
@@ -223,10 +223,11 @@ def saved_adapter(tiny_base: Path, tiny_tokenizer: Any, folder: Path) -> torch.n
     return adapted.eval()
 
 
+@pytest.mark.parametrize("kind", [{}, {"dora": True, "rslora": True, "layers": [0]}], ids=["plain", "dora"])
 def test_an_adapter_folder_answers_like_the_adapted_model(
-    tiny_base: Path, tiny_tokenizer: Any, model: Any, tmp_path: Path
+    tiny_base: Path, tiny_tokenizer: Any, model: Any, tmp_path: Path, kind: Any
 ) -> None:
-    adapted = saved_adapter(tiny_base, tiny_tokenizer, tmp_path)
+    adapted = saved_adapter(tiny_base, tiny_tokenizer, tmp_path, **kind)
     opened, tokenizer = load_for_answers(str(tmp_path))
     row = torch.tensor([[5, 9, 30, 42]])
     with torch.no_grad():
@@ -234,6 +235,14 @@ def test_an_adapter_folder_answers_like_the_adapted_model(
     assert torch.allclose(got, wanted, atol=1e-4)
     assert not torch.allclose(got, plain, atol=1e-2)
     assert tokenizer.chat_template == tiny_tokenizer.chat_template
+
+
+def test_dora_without_its_lengths_is_one_line(tiny_base: Path, tiny_tokenizer: Any, tmp_path: Path) -> None:
+    saved_adapter(tiny_base, tiny_tokenizer, tmp_path, dora=True)
+    config = tmp_path / "adapter_config.json"
+    config.write_text(config.read_text().replace('"use_dora": true', '"use_dora": false'))
+    with pytest.raises(InputError, match="lora_magnitude_vector tensors and use_dora in adapter_config.json do not"):
+        load_for_answers(str(tmp_path))
 
 
 def test_an_adapter_without_a_tokenizer_has_its_base_s(tiny_base: Path, tiny_tokenizer: Any, tmp_path: Path) -> None:
@@ -281,7 +290,7 @@ def test_an_answer_ends_with_the_template_s_token_too(
     assert asked == [[3, 0]]
 
 
-@pytest.mark.parametrize("kind", ["resized", "use_dora", "modules_to_save"])
+@pytest.mark.parametrize("kind", ["resized", "modules_to_save"])
 def test_an_adapter_that_must_be_merged_first_says_so(
     tiny_base: Path, tiny_tokenizer: Any, tmp_path: Path, kind: str
 ) -> None:
@@ -291,9 +300,7 @@ def test_an_adapter_that_must_be_merged_first_says_so(
     plain = AutoModelForCausalLM.from_pretrained(tiny_base)
     if kind == "resized":
         plain.resize_token_embeddings(192, mean_resizing=False)
-    more: dict[str, Any] = {"use_dora": {"use_dora": True}, "modules_to_save": {"modules_to_save": ["norm"]}}.get(
-        kind, {}
-    )
+    more: dict[str, Any] = {"modules_to_save": ["norm"]} if kind == "modules_to_save" else {}
     get_peft_model(plain, LoraConfig(target_modules=["q_proj"], **more)).save_pretrained(
         str(tmp_path), save_embedding_layers=kind == "resized"
     )

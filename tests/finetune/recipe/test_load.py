@@ -131,6 +131,10 @@ def test_duplicate_keys_and_schema_mistakes_together() -> None:
             "mine.yaml:1: model.path: got './nowhere'; there is no such model folder",
         ),
         (
+            MINIMAL.replace("tiny", "tiny, lora: {layers: [-1]}"),
+            "mine.yaml:1: model.lora.layers.0: got -1; must be greater than or equal to 0",
+        ),
+        (
             MINIMAL.replace("tiny", "tiny, from_scratch: true, lora: {}"),
             "mine.yaml:1: model.lora: needs trained weights",
         ),

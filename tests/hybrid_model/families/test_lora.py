@@ -72,6 +72,12 @@ def test_experts_are_adapted_by_name(model, relative):
         with pytest.raises(InputError, match="has no routed experts; use one of all-linear"):
             add_lora(model, "experts")
         return
+    for kind, said in (
+        ({"dora": True}, "model.lora.dora: got true"),
+        ({"layers": [0]}, "model.lora.layers: PEFT adapts"),
+    ):
+        with pytest.raises(InputError, match=said):
+            add_lora(model, "attention+experts", **kind)
     before = model(input_ids=TOKENS, use_cache=False).logits.detach()
     trained = add_lora(model, "attention+experts", rank=2, alpha=4)
     out = trained(input_ids=TOKENS, use_cache=False).logits

@@ -30,8 +30,8 @@ def folder(tmp_path: Path) -> Path:
 def wanted(folder: Path, recipe: MakeRecipe) -> Callable[..., Recipe]:
     def made(**model: Any) -> Recipe:
         given = recipe("there-is-no-such-file.jsonl")
-        given.model = given.model.model_copy(update={"path": str(folder), **model})
-        return given
+        changed = given.model.model_copy(update={"path": str(folder), **model})
+        return given.model_copy(update={"model": changed})
 
     return made
 
@@ -41,11 +41,11 @@ def test_too_many_tokens(pairs: bool, wanted: Callable[..., Recipe], folder: Pat
     needed = max(tokenizer.get_vocab().values()) + 1
     given = wanted()
     if pairs:
-        given.dpo = Dpo()
+        given = given.model_copy(update={"dpo": Dpo()})
     with pytest.raises(InputError, match=f"model.path: .*needs an embedding of {needed} rows, .*has 300; set") as error:
         prepare(given, tokenizer)
     assert error.value.status == 2 and "\n" not in str(error.value)
-    given.model.tokenizer = "another"
+    given = given.model_copy(update={"model": given.model.model_copy(update={"tokenizer": "another"})})
     with pytest.raises(InputError, match=f"model.tokenizer: another needs .*{needed} rows, .*has 300; leave"):
         prepare(given, tokenizer)
 
