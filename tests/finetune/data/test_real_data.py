@@ -13,6 +13,7 @@ from hybrid_ft.finetune.data.messages.row_forms import recognise
 from hybrid_ft.finetune.data.prepare import Prepared, prepare
 from hybrid_ft.finetune.data.tokens.control_tokens import ControlTokens
 from hybrid_ft.finetune.data.tokens.skeleton import as_rendered
+from hybrid_ft.finetune.recipe.schema import changed
 
 pytestmark = pytest.mark.real_data
 
@@ -50,9 +51,8 @@ def olmo(folder: Path) -> Any:
 
 def made(path: Path, columns: str | None, recipe: Callable[..., Any], tokenizer: Any, **data: Any) -> Prepared:
     wanted = recipe({"path": str(path), "columns": columns}, **data)
-    wanted.model.chat_template = "olmo-instruct"
-    wanted.model.from_scratch = True  # the tiny base has fewer tokens
-    return prepare(wanted, tokenizer)
+    # from scratch: the tiny base has fewer tokens
+    return prepare(changed(wanted, "model", chat_template="olmo-instruct", from_scratch=True), tokenizer)
 
 
 @pytest.mark.parametrize(
