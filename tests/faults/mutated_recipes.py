@@ -103,7 +103,7 @@ def targets(value: Any) -> bool:
     }
 
 
-SOURCE = {"path": text, "name": or_null(text), "split": text, "revision": or_null(text), "card": or_null(text)}
+SOURCE = {"path": text, "name": or_null(text), "split": text, "revision": or_null(text), "columns": or_null(text)}
 SOURCE |= {"weight": or_null(number(0, above=True)), "count": or_null(whole(1, 10**9))}
 SOURCE |= {"format": or_null(one_of("messages", "prompt-completion", "alpaca", "sharegpt"))}
 LOSSES = "sigmoid_norm sigmoid ipo hinge robust exo_pair nca_pair bco_pair sppo_hard aot aot_unpaired apo_zero apo_down"
@@ -168,7 +168,7 @@ RULES: dict[str, Rule] = {
     "output": or_null(text),
 }
 # what the reader completes, or turns into another path
-FILLED = ("learning_rate", "loss", "beta", "output", "path", "tokenizer", "chat_template", "card", "reference_cache")
+FILLED = ("learning_rate", "loss", "beta", "output", "path", "tokenizer", "chat_template", "columns", "reference_cache")
 # what is right or wrong whatever other keys hold
 FREE = [
     f"train.{key}"
