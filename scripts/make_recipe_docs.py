@@ -222,6 +222,8 @@ def _kind(annotation: Any, limits: list[Any]) -> tuple[str, list[Any], bool]:
     if getattr(annotation, "__origin__", None) is list:
         kind = _kind(args[0], [])[0]
         return f"list of {kind}" if "`" in kind else f"list of {kind}s", limits, False
+    if getattr(annotation, "__origin__", None) is dict:
+        return f"mapping to {_kind(args[1], [])[0]}", [], False
     if args:
         return ", ".join(f"`{arg}`" for arg in args), [], False
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):

@@ -151,12 +151,12 @@ def test_answers_do_not_go_into_a_folder(tmp_path: Path, capsys: pytest.CaptureF
     assert [path.name for path in tmp_path.iterdir()] == ["prompts.txt"]
 
 
-def test_pairs_are_shown_by_a_card_s_short_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pairs_are_shown_by_a_mapping_s_short_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = tmp_path / "rows.jsonl"
     row = {"history": "Which tea?", "human_ref_A": "Green.", "human_ref_B": "None.", "labels": 0}
     rows.write_text(json.dumps(row) + "\n")
     recipe = tmp_path / "pairs.yaml"
-    recipe.write_text(f"model: {{path: tiny}}\ndata: {{sources: [{{path: {rows}, card: shp}}]}}\ndpo: {{}}\n")
+    recipe.write_text(f"model: {{path: tiny}}\ndata: {{sources: [{{path: {rows}, columns: shp}}]}}\ndpo: {{}}\n")
     assert cli.main(["data", str(recipe)]) == 0
     shown = capsys.readouterr().out
     # labels 0 prefers the second comment

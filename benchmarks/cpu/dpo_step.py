@@ -145,7 +145,7 @@ def prepared_task(options: argparse.Namespace, folder: Path) -> Task:
         {
             "model": common.model_section(options),
             "data": {
-                "sources": [{"path": options.pairs, "count": options.batch, "card": options.card}],
+                "sources": [{"path": options.pairs, "count": options.batch, "columns": options.columns}],
                 "max_length": options.max_length,
                 "max_dropped": 1.0,
             },
@@ -174,7 +174,7 @@ def main() -> None:
     parser = common.parser(__doc__)
     common.add_step_options(parser, CONTENDERS, repeats=3)
     parser.add_argument("--pairs", required=True, help="a file of preference pairs")
-    parser.add_argument("--card", help="dataset card of the pairs")
+    parser.add_argument("--columns", help="column mapping of the pairs")
     parser.add_argument("--batch", type=int, default=32, help="pairs of the step")
     parser.add_argument(
         "--batch-tokens", type=int, default=3072, help="of our micro-batches; about what 8 pairs of TRL's have"

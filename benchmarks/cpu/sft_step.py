@@ -1,6 +1,6 @@
 """One SFT step on real rows on a CPU: this project's model and trainer against TRL's on transformers' layers.
 
-    python benchmarks/cpu/sft_step.py --rows gsm8k_train.jsonl --card gsm8k --tokenizer OLMO_TOKENIZER_FOLDER
+    python benchmarks/cpu/sft_step.py --rows gsm8k_train.jsonl --columns gsm8k --tokenizer OLMO_TOKENIZER_FOLDER
 
 Both start from the same weights and take the same rows in one optimizer step: forward, backward, clipping, AdamW, the
 assembly of the batch included. Here the rows are packed; TRL pads them in micro-batches of 8, its default, because
@@ -103,7 +103,7 @@ def one_step(trainer: Trainer) -> tuple[float, int]:
 
 
 def prepared_task(options: argparse.Namespace, folder: Path) -> Task:
-    source = {"path": options.rows, "card": options.card, "count": options.batch}
+    source = {"path": options.rows, "columns": options.columns, "count": options.batch}
     tokens = options.batch_tokens
     recipe = Recipe.model_validate(
         {
@@ -125,7 +125,7 @@ def main() -> None:
     parser = common.parser(__doc__)
     common.add_step_options(parser, ("ours", "stock"), repeats=5)
     parser.add_argument("--rows", required=True, help="a data file")
-    parser.add_argument("--card", help="dataset card of the rows")
+    parser.add_argument("--columns", help="column mapping of the rows")
     parser.add_argument("--batch", type=int, default=16, help="rows of the step")
     parser.add_argument("--batch-tokens", type=int, default=4096, help="tokens of a pack")
     common.run_step_benchmark(parser.parse_args(), side, measure)

@@ -7,13 +7,12 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from hybrid_ft.errors import InputError
-from hybrid_ft.finetune.data.messages.card_rows import card_form
-from hybrid_ft.finetune.data.messages.cards import load_card, suggested
+from hybrid_ft.finetune.data.messages.column_templates import RUNAWAY_COLUMNS
+from hybrid_ft.finetune.data.messages.columns import pair_format, row_format, suggested
 from hybrid_ft.finetune.data.messages.conversation import Conversation
-from hybrid_ft.finetune.data.messages.pair_cards import load_pair_card, pair_card_form, suggested_pair_card
-from hybrid_ft.finetune.data.messages.pair_forms import PairForm, recognise_pairs
+from hybrid_ft.finetune.data.messages.pair_forms import PairForm
 from hybrid_ft.finetune.data.messages.preference import Preference, Unusable
-from hybrid_ft.finetune.data.messages.row_forms import Form, needed, recognise
+from hybrid_ft.finetune.data.messages.row_forms import Form, needed
 from hybrid_ft.finetune.data.report.account import SourceCounts
 from hybrid_ft.finetune.data.sources.rows import BadRow, Row, origin
 from hybrid_ft.finetune.data.sources.source import Opened, open_source
@@ -31,8 +30,7 @@ def conversations(source: Source, counts: SourceCounts) -> Iterator[tuple[str, C
     ``counts`` fills meanwhile: rows read, form, notes, and at the end the columns and fields that nothing used. Raises
     InputError where the source cannot be read or is in no known form.
     """
-    card = load_card(source.card) if source.card else None
-    opened = open_source(source, card.rows if card else None)
+    opened = open_source(source)
     return converted(opened, counts, lambda rows: _form(source, rows, opened.name), BadRow)
 
 
@@ -44,17 +42,16 @@ def preferences(source: Source, counts: SourceCounts) -> Iterator[tuple[str, Pre
     """
     if source.format is not None:
         text = f"data.sources: {source.path}: format: {source.format} is for supervised rows"
-        raise InputError(f"{text}; leave it out, the form of pairs is recognised, or set card")
-    card = load_pair_card(source.card) if source.card else None
-    opened = open_source(source, card.rows if card else None)
+        raise InputError(f"{text}; leave it out, the format of pairs is recognised, or set columns")
+    opened = open_source(source)
     return converted(opened, counts, lambda rows: _pair_form(source, rows, opened.name), (BadRow, Unusable))
 
 
 def converted(
     opened: Opened,
     counts: SourceCounts,
-    form_of: Callable[[list[Row]], Any],
-    reason: type[Exception] | tuple[type[Exception], ...],
+    form_of: Callable[[list[Row]], Form | PairForm],
+    reason: type[BadRow] | tuple[type[BadRow], type[Unusable]],
 ) -> Iterator[tuple[str, Any]]:
     """The rows of a source as its form converts them, each with its origin; for a row that is none, the ``reason``.
 
@@ -80,6 +77,8 @@ def converted(
             made = form.convert(row.values)
         except reason as why:
             yield place, why
+            if why.kind == RUNAWAY_COLUMNS:
+                return  # the next row might take as long
             continue
         unused |= made.unused
         yield place, made
@@ -89,47 +88,35 @@ def converted(
 
 
 def _form(source: Source, rows: list[Row], name: str) -> Form:
-    columns = list(dict.fromkeys(column for row in rows for column in row.values))
-    if source.card:
-        return card_form(source.card, columns)
-    form = recognise(rows, source.format)
+    form = row_format(source, rows)
     if form is not None:
         return form
+    columns, found = _columns(rows)
     where = origin(name, rows[0])
-    found = ", ".join(columns[:12]) + (", ..." if len(columns) > 12 else "") or "none"
     if source.format:
         raise InputError(f"{where}: format {source.format} needs {needed(source.format)} (columns found: {found})")
-    raise InputError(f"{where}: columns in no known form (found {found}); {_fix(columns, rows[0])}")
-
-
-def _fix(columns: list[str], row: Row) -> str:
-    card = suggested(columns)
-    if card:
-        return f"looks like the card {card}: set card: {card}"
-    holders = [name for name, value in row.values.items() if isinstance(value, list) and _holds_objects(value)]
-    if len(holders) == 1 and len(row.values) <= 4:
-        return f"{holders[0]} holds a list of objects: a card with rows: {holders[0]} reads those, if they are the rows"
     known = "messages | prompt, completion | instruction, output | conversations"
-    return f"known without a card: {known}; for anything else write a card that says which column is which turn"
-
-
-def _holds_objects(value: list[Any]) -> bool:
-    return bool(value) and all(isinstance(item, dict) for item in value)
+    fix = "say which column is which, such as columns: {prompt: question, completion: answer}"
+    fix = _looks_like(columns, pairs=False) or f"known formats: {known}; for anything else {fix}"
+    raise InputError(f"{where}: columns in no known format (found {found}); {fix}")
 
 
 def _pair_form(source: Source, rows: list[Row], name: str) -> PairForm:
-    columns = list(dict.fromkeys(column for row in rows for column in row.values))
-    if source.card:
-        return pair_card_form(source.card, columns)
-    form = recognise_pairs(rows)
+    form = pair_format(source, rows)
     if form is not None:
         return form
-    found = ", ".join(columns[:12]) + (", ..." if len(columns) > 12 else "") or "none"
-    card = suggested_pair_card(columns)
-    known = "chosen, rejected | output_1, output_2, preference"
-    fix = (
-        f"looks like the card {card}: set card: {card}"
-        if card
-        else f"known without a card: {known}, beside a prompt; for anything else write a preference card"
-    )
+    columns, found = _columns(rows)
+    known = "known formats: chosen, rejected | output_1, output_2, preference, beside a prompt"
+    fix = "say which column is which, such as columns: {prompt: question, chosen: good, rejected: bad}"
+    fix = _looks_like(columns, pairs=True) or f"{known}; for anything else {fix}"
     raise InputError(f"{origin(name, rows[0])}: no columns that hold a pair (found {found}); {fix}")
+
+
+def _columns(rows: list[Row]) -> tuple[list[str], str]:
+    columns = list(dict.fromkeys(column for row in rows for column in row.values))
+    return columns, ", ".join(columns[:12]) + (", ..." if len(columns) > 12 else "") or "none"
+
+
+def _looks_like(columns: list[str], *, pairs: bool) -> str:
+    name = suggested(columns, pairs=pairs)
+    return f"looks like {name}: set columns: {name}" if name else ""

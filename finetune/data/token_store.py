@@ -17,6 +17,7 @@ import pyarrow as pa
 from datasets import Dataset
 
 from hybrid_ft.errors import STORAGE, InputError
+from hybrid_ft.finetune.data.messages.column_templates import RUNAWAY_COLUMNS
 from hybrid_ft.finetune.data.messages.preference import Unusable
 from hybrid_ft.finetune.data.report.account import SourceCounts
 from hybrid_ft.finetune.data.sources.rows import BadRow
@@ -29,7 +30,7 @@ _BATCH = 256  # rows encoded at a time
 
 TOKENS = pa.list_(pa.int32())
 BAD_ROW_FIX = "Fix it, or set data.on_bad_row: skip"
-_TEMPLATE_FIX = "Set model.chat_template to another one"
+_ALWAYS = {RUNAWAY: "Set model.chat_template to another one", RUNAWAY_COLUMNS: "Fix the template in columns"}
 
 Reason = BadRow | Unusable
 
@@ -211,8 +212,8 @@ class _SourceRows(Generic[Made, Tokens]):
             self._stops += 1
 
     def _fix(self, reason: Reason) -> str | None:
-        if reason.kind == RUNAWAY:
-            return _TEMPLATE_FIX
+        if reason.kind in _ALWAYS:
+            return _ALWAYS[reason.kind]
         if isinstance(reason, BadRow) and self._way.bad_rows_stop:
             return BAD_ROW_FIX
         return self._way.stops.get(reason.kind)

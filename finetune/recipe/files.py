@@ -12,7 +12,7 @@ from hybrid_ft.errors import shown
 from hybrid_ft.finetune.recipe.checks import SHAPE_PRESETS, TRAINED_PRESETS
 from hybrid_ft.finetune.recipe.mistakes import Wrong
 from hybrid_ft.finetune.recipe.nearest import did_you_mean, nearest_file
-from hybrid_ft.finetune.recipe.shipped import CARDS, PAIR_CARDS, card_names, shipped
+from hybrid_ft.finetune.recipe.shipped import column_names, shipped
 from hybrid_ft.finetune.recipe.yaml_file import Loc
 
 if TYPE_CHECKING:
@@ -30,14 +30,13 @@ def resolve_files(recipe: Recipe, folder: Path, made: bool = False) -> tuple[Rec
     ``made``: an earlier stage makes the folder at ``model.path``, which need not be there yet.
     """
     files = Files(folder)
-    cards = card_names(PAIR_CARDS if recipe.dpo else CARDS)
     data = recipe.data
-    held_out = files.sources(data.eval.sources, ("data", "eval", "sources"), cards)
+    held_out = files.sources(data.eval.sources, ("data", "eval", "sources"))
     update = {
         "model": files.model(recipe.model, made),
         "data": data.model_copy(
             update={
-                "sources": files.sources(data.sources, ("data", "sources"), cards),
+                "sources": files.sources(data.sources, ("data", "sources")),
                 "eval": data.eval.model_copy(update={"sources": held_out}),
             }
         ),
@@ -72,18 +71,23 @@ class Files:
         update = {"path": path, "tokenizer": tokenizer, "chat_template": template, "adapter": adapter}
         return model.model_copy(update=update)
 
-    def sources(self, sources: Sequence[Source], loc: Loc, cards: Sequence[str]) -> list[Source]:
-        return [self._source(source, (*loc, index), cards) for index, source in enumerate(sources)]
+    def sources(self, sources: Sequence[Source], loc: Loc) -> list[Source]:
+        return [self._source(source, (*loc, index)) for index, source in enumerate(sources)]
 
-    def _source(self, source: Source, loc: Loc, cards: Sequence[str]) -> Source:
+    def _source(self, source: Source, loc: Loc) -> Source:
         path = self.local_or_hub((*loc, "path"), source.path, "data file")
         if os.path.exists(path):
             for key in ("name", "revision"):
                 if value := getattr(source, key):
                     text = f"got {shown(value)}; only a hub dataset has one, the path is local"
                     self.wrongs.append(Wrong((*loc, key), text, ((*loc, "path"),)))
-        card = self.named_or_file((*loc, "card"), source.card, cards, ".yaml") if source.card else source.card
-        return source.model_copy(update={"path": path, "card": card})
+        columns = source.columns
+        if columns is not None and (wrong := columns.contradiction()):
+            self.wrongs.append(Wrong((*loc, "columns"), wrong))
+        if columns is not None and columns.file is not None:
+            file = self.named_or_file((*loc, "columns"), columns.file, column_names(), ".yaml")
+            columns = columns.model_copy(update={"file": file})
+        return source.model_copy(update={"path": path, "columns": columns})
 
     def dpo(self, dpo: Dpo) -> Dpo:
         cache = self.folder_to_write(("dpo", "reference_cache"), dpo.reference_cache, "name a folder")

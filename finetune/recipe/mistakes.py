@@ -38,6 +38,7 @@ _ALSO_CALLED = {
     "target_modules": "model.lora.targets",
     "dataset": "data.sources",
     "datasets": "data.sources",
+    "card": "data.sources[].columns",
     "dataset_name": "data.sources[].path",
     "dataset_config": "data.sources[].name",
     "subset": "data.sources[].name",
@@ -217,6 +218,8 @@ def nearest_key(loc: Loc, known: Sequence[str]) -> str | None:
     best, best_score = None, CUT_OFF
     for key in known:
         where, _, name = key.rpartition(".")
+        if ".columns." in key and where != parent:
+            continue  # words such as role and content, which mean something else everywhere else
         matcher.set_seq1(name)
         score = matcher.ratio() + (0.15 if where == parent else 0.0)
         if score > best_score:

@@ -110,6 +110,101 @@ class Model(Section):
         return Lora() if goes_on and lora is None else lora
 
 
+def _as_key(value: Any) -> Any:
+    """YAML reads ``{0: user, true: 1}`` as a number and a truth value; as keys they are their spelling."""
+    return str(value).lower() if isinstance(value, bool | int | float) else value
+
+
+_NAME_IS_FILE = BeforeValidator(lambda value: {"file": value} if isinstance(value, str) else value)
+Key = Annotated[str, BeforeValidator(_as_key)]
+Roles = dict[Key, Literal["system", "user", "assistant", "tool", "environment"]]
+Preferred = dict[Key, Literal[1, 2, "tie"]]
+
+
+class Turn(Section):
+    """One message of a column mapping."""
+
+    role: Literal["system", "user", "assistant", "tool", "environment"] = Field(examples=["user"])
+    """Whose turn it is."""
+    content: str | None = Field(None, examples=["{{ question }}"])
+    """Its text, a Jinja2 template over the row's columns."""
+    reasoning: str | None = Field(None, examples=["{{ thoughts }}"])
+    """The reasoning before an assistant's text, a template."""
+    tool_calls: Text | None = Field(None, examples=["answers"])
+    """The column that holds the calls, as objects or as JSON text."""
+    when: Text | None = Field(None, examples=["system"])
+    """A Jinja2 expression. The message is left out where it is false, blank, or about a column that is not there."""
+
+
+class Columns(Section):
+    """Which column is which of ours: a column's name, or a Jinja2 template. datasets/columns/README.md has examples."""
+
+    file: Text | None = Field(None, examples=["gsm8k"])
+    """A mapping that ships here, by name, or a .yaml file. columns: gsm8k is short for this."""
+    messages: list[Turn] | None = Field(None, min_length=1, examples=[[{"role": "user", "content": "{{ question }}"}]])
+    """Every message spelt out."""
+    turns: Text | None = Field(None, examples=["dialog"])
+    """The column that holds a list of turns."""
+    role: Text | None = Field(None, examples=["speaker"])
+    """The key of a turn's role in such a list."""
+    content: Text | None = Field(None, examples=["text"])
+    """The key of a turn's text in such a list."""
+    prompt: Text | None = Field(None, examples=["question"])
+    """What is asked: a text, or a list of turns."""
+    completion: Text | None = Field(None, examples=["answer"])
+    """The answer that is trained."""
+    system: Text | None = Field(None, examples=["instructions"])
+    """The system text."""
+    tools: Text | None = Field(None, examples=["functions"])
+    """The column that holds function definitions."""
+    chosen: Text | None = Field(None, examples=["good"])
+    """Of pairs: the better answer."""
+    rejected: Text | None = Field(None, examples=["bad"])
+    """Of pairs: the other answer."""
+    output_1: Text | None = Field(None, examples=["response_a"])
+    """Of pairs: one answer."""
+    output_2: Text | None = Field(None, examples=["response_b"])
+    """Of pairs: the other one."""
+    preference: Text | None = Field(None, examples=["winner"])
+    """The column that says which of output_1 and output_2 is better."""
+
+    @property
+    def pairs(self) -> bool:
+        """Whether it maps preference pairs, not supervised rows."""
+        return self.chosen is not None or self.output_1 is not None
+
+    def named(self) -> dict[str, str]:
+        """Which column, or template, each of our columns comes from."""
+        apart = {"file", "messages", "role", "content"}
+        return {name: value for name, value in self if name not in apart and value is not None}
+
+    def contradiction(self) -> str | None:
+        """What is wrong with keys that are each fine; None where nothing is."""
+        have = {name for name, value in self if value is not None}
+        if self.file is not None:
+            return "must be a file or a mapping, not both" if len(have) > 1 else None
+        if self.pairs:
+            return self._contradiction_of_pairs(have)
+        ways = [name for name in ("messages", "turns", "prompt") if name in have]
+        if len(ways) != 1 or ("prompt" in have) != ("completion" in have):
+            return "must have messages, turns, or prompt and completion; chosen and rejected for pairs"
+        if have & {"role", "content"} and "turns" not in have:
+            return "role and content are keys of the turns; name the column that holds those: turns"
+        if self.messages and self.system:
+            return "messages spells every message out; put system among them"
+        for turn in self.messages or ():
+            if turn.content is None and turn.tool_calls is None:
+                return f"the {turn.role} message must have content or tool_calls"
+        return "preference needs output_1 and output_2" if "preference" in have else None
+
+    def _contradiction_of_pairs(self, have: set[str]) -> str | None:
+        if have - {"prompt", "system", "tools", "chosen", "rejected", "output_1", "output_2", "preference"}:
+            return "must map rows or pairs, not both"
+        if {"chosen", "rejected"} <= have or {"output_1", "output_2", "preference"} <= have:
+            return None
+        return "must name chosen and rejected, or output_1, output_2 and preference"
+
+
 class Source(Section):
     """Rows to learn from, of one file or one hub dataset."""
 
@@ -122,9 +217,13 @@ class Source(Section):
     revision: Text | None = Field(None, examples=["main"])
     """Branch, tag or commit of a hub dataset."""
     format: Literal["messages", "prompt-completion", "alpaca", "sharegpt"] | None = Field(None, examples=["alpaca"])
-    """Form of the rows; null: recognised from the columns."""
-    card: Text | None = Field(None, examples=["gsm8k"])
-    """Which column becomes which turn: a card that ships here, by name, or a .yaml file."""
+    """Format of the rows; null: recognised from the columns."""
+    columns: Annotated[Columns | None, _NAME_IS_FILE] = Field(None, examples=["gsm8k"])
+    """Which column is which: a mapping that ships here, by name, a .yaml file, or the mapping itself."""
+    roles: Roles | None = Field(None, examples=[{"Human": "user", "Bot": "assistant"}])
+    """What the roles of the turns mean, where they have other names than ours."""
+    preference: Preferred | None = Field(None, examples=[{"model_a": 1, "model_b": 2, "tie": "tie"}])
+    """Of pairs: which output each value of the preference column names."""
     weight: float | None = Field(None, gt=0, examples=[0.5])
     """Share of the mix. No row is repeated, so the mix is the largest that the sources can fill."""
     count: AtLeastOne | None = Field(None, examples=[5000])

@@ -11,8 +11,7 @@ from hybrid_ft.finetune.recipe.nearest import did_you_mean
 # The repository's root in an editable install, site-packages/hybrid_ft in a plain one.
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 RECIPES = PACKAGE_ROOT / "recipes"
-CARDS = PACKAGE_ROOT / "datasets" / "cards"
-PAIR_CARDS = CARDS / "pairs"
+COLUMNS = PACKAGE_ROOT / "datasets" / "columns"
 
 
 def recipe_names() -> list[str]:
@@ -20,9 +19,9 @@ def recipe_names() -> list[str]:
     return sorted(path.relative_to(RECIPES).with_suffix("").as_posix() for path in RECIPES.rglob("*.yaml"))
 
 
-def card_names(folder: Path = CARDS) -> list[str]:
-    """Names of the shipped dataset cards; those of preference sets lie in ``PAIR_CARDS``."""
-    return sorted(path.stem for path in folder.glob("*.yaml"))
+def column_names() -> list[str]:
+    """Names of the shipped column mappings."""
+    return sorted(path.stem for path in COLUMNS.glob("*.yaml"))
 
 
 def find_recipe(name: str) -> Path:

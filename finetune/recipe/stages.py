@@ -37,7 +37,7 @@ from hybrid_ft.finetune.recipe.schema import (
     Text,
     changed,
 )
-from hybrid_ft.finetune.recipe.shipped import CARDS, card_names, find_recipe
+from hybrid_ft.finetune.recipe.shipped import find_recipe
 from hybrid_ft.finetune.recipe.yaml_file import Loc, YamlFile, read_yaml
 
 TRAINING = ("sft", "dpo")
@@ -259,6 +259,6 @@ def _recipe_text(given: Any, loc: Loc, file: Path, text: YamlFile) -> tuple[Path
 def _asked(questions: Questions, file: Path, mistakes: Mistakes) -> Questions:
     """The questions with paths that open from the current directory."""
     files, loc = Files(file.parent), ("evaluate", "sources")
-    sources = files.sources(questions.sources, loc, card_names(CARDS))
+    sources = files.sources(questions.sources, loc)
     mistakes.found_in_values([*secrets(questions.model_dump(), ("evaluate",)), *files.wrongs])
     return questions.model_copy(update={"sources": sources})

@@ -31,7 +31,7 @@ LIBRARIES = ("hybrid-ft", "torch", "transformers", "trl", "peft", "accelerate")
 
 # What computes a weight. Commands, screens and the recipe's reader do not: what they say stands in the recipe's keys.
 _CODE = ("kernels", "hybrid_model", "finetune/data", "finetune/training", "finetune/models.py")
-_PLACES = ("path", "tokenizer", "chat_template", "card", "adapter")
+_PLACES = ("path", "tokenizer", "chat_template", "file", "adapter")
 
 
 def run_identity(recipe: Recipe) -> dict[str, Any]:

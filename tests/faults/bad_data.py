@@ -165,7 +165,7 @@ FILES = [
     of_file("another separator", "prompt;completion\na;b\n", "rows.csv:1: the header is one column", file="rows.csv"),
     of_file("an empty cell", "prompt,completion\na,\n", "rows.csv:2: completion: the assistant's turn is empty", file="rows.csv"),
     of_file("unknown columns", lines({"foo": 1}), "rows.jsonl:1: columns in no known form (found foo)"),
-    of_file("a card's columns", lines({"question": "q", "answer": "a"}), "set card: gsm8k"),
+    of_file("a mapping's columns", lines({"question": "q", "answer": "a"}), "set columns: gsm8k"),
     of_file("prompts without answers", lines({"prompt": "q"}), "rows.jsonl:1: columns in no known form (found prompt)"),
     of_file("all too long", lines(turns(("user", "q" * 5000), ANSWER)), "max_length"),
     of_file("half too long", lines(ROW, turns(("user", "q" * 5000), ANSWER)), "data.max_dropped"),

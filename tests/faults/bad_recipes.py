@@ -1,4 +1,4 @@
-"""Bad recipes, files of stages, overrides, templates, cards and command lines."""
+"""Bad recipes, files of stages, overrides, templates, column mappings and command lines."""
 
 import os
 from pathlib import Path
@@ -35,9 +35,9 @@ def templated(name: str, template: Any, *says: str, **more: Any) -> Case:
     return Case(f"template: {name}", says, recipe=recipe, files={"t.jinja": template}, **more)
 
 
-def carded(name: str, card: Any, *says: str, **more: Any) -> Case:
-    recipe = RECIPE.replace("path: rows.jsonl", "path: rows.jsonl, card: c.yaml")
-    return Case(f"card: {name}", says, recipe=recipe, files={"c.yaml": card}, **more)
+def mapped(name: str, mapping: Any, *says: str, **more: Any) -> Case:
+    recipe = RECIPE.replace("path: rows.jsonl", "path: rows.jsonl, columns: c.yaml")
+    return Case(f"columns: {name}", says, recipe=recipe, files={"c.yaml": mapping}, **more)
 
 
 def staged(name: str, text: Any, *says: str, **more: Any) -> Case:
@@ -133,7 +133,7 @@ KEYS = [
     changed("an interpolation", "path: rows.jsonl", "path: '${oc.env:HOME}'", "got '${oc.env:HOME}'; there is no such data file"),
     changed("an unknown format", "path: rows.jsonl", "path: rows.jsonl, format: xml", "data.sources.0.format: got 'xml'"),
     changed("another format", "path: rows.jsonl", "path: rows.jsonl, format: alpaca", "rows.jsonl:1: format alpaca needs"),
-    changed("an unknown card", "path: rows.jsonl", "path: rows.jsonl, card: gsm9k", "did you mean gsm8k?"),
+    changed("an unknown mapping", "path: rows.jsonl", "path: rows.jsonl, columns: gsm9k", "did you mean gsm8k?"),
     changed("a split of a file", "path: rows.jsonl", "path: rows.jsonl, revision: main", "only a hub dataset has one"),
     changed("a weight of 0", "path: rows.jsonl", "path: rows.jsonl, weight: 0", "data.sources.0.weight: got 0"),
     changed("two ways to hold out", SOURCES, SOURCES + ", eval: {count: 1, fraction: 0.5}", "give fraction or count, not both"),
@@ -237,11 +237,11 @@ TEMPLATES = [
     templated("another file's text", "{% include '/etc/passwd' %}", "fails on any row"),
 ]  # fmt: skip
 
-CARDS = [
-    carded("empty", "", "c.yaml: is empty; a dataset card must be a mapping"),
-    carded("an unknown key", "signature: []\nmesages: []\n", "c.yaml:2: unknown key mesages"),
-    carded("a tag", "about: !!python/name:os.system x\n", "c.yaml:1: tag !!python/name:os.system is not allowed", complaints=2),
-    carded("not there", lambda path: None, "r.yaml:2: data.sources.0.card: got 'c.yaml'"),
+MAPPINGS = [
+    mapped("empty", "", "c.yaml: is empty; a column mapping must be a mapping"),
+    mapped("an unknown key", "signature: []\nmesages: []\n", "c.yaml:2: unknown key mesages"),
+    mapped("a tag", "about: !!python/name:os.system x\n", "c.yaml:1: tag !!python/name:os.system is not allowed", complaints=2),
+    mapped("not there", lambda path: None, "r.yaml:2: data.sources.0.columns: got 'c.yaml'"),
 ]  # fmt: skip
 
 STAGES = [
@@ -261,4 +261,4 @@ STAGES = [
     staged("a key twice", "stages: [{sft: r.yaml}]\nstages: [{sft: r.yaml}]\n", "s.yaml:2: key stages is given twice"),
 ]  # fmt: skip
 
-CASES = [*SYNTAX, *KEYS, *OVERRIDES, *COMMANDS, *TEMPLATES, *CARDS, *STAGES]
+CASES = [*SYNTAX, *KEYS, *OVERRIDES, *COMMANDS, *TEMPLATES, *MAPPINGS, *STAGES]

@@ -193,7 +193,7 @@ YAMLS = [
         ("a recipe", ("sft", "r.yaml"), RECIPE + bad, {}),
         ("stages", ("run", "r.yaml"), "stages: [{sft: quickstart}]\n" + bad, {}),
         ("a recipe of a stage", ("run", "r.yaml"), "stages: [{sft: s.yaml}]\n", {"s.yaml": RECIPE + bad}),
-        ("a card", ("data", "r.yaml"), RECIPE.replace("rows.jsonl", "rows.jsonl, card: c.yaml"), {"c.yaml": bad}),
+        ("a column mapping", ("data", "r.yaml"), RECIPE.replace("rows.jsonl", "rows.jsonl, columns: c.yaml"), {"c.yaml": bad}),
     )
 ] + [
     Case("code to trust", (), ("sft", "r.yaml", "model.trust_remote_code=true")),

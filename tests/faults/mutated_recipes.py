@@ -103,7 +103,8 @@ def targets(value: Any) -> bool:
     }
 
 
-SOURCE = {"path": text, "name": or_null(text), "split": text, "revision": or_null(text), "card": or_null(text)}
+SOURCE = {"path": text, "name": or_null(text), "split": text, "revision": or_null(text), "columns": or_null(text)}
+SOURCE |= {"roles": lambda value: value is None, "preference": lambda value: value is None}
 SOURCE |= {"weight": or_null(number(0, above=True)), "count": or_null(whole(1, 10**9))}
 SOURCE |= {"format": or_null(one_of("messages", "prompt-completion", "alpaca", "sharegpt"))}
 LOSSES = "sigmoid_norm sigmoid ipo hinge robust exo_pair nca_pair bco_pair sppo_hard aot aot_unpaired apo_zero apo_down"
@@ -115,6 +116,8 @@ RULES: dict[str, Rule] = {
     "model.tokenizer": or_null(text),
     "model.chat_template": or_null(text),
     "model.gradient_checkpointing": or_null(flag),
+    "model.adapter": or_null(text),
+    "model.merge_adapter": flag,
     "model.lora.targets": targets,
     "model.lora.rank": whole(1, 1024),
     "model.lora.alpha": whole(1, 10**9),
@@ -168,7 +171,7 @@ RULES: dict[str, Rule] = {
     "output": or_null(text),
 }
 # what the reader completes, or turns into another path
-FILLED = ("learning_rate", "loss", "beta", "output", "path", "tokenizer", "chat_template", "card", "reference_cache")
+FILLED = ("learning_rate", "loss", "beta", "output", "path", "tokenizer", "chat_template", "columns", "reference_cache")
 # what is right or wrong whatever other keys hold
 FREE = [
     f"train.{key}"

@@ -1,6 +1,6 @@
-"""The forms of a preference row: which columns they are known by, and how they become a prompt and two answers.
+"""The formats of preference rows: which columns they are known by, and how they become a prompt and two answers.
 
-Every form comes down to two whole conversations, of which ``preference_from`` takes what they share. A side that holds
+Every format comes down to two whole conversations, of which ``preference_from`` takes what they share. A side that holds
 turns of its own from the first on (a list of messages, an hh-rlhf transcript) is whole already; a side that is an
 answer alone stands after the row's prompt.
 """
@@ -13,7 +13,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from hybrid_ft.errors import shown
-from hybrid_ft.finetune.data.messages.conversation import messages_from, sharegpt_messages_from, text_from, tools_from
+from hybrid_ft.finetune.data.messages.beside import (
+    QUESTION,
+    SYSTEM,
+    TOOLS,
+    left_beside_turns,
+    question_from,
+    row_tools,
+    system_from,
+    with_system,
+)
+from hybrid_ft.finetune.data.messages.conversation import messages_from, sharegpt_messages_from, text_from
 from hybrid_ft.finetune.data.messages.preference import Messages, Preference, Unusable, preference_from
 from hybrid_ft.finetune.data.messages.transcripts import is_transcript, split_transcript
 from hybrid_ft.finetune.data.sources.rows import BadRow, Row, repr_number
@@ -42,11 +52,10 @@ def recognise_pairs(rows: Iterable[Row]) -> PairForm | None:
     rows = list(rows)
     columns = {name for row in rows for name in row.values}
     prompt = next((name for name in PROMPTS if name in columns), None)
-    beside = {"system", "tools"} | ({prompt} if prompt else set())
-    beside |= {"input", "history"} if prompt == "instruction" else set()
+    beside = {*SYSTEM, *TOOLS} | ({prompt, *QUESTION} if prompt else set())
     if set(SIDES) <= columns:
         kind = _kind(rows, prompt)
-        used = beside if kind == "answers" else beside - {prompt}
+        used = beside if kind == "answers" else beside - {prompt, *QUESTION}
         return PairForm(kind, _reads(kind, prompt), frozenset(used | set(SIDES)), lambda row: _from_sides(row, prompt))
     if {*OUTPUTS, "preference"} <= columns:
         reads = f"preference says which of output_1 and output_2 answers {prompt or 'better'}"
@@ -113,10 +122,9 @@ def _paired(values: Values, prompt: str | None, chosen: str, rejected: str) -> P
         if prompt and is_transcript(values[prompt]):  # its last mark, Assistant:, leaves the space to the answer
             sides = [[answer | {"content": answer["content"].removeprefix(" ")}, *rest] for answer, *rest in sides]
         sides = [messages if own else before + messages for own, messages in zip(whole, sides, strict=True)]
-    system = _text_or_none(values, "system")
-    sides = [_with_system(messages, system) for messages in sides]
-    tools = tools_from(values.get("tools"))
-    return preference_from(sides[0], sides[1], tools, unused)
+    system = system_from(values)
+    sides = [with_system(messages, system) for messages in sides]
+    return preference_from(sides[0], sides[1], row_tools(values), unused)
 
 
 def _side(values: Values, column: str, unused: set[str]) -> Messages:
@@ -148,43 +156,14 @@ def _prompt(values: Values, column: str | None, unused: set[str]) -> Messages:
     if value is None:
         found = "missing" if column not in values else "null"
         raise BadRow("no prompt", f"{column} is {found}; the answers need what they answer")
-    if column == "instruction" and isinstance(value, str):
-        return _alpaca_prompt(values, value)
     if isinstance(value, list | dict):
         messages = _turns(value, column, unused)
+        unused |= left_beside_turns(values)
         if messages and messages[-1]["role"] == "assistant":
             text = f"{column} ends on an assistant's turn, so chosen and rejected answer nothing"
-            raise BadRow("prompt ends on an answer", f"{text}; name the column that holds the prompt in a card")
+            raise BadRow("prompt ends on an answer", f"{text}; name the column that holds the prompt under columns")
         return messages
     text = text_from(value, column)
     if is_transcript(text) and (turns := split_transcript(text))[-1] == {"role": "assistant", "content": ""}:
         return turns[:-1]
-    return [{"role": "user", "content": text}]
-
-
-def _alpaca_prompt(values: Values, instruction: str) -> Messages:
-    messages: Messages = []
-    history = values.get("history") or []
-    if not isinstance(history, list):
-        raise BadRow("wrong type", f"history: got {shown(history)}; must be a list of [question, answer] pairs")
-    for index, turn in enumerate(history):
-        if not isinstance(turn, list) or len(turn) != 2:
-            raise BadRow("wrong type", f"history[{index}]: got {shown(turn)}; must be a [question, answer] pair")
-        messages.append({"role": "user", "content": text_from(turn[0], f"history[{index}][0]")})
-        messages.append({"role": "assistant", "content": text_from(turn[1], f"history[{index}][1]")})
-    extra = _text_or_none(values, "input")
-    asked = [part for part in (instruction, extra) if part and part.strip()]
-    return [*messages, {"role": "user", "content": "\n\n".join(asked)}]
-
-
-def _text_or_none(values: Values, column: str) -> str | None:
-    value = values.get(column)
-    return None if value is None else text_from(value, column) or None
-
-
-def _with_system(messages: Messages, system: str | None) -> Messages:
-    if system is None or messages[0] == {"role": "system", "content": system}:
-        return messages
-    if any(message["role"] == "system" for message in messages):
-        raise BadRow("two system texts", "system: there is another system turn as well; keep one of the two")
-    return [{"role": "system", "content": system}, *messages]
+    return question_from(text, values, unused)

@@ -1,4 +1,4 @@
-"""The forms of a row that need no dataset card: which columns they are known by, and how they become messages."""
+"""The formats of supervised rows: which columns they are known by, and how they become messages."""
 
 from __future__ import annotations
 
@@ -6,18 +6,28 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hybrid_ft.errors import shown
+from hybrid_ft.finetune.data.messages.beside import (
+    QUESTION,
+    SYSTEM,
+    TOOLS,
+    left_beside_turns,
+    question_from,
+    row_tools,
+    system_from,
+    with_system,
+)
 from hybrid_ft.finetune.data.messages.conversation import (
     Conversation,
     checked,
     messages_from,
     sharegpt_messages_from,
     text_from,
-    tools_from,
 )
 from hybrid_ft.finetune.data.sources.rows import BadRow, Row
 
 Values = Mapping[str, Any]
+Messages = list[dict[str, Any]]
+_BESIDE = (*SYSTEM, *TOOLS)
 _TURNS = ("messages", "conversations", "conversation")
 
 
@@ -40,13 +50,13 @@ def recognise(rows: Iterable[Row], wanted: str | None) -> Form | None:
         return _turn_form(turns, wanted or _kind_of_turns(rows, turns))
     if wanted in (None, "prompt-completion") and {"prompt", "completion"} <= columns:
         reads = "prompt is the user's turn, completion the assistant's"
-        return Form("prompt-completion", reads, frozenset({"prompt", "completion", "tools"}), _prompt_completion)
+        return Form(
+            "prompt-completion", reads, frozenset({"prompt", "completion", *_BESIDE, *QUESTION}), _prompt_completion
+        )
     if wanted in (None, "alpaca") and {"instruction", "output"} <= columns:
         both = "instruction and input, a blank line between, are" if "input" in columns else "instruction is"
         reads = f"{both} the user's turn, output the assistant's"
-        return Form(
-            "alpaca", reads, frozenset({"instruction", "input", "output", "system", "history", "tools"}), _alpaca
-        )
+        return Form("alpaca", reads, frozenset({"instruction", "output", *_BESIDE, *QUESTION}), _alpaca)
     return None
 
 
@@ -73,22 +83,21 @@ def _turn_form(column: str, kind: str) -> Form:
 
     def convert(values: Values) -> Conversation:
         row = Conversation([])
-        row.messages = turns_from(_column(values, column), column, row.unused, row.untrained)
-        if kind == "sharegpt" and values.get("system") not in (None, ""):
-            row.messages = _with_system(row.messages, text_from(values["system"], "system"))
-            row.untrained = {index + 1 for index in row.untrained}
-        row.tools = tools_from(values.get("tools"))
-        return checked(row, column)
+        turns = turns_from(_column(values, column), column, row.unused, row.untrained)
+        _set_messages(row, with_system(turns, system_from(values)), turns)
+        row.unused |= left_beside_turns(values)
+        row.tools = row_tools(values)
+        labels = [column] * (len(row.messages) - len(turns)) + [f"{column}[{index}]" for index in range(len(turns))]
+        return checked(row, column, labels)
 
     names = "from, value" if kind == "sharegpt" else "role, content"
-    columns = {column, "tools", "system"} if kind == "sharegpt" else {column, "tools"}
-    return Form(kind, f"{column} holds the turns ({names})", frozenset(columns), convert)
+    return Form(kind, f"{column} holds the turns ({names})", frozenset({column, *_BESIDE}), convert)
 
 
-def _with_system(messages: list[dict[str, Any]], system: str) -> list[dict[str, Any]]:
-    if any(message["role"] == "system" for message in messages):
-        raise BadRow("two system texts", "system: there is a system turn as well; keep one of the two")
-    return [{"role": "system", "content": system}, *messages]
+def _set_messages(row: Conversation, messages: Messages, last: Messages) -> None:
+    """Messages that end in ``last``, of which ``untrained`` are known by their index."""
+    ahead = len(messages) - len(last)
+    row.messages, row.untrained = messages, {index + ahead for index in row.untrained}
 
 
 def _column(values: Values, name: str) -> Any:
@@ -101,44 +110,36 @@ def _column(values: Values, name: str) -> Any:
 def _prompt_completion(values: Values) -> Conversation:
     row = Conversation([])
     labels: list[str] = []
-    for column, role in (("prompt", "user"), ("completion", "assistant")):
-        value = _column(values, column)
-        if isinstance(value, list):
-            untrained: set[int] = set()
-            turns = messages_from(value, column, row.unused, untrained)
-            row.untrained |= {len(row.messages) + index for index in untrained}
-            row.messages += turns
-            labels += [f"{column}[{index}]" for index in range(len(turns))]
-        else:
-            row.messages.append({"role": role, "content": text_from(value, column)})
-            labels.append(column)
-    row.tools = tools_from(values.get("tools"))
+    prompt = _column(values, "prompt")
+    if isinstance(prompt, list):
+        row.messages = messages_from(prompt, "prompt", row.unused, row.untrained)
+        row.unused |= left_beside_turns(values)
+        labels = [f"prompt[{index}]" for index in range(len(prompt))]
+    else:
+        row.messages = question_from(text_from(prompt, "prompt"), values, row.unused)
+        labels = [*(["history"] * (len(row.messages) - 1)), "prompt"]
+    asked = row.messages
+    _set_messages(row, with_system(asked, system_from(values)), asked)
+    labels = ["system"] * (len(row.messages) - len(asked)) + labels
+    completion = _column(values, "completion")
+    if isinstance(completion, list):
+        untrained: set[int] = set()
+        turns = messages_from(completion, "completion", row.unused, untrained)
+        row.untrained |= {len(row.messages) + index for index in untrained}
+        labels += [f"completion[{index}]" for index in range(len(turns))]
+    else:
+        turns = [{"role": "assistant", "content": text_from(completion, "completion")}]
+        labels.append("completion")
+    row.messages = [*row.messages, *turns]
+    row.tools = row_tools(values)
     return checked(row, "prompt and completion", labels)
 
 
 def _alpaca(values: Values) -> Conversation:
-    messages: list[dict[str, Any]] = []
-    if values.get("system") not in (None, ""):
-        messages.append({"role": "system", "content": text_from(values["system"], "system")})
-    messages += _history(values.get("history"))
-    prompt = text_from(_column(values, "instruction"), "instruction")
-    if values.get("input") is not None and (extra := text_from(values["input"], "input")).strip():
-        prompt = f"{prompt}\n\n{extra}" if prompt.strip() else extra
-    messages.append({"role": "user", "content": prompt})
-    messages.append({"role": "assistant", "content": text_from(_column(values, "output"), "output")})
-    labels = [f"turn {index}" for index in range(len(messages) - 2)] + ["instruction", "output"]
-    return checked(Conversation(messages, tools_from(values.get("tools"))), "instruction and output", labels)
-
-
-def _history(value: Any) -> list[dict[str, Any]]:
-    """Alpaca's earlier turns: a list of [question, answer]."""
-    messages: list[dict[str, Any]] = []
-    if value is not None and not isinstance(value, list):
-        raise BadRow("wrong type", f"history: got {shown(value)}; must be a list of [question, answer] pairs")
-    for index, pair in enumerate(value or []):
-        at = f"history[{index}]"
-        if not isinstance(pair, list) or len(pair) != 2:
-            raise BadRow("wrong type", f"{at}: got {shown(pair)}; must be a [question, answer] pair")
-        messages.append({"role": "user", "content": text_from(pair[0], f"{at}[0]")})
-        messages.append({"role": "assistant", "content": text_from(pair[1], f"{at}[1]")})
-    return messages
+    row = Conversation([])
+    asked = question_from(text_from(_column(values, "instruction"), "instruction"), values, row.unused)
+    answer = {"role": "assistant", "content": text_from(_column(values, "output"), "output")}
+    row.messages = [*with_system(asked, system_from(values)), answer]
+    row.tools = row_tools(values)
+    labels = [f"turn {index}" for index in range(len(row.messages) - 2)] + ["instruction", "output"]
+    return checked(row, "instruction and output", labels)

@@ -1,7 +1,7 @@
 """Rows of .jsonl and .json files, read so that every complaint has its line.
 
 JSON Lines are read one line at a time and a bad line costs that line only. An array, or an object keyed by id, is
-held as text and decoded element by element; what is no JSON there ends the reading, since nothing says where the next
+held as text and decoded element by element; what is not JSON there ends the reading, since nothing says where the next
 element begins.
 """
 
@@ -17,10 +17,10 @@ from hybrid_ft.errors import InputError, short, shown
 from hybrid_ft.finetune.data.sources import strict_json
 from hybrid_ft.finetune.data.sources.rows import BadRow, Row
 
-# A line beyond this is no row of text to learn from, and reading on would only fill the memory.
+# A line beyond this is not a row of text to learn from, and reading on would only fill the memory.
 MAX_LINE_BYTES = 64 * 2**20
 
-# JSON's white space; bytes.strip() would also take a form feed, which is no blank line but a bad one
+# JSON's white space; bytes.strip() would also take a form feed, which makes a line bad and not blank
 _BLANK = b" \t\r\n"
 _SPACE = re.compile(r"[ \t\r\n]*")
 _COMMA = re.compile(r",[ \t\r\n]*")
@@ -80,21 +80,17 @@ def decode(raw: bytes, line: int) -> str:
         raise BadRow("not UTF-8", f"{where} is not UTF-8; save the file as UTF-8", line) from None
 
 
-def json_rows(stream: BinaryIO, name: str, suffix: str, path: str | None, notes: list[str]) -> Iterator[Row | BadRow]:
+def json_rows(stream: BinaryIO, name: str, suffix: str, notes: list[str]) -> Iterator[Row | BadRow]:
     """Rows of a .jsonl or .json file, whichever of the known shapes it has.
 
-    ``path`` is a dataset card's way to the rows inside one JSON object (``data`` in ``{"version": 1, "data": [...]}``);
-    what the file turned out to be is added to ``notes``. Raises InputError for a file that cannot be read to its end.
+    What the file turned out to be is added to ``notes``. Raises InputError for a file that cannot be read to its end.
     """
     lines = Lines(stream, MAX_LINE_BYTES if suffix == ".jsonl" else -1)
     first = lines.next_filled()
     if first == b"":
         return
     start = (first or b"").lstrip(_BLANK)[:1]
-    if path is not None:
-        lines.push_back(first)
-        yield from _Whole(lines, name).below(path)
-    elif start == b"[" and not (suffix == ".jsonl" and _is_json_line(first) and not _looks_like_rows(first)):
+    if start == b"[" and not (suffix == ".jsonl" and _is_json_line(first) and not _looks_like_rows(first)):
         if suffix == ".jsonl":
             notes.append("a JSON array in a .jsonl file")
         lines.push_back(first)
@@ -204,19 +200,6 @@ class _Whole:
             self._at = start
             yield from self._elements("}")
         self._end()
-
-    def below(self, path: str) -> Iterator[Row | BadRow]:
-        """The array or keyed object at ``path``, keys joined by dots."""
-        for wanted in path.split("."):
-            self._open_object()
-            while (key := self._key()) != wanted:
-                if key is None:
-                    raise InputError(f"{self._name}:{self._here()}: the card's rows: {path} is not in this file")
-                self._value()
-                self._skip_comma("}")
-        if (bracket := self._peek()) not in ("[", "{"):
-            raise InputError(f"{self._name}:{self._here()}: the card's rows: {path} is neither a list nor an object")
-        yield from self._elements("]" if bracket == "[" else "}")
 
     def _elements(self, close: str) -> Iterator[Row | BadRow]:
         """The elements of the array or object that begins here."""

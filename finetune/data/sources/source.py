@@ -38,14 +38,14 @@ class Opened:
     notes: list[str] = field(default_factory=list)
 
 
-def open_source(source: Source, rows_path: str | None = None) -> Opened:
-    """Open a recipe's source. ``rows_path``: where the rows lie inside one JSON object (a card's ``rows``).
+def open_source(source: Source) -> Opened:
+    """Open a recipe's source.
 
     Raises InputError, at once or while rows are taken, for what cannot be opened or read to its end: status 2 for a
     file, 3 where the hub cannot be reached.
     """
     if os.path.exists(source.path) or _only_a_file(source.path):
-        return _open_file(source.path, rows_path)
+        return _open_file(source.path)
     return _open_hub(source)
 
 
@@ -61,7 +61,7 @@ def _suffixes(path: str) -> tuple[str, str]:
     return (os.path.splitext(name)[1], packing) if packing in _PACKED else (packing, "")
 
 
-def _open_file(path: str, rows_path: str | None) -> Opened:
+def _open_file(path: str) -> Opened:
     suffix, packing = _suffixes(path)
     if os.path.isdir(path):
         raise InputError(f"{path}: is a folder; name a file in it{_files_in(path)}")
@@ -71,21 +71,19 @@ def _open_file(path: str, rows_path: str | None) -> Opened:
         suffix = ".jsonl"
     if suffix not in SUFFIXES:
         known = ", ".join(SUFFIXES)
-        raise InputError(f"{path}: is no kind of file that can be read; use {known}, each also .gz or .bz2")
-    if rows_path is not None and suffix != ".json":
-        raise InputError(f"{path}: the card's rows: {rows_path} is for one JSON object in a .json file")
+        raise InputError(f"{path}: is not a kind of file that can be read; use {known}, each also .gz or .bz2")
     opened = Opened(path, iter(()))
-    opened.rows = _file_rows(path, suffix, packing, rows_path, opened.notes)
+    opened.rows = _file_rows(path, suffix, packing, opened.notes)
     return opened
 
 
-def _file_rows(path: str, suffix: str, packing: str, rows_path: str | None, notes: list[str]) -> Iterator[Row | BadRow]:
+def _file_rows(path: str, suffix: str, packing: str, notes: list[str]) -> Iterator[Row | BadRow]:
     line = 0
     some = False
     try:
         with closing(_open_bytes(path, packing)) as stream:
             _refuse_other_data(stream, path, suffix)
-            for row in _parsed(stream, path, suffix, rows_path, notes):
+            for row in _parsed(stream, path, suffix, notes):
                 some, line = True, row.line
                 yield row
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -161,15 +159,13 @@ def _refuse_other_data(stream: io.BufferedReader, path: str, suffix: str) -> Non
         raise InputError(f"{path}:1: is a zip archive; unpack it and name a file that was in it")
 
 
-def _parsed(
-    stream: io.BufferedReader, path: str, suffix: str, rows_path: str | None, notes: list[str]
-) -> Iterator[Row | BadRow]:
+def _parsed(stream: io.BufferedReader, path: str, suffix: str, notes: list[str]) -> Iterator[Row | BadRow]:
     binary = cast(BinaryIO, stream)
     if suffix in (".csv", ".tsv"):
         return delimited_rows(binary, path, "\t" if suffix == ".tsv" else ",")
     if suffix == ".parquet":
         return parquet_rows(binary if _seekable(stream) else io.BytesIO(stream.read()), path)
-    return json_rows(binary, path, suffix, rows_path, notes)
+    return json_rows(binary, path, suffix, notes)
 
 
 def _seekable(stream: io.BufferedReader) -> bool:

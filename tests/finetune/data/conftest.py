@@ -209,8 +209,8 @@ def recipe() -> Callable[..., Recipe]:
 def rows_of() -> Callable[..., list[Any]]:
     """All that a file yields: Row and BadRow."""
 
-    def read(path: Path, rows_path: str | None = None) -> list[Any]:
-        return list(open_source(Source(path=str(path)), rows_path).rows)
+    def read(path: Path) -> list[Any]:
+        return list(open_source(Source(path=str(path))).rows)
 
     return read
 

@@ -18,6 +18,7 @@ from mutations import ROWS, mutated
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.data.prepare import prepare
 from hybrid_ft.finetune.data.sources.rows import BadRow, Row
+from hybrid_ft.finetune.recipe.schema import changed
 
 # one of the whole rows, with one to three of its values changed
 MUTATED = st.sampled_from(ROWS).flatmap(mutated)
@@ -32,7 +33,7 @@ def test_mutated_rows(tmp_path: Path, recipe: Callable[..., Any], tokenizer: Any
         # the first row is whole, so that the form is known
         path.write_text("".join(json.dumps(row) + "\n" for row in [ROWS[form], *rows]))
         made = recipe(path, on_bad_row=on_bad_row, max_dropped=1.0)
-        made.model.chat_template = "olmo-instruct"
+        made = changed(made, "model", chat_template="olmo-instruct")
         try:
             prepared = prepare(made, tokenizer)
         except InputError as error:

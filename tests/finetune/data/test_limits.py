@@ -16,7 +16,7 @@ from hybrid_ft.finetune.data.prepare import prepare
 from hybrid_ft.finetune.data.tokens import template as template_module
 from hybrid_ft.finetune.data.tokens.control_tokens import ControlTokens
 from hybrid_ft.finetune.data.tokens.template import ChatTemplate
-from hybrid_ft.finetune.recipe.schema import Recipe
+from hybrid_ft.finetune.recipe.schema import Dpo, Recipe, changed
 
 WITH = "{{% if {} %}}{}{{% endif %}}"
 ENDLESS = "{% for a in range(90000) %}{% for b in range(90000) %}{% endfor %}{% endfor %}"
@@ -76,10 +76,9 @@ def test_a_row_on_which_it_runs_away_stops_the_run(
     answers = {"chosen": "a", "rejected": "b"} if pairs else {"completion": "a"}
     path = write_rows([{"prompt": f"{'odd' if n > 1 else 'even'} {n}", **answers} for n in range(40)])
     made = recipe(path, on_bad_row=on_bad_row, max_dropped=1.0)
-    made.model.chat_template = str(tmp_path / "wild.jinja")
+    made = changed(made, "model", chat_template=str(tmp_path / "wild.jinja"))
     if pairs:
-        sections = {"model": {"path": "tiny"}, "data": {"sources": [{"path": str(path)}]}, "dpo": {}}
-        made.dpo = Recipe.model_validate(sections).dpo
+        made = made.model_copy(update={"dpo": Dpo()})
     began = time.perf_counter()
     with pytest.raises(InputError) as error:
         prepare(made, tokenizer)

@@ -9,7 +9,7 @@ import pytest
 
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.data.prepare import Prepared, prepare
-from hybrid_ft.finetune.recipe.schema import Recipe
+from hybrid_ft.finetune.recipe.schema import Recipe, changed
 
 WriteRows = Callable[..., Path]
 MakeRecipe = Callable[..., Recipe]
@@ -192,11 +192,10 @@ def test_only_bad_rows(tmp_path: Path, recipe: MakeRecipe, tokenizer: Any) -> No
 @pytest.mark.parametrize(
     ("row", "source", "says"),
     [
-        ({"question": "q", "answer": "a"}, {}, ":1: columns in no known form (found question, answer); looks like the card gsm8k: set card: gsm8k"),
-        ({"text": "x"}, {}, "write a card that says which column is which turn"),
-        ({"version": 1, "data": [{"a": 1}]}, {}, "a card with rows: data reads those"),
+        ({"question": "q", "answer": "a"}, {}, ":1: columns in no known format (found question, answer); looks like gsm8k: set columns: gsm8k"),
+        ({"text": "x"}, {}, "say which column is which, such as columns: {prompt: question, completion: answer}"),
         ({"prompt": "q", "completion": "a"}, {"format": "alpaca"}, "format alpaca needs instruction and output (columns found: prompt, completion)"),
-        ({"prompt": "q", "completion": "a"}, {"card": "gsm8k"}, "card gsm8k: no column answer (found completion, prompt)"),
+        ({"prompt": "q", "completion": "a"}, {"columns": "gsm8k"}, "columns gsm8k: no column answer (found completion, prompt)"),
     ],
 )  # fmt: skip
 def test_columns_that_are_not_known(
@@ -234,16 +233,16 @@ def test_templates(write_rows: WriteRows, recipe: MakeRecipe, tokenizers: dict[s
     with pytest.raises(InputError, match="the tokenizer has none; set model.chat_template: olmo-instruct"):
         prepare(recipe(path), tokenizer)
     own = recipe(path)
-    own.model.chat_template = "olmo-instruct"
+    own = changed(own, "model", chat_template="olmo-instruct")
     prepared = prepare(own, tokenizer)
     assert prepared.eos_token_ids == tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])
     assert "function-calling" in tokenizer.decode(prepared.train[0]["input_ids"]) and prepared.chat_template
     other = tmp_path / "own.jinja"
     other.write_text("{% for m in messages %}{{ '<|turn|>' + m.content + '<|end|>' }}{% endfor %}")
-    own.model.chat_template = str(other)
+    own = changed(own, "model", chat_template=str(other))
     with pytest.raises(InputError, match=r"own.jinja writes <\|turn\|>, which is not one token of the tokenizer"):
         prepare(own, tokenizer)
-    own.model.chat_template = str(tmp_path / "none.jinja")
+    own = changed(own, "model", chat_template=str(tmp_path / "none.jinja"))
     with pytest.raises(InputError, match="cannot be read"):
         prepare(own, tokenizer)
 

@@ -13,20 +13,21 @@ from hybrid_ft.finetune.data.messages.row_forms import recognise
 from hybrid_ft.finetune.data.prepare import Prepared, prepare
 from hybrid_ft.finetune.data.tokens.control_tokens import ControlTokens
 from hybrid_ft.finetune.data.tokens.skeleton import as_rendered
+from hybrid_ft.finetune.recipe.schema import changed
 
 pytestmark = pytest.mark.real_data
 
-# file, card, form, rows, tokens, trained tokens, longest row, rows there before, unused columns
+# file, columns, format, rows, tokens, trained tokens, longest row, rows there before, unused columns
 FILES = [
     ("sft/fastchat_dummy_conversation.json", None, "sharegpt", 500, 43_258, 15_727, 128, 0, ["id"]),
-    ("sft/gsm8k_train.jsonl", "gsm8k", "card gsm8k", 7_473, 1_454_541, 757_204, 495, 0, []),
-    ("sft/gsm8k_test.jsonl", "gsm8k", "card gsm8k", 1_319, 262_253, 136_978, 451, 0, []),
-    ("sft/legalbench_overruling_test.tsv", "legalbench-overruling", "card legalbench-overruling", 2_394, 232_170, 4_788, 292, 890, []),
-    ("sft/legalbench_overruling_train.tsv", "legalbench-overruling", "card legalbench-overruling", 6, 453, 12, 82, 0, ["index"]),
+    ("sft/gsm8k_train.jsonl", "gsm8k", "columns gsm8k", 7_473, 1_454_541, 757_204, 495, 0, []),
+    ("sft/gsm8k_test.jsonl", "gsm8k", "columns gsm8k", 1_319, 262_253, 136_978, 451, 0, []),
+    ("sft/legalbench_overruling_test.tsv", "legalbench-overruling", "columns legalbench-overruling", 2_394, 232_170, 4_788, 292, 890, []),
+    ("sft/legalbench_overruling_train.tsv", "legalbench-overruling", "columns legalbench-overruling", 6, 453, 12, 82, 0, ["index"]),
     ("sft/lf_identity.json", None, "alpaca", 91, 8_361, 4_228, 185, 0, []),
     ("sft/lf_v1_sft_demo.jsonl", None, "messages", 500, 90_686, 64_212, 551, 1, []),
-    ("sft/mbpp.jsonl", "mbpp", "card mbpp", 974, 195_931, 57_045, 2_686, 0, ["challenge_test_list", "task_id", "test_setup_code"]),
-    ("sft/pubmedqa_ori_pqal.json", "pubmedqa", "card pubmedqa", 1_000, 422_247, 52_292, 945, 0, ["LABELS", "MESHES", "YEAR", "reasoning_free_pred", "reasoning_required_pred"]),
+    ("sft/mbpp.jsonl", "mbpp", "columns mbpp", 974, 195_931, 57_045, 2_686, 0, ["challenge_test_list", "task_id", "test_setup_code"]),
+    ("sft/pubmedqa_ori_pqal.json", "pubmedqa", "columns pubmedqa", 1_000, 422_247, 52_292, 945, 0, ["LABELS", "MESHES", "YEAR", "reasoning_free_pred", "reasoning_required_pred"]),
     ("sft/rasbt_instruction_data.json", None, "alpaca", 1_100, 67_317, 14_387, 102, 0, []),
     ("sft/tulu3_sft_sample.jsonl", None, "messages", 100, 46_962, 37_786, 2_815, 0, ["id", "source"]),
     ("tools/lf_glaive_toolcall_en_demo.json", None, "sharegpt", 300, 153_201, 82_583, 4_069, 35, []),
@@ -48,23 +49,22 @@ def olmo(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(inner if inner.is_dir() else given)
 
 
-def made(path: Path, card: str | None, recipe: Callable[..., Any], tokenizer: Any, **data: Any) -> Prepared:
-    wanted = recipe({"path": str(path), "card": card}, **data)
-    wanted.model.chat_template = "olmo-instruct"
-    wanted.model.from_scratch = True  # the tiny base has fewer tokens
-    return prepare(wanted, tokenizer)
+def made(path: Path, columns: str | None, recipe: Callable[..., Any], tokenizer: Any, **data: Any) -> Prepared:
+    wanted = recipe({"path": str(path), "columns": columns}, **data)
+    # from scratch: the tiny base has fewer tokens
+    return prepare(changed(wanted, "model", chat_template="olmo-instruct", from_scratch=True), tokenizer)
 
 
 @pytest.mark.parametrize(
-    ("file", "card", "form", "rows", "tokens", "trained", "longest", "duplicates", "unused"),
+    ("file", "columns", "form", "rows", "tokens", "trained", "longest", "duplicates", "unused"),
     FILES,
     ids=[c[0] for c in FILES],
 )
 def test_counts(
-    file: str, card: str | None, form: str, rows: int, tokens: int, trained: int, longest: int, duplicates: int,
+    file: str, columns: str | None, form: str, rows: int, tokens: int, trained: int, longest: int, duplicates: int,
     unused: list[str], folder: Path, olmo: Any, recipe: Callable[..., Any],
 ) -> None:  # fmt: skip
-    prepared = made(folder / file, card, recipe, olmo)
+    prepared = made(folder / file, columns, recipe, olmo)
     (source,), train = prepared.report.sources, prepared.report.train
     assert (source.format, source.read, source.kept, source.ignored) == (form, rows, rows, unused)
     assert (train.rows, train.tokens, train.trained, train.duplicates) == (rows, tokens, trained, duplicates)
@@ -116,7 +116,7 @@ def test_held_out_rows_of_gsm8k(folder: Path, olmo: Any, recipe: Callable[..., A
 def test_preference_rows_are_no_demonstrations(folder: Path, olmo: Any, recipe: Callable[..., Any]) -> None:
     with pytest.raises(InputError, match="no assistant turn|ends on a user turn"):
         made(folder / "preference/lf_dpo_en_demo.json", None, recipe, olmo)
-    with pytest.raises(InputError, match="columns in no known form"):
+    with pytest.raises(InputError, match="columns in no known format"):
         made(folder / "preference/tulu3_preference_sample.jsonl", None, recipe, olmo)
 
 

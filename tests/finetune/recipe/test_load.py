@@ -148,7 +148,7 @@ def test_duplicate_keys_and_schema_mistakes_together() -> None:
             "mine.yaml:4: data.sources.0.path: got 'https://example.com/rows'; there is no such",
         ),
         (MINIMAL + "      name: x\n", "mine.yaml:5: data.sources.0.name: got 'x'; only a hub dataset has one"),
-        (MINIMAL + "      card: nope\n", "mine.yaml:5: data.sources.0.card: got 'nope'; must be a shipped name"),
+        (MINIMAL + "      columns: nope\n", "mine.yaml:5: data.sources.0.columns: got 'nope'; must be a shipped name"),
         (
             MINIMAL + "      weight: 2\n    - path: rows.jsonl\n",
             "mine.yaml:6: data.sources.1: must have a weight, because another",

@@ -77,7 +77,7 @@ KEYS = [
     "evaluate.max_new_tokens",
     "output",
 ]
-SOURCE = ["path", "name", "split", "revision", "format", "card", "weight", "count"]
+SOURCE = ["path", "name", "split", "revision", "format", "columns", "roles", "preference", "weight", "count"]
 FREE = [
     "train.save_every",
     "train.keep",

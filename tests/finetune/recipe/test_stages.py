@@ -108,7 +108,8 @@ def test_overrides_reach_their_stages() -> None:
 
 def test_questions_are_sources_or_paths() -> None:
     text = (
-        ALL + "evaluate:\n  sources:\n    - rows.jsonl\n    - {path: rows.jsonl, card: gsm8k}\n    - someone/dataset\n"
+        ALL
+        + "evaluate:\n  sources:\n    - rows.jsonl\n    - {path: rows.jsonl, columns: gsm8k}\n    - someone/dataset\n"
     )
     questions = load_stages(write(text)).questions
     assert questions is not None

@@ -188,7 +188,7 @@ def test_metrics_after_the_checkpoint_are_forgotten_and_a_torn_line_too(files):
 
 
 def test_changed_rows_are_told_though_every_file_is_the_same(start, monkeypatch):
-    """A hub dataset, a library or a card can make other rows of the same recipe."""
+    """A hub dataset, a library or a column mapping can make other rows of the same recipe."""
     from hybrid_ft.finetune.training import run as training
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):

@@ -17,8 +17,8 @@ from hybrid_ft.finetune.training.sampler import ShardedBatchSampler
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_shares_are_all_batches_once_in_the_order_of_one_process(rows, count):
     batches = BatchSampler(range(rows), batch_size=2, drop_last=False)
-    shares = [list(ShardedBatchSampler(batches, count, rank, filler=[99])) for rank in range(count)]
-    assert {len(share) for share in shares} == {len(ShardedBatchSampler(batches, count, 0, [99]))}
+    shares = [list(ShardedBatchSampler(batches, count, rank, [99], a_step=count)) for rank in range(count)]
+    assert {len(share) for share in shares} == {len(ShardedBatchSampler(batches, count, 0, [99], a_step=count))}
     together = [batch for turn in zip(*shares, strict=True) for batch in turn]
     real = [batch for batch in together if batch != [99]]
     assert real == list(batches)

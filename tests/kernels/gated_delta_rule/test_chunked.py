@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from hybrid_ft.kernels.gated_delta_rule.cpu import chunked, gated_delta_rule, gated_delta_rule_reference, self_test
+from hybrid_ft.kernels.gated_delta_rule import gated_delta_rule, gated_delta_rule_reference, self_test
+from hybrid_ft.kernels.gated_delta_rule.cpu import chunked
 from hybrid_ft.kernels.gated_delta_rule.self_test import GATES, NAMES, error, results
 
 

@@ -105,7 +105,10 @@ def test_the_report_names_the_columns_that_are_read() -> None:
         "chosen",
         "rejected",
         "system",
+        "system_prompt",
         "tools",
+        "functions",
+        "available_tools",
     }
     assert read({"chosen": [ASKED, GOOD | {"weight": 0}], "rejected": [ASKED, BAD]}).unused == {"chosen[].weight"}
     assert form_of({"prompt": "a", "chosen": "b", "rejected": "c"}).columns >= {"prompt", "chosen", "rejected"}
@@ -147,7 +150,10 @@ def test_a_pair_that_teaches_nothing_is_named(values: dict[str, Any], kind: str)
             "chosen[0].role: got 'bard'",
         ),
         ({"prompt": "Why?", "chosen": {"role": "assistant", "content": None}, "rejected": "No."}, "is null"),
-        ({"system": "a", "chosen": [SYSTEM, ASKED, GOOD], "rejected": [SYSTEM, ASKED, BAD]}, "another system turn"),
+        (
+            {"system": "a", "chosen": [SYSTEM, ASKED, GOOD], "rejected": [SYSTEM, ASKED, BAD]},
+            "there is a system turn as well",
+        ),
         ({"prompt": "Why?", "output_1": "Because.", "output_2": "No.", "preference": 3}, "got 3"),
     ],
 )

@@ -248,12 +248,13 @@ def test_pairs_are_shown_with_colour_and_without(write: Any, recipe_of: Any, tok
 
 def test_files_that_hold_no_pairs_say_what_would_help(write: Any, recipe_of: Any, tokenizer: Any) -> None:
     path = write([{"prompt": "Why?", "completion": "Because."}])
-    assert f"{path}:1: no columns that hold a pair (found prompt, completion); known without a card" in refusal(
-        recipe_of(path), tokenizer
+    assert (
+        f"{path}:1: no columns that hold a pair (found prompt, completion); known formats: chosen, rejected"
+        in refusal(recipe_of(path), tokenizer)
     )
     path = write([{"history": "Why?", "human_ref_A": "Yes.", "human_ref_B": "No.", "labels": 1}])
-    assert "looks like the card shp: set card: shp" in refusal(recipe_of(path), tokenizer)
-    recipe = recipe_of(data={"sources": [{"path": path, "card": "shp"}]})
+    assert "looks like shp: set columns: shp" in refusal(recipe_of(path), tokenizer)
+    recipe = recipe_of(data={"sources": [{"path": path, "columns": "shp"}]})
     assert texts(tokenizer, prepare(recipe, tokenizer).train, "chosen") == ["Yes.<|endoftext|>"]
     recipe = recipe_of(data={"sources": [{"path": path, "format": "alpaca"}]})
     assert "format: alpaca is for supervised rows" in refusal(recipe, tokenizer)

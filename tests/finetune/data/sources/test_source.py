@@ -144,17 +144,6 @@ def test_a_files_name_is_said_once() -> None:
     assert str(tally) == '4 (my file.json:1 (key "a:2"), :1 (row 4), b:3.jsonl:7, ...)'
 
 
-def test_rows_inside_an_object(tmp_path: Path, rows_of: Read) -> None:
-    path = tmp_path / "a.json"
-    path.write_text(json.dumps({"version": {"data": [1]}, "set": {"x": [], "data": ROWS}, "more": 1}, indent=1))
-    assert values(rows_of(path, "set.data")) == ROWS
-    with pytest.raises(InputError, match="set.rows is not in this file"):
-        rows_of(path, "set.rows")
-    path.write_text('{"set":\n {}}')
-    with pytest.raises(InputError, match=r"a\.json:2: 0 rows; the object is empty"):
-        rows_of(path, "set")
-
-
 BAD_LINES = [
     ("unterminated", b'{"a": "x', "not JSON (unterminated string at column 7)"),
     ("single quotes", b"{'a': 1}", "not JSON (expecting property name enclosed in double quotes at column 2)"),
@@ -224,7 +213,7 @@ def test_a_bad_element_of_an_array_costs_itself(case: str, tmp_path: Path, rows_
         ("a.jsonl.gz", b'{"a": 1}\n', ": the gz data is damaged"),
         ("a.jsonl.bz2", b'{"a": 1}\n', ": the bz2 data is damaged"),
         ("a.parquet", b"no table", ": not a Parquet file that can be read"),
-        ("a.txt", b"hello", ": is no kind of file that can be read; use .jsonl"),
+        ("a.txt", b"hello", ": is not a kind of file that can be read; use .jsonl"),
     ],
 )
 def test_a_file_that_cannot_be_read(name: str, content: bytes, says: str, tmp_path: Path, rows_of: Read) -> None:

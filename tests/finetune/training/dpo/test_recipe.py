@@ -43,7 +43,7 @@ def test_the_command_says_whether_rows_are_pairs(tmp_path: Path) -> None:
     assert load_recipe("rows.yaml", stage="sft").train.learning_rate == 2.5e-5
     assert load_recipe("rows.yaml", stage="dpo").train.learning_rate == 1e-6
     assert refused(stage="sft") == [
-        "mine.yaml:5: dpo: this recipe is for pairs; run it with hybrid-ft dpo, or take the section out"
+        "mine.yaml:5: dpo: this recipe is for pairs; run it with hybrid-ft dpo, or remove the section"
     ]
 
 
