@@ -84,7 +84,7 @@ def test_trl_s_own_trainer_shares_prompts_too(
     policy, reference = (hybrid_ft.load(steady_base, dtype=torch.float32) for _ in range(2))
     move_weights(policy, 0.02)
     ran: list[int] = []
-    policy.model.layers[0].register_forward_hook(lambda module, inputs, output: ran.append(len(output)))
+    policy.model.layers[0].register_forward_hook(lambda module, inputs, output: ran.append(output.shape[:2].numel()))
     args = DPOConfig(str(tmp_path), max_length=None, use_cpu=True, bf16=False, report_to="none", loss_type=["sigmoid"])
     args.gradient_checkpointing = args.remove_unused_columns = False
     trainer = StockTrainer(
@@ -185,7 +185,9 @@ def test_every_prompt_runs_once(make_trainer: Any, make_pairs: Any) -> None:
     pairs = make_pairs(10, prompts=(20, 30))
     trainer = make_trainer(pairs)
     ran = []
-    trainer.model.model.layers[0].register_forward_hook(lambda module, inputs, output: ran.append(len(output)))
+    trainer.model.model.layers[0].register_forward_hook(
+        lambda module, inputs, output: ran.append(output.shape[:2].numel())
+    )
     our_step(trainer)
     prompts = {tuple(pair["prompt_ids"]) for pair in pairs}
     answers = sum(len(pair["chosen_ids"]) + len(pair["rejected_ids"]) for pair in pairs)
