@@ -74,7 +74,7 @@ def attention(device: str) -> None:
     layout, scale = build_layout([150, 70, 40, 30], [-1, -1, 1, 1]), 128**-0.5
     segment = torch.arange(4).repeat_interleave(torch.tensor(layout.lengths))
     sees = torch.zeros(4, 4, dtype=torch.bool)
-    for s, history in enumerate(layout.histories):
+    for s, history in enumerate(layout.ancestors):
         sees[s, list(history)] = True
     hidden = ~sees[segment][:, segment].tril()
     torch.manual_seed(0)

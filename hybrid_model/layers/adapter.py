@@ -11,7 +11,10 @@ with mamba-ssm's fused kernel, which reads the base's weight alone, it would not
 from __future__ import annotations
 
 import inspect
+from collections import defaultdict
+from collections.abc import Mapping
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -49,6 +52,11 @@ class Tape:
     def is_recording_past(self, layer_idx: int) -> bool:
         """Always, so that most mixers do not convolve one token in place."""
         return True
+
+    @property
+    def layers(self) -> Mapping[int, Any]:
+        """Where transformers 5.20 looks for the same."""
+        return defaultdict(lambda: SimpleNamespace(record_past=True))
 
     def update_conv_state(
         self, conv_states: torch.Tensor, layer_idx: int, state_idx: int = 0, conv_kernel_size: int = 0, **_: Any

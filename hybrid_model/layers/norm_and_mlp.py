@@ -40,13 +40,18 @@ class OlmoHybridRMSNorm(hf.OlmoHybridRMSNorm):
             if of_sum:
                 assert residual is not None
                 x = residual + x
-                return x, F.rms_norm(x, x.shape[-1:], self.weight, eps)
-            x = F.rms_norm(x, x.shape[-1:], self.weight, eps)
+                return x, _norm_of_few(x, self.weight, eps)
+            x = _norm_of_few(x, self.weight, eps)
             return x if residual is None else residual + x
         if of_sum:
             assert residual is not None
             return add_rms_norm(x, residual, self.weight, eps)
         return rms_norm(x, self.weight, eps, residual)
+
+
+def _norm_of_few(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """torch's own, which wants one dtype: under autocast weights are float32 and x is not."""
+    return F.rms_norm(x.to(weight.dtype), x.shape[-1:], weight, eps).to(x.dtype)
 
 
 def plus_norm(residual: torch.Tensor, norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -69,7 +74,7 @@ class OlmoHybridRMSNormGated(hf.OlmoHybridRMSNormGated):
     def forward(self, hidden_states: torch.Tensor, gate: torch.Tensor, *, few: bool = False) -> torch.Tensor:
         """Both [..., V]. ``few``: a token or a few without gradients, in fewer calls."""
         if few:
-            normed = F.rms_norm(hidden_states, hidden_states.shape[-1:], self.weight, self.variance_epsilon)
+            normed = _norm_of_few(hidden_states, self.weight, self.variance_epsilon)
             return swiglu(gate, normed)
         return gated_rms_norm(hidden_states, gate, self.weight, eps=self.variance_epsilon)
 

@@ -105,11 +105,12 @@ SAVES = """
 
 def test_a_signal_is_passed_on_and_a_save_is_waited_for(tmp_path):
     run = started(SAVES, 3, tmp_path)
+    assert run.stdout is not None and run.stdout.readline() == "running\n"
     wait_for("running", tmp_path / "rank-1.log", tmp_path / "rank-2.log")
     run.send_signal(signal.SIGTERM)
     assert run.wait(60) == 75
     out, err = run.communicate()
-    assert out.splitlines() == ["running", "saving", "saved"] and err == ""
+    assert out.splitlines() == ["saving", "saved"] and err == ""
     assert "saved" in (tmp_path / "rank-2.log").read_text()
 
 

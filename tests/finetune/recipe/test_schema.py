@@ -113,7 +113,9 @@ def _check_examples(schema: type[BaseModel]) -> None:
     for name, field in schema.model_fields.items():
         example = {name: field.examples[0]} if schema.__name__ == "Entry" else needed | {name: field.examples[0]}
         made = schema.model_validate(example)
-        assert field.is_required() or getattr(made, name) != field.get_default(call_default_factory=True), name
+        assert field.is_required() or getattr(made, name) != field.get_default(
+            call_default_factory=True, validated_data={}
+        ), name
         for inner, _ in sections(field.annotation):
             _check_examples(inner)
 
