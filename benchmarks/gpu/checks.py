@@ -61,7 +61,7 @@ def _output_and_gradients(side: Any, layout: Any, x: Tensor, up: Tensor) -> dict
     weights = {
         name: p for name, p in side.named_parameters() if name in ("q_proj.weight", "k_proj.weight", "v_proj.weight")
     }
-    o = side(x, layout)
+    o = side(x.unsqueeze(0), layout).squeeze(0)
     grads = torch.autograd.grad(o, [x, *weights.values()], up)
     return {"output": o, "gradient of x": grads[0]} | {f"gradient of {n}": g for n, g in zip(weights, grads[1:])}
 

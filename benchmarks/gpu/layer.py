@@ -37,7 +37,7 @@ def measure(setting: Setting, sequences: int) -> list[dict[str, Any]]:
 
         return turn
 
-    sides, absent, note = {"ours": turn_of(lambda: ours(x, layout))}, "", ""
+    sides, absent, note = {"ours": turn_of(lambda: ours(x.unsqueeze(0), layout).squeeze(0))}, "", ""
     try:
         setting.admit_theirs()
         plain = theirs.layer_like(ours, config)
