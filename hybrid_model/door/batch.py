@@ -63,6 +63,7 @@ BATCH_KEYS = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx", "layout", "prompt_len
 """The keywords of a model's forward that ``read_batch`` knows, besides those that every model of transformers has."""
 
 
+@torch.compiler.disable  # it asks for lengths on the host
 def read_batch(
     given: torch.Tensor,
     layer_types: Sequence[str],

@@ -31,6 +31,11 @@ def gated_rms_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float = 1e-5) -
         from hybrid_ft.kernels.gated_rms_norm.gpu.launch import triton_gated_rms_norm
 
         return triton_gated_rms_norm(x, gate, weight, eps)
+    return _gated_rms_norm(x, gate, weight, eps)
+
+
+@torch.compiler.disable  # inference mode's tensors fit no graph
+def _gated_rms_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
     return _GatedRMSNorm.apply(x, gate, weight, eps)
 
 

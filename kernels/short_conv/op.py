@@ -45,10 +45,17 @@ def short_conv(
         from hybrid_ft.kernels.short_conv.gpu.launch import triton_short_conv
 
         return triton_short_conv(x, weight, cu_seqlens, initial_tail, output_final_tail)
-    if cu_seqlens is None:
-        cu_seqlens = torch.tensor([0, len(x)])
     if initial_tail is None:
         initial_tail = x.new_zeros(shape)
+    return _short_conv(x, weight, cu_seqlens, initial_tail, output_final_tail)
+
+
+@torch.compiler.disable  # inference mode's tensors fit no graph
+def _short_conv(
+    x: Tensor, weight: Tensor, cu_seqlens: Tensor | None, initial_tail: Tensor, output_final_tail: bool
+) -> tuple[Tensor, Tensor | None]:
+    if cu_seqlens is None:
+        cu_seqlens = torch.tensor([0, len(x)])
     edges = cu_seqlens.to(x.device, torch.int64)
     y = _ShortConv.apply(x, weight, initial_tail.to(_compute_dtype(x)), edges)
     return y, _final_tail(x, initial_tail.to(x.dtype), edges) if output_final_tail else None

@@ -38,6 +38,7 @@ from hybrid_ft.kernels.gated_delta_rule.cpu.tiles import Call, Inputs, Kept, Set
 from hybrid_ft.kernels.gated_delta_rule.reference import compute_dtype
 
 
+@torch.compiler.disable  # the plan is of this batch's lengths, and inference mode's tensors fit no graph
 def chunked_gated_delta_rule(
     q: Tensor,
     k: Tensor,
@@ -102,7 +103,8 @@ class _ChunkedGatedDeltaRule(torch.autograd.Function):
         if any(ctx.needs_input_grad):
             kept = call.keep(lambda name, *sizes: g.new_empty(sizes), call.rows)
         outputs = TokenRows.like(v, plan)
-        final_state = initial_state.clone()
+        # written in place, so in an order of its own: a view's or a gradient's strides may be any
+        final_state = initial_state.clone(memory_format=torch.contiguous_format)
         with torch.inference_mode():
             run_forward(call, _inputs(q, k, v, call), final_state, kept, outputs)
         if kept:
@@ -116,7 +118,7 @@ class _ChunkedGatedDeltaRule(torch.autograd.Function):
         q, k, v, g, *kept = ctx.saved_tensors
         call: Call = ctx.call
         grads = Gradients(call, q, k, v)
-        d_initial = d_final.clone()
+        d_initial = d_final.clone(memory_format=torch.contiguous_format)
         with torch.inference_mode():
             do_rows = TokenRows.of(do, call.plan)
             run_backward(call, _inputs(q, k, v, call), do_rows, Kept(*kept), d_initial, grads)

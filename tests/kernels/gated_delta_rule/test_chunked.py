@@ -1,6 +1,6 @@
 """The chunked path against the definition: outputs and every gradient, both states included."""
 
-from itertools import pairwise
+from itertools import pairwise, permutations
 
 import pytest
 import torch
@@ -219,6 +219,17 @@ def test_strided_inputs() -> None:
         )
         grads = torch.autograd.grad((o * up[0]).sum() + (final_state * up[1]).sum(), inputs)
         assert_close([o, final_state, *grads], true, 1e-13)
+
+
+@pytest.mark.parametrize(("edges", "heads"), [([0, 70], (1, 2)), ([0, 20, 70], (1, 1)), ([0, 20, 70], (2, 2))])
+def test_strided_states(edges: list[int], heads: tuple[int, int]) -> None:
+    """The initial state and the final one's gradient with their four dimensions in any order in memory."""
+    leaves, up, cu_seqlens = case(edges, dims=(16, 32), heads=heads)
+    true = results(gated_delta_rule, leaves, up, cu_seqlens)
+    for order in permutations(range(4)):
+        back = [order.index(i) for i in range(4)]
+        state, d_final = (x.permute(order).contiguous().permute(back) for x in (leaves[-1], up[1]))
+        assert_close(results(gated_delta_rule, [*leaves[:-1], state], [up[0], d_final], cu_seqlens), true, 1e-13)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
