@@ -199,7 +199,7 @@ def _row(key: str, field: FieldInfo) -> str:
 def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
-    value = field.get_default(call_default_factory=True)
+    value = field.get_default(call_default_factory=True, validated_data={})
     return "see its keys" if isinstance(value, BaseModel) else f"`{flow(value)}`"
 
 
