@@ -167,7 +167,7 @@ CONFIGS = [
     of_model("a config nested without end", with_bytes("config.json", lambda _: b"[" * 100_000), "model/config.json: not JSON"),
     of_model("a config not UTF-8", with_bytes("config.json", lambda _: b'{"a": "\xe9"}'), "model/config.json: not JSON"),
     of_model("another architecture", with_config(model_type="llama"), "model/config.json: model_type is 'llama'"),
-    of_model("no architecture", with_config(model_type=...), "model/config.json: model_type is None"),
+    of_model("no architecture", with_config(model_type=...), "model/config.json: model_type is 'None'"),
     of_model("an architecture that is a list", with_config(model_type=["olmo_hybrid"]), "model"),
     of_model("layers in words", with_config(num_hidden_layers="4"), "model/config.json: "),
     of_model("no layers", with_config(num_hidden_layers=0, layer_types=[]), "model"),

@@ -239,7 +239,7 @@ TEMPLATES = [
 
 MAPPINGS = [
     mapped("empty", "", "c.yaml: is empty; a column mapping must be a mapping"),
-    mapped("an unknown key", "signature: []\nmesages: []\n", "c.yaml:2: unknown key mesages"),
+    mapped("an unknown key", "signature: []\nmesages: []\n", "c.yaml:2: unknown key mesages", complaints=2),
     mapped("a tag", "about: !!python/name:os.system x\n", "c.yaml:1: tag !!python/name:os.system is not allowed", complaints=2),
     mapped("not there", lambda path: None, "r.yaml:2: data.sources.0.columns: got 'c.yaml'"),
 ]  # fmt: skip
