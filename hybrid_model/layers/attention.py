@@ -136,8 +136,8 @@ class OlmoHybridAttention(hf.OlmoHybridAttention):
         transformers' attention gives its weights as well; None stands in their place.
         """
         q, k = self.q_norm(self.q_proj(hidden_states)), self.k_norm(self.k_proj(hidden_states))
-        projected = (q, k, self.v_proj(hidden_states))
-        q, k, v = (x.flatten(0, 1) if layout is None else layout.flat(x) for x in projected)
+        v = self.v_proj(hidden_states)
+        q, k, v = (x.flatten(0, 1) if layout is None else layout.flat(x) for x in (q, k, v))
         q, k, v = (x.unflatten(-1, (-1, self.head_dim)) for x in (q, k, v))
         if rope is not None:
             q, k = hf.apply_rotary_pos_emb(q, k, *rope)

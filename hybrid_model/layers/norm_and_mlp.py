@@ -95,7 +95,7 @@ class OlmoHybridMLP(hf.OlmoHybridMLP):
         super().__init__(config)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        gate, up = self.gate_proj(x), self.up_proj(x)
+        # no names for gate and up: they would be kept while down runs
         if is_watched(self.act_fn, _SILU):
-            return self.down_proj(self.act_fn(gate) * up)
-        return self.down_proj(swiglu(gate, up))
+            return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))

@@ -12,6 +12,9 @@ from contextlib import contextmanager
 from torch import nn
 from torch.nn.modules import module as hooks_of_all
 
+# transformers' and PEFT's names for the hook on the embedding that gives layers under checkpointing a gradient to pass
+_MARKING = ("make_inputs_require_grads", "make_inputs_require_grad")
+
 
 def is_watched(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether calling the module does anything besides ``kind.forward``."""
@@ -19,9 +22,9 @@ def is_watched(module: nn.Module, kind: type[nn.Module]) -> bool:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Of its own, or of all modules."""
+    """Of its own, or of all modules; those that only mark a result for gradient checkpointing do not count."""
     return bool(
-        module._forward_hooks
+        any(getattr(hook, "__name__", "") not in _MARKING for hook in module._forward_hooks.values())
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks

@@ -29,7 +29,7 @@ from hybrid_ft.hybrid_model.families.olmo_hybrid.decoder_layers import (
 from hybrid_ft.hybrid_model.families.olmo_hybrid.names import released_state_dict
 from hybrid_ft.hybrid_model.layers.attention import Rope
 from hybrid_ft.hybrid_model.layers.norm_and_mlp import OlmoHybridRMSNorm
-from hybrid_ft.hybrid_model.layers.watched import has_hooks, hooks_below, is_sharded, is_watched
+from hybrid_ft.hybrid_model.layers.watched import has_hooks, hooks_below, is_sharded
 
 # transformers converts a checkpoint's tensor names for classes of its own only, unless the mapping is registered
 register_checkpoint_conversion_mapping("olmo_hybrid", get_checkpoint_conversion_mapping("olmo_hybrid"), overwrite=True)
@@ -95,7 +95,7 @@ class OlmoHybridModel(hf.OlmoHybridModel):
         if self.training and torch.is_grad_enabled() and self.layers[0].gradient_checkpointing:
             # backward runs the layers again, and a cache would be written twice
             use_cache, past_key_values = False, None
-        noisy = self.training and input_ids is not None and has_hooks(self.embed_tokens)
+        noisy = self.training and input_ids is not None and hooks_below(self.embed_tokens)
         batch = read_batch(
             given,
             self.config.layer_types,
@@ -136,10 +136,12 @@ class OlmoHybridModel(hf.OlmoHybridModel):
         equal lengths together: what NEFTune adds goes by the length it sees, and a row may be padded or hold several.
         """
         door, embed = batch.door, self.embed_tokens
-        if door is None or not is_watched(embed, nn.Embedding):
-            return embed(input_ids) if door is None else door.layout.formed(embed(door.flatten(input_ids)[None])[0])
-        # all processes call a sharded module equally often
-        if not (self.training and has_hooks(embed)) or is_sharded(embed):
+        if door is None:
+            return embed(input_ids)
+        if not has_hooks(embed) and not hooks_below(embed):
+            return door.layout.formed(embed(door.flatten(input_ids)[None])[0])
+        # a sharded module must be called equally often on every process
+        if not self.training or is_sharded(embed):
             return batch.flat(embed(input_ids))
         tokens = door.flatten(input_ids).split(door.layout.lengths)
         by_length: dict[int, list[int]] = {}

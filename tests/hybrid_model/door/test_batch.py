@@ -84,6 +84,18 @@ def test_a_hook_on_the_embedding_changes_nothing_else(make_pair, relative, asser
     assert_gradients(own, gradients, 1e-11)
 
 
+def test_checkpointing_s_mark_on_the_embedding_leaves_prompts_shared(make_pair):
+    """LoRA with checkpointing hooks the embedding so that its result wants a gradient; no row differs by that."""
+    model = make_pair()[1].train()
+    model.enable_input_require_grads()
+    sizes = []
+    model.model.layers[0].register_forward_pre_hook(lambda module, args: sizes.append(args[0].shape))
+    assert model.model(**pairs()[0], use_cache=False).last_hidden_state.requires_grad
+    model.get_input_embeddings().register_forward_hook(lambda *_: None)
+    model.model(**pairs()[0], use_cache=False)
+    assert sizes == [(1, 40 + 9 + 9 - 6, 32), (3, 40, 32)]
+
+
 def test_an_empty_batch_and_a_cache_of_other_rows_are_refused(make_pair):
     model = make_pair()[1]
     for shape in ((1, 0), (0, 3)):
