@@ -7,6 +7,7 @@ import torch
 
 from hybrid_ft.errors import ENVIRONMENT, InputError
 from hybrid_ft.hybrid_model import gpu_trust
+from hybrid_ft.kernels.gated_delta_rule import trusted
 
 
 class Mixer(torch.nn.Module):
@@ -20,14 +21,15 @@ def test_every_size_of_head_is_asked_for_once() -> None:
     assert gpu_trust.delta_heads(model) == {((2, 2), (96, 192)), ((2, 4), (96, 192))}
 
 
-def test_a_cpu_is_not_asked() -> None:
+def test_a_cpu_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(trusted, "faults", lambda *given: asked.append(given) or ["wrong"])
     gpu_trust.check_gpu(torch.nn.Sequential(Mixer(2, 2), torch.nn.Linear(1, 1)), torch.float32)
+    assert asked == []
 
 
 def test_a_fault_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
-    from hybrid_ft.kernels.gated_delta_rule import trusted
-
     model = torch.nn.Sequential(Mixer(2, 2))
     on_gpu = SimpleNamespace(device=torch.device("cuda", 0))
     monkeypatch.setattr(model, "parameters", lambda: iter([on_gpu]))

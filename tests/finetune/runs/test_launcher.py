@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from hybrid_ft.errors import InputError
-from hybrid_ft.finetune.recipe.schema import Recipe
+from hybrid_ft.finetune.recipe.schema import Recipe, changed
 from hybrid_ft.finetune.runs.launcher import agreed
 
 
@@ -100,7 +100,10 @@ def test_what_accelerate_says_by_itself_is_no_wish(monkeypatch: pytest.MonkeyPat
         "FSDP_ACTIVATION_CHECKPOINTING": "false",
     }.items():
         monkeypatch.setenv(name, value)
-    agreed(recipe(), False)
+    given = recipe()
+    found = agreed(given, False)
+    assert found.train.sharded  # --use_fsdp is a wish
+    assert found == changed(given, "train", sharded=True)
 
 
 @pytest.mark.parametrize(
