@@ -10,8 +10,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+import jinja2
+
 if sys.platform == "linux":
     import resource
+
+SECONDS = 5.0
+"""How long a template may take on one row."""
+MEMORY = 2**30
+"""Bytes that it may add to the process."""
+RENDER_ERRORS = (
+    jinja2.TemplateError,
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
+)
+"""What a template can do wrong on a row: refuse it, miss a field, take a string for a list."""
 
 _PAGES = Path("/proc/self/statm")
 

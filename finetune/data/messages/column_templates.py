@@ -12,26 +12,13 @@ from jinja2 import StrictUndefined, UndefinedError, meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from hybrid_ft.errors import one_line, shown
-from hybrid_ft.finetune.data.limits import TookTooLong, limited
+from hybrid_ft.finetune.data.limits import MEMORY, RENDER_ERRORS, SECONDS, TookTooLong, limited
 from hybrid_ft.finetune.data.sources.rows import BadRow, repr_number
 
-SECONDS = 5.0
-"""How long one template may take on one row."""
-MEMORY = 2**30
-"""Bytes that it may add to the process."""
 RUNAWAY_COLUMNS = "runaway template of columns"
 """The kind of a row on which a template ran into one of these limits."""
 
 _MISSING_NAME = re.compile(r"'([^']+)' is undefined")
-_RENDER_ERRORS = (
-    jinja2.TemplateError,
-    TypeError,
-    ValueError,
-    LookupError,
-    AttributeError,
-    ArithmeticError,
-    RuntimeError,
-)
 
 
 Kind = TypeVar("Kind", bound=nodes.Node)
@@ -119,7 +106,7 @@ class ColumnTemplate:
         except (TookTooLong, MemoryError) as error:
             used = f"{SECONDS:g} s" if isinstance(error, TookTooLong) else f"{MEMORY // 2**30} GB of memory"
             raise BadRow(RUNAWAY_COLUMNS, f"the template of columns takes more than {used} on this row") from None
-        except _RENDER_ERRORS as error:
+        except RENDER_ERRORS as error:
             text = f"the template of columns fails on this row ({one_line(error, 160)})"
             raise BadRow("template of columns", text) from None
 

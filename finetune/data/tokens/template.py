@@ -15,11 +15,10 @@ import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from hybrid_ft.errors import InputError, one_line, short
-from hybrid_ft.finetune.data.limits import TookTooLong, limited
+from hybrid_ft.finetune.data.limits import MEMORY, RENDER_ERRORS, SECONDS, TookTooLong, limited
 from hybrid_ft.finetune.data.messages.conversation import Conversation
 from hybrid_ft.finetune.data.sources.rows import BadRow
 from hybrid_ft.finetune.data.tokens.control_tokens import ControlTokens
@@ -29,25 +28,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MOST_PLANS = 4096
-SECONDS = 5.0
-"""How long one rendering may take."""
-MEMORY = 2**30
-"""Bytes that one rendering may add to the process."""
 RUNAWAY = "runaway chat template"
 """The kind of a row on which a template ran into one of these limits."""
 
 _NAMED_TOKEN = re.compile(r"<\|[^\s<>|]{1,40}\|>")
 _MARKERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
-# What a template can do wrong on a row: refuse it, miss a field, take a text for a list.
-_RENDER_ERRORS = (
-    jinja2.TemplateError,
-    TypeError,
-    ValueError,
-    LookupError,
-    AttributeError,
-    ArithmeticError,
-    RuntimeError,
-)
 
 
 @dataclass(frozen=True)
@@ -150,7 +135,7 @@ class ChatTemplate:
             slow = isinstance(error, TookTooLong)
             used = f"{SECONDS:g} s" if slow else f"{MEMORY // 2**30} GB of memory"
             raise BadRow(RUNAWAY, f"chat template {self.name} takes more than {used} on this row") from None
-        except _RENDER_ERRORS as error:
+        except RENDER_ERRORS as error:
             reason = one_line(error, 160)
             raise BadRow("chat template", f"chat template {self.name} fails on this row ({reason})") from None
         return texts[0], marked[0] if marked else []
