@@ -119,10 +119,10 @@ def segment_wise(cls: type[nn.Module], forks: bool) -> type[nn.Module]:
             def run(x: torch.Tensor, past: Past) -> tuple[torch.Tensor, dict[tuple[str, int], torch.Tensor]]:
                 tape = Tape(past)
                 y = super(SegmentWise, self).forward(x, **kwargs | {slot: tape})
-                if tape.stepped and x.shape[1] == 1 and torch.is_grad_enabled():
+                if tape.stepped and x.shape[1] == 1:
                     raise ValueError(
-                        f"{cls.__name__}: a segment of one token that continues another and is continued itself has "
-                        "no gradient; join it with one of them"
+                        f"{cls.__name__}: a segment of one token that continues another and is continued itself cannot "
+                        "be computed exactly; join it with one of them"
                     )
                 return (y[0] if isinstance(y, tuple) else y), tape.made
 

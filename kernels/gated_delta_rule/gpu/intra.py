@@ -191,12 +191,7 @@ def _pairs(gates, keys, k_t, left, row, col, d):
     forget()  # ten products' keys
     o_i = row + tl.arange(0, BLOCK)
     o_j = col + tl.arange(0, BLOCK)
-    if d.DOT == tl.float32:
-        products = dot_rows(keys, k_t, o_i, keys, k_t, o_j, left, d)
-    else:
-        a1, a2 = load_keys(keys, k_t, o_i, o_i < left, d)
-        b1, b2 = load_keys(keys, k_t, o_j, o_j < left, d)
-        products = dot_keys(a1, a2, b1, b2, d)
+    products = dot_rows(keys, k_t, o_i, keys, k_t, o_j, left, d)
     read = gate(gates, NORM_K, o_i, d)
     write = gate(gates, NORM_K, o_j, d) * gate(gates, BETA, o_j, d)
     return products * read[:, None] * write[None, :] * pair_decay(gates, o_i, o_j, d)
