@@ -96,7 +96,7 @@ lint: $(READY)
 # mypy does not follow the editable install's import hook. .typing/hybrid_ft is a view of the package for it: one
 # link per folder, since a single link to the root would be a loop. mypy starts inside .typing because from the root
 # it takes our datasets/ and kernels/ for Hugging Face's.
-TYPED := __init__.py cli.py errors.py finetune hybrid_model kernels
+TYPED := __init__.py cli.py commands errors.py finetune hybrid_model kernels
 .typing/hybrid_ft:
 	@mkdir -p $@ && for part in $(TYPED); do ln -sfn "../../$$part" "$@/$$part"; done
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-SHIPPED = ("kernels", "hybrid_model", "finetune", "recipes", "datasets")
+SHIPPED = ("kernels", "hybrid_model", "finetune", "commands", "recipes", "datasets")
 FILES = ("__init__.py", "cli.py", "errors.py", "py.typed")
 
 pytestmark = pytest.mark.slow

@@ -1,0 +1,68 @@
+"""Commands that use a model: chat, generate, merge."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hybrid_ft.commands.options import MaxNewTokens, ModelPath, Seed, Temperature, TopP
+from hybrid_ft.errors import InputError
+from hybrid_ft.finetune.runs.signals import resumable
+
+
+def chat(
+    path: ModelPath,
+    system: Annotated[str | None, typer.Option(help="A system message to begin with.")] = None,
+    max_new_tokens: MaxNewTokens = 512,
+    temperature: Temperature = 0.7,
+    top_p: TopP = 0.95,
+    seed: Seed = 0,
+) -> int:
+    """Chat with a model, one line a turn. /reset starts over, /system TEXT sets the system message, /exit ends."""
+    from hybrid_ft.finetune.generation.chat import run
+    from hybrid_ft.finetune.generation.generate import Sampling
+
+    return run(path, system, max_new_tokens, Sampling(temperature, top_p, seed))
+
+
+def generate(
+    path: ModelPath,
+    prompts: Annotated[
+        Path, typer.Option(help=".txt: a prompt a line. .jsonl: an object a line with prompt or messages.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="Where the JSON lines go; to the terminal if not given.")] = None,
+    max_new_tokens: MaxNewTokens = 512,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    seed: Seed = 0,
+) -> int:
+    """Answer every prompt of a file, as JSON lines in the file's order."""
+    from hybrid_ft.finetune.generation.prompt_file import read_prompts
+
+    rows = read_prompts(prompts)
+    if out is not None and not out.absolute().parent.is_dir():
+        raise InputError(f"{out}: its folder does not exist")
+    if out is not None and out.is_dir():
+        raise InputError(f"{out}: is a folder; name a file for the answers")
+    from hybrid_ft.finetune.generation.generate import Sampling, run
+
+    return run(path, prompts, rows, out, max_new_tokens, Sampling(temperature, top_p, seed))
+
+
+def merge(
+    adapter: Annotated[
+        str, typer.Argument(metavar="ADAPTER", help="An adapter folder that PEFT wrote, or a hub name.")
+    ],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="A new folder for the model.")],
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16; the base's own if not given.", show_default=False)
+    ] = None,
+) -> int:
+    """Merge an adapter into the base it names, as one model. The same command resumes where it was cut short."""
+    with resumable():
+        from hybrid_ft.finetune.conversion.merge import run
+        from hybrid_ft.finetune.runs.console import screen
+
+        return run(adapter, out, dtype, screen())

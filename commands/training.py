@@ -1,0 +1,87 @@
+"""Commands that train, and what tells of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hybrid_ft.commands.options import AcceptChanges, Overrides, RecipeName
+from hybrid_ft.finetune.runs.signals import resumable
+
+
+def sft(recipe: RecipeName, overrides: Overrides = None, accept_changes: AcceptChanges = False) -> int:
+    """Fine-tune a model (SFT) as a recipe says. The same command resumes a run that was stopped."""
+    with resumable():
+        from hybrid_ft.finetune.recipe.load import load_recipe
+
+        resolved = load_recipe(recipe, overrides or [], stage="sft")
+        from hybrid_ft.finetune.runs.console import screen
+        from hybrid_ft.finetune.training.sft.stage import run
+
+        return run(resolved, screen(), accept_changes)
+
+
+def dpo(recipe: RecipeName, overrides: Overrides = None, accept_changes: AcceptChanges = False) -> int:
+    """Preference-tune (DPO) a model on pairs of answers. The same command resumes a run that was stopped."""
+    with resumable():
+        from hybrid_ft.finetune.recipe.load import load_recipe
+
+        resolved = load_recipe(recipe, overrides or [], stage="dpo")
+        from hybrid_ft.finetune.runs.console import screen
+        from hybrid_ft.finetune.training.dpo.stage import run
+
+        return run(resolved, screen(), accept_changes)
+
+
+def run_stages(
+    stages: Annotated[
+        str, typer.Argument(metavar="FILE", help="A YAML file of stages, or the name of one that ships.")
+    ],
+    overrides: Overrides = None,
+) -> int:
+    """Run a file of stages (sft, dpo, export), each from the last one's model. Finished stages are not repeated."""
+    with resumable():
+        from hybrid_ft.finetune.pipeline import run
+        from hybrid_ft.finetune.runs.console import screen
+
+        return run(stages, overrides or [], screen())
+
+
+def launch(
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="A recipe, or a file of stages, as for sft, dpo and run.")
+    ],
+    overrides: Overrides = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Processes on this machine; one per GPU if not given.", show_default=False)
+    ] = None,
+    restarts: Annotated[int, typer.Option(min=0, help="How often to start again after status 75.")] = 0,
+    logs: Annotated[
+        Path | None, typer.Option(help="Folder for the screens of all processes but the first.", show_default=False)
+    ] = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Machines; start the same command on each.")] = 1,
+    node_rank: Annotated[int, typer.Option(min=0, help="Which of the machines this is.")] = 0,
+    rendezvous: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Where the machines meet: machine 0.", show_default=False)
+    ] = None,
+    accept_changes: AcceptChanges = False,
+) -> int:
+    """Train a recipe or a file of stages in one process per GPU. Passes on signals and the exit status of the run."""
+    with resumable():
+        from hybrid_ft.finetune.launch import Launch, run
+        from hybrid_ft.finetune.machines.workers import Nodes
+        from hybrid_ft.finetune.runs.console import screen
+
+        how = Launch(processes, Nodes(nodes, node_rank, rendezvous), restarts, logs)
+        return run(recipe, overrides or [], how, screen(), accept_changes)
+
+
+def status(output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="A run's folder.")]) -> int:
+    """Say what became of a run: status 0 finished, 75 the same command goes on, 4 not finite, 2 not a run."""
+    from hybrid_ft.finetune.runs.status import status
+
+    found = status(output)
+    typer.echo(found.text)
+    return found.code
