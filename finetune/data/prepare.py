@@ -23,7 +23,8 @@ from hybrid_ft.finetune.data.tokens.encoder import Encoder
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from hybrid_ft.finetune.recipe.schema import Recipe, Source
+    from hybrid_ft.finetune.recipe.data_section import Source
+    from hybrid_ft.finetune.recipe.schema import Recipe
 
 
 @dataclass

@@ -18,7 +18,7 @@ from hybrid_ft.finetune.data.sources.rows import BadRow, Row, origin
 from hybrid_ft.finetune.data.sources.source import Opened, open_source
 
 if TYPE_CHECKING:
-    from hybrid_ft.finetune.recipe.schema import Source
+    from hybrid_ft.finetune.recipe.data_section import Source
 
 # Rows whose columns decide the form: optional columns may be missing from the first.
 _LOOK_AHEAD = 64

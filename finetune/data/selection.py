@@ -10,7 +10,7 @@ import numpy as np
 from hybrid_ft.errors import InputError
 
 if TYPE_CHECKING:
-    from hybrid_ft.finetune.recipe.schema import HeldOut, Source
+    from hybrid_ft.finetune.recipe.data_section import HeldOut, Source
 
 
 def mix_sources(source: np.ndarray, sources: Sequence[Source], seed: int, key: str = "data.sources") -> np.ndarray:

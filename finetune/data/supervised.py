@@ -21,7 +21,8 @@ from hybrid_ft.finetune.data.tokens.encode import Encoded, encode
 from hybrid_ft.finetune.data.tokens.encoder import Encoder
 
 if TYPE_CHECKING:
-    from hybrid_ft.finetune.recipe.schema import Data, Recipe
+    from hybrid_ft.finetune.recipe.data_section import Data
+    from hybrid_ft.finetune.recipe.schema import Recipe
 
 _LONG, _LONG_PROMPT = "longer than data.max_length", "prompt alone longer than data.max_length"
 _SCHEMA = pa.schema(

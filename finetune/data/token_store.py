@@ -24,7 +24,7 @@ from hybrid_ft.finetune.data.sources.rows import BadRow
 from hybrid_ft.finetune.data.tokens.template import RUNAWAY
 
 if TYPE_CHECKING:
-    from hybrid_ft.finetune.recipe.schema import Source
+    from hybrid_ft.finetune.recipe.data_section import Source
 
 _BATCH = 256  # rows encoded at a time
 

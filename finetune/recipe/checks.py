@@ -12,7 +12,9 @@ from hybrid_ft.finetune.recipe.mistakes import Wrong
 from hybrid_ft.finetune.recipe.yaml_file import Loc
 
 if TYPE_CHECKING:
-    from hybrid_ft.finetune.recipe.schema import Model, Recipe, Source
+    from hybrid_ft.finetune.recipe.data_section import Source
+    from hybrid_ft.finetune.recipe.model_section import Model
+    from hybrid_ft.finetune.recipe.schema import Recipe
 
 TRAINED_PRESETS = ("tiny",)
 SHAPE_PRESETS = ("190M", "1B", "7B")

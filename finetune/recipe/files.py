@@ -16,7 +16,9 @@ from hybrid_ft.finetune.recipe.shipped import column_names, shipped
 from hybrid_ft.finetune.recipe.yaml_file import Loc
 
 if TYPE_CHECKING:
-    from hybrid_ft.finetune.recipe.schema import Dpo, Model, Recipe, Source
+    from hybrid_ft.finetune.recipe.data_section import Source
+    from hybrid_ft.finetune.recipe.model_section import Model
+    from hybrid_ft.finetune.recipe.schema import Dpo, Recipe
 
 CHAT_TEMPLATES = ("olmo-instruct",)
 

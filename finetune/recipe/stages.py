@@ -21,22 +21,15 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.recipe.checks import secrets
+from hybrid_ft.finetune.recipe.data_section import Data, Source
 from hybrid_ft.finetune.recipe.files import Files
 from hybrid_ft.finetune.recipe.load import resolve_recipe, validated
 from hybrid_ft.finetune.recipe.mistakes import Mistakes, Place, Wrong
+from hybrid_ft.finetune.recipe.model_section import Lora
 from hybrid_ft.finetune.recipe.nearest import did_you_mean
 from hybrid_ft.finetune.recipe.overrides import apply_overrides
-from hybrid_ft.finetune.recipe.schema import (
-    NULL_IS_EMPTY,
-    AtLeastOne,
-    Data,
-    Lora,
-    Recipe,
-    Section,
-    Source,
-    Text,
-    changed,
-)
+from hybrid_ft.finetune.recipe.schema import Recipe, changed
+from hybrid_ft.finetune.recipe.section import NULL_IS_EMPTY, AtLeastOne, Section, Text
 from hybrid_ft.finetune.recipe.shipped import find_recipe
 from hybrid_ft.finetune.recipe.yaml_file import Loc, YamlFile, read_yaml
 

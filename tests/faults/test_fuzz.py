@@ -27,8 +27,9 @@ from hybrid_ft.finetune.data.messages.preference import Unusable
 from hybrid_ft.finetune.data.reading import conversations, preferences
 from hybrid_ft.finetune.data.report.account import SourceCounts
 from hybrid_ft.finetune.data.sources.rows import BadRow
+from hybrid_ft.finetune.recipe.data_section import Source
 from hybrid_ft.finetune.recipe.load import load_recipe
-from hybrid_ft.finetune.recipe.schema import Recipe, Source
+from hybrid_ft.finetune.recipe.schema import Recipe
 
 MOST_SECONDS = 5.0
 """of the processor, for a file of rows or a recipe"""

@@ -22,9 +22,10 @@ from hybrid_ft.finetune.data.messages.conversation import Conversation, checked,
 from hybrid_ft.finetune.data.messages.pair_forms import PairForm, recognise_pairs
 from hybrid_ft.finetune.data.messages.row_forms import Form, recognise
 from hybrid_ft.finetune.data.sources.rows import BadRow, Row, repr_number
+from hybrid_ft.finetune.recipe.data_section import Columns, Preferred, Roles, Source, Turn
 from hybrid_ft.finetune.recipe.mistakes import Mistakes, Wrong
 from hybrid_ft.finetune.recipe.nearest import did_you_mean
-from hybrid_ft.finetune.recipe.schema import Columns, Preferred, Roles, Section, Source, Turn
+from hybrid_ft.finetune.recipe.section import Section
 from hybrid_ft.finetune.recipe.shipped import COLUMNS, column_names
 from hybrid_ft.finetune.recipe.yaml_file import read_yaml
 

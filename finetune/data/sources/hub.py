@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hybrid_ft.errors import BAD_INPUT, ENVIRONMENT, InputError, one_line
 
 if TYPE_CHECKING:
-    from hybrid_ft.finetune.recipe.schema import Source
+    from hybrid_ft.finetune.recipe.data_section import Source
 
 PATIENCE = 5.0
 """Seconds within which the hub must answer one request."""

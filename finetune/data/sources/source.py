@@ -21,7 +21,7 @@ from hybrid_ft.finetune.data.sources.tables import delimited_rows, parquet_rows,
 from hybrid_ft.finetune.recipe.nearest import nearest_file
 
 if TYPE_CHECKING:
-    from hybrid_ft.finetune.recipe.schema import Source
+    from hybrid_ft.finetune.recipe.data_section import Source
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 MOST_UNPACKED = 2**30

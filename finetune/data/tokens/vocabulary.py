@@ -12,7 +12,7 @@ from hybrid_ft.hybrid_model.checkpoint.tokenizer import check_vocabulary
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from hybrid_ft.finetune.recipe.schema import Model
+    from hybrid_ft.finetune.recipe.model_section import Model
 
 
 def check_fits(model: Model, tokenizer: PreTrainedTokenizerBase) -> None:

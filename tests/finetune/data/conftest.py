@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerFast
 from hybrid_ft.finetune.data.sources.source import open_source
 from hybrid_ft.finetune.data.tokens.control_tokens import ControlTokens
 from hybrid_ft.finetune.data.tokens.template import ChatTemplate
-from hybrid_ft.finetune.recipe.schema import Recipe, Source
+from hybrid_ft.finetune.recipe.data_section import Source
+from hybrid_ft.finetune.recipe.schema import Recipe
 
 TEXT = [
     "The quick brown fox jumps over the lazy dog. What is 12 + 30? It is 42.",

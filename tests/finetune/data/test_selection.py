@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.data.selection import mix_sources, split_held_out
-from hybrid_ft.finetune.recipe.schema import HeldOut, Source
+from hybrid_ft.finetune.recipe.data_section import HeldOut, Source
 
 
 @settings(max_examples=200, deadline=None)

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
+from hybrid_ft.finetune.recipe.data_section import Source
 from hybrid_ft.finetune.recipe.keys import free_keys, keys, sections
-from hybrid_ft.finetune.recipe.schema import Recipe, Source, changed
+from hybrid_ft.finetune.recipe.schema import Recipe, changed
 from hybrid_ft.finetune.recipe.stages import StagesFile
 
 KEYS = [

@@ -98,7 +98,7 @@ def test_the_first_loss_is_that_of_plain_transformers(start: Any, base: Path) ->
 
 def test_lora_on_layers_that_the_family_has_not_is_refused(base: Path, tiny_tokenizer: Any) -> None:
     from hybrid_ft.finetune.data.tokens.vocabulary import check_fits
-    from hybrid_ft.finetune.recipe.schema import Model
+    from hybrid_ft.finetune.recipe.model_section import Model
 
     sets = family_of_type(json.loads((base / "config.json").read_text())["model_type"])
     has_delta = "delta" in sets.lora(hybrid_ft.load(base).config)

@@ -13,7 +13,7 @@ from hybrid_ft.finetune.data.messages.columns import load_column_file, pair_form
 from hybrid_ft.finetune.data.messages.conversation import Conversation
 from hybrid_ft.finetune.data.messages.preference import Preference, Unusable
 from hybrid_ft.finetune.data.sources.rows import BadRow, Row
-from hybrid_ft.finetune.recipe.schema import Source
+from hybrid_ft.finetune.recipe.data_section import Source
 from hybrid_ft.finetune.recipe.shipped import column_names
 
 Write = Callable[[str], str]

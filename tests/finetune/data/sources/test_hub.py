@@ -14,7 +14,7 @@ from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.data.sources import hub
 from hybrid_ft.finetune.data.sources.rows import Row
 from hybrid_ft.finetune.data.sources.source import open_source
-from hybrid_ft.finetune.recipe.schema import Source
+from hybrid_ft.finetune.recipe.data_section import Source
 
 ROWS = [{"a": "one"}, {"a": "two"}]
 

@@ -17,7 +17,7 @@ from hybrid_ft.finetune.data.report.count import Count, split_origin
 from hybrid_ft.finetune.data.sources import tables
 from hybrid_ft.finetune.data.sources.rows import BadRow, Row, origin
 from hybrid_ft.finetune.data.sources.source import open_source
-from hybrid_ft.finetune.recipe.schema import Source
+from hybrid_ft.finetune.recipe.data_section import Source
 
 Read = Callable[..., list[Any]]
 ROWS = [{"a": "one\u2028line", "b": "é"}, {"a": 'two, "quoted"\nline', "b": ""}, {"a": "\u0085x", "b": "漢"}]

@@ -1,0 +1,166 @@
+"""The recipe's section data: sources, columns, held-out rows."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from hybrid_ft.finetune.recipe.section import NULL_IS_EMPTY, AtLeastOne, Section, Seed, Text
+
+
+def _as_key(value: Any) -> Any:
+    """YAML reads ``{0: user, true: 1}`` as a number and a truth value; as keys they are their spelling."""
+    return str(value).lower() if isinstance(value, bool | int | float) else value
+
+
+_NAME_IS_FILE = BeforeValidator(lambda value: {"file": value} if isinstance(value, str) else value)
+Key = Annotated[str, BeforeValidator(_as_key)]
+Roles = dict[Key, Literal["system", "user", "assistant", "tool", "environment"]]
+Preferred = dict[Key, Literal[1, 2, "tie"]]
+
+
+class Turn(Section):
+    """One message of a column mapping."""
+
+    role: Literal["system", "user", "assistant", "tool", "environment"] = Field(examples=["user"])
+    """Whose turn it is."""
+    content: str | None = Field(None, examples=["{{ question }}"])
+    """Its text, a Jinja2 template over the row's columns."""
+    reasoning: str | None = Field(None, examples=["{{ thoughts }}"])
+    """The reasoning before an assistant's text, a template."""
+    tool_calls: Text | None = Field(None, examples=["answers"])
+    """The column that holds the calls, as objects or as JSON text."""
+    when: Text | None = Field(None, examples=["system"])
+    """A Jinja2 expression. The message is left out where it is false, blank, or about a column that is not there."""
+
+
+class Columns(Section):
+    """Which column is which of ours: a column's name, or a Jinja2 template. datasets/columns/README.md has examples."""
+
+    file: Text | None = Field(None, examples=["gsm8k"])
+    """A mapping that ships here, by name, or a .yaml file. columns: gsm8k is short for this."""
+    messages: list[Turn] | None = Field(None, min_length=1, examples=[[{"role": "user", "content": "{{ question }}"}]])
+    """Every message spelt out."""
+    turns: Text | None = Field(None, examples=["dialog"])
+    """The column that holds a list of turns."""
+    role: Text | None = Field(None, examples=["speaker"])
+    """The key of a turn's role in such a list."""
+    content: Text | None = Field(None, examples=["text"])
+    """The key of a turn's text in such a list."""
+    prompt: Text | None = Field(None, examples=["question"])
+    """What is asked: a text, or a list of turns."""
+    completion: Text | None = Field(None, examples=["answer"])
+    """The answer that is trained."""
+    system: Text | None = Field(None, examples=["instructions"])
+    """The system text."""
+    tools: Text | None = Field(None, examples=["functions"])
+    """The column that holds function definitions."""
+    chosen: Text | None = Field(None, examples=["good"])
+    """Of pairs: the better answer."""
+    rejected: Text | None = Field(None, examples=["bad"])
+    """Of pairs: the other answer."""
+    output_1: Text | None = Field(None, examples=["response_a"])
+    """Of pairs: one answer."""
+    output_2: Text | None = Field(None, examples=["response_b"])
+    """Of pairs: the other one."""
+    preference: Text | None = Field(None, examples=["winner"])
+    """The column that says which of output_1 and output_2 is better."""
+
+    @property
+    def pairs(self) -> bool:
+        """Whether it maps preference pairs, not supervised rows."""
+        return self.chosen is not None or self.output_1 is not None
+
+    def named(self) -> dict[str, str]:
+        """Which column, or template, each of our columns comes from."""
+        apart = {"file", "messages", "role", "content"}
+        return {name: value for name, value in self if name not in apart and value is not None}
+
+    def contradiction(self) -> str | None:
+        """What is wrong with keys that are each fine; None where nothing is."""
+        have = {name for name, value in self if value is not None}
+        if self.file is not None:
+            return "must be a file or a mapping, not both" if len(have) > 1 else None
+        if self.pairs:
+            return self._contradiction_of_pairs(have)
+        ways = [name for name in ("messages", "turns", "prompt") if name in have]
+        if len(ways) != 1 or ("prompt" in have) != ("completion" in have):
+            return "must have messages, turns, or prompt and completion; chosen and rejected for pairs"
+        if have & {"role", "content"} and "turns" not in have:
+            return "role and content are keys of the turns; name the column that holds those: turns"
+        if self.messages and self.system:
+            return "messages spells every message out; put system among them"
+        for turn in self.messages or ():
+            if turn.content is None and turn.tool_calls is None:
+                return f"the {turn.role} message must have content or tool_calls"
+        return "preference needs output_1 and output_2" if "preference" in have else None
+
+    def _contradiction_of_pairs(self, have: set[str]) -> str | None:
+        if have - {"prompt", "system", "tools", "chosen", "rejected", "output_1", "output_2", "preference"}:
+            return "must map rows or pairs, not both"
+        if {"chosen", "rejected"} <= have or {"output_1", "output_2", "preference"} <= have:
+            return None
+        return "must name chosen and rejected, or output_1, output_2 and preference"
+
+
+class Source(Section):
+    """Rows to learn from, of one file or one hub dataset."""
+
+    path: Text = Field(examples=["data/train.jsonl"])
+    """A file (jsonl, json, csv, tsv, parquet, also packed as .gz or .bz2), or the name of a hub dataset."""
+    name: Text | None = Field(None, examples=["main"])
+    """Configuration of a hub dataset."""
+    split: Text = Field("train", examples=["test"])
+    """Split of a hub dataset."""
+    revision: Text | None = Field(None, examples=["main"])
+    """Branch, tag or commit of a hub dataset."""
+    format: Literal["messages", "prompt-completion", "alpaca", "sharegpt"] | None = Field(None, examples=["alpaca"])
+    """Format of the rows; null: recognised from the columns."""
+    columns: Annotated[Columns | None, _NAME_IS_FILE] = Field(None, examples=["gsm8k"])
+    """Which column is which: a mapping that ships here, by name, a .yaml file, or the mapping itself."""
+    roles: Roles | None = Field(None, examples=[{"Human": "user", "Bot": "assistant"}])
+    """What the roles of the turns mean, where they have other names than ours."""
+    preference: Preferred | None = Field(None, examples=[{"model_a": 1, "model_b": 2, "tie": "tie"}])
+    """Of pairs: which output each value of the preference column names."""
+    weight: float | None = Field(None, gt=0, examples=[0.5])
+    """Share of the mix. No row is repeated, so the mix is the largest that the sources can fill."""
+    count: AtLeastOne | None = Field(None, examples=[5000])
+    """Take this many rows, a seeded sample; null: all."""
+
+
+class HeldOut(Section):
+    """Rows kept from training: a share or a number of the training rows, split by prompt, or files of their own."""
+
+    fraction: float = Field(0.0, ge=0, lt=1, examples=[0.01])
+    """Share of the rows, split by prompt so that no prompt is on both sides."""
+    count: AtLeastOne | None = Field(None, examples=[200])
+    """Number of rows, in place of fraction."""
+    sources: list[Source] = Field(default_factory=list, examples=[[{"path": "data/held-out.jsonl"}]])
+    """Files of their own, in place of fraction and count; keys as in data.sources."""
+
+    @property
+    def wanted(self) -> bool:
+        """Whether the recipe asks for held-out rows at all."""
+        return bool(self.fraction or self.count or self.sources)
+
+
+class Data(Section):
+    """What is read, and how rows become batches."""
+
+    sources: list[Source] = Field(min_length=1, examples=[[{"path": "data/train.jsonl"}]])
+    """What to train on, a list of files and hub datasets."""
+    eval: Annotated[HeldOut, NULL_IS_EMPTY] = Field(default_factory=HeldOut, examples=[{"fraction": 0.01}])
+    """Held-out rows; none by default."""
+    max_length: int = Field(4096, ge=2, le=2**20, examples=[16384])
+    """Tokens of the longest row."""
+    on_long_row: Literal["drop", "cut", "error"] = Field("drop", examples=["cut"])
+    """What becomes of a longer row. cut: its end goes; at least one trained token must stay."""
+    on_bad_row: Literal["error", "skip"] = Field("error", examples=["skip"])
+    """What becomes of a row that cannot be read: the run is refused, or the row is counted and left out."""
+    max_dropped: float = Field(0.01, ge=0, le=1, examples=[0.05])
+    """The run is refused when a larger share of the rows would be dropped."""
+    packing: bool = Field(True, examples=[False])
+    """Rows laid end to end without padding; no row can see another. Always on for pairs."""
+    seed: Seed = Field(0, examples=[1])
+    """Seed of samples and of the held-out split."""

@@ -1,0 +1,82 @@
+"""The recipe's section model: base, tokenizer, adapters."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from hybrid_ft.finetune.recipe.section import AtLeastOne, Section, Text
+
+LORA_TARGETS = ("all-linear", "attention", "delta", "recurrent", "mlp")
+
+
+class Lora(Section):
+    """LoRA: each adapted matrix W becomes W + (alpha / rank) B A, and only A and B are trained.
+
+    `attention` is q, k, v and o of the attention layers, `delta` the projections of layers with a delta rule,
+    `recurrent` those of the recurrent layers of any family, `mlp` gate, up and down. Convolutions, what sets decay and
+    writing strength (A_log, dt_bias, a_proj, b_proj), norms, embeddings and the head are never adapted.
+    """
+
+    targets: Text = Field("all-linear", examples=["delta+mlp"])
+    """Layers to adapt: all-linear, attention, delta, recurrent, mlp, or several joined by +."""
+    rank: int = Field(32, ge=1, le=1024, examples=[16])
+    """Rank of the update."""
+    alpha: AtLeastOne = Field(64, examples=[32])
+    """The update is scaled by alpha / rank."""
+    dropout: float = Field(0.0, ge=0, lt=1, examples=[0.05])
+    """Dropout before the adapter. Must be 0 for pairs."""
+    layers: list[Annotated[int, Field(ge=0)]] | None = Field(None, min_length=1, examples=[[28, 29, 30, 31]])
+    """Numbers, from 0, of the layers to adapt; null: all."""
+    rslora: bool = Field(False, examples=[True])
+    """Scale by alpha / sqrt(rank) (rsLoRA), which keeps the update's size at higher ranks."""
+    dora: bool = Field(False, examples=[True])
+    """Train the length of each row of a weight apart from its direction (DoRA). Servers may need it merged."""
+    merge: bool = Field(False, examples=[True])
+    """Also save the whole model with the adapter folded in, as merged/ beside adapter/."""
+
+    @property
+    def adapters(self) -> dict[str, Any]:
+        """Keywords of ``add_lora``."""
+        return self.model_dump(exclude={"merge"})
+
+    @field_validator("targets")
+    @classmethod
+    def _known_targets(cls, targets: str) -> str:
+        wrong = [part for part in targets.split("+") if part not in LORA_TARGETS]
+        if wrong:
+            raise ValueError(f"must be of {', '.join(LORA_TARGETS)}, or a union such as delta+mlp")
+        return targets
+
+
+class Model(Section):
+    """The base that is trained, its tokenizer and chat template."""
+
+    path: Text = Field(examples=["allenai/Olmo-Hybrid-7B"])
+    """A preset (tiny: the small trained base that ships here; 190M, 1B, 7B: shapes), a model folder, or a hub name."""
+    revision: Text | None = Field(None, examples=["main"])
+    """Branch, tag or commit of a hub name."""
+    from_scratch: bool = Field(False, examples=[True])
+    """Start from random weights in that shape. The vocabulary is sized to the tokenizer, rounded up to a multiple of 64."""
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", examples=["bfloat16"])
+    """Arithmetic of the run. auto: bfloat16 on a GPU, float32 on a CPU."""
+    tokenizer: Text | None = Field(None, examples=["allenai/olmo-3-tokenizer-instruct-dev"])
+    """A tokenizer folder or hub name; null: the model's own."""
+    chat_template: Text | None = Field(None, examples=["olmo-instruct"])
+    """olmo-instruct (ships here) or a .jinja file; null: the tokenizer's own."""
+    gradient_checkpointing: bool | None = Field(None, examples=[True])
+    """Compute activations again in the backward pass instead of keeping them. null: on with a GPU, off on a CPU."""
+    adapter: Text | None = Field(None, examples=["runs/sft/adapter"])
+    """A LoRA adapter folder on `path`, or a hub name, to start from. It goes on training as it is, with its own layers, rank and alpha. In a file of stages `previous`: that of the stage before, not merged."""
+    merge_adapter: bool = Field(False, examples=[True])
+    """Fold `adapter` into the base first, and train that: every weight, or a new adapter by `lora`."""
+    lora: Lora | None = Field(None, validate_default=True, examples=[{"rank": 16}])
+    """Train low-rank adapters; null: every weight is trained. {} means the defaults below."""
+
+    @field_validator("lora")
+    @classmethod
+    def _adapter_goes_on(cls, lora: Lora | None, info: ValidationInfo) -> Lora | None:
+        """An adapter that goes on training is LoRA; the keys before this one have been read."""
+        goes_on = info.data.get("adapter") and not info.data.get("merge_adapter")
+        return Lora() if goes_on and lora is None else lora
