@@ -1,4 +1,4 @@
-"""Checks before the first step on pairs: the largest micro-batch fits, the loss begins at the reference."""
+"""Checks before the first step: the largest micro-batch, the first loss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""TRL's DPOTrainer on pairs whose prompts are computed once. Its losses run unchanged on the log-probabilities.
+"""TRL's DPOTrainer on pairs whose prompts are computed once.
+
+Its losses run unchanged on the log-probabilities.
 
 A step of the optimizer is a number of pairs. It falls into micro-batches by tokens, each a forward and a backward pass
 of TRL's own, weighed by its share of the step's pairs; so neither the size of the micro-batches nor the number of
