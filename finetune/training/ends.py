@@ -1,4 +1,4 @@
-"""What a finished run still can: go on from its end, or have its adapter merged."""
+"""What a finished run still can: go on, or have its adapter merged."""
 
 from __future__ import annotations
 
