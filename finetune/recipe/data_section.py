@@ -105,14 +105,14 @@ class Columns(Section):
 
 
 class Source(Section):
-    """Rows to learn from, of one file or one hub dataset."""
+    """Rows to learn from: a file, a folder, a pattern of files, or a hub dataset."""
 
     path: Text = Field(examples=["data/train.jsonl"])
-    """A file (jsonl, json, csv, tsv, parquet, also packed as .gz or .bz2), or the name of a hub dataset."""
+    """A file, a pattern of files (data/*.jsonl), a folder, or the name of a hub dataset; docs/data.md says what is read."""
     name: Text | None = Field(None, examples=["main"])
-    """Configuration of a hub dataset."""
-    split: Text = Field("train", examples=["test"])
-    """Split of a hub dataset."""
+    """Configuration of a hub dataset, or of one that lies in a folder."""
+    split: Text | None = Field(None, examples=["train[:1000]", "test[10%:20%]"])
+    """Split, or a part of one; null: train, or the only one there is. A file is one split, train."""
     revision: Text | None = Field(None, examples=["main"])
     """Branch, tag or commit of a hub dataset."""
     format: Literal["messages", "prompt-completion", "alpaca", "sharegpt"] | None = Field(None, examples=["alpaca"])
