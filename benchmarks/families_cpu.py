@@ -1,4 +1,4 @@
-"""Forward and backward of a batch on a CPU, laid flat and in plain transformers with the same weights, padded.
+"""Forward and backward of every family, laid flat beside plain transformers padded.
 
     python benchmarks/families_cpu.py [--kinds qwen3_5_text lfm2 nemotron_h] [--rounds 5]
 

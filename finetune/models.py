@@ -1,4 +1,4 @@
-"""Opens the model and tokenizer that a recipe names, and says in which arithmetic they run."""
+"""Opens a recipe's model and tokenizer, and decides their arithmetic."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""One DPO step on real pairs on a CPU: this project against TRL's trainer on transformers' layers, and against itself
+"""A DPO step on a CPU: shared prompts, unshared, and stock TRL.
+
+One DPO step on real pairs on a CPU: this project against TRL's trainer on transformers' layers, and against itself
 without shared prompts.
 
     python benchmarks/cpu/dpo_step.py --pairs lf_dpo_en_demo.json --tokenizer OLMO_TOKENIZER_FOLDER

@@ -1,4 +1,4 @@
-"""The result: ``model/``, or ``adapter/`` and ``merged/``, re-opened and compared before it bears its name."""
+"""A run's result: written, reopened and compared before it bears its name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The folder of a run: which recipe it belongs to, whether it can resume, and its record.
+"""The run folder: its recipe, whether it can resume, its record.
 
 ``run.json`` holds the run's identity: every key of the recipe that decides what is trained, the sha256 of every local
 file the recipe names, the code and its versions. The same command started again goes on only when the identity is the

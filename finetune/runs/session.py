@@ -1,4 +1,4 @@
-"""A run's session in its folder: lock, signals, processes, first files, checkpoint to resume from."""
+"""A run's session: lock, signals, processes, first files, checkpoint to resume."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A step's rows as micro-batches of at most so many tokens, for each process as many."""
+"""A step's rows as micro-batches of at most so many tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The reference's log-probabilities of every answer, computed once, in a folder that runs may share.
+"""The reference's log-probabilities of every answer, computed once and shared.
 
 ``reference.json`` says what they belong to: the base's weights, the rows' tokens, the chat template and the dtype of
 the arithmetic; and nothing of the run that made them. The numbers lie in pieces, ``pairs-00000.safetensors`` and on:

@@ -1,4 +1,4 @@
-"""The methods of TRL, transformers and accelerate that are overridden, and the objects that are patched.
+"""Overridden methods and patched objects of TRL, transformers and accelerate.
 
 A new version of one of them breaks here first. The lists are kept true by a test, which also knows the parameters of
 every upstream method; each patch below is undone in this file.

@@ -1,4 +1,4 @@
-"""Rows that begin with the same prompt: which they are, and the work that computing it once saves."""
+"""Rows that begin with the same prompt, and the work this saves."""
 
 from __future__ import annotations
 

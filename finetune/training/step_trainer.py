@@ -1,4 +1,4 @@
-"""Training in whole steps: a number of rows, whatever the micro-batches and processes that compute them.
+"""Training in whole steps of rows, however many micro-batches and processes.
 
 A step of the optimizer is a number of rows. It falls into micro-batches by tokens, each a forward and a backward pass
 of TRL's own, weighed by its share of the step's rows; so neither the size of the micro-batches nor the number of

@@ -1,4 +1,4 @@
-"""A result in its base's own layout: the base's files again, with the trained tensors in their places.
+"""A result in its base's layout: the base's files with trained tensors.
 
 Names, shapes, shards and config are the base's, so that the result is served wherever the base is. What is not part of
 the text model (a vision tower, extra heads) is copied, and so is every tensor that training left as it was, byte for

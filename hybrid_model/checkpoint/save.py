@@ -1,4 +1,4 @@
-"""Writing a checkpoint in the released layout, and opening it as a stranger would, with plain transformers."""
+"""Writing a checkpoint in the released layout, reopened by plain transformers."""
 
 from __future__ import annotations
 

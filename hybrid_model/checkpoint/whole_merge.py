@@ -1,4 +1,4 @@
-"""A merged checkpoint held against PEFT's own merge, both in plain transformers: for models that fit the memory twice."""
+"""A merged checkpoint compared with PEFT's own merge, where memory allows."""
 
 from __future__ import annotations
 

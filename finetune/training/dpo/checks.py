@@ -1,4 +1,4 @@
-"""Checks before the first step on pairs: a loss sees what it sorts, and begins at the reference."""
+"""Checks before the first step on pairs: whole steps, the first loss."""
 
 from __future__ import annotations
 

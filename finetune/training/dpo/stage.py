@@ -1,4 +1,7 @@
-"""Preference tuning: from a recipe of pairs to a model that plain transformers opens. TRL's DPOTrainer trains."""
+"""Preference tuning (DPO): from a recipe of pairs to a saved model.
+
+TRL's DPOTrainer trains.
+"""
 
 from __future__ import annotations
 

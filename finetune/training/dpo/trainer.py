@@ -1,4 +1,7 @@
-"""TRL's DPOTrainer on pairs whose prompts are computed once. Its losses run unchanged on the log-probabilities."""
+"""TRL's DPOTrainer on pairs whose prompts are computed once.
+
+Its losses run unchanged on the log-probabilities.
+"""
 
 from __future__ import annotations
 

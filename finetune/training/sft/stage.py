@@ -1,4 +1,7 @@
-"""Supervised fine-tuning: from a recipe to a model that plain transformers opens. TRL's SFTTrainer trains."""
+"""Supervised fine-tuning (SFT): from a recipe to a saved model.
+
+TRL's SFTTrainer trains.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is computed within each chunk alone: its gates, the inverse T, the weights that o is read with.
+"""Work within a chunk: gates, the inverse T, the weights of o.
 
 With q^, k^ the normalised rows, D_ij the decay from token j to token i and b_j = beta_j k^_j (names as in cpu/chunked.py):
 
