@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from hybrid_ft.finetune.recipe.keys import Free
 from hybrid_ft.finetune.recipe.section import AtLeastOne, Section, Text
 
 LORA_TARGETS = ("all-linear", "attention", "delta", "recurrent", "mlp")
@@ -33,8 +34,8 @@ class Lora(Section):
     """Scale by alpha / sqrt(rank) (rsLoRA), which keeps the update's size at higher ranks."""
     dora: bool = Field(False, examples=[True])
     """Train the length of each row of a weight apart from its direction (DoRA). Servers may need it merged."""
-    merge: bool = Field(False, examples=[True])
-    """Also save the whole model with the adapter folded in, as merged/ beside adapter/."""
+    merge: Annotated[bool, Free()] = Field(False, examples=[True])
+    """Also save the whole model with the adapter folded in, as merged/ beside adapter/; also of a run that is finished."""
 
     @property
     def adapters(self) -> dict[str, Any]:

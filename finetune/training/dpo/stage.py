@@ -39,9 +39,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def run(recipe: Recipe, console: Console, accept_changes: bool = False) -> int:
+def run(recipe: Recipe, console: Console, accept_changes: bool = False, extend: bool = False) -> int:
     """As ``training.run.run``."""
-    return training.run(recipe, DPO, console, accept_changes)
+    return training.run(recipe, DPO, console, accept_changes, extend)
 
 
 @dataclass(frozen=True)
