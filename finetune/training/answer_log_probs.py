@@ -1,4 +1,4 @@
-"""Log-probabilities of answers whose prompts are computed once, in the form of TRL's fused head."""
+"""Log-probabilities of answers on shared prompts, as TRL's fused head gives them."""
 
 from __future__ import annotations
 
