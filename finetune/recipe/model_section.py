@@ -66,8 +66,8 @@ class Model(Section):
     """A tokenizer folder or hub name; null: the model's own."""
     chat_template: Text | None = Field(None, examples=["olmo-instruct"])
     """olmo-instruct (ships here) or a .jinja file; null: the tokenizer's own."""
-    gradient_checkpointing: bool | None = Field(None, examples=[True])
-    """Compute activations again in the backward pass instead of keeping them. null: on with a GPU, off on a CPU."""
+    gradient_checkpointing: bool | Literal["selective"] | None = Field(None, examples=["selective"])
+    """Compute activations again in the backward pass instead of keeping them; selective keeps the outputs of attention and, on a GPU, of the delta rule. null: on with a GPU, off on a CPU."""
     adapter: Text | None = Field(None, examples=["runs/sft/adapter"])
     """A LoRA adapter folder on `path`, or a hub name, to start from. It goes on training as it is, with its own layers, rank and alpha. In a file of stages `previous`: that of the stage before, not merged."""
     merge_adapter: bool = Field(False, examples=[True])
