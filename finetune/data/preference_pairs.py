@@ -1,4 +1,4 @@
-"""Preference pairs: their way into the token store, what stops a run, and what is counted."""
+"""Preference pairs into the token store, with their counts and refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a recipe and a tokenizer to rows or pairs in tokens, packs and the account of them."""
+"""From a recipe and a tokenizer to tokens, packs and their account."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which of the usable rows are trained on: the mix of sources, and the rows held out."""
+"""Which usable rows are trained on: the mix, and the rows held out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Supervised rows: their way into the token store, how long ones are cut, and what is counted."""
+"""Supervised rows into the token store, with cuts and counts."""
 
 from __future__ import annotations
 

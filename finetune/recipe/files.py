@@ -1,4 +1,4 @@
-"""Paths of a recipe: found from the current directory, the recipe's folder, then the shipped files."""
+"""Paths of a recipe: current directory, recipe's folder, then shipped files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A dataset of packs, each put together from its rows when it is asked for."""
+"""A dataset of packs, each assembled from its rows on request."""
 
 from __future__ import annotations
 

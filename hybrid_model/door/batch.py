@@ -1,4 +1,4 @@
-"""A batch in any form that a trainer or ``generate`` gives, read for the layers."""
+"""A batch in any form of a trainer or ``generate``, read for the layers."""
 
 from __future__ import annotations
 

@@ -121,7 +121,7 @@ RULES: dict[str, Rule] = {
     "model.dtype": one_of("auto", "float32", "bfloat16"),
     "model.tokenizer": or_null(text),
     "model.chat_template": or_null(text),
-    "model.gradient_checkpointing": or_null(flag),
+    "model.gradient_checkpointing": lambda value: value is None or flag(value) or value == "selective",
     "model.adapter": or_null(text),
     "model.merge_adapter": flag,
     "model.lora.targets": targets,

@@ -1,4 +1,4 @@
-"""The account of a recipe's data: what became of every row, as lines and as JSON."""
+"""The account of a recipe's data: every row, as lines and JSON."""
 
 from __future__ import annotations
 

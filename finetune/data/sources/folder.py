@@ -1,4 +1,4 @@
-"""A folder as splits of files: as ``datasets`` saves one, a downloaded repository, or shards."""
+"""Folders as splits of files: saved datasets, downloaded repositories, shards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Datasets of the Hugging Face hub. Without a network only what is in the cache is opened, and nothing waits for long."""
+"""Datasets of the Hugging Face hub, from the cache where there is no network.
+
+Without a network only what is in the cache is opened, and nothing waits for long.
+"""
 
 from __future__ import annotations
 

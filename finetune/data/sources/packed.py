@@ -1,4 +1,4 @@
-"""Packed files as streams of what was packed: gz, bz2, xz, zst, and zip archives of one file."""
+"""Bytes of packed files: gz, bz2, xz, zst, and zip archives of one file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a source yields: rows, and rows that are no good."""
+"""Rows of a source, and rows that cannot be used."""
 
 from __future__ import annotations
 

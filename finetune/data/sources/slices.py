@@ -1,4 +1,4 @@
-"""Splits and slices of local data, in the words that the ``datasets`` library has for them."""
+"""Splits and slices of local data, written as the datasets library writes them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where rows come from: local files, folders of them, and datasets of the Hugging Face hub."""
+"""Rows of local files, of folders, and of datasets of the Hugging Face hub."""
 
 from __future__ import annotations
 

@@ -80,6 +80,7 @@ KEYS = [
 ]
 SOURCE = ["path", "name", "split", "revision", "format", "columns", "roles", "preference", "weight", "count"]
 FREE = [
+    "model.lora.merge",
     "train.save_every",
     "train.keep",
     "train.log_every",
