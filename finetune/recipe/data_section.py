@@ -124,9 +124,11 @@ class Source(Section):
     preference: Preferred | None = Field(None, examples=[{"model_a": 1, "model_b": 2, "tie": "tie"}])
     """Of pairs: which output each value of the preference column names."""
     weight: float | None = Field(None, gt=0, examples=[0.5])
-    """Share of the mix. No row is repeated, so the mix is the largest that the sources can fill."""
+    """Share of the mix, which is the largest that the sources can fill: no row is taken more often than repeat says."""
     count: AtLeastOne | None = Field(None, examples=[5000])
     """Take this many rows, a seeded sample; null: all."""
+    repeat: int = Field(1, ge=1, le=1000, examples=[3])
+    """How often an epoch trains each row that is taken. A held-out row is held out once, and not trained."""
 
 
 class HeldOut(Section):
