@@ -22,6 +22,7 @@ from hybrid_ft.hybrid_model.checkpoint.config import lasting_name
 from hybrid_ft.hybrid_model.checkpoint.generation_config import GenerationDefaults
 from hybrid_ft.hybrid_model.checkpoint.load import open_plain
 from hybrid_ft.hybrid_model.checkpoint.save import save, verify
+from hybrid_ft.hybrid_model.checkpoint.torch_functions import torch_functions
 
 # float32 sums in another order; the same weights through transformers' own layers stay well below these
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
@@ -104,8 +105,10 @@ def _agree(opened: PeftModel, trained: PeftModel, folder: Path) -> None:
     was_training, device = trained.training, next(trained.parameters()).device
     vocabulary = trained.get_input_embeddings().num_embeddings
     row = torch.randint(vocabulary, (1, 48), generator=torch.Generator().manual_seed(0)).to(device)
-    here = trained.eval()(input_ids=row, use_cache=False).logits.float()
-    there = opened.to(device).eval()(input_ids=row, use_cache=False).logits.float()
+    opened = opened.to(device).eval()
+    with torch_functions():
+        here = trained.eval()(input_ids=row, use_cache=False).logits.float()
+        there = opened(input_ids=row, use_cache=False).logits.float()
     trained.train(was_training)
     error = float((here - there).norm() / here.norm())
     limit = _TOLERANCE[next(trained.parameters()).dtype]
