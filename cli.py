@@ -1,4 +1,7 @@
-"""The ``hybrid-ft`` command. Heavy libraries are imported inside the commands, so that help and refusals are quick."""
+"""The ``hybrid-ft`` command: its commands, exit statuses and error lines.
+
+Heavy libraries are imported inside the commands, so that help and refusals are quick.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Opens the model and tokenizer that a recipe names, and says in which arithmetic they run."""
+"""Opens a recipe's model and tokenizer, and decides their arithmetic."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from hybrid_ft.hybrid_model.checkpoint.merge_in_memory import merge_in_memory
 from hybrid_ft.hybrid_model.families.known import family_of
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -85,6 +87,17 @@ def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrained
             return continue_lora(model, folder, lora.dropout)
         merge_in_memory(model, folder)
     return adapters.add_lora(model, **lora.adapters) if lora else model
+
+
+def trained_adapter(recipe: Recipe, folder: Path) -> PeftModel:
+    """The base with the adapter that a run of this recipe has left in ``folder``, in the dtypes of its training."""
+    from peft import PeftModel
+
+    wanted = recipe.model
+    dtype = torch.bfloat16 if in_bfloat16(recipe) else torch.float32
+    model = hybrid_ft.load(wanted.path, dtype=dtype, seed=recipe.train.seed, revision=wanted.revision)
+    model.generation_config = GenerationConfig.from_pretrained(str(folder))
+    return PeftModel.from_pretrained(model, str(folder))
 
 
 def freeze_routers(model: PreTrainedModel) -> None:

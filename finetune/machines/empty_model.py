@@ -1,4 +1,4 @@
-"""A recipe's model without its weights: shapes and dtypes on the meta device, in seconds and no memory."""
+"""A recipe's model on the meta device: shapes and dtypes without memory."""
 
 from __future__ import annotations
 

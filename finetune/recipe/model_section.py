@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
+from hybrid_ft.finetune.recipe.keys import Free
 from hybrid_ft.finetune.recipe.section import AtLeastOne, Section, Text
 
 LORA_TARGETS = ("all-linear", "attention", "delta", "recurrent", "mlp")
@@ -53,8 +54,8 @@ class Lora(Section):
     """Scale by alpha / sqrt(rank) (rsLoRA), which keeps the update's size at higher ranks."""
     dora: bool = Field(False, examples=[True])
     """Train the length of each row of a weight apart from its direction (DoRA). Servers may need it merged."""
-    merge: bool = Field(False, examples=[True])
-    """Also save the whole model with the adapter folded in, as merged/ beside adapter/."""
+    merge: Annotated[bool, Free()] = Field(False, examples=[True])
+    """Also save the whole model with the adapter folded in, as merged/ beside adapter/; also of a run that is finished."""
 
     @property
     def adapters(self) -> dict[str, Any]:
@@ -85,8 +86,8 @@ class Model(Section):
     """A tokenizer folder or hub name; null: the model's own."""
     chat_template: Text | None = Field(None, examples=["olmo-instruct"])
     """olmo-instruct (ships here) or a .jinja file; null: the tokenizer's own."""
-    gradient_checkpointing: bool | None = Field(None, examples=[True])
-    """Compute activations again in the backward pass instead of keeping them. null: on with a GPU, off on a CPU."""
+    gradient_checkpointing: bool | Literal["selective"] | None = Field(None, examples=["selective"])
+    """Compute activations again in the backward pass instead of keeping them; selective keeps the outputs of attention and, on a GPU, of the delta rule. null: on with a GPU, off on a CPU."""
     adapter: Text | None = Field(None, examples=["runs/sft/adapter"])
     """A LoRA adapter folder on `path`, or a hub name, to start from. It goes on training as it is, with its own layers, rank and alpha. In a file of stages `previous`: that of the stage before, not merged."""
     merge_adapter: bool = Field(False, examples=[True])

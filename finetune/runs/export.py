@@ -1,4 +1,4 @@
-"""The result: ``model/``, or ``adapter/`` and ``merged/``, re-opened and compared before it bears its name."""
+"""A run's result: written, reopened and compared before it bears its name."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from hybrid_ft.hybrid_model.checkpoint.config import lasting_name
 from hybrid_ft.hybrid_model.checkpoint.generation_config import GenerationDefaults
 from hybrid_ft.hybrid_model.checkpoint.load import open_plain
 from hybrid_ft.hybrid_model.checkpoint.save import save, verify
+from hybrid_ft.hybrid_model.checkpoint.torch_functions import torch_functions
 
 # float32 sums in another order; the same weights through transformers' own layers stay well below these
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
@@ -109,11 +110,12 @@ def _agree(opened: PeftModel, trained: PeftModel, folder: Path) -> None:
     was_training, device = trained.training, next(trained.parameters()).device
     vocabulary = trained.get_input_embeddings().num_embeddings
     row = torch.randint(vocabulary, (1, 48), generator=torch.Generator().manual_seed(0)).to(device)
-    dtype = next(trained.parameters()).dtype
+    opened, dtype = opened.to(device).eval(), next(trained.parameters()).dtype
     # what is trained whole is in float32, on a base that is not
-    with torch.autocast(device.type, dtype, cache_enabled=False) if dtype == torch.bfloat16 else nullcontext():
+    half = torch.autocast(device.type, dtype, cache_enabled=False) if dtype == torch.bfloat16 else nullcontext()
+    with torch_functions(), half:
         here = trained.eval()(input_ids=row, use_cache=False).logits.float()
-        there = opened.to(device).eval()(input_ids=row, use_cache=False).logits.float()
+        there = opened(input_ids=row, use_cache=False).logits.float()
     trained.train(was_training)
     error = float((here - there).norm() / here.norm())
     limit = _TOLERANCE[dtype]

@@ -1,4 +1,4 @@
-"""What every stage adds to its TRL trainer: checkpoints, stopping, counts, checks of loss and gradient.
+"""What every stage adds to its TRL trainer: checkpoints, stopping, counts, checks.
 
 TRL and transformers keep the loop, the loss, the optimizer, the schedule and the order of batches. Replaced are the
 parts of transformers' Trainer that lose work: it writes checkpoints in place, loads full weights with

@@ -1,4 +1,4 @@
-"""Olmo Hybrid with its layers laid flat: transformers' configuration and parameter names, one door for every batch.
+"""Olmo Hybrid laid flat: transformers' configuration and names, one door.
 
 The classes bear transformers' names, so that what goes by a class's name (the config's ``architectures``, FSDP's
 wrapping, device maps) sees the model it knows.
