@@ -1,4 +1,4 @@
-"""What is trained beside a frozen base: in float32, and saved so that it fits the base as it was.
+"""Weights trained beside a frozen base: in float32, saved to fit it.
 
 PiSSA and OLoRA begin with factors of the base's own weights and take their product out of it: W = (W - s B0 A0) + s B A.
 Such an adapter fits the changed base alone. The same update of the base as it was is a sum of twice the rank,

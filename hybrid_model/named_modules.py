@@ -1,4 +1,4 @@
-"""Modules that a user names for LoRA: which may be adapted, and which trained whole.
+"""Modules named for LoRA: which may be adapted, which trained whole.
 
 Names are ends of a module's path, ``self_attn.q_proj`` or ``layers.3.mlp.up_proj``, or regular expressions of one.
 """

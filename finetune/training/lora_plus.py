@@ -1,4 +1,4 @@
-"""LoRA+ (2402.12354): B learns faster than A, because it begins at zero and A does not."""
+"""LoRA+ (2402.12354): B begins at zero and learns faster than A."""
 
 from __future__ import annotations
 

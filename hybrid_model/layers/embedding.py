@@ -1,4 +1,4 @@
-"""Embeddings of a batch that is laid end to end, and what those who watch the embedding are shown of it."""
+"""Embeddings of flat tokens, and what hooks on the embedding are shown."""
 
 from __future__ import annotations
 
