@@ -180,7 +180,7 @@ def _run(recipe: Recipe, stage: Stage, folder: RunFolder, console: Console, stop
         after = _measure(stage, start, trainer, defaults, "after")
     results = export(trainer, recipe, folder, tokenizer, defaults)
     stage.show(start, before, after)
-    folder.finish(step=plan.steps, results=[path.name for path in results])
+    folder.finish(step=plan.steps, results=[path.name for path in results], held_out=after["held_out"])
     start.say(f"done in {duration(time.perf_counter() - began)}")
     ends.show_results(results, model.config.model_type, start.say)
     return 0
