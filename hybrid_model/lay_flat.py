@@ -138,6 +138,7 @@ def _flat_model(cls: type[PreTrainedModel], family: Family) -> type[PreTrainedMo
                     raise ValueError(
                         f"the layout is of {len(layout.positions)} tokens in one row; the batch is {shape}"
                     )
+                layout = layout.to(given.device, non_blocking=True)
                 door, use_cache = Door(layout, shape, None, len(layout.lengths) == 1), False
             elif prompt_rows is not None:
                 if input_ids is None or prompt_lengths is None or past_key_values is not None:

@@ -42,6 +42,10 @@ def contradictions(recipe: Recipe) -> Iterator[Wrong]:
         yield Wrong(("data", "eval", "count"), f"got {data.eval.count}; give fraction or count, not both")
     yield from _weights(data.sources, ("data", "sources"))
     yield from _weights(data.eval.sources, ("data", "eval", "sources"))
+    for index, source in enumerate(data.eval.sources):
+        if source.repeat != 1:
+            loc = ("data", "eval", "sources", index, "repeat")
+            yield Wrong(loc, f"got {source.repeat}; a held-out row counts once, so leave it out")
     if not data.eval.wanted:
         ways = tuple(("data", "eval", key) for key in ("fraction", "count", "sources"))
         needs = "needs held-out rows; set data.eval.fraction, data.eval.count or data.eval.sources"

@@ -43,18 +43,21 @@ OVERRIDDEN = {
         "get_train_dataloader": "batches are dealt out to the processes, none twice",
         "compute_loss": "TRL's metrics are not gathered",
     },
-    "PairTrainer": {
-        "__init__": "no reference model, no dropout, a head of log-probabilities alone",
-        "_prepare_dataset": "nothing: the pairs are prepared",
-        "_precompute_ref_logps": "nothing: the reference has its cache",
-        "compute_ref_log_probs": "each prompt is computed once",
+    "StepTrainer": {
+        "__init__": "no dropout",
         "get_train_dataloader": "whole steps in every process, which takes its part of each",
         "get_batch_samples": "a step is counted whole",
         "training_step": "a step's micro-batches, each weighed by its share",
-        "compute_loss": "weighed by the share",
-        "_compute_loss": "each prompt is computed once; measures are summed",
+        "compute_loss": "weighed by the share; TRL's metrics are not gathered",
         "log": "margins, accuracies, log-probabilities",
         "floating_point_ops": "prompts are counted once",
+    },
+    "PairTrainer": {
+        "__init__": "no reference model, a head of log-probabilities alone",
+        "_prepare_dataset": "nothing: the pairs are prepared",
+        "_precompute_ref_logps": "nothing: the reference has its cache",
+        "compute_ref_log_probs": "each prompt is computed once",
+        "_compute_loss": "each prompt is computed once; measures are summed",
     },
 }
 """Class -> method -> why."""

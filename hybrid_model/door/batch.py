@@ -98,6 +98,7 @@ def read_batch(
             raise ValueError("a layout stands for itself: no attention_mask and no cache beside it")
         if shape != (1, len(layout.positions)):
             raise ValueError(f"the layout is of {len(layout.positions)} tokens in one row; the batch is {shape}")
+        layout = layout.to(given.device, non_blocking=True)
         return Batch(Door(layout, shape, None, len(layout.lengths) == 1), None, none, None)
 
     # Rows that share prompts, as pairs do.

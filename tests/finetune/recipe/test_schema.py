@@ -78,7 +78,7 @@ KEYS = [
     "evaluate.max_new_tokens",
     "output",
 ]
-SOURCE = ["path", "name", "split", "revision", "format", "columns", "roles", "preference", "weight", "count"]
+SOURCE = ["path", "name", "split", "revision", "format", "columns", "roles", "preference", "weight", "count", "repeat"]
 FREE = [
     "model.lora.merge",
     "train.save_every",
