@@ -134,7 +134,7 @@ def test_hub_names_are_told_from_local_ones_by_the_run_s_identity(trained: Any, 
     recipe["model"]["path"] = "runs/base"
     recipe["data"]["sources"] = [{"path": "owner/rows", "split": "train"}, {"path": "data/rows"}]
     recipe["data"]["eval"]["sources"] = [{"path": "owner/held"}]
-    recipe["model"]["chat_template"] = f"/home/me/{SECRET}.jinja"
+    recipe["model"]["chat_template"] = f"/disk/me/{SECRET}.jinja"
     (trained.folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     folder = RunFolder(trained.folder)
     folder._read()
@@ -145,7 +145,7 @@ def test_hub_names_are_told_from_local_ones_by_the_run_s_identity(trained: Any, 
     assert front(card)["datasets"] == ["owner/rows", "owner/held"] and "base_model" not in front(card)
     assert "Made of `base`, a local folder" in card and "- `rows`, a local file" in card
     assert "huggingface.co/datasets/owner/held), held out" in card and "path: rows" in card
-    assert SECRET not in card and "/home/me" not in card
+    assert SECRET not in card and "/disk/me" not in card
 
 
 def test_what_cannot_be_sent_is_refused_and_nothing_is_written(
