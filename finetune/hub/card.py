@@ -1,4 +1,4 @@
-"""A model card from a run's own record: base, data, recipe, results, and no place or secret of this machine."""
+"""A model card from a run's own record: base, data, recipe and results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``hybrid-ft push``: a result and its card go to the Hugging Face hub, each file looked at first."""
+"""``hybrid-ft push``: a result and its card go to the hub."""
 
 from __future__ import annotations
 
