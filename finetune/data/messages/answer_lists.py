@@ -1,4 +1,4 @@
-"""Lists of answers with scores or ranks, and a rejected answer beside a conversation, as pairs.
+"""Lists of answers, and rejected answers beside a conversation, as pairs.
 
 A row becomes rows of a prompt, ``chosen`` and ``rejected``, which the formats of pairs then read like any other.
 """
