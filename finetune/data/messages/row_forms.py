@@ -23,6 +23,7 @@ from hybrid_ft.finetune.data.messages.conversation import (
     sharegpt_messages_from,
     text_from,
 )
+from hybrid_ft.finetune.data.messages.plain_text import PlainText, is_plain, plain_text
 from hybrid_ft.finetune.data.sources.rows import BadRow, Row
 
 Values = Mapping[str, Any]
@@ -38,7 +39,7 @@ class Form:
     name: str
     reads: str
     columns: frozenset[str]
-    convert: Callable[[Values], Conversation]
+    convert: Callable[[Values], Conversation | PlainText]
 
 
 def recognise(rows: Iterable[Row], wanted: str | None) -> Form | None:
@@ -57,6 +58,8 @@ def recognise(rows: Iterable[Row], wanted: str | None) -> Form | None:
         both = "instruction and input, a blank line between, are" if "input" in columns else "instruction is"
         reads = f"{both} the user's turn, output the assistant's"
         return Form("alpaca", reads, frozenset({"instruction", "output", *_BESIDE, *QUESTION}), _alpaca)
+    if (wanted == "text" and "text" in columns) or (wanted is None and is_plain(columns)):
+        return Form("text", "every token of text is trained, and the one that ends it", frozenset({"text"}), plain_text)
     return None
 
 
@@ -67,6 +70,7 @@ def needed(wanted: str) -> str:
         "sharegpt": "conversations",
         "prompt-completion": "prompt and completion",
         "alpaca": "instruction and output",
+        "text": "text",
     }[wanted]
 
 
