@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from hybrid_ft.errors import InputError
+from hybrid_ft.finetune.data.labels import Only, rated_bad
+from hybrid_ft.finetune.data.messages.beside import NOT_TO_BE_MISSED, is_blank
 from hybrid_ft.finetune.data.messages.column_templates import RUNAWAY_COLUMNS
 from hybrid_ft.finetune.data.messages.columns import pair_format, row_format, suggested
 from hybrid_ft.finetune.data.messages.conversation import Conversation
@@ -31,7 +33,7 @@ def conversations(source: Source, counts: SourceCounts) -> Iterator[tuple[str, C
     InputError where the source cannot be read or is in no known form.
     """
     opened = open_source(source)
-    return converted(opened, counts, lambda rows: _form(source, rows, opened.name), BadRow)
+    return converted(opened, counts, lambda rows: _form(source, rows, opened.name), BadRow, source.only)
 
 
 def preferences(source: Source, counts: SourceCounts) -> Iterator[tuple[str, Preference | BadRow | Unusable]]:
@@ -44,7 +46,9 @@ def preferences(source: Source, counts: SourceCounts) -> Iterator[tuple[str, Pre
         text = f"data.sources: {source.path}: format: {source.format} is for supervised rows"
         raise InputError(f"{text}; leave it out, the format of pairs is recognised, or set columns")
     opened = open_source(source)
-    return converted(opened, counts, lambda rows: _pair_form(source, rows, opened.name), (BadRow, Unusable))
+    return converted(
+        opened, counts, lambda rows: _pair_form(source, rows, opened.name), (BadRow, Unusable), source.only
+    )
 
 
 def converted(
@@ -52,13 +56,15 @@ def converted(
     counts: SourceCounts,
     form_of: Callable[[list[Row]], Form | PairForm],
     reason: type[BadRow] | tuple[type[BadRow], type[Unusable]],
+    only: Mapping[str, Any] | None = None,
 ) -> Iterator[tuple[str, Any]]:
     """The rows of a source as its form converts them, each with its origin; for a row that is none, the ``reason``.
 
-    ``form_of`` finds the form from the first rows; whatever a form makes has a set ``unused``.
+    ``form_of`` finds the form from the first rows; whatever a form makes has a set ``unused``. ``only``: the values of
+    columns that rows must have to be read at all; a row that cannot be read is not passed over.
     """
     counts.name, counts.notes = opened.name, opened.notes
-    rows = iter(opened.rows)
+    rows = _chosen(opened, counts, only) if only else iter(opened.rows)
     ahead = list(itertools.islice(rows, _LOOK_AHEAD))
     good = [row for row in ahead if isinstance(row, Row)]
     form = form_of(good) if good else None
@@ -81,10 +87,25 @@ def converted(
                 return  # the next row might take as long
             continue
         unused |= made.unused
+        for name in row.values.keys() & NOT_TO_BE_MISSED:
+            if not is_blank(row.values[name]) and (name not in form.columns or name in made.unused):
+                counts.left_out.add(name, place)
+        if isinstance(form, Form) and (bad := rated_bad(row.values, form.columns)):
+            counts.rated_bad.add(bad, place)
         yield place, made
     if form is not None:
         counts.format, counts.reads = form.name, form.reads
         counts.ignored = sorted(columns - form.columns) + sorted(unused)
+
+
+def _chosen(opened: Opened, counts: SourceCounts, only: Mapping[str, Any]) -> Iterator[Row | BadRow]:
+    choice = Only(only, opened.name)
+    for row in opened.rows:
+        if isinstance(row, BadRow) or choice.takes(row.values):
+            yield row
+        else:
+            counts.passed_over += 1
+    choice.check(counts.passed_over)
 
 
 def _form(source: Source, rows: list[Row], name: str) -> Form:

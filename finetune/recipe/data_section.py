@@ -17,6 +17,7 @@ def _as_key(value: Any) -> Any:
 _NAME_IS_FILE = BeforeValidator(lambda value: {"file": value} if isinstance(value, str) else value)
 Key = Annotated[str, BeforeValidator(_as_key)]
 Roles = dict[Key, Literal["system", "user", "assistant", "tool", "environment"]]
+Scalar = bool | int | float | str
 Preferred = dict[Key, Literal[1, 2, "tie"]]
 
 
@@ -123,6 +124,8 @@ class Source(Section):
     """What the roles of the turns mean, where they have other names than ours."""
     preference: Preferred | None = Field(None, examples=[{"model_a": 1, "model_b": 2, "tie": "tie"}])
     """Of pairs: which output each value of the preference column names."""
+    only: dict[str, Scalar | list[Scalar]] | None = Field(None, min_length=1, examples=[{"label": True}])
+    """Rows with these values alone, of each column one value or a list of them; null: all."""
     weight: float | None = Field(None, gt=0, examples=[0.5])
     """Share of the mix. No row is repeated, so the mix is the largest that the sources can fill."""
     count: AtLeastOne | None = Field(None, examples=[5000])

@@ -17,7 +17,7 @@ from hybrid_ft.errors import InputError, short
 from hybrid_ft.finetune.data.sources.hub import load_from_hub
 from hybrid_ft.finetune.data.sources.json_rows import json_rows
 from hybrid_ft.finetune.data.sources.rows import BadRow, Row
-from hybrid_ft.finetune.data.sources.tables import delimited_rows, parquet_rows, without_nulls
+from hybrid_ft.finetune.data.sources.tables import delimited_rows, parquet_rows
 from hybrid_ft.finetune.recipe.nearest import nearest_file
 
 if TYPE_CHECKING:
@@ -189,4 +189,4 @@ def _hub_rows(source: Source, name: str) -> Iterator[Row]:
     if not len(dataset):
         raise InputError(f"{name}: 0 rows")
     for number, values in enumerate(dataset):
-        yield Row(number, without_nulls(values))
+        yield Row(number, values)

@@ -118,7 +118,7 @@ def _named(header: list[str], cells: list[str]) -> dict[str, str]:
 
 
 def parquet_rows(file: BinaryIO, name: str) -> Iterator[Row]:
-    """Rows of a Parquet file, numbered from 1."""
+    """Rows of a Parquet file, numbered from 1. A column of objects has every key in every row, null where the row had none."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -128,7 +128,7 @@ def parquet_rows(file: BinaryIO, name: str) -> Iterator[Row]:
         while True:
             with limited(_PARQUET_SECONDS, _PARQUET_MEMORY):
                 batch = next(batches, None)
-                rows = [without_nulls(values) for values in batch.to_pylist()] if batch is not None else []
+                rows = batch.to_pylist() if batch is not None else []
             if batch is None:
                 break
             for values in rows:
@@ -142,19 +142,3 @@ def parquet_rows(file: BinaryIO, name: str) -> Iterator[Row]:
     except (pa.ArrowException, OSError) as error:
         reason = short(str(error).splitlines()[0], 160) if str(error) else type(error).__name__
         raise InputError(f"{name}: not a Parquet file that can be read ({reason})") from None
-
-
-def without_nulls(values: dict[str, Any]) -> dict[str, Any]:
-    """A columnar row without what only the columns put there.
-
-    A column of objects has every key in every row, null where the row had none; below the top level such keys go.
-    """
-    return {key: _pruned(value) for key, value in values.items()}
-
-
-def _pruned(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _pruned(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list):
-        return [_pruned(item) for item in value]
-    return value

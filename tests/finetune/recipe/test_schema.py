@@ -78,7 +78,7 @@ KEYS = [
     "evaluate.max_new_tokens",
     "output",
 ]
-SOURCE = ["path", "name", "split", "revision", "format", "columns", "roles", "preference", "weight", "count"]
+SOURCE = ["path", "name", "split", "revision", "format", "columns", "roles", "preference", "only", "weight", "count"]
 FREE = [
     "train.save_every",
     "train.keep",
