@@ -1,4 +1,4 @@
-"""Rows by the values of a column: those that ``only`` takes, and those that their own label calls bad."""
+"""Rows chosen by the values of a column, or called bad by their label."""
 
 from __future__ import annotations
 

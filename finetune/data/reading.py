@@ -1,13 +1,14 @@
-"""From a source's rows to conversations or preferences, and what its columns were used for."""
+"""From a source's rows to conversations or preferences, and the columns used."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.data.labels import Only, rated_bad
+from hybrid_ft.finetune.data.messages.answer_lists import as_pairs
 from hybrid_ft.finetune.data.messages.beside import NOT_TO_BE_MISSED, is_blank
 from hybrid_ft.finetune.data.messages.column_templates import RUNAWAY_COLUMNS
 from hybrid_ft.finetune.data.messages.columns import pair_format, row_format, suggested
@@ -32,8 +33,11 @@ def conversations(source: Source, counts: SourceCounts) -> Iterator[tuple[str, C
     ``counts`` fills meanwhile: rows read, form, notes, and at the end the columns and fields that nothing used. Raises
     InputError where the source cannot be read or is in no known form.
     """
+    if source.pairs != "best_worst":
+        raise InputError(f"data.sources: {source.path}: pairs: got {source.pairs}; only pairs have it, leave it out")
     opened = open_source(source)
-    return converted(opened, counts, lambda rows: _form(source, rows, opened.name), BadRow, source.only)
+    opened.rows = _chosen(source, opened, counts)
+    return converted(opened, counts, lambda rows: _form(source, rows, opened.name), BadRow)
 
 
 def preferences(source: Source, counts: SourceCounts) -> Iterator[tuple[str, Preference | BadRow | Unusable]]:
@@ -46,9 +50,8 @@ def preferences(source: Source, counts: SourceCounts) -> Iterator[tuple[str, Pre
         text = f"data.sources: {source.path}: format: {source.format} is for supervised rows"
         raise InputError(f"{text}; leave it out, the format of pairs is recognised, or set columns")
     opened = open_source(source)
-    return converted(
-        opened, counts, lambda rows: _pair_form(source, rows, opened.name), (BadRow, Unusable), source.only
-    )
+    opened.rows, read_as = as_pairs(_chosen(source, opened, counts), source, opened.notes)
+    return converted(opened, counts, lambda rows: _pair_form(read_as, rows, opened.name), (BadRow, Unusable))
 
 
 def converted(
@@ -56,15 +59,13 @@ def converted(
     counts: SourceCounts,
     form_of: Callable[[list[Row]], Form | PairForm],
     reason: type[BadRow] | tuple[type[BadRow], type[Unusable]],
-    only: Mapping[str, Any] | None = None,
 ) -> Iterator[tuple[str, Any]]:
     """The rows of a source as its form converts them, each with its origin; for a row that is none, the ``reason``.
 
-    ``form_of`` finds the form from the first rows; whatever a form makes has a set ``unused``. ``only``: the values of
-    columns that rows must have to be read at all; a row that cannot be read is not passed over.
+    ``form_of`` finds the form from the first rows; whatever a form makes has a set ``unused``.
     """
     counts.name, counts.notes = opened.name, opened.notes
-    rows = _chosen(opened, counts, only) if only else iter(opened.rows)
+    rows = iter(opened.rows)
     ahead = list(itertools.islice(rows, _LOOK_AHEAD))
     good = [row for row in ahead if isinstance(row, Row)]
     form = form_of(good) if good else None
@@ -73,7 +74,7 @@ def converted(
     for row in itertools.chain(ahead, rows):
         counts.read += 1
         place = origin(opened.name, row)
-        if isinstance(row, BadRow):
+        if isinstance(row, BadRow | Unusable):
             yield place, row
             continue
         if form is None:  # nothing but bad rows so far
@@ -98,9 +99,13 @@ def converted(
         counts.ignored = sorted(columns - form.columns) + sorted(unused)
 
 
-def _chosen(opened: Opened, counts: SourceCounts, only: Mapping[str, Any]) -> Iterator[Row | BadRow]:
-    choice = Only(only, opened.name)
-    for row in opened.rows:
+def _chosen(source: Source, opened: Opened, counts: SourceCounts) -> Iterator[Any]:
+    """The rows that the source's ``only`` takes; one that cannot be read is not passed over."""
+    return iter(opened.rows) if source.only is None else _taken(opened.rows, Only(source.only, opened.name), counts)
+
+
+def _taken(rows: Iterator[Any], choice: Only, counts: SourceCounts) -> Iterator[Any]:
+    for row in rows:
         if isinstance(row, BadRow) or choice.takes(row.values):
             yield row
         else:
@@ -127,7 +132,7 @@ def _pair_form(source: Source, rows: list[Row], name: str) -> PairForm:
     if form is not None:
         return form
     columns, found = _columns(rows)
-    known = "known formats: chosen, rejected | output_1, output_2, preference, beside a prompt"
+    known = "known formats: chosen, rejected | output_1, output_2, preference | responses, scores, beside a prompt"
     fix = "say which column is which, such as columns: {prompt: question, chosen: good, rejected: bad}"
     fix = _looks_like(columns, pairs=True) or f"{known}; for anything else {fix}"
     raise InputError(f"{origin(name, rows[0])}: no columns that hold a pair (found {found}); {fix}")

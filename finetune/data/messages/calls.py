@@ -1,4 +1,4 @@
-"""Function definitions and calls of them: read from objects or JSON text, and rid of the nulls that a table put in."""
+"""Tools and their calls, without the nulls that a table put in."""
 
 from __future__ import annotations
 

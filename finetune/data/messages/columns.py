@@ -1,4 +1,4 @@
-"""Column mappings: which column of a dataset is which of ours, inline in a recipe or in a file.
+"""Column mappings: which column is which, inline or in a file.
 
     signature: [[question, answer]]       # columns by which such a file is known
     columns: {prompt: question, completion: answer}
@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError
 
 from hybrid_ft.errors import InputError, shown
 from hybrid_ft.finetune.data.messages.calls import tool_calls_from, tools_from
+from hybrid_ft.finetune.data.messages.column_paths import MISSING, found_at
 from hybrid_ft.finetune.data.messages.column_templates import ColumnTemplate, condition, is_template
 from hybrid_ft.finetune.data.messages.conversation import Conversation, finished
 from hybrid_ft.finetune.data.messages.pair_forms import PairForm, recognise_pairs
@@ -33,7 +34,6 @@ from hybrid_ft.finetune.recipe.yaml_file import read_yaml
 
 Values = Mapping[str, Any]
 Noticed = dict[str, int]
-_MISSING = object()
 # Columns of a file that a suggested mapping must not leave out: a question without them is another question.
 _PART_OF_THE_QUESTION = {"options", "choices", "context", "contexts", "passage", "article", "input", "history", "table"}
 _PART_OF_THE_QUESTION |= {"system", "system_prompt", "tools", "functions", "document", "documents", "image", "images"}
@@ -140,9 +140,9 @@ class _TurnTemplates:
         if self.reasoning is not None:
             message["reasoning_content"] = self.reasoning(values)
         if self.calls is not None:
-            calls = _at(values, self.calls)
-            if calls is _MISSING or calls is None:
-                found = "missing" if calls is _MISSING else "null"
+            calls = found_at(values, self.calls)
+            if calls is MISSING or calls is None:
+                found = "missing" if calls is MISSING else "null"
                 raise BadRow("column missing", f"column {self.calls} is {found}; {at} needs it")
             message["tool_calls"] = tool_calls_from(calls, self.calls)
         return message
@@ -244,8 +244,8 @@ class _Mapping:
         return found, noticed
 
     def _with_paths(self, values: Values) -> tuple[dict[str, Any], Noticed]:
-        found = {ours: _at(values, path) for ours, path in self._read.paths.items()}
-        parsed, noticed = with_lists({ours: value for ours, value in found.items() if value is not _MISSING})
+        found = {ours: found_at(values, path) for ours, path in self._read.paths.items()}
+        parsed, noticed = with_lists({ours: value for ours, value in found.items() if value is not MISSING})
         found = dict(parsed)
         assert self.columns is not None
         if "turns" in found:
@@ -304,7 +304,7 @@ class _Mapping:
                 row.messages.append(message)
                 labels.append(at)
         tools = self._read.paths.get("tools")
-        if tools and (value := _at(values, tools)) is not _MISSING:
+        if tools and (value := found_at(values, tools)) is not MISSING:
             row.tools = tools_from(value, tools)
         return finished(row, "columns.messages", labels)
 
@@ -315,23 +315,8 @@ def _renamed_turn(turn: Any, role: str | None, content: str | None) -> Any:
         return turn
     renamed = {"role": role or "role", "content": content or "content"}
     left = {key: value for key, value in turn.items() if key not in {path.split(".")[0] for path in renamed.values()}}
-    found = {ours: _at(turn, path) for ours, path in renamed.items()}
-    return left | {ours: value for ours, value in found.items() if value is not _MISSING}
-
-
-def _at(values: Any, path: str) -> Any:
-    """What lies at ``a.b.0``, a column of that very name first; _MISSING where there is nothing."""
-    if path in values:
-        return values[path]
-    found = values
-    for part in path.split("."):
-        if isinstance(found, Mapping) and part in found:
-            found = found[part]
-        elif isinstance(found, list) and part.isdecimal() and len(part) < 10 and int(part) < len(found):
-            found = found[int(part)]
-        else:
-            return _MISSING
-    return found
+    found = {ours: found_at(turn, path) for ours, path in renamed.items()}
+    return left | {ours: value for ours, value in found.items() if value is not MISSING}
 
 
 def _meaning(known: Mapping[str, int | str], value: Any, column: str) -> int | str:

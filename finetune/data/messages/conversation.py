@@ -1,4 +1,4 @@
-"""One conversation, in the one shape that everything behind the sources works on, and the checks that get it there."""
+"""A conversation, the one shape behind all sources, and its checks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What reading a row's messages comes upon and does not refuse: counted by these keys, told in a note."""
+"""What reading messages comes upon and does not refuse."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lists of messages that a table holds as text: JSON, or as Python and numpy print them."""
+"""Lists of messages that a table holds as text."""
 
 from __future__ import annotations
 

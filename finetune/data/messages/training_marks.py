@@ -1,4 +1,4 @@
-"""Marks by which a row, a turn or a part of one says whether it is trained, under all their usual names."""
+"""Marks of rows, turns and parts: are they trained?"""
 
 from __future__ import annotations
 

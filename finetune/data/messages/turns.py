@@ -199,7 +199,7 @@ def text_from(value: Any, at: str) -> str:
     if value is None:
         raise BadRow("null content", f"{at} is null; give its text")
     if not isinstance(value, str):
-        raise BadRow("not text", f"{at}: got {shown(value)}; must be a text")
+        raise BadRow("not text", f"{at}: got {shown(value)}; must be a string")
     return value
 
 

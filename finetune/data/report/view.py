@@ -42,7 +42,7 @@ def _draw_source(source: SourceCounts, console: Console, note: str) -> None:
     if source.notes:
         lines.append(("file", ", ".join(source.notes)))
     lines.append(("unused", ", ".join(source.ignored) or "nothing"))
-    taken = "" if source.taken == source.kept else f", {source.taken:,} taken into the mix"
+    taken = "" if source.taken == source.kept else f", {source.taken:,} taken into the mix{source.times()}"
     passed = f" ({source.passed_over:,} passed over, as only says)" if source.passed_over else ""
     lines.append(("rows", f"{source.read:,} read{passed}, {source.kept:,} usable{taken}"))
     lines.append(("dropped", f"{source.dropped.count:,}"))
