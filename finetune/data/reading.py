@@ -1,4 +1,4 @@
-"""From a source's rows to conversations or preferences, and what its columns were used for."""
+"""From a source's rows to conversations or preferences, and the columns used."""
 
 from __future__ import annotations
 

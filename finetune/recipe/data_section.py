@@ -105,14 +105,14 @@ class Columns(Section):
 
 
 class Source(Section):
-    """Rows to learn from, of one file or one hub dataset."""
+    """Rows to learn from: a file, a folder, a pattern of files, or a hub dataset."""
 
     path: Text = Field(examples=["data/train.jsonl"])
-    """A file (jsonl, json, csv, tsv, parquet, also packed as .gz or .bz2), or the name of a hub dataset."""
+    """A file, a pattern of files (data/*.jsonl), a folder, or the name of a hub dataset; docs/data.md says what is read."""
     name: Text | None = Field(None, examples=["main"])
-    """Configuration of a hub dataset."""
-    split: Text = Field("train", examples=["test"])
-    """Split of a hub dataset."""
+    """Configuration of a hub dataset, or of one that lies in a folder."""
+    split: Text | None = Field(None, examples=["train[:1000]", "test[10%:20%]"])
+    """Split, or a part of one; null: train, or the only one there is. A file is one split, train."""
     revision: Text | None = Field(None, examples=["main"])
     """Branch, tag or commit of a hub dataset."""
     format: Literal["messages", "prompt-completion", "alpaca", "sharegpt"] | None = Field(None, examples=["alpaca"])
@@ -124,9 +124,11 @@ class Source(Section):
     preference: Preferred | None = Field(None, examples=[{"model_a": 1, "model_b": 2, "tie": "tie"}])
     """Of pairs: which output each value of the preference column names."""
     weight: float | None = Field(None, gt=0, examples=[0.5])
-    """Share of the mix. No row is repeated, so the mix is the largest that the sources can fill."""
+    """Share of the mix, which is the largest that the sources can fill: no row is taken more often than repeat says."""
     count: AtLeastOne | None = Field(None, examples=[5000])
     """Take this many rows, a seeded sample; null: all."""
+    repeat: int = Field(1, ge=1, le=1000, examples=[3])
+    """How often an epoch trains each row that is taken. A held-out row is held out once, and not trained."""
 
 
 class HeldOut(Section):

@@ -1,4 +1,4 @@
-"""Column mappings: which column of a dataset is which of ours, inline in a recipe or in a file.
+"""Column mappings: which column is which, inline or in a file.
 
     signature: [[question, answer]]       # columns by which such a file is known
     columns: {prompt: question, completion: answer}

@@ -1,4 +1,4 @@
-"""The formats of preference rows: which columns they are known by, and how they become a prompt and two answers.
+"""Formats of preference rows, and how they become a prompt and two answers.
 
 Every format comes down to two whole conversations, of which ``preference_from`` takes what they share. A side that holds
 turns of its own from the first on (a list of messages, an hh-rlhf transcript) is whole already; a side that is an

@@ -1,4 +1,4 @@
-"""A preference: one prompt, the answer that was preferred and the one that was not."""
+"""A preference: a prompt, its preferred answer and the other one."""
 
 from __future__ import annotations
 
