@@ -303,6 +303,12 @@ def _renamed_turn(turn: Any, role: str | None, content: str | None) -> Any:
     return left | {ours: value for ours, value in found.items() if value is not _MISSING}
 
 
+def at(values: Any, path: str) -> Any:
+    """The same, None where there is nothing."""
+    found = _at(values, path)
+    return None if found is _MISSING else found
+
+
 def _at(values: Any, path: str) -> Any:
     """What lies at ``a.b.0``, a column of that very name first; _MISSING where there is nothing."""
     if path in values:

@@ -7,7 +7,7 @@ import itertools
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hybrid_ft.errors import InputError, shown
 from hybrid_ft.finetune.data.sources.arrow import without_nulls
@@ -26,10 +26,13 @@ Rows = Iterator[Row | BadRow]
 
 @dataclass
 class Opened:
-    """A source being read. ``notes`` fills while ``rows`` are taken: what the files turned out to be."""
+    """A source being read. ``notes`` fills while ``rows`` are taken: what the files turned out to be.
+
+    ``rows``: Row and BadRow; whoever makes pairs of them puts other reasons in the place of rows too.
+    """
 
     name: str
-    rows: Rows
+    rows: Iterator[Any]
     notes: list[str] = field(default_factory=list)
 
 

@@ -83,7 +83,20 @@ KEYS = [
     "evaluate.max_new_tokens",
     "output",
 ]
-SOURCE = ["path", "name", "split", "revision", "format", "columns", "roles", "preference", "weight", "count", "repeat"]
+SOURCE = [
+    "path",
+    "name",
+    "split",
+    "revision",
+    "format",
+    "columns",
+    "roles",
+    "preference",
+    "pairs",
+    "weight",
+    "count",
+    "repeat",
+]
 FREE = [
     "model.lora.merge",
     "train.save_every",
