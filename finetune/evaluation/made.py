@@ -64,10 +64,12 @@ def made_rows(made: Made, count: Count) -> Iterator[tuple[str, str]]:
     """
     make = _KINDS[made.kind]
     for number in range(made.count):
-        # the same row whatever the number of rows; of each size anew, until it fits
-        yield _fitted(
-            lambda size, number=number: make(random.Random(f"{made.seed} {number}"), size), made.tokens, count
-        )  # type: ignore[misc]
+
+        def of_size(size: int, number: int = number) -> tuple[str, str]:
+            # the same row whatever the number of rows; of each size anew, until it fits
+            return make(random.Random(f"{made.seed} {number}"), size)
+
+        yield _fitted(of_size, made.tokens, count)
 
 
 def _fitted(make: Callable[[int], tuple[str, str]], tokens: int, count: Count) -> tuple[str, str]:
