@@ -1,4 +1,4 @@
-"""Scores of several models on the same items: each measure with its interval, each difference paired."""
+"""Scores of several models on the same items, each difference paired."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which evaluation rows were met in training: half of a row's 8-grams of words in one training row."""
+"""Which evaluation rows were met in training, by runs of eight words."""
 
 from __future__ import annotations
 

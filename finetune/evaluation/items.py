@@ -1,4 +1,4 @@
-"""A task's rows as items: tokens to ask with, and what an answer is held against."""
+"""A task's rows as items: tokens to ask with, answers to compare."""
 
 from __future__ import annotations
 

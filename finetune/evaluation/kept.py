@@ -1,4 +1,4 @@
-"""Answers kept as JSON lines, so that none is made twice, whenever the process ends."""
+"""Answers kept as JSON lines, so that none is made twice."""
 
 from __future__ import annotations
 

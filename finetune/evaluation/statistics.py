@@ -1,4 +1,4 @@
-"""Intervals of scores, and of the difference of two models on the same items.
+"""Intervals of scores, and of paired differences of two models.
 
     share       Wilson's score interval. A score between 0 and 1 varies at most as a share of its mean does.
     mean        sum(w x) / sum(w) with the normal interval of its linearised error, for what has no bounds, as a loss

@@ -1,4 +1,4 @@
-"""The evaluation's table on a screen: scores with intervals, differences that are settled, and what to look at."""
+"""The evaluation's table on a screen, and what to look at."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An evaluation task: a short YAML file of rows, how they are asked and scored."""
+"""An evaluation task: a YAML file of rows, how they are asked and scored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Written answers: a prompt's beginning that many share is read once, batches by tokens."""
+"""Written answers: a beginning that prompts share is read once."""
 
 from __future__ import annotations
 

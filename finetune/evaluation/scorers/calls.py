@@ -1,4 +1,4 @@
-"""Calls of functions in an answer, in the forms that models write, compared as sets of names and arguments."""
+"""Calls of functions in an answer, compared as sets of names and arguments."""
 
 from __future__ import annotations
 

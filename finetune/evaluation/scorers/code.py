@@ -1,4 +1,4 @@
-"""Runs the tests of written code: in a process of its own, bounded in time, memory and files, without a network."""
+"""Runs the tests of written code in a bounded process without a network."""
 
 from __future__ import annotations
 

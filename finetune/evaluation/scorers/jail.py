@@ -1,4 +1,4 @@
-"""Runs one program of a model's with what it may use taken away first: started by code.py in a process of its own.
+"""Runs one program of a model's; what it may not use is gone first.
 
 limits     processor seconds, memory, open files, size of a written file, processes; no core dump
 landlock   (Linux 5.13 on) the file system is for reading, but for the program's own folder

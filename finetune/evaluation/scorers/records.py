@@ -1,4 +1,4 @@
-"""Answers that are JSON objects: fields as the reference has them, and values that it has not."""
+"""Answers that are JSON objects: equal fields, and invented values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Log-probabilities and answers with shared beginnings, against every row computed alone by plain transformers."""
+"""Shared beginnings against every row computed alone by plain transformers."""
 
 from pathlib import Path
 from typing import Any

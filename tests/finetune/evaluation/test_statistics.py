@@ -1,4 +1,4 @@
-"""Intervals: the published numbers, the coverage that they promise, and what they say of small samples."""
+"""Intervals: published numbers, promised coverage, and small samples."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Task files: read as strictly as a recipe; every one that ships reads rows of its dataset's columns."""
+"""Task files: strictly read; shipped ones read their dataset's columns."""
 
 import json
 from pathlib import Path
