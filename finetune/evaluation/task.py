@@ -99,11 +99,15 @@ class Task(Section):
 def load_task(name: str, overrides: Sequence[str] = ()) -> tuple[str, Task]:
     """A task's name and what it says, from a file or by the name of one that ships, with ``key=value`` overrides.
 
-    Local paths open from the current directory, or from beside the file. Raises InputError with one line per mistake.
+    Another path of rows is other rows: split, configuration and revision of the old ones go with them. Local paths open from the current directory, or from beside the file. Raises InputError with one line per mistake.
     """
     file = _find(name)
     text = read_yaml(file, "task", "rows:, evaluator:, prompt:")
     mistakes = Mistakes(file, text)
+    for key in ("rows", "shots_from"):
+        if isinstance(source := text.value.get(key), dict) and any(one.startswith(f"{key}.path=") for one in overrides):
+            for of_the_old in ("name", "split", "revision"):
+                source.pop(of_the_old, None)
     apply_overrides(text.value, overrides, mistakes)
     task = validated(text.value, Task, mistakes)
     if task is not None:
