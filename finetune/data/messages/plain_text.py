@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from hybrid_ft.finetune.data.messages.conversation import text_from
+from hybrid_ft.finetune.data.messages.turns import text_from
 from hybrid_ft.finetune.data.sources.rows import BadRow
 
 _ABOUT = frozenset(
@@ -41,10 +41,11 @@ _ABOUT = frozenset(
 
 @dataclass(slots=True)
 class PlainText:
-    """One document. ``unused``: fields that were left out, of which a text has none."""
+    """One document. ``unused``: fields that were left out, of which a text has none; ``noticed``: what reading came upon."""
 
     text: str
     unused: set[str] = field(default_factory=set)
+    noticed: dict[str, int] = field(default_factory=dict)
 
     def asked(self) -> str:
         """Equal for texts that must stay in one split: the same ones."""
@@ -53,6 +54,9 @@ class PlainText:
     def whole(self) -> str:
         """Equal for texts that are the same."""
         return self.text
+
+    def opposite(self) -> None:
+        """No text says the contrary of another."""
 
     def fields(self) -> set[str]:
         """A text has no message fields."""

@@ -93,6 +93,7 @@ SOURCE = [
     "roles",
     "preference",
     "pairs",
+    "only",
     "weight",
     "count",
     "repeat",
