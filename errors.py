@@ -1,4 +1,4 @@
-"""Errors that a user can fix: one line, an exit status, no traceback, secrets masked."""
+"""Errors that a user can fix: one line, an exit status, secrets masked."""
 
 from __future__ import annotations
 

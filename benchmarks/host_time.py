@@ -1,4 +1,4 @@
-"""Host time of a delta rule call: what Python, torch and Triton's launcher take before a GPU has anything to do.
+"""Host time of a delta rule call: Python, torch and Triton's launcher.
 
     python benchmarks/host_time.py [--turns 30]
 

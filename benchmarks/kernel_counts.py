@@ -1,4 +1,4 @@
-"""What each launch of the delta rule costs by its compiled code: registers, spilled bytes, programs per multiprocessor.
+"""Registers, spilled bytes and programs per multiprocessor of the delta rule's kernels.
 
     python benchmarks/kernel_counts.py [--arch 90] [--sequences 8] [--heads 30 96 192] [--variants]
 

@@ -1,4 +1,4 @@
-"""Whether this GPU computes a model's delta rule rightly, asked before the first training step."""
+"""Asks before training whether this GPU computes the delta rule rightly."""
 
 from __future__ import annotations
 

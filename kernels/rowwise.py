@@ -1,4 +1,4 @@
-"""What the Triton kernels share that work on the rows of a [rows, D] tensor."""
+"""Shared by Triton kernels that work on rows of a [rows, D] tensor."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any

@@ -1,4 +1,4 @@
-"""Fetch into .gpu-check/ what make gpu-check needs on a GPU machine that has torch and no network.
+"""Fetches into .gpu-check/ what make gpu-check needs without a network.
 
     python scripts/gpu_check_wheels.py [--python 3.12] [--out .gpu-check]
 

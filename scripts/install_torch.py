@@ -1,4 +1,4 @@
-"""Install the torch build that fits this machine, into the environment whose Python runs this.
+"""Installs the torch build that fits this machine.
 
 On Linux the default package is the CUDA build with its libraries, about 5 GB, and the CPU build a tenth of that.
 

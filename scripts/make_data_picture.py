@@ -1,4 +1,4 @@
-"""Makes docs/images/data.svg: what `hybrid-ft data` prints for a small file of chats, up to its first example.
+"""Makes docs/images/data.svg of what ``hybrid-ft data`` prints.
 
     .venv/bin/python scripts/make_data_picture.py
 

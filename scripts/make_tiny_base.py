@@ -1,4 +1,4 @@
-"""Make hybrid_model/tiny, the small trained base that ships here: a tokenizer, then a language model on text made up here.
+"""Makes hybrid_model/tiny: a tokenizer, and a small trained language model.
 
     python scripts/make_tiny_base.py [--out hybrid_model/tiny] [--seed 7] [--text-steps 1600]
 

@@ -1,4 +1,4 @@
-"""Words, names, dates and amounts for the quickstart's messages and for the text the tiny base learns from.
+"""Words, names, dates and amounts of the quickstart's messages.
 
 Names and references are composed from syllables and drawn into two pools by a hash of the word itself, so that
 a name of the held-out pool can appear neither in a training row nor in the base's text, whatever the seed.

@@ -1,4 +1,4 @@
-"""The text that the tiny base learns from: plain, made up here, and about anything but the quickstart's task.
+"""The text that the tiny base learns from, made up here.
 
 Every document says something and then says part of it again: a quotation, a note and a question about it, a date
 written two ways. To predict it, a model has to copy names that it has never met. There is no JSON, no chat turn

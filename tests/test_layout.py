@@ -224,3 +224,17 @@ def test_nothing_of_one_machine_is_kept(root: Path) -> None:
                     for match in machine.finditer(path.read_text(encoding="utf-8", errors="replace"))
                 ]
     assert found == []
+
+
+def test_a_file_begins_with_what_it_is(root: Path) -> None:
+    """In 14 words at most; every public class says what it is."""
+    files = [path for folder in (*CODE, "benchmarks", "scripts") for path in sorted((root / folder).rglob("*.py"))]
+    long, silent = [], []
+    for path in files:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        if len(((ast.get_docstring(tree) or "").splitlines() or [""])[0].split()) > 14:
+            long.append(path)
+        if path.relative_to(root).parts[0] in CODE:
+            classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name[0] != "_"]
+            silent += [f"{path}: {node.name}" for node in classes if not ast.get_docstring(node)]
+    assert (long, silent) == ([], [])

@@ -1,4 +1,4 @@
-"""What saving costs on a CPU: seconds per GB of a checkpoint's parts, and the share of a run at the default interval.
+"""Saving on a CPU: seconds per GB by part, share of a run.
 
     python benchmarks/cpu/checkpoint.py --work FOLDER_ON_THE_DISK_IN_QUESTION
 

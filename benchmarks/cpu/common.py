@@ -1,4 +1,4 @@
-"""What the CPU benchmarks share: quiet libraries, the machine, turns, peak memory, the base and the record."""
+"""Shared by the CPU benchmarks: machine, alternating runs, peak memory, base, records."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decoding with a cache on a CPU, against transformers' own Olmo Hybrid with the same weights and the same call.
+"""Cached decoding on a CPU beside transformers' Olmo Hybrid with the same weights.
 
     python benchmarks/cpu/decode.py [--model tiny] [--prompt 32] [--new 256] [--rounds 7]
 

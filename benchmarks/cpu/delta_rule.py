@@ -1,4 +1,4 @@
-"""The gated delta rule, forward and backward in float32 on one CPU thread, beside transformers' torch path.
+"""The delta rule in float32 on one thread, beside transformers' torch path.
 
     python benchmarks/cpu/delta_rule.py                  # about three minutes
 

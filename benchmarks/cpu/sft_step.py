@@ -1,4 +1,4 @@
-"""One SFT step on real rows on a CPU: this project's model and trainer against TRL's on transformers' layers.
+"""An SFT step on a CPU beside TRL's trainer on transformers' layers.
 
     python benchmarks/cpu/sft_step.py --rows gsm8k_train.jsonl --columns gsm8k --tokenizer OLMO_TOKENIZER_FOLDER
 

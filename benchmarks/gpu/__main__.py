@@ -1,4 +1,4 @@
-"""Everything that this project claims of a GPU, measured on this machine's, in one table with a bar for each row.
+"""The GPU benchmarks in one table, with a bar for each row.
 
     python benchmarks/gpu [--out benchmarks/results/gpu.jsonl] [--parts op-1,layer-8] [--turns 20] [--seconds 300]
 

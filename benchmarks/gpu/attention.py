@@ -1,4 +1,6 @@
-"""Causal attention of documents laid end to end, forward and backward, against torch's flex attention, compiled, with a
+"""Causal attention of packed documents beside torch's compiled flex attention.
+
+Causal attention of documents laid end to end, forward and backward, against torch's flex attention, compiled, with a
 block mask for these documents. Ours is the model's own call: on flash-attn where it is installed for this GPU, else on
 torch's varlen_attn. What else could run it is timed as well and told in the note.
 """

@@ -1,4 +1,7 @@
-"""Is what is about to be timed right? Each raises Red, so that a wrong result has no time."""
+"""Correctness before timing: each raises Red, so a wrong result has no time.
+
+Each raises Red, so that a wrong result has no time.
+"""
 
 from __future__ import annotations
 

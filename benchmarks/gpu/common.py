@@ -1,4 +1,4 @@
-"""What every part shares: the sizes, two sides taking turns, times and memory, and how a record is made of them."""
+"""Shared by the GPU benchmarks: sizes, alternating runs, times, memory, records."""
 
 from __future__ import annotations
 

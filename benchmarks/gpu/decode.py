@@ -1,4 +1,4 @@
-"""Greedy decoding with a cache, random weights, against transformers' model with the same weights and the same call."""
+"""Cached greedy decoding beside transformers' model with the same random weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The op's forward and backward in bfloat16, against flash-linear-attention's, the l2 norm of q and k inside both.
+"""The delta rule in bfloat16, forward and backward, beside flash-linear-attention's.
 
 The floor is the larger of the bytes that must be moved over the memory's rate and the products over the tensor cores'
 rate, both counted by hand for an H200; backward reads or writes its own states once.

@@ -1,4 +1,4 @@
-"""One Gated DeltaNet layer with random weights, forward and backward, against transformers' own with the same weights.
+"""One Gated DeltaNet layer, forward and backward, beside transformers' own.
 
 Ours takes the tokens end to end with a layout, theirs as a batch of rows of equal length, where it has no boundaries to
 heed. Memory is the peak allocated during a turn, weights, input and gradients included.

@@ -1,4 +1,4 @@
-"""Time per token of one sequence, forward and backward, over lengths that double: it should not depend on the length."""
+"""Time per token of one sequence over lengths that double."""
 
 from __future__ import annotations
 

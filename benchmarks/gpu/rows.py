@@ -1,4 +1,4 @@
-"""What is measured: the table's rows, each with its bar, and the parts that measure them.
+"""The table's rows, each with its bar and the part that measures it.
 
 A part is one child process: a module of this folder whose ``measure(setting, *arguments)`` returns one record for each
 of the part's rows, in their order. This file imports nothing, so that the table can be printed on any machine.

@@ -1,4 +1,4 @@
-"""One SFT step, full or LoRA, with gradient checkpointing and random weights, against transformers' model.
+"""One SFT step, full or LoRA, beside transformers' model.
 
 Where TRL is installed each side is a trainer of its (see trainers.py); elsewhere both are in one plain loop: forward,
 the loss by a cross-entropy over chunks of tokens, backward, AdamW. Both models hold the same weights, so that there is

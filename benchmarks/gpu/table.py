@@ -1,4 +1,7 @@
-"""The table: what was measured, against which bar, and what was not and why. Plain text; nothing is imported."""
+"""The table as plain text: what was measured, against which bar, what was not.
+
+Plain text; nothing is imported.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The GPU check: what must be known of a GPU within ten minutes, in two parts of under five, the most valuable first.
+"""The GPU check: two parts of under five minutes, the most valuable first.
 
     python benchmarks/gpu_check --part 1 [--out FOLDER] [--seconds 285] [--steps compile,self-test] [--dry]
 

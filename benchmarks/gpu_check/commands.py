@@ -1,4 +1,4 @@
-"""What a user runs: SFT, DPO and a resumed run on the bundled base; the quick tests; one small case under memcheck."""
+"""The commands of a user: SFT, DPO, a resumed run, quick tests, memcheck."""
 
 from __future__ import annotations
 

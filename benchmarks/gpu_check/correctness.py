@@ -1,4 +1,4 @@
-"""Is what training stands on right on this GPU: the delta rule, its repeatability, isolation and forks of a whole model?"""
+"""Correctness on this GPU: the delta rule, repeatability, isolation, forks."""
 
 from __future__ import annotations
 

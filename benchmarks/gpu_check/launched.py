@@ -1,4 +1,4 @@
-"""The calls whose launches are recorded, in sets: each runs what a step runs, on tensors that hold nothing."""
+"""Calls whose launches are recorded, on tensors that hold nothing."""
 
 from __future__ import annotations
 

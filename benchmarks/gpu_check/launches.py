@@ -1,4 +1,4 @@
-"""The time of each launch alone, of the whole op and of its host side, and of every launch with other settings."""
+"""Times of each launch, the whole op, its host side, and other settings."""
 
 from __future__ import annotations
 

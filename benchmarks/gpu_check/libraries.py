@@ -1,4 +1,4 @@
-"""Where the check's code finds libraries: this checkout, the GPU benchmark's modules, wheels that were carried along."""
+"""Where the check finds libraries: this checkout, carried wheels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compiles everything that the check launches, first and on all cores, into the disk cache that Triton looks into.
+"""Compiles all that the check launches, first and on all cores.
 
 Triton compiles one kernel at a time when it is first launched: the delta rule's take 25 seconds for each set of head
 sizes, flash-linear-attention's 89 configurations three minutes. The launches are recorded on the CPU, with tensors that

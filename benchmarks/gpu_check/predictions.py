@@ -1,4 +1,4 @@
-"""What an H200 was predicted to take, from the compiled code, before any of it had run on one.
+"""Predicted times on an H200, from the compiled code, before any run.
 
 Milliseconds, Olmo Hybrid 7B's shape, bfloat16, 32,768 tokens in 8 sequences or 1. Each is the larger of the bytes that a
 launch moves at three quarters of 4.3 TB/s and of an in-order model of one multiprocessor's quarter fed with the

@@ -1,4 +1,4 @@
-"""What is launched: recorded while it runs, or on a machine's CPU in its stead, so that it can be compiled beforehand."""
+"""Records launches while they run, so that they can be compiled beforehand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of the GPU check: one JSON line each, on disk as soon as it is known."""
+"""Rows of the GPU check: one JSON line each, written at once."""
 
 from __future__ import annotations
 

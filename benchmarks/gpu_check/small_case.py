@@ -1,4 +1,4 @@
-"""The delta rule forward and backward once, on segments of 0, 1 and 129 tokens: small enough for a sanitizer."""
+"""The delta rule on segments of 0, 1 and 129 tokens, for a sanitizer."""
 
 import sys
 

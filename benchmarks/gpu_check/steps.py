@@ -1,4 +1,4 @@
-"""The steps of the GPU check in their order, with the seconds that each may take."""
+"""Steps of the GPU check in order, with their time limits in seconds."""
 
 from __future__ import annotations
 

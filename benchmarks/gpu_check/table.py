@@ -1,4 +1,4 @@
-"""The GPU check's table: what was measured beside what was predicted, what the hardware allows, and the rivals."""
+"""The GPU check's table: measured, predicted, hardware limit, rivals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Times of what runs on the GPU alone: replays of a CUDA graph, so that the host takes no part."""
+"""GPU times without the host: replays of a CUDA graph."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same launch with other settings: what to choose between when there is a GPU to ask."""
+"""The same launch with other settings, to choose between on a GPU."""
 
 from __future__ import annotations
 

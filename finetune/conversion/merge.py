@@ -1,4 +1,4 @@
-"""``hybrid-ft merge``: an adapter and its base become one model, verified, and cut short at any time it goes on."""
+"""``hybrid-ft merge``: an adapter and its base become one model, verified and resumable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a converted model goes: a new folder, filled under another name, so that a second start goes on with the first."""
+"""The folder of a converted model, filled under another name until whole."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bounds on the time and memory of work that runs a stranger's program, a chat template, or unpacks a stranger's file."""
+"""Time and memory bounds for strangers' templates and packed files."""
 
 from __future__ import annotations
 

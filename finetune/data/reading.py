@@ -1,4 +1,4 @@
-"""From a source's rows to conversations or preferences, and what its columns were used for."""
+"""From a source's rows to conversations or preferences, and the columns used."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from hybrid_ft.errors import InputError
+from hybrid_ft.finetune.data.messages.answer_lists import as_pairs
 from hybrid_ft.finetune.data.messages.column_templates import RUNAWAY_COLUMNS
 from hybrid_ft.finetune.data.messages.columns import pair_format, row_format, suggested
 from hybrid_ft.finetune.data.messages.conversation import Conversation
@@ -30,6 +31,8 @@ def conversations(source: Source, counts: SourceCounts) -> Iterator[tuple[str, C
     ``counts`` fills meanwhile: rows read, form, notes, and at the end the columns and fields that nothing used. Raises
     InputError where the source cannot be read or is in no known form.
     """
+    if source.pairs != "best_worst":
+        raise InputError(f"data.sources: {source.path}: pairs: got {source.pairs}; only pairs have it, leave it out")
     opened = open_source(source)
     return converted(opened, counts, lambda rows: _form(source, rows, opened.name), BadRow)
 
@@ -44,7 +47,8 @@ def preferences(source: Source, counts: SourceCounts) -> Iterator[tuple[str, Pre
         text = f"data.sources: {source.path}: format: {source.format} is for supervised rows"
         raise InputError(f"{text}; leave it out, the format of pairs is recognised, or set columns")
     opened = open_source(source)
-    return converted(opened, counts, lambda rows: _pair_form(source, rows, opened.name), (BadRow, Unusable))
+    opened.rows, read_as = as_pairs(opened.rows, source, opened.notes)
+    return converted(opened, counts, lambda rows: _pair_form(read_as, rows, opened.name), (BadRow, Unusable))
 
 
 def converted(
@@ -67,7 +71,7 @@ def converted(
     for row in itertools.chain(ahead, rows):
         counts.read += 1
         place = origin(opened.name, row)
-        if isinstance(row, BadRow):
+        if isinstance(row, BadRow | Unusable):
             yield place, row
             continue
         if form is None:  # nothing but bad rows so far
@@ -106,7 +110,7 @@ def _pair_form(source: Source, rows: list[Row], name: str) -> PairForm:
     if form is not None:
         return form
     columns, found = _columns(rows)
-    known = "known formats: chosen, rejected | output_1, output_2, preference, beside a prompt"
+    known = "known formats: chosen, rejected | output_1, output_2, preference | responses, scores, beside a prompt"
     fix = "say which column is which, such as columns: {prompt: question, chosen: good, rejected: bad}"
     fix = _looks_like(columns, pairs=True) or f"{known}; for anything else {fix}"
     raise InputError(f"{origin(name, rows[0])}: no columns that hold a pair (found {found}); {fix}")

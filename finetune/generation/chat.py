@@ -1,4 +1,4 @@
-"""``hybrid-ft chat``: a conversation in the terminal, or over a pipe, a line a turn."""
+"""``hybrid-ft chat``: a conversation in the terminal or over a pipe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers to prompts: in batches of equal cost for the run's own evaluation, and a file of them for ``hybrid-ft generate``."""
+"""Answers to prompts, in batches of equal cost, or a file of them."""
 
 from __future__ import annotations
 

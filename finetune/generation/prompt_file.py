@@ -1,4 +1,4 @@
-"""Reads a file of prompts, and refuses a wrong one before a model is loaded."""
+"""Reads a file of prompts before a model is loaded."""
 
 from __future__ import annotations
 

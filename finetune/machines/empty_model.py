@@ -1,4 +1,4 @@
-"""A recipe's model without its weights: shapes and dtypes on the meta device, in seconds and no memory."""
+"""A recipe's model on the meta device: shapes and dtypes without memory."""
 
 from __future__ import annotations
 
@@ -30,4 +30,4 @@ def empty_model(recipe: Recipe, bfloat16: bool) -> PreTrainedModel | PeftModel:
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16 if bfloat16 and lora else torch.float32)
         if recipe.model.adapter and not recipe.model.merge_adapter:
             return get_peft_model(model, read_adapter(find_folder(recipe.model.adapter, weights=True)).config)
-        return add_lora(model, **lora.adapters) if lora else model
+        return add_lora(model, **lora.adapters | {"init": "default"}) if lora else model

@@ -40,6 +40,7 @@ class Layer:
     input               bytes a token of what goes in, which checkpointing keeps
     read                bytes a token of it that backward itself reads
     kept                bytes a token that its backward needs beside the input; None: not known for this family
+    mixed               of these what mixing the tokens gave, which selective checkpointing keeps
     spare               bytes a token more, when its MLP's gradients are there
     copies              numbers whose copy in the arithmetic's dtype is kept for backward
     last                numbers of the projection that backward starts with
@@ -52,6 +53,7 @@ class Layer:
     input: int
     read: int
     kept: int | None
+    mixed: int
     spare: int
     copies: int
     last: int
@@ -149,12 +151,13 @@ def shape_of(model: nn.Module, config: PreTrainedConfig, bfloat16: bool) -> Shap
                 input=stream * config.hidden_size,
                 read=0 if full and attends else stream * config.hidden_size,
                 kept=kept,
+                mixed=_mixed(config, kind, arithmetic) if known else 0,
                 spare=(3 - keeps_middle) * arithmetic * middle + (stream - arithmetic * attends) * config.hidden_size,
                 copies=weights[number] if full and arithmetic != _FLOAT32 else 0,
                 last=config.hidden_size * middle if full else 0,
             )
         )
-    outside = Layer("", weights[count], trained[count], sizes[count], 0, 0, 0, 0, 0, 0)
+    outside = Layer("", weights[count], trained[count], sizes[count], 0, 0, 0, 0, 0, 0, 0)
     states = _FLOAT32 * _state(config) if known else 0
     return Shape(tuple(layers), outside, head, arithmetic, states)
 
@@ -172,8 +175,10 @@ def _adapters(model: nn.Module) -> dict[int, dict[str, tuple[int, float]]]:
 
 
 def _unusual(model: nn.Module) -> bool:
-    """Whether an adapter keeps more for backward than LoRA does (DoRA)."""
-    return any(any(getattr(module, "use_dora", {}).values()) for module in model.modules() if hasattr(module, "lora_A"))
+    """Whether more is kept for backward than LoRA does: DoRA, or modules trained whole beside it."""
+    adapted = [module for module in model.modules() if hasattr(module, "lora_A")]
+    whole = any(".modules_to_save." in name for name, _ in model.named_parameters())
+    return whole or any(any(getattr(module, "use_dora", {}).values()) for module in adapted)
 
 
 def _inputs(names: str, width: int, own: dict[str, tuple[int, float]], full: bool, arithmetic: int) -> int:
@@ -231,15 +236,28 @@ def _of_attention(config: Any, own: dict[str, tuple[int, float]], full: bool, ar
     )
 
 
+def _mixed(config: Any, kind: str, arithmetic: int) -> int:
+    """Bytes a token of what the delta rule's operator, or attention's, returns."""
+    if kind == "linear_attention":
+        heads = config.linear_num_value_heads
+        return heads * (arithmetic * (config.linear_value_head_dim + CHUNK) + 32)
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return config.num_attention_heads * (arithmetic * head + 4)
+
+
 def _state(config: Any) -> int:
     return config.linear_num_value_heads * config.linear_key_head_dim * config.linear_value_head_dim
 
 
-def peak(shape: Shape, batch: Batch, gpus: int = 1, sharded: bool = False, checkpointing: bool = True) -> Memory:
-    """The most that each of ``gpus`` holds in a step: in pieces over them (FSDP2), or a copy on each (DDP)."""
-    pieces = gpus if sharded else 1
-    found = max(_moments(shape, batch, pieces, gpus > 1 and not sharded, checkpointing), key=lambda one: one.total)
-    return found
+def peak(
+    shape: Shape, batch: Batch, gpus: int = 1, sharded: bool = False, checkpointing: bool | str | None = True
+) -> Memory:
+    """The most that each of ``gpus`` holds in a step: in pieces over them (FSDP2), or a copy on each (DDP).
+
+    checkpointing: as model.gradient_checkpointing has it on a GPU, "selective" among it; None: True
+    """
+    pieces, how = gpus if sharded else 1, True if checkpointing is None else checkpointing
+    return max(_moments(shape, batch, pieces, gpus > 1 and not sharded, how), key=lambda one: one.total)
 
 
 def held(shape: Shape, gpus: int = 1, sharded: bool = False) -> int:
@@ -247,7 +265,7 @@ def held(shape: Shape, gpus: int = 1, sharded: bool = False) -> int:
     return -(-(shape.bytes + 2 * _FLOAT32 * shape.trained) // (gpus if sharded else 1))
 
 
-def _moments(shape: Shape, batch: Batch, pieces: int, ddp: bool, checkpointing: bool) -> Iterator[Memory]:
+def _moments(shape: Shape, batch: Batch, pieces: int, ddp: bool, checkpointing: bool | str) -> Iterator[Memory]:
     """Forward's end, the head's backward, each layer's, the optimizer's step, the first gathering."""
     N, layers = batch.tokens, shape.layers
     all_gradients = _FLOAT32 * shape.trained // pieces
@@ -268,7 +286,8 @@ def _moments(shape: Shape, batch: Batch, pieces: int, ddp: bool, checkpointing: 
     first = 0 if checkpointing else next((n for n, layer in enumerate(layers) if layer.trained), 0)
     below = [0]  # bytes that the layers before each keep until their backward
     for number, layer in enumerate(layers):
-        kept = N * layer.input
+        mixed = layer.mixed if checkpointing == "selective" else 0
+        kept = N * (layer.input + mixed)
         if not checkpointing:
             kept = N * (layer.read + (layer.kept or 0)) + shape.arithmetic * layer.copies if number >= first else 0
         below.append(below[-1] + kept)
@@ -281,8 +300,9 @@ def _moments(shape: Shape, batch: Batch, pieces: int, ddp: bool, checkpointing: 
     whole_head = _FLOAT32 * shape.head if pieces > 1 else 0  # until the end of backward
     for number in range(len(layers) - 1, first - 1, -1):
         layer = layers[number]
-        inputs = N * (layer.input if checkpointing else layer.read)
-        own = N * ((layer.kept or 0) + layer.spare) + batch.prompts * 4 * shape.pair if shape.proven else 0
+        mixed = layer.mixed if checkpointing == "selective" else 0
+        inputs = N * (layer.input + mixed if checkpointing else layer.read)
+        own = N * ((layer.kept or 0) - mixed + layer.spare) + batch.prompts * 4 * shape.pair if shape.proven else 0
         own += shape.arithmetic * (layer.copies - layer.last if layer.copies else 0)
         gathered = 0
         if pieces > 1:

@@ -1,4 +1,4 @@
-"""The keys of a schema: dotted names, their fields, and the sections that they hold."""
+"""The keys of a schema: dotted names, fields and sections."""
 
 from __future__ import annotations
 

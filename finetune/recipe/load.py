@@ -1,4 +1,4 @@
-"""From a file and ``key=value`` overrides to a checked recipe, or every mistake at once.
+"""From a file and overrides to a checked recipe, or all its mistakes.
 
 Neither torch nor transformers nor datasets is imported, so that a wrong recipe is refused within a second. Secrets do
 not belong in a recipe: trackers and the hub read their own environment variables, and nothing here is expanded.

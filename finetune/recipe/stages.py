@@ -1,4 +1,4 @@
-"""A file of stages: its schema, and the recipes in it, with every mistake at once.
+"""A file of stages: its schema, its recipes, all its mistakes at once.
 
 stages:
   - sft: instruct-sft.yaml        # a recipe beside this file or by name, or the recipe itself

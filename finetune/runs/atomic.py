@@ -1,4 +1,4 @@
-"""Files and folders that are whole or absent, whatever moment the process dies; and their digests."""
+"""Files and folders that are whole or absent, and their digests."""
 
 from __future__ import annotations
 

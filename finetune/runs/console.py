@@ -1,4 +1,4 @@
-"""What a run says, on a screen whose loss does not end it: a pipe that nobody reads, a log on a full disk."""
+"""The console of a run, whose loss does not end the run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A folder held by one process: a lock file in it, which goes with the process whatever ends that."""
+"""A folder held by one process, through a lock file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Signals: the first asks for a stop at the next step's end, the second ends the process."""
+"""Signals: the first stops after the step, the second ends the process."""
 
 from __future__ import annotations
 

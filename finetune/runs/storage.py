@@ -1,4 +1,4 @@
-"""Disk checks: a trial write before training, and a clear error if a save fails."""
+"""Disk checks: a trial write, and a clear error if a save fails."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 _FAILURES = _FULL | {errno.EFBIG, errno.EIO, errno.EROFS}
 _MENDED_BY = {
     errno.EFBIG: "Raise the limit on a file's size (ulimit -f)",
-    errno.EIO: "Mend or replace the disk",
+    errno.EIO: "Fix or replace the disk",
     errno.EROFS: "Make it writable",
 }
 # torch's writer says only where its file ends, never why

@@ -1,4 +1,4 @@
-"""Optimizer, schedule and random state in a checkpoint: tensors as safetensors, numbers as JSON, no pickle.
+"""Optimizer, schedule and random state in a checkpoint, without pickle.
 
 Every tensor is whole and lies under its parameter's name, so the files do not tell how many processes trained, nor
 whether they had the model in pieces. Learning rates, betas and the like are not kept: the recipe has them.

@@ -26,7 +26,7 @@ def memory_line(recipe: Recipe, prepared: Any, processes: int) -> str:
     bfloat16 = in_bfloat16(recipe)
     shape = shape_of_recipe(recipe, bfloat16)
     batch = batch_of(recipe, prepared, processes)
-    needed = peak(shape, batch, processes, recipe.train.sharded, recipe.model.gradient_checkpointing is not False)
+    needed = peak(shape, batch, processes, recipe.train.sharded, recipe.model.gradient_checkpointing)
     free, total = device.memory()
     line = f"memory    {said(needed)} of {size(free)} free"
     if needed.total * (1 - MARGIN) <= free or not recipe.train.check_memory:

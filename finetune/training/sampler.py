@@ -1,4 +1,4 @@
-"""A batch sampler that deals an epoch's batches out to the processes, each batch once."""
+"""A batch sampler that deals batches to the processes, each once."""
 
 from __future__ import annotations
 

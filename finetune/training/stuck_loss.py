@@ -1,4 +1,4 @@
-"""Warns once when the loss is stuck at the value of a model that learns nothing."""
+"""Warns once when the loss stays where nothing is learned."""
 
 from __future__ import annotations
 

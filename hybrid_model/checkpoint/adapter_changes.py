@@ -1,4 +1,4 @@
-"""What an adapter that PEFT wrote makes of each of its base's tensors: low-rank sums, whole replacements, single rows."""
+"""What a PEFT adapter makes of each tensor of its base."""
 
 from __future__ import annotations
 

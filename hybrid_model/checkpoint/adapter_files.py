@@ -1,4 +1,4 @@
-"""A LoRA adapter's files, read by what they hold: every reason to refuse them before the base's weights are read.
+"""A LoRA adapter's files, checked before the base's weights are read.
 
 PEFT takes patterns, module names to import and ways to change the base from ``adapter_config.json``. Here only plain
 numbers and names are taken from it, and which layers are adapted is read from the weights' own header.

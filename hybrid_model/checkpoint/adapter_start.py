@@ -1,4 +1,4 @@
-"""Training that starts from an adapter: held against the base it is for, opened, and trained further as it is."""
+"""Training that starts from an adapter: checked, opened, trained further."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A checkpoint's folder and what its JSON files say: found or downloaded, read, refused before any weight is read."""
+"""A checkpoint's folder and JSON files, checked before weights are read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a model's answers end and are sampled by default: the base's own settings, with every end token it may write."""
+"""Generation defaults of a result: the base's settings and all end tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loading a checkpoint: weights come from safetensors files alone, and no code comes with them."""
+"""Loading a checkpoint: safetensors files alone, and no code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An adapter and its base made one checkpoint, file by file: in the memory of a few rows, whatever the model's size.
+"""Merging an adapter file by file, in the memory of a few rows.
 
 Weights that the adapter leaves alone are the base's, byte for byte; the others are computed in float32 and rounded once.
 Names are the released ones, and files bear the names that they have in the base. A file is whole or not there: what was

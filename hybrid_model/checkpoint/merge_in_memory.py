@@ -1,4 +1,4 @@
-"""An adapter and its base made one model in memory, for families whose files transformers alone can name."""
+"""Merging in memory, for families whose files transformers alone can name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Safetensors files read and written a few rows at a time, so that a model larger than the memory can be rewritten."""
+"""Safetensors files read and written a few rows at a time."""
 
 from __future__ import annotations
 

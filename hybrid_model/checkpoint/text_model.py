@@ -1,4 +1,4 @@
-"""Opening the text model of any family: config read and mended, files checked, weights loaded by transformers itself.
+"""Opening the text model of any family, with transformers' own loading.
 
 A multimodal checkpoint holds more than its text model. The rest stays in its folder, and an export copies it from there.
 """

@@ -1,4 +1,7 @@
-"""Weight files: every reason to refuse one before it is read. Only headers are looked at."""
+"""Weight files, checked by their headers before they are read.
+
+Only headers are looked at.
+"""
 
 from __future__ import annotations
 

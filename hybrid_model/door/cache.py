@@ -1,4 +1,4 @@
-"""What generation remembers: keys and values of the attention layers, convolution tails and states of the delta ones.
+"""The cache of generation: keys and values, convolution tails, delta states.
 
 ``generate`` makes transformers' ``DynamicCache`` before the model is called; ``use_our_layers`` puts these layers into it, so
 that the cache a user holds is the one that grows, and beam search reorders it as it would any other.

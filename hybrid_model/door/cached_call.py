@@ -1,4 +1,4 @@
-"""One call with a cache: which columns are new, which are padding, how long each row's history is."""
+"""One call with a cache: new columns, padding, each row's history length."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The layout of the batch that is being computed, for layers whose own signature has no place for it.
+"""The layout at work, for layers whose signature has no place for it.
 
 A base model sets it around its layers. Each decoder layer takes it along as an argument of its own, so that a layer
 that is computed again in backward sees the layout of its batch, whatever ran in between.

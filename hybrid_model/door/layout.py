@@ -1,4 +1,4 @@
-"""Where each document lies in a flat run of tokens, and what it continues from: all that a layer knows of a batch.
+"""The layout of a flat batch: where segments begin and what they continue.
 
 A batch is laid end to end once, at the model's door. ``open_door`` reads the form the trainer gave (padded rows,
 plain rows, packed rows) into a ``Door``; ``Door.flatten`` drops the padding and ``Door.unflatten`` puts hidden states

@@ -1,4 +1,4 @@
-"""Rows of a tensor, some of them several times, with a backward that adds in one order."""
+"""Rows of a tensor, with a backward that adds in one order."""
 
 from torch import Tensor
 

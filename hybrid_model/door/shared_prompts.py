@@ -1,4 +1,4 @@
-"""Rows that begin with the same prompt, laid flat so that the prompt is computed once and every row continues from it.
+"""Rows with the same prompt, laid flat so that it is computed once.
 
 A preference pair comes as two rows, prompt + chosen and prompt + rejected. Past this door it is three segments: the
 prompt, and two continuations that name it as their parent. The same serves any number of answers to one prompt.

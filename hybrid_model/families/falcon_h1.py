@@ -1,4 +1,4 @@
-"""Falcon-H1: Mamba-2 and attention side by side in every layer, with muP multipliers in nine places.
+"""Falcon-H1: Mamba-2 beside attention in every layer, with muP multipliers.
 
 One of them, ``lm_head_multiplier``, scales the head's logits.
 """

@@ -1,4 +1,4 @@
-"""The record of one family: all that the door, LoRA, FLOPs, loading and export know of an architecture."""
+"""The record of a family: all that the rest knows of an architecture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Granite 4 H: nine Mamba-2 layers to one of attention without positions, each with an MLP or experts beside one.
+"""Granite 4 H: Mamba-2, attention without positions, MLP or experts.
 
 The head's logits are divided by ``logits_scaling``: a loss computed from the head's weight alone would be wrong.
 """

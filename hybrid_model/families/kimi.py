@@ -1,4 +1,4 @@
-"""Kimi Linear and Ling 3: Kimi delta attention, whose decay is of each key channel, and latent attention; experts.
+"""Kimi Linear and Ling 3: Kimi delta attention, latent attention, experts.
 
 Both kinds of layer call their mixer ``self_attn``, so that a set of LoRA layers goes by number.
 """

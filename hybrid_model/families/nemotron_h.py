@@ -1,4 +1,4 @@
-"""Nemotron-H and Nemotron 3: one mixer a layer, out of Mamba-2, attention, an MLP and experts.
+"""Nemotron-H and 3: Mamba-2, attention, MLP or experts, one a layer.
 
 All four are called ``mixer``, so that a set of LoRA layers goes by number. transformers' single step of Mamba-2 leaves
 out the lower bound of the time step that its scan has: a token decoded with a cache differs by up to 5e-4.

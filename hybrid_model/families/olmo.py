@@ -1,4 +1,6 @@
-"""Olmo 2 and Olmo 3: attention in every layer, in Olmo 3 with a window in three of four. Olmo Hybrid's transformer twins.
+"""Olmo 2 and 3, Olmo Hybrid's transformer twins; windows in Olmo 3.
+
+Olmo Hybrid's transformer twins.
 
 Olmo 3's rope differs by kind of layer: YaRN on the full ones, plain rope where a window is. transformers reads a config
 that says one rope for all as plain rope for all, and an old config's ``rope_theta`` for the full layers alone.

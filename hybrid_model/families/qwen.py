@@ -1,4 +1,4 @@
-"""Qwen3.5 to 3.8, dense and with experts, and Qwen3-Next: three Gated DeltaNet layers to one of gated attention.
+"""Qwen3.5 to 3.8 and Qwen3-Next: Gated DeltaNet and gated attention.
 
 One kind of layer in three: the writing strength beta is in [0, 1], a key head serves HV / H consecutive value heads,
 norms of the residual stream, queries and keys scale by 1 + weight, the gated norm by its weight. Qwen3-Next's joined

@@ -1,4 +1,4 @@
-"""Transformers' own recurrent mixers on a flat run of segments: exact, with forks, and with no kernel of ours.
+"""transformers' own recurrent mixers on flat segments: exact, with forks.
 
 A mixer is called as transformers wrote it, once for all segments of one length of a level. In the cache's place it
 finds a ``Tape``, which hands it a parent's convolution tail and state and keeps its own for its children. Nothing is

@@ -1,4 +1,4 @@
-"""Convolution and gated delta rule over the levels of a layout, each level's segments continuing their parents."""
+"""Convolution and delta rule over a layout's levels, parents first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""flash-attn's own kernels, where the package for the GPU at hand is installed: version 3 on sm_90, version 4 on sm_100.
+"""flash-attn's kernels, where the package for this GPU is installed.
 
 Version 2 is what torch's varlen_attn runs anyway. torch can also put 3 and 4 under it (activate_flash_attention_impl),
 but under every other attention of the process too, which then refuses dropout and other GPUs, and in some versions

@@ -1,4 +1,4 @@
-"""Whether anybody stands between a module and its forward: a hook, a wrapper, an adapter, offloading, sharding.
+"""Whether a hook, wrapper, adapter, offloading or sharding watches a module.
 
 A kernel may do a module's work together with its neighbour's where nobody stands there. Where somebody does, the module
 is called as transformers calls it, with what transformers gives it.

@@ -1,4 +1,4 @@
-"""Decay and writing strength of the gated delta rule: arguments checked, then run on the tensors' device."""
+"""Decay and writing strength of the delta rule, on the tensors' device."""
 
 from torch import Tensor
 

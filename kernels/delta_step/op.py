@@ -1,5 +1,8 @@
-"""One token of a Gated DeltaNet layer between its projections and its norm: arguments checked, then run on the tensors'
-device."""
+"""One token of a Gated DeltaNet layer, between projections and norm.
+
+One token of a Gated DeltaNet layer between its projections and its norm: arguments checked, then run on the tensors'
+device.
+"""
 
 import torch
 from torch import Tensor

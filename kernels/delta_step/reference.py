@@ -1,4 +1,4 @@
-"""One token of a Gated DeltaNet layer, from its projections to the delta rule's output, by the definitions of its parts.
+"""One token of a Gated DeltaNet layer by the definitions of its parts.
 
 q, k, v     = silu(conv([tail, x]))
 g, beta     = -exp(A_log) softplus(a + dt_bias), 2 sigmoid(b)

@@ -1,4 +1,4 @@
-"""What the gated delta rule's arguments must satisfy; every message names the argument, what it got and the rule."""
+"""Checks of the gated delta rule's arguments, each message with its name."""
 
 from itertools import pairwise
 

@@ -1,4 +1,6 @@
-"""The gated delta rule, one token at a time. This file is the definition; every other path must match it.
+"""The gated delta rule, one token at a time: the definition.
+
+This file is the definition; every other path must match it.
 
     normalise   q_t, k_t = q_t / sqrt(|q_t|^2 + 1e-6), k_t / sqrt(|k_t|^2 + 1e-6)      (when asked for)
     decay       S_t = exp(g_t) S_{t-1}

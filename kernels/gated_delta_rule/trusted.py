@@ -1,4 +1,4 @@
-"""The self-test that a GPU must pass before anything is trained on it, once for each GPU, Triton and torch.
+"""The self-test of a GPU, once for each GPU, Triton and torch.
 
 A miscompiled kernel gives finite, plausible, wrong gradients, and the versions that do so are known only afterwards. The
 test has the heads, head sizes and dtype that will be trained, so that what it compiles is not compiled again.

@@ -1,4 +1,4 @@
-"""RMS norm of a layer's heads, gated by silu: arguments checked, then run on the tensors' device.
+"""RMS norm of a layer's heads, gated by silu, on the tensors' device.
 
 On torch operations backward keeps the inputs and one number per head. Rows are worked on in runs that stay in a CPU core's cache, every step of the formula on one run before the next run.
 """

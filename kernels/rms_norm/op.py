@@ -1,4 +1,4 @@
-"""RMS norm, alone or with the residual stream's addition: arguments checked, then run on the tensors' device.
+"""RMS norm, alone or with the residual's addition, on the tensors' device.
 
 On torch operations backward keeps x, which the residual stream keeps anyway, and one number per token. transformers'
 eager norm keeps two more tensors of x's size, and torch's own writes as many; on one CPU core this one takes 0.3 of

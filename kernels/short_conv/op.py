@@ -1,4 +1,4 @@
-"""Causal depthwise convolution and SiLU over packed segments: arguments checked, then run on the tensors' device.
+"""Causal depthwise convolution and SiLU over packed segments.
 
 On torch operations: shifted multiply-adds over all rows, a cache-sized run of rows at a time, then the first W-1 rows of every segment
 again from a window of their own, so that nothing of a neighbour reaches them. Backward keeps only x and computes the

@@ -1,4 +1,6 @@
-"""The short convolution by its definition. Every channel has its own filter of W taps; taps do not cross segments.
+"""The short convolution by its definition, W taps per channel.
+
+Every channel has its own filter of W taps; taps do not cross segments.
 
     pre[n, d] = sum_w weight[d, w] * x[n - (W - 1) + w, d]        y = pre * sigmoid(pre)
 

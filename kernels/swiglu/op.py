@@ -1,5 +1,8 @@
-"""silu(gate) * up: arguments checked, then run on the tensors' device. Backward keeps the two inputs alone and computes
-silu(gate) again."""
+"""silu(gate) * up on the tensors' device.
+
+silu(gate) * up: arguments checked, then run on the tensors' device. Backward keeps the two inputs alone and computes
+silu(gate) again.
+"""
 
 from typing import Any
 

@@ -1,4 +1,6 @@
-"""Log-probabilities of targets without the logits [N, V]. Here on torch operations, tile by tile, each tile small enough
+"""Log-probabilities of targets without the logits [N, V].
+
+Log-probabilities of targets without the logits [N, V]. Here on torch operations, tile by tile, each tile small enough
 for a core's cache; gpu/launch.py has the path of a GPU, chunk by chunk.
 
     forward    per tile of tokens, over tiles of the vocabulary: a running maximum m, s = sum exp(z - m), and

@@ -1,4 +1,4 @@
-"""Log-probability of each target under a language model's head, by definition, with all logits at once.
+"""Log-probabilities of targets by definition, with all logits at once.
 
 z = hidden weight^T,  log p_j = z_j - log sum_v exp(z_v),  entropy = -sum_v p_v log p_v
 """

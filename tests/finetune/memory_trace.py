@@ -109,7 +109,7 @@ def trace(
     targets: str = "all-linear",
     dropout: float = 0.0,
     pairs: bool = False,
-    checkpointing: bool = True,
+    checkpointing: bool | str = True,
     micro_batches: int = 1,
     labelled: float = 0.5,
     fused: bool = True,
@@ -127,6 +127,7 @@ def trace(
     The last four are what the program sets, against what torch, accelerate and PEFT would do by themselves.
     """
     from hybrid_ft.finetune.training.fsdp import divide
+    from hybrid_ft.hybrid_model.selective_checkpointing import selective_contexts
 
     length = tokens // documents
     layout = build_layout([length] * documents)
@@ -140,7 +141,9 @@ def trace(
             plain = model.get_base_model() if lora else model
             model.train()
             if checkpointing:
-                plain.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+                selectively = {"context_fn": selective_contexts} if checkpointing == "selective" else {}
+                how = {"use_reentrant": False, "preserve_rng_state": False} | selectively
+                plain.gradient_checkpointing_enable(how)
                 if lora:
                     plain.enable_input_require_grads()
             if mesh is not None:

@@ -1,4 +1,4 @@
-"""Columns beside a format's own that every format reads: system text, tools, earlier turns, what a question is about."""
+"""Columns that every format reads: system text, tools, earlier turns, context."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jinja2 templates over a row's columns: sandboxed, bounded, and strict about columns that are not there."""
+"""Jinja2 templates over a row's columns: sandboxed, bounded, strict."""
 
 from __future__ import annotations
 

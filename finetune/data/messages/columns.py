@@ -1,4 +1,4 @@
-"""Column mappings: which column of a dataset is which of ours, inline in a recipe or in a file.
+"""Column mappings: which column is which, inline or in a file.
 
     signature: [[question, answer]]       # columns by which such a file is known
     columns: {prompt: question, completion: answer}
@@ -301,6 +301,12 @@ def _renamed_turn(turn: Any, role: str | None, content: str | None) -> Any:
     left = {key: value for key, value in turn.items() if key not in {path.split(".")[0] for path in renamed.values()}}
     found = {ours: _at(turn, path) for ours, path in renamed.items()}
     return left | {ours: value for ours, value in found.items() if value is not _MISSING}
+
+
+def at(values: Any, path: str) -> Any:
+    """The same, None where there is nothing."""
+    found = _at(values, path)
+    return None if found is _MISSING else found
 
 
 def _at(values: Any, path: str) -> Any:

@@ -1,4 +1,4 @@
-"""One conversation, in the one shape that everything behind the sources works on, and the checks that get it there."""
+"""A conversation, the one shape behind all sources, and its checks."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def text_from(value: Any, at: str) -> str:
     if value is None:
         raise BadRow("null content", f"{at} is null; give its text")
     if not isinstance(value, str):
-        raise BadRow("not text", f"{at}: got {shown(value)}; must be a text")
+        raise BadRow("not text", f"{at}: got {shown(value)}; must be a string")
     return value
 
 

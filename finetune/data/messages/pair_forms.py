@@ -1,4 +1,4 @@
-"""The formats of preference rows: which columns they are known by, and how they become a prompt and two answers.
+"""Formats of preference rows, and how they become a prompt and two answers.
 
 Every format comes down to two whole conversations, of which ``preference_from`` takes what they share. A side that holds
 turns of its own from the first on (a list of messages, an hh-rlhf transcript) is whole already; a side that is an
@@ -119,6 +119,8 @@ def _paired(values: Values, prompt: str | None, chosen: str, rejected: str) -> P
     whole = [messages[0]["role"] != "assistant" for messages in sides]
     if not all(whole):
         before = _prompt(values, prompt, unused)
+        if prompt is None and any(whole):  # an answer alone is another end of the conversation beside it
+            before = sides[whole.index(True)][:-1]
         if prompt and is_transcript(values[prompt]):  # its last mark, Assistant:, leaves the space to the answer
             sides = [[answer | {"content": answer["content"].removeprefix(" ")}, *rest] for answer, *rest in sides]
         sides = [messages if own else before + messages for own, messages in zip(whole, sides, strict=True)]

@@ -1,4 +1,4 @@
-"""The formats of supervised rows: which columns they are known by, and how they become messages."""
+"""Formats of supervised rows, and how they become messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""hh-rlhf transcripts: a whole conversation in one string, each turn begun by a blank line and a speaker's name."""
+"""hh-rlhf transcripts: whole conversations in one string."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""JSON as the standard has it: no NaN, no key twice, no half characters, no bottomless nesting."""
+"""Strict JSON: no NaN, duplicate keys, lone surrogates or bottomless nesting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pairs in tokens: the prompt once, and each answer from its first token to the one that ends the turn."""
+"""Pairs in tokens: the prompt once, and both answers to their end token."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pairs that are too long: dropped, cut, or the end of the run, as the recipe says."""
+"""Pairs that are too long: dropped, cut or refused, as the recipe says."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Conversations that wait for an answer, as tokens: the very tokens that training puts before an answer."""
+"""Prompts in tokens, the very tokens that training puts before an answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A conversation with its texts taken out and a name put in the place of each."""
+"""A conversation with a placeholder for each of its texts."""
 
 from __future__ import annotations
 
@@ -62,6 +62,8 @@ class Slot:
 
 @dataclass
 class Skeleton:
+    """A conversation whose texts are placeholders: its messages, its tools, and the slots for the texts in order."""
+
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None
     slots: list[Slot] = field(default_factory=list)

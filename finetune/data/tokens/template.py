@@ -1,4 +1,4 @@
-"""What a chat template does with a conversation: which characters it writes itself, and which turn each belongs to.
+"""Which characters a chat template writes itself, and for which turn.
 
 A template is a program; nothing in its output says where a message begins. So every text of a conversation is
 replaced by a name that occurs nowhere else, and the template is run on that: what comes out between the names is the

@@ -1,4 +1,7 @@
-"""Supervised fine-tuning: from a recipe to a model that plain transformers opens. TRL's SFTTrainer trains."""
+"""Supervised fine-tuning (SFT): from a recipe to a saved model.
+
+TRL's SFTTrainer trains.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +29,9 @@ from hybrid_ft.finetune.training.sft.trainer import PackedSFTTrainer
 from hybrid_ft.finetune.training.stuck_loss import StuckLoss
 
 
-def run(recipe: Recipe, console: Console, accept_changes: bool = False) -> int:
+def run(recipe: Recipe, console: Console, accept_changes: bool = False, extend: bool = False) -> int:
     """As ``training.run.run``."""
-    return training.run(recipe, SFT, console, accept_changes)
+    return training.run(recipe, SFT, console, accept_changes, extend)
 
 
 def _identity(prepared: Prepared) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The two kinds of decoder layer, on hidden states in the form that the layout says.
+"""The two kinds of decoder layer, on hidden states in the layout's form.
 
 Every module below is called as a module, so that hooks, wrappers, adapters and offloading act in decoding as they do
 elsewhere; without a layout the call is a step: one token of every row that a cache remembers, [B, 1, D].

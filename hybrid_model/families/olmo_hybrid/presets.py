@@ -1,4 +1,6 @@
-"""Shapes by name. 7B is Olmo Hybrid's; the smaller ones keep its proportions: three delta layers to one of attention,
+"""Shapes by name: Olmo Hybrid's 7B, and smaller ones in its proportions.
+
+Shapes by name. 7B is Olmo Hybrid's; the smaller ones keep its proportions: three delta layers to one of attention,
 keys of 0.75 and values of 1.5 times the hidden size, no rope.
 """
 

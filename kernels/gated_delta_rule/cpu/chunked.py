@@ -1,4 +1,4 @@
-"""The gated delta rule in chunks: torch operations only, on any device, with a backward derived by hand.
+"""The delta rule in chunks of torch operations, with its own backward.
 
 Within a chunk, with b_j = beta_j k_j, c = cumsum(g), D_ij = exp(c_i - c_j) for i >= j and 0 above the diagonal, rows as
 tokens and S the K x V state at the chunk's start (q is normalised and carries the scale, k is normalised):

@@ -1,4 +1,4 @@
-"""One token of the gated delta rule per row: what generation does after the prompt."""
+"""One token of the delta rule per row, as in generation."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""How packed segments are cut into chunks, and in which order the chunks are worked on.
+"""How packed segments are cut into chunks, and the chunks' order.
 
 Segments are sorted, longest first, and dealt into groups. A group is scanned in lock step: step i does chunk i of
 every segment that has one, and because of the sorting those are the group's first ``active`` segments. Chunks are

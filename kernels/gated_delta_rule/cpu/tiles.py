@@ -1,4 +1,4 @@
-"""Data movement for the chunked path: tokens to chunks and back, the gates of every chunk, scratch memory.
+"""Data movement of the chunked path: chunks, gates, scratch memory.
 
 A *row* is one chunk of one value head. Rows are numbered run of heads by run of heads, in a run chunk by chunk, in a
 chunk head by head; a block (a run of heads x a group of segments), a tile of it and a step are then slices of rows.
@@ -198,6 +198,8 @@ class TokenRows:
 
 
 class Inputs(NamedTuple):
+    """q, k and v as the chunks read them."""
+
     q: TokenRows
     k: TokenRows
     v: TokenRows

@@ -1,4 +1,4 @@
-"""The Triton path as two custom operators, opaque to torch.compile, so that a layer compiles with fullgraph=True."""
+"""The Triton path as two custom operators, opaque to torch.compile."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any

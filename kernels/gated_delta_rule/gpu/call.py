@@ -1,4 +1,4 @@
-"""One call's sizes, its memory, and how its segments are cut: into chunks, and where they are few and long into pieces.
+"""One call's sizes, memory, chunks and pieces.
 
 A scan has one program per segment, value head and V tile. Fewer than the chip holds leave it idle, so segments are then
 cut into pieces of whole chunks, which are scanned side by side (splits.py).

@@ -1,4 +1,4 @@
-"""What the gradients' kernels are made of: products that add to both column tiles of keys, sums over tokens, decays.
+"""Parts of the gradients' kernels: products, sums over tokens, decays.
 
 E, F and the layout of ``weights``: gradients.py.
 """

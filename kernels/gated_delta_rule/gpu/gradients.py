@@ -1,4 +1,4 @@
-"""The gradients of q, k, beta and g, chunk by chunk, from what the passes over the chunks left behind.
+"""Gradients of q, k, beta and g, chunk by chunk.
 
 Rows are tokens, S is the state at the chunk's start, dS' the gradient of the one at its end (names as in cpu/chunked.py):
 

@@ -1,4 +1,7 @@
-"""Grids and launches: what runs in which order. Everything is queued; nothing waits for the device."""
+"""Grids and launches in order; nothing waits for the device.
+
+Everything is queued; nothing waits for the device.
+"""
 
 import torch
 import triton

@@ -1,4 +1,4 @@
-"""The passes that go through a segment's chunks in order, a state tile [BV, K] in registers all the way.
+"""Passes through a segment's chunks, a state tile [BV, K] in registers.
 
 Forward, S at a chunk's start; all V-first, so transposed from cpu/chunked.py, where the equations are:
 

@@ -1,4 +1,4 @@
-"""One long segment scanned by many programs: pieces side by side, and what goes from one to the next put in afterwards.
+"""One long segment scanned in pieces, which are joined afterwards.
 
 Over a piece, the state at its end is an affine function of the state at its start; V-first, from scans.py:
 

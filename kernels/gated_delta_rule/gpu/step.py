@@ -1,5 +1,8 @@
-"""One token of the gated delta rule as a Triton kernel: a program takes some columns of one head's state, which it reads
-once and writes once. That is nearly all there is to move, so the rest is done wherever it is needed."""
+"""One token of the delta rule as a Triton kernel.
+
+One token of the gated delta rule as a Triton kernel: a program takes some columns of one head's state, which it reads
+once and writes once. That is nearly all there is to move, so the rest is done wherever it is needed.
+"""
 
 import triton
 import triton.language as tl

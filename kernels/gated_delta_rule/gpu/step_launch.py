@@ -1,4 +1,7 @@
-"""The launch of one token's step as a custom operator, opaque to torch.compile. Nothing waits for the device."""
+"""The launch of one token's step as a custom operator.
+
+Nothing waits for the device.
+"""
 
 import torch
 import triton

@@ -1,4 +1,4 @@
-"""What the kernels share: their arguments, where a chunk lies, tiles in and out, products over a key cut into two tiles.
+"""Shared by the kernels: arguments, chunks, tiles, products over split keys.
 
 A head's K columns are two tiles, K1 = the largest power of two in K and K2 = the next power of two that holds the rest
 (96 = 64 + 32, 128 = 128 + 0): tiles must be powers of two, and padding 96 to 128 would cost a third. Every operation on

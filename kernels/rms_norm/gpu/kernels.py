@@ -1,4 +1,6 @@
-"""The RMS norm's Triton kernels, a tile of whole rows at a time. Backward computes the statistics again.
+"""The RMS norm's Triton kernels, a tile of rows at a time.
+
+Backward computes the statistics again.
 
 dweight is summed over the rows of each program and then over the programs, in a fixed order.
 """

@@ -1,4 +1,6 @@
-"""The short convolution's Triton kernels. Tiles of tokens and channels; shifted rows are read again, from the cache.
+"""The short convolution's Triton kernels, in tiles of tokens and channels.
+
+Tiles of tokens and channels; shifted rows are read again, from the cache.
 
 Backward is two kernels: the first writes the gradient of the pre-activations, the second reads it W times. In one, each
 row's pre-activation would be computed W times, which costs more than writing and reading it. dweight is summed tile by

@@ -1,4 +1,7 @@
-"""The short convolution's Triton path as custom operators, opaque to torch.compile. Nothing waits for the device."""
+"""The short convolution's Triton path as custom operators.
+
+Nothing waits for the device.
+"""
 
 from typing import Any
 

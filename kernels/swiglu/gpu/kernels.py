@@ -1,5 +1,8 @@
-"""silu(gate) * up as Triton kernels, each one pass. Tiles of rows and columns, so that halves of a joined projection are
-read where they lie."""
+"""silu(gate) * up as Triton kernels, each one pass.
+
+silu(gate) * up as Triton kernels, each one pass. Tiles of rows and columns, so that halves of a joined projection are
+read where they lie.
+"""
 
 import triton
 import triton.language as tl

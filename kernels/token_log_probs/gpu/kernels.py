@@ -1,4 +1,4 @@
-"""A chunk's logits in one pass over each row: what backward and the results need of them, and their gradient in place."""
+"""One pass over a chunk's logits: results, and the gradient in place."""
 
 import triton
 import triton.language as tl

@@ -1,4 +1,6 @@
-"""Token log-probabilities on a GPU, as custom operators, opaque to torch.compile: the library's matrix products over
+"""Token log-probabilities on a GPU, as custom operators.
+
+Token log-probabilities on a GPU, as custom operators, opaque to torch.compile: the library's matrix products over
 chunks of tokens by the whole vocabulary, and between them one pass of a Triton kernel over the chunk's logits.
 
 Logits are rounded to the inputs' dtype, as those of a language model's head are. weight's gradient is added up over the

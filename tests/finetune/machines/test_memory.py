@@ -50,15 +50,16 @@ def differs(as_on_a_gpu: Any) -> Any:
 
 @pytest.mark.parametrize("lora", [0, 32])
 def test_the_closed_form_is_the_trace(differs: Any, lora: int) -> None:
-    assert abs(differs(tokens=16384, documents=4, lora=lora)) < MARGIN
+    """Far nearer than is asked of it, so that a tensor that is forgotten is seen."""
+    assert abs(differs(tokens=16384, documents=4, lora=lora)) < 0.005
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("checkpointing", [True, False])
+@pytest.mark.parametrize("checkpointing", [True, "selective", False])
 @pytest.mark.parametrize("processes", [1, 2, 8])
 @pytest.mark.parametrize("lora", [0, 32])
 @pytest.mark.parametrize("tokens", [4096, 32768, 131072])
-def test_of_the_7b(differs: Any, tokens: int, lora: int, processes: int, checkpointing: bool) -> None:
+def test_of_the_7b(differs: Any, tokens: int, lora: int, processes: int, checkpointing: bool | str) -> None:
     how = {"tokens": tokens, "lora": lora, "processes": processes, "checkpointing": checkpointing}
     assert abs(differs(**how)) < MARGIN
 

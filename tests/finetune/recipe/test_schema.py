@@ -26,6 +26,9 @@ KEYS = [
     "model.lora.rank",
     "model.lora.alpha",
     "model.lora.dropout",
+    "model.lora.modules",
+    "model.lora.modules_to_save",
+    "model.lora.init",
     "model.lora.layers",
     "model.lora.rslora",
     "model.lora.dora",
@@ -58,6 +61,8 @@ KEYS = [
     "train.rows_per_step",
     "train.accumulation",
     "train.learning_rate",
+    "train.loraplus_ratio",
+    "train.neftune_alpha",
     "train.schedule",
     "train.warmup",
     "train.weight_decay",
@@ -79,8 +84,22 @@ KEYS = [
     "evaluate.max_new_tokens",
     "output",
 ]
-SOURCE = ["path", "name", "split", "revision", "format", "columns", "roles", "preference", "weight", "count"]
+SOURCE = [
+    "path",
+    "name",
+    "split",
+    "revision",
+    "format",
+    "columns",
+    "roles",
+    "preference",
+    "pairs",
+    "weight",
+    "count",
+    "repeat",
+]
 FREE = [
+    "model.lora.merge",
     "train.save_every",
     "train.keep",
     "train.log_every",

@@ -194,7 +194,7 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
     ("null user", row(user(None), assistant("a")), "null content", "messages[0].content is null (role user)"),
     ("null answer", row(user("q"), assistant(None)), "null content", "messages[1].content is null"),
     ("missing content", row(user("q"), {"role": "assistant"}), "null content", "messages[1].content is missing"),
-    ("number", row(user("q"), assistant(42)), "not text", "messages[1].content: got 42; must be a text"),
+    ("number", row(user("q"), assistant(42)), "not text", "messages[1].content: got 42; must be a string"),
     ("truth", row(user(True), assistant("a")), "not text", "messages[0].content: got true"),
     ("object", row(user({"text": "q"}), assistant("a")), "not text", "messages[0].content: got a mapping with text"),
     ("image", row(user([{"type": "image", "url": "x"}]), assistant("a")), "part that is not text", "messages[0].content[0]: got a part of type 'image'; this model reads text"),
