@@ -94,6 +94,7 @@ SOURCE = [
     "roles",
     "preference",
     "pairs",
+    "only",
     "weight",
     "count",
     "repeat",
