@@ -168,8 +168,9 @@ def _adapters(model: nn.Module) -> dict[int, dict[str, tuple[int, float]]]:
     for name, module in model.named_modules():
         place = _LAYER.search(name)
         if place and isinstance(lora := getattr(module, "lora_A", None), nn.ModuleDict) and len(lora):
-            rank = next(iter(lora.values())).out_features
-            drop = max((getattr(one, "p", 0.0) for one in module.lora_dropout.values()), default=0.0)
+            rank = int(next(iter(lora.values())).out_features)  # type: ignore[arg-type]
+            dropouts: Any = module.lora_dropout
+            drop = max((float(getattr(one, "p", 0.0)) for one in dropouts.values()), default=0.0)
             found.setdefault(int(place[1]), {})[place[2].rpartition(".")[2]] = (rank, drop)
     return found
 

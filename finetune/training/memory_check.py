@@ -62,15 +62,16 @@ def shape_of_recipe(recipe: Recipe, bfloat16: bool) -> Shape:
 
 def batch_of(recipe: Recipe, prepared: Any, processes: int = 1) -> Batch:
     """The largest micro-batch that the rows can make; every token of it may carry a label."""
-    if recipe.dpo is not None:
-        parts = [lengths(prepared.train, name) for name in ("prompt_ids", "chosen_ids", "rejected_ids")]
-        whole = np.sum(parts, axis=0)
-        return largest_of_pairs(whole, recipe.dpo.pairs_per_step, recipe.train.batch_tokens)
-    rows = lengths(prepared.train, "input_ids")
+    columns = token_columns(prepared.train)
+    whole = np.sum([lengths(prepared.train, name) for name in columns], axis=0)
+    if len(columns) > 1:
+        return largest_of_pairs(
+            whole, recipe.dpo.pairs_per_step if recipe.dpo else len(whole), recipe.train.batch_tokens
+        )
     if prepared.packs is not None:
-        tokens = max((int(rows[pack].sum()) for pack in prepared.packs), default=0)
+        tokens = max((int(whole[pack].sum()) for pack in prepared.packs), default=0)
     else:
-        tokens = int(np.sort(rows)[-recipe.train.batch_size :].sum())
+        tokens = int(np.sort(whole)[-recipe.train.batch_size :].sum())
     return Batch(tokens, tokens, several=a_step(recipe) > processes)
 
 
@@ -80,6 +81,12 @@ def largest_of_pairs(whole: np.ndarray, pairs_per_step: int, batch_tokens: int) 
     tokens = min(step, max(batch_tokens, int(whole.max(initial=0))))
     pairs = max(round(tokens / max(float(whole.mean()), 1.0)), 1) if len(whole) else 0
     return Batch(tokens, tokens, min(pairs, pairs_per_step), several=step > batch_tokens)
+
+
+def token_columns(rows: Dataset) -> list[str]:
+    """``input_ids``, or the prompt and the answers that continue it."""
+    names = rows.column_names
+    return ["input_ids"] if "input_ids" in names else [name for name in names if name.endswith("_ids")]
 
 
 def lengths(rows: Dataset, column: str) -> np.ndarray:
