@@ -172,6 +172,7 @@ RULES: dict[str, Rule] = {
     "train.log_every": whole(1, 10**9),
     "train.loader_workers": whole(0, 64),
     "train.sharded": flag,
+    "train.check_memory": flag,
     "train.trackers": all_of(one_of("tensorboard", "trackio", "wandb")),
     "dpo.loss": or_null(one_of(*LOSSES.split(), "discopop", "sft")),
     "dpo.beta": or_null(number(0, above=True)),
