@@ -17,7 +17,11 @@ def _as_key(value: Any) -> Any:
 _NAME_IS_FILE = BeforeValidator(lambda value: {"file": value} if isinstance(value, str) else value)
 Key = Annotated[str, BeforeValidator(_as_key)]
 Roles = dict[Key, Literal["system", "user", "assistant", "tool", "environment"]]
+Scalar = bool | int | float | str
 Preferred = dict[Key, Literal[1, 2, "tie"]]
+_OF_SIDES = {"chosen", "rejected"}
+_OF_OUTPUTS = {"output_1", "output_2", "preference"}
+_OF_LISTS = {"answers", "answer", "scores", "ranks"}
 
 
 class Turn(Section):
@@ -66,11 +70,19 @@ class Columns(Section):
     """Of pairs: the other one."""
     preference: Text | None = Field(None, examples=["winner"])
     """The column that says which of output_1 and output_2 is better."""
+    answers: Text | None = Field(None, examples=["responses"])
+    """Of pairs: the column that holds a list of answers, each a text, a message, or an object (see answer)."""
+    answer: Text | None = Field(None, examples=["completion"])
+    """The key of the text, or of the messages, in each of those answers."""
+    scores: Text | None = Field(None, examples=["ratings"])
+    """The column that holds their scores, or the key of the score in each answer; the highest is the best."""
+    ranks: Text | None = Field(None, examples=["rank"])
+    """The same for ranks; the lowest is the best."""
 
     @property
     def pairs(self) -> bool:
         """Whether it maps preference pairs, not supervised rows."""
-        return self.chosen is not None or self.output_1 is not None
+        return self.chosen is not None or self.output_1 is not None or self.answers is not None
 
     def named(self) -> dict[str, str]:
         """Which column, or template, each of our columns comes from."""
@@ -94,14 +106,22 @@ class Columns(Section):
         for turn in self.messages or ():
             if turn.content is None and turn.tool_calls is None:
                 return f"the {turn.role} message must have content or tool_calls"
-        return "preference needs output_1 and output_2" if "preference" in have else None
+        if alone := sorted(have & {"preference", *_OF_LISTS}):
+            return f"{alone[0]} needs {'output_1 and output_2' if alone[0] == 'preference' else 'answers'}"
+        return None
 
     def _contradiction_of_pairs(self, have: set[str]) -> str | None:
-        if have - {"prompt", "system", "tools", "chosen", "rejected", "output_1", "output_2", "preference"}:
+        if have - {*("prompt", "system", "tools"), *_OF_SIDES, *_OF_OUTPUTS, *_OF_LISTS}:
             return "must map rows or pairs, not both"
+        if have & _OF_LISTS:
+            if "answers" not in have or len(have & {"scores", "ranks"}) != 1 or have & {*_OF_SIDES, *_OF_OUTPUTS}:
+                return "must name answers and either scores or ranks, and no other answers"
+            if templates := sorted(name for name in have & _OF_LISTS if "{" in str(getattr(self, name))):
+                return f"{templates[0]} must be the name of a column or key; a template makes text, not a list"
+            return None
         if {"chosen", "rejected"} <= have or {"output_1", "output_2", "preference"} <= have:
             return None
-        return "must name chosen and rejected, or output_1, output_2 and preference"
+        return "must name chosen and rejected, or output_1, output_2 and preference, or answers and scores"
 
 
 class Source(Section):
@@ -115,14 +135,20 @@ class Source(Section):
     """Split, or a part of one; null: train, or the only one there is. A file is one split, train."""
     revision: Text | None = Field(None, examples=["main"])
     """Branch, tag or commit of a hub dataset."""
-    format: Literal["messages", "prompt-completion", "alpaca", "sharegpt"] | None = Field(None, examples=["alpaca"])
-    """Format of the rows; null: recognised from the columns."""
+    format: Literal["messages", "prompt-completion", "alpaca", "sharegpt", "text"] | None = Field(
+        None, examples=["alpaca"]
+    )
+    """Format of the rows; null: recognised from the columns. text: plain text, every token trained, no chat template."""
     columns: Annotated[Columns | None, _NAME_IS_FILE] = Field(None, examples=["gsm8k"])
     """Which column is which: a mapping that ships here, by name, a .yaml file, or the mapping itself."""
     roles: Roles | None = Field(None, examples=[{"Human": "user", "Bot": "assistant"}])
     """What the roles of the turns mean, where they have other names than ours."""
     preference: Preferred | None = Field(None, examples=[{"model_a": 1, "model_b": 2, "tie": "tie"}])
     """Of pairs: which output each value of the preference column names."""
+    pairs: Literal["best_worst", "all"] = Field("best_worst", examples=["all"])
+    """Of lists of answers with scores or ranks: the best against the worst, or every two that differ."""
+    only: dict[str, Scalar | list[Scalar]] | None = Field(None, min_length=1, examples=[{"label": True}])
+    """Rows with these values alone, of each column one value or a list of them; null: all."""
     weight: float | None = Field(None, gt=0, examples=[0.5])
     """Share of the mix, which is the largest that the sources can fill: no row is taken more often than repeat says."""
     count: AtLeastOne | None = Field(None, examples=[5000])
@@ -156,8 +182,9 @@ class Data(Section):
     """Held-out rows; none by default."""
     max_length: int = Field(4096, ge=2, le=2**20, examples=[16384])
     """Tokens of the longest row."""
-    on_long_row: Literal["drop", "cut", "error"] = Field("drop", examples=["cut"])
-    """What becomes of a longer row. cut: its end goes; at least one trained token must stay."""
+    on_long_row: Literal["drop", "cut", "split", "error"] = Field("drop", examples=["cut"])
+    """What becomes of a longer row. cut: its end goes; at least one trained token must stay. split: plain text is trained in
+    pieces, of which none is lost; a conversation is dropped."""
     on_bad_row: Literal["error", "skip"] = Field("error", examples=["skip"])
     """What becomes of a row that cannot be read: the run is refused, or the row is counted and left out."""
     max_dropped: float = Field(0.01, ge=0, le=1, examples=[0.05])
@@ -166,3 +193,8 @@ class Data(Section):
     """Rows laid end to end without padding; no row can see another. Always on for pairs."""
     seed: Seed = Field(0, examples=[1])
     """Seed of samples and of the held-out split."""
+
+    @property
+    def plain_text(self) -> bool:
+        """Whether every source is said to be plain text."""
+        return all(source.format == "text" for source in (*self.sources, *self.eval.sources))
