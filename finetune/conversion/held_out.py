@@ -1,4 +1,4 @@
-"""The loss of a model on a file of conversations, as they would be trained on."""
+"""The loss of a model on a file of conversations."""
 
 from __future__ import annotations
 

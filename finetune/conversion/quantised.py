@@ -1,4 +1,4 @@
-"""Export to 8 or 4 bits a weight, in checkpoints that plain transformers opens: torchao, bitsandbytes."""
+"""Export to 8 or 4 bits a weight, which plain transformers opens."""
 
 from __future__ import annotations
 

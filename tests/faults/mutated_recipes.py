@@ -115,6 +115,7 @@ SOURCE = {
     "columns": or_null(text),
 }
 SOURCE |= {"roles": lambda value: value is None, "preference": lambda value: value is None}
+SOURCE |= {"pairs": one_of("best_worst", "all"), "only": lambda value: value is None}
 SOURCE |= {"weight": or_null(number(0, above=True)), "count": or_null(whole(1, 10**9)), "repeat": whole(1, 1000)}
 SOURCE |= {"format": or_null(one_of("messages", "prompt-completion", "alpaca", "sharegpt"))}
 LOSSES = "sigmoid_norm sigmoid ipo hinge robust exo_pair nca_pair bco_pair sppo_hard aot aot_unpaired apo_zero apo_down"
@@ -171,6 +172,7 @@ RULES: dict[str, Rule] = {
     "train.log_every": whole(1, 10**9),
     "train.loader_workers": whole(0, 64),
     "train.sharded": flag,
+    "train.check_memory": flag,
     "train.trackers": all_of(one_of("tensorboard", "trackio", "wandb")),
     "dpo.loss": or_null(one_of(*LOSSES.split(), "discopop", "sft")),
     "dpo.beta": or_null(number(0, above=True)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from hybrid_ft.errors import InputError
 
@@ -43,7 +43,15 @@ class NoRows(InputError):
     """A file without a row; one of several may be."""
 
 
-def origin(name: str, row: Row | BadRow) -> str:
+class Placed(Protocol):
+    """A row, or the reason why there is none."""
+
+    line: int
+    which: str
+    file: str
+
+
+def origin(name: str, row: Placed) -> str:
     """Where a row of the source ``name`` is found: ``file:line``, ``file:1 (row 37)``."""
     return f"{row.file or name}:{row.line}" + (f" ({row.which})" if row.which else "")
 

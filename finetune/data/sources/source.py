@@ -7,10 +7,9 @@ import itertools
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hybrid_ft.errors import InputError, shown
-from hybrid_ft.finetune.data.sources.arrow import without_nulls
 from hybrid_ft.finetune.data.sources.file import file_rows, is_data_file
 from hybrid_ft.finetune.data.sources.folder import Folder, read_folder
 from hybrid_ft.finetune.data.sources.hub import load_from_hub
@@ -26,10 +25,13 @@ Rows = Iterator[Row | BadRow]
 
 @dataclass
 class Opened:
-    """A source being read. ``notes`` fills while ``rows`` are taken: what the files turned out to be."""
+    """A source being read. ``notes`` fills while ``rows`` are taken: what the files turned out to be.
+
+    ``rows``: Row and BadRow; whoever makes pairs of them puts other reasons in the place of rows too.
+    """
 
     name: str
-    rows: Rows
+    rows: Iterator[Any]
     notes: list[str] = field(default_factory=list)
 
 
@@ -145,4 +147,4 @@ def _hub_rows(source: Source, name: str) -> Iterator[Row]:
     if not len(dataset):
         raise InputError(f"{name}: 0 rows")
     for number, values in enumerate(dataset):
-        yield Row(number, without_nulls(values))
+        yield Row(number, values)

@@ -74,6 +74,7 @@ KEYS = [
     "train.log_every",
     "train.loader_workers",
     "train.sharded",
+    "train.check_memory",
     "train.trackers",
     "evaluate",
     "evaluate.every",
@@ -83,13 +84,28 @@ KEYS = [
     "evaluate.max_new_tokens",
     "output",
 ]
-SOURCE = ["path", "name", "split", "revision", "format", "columns", "roles", "preference", "weight", "count", "repeat"]
+SOURCE = [
+    "path",
+    "name",
+    "split",
+    "revision",
+    "format",
+    "columns",
+    "roles",
+    "preference",
+    "pairs",
+    "only",
+    "weight",
+    "count",
+    "repeat",
+]
 FREE = [
     "model.lora.merge",
     "train.save_every",
     "train.keep",
     "train.log_every",
     "train.loader_workers",
+    "train.check_memory",
     "train.trackers",
     "evaluate.every",
     "output",
