@@ -28,6 +28,7 @@ def load(
     seed: int = 0,
     revision: str | None = None,
     device_map: Any = None,
+    offload_folder: str | Path | None = None,
     quantization_config: Any = None,
     attn_implementation: str | None = None,
 ) -> PreTrainedModel:
@@ -38,7 +39,7 @@ def load(
     from_scratch gives random weights, the same for the same seed, and leaves the global generator as it was;
     vocab_size then replaces the config's. Of the presets only tiny comes with weights.
 
-    device_map is transformers', for weights of a checkpoint. quantization_config and attn_implementation are refused.
+    device_map and offload_folder are transformers', for weights of a checkpoint. quantization_config and attn_implementation are refused.
 
     Raises InputError for a folder that is not a whole checkpoint of this architecture.
     """
@@ -73,7 +74,7 @@ def load(
         check_weight_files(folder, config)
         check_generation_config(folder, config)
         if config.model_type != "olmo_hybrid":
-            model = load_text_model(folder, config, wanted, device_map)
+            model = load_text_model(folder, config, wanted, device_map=device_map, offload_folder=offload_folder)
         else:
             model, info = OlmoHybridForCausalLM.from_pretrained(
                 folder,
@@ -81,6 +82,7 @@ def load(
                 dtype=wanted,
                 use_safetensors=True,
                 device_map=device_map,
+                offload_folder=offload_folder,
                 output_loading_info=True,
             )
             assert not any(info.values()), info

@@ -71,10 +71,8 @@ def tensor_shapes(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def load_text_model(
-    folder: Path, config: PreTrainedConfig, dtype: torch.dtype, device_map: Any = None
-) -> PreTrainedModel:
-    """The text model in ``folder``, laid flat, in eval mode.
+def load_text_model(folder: Path, config: PreTrainedConfig, dtype: torch.dtype, **places: Any) -> PreTrainedModel:
+    """The text model in ``folder``, laid flat, in eval mode; ``places``: transformers' device_map and offload_folder.
 
     Raises InputError for a tensor that is missing, of another shape, or known neither to the model nor to its family.
     """
@@ -85,7 +83,7 @@ def load_text_model(
             config=config,
             dtype=dtype,
             use_safetensors=True,
-            device_map=device_map,
+            **places,
             attn_implementation="sdpa",
             ignore_mismatched_sizes=True,  # reported below, in one line
             output_loading_info=True,

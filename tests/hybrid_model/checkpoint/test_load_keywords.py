@@ -1,5 +1,6 @@
 """Keywords of transformers' in ``load``, and errors that are not the file's."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,11 +11,15 @@ import hybrid_ft
 from hybrid_ft.errors import InputError
 
 
-def test_a_device_map_is_transformers_own() -> None:
+def test_a_device_map_is_transformers_own(tmp_path: Path) -> None:
     row = torch.tensor([[5, 9, 33, 60, 12]])
     whole = hybrid_ft.load("tiny")
-    mapped = hybrid_ft.load("tiny", device_map={"": "cpu"})
-    assert mapped.hf_device_map == {"": torch.device("cpu")} or mapped.hf_device_map == {"": "cpu"}
+    cpu = {
+        name: "cpu"
+        for name in ("model.embed_tokens", "model.norm", "lm_head", *(f"model.layers.{n}" for n in (0, 2, 3)))
+    }
+    mapped = hybrid_ft.load("tiny", device_map=cpu | {"model.layers.1": "disk"}, offload_folder=tmp_path)
+    assert mapped.model.layers[1].mlp.up_proj.weight.is_meta and not mapped.model.layers[0].mlp.up_proj.weight.is_meta
     with torch.no_grad():
         assert torch.equal(mapped(row).logits, whole(row).logits)
     with pytest.raises(InputError, match="load: device_map places the weights of a checkpoint"):
