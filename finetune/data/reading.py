@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.data.messages.column_templates import RUNAWAY_COLUMNS
-from hybrid_ft.finetune.data.messages.columns import pair_format, row_format, suggested
+from hybrid_ft.finetune.data.messages.columns import pair_format, reader_of, row_format, suggested
 from hybrid_ft.finetune.data.messages.conversation import Conversation
+from hybrid_ft.finetune.data.messages.judged_forms import JudgedForm, judged_format
+from hybrid_ft.finetune.data.messages.judgement import Judgement
 from hybrid_ft.finetune.data.messages.pair_forms import PairForm
 from hybrid_ft.finetune.data.messages.preference import Preference, Unusable
 from hybrid_ft.finetune.data.messages.row_forms import Form, needed
@@ -30,6 +32,9 @@ def conversations(source: Source, counts: SourceCounts) -> Iterator[tuple[str, C
     ``counts`` fills meanwhile: rows read, form, notes, and at the end the columns and fields that nothing used. Raises
     InputError where the source cannot be read or is in no known form.
     """
+    if source.labels or reader_of(source, "label"):
+        text = f"data.sources: {source.path}: label and labels are for judged answers"
+        raise InputError(f"{text}; train on them with hybrid-ft kto, or leave the key out")
     opened = open_source(source)
     return converted(opened, counts, lambda rows: _form(source, rows, opened.name), BadRow)
 
@@ -47,10 +52,24 @@ def preferences(source: Source, counts: SourceCounts) -> Iterator[tuple[str, Pre
     return converted(opened, counts, lambda rows: _pair_form(source, rows, opened.name), (BadRow, Unusable))
 
 
+def judgements(source: Source, counts: SourceCounts) -> Iterator[tuple[str, Judgement | BadRow | Unusable]]:
+    """The judged answers of a source, each with its origin (``file:line``), those of a pair with the same; in the place of
+    a row that holds none, the reason. ``counts`` fills meanwhile, as above."""
+    opened = open_source(source)
+    for place, made in converted(
+        opened, counts, lambda rows: _judged_form(source, rows, opened.name), (BadRow, Unusable)
+    ):
+        if isinstance(made, BadRow | Unusable):
+            yield place, made
+            continue
+        for answer in made.answers:
+            yield place, answer
+
+
 def converted(
     opened: Opened,
     counts: SourceCounts,
-    form_of: Callable[[list[Row]], Form | PairForm],
+    form_of: Callable[[list[Row]], Form | PairForm | JudgedForm],
     reason: type[BadRow] | tuple[type[BadRow], type[Unusable]],
 ) -> Iterator[tuple[str, Any]]:
     """The rows of a source as its form converts them, each with its origin; for a row that is none, the ``reason``.
@@ -110,6 +129,16 @@ def _pair_form(source: Source, rows: list[Row], name: str) -> PairForm:
     fix = "say which column is which, such as columns: {prompt: question, chosen: good, rejected: bad}"
     fix = _looks_like(columns, pairs=True) or f"{known}; for anything else {fix}"
     raise InputError(f"{origin(name, rows[0])}: no columns that hold a pair (found {found}); {fix}")
+
+
+def _judged_form(source: Source, rows: list[Row], name: str) -> JudgedForm:
+    form = judged_format(source, rows)
+    if form is not None:
+        return form
+    _, found = _columns(rows)
+    known = "known formats: prompt, completion | messages | instruction, output, beside a label; chosen, rejected"
+    fix = "say which column is which, such as columns: {prompt: question, completion: answer, label: thumbs}"
+    raise InputError(f"{origin(name, rows[0])}: no columns that hold judged answers (found {found}); {known}; or {fix}")
 
 
 def _columns(rows: list[Row]) -> tuple[list[str], str]:

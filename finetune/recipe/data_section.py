@@ -18,6 +18,7 @@ _NAME_IS_FILE = BeforeValidator(lambda value: {"file": value} if isinstance(valu
 Key = Annotated[str, BeforeValidator(_as_key)]
 Roles = dict[Key, Literal["system", "user", "assistant", "tool", "environment"]]
 Preferred = dict[Key, Literal[1, 2, "tie"]]
+Labels = dict[Key, bool]
 
 
 class Turn(Section):
@@ -66,6 +67,8 @@ class Columns(Section):
     """Of pairs: the other one."""
     preference: Text | None = Field(None, examples=["winner"])
     """The column that says which of output_1 and output_2 is better."""
+    label: Text | None = Field(None, examples=["rating"])
+    """Of judged answers: the column that says whether the answer was good."""
 
     @property
     def pairs(self) -> bool:
@@ -123,6 +126,8 @@ class Source(Section):
     """What the roles of the turns mean, where they have other names than ours."""
     preference: Preferred | None = Field(None, examples=[{"model_a": 1, "model_b": 2, "tie": "tie"}])
     """Of pairs: which output each value of the preference column names."""
+    labels: Labels | None = Field(None, min_length=1, examples=[{"5": True, "1": False}])
+    """Of judged answers: which values of the label column mean a good answer (true), and which a bad one."""
     weight: float | None = Field(None, gt=0, examples=[0.5])
     """Share of the mix. No row is repeated, so the mix is the largest that the sources can fill."""
     count: AtLeastOne | None = Field(None, examples=[5000])
@@ -161,6 +166,6 @@ class Data(Section):
     max_dropped: float = Field(0.01, ge=0, le=1, examples=[0.05])
     """The run is refused when a larger share of the rows would be dropped."""
     packing: bool = Field(True, examples=[False])
-    """Rows laid end to end without padding; no row can see another. Always on for pairs."""
+    """Rows laid end to end without padding; no row can see another. Always on for dpo and kto."""
     seed: Seed = Field(0, examples=[1])
     """Seed of samples and of the held-out split."""

@@ -27,7 +27,7 @@ class Lora(Section):
     alpha: AtLeastOne = Field(64, examples=[32])
     """The update is scaled by alpha / rank."""
     dropout: float = Field(0.0, ge=0, lt=1, examples=[0.05])
-    """Dropout before the adapter. Must be 0 for pairs."""
+    """Dropout before the adapter. Must be 0 for dpo and kto."""
     layers: list[Annotated[int, Field(ge=0)]] | None = Field(None, min_length=1, examples=[[28, 29, 30, 31]])
     """Numbers, from 0, of the layers to adapt; null: all."""
     rslora: bool = Field(False, examples=[True])

@@ -88,6 +88,19 @@ def suggested(columns: Iterable[str], *, pairs: bool) -> str | None:
     return best[0] if len(best) == 1 else None
 
 
+def reader_of(source: Source, ours: str) -> Callable[[Values], Any] | None:
+    """What reads one of our columns from a row, by the source's mapping; None where that does not name it."""
+    columns = source.columns
+    if columns is not None and columns.file is not None:
+        columns = load_column_file(columns.file).columns
+    theirs = None if columns is None else columns.named().get(ours)
+    if theirs is None:
+        return None
+    if is_template(theirs):
+        return ColumnTemplate(theirs)
+    return lambda values: None if (found := _at(values, theirs)) is _MISSING else found
+
+
 class _Read:
     """What a mapping reads, its templates parsed. Raises ValueError for a template that is not one."""
 
@@ -257,7 +270,7 @@ class _Mapping:
             return [self._mapped(item) for item in value]
         key = "role" if isinstance(value, dict) and "role" in value else "from"
         if isinstance(value, dict) and isinstance(value.get(key), str | int):
-            return value | {key: self._roles.get(_as_key(value[key]), value[key])}
+            return value | {key: self._roles.get(as_key(value[key]), value[key])}
         return value
 
     def converted(
@@ -319,13 +332,14 @@ def _at(values: Any, path: str) -> Any:
 
 
 def _meaning(known: Mapping[str, int | str], value: Any, column: str) -> int | str:
-    text = _as_key(value)
+    text = as_key(value)
     if text not in known:
         raise BadRow("unknown preference", f"{column}: got {shown(value)}; must be one of {', '.join(known)}")
     return known[text]
 
 
-def _as_key(value: Any) -> str:
+def as_key(value: Any) -> str:
+    """A value as YAML's keys spell it: 1.0 is 1, True is true."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int | float):

@@ -92,6 +92,10 @@ class SplitCounts(Protocol):
         """The counts on one line."""
         ...
 
+    def notes(self) -> list[str]:
+        """What else a user should know of these rows before training on them."""
+        ...
+
     def as_dict(self) -> dict[str, Any]: ...
 
 
@@ -152,7 +156,7 @@ class Account:
             lines.append(f"{unit}s that are there twice or more, kept: {self.train.duplicates:,}")
         if self.shared_prompts:
             lines.append(f"held-out {unit}s that ask what a training {unit} asks: {self.shared_prompts:,}")
-        return lines
+        return lines + self.train.notes()
 
     def as_dict(self) -> dict[str, Any]:
         return {

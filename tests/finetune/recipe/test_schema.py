@@ -49,6 +49,14 @@ KEYS = [
     "dpo.pairs_per_step",
     "dpo.reference_cache",
     "dpo.on_long_prompt",
+    "kto",
+    "kto.loss",
+    "kto.beta",
+    "kto.desirable_weight",
+    "kto.undesirable_weight",
+    "kto.rows_per_step",
+    "kto.reference_cache",
+    "kto.on_long_prompt",
     "train",
     "train.epochs",
     "train.steps",
@@ -78,7 +86,7 @@ KEYS = [
     "evaluate.max_new_tokens",
     "output",
 ]
-SOURCE = ["path", "name", "split", "revision", "format", "columns", "roles", "preference", "weight", "count"]
+SOURCE = ["path", "name", "split", "revision", "format", "columns", "roles", "preference", "labels", "weight", "count"]
 FREE = [
     "model.lora.merge",
     "train.save_every",
