@@ -120,7 +120,8 @@ def describe_model(recipe: Recipe, model: torch.nn.Module) -> str:
     wanted, how = recipe.model, "all trained"
     if wanted.lora:
         goes_on = wanted.adapter and not wanted.merge_adapter
-        which = wanted.adapter if goes_on else f"LoRA on {wanted.lora.targets}, rank {wanted.lora.rank}"
+        layers = " ".join(wanted.lora.modules or [wanted.lora.targets])
+        which = wanted.adapter if goes_on else f"LoRA on {layers}, rank {wanted.lora.rank}"
         how = f"{which}: {trained:,} trained ({trained / whole:.2%})"
     merged = f" with {wanted.adapter} merged" if wanted.merge_adapter else ""
     return f"{wanted.path}{merged}: {whole:,} parameters, {how}"

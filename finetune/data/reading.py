@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from hybrid_ft.errors import InputError
+from hybrid_ft.finetune.data.messages.answer_lists import as_pairs
 from hybrid_ft.finetune.data.messages.column_templates import RUNAWAY_COLUMNS
-from hybrid_ft.finetune.data.messages.columns import pair_format, reader_of, row_format, suggested
+from hybrid_ft.finetune.data.messages.columns import pair_format, row_format, suggested
 from hybrid_ft.finetune.data.messages.conversation import Conversation
-from hybrid_ft.finetune.data.messages.judged_forms import JudgedForm, judged_format
-from hybrid_ft.finetune.data.messages.judgement import Judgement
+from hybrid_ft.finetune.data.messages.judged_forms import JudgedForm, Label, judged_format, label_of, reader_of
+from hybrid_ft.finetune.data.messages.judgement import Judgement, taken_apart
 from hybrid_ft.finetune.data.messages.pair_forms import PairForm
 from hybrid_ft.finetune.data.messages.preference import Preference, Unusable
 from hybrid_ft.finetune.data.messages.row_forms import Form, needed
@@ -35,6 +36,8 @@ def conversations(source: Source, counts: SourceCounts) -> Iterator[tuple[str, C
     if source.labels or reader_of(source, "label"):
         text = f"data.sources: {source.path}: label and labels are for judged answers"
         raise InputError(f"{text}; train on them with hybrid-ft kto, or leave the key out")
+    if source.pairs != "best_worst":
+        raise InputError(f"data.sources: {source.path}: pairs: got {source.pairs}; only pairs have it, leave it out")
     opened = open_source(source)
     return converted(opened, counts, lambda rows: _form(source, rows, opened.name), BadRow)
 
@@ -49,21 +52,33 @@ def preferences(source: Source, counts: SourceCounts) -> Iterator[tuple[str, Pre
         text = f"data.sources: {source.path}: format: {source.format} is for supervised rows"
         raise InputError(f"{text}; leave it out, the format of pairs is recognised, or set columns")
     opened = open_source(source)
-    return converted(opened, counts, lambda rows: _pair_form(source, rows, opened.name), (BadRow, Unusable))
+    opened.rows, read_as = as_pairs(opened.rows, source, opened.notes)
+    return converted(opened, counts, lambda rows: _pair_form(read_as, rows, opened.name), (BadRow, Unusable))
 
 
 def judgements(source: Source, counts: SourceCounts) -> Iterator[tuple[str, Judgement | BadRow | Unusable]]:
     """The judged answers of a source, each with its origin (``file:line``), those of a pair with the same; in the place of
     a row that holds none, the reason. ``counts`` fills meanwhile, as above."""
     opened = open_source(source)
+    rows = iter(opened.rows)
+    ahead = list(itertools.islice(rows, _LOOK_AHEAD))
+    opened.rows = itertools.chain(ahead, rows)
+    label = label_of(source, [row for row in ahead if isinstance(row, Row)])
+    if label is not None:
+        yield from converted(
+            opened, counts, lambda rows: _judged_form(source, label, rows, opened.name), (BadRow, Unusable)
+        )
+        return
+    opened.rows, read_as = as_pairs(opened.rows, source, opened.notes)
+    opened.notes.append("a pair is two answers, a good and a bad one")
     for place, made in converted(
-        opened, counts, lambda rows: _judged_form(source, rows, opened.name), (BadRow, Unusable)
+        opened, counts, lambda rows: _judged_form(read_as, None, rows, opened.name), (BadRow, Unusable)
     ):
-        if isinstance(made, BadRow | Unusable):
+        if isinstance(made, Preference):
+            for answer in taken_apart(made):
+                yield place, answer
+        else:
             yield place, made
-            continue
-        for answer in made.answers:
-            yield place, answer
 
 
 def converted(
@@ -86,7 +101,7 @@ def converted(
     for row in itertools.chain(ahead, rows):
         counts.read += 1
         place = origin(opened.name, row)
-        if isinstance(row, BadRow):
+        if isinstance(row, BadRow | Unusable):
             yield place, row
             continue
         if form is None:  # nothing but bad rows so far
@@ -125,14 +140,14 @@ def _pair_form(source: Source, rows: list[Row], name: str) -> PairForm:
     if form is not None:
         return form
     columns, found = _columns(rows)
-    known = "known formats: chosen, rejected | output_1, output_2, preference, beside a prompt"
+    known = "known formats: chosen, rejected | output_1, output_2, preference | responses, scores, beside a prompt"
     fix = "say which column is which, such as columns: {prompt: question, chosen: good, rejected: bad}"
     fix = _looks_like(columns, pairs=True) or f"{known}; for anything else {fix}"
     raise InputError(f"{origin(name, rows[0])}: no columns that hold a pair (found {found}); {fix}")
 
 
-def _judged_form(source: Source, rows: list[Row], name: str) -> JudgedForm:
-    form = judged_format(source, rows)
+def _judged_form(source: Source, label: Label | None, rows: list[Row], name: str) -> JudgedForm | PairForm:
+    form = pair_format(source, rows) if label is None else judged_format(source, label, rows)
     if form is not None:
         return form
     _, found = _columns(rows)

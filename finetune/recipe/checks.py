@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 TRAINED_PRESETS = ("tiny",)
 SHAPE_PRESETS = ("190M", "1B", "7B")
 
+_ITS_OWN = ("targets", "rank", "alpha", "modules", "modules_to_save", "init", "layers", "rslora", "dora")
+"""keys of model.lora that an adapter which goes on brings along"""
+
 SECRET = "holds a secret; remove it, secrets are read from the environment (HF_TOKEN, WANDB_API_KEY)"
 
 
@@ -41,6 +44,10 @@ def contradictions(recipe: Recipe) -> Iterator[Wrong]:
         yield Wrong(("data", "eval", "count"), f"got {data.eval.count}; give fraction or count, not both")
     yield from _weights(data.sources, ("data", "sources"))
     yield from _weights(data.eval.sources, ("data", "eval", "sources"))
+    for index, source in enumerate(data.eval.sources):
+        if source.repeat != 1:
+            loc = ("data", "eval", "sources", index, "repeat")
+            yield Wrong(loc, f"got {source.repeat}; a held-out row counts once, so leave it out")
     if not data.eval.wanted:
         ways = tuple(("data", "eval", key) for key in ("fraction", "count", "sources"))
         needs = "needs held-out rows; set data.eval.fraction, data.eval.count or data.eval.sources"
@@ -55,6 +62,7 @@ def contradictions(recipe: Recipe) -> Iterator[Wrong]:
             ("model", "lora"), "needs trained weights to adapt; set model.from_scratch: false or model.lora: null"
         )
     yield from _adapter(model)
+    yield from _lora(recipe)
     if model.path in SHAPE_PRESETS and not model.from_scratch:
         yield Wrong(
             ("model", "path"),
@@ -82,7 +90,7 @@ def _adapter(model: Model) -> Iterator[Wrong]:
             "must be true beside model.merge_adapter: the new adapter alone would have no base to open it on",
             (("model", "merge_adapter"),),
         )
-    for key in ("targets", "rank", "alpha", "layers", "rslora", "dora"):
+    for key in _ITS_OWN:
         default = type(lora).model_fields[key].default
         if not model.merge_adapter and getattr(lora, key) != default:
             yield Wrong(
@@ -90,6 +98,27 @@ def _adapter(model: Model) -> Iterator[Wrong]:
                 f"got {shown(getattr(lora, key))}; model.adapter goes on with its own; leave the key out, or set "
                 "model.merge_adapter: true",
             )
+
+
+def _lora(recipe: Recipe) -> Iterator[Wrong]:
+    """What is adapted, how it begins and how fast it learns."""
+    lora, train = recipe.model.lora, recipe.train
+    if lora is None and train.loraplus_ratio is not None:
+        yield Wrong(("train", "loraplus_ratio"), f"got {train.loraplus_ratio:g}; it is LoRA's, set model.lora: {{}}")
+    if lora is None:
+        return
+    if lora.modules and lora.targets != type(lora).model_fields["targets"].default:
+        yield Wrong(
+            ("model", "lora", "modules"),
+            f"got {shown(lora.modules)} beside targets {lora.targets}; name modules or sets, not both",
+            (("model", "lora", "targets"),),
+        )
+    if lora.init == "orthogonal" and lora.rank % 2:
+        yield Wrong(
+            ("model", "lora", "init"),
+            f"got orthogonal with rank {lora.rank}; its two halves need an even rank",
+            (("model", "lora", "rank"),),
+        )
 
 
 def _size_of_a_step(recipe: Recipe) -> Iterator[Wrong]:

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from hybrid_ft.finetune.recipe.keys import Free
 from hybrid_ft.finetune.recipe.section import AtLeastOne, Section, Text
 
 LORA_TARGETS = ("all-linear", "attention", "delta", "recurrent", "mlp")
+
+
+def _compiles(text: str) -> str:
+    try:
+        re.compile(f"(?:{text})")
+    except re.error as error:
+        raise ValueError(f"must be a name or a regular expression: {error.msg}") from None
+    return text
+
+
+Pattern = Annotated[Text, AfterValidator(_compiles)]
 
 
 class Lora(Section):
@@ -28,6 +40,14 @@ class Lora(Section):
     """The update is scaled by alpha / rank."""
     dropout: float = Field(0.0, ge=0, lt=1, examples=[0.05])
     """Dropout before the adapter. Must be 0 for dpo and kto."""
+    modules: list[Pattern] | None = Field(None, min_length=1, examples=[["self_attn.q_proj", "mlp.*"]])
+    """Modules to adapt in place of `targets`: ends of their names (`q_proj`, `self_attn.q_proj`), or regular expressions of them. Each must be one that `all-linear` holds."""
+    modules_to_save: list[Pattern] | None = Field(None, min_length=1, examples=[["embed_tokens", "lm_head"]])
+    """Modules to train whole, beside the adapted ones, and to save with the adapter: names as for `modules`, of norms, convolutions, projections, the embedding or the head. A norm is best named with its whole path: `model.norm`."""
+    init: Literal["default", "gaussian", "orthogonal", "pissa", "pissa_niter_4", "pissa_niter_16", "olora"] = Field(
+        "default", examples=["pissa_niter_16"]
+    )
+    """How A and B begin. pissa: with the largest singular values of the weights (`niter`: by that many fast iterations); olora: with an orthogonal factor of them. These two are saved with twice the rank, so that the adapter fits the base."""
     layers: list[Annotated[int, Field(ge=0)]] | None = Field(None, min_length=1, examples=[[28, 29, 30, 31]])
     """Numbers, from 0, of the layers to adapt; null: all."""
     rslora: bool = Field(False, examples=[True])

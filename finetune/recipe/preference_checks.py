@@ -79,6 +79,11 @@ def _of_any(recipe: Recipe, section: str) -> Iterator[Wrong]:
             f"got {train.accumulation}; a step is {key_of_step} {rows} ({a_step}) in as many micro-batches as "
             f"train.batch_tokens asks for; set {key_of_step}",
         )
+    if train.neftune_alpha is not None:
+        yield Wrong(
+            ("train", "neftune_alpha"),
+            f"got {train.neftune_alpha:g}; must be null for {rows}: it would add noise to every comparison with the reference",
+        )
     if not recipe.data.packing:
         yield Wrong(("data", "packing"), f"got false; {rows} are always laid end to end")
     if lora and lora.dropout:

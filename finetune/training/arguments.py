@@ -39,6 +39,7 @@ def arguments(make: Callable[..., Config], recipe: Recipe, plan: Plan, folder: R
             optim="adamw_torch_fused" if gpu else "adamw_torch",
             adam_beta1=train.betas[0],
             adam_beta2=train.betas[1],
+            neftune_noise_alpha=train.neftune_alpha,
             weight_decay=train.weight_decay,
             max_grad_norm=train.max_grad_norm,
             seed=train.seed,

@@ -13,6 +13,7 @@ from hybrid_ft.finetune.runs.console import say
 from hybrid_ft.finetune.runs.export import Exporter
 from hybrid_ft.finetune.runs.folder import LENGTH
 from hybrid_ft.finetune.runs.next_commands import next_commands
+from hybrid_ft.hybrid_model import adapter_weights
 from hybrid_ft.hybrid_model.checkpoint.generation_config import generation_defaults
 from hybrid_ft.hybrid_model.checkpoint.tokenizer import load_tokenizer
 
@@ -73,7 +74,7 @@ def at_the_end(recipe: Recipe, folder: RunFolder, console: Console) -> int:
         # the adapter's, which has the template's end tokens
         defaults = generation_defaults(model, tokenizer)
         exporter = Exporter(folder.path, tokenizer, defaults, recipe.model.path, recipe.model.revision)
-        merged = exporter.whole(model.merge_and_unload(), _MERGED)
+        merged = exporter.whole(adapter_weights.merged(model), _MERGED)
     folder.renew(recipe)
     folder.note(finished=finished | {"results": [*finished["results"], merged.name]})
     show_results([place, merged], model.config.model_type, lambda text: say(console, text))

@@ -27,6 +27,7 @@ from hybrid_ft.finetune.runs.identity import run_identity, tokenizer_digest
 from hybrid_ft.finetune.runs.launcher import agreed
 from hybrid_ft.finetune.runs.session import begin_or_go_on, check_storage, in_folder, newest_checkpoint
 from hybrid_ft.finetune.training import ends, fsdp, seams
+from hybrid_ft.hybrid_model.adapter_weights import merged
 from hybrid_ft.hybrid_model.checkpoint.generation_config import GenerationDefaults, generation_defaults
 from hybrid_ft.hybrid_model.gpu_trust import check_gpu
 
@@ -85,6 +86,7 @@ class Start:
             "origins": lambda row: origins[row],
             "arithmetic": partial(models.arithmetic, self.recipe),
             "save_best": self.recipe.evaluate.load_best,
+            "loraplus_ratio": self.recipe.train.loraplus_ratio,
         }
 
 
@@ -180,7 +182,7 @@ def _run(recipe: Recipe, stage: Stage, folder: RunFolder, console: Console, stop
         after = _measure(stage, start, trainer, defaults, "after")
     results = export(trainer, recipe, folder, tokenizer, defaults)
     stage.show(start, before, after)
-    folder.finish(step=plan.steps, results=[path.name for path in results])
+    folder.finish(step=plan.steps, results=[path.name for path in results], held_out=after["held_out"])
     start.say(f"done in {duration(time.perf_counter() - began)}")
     ends.show_results(results, model.config.model_type, start.say)
     return 0
@@ -307,5 +309,5 @@ def export(
     # an adapter on a base that was merged in memory would have nothing to be opened on
     results = [] if wanted.merge_adapter else [exporter.adapter(model)]
     if wanted.lora.merge:
-        results.append(exporter.whole(model.merge_and_unload(), "merged"))
+        results.append(exporter.whole(merged(model), "merged"))
     return results

@@ -29,6 +29,7 @@ OVERRIDDEN = {
         "_load_scaler": "nothing: none is saved",
         "_init_training_state": "a resumed run takes its intervals from the recipe",
         "get_decay_parameter_names": "no decay of A_log",
+        "create_optimizer": "LoRA+: a learning rate of its own for B",
         "_load_rng_state": "no pickle, one file for all processes",
         "get_batch_samples": "tokens, padding and rows of a step are counted",
         "training_step": "the losses of a step are summed; the watchdog hears of it",

@@ -88,19 +88,6 @@ def suggested(columns: Iterable[str], *, pairs: bool) -> str | None:
     return best[0] if len(best) == 1 else None
 
 
-def reader_of(source: Source, ours: str) -> Callable[[Values], Any] | None:
-    """What reads one of our columns from a row, by the source's mapping; None where that does not name it."""
-    columns = source.columns
-    if columns is not None and columns.file is not None:
-        columns = load_column_file(columns.file).columns
-    theirs = None if columns is None else columns.named().get(ours)
-    if theirs is None:
-        return None
-    if is_template(theirs):
-        return ColumnTemplate(theirs)
-    return lambda values: None if (found := _at(values, theirs)) is _MISSING else found
-
-
 class _Read:
     """What a mapping reads, its templates parsed. Raises ValueError for a template that is not one."""
 
@@ -314,6 +301,12 @@ def _renamed_turn(turn: Any, role: str | None, content: str | None) -> Any:
     left = {key: value for key, value in turn.items() if key not in {path.split(".")[0] for path in renamed.values()}}
     found = {ours: _at(turn, path) for ours, path in renamed.items()}
     return left | {ours: value for ours, value in found.items() if value is not _MISSING}
+
+
+def at(values: Any, path: str) -> Any:
+    """The same, None where there is nothing."""
+    found = _at(values, path)
+    return None if found is _MISSING else found
 
 
 def _at(values: Any, path: str) -> Any:

@@ -1,4 +1,4 @@
-"""The formats of judged answers: a supervised row beside a label, or a pair."""
+"""The formats of judged answers: supervised rows beside a label."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hybrid_ft.errors import InputError, shown
-from hybrid_ft.finetune.data.messages.columns import as_key, pair_format, reader_of, row_format
+from hybrid_ft.finetune.data.messages.column_templates import ColumnTemplate, is_template
+from hybrid_ft.finetune.data.messages.columns import as_key, at, load_column_file, row_format
 from hybrid_ft.finetune.data.messages.conversation import TRAINING_FLAGS, Conversation
-from hybrid_ft.finetune.data.messages.judgement import JudgedRow, Judgement
+from hybrid_ft.finetune.data.messages.judgement import Judgement
 from hybrid_ft.finetune.data.messages.preference import Unusable
 from hybrid_ft.finetune.data.sources.rows import BadRow, Row
 
@@ -46,51 +47,62 @@ class JudgedForm:
     name: str
     reads: str
     columns: frozenset[str]
-    convert: Callable[[Values], JudgedRow]
+    convert: Callable[[Values], Judgement]
 
 
-def judged_format(source: Source, rows: list[Row]) -> JudgedForm | None:
-    """How a source's rows are read: answers beside a label, or pairs, whose two answers are one good and one bad; None
-    where the columns are of neither."""
-    columns = {name for row in rows for name in row.values}
-    label = next((name for name in LABELS if name in columns), None)
-    read = reader_of(source, "label")
-    if read is None and (source.columns is not None or label is None):
-        if source.columns is not None and not reader_of(source, "chosen") and not reader_of(source, "output_1"):
-            text = "must name label, the column that says whether an answer was good; or chosen and rejected"
-            raise InputError(f"data.sources: {source.path}: columns: {text}")
-        return _of_pairs(source, rows)
+def reader_of(source: Source, ours: str) -> Callable[[Values], Any] | None:
+    """What reads one of our columns from a row, by the source's mapping; None where that does not name it."""
+    columns = source.columns
+    if columns is not None and columns.file is not None:
+        columns = load_column_file(columns.file).columns
+    theirs = None if columns is None else columns.named().get(ours)
+    if theirs is None:
+        return None
+    return ColumnTemplate(theirs) if is_template(theirs) else lambda values: at(values, theirs)
+
+
+@dataclass(frozen=True)
+class Label:
+    """``column`` of a source's rows says whether an answer was good; ``read`` takes it from a row."""
+
+    column: str
+    read: Callable[[Values], Any]
+    mapped: bool
+
+
+def label_of(source: Source, rows: list[Row]) -> Label | None:
+    """The source's label: by its mapping, else recognised from the columns; None where the rows are to be pairs.
+
+    Raises InputError for a mapping of answers without one.
+    """
+    if (read := reader_of(source, "label")) is not None:
+        return Label("label", read, True)
+    if source.columns is None:
+        columns = {name for row in rows for name in row.values}
+        column = next((name for name in LABELS if name in columns), None)
+        return None if column is None else Label(column, lambda values: values.get(column), False)
+    if all(reader_of(source, name) is None for name in ("chosen", "output_1", "answers")):
+        text = "must name label, the column that says whether an answer was good; or chosen and rejected"
+        raise InputError(f"data.sources: {source.path}: columns: {text}")
+    return None
+
+
+def judged_format(source: Source, label: Label, rows: list[Row]) -> JudgedForm | None:
+    """How a source's rows are read: as supervised rows, beside the label; None where the columns are of no known format."""
     form = row_format(source, rows)
     if form is None:
         return None
     meaning = {as_key(key): value for key, value in (source.labels or {}).items()} or MEANING
-    if read is None:
-        assert label is not None
-        named, reads, used = label, f"{form.reads}; {label} says whether it was good", form.columns | {label}
-        read = _column(label)
-    else:
-        named, reads, used = "label", form.reads, form.columns
+    reads = form.reads if label.mapped else f"{form.reads}; {label.column} says whether it was good"
 
-    def convert(values: Values) -> JudgedRow:
+    def convert(values: Values) -> Judgement:
         row = form.convert(_without_flags(values))
-        good = _good(read(values), named, meaning)
-        return JudgedRow([Judgement(Conversation(row.messages, row.tools), good)], row.unused)
+        good = _good(label.read(values), label.column, meaning)
+        return Judgement(Conversation(row.messages, row.tools, row.unused), good)
 
-    return JudgedForm(f"judged {form.name}", reads, used, convert)
-
-
-def _of_pairs(source: Source, rows: list[Row]) -> JudgedForm | None:
-    form = pair_format(source, rows)
-    if form is None:
-        return None
-
-    def convert(values: Values) -> JudgedRow:
-        pair = form.convert(values)
-        answers = [Judgement(side, good) for side, good in zip(pair.sides(), (True, False), strict=True)]
-        return JudgedRow(answers, pair.unused)
-
-    reads = f"{form.reads}; a pair is two answers, a good and a bad one"
-    return JudgedForm(f"pairs, {form.name}", reads, form.columns, convert)
+    return JudgedForm(
+        f"judged {form.name}", reads, form.columns if label.mapped else form.columns | {label.column}, convert
+    )
 
 
 def _without_flags(values: Values) -> Values:
@@ -104,10 +116,6 @@ def _without_flags(values: Values) -> Values:
     return {
         name: [turn(item) for item in value] if isinstance(value, list) else value for name, value in values.items()
     }
-
-
-def _column(name: str) -> Callable[[Values], Any]:
-    return lambda values: values.get(name)
 
 
 def _good(value: Any, column: str, meaning: Mapping[str, bool]) -> bool:

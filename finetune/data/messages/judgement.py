@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from hybrid_ft.finetune.data.messages.conversation import Conversation
+from hybrid_ft.finetune.data.messages.preference import Preference
 
 
 @dataclass(slots=True)
@@ -27,10 +28,13 @@ class Judgement:
         """Message fields that only some chat templates write."""
         return self.conversation.fields()
 
+    @property
+    def unused(self) -> set[str]:
+        """Message fields that were left out."""
+        return self.conversation.unused
 
-@dataclass(slots=True)
-class JudgedRow:
-    """The judged answers of one row, one or the two of a pair; ``unused``: message fields that were left out."""
 
-    answers: list[Judgement]
-    unused: set[str] = field(default_factory=set)
+def taken_apart(pair: Preference) -> tuple[Judgement, Judgement]:
+    """A pair's chosen answer, which is good, and its rejected one."""
+    chosen, rejected = pair.sides()
+    return Judgement(chosen, True), Judgement(rejected, False)

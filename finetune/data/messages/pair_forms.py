@@ -119,6 +119,8 @@ def _paired(values: Values, prompt: str | None, chosen: str, rejected: str) -> P
     whole = [messages[0]["role"] != "assistant" for messages in sides]
     if not all(whole):
         before = _prompt(values, prompt, unused)
+        if prompt is None and any(whole):  # an answer alone is another end of the conversation beside it
+            before = sides[whole.index(True)][:-1]
         if prompt and is_transcript(values[prompt]):  # its last mark, Assistant:, leaves the space to the answer
             sides = [[answer | {"content": answer["content"].removeprefix(" ")}, *rest] for answer, *rest in sides]
         sides = [messages if own else before + messages for own, messages in zip(whole, sides, strict=True)]

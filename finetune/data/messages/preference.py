@@ -17,12 +17,15 @@ Messages = list[dict[str, Any]]
 class Unusable(Exception):
     """A pair that is well written and teaches nothing. Such rows are left out and counted, whatever data.on_bad_row.
 
-    ``kind`` is the short reason under which they are counted; the text says which side and why.
+    ``kind`` is the short reason under which they are counted; the text says which side and why. ``line``, ``which`` and
+    ``file`` are set where that is known before there is a pair.
     """
 
     def __init__(self, kind: str, text: str) -> None:
         super().__init__(text)
         self.kind = kind
+        self.line = 0
+        self.which = self.file = ""
 
 
 @dataclass(slots=True)

@@ -28,7 +28,8 @@ NOTES = {
 class SourceCounts:
     """What one source holds and what became of it.
 
-    ``kept``: rows in tokens, before the mix takes its share. ``happened``: by the keys of NOTES.
+    ``kept``: rows in tokens, before the mix takes its share. ``taken``: rows of the mix, each as often as it is there;
+    ``repeat``: how often that is at most. ``happened``: by the keys of NOTES.
     """
 
     name: str
@@ -39,6 +40,7 @@ class SourceCounts:
     read: int = 0
     kept: int = 0
     taken: int = 0
+    repeat: int = 1
     dropped: Counts = field(default_factory=Counts)
     control_tokens_as_text: Counts = field(default_factory=Counts)
     happened: Counts = field(default_factory=Counts)
@@ -57,9 +59,14 @@ class SourceCounts:
             "rows_read": self.read,
             "rows_kept": self.kept,
             "rows_taken": self.taken,
+            "repeat": self.repeat,
             "dropped": self.dropped.as_dict(),
             "control_strings_as_text": self.control_tokens_as_text.as_dict(),
         } | {kind: self.count(kind).as_dict("turns" if kind == UNTRAINED else "rows") for kind in NOTES}
+
+    def times(self) -> str:
+        """That rows are repeated, where they are."""
+        return f", each up to {self.repeat} times" if self.repeat > 1 else ""
 
     def line(self) -> str:
         """The counts on one line."""
@@ -67,7 +74,7 @@ class SourceCounts:
         if self.dropped.count:
             line += f", dropped {dropped_text(self.dropped, self.read)}"
         if self.taken != self.kept:
-            line += f", {self.taken:,} taken"
+            line += f", {self.taken:,} taken{self.times()}"
         if self.ignored:
             line += f", unused: {', '.join(self.ignored)}"
         return line

@@ -42,7 +42,7 @@ def _draw_source(source: SourceCounts, console: Console, note: str) -> None:
     if source.notes:
         lines.append(("file", ", ".join(source.notes)))
     lines.append(("unused", ", ".join(source.ignored) or "nothing"))
-    taken = "" if source.taken == source.kept else f", {source.taken:,} taken into the mix"
+    taken = "" if source.taken == source.kept else f", {source.taken:,} taken into the mix{source.times()}"
     lines.append(("rows", f"{source.read:,} read, {source.kept:,} usable{taken}"))
     lines.append(("dropped", f"{source.dropped.count:,}"))
     lines += [("", f"{reason}: {count}") for reason, count in source.dropped.most_first()]

@@ -100,6 +100,21 @@ def test_sources_mix(write_rows: WriteRows, recipe: MakeRecipe, tokenizer: Any) 
     assert [source.taken for source in counted.report.sources] == [7, 30]
 
 
+def test_a_repeated_row_is_held_out_once(write_rows: WriteRows, recipe: MakeRecipe, tokenizer: Any) -> None:
+    a = write_rows(numbered(10), "a.jsonl")
+    b = write_rows(numbered(10, 1000), "b.jsonl")
+    prepared = prepare(recipe({"path": str(a), "repeat": 3}, b, eval={"count": 6}), tokenizer)
+    assert prepared.eval is not None
+    held, trained = prepared.eval["origin"][:], prepared.train["origin"][:]
+    assert len(set(held)) == len(held) == 6 and not set(held) & set(trained)
+    of_a = [origin for origin in trained if "a.jsonl" in origin]
+    assert len(of_a) == 3 * len(set(of_a)) and len(set(trained)) == 14
+    assert prepared.packs is not None
+    assert sorted(row for rows in prepared.packs for row in rows) == list(range(len(trained)))
+    assert prepared.report.sources[0].line().endswith("10 rows, 30 taken, each up to 3 times")
+    assert prepared.report.train.duplicates == 0
+
+
 def test_held_out_sources_and_what_they_share(write_rows: WriteRows, recipe: MakeRecipe, tokenizer: Any) -> None:
     train = write_rows(numbered(50), "train.jsonl")
     test = write_rows(numbered(20, 45), "test.jsonl")

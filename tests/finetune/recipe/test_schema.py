@@ -26,6 +26,9 @@ KEYS = [
     "model.lora.rank",
     "model.lora.alpha",
     "model.lora.dropout",
+    "model.lora.modules",
+    "model.lora.modules_to_save",
+    "model.lora.init",
     "model.lora.layers",
     "model.lora.rslora",
     "model.lora.dora",
@@ -66,6 +69,8 @@ KEYS = [
     "train.rows_per_step",
     "train.accumulation",
     "train.learning_rate",
+    "train.loraplus_ratio",
+    "train.neftune_alpha",
     "train.schedule",
     "train.warmup",
     "train.weight_decay",
@@ -86,7 +91,21 @@ KEYS = [
     "evaluate.max_new_tokens",
     "output",
 ]
-SOURCE = ["path", "name", "split", "revision", "format", "columns", "roles", "preference", "labels", "weight", "count"]
+SOURCE = [
+    "path",
+    "name",
+    "split",
+    "revision",
+    "format",
+    "columns",
+    "roles",
+    "preference",
+    "labels",
+    "pairs",
+    "weight",
+    "count",
+    "repeat",
+]
 FREE = [
     "model.lora.merge",
     "train.save_every",

@@ -30,6 +30,7 @@ UPSTREAM: dict[type, tuple[type, dict[str, str]]] = {
             "_load_scaler": "checkpoint",
             "_init_training_state": "max_steps num_update_steps_per_epoch num_train_epochs resume_from_checkpoint trial",
             "get_decay_parameter_names": "model",
+            "create_optimizer": "model",
             "_load_rng_state": "checkpoint",
             "get_batch_samples": "epoch_iterator num_batches device",
             "training_step": "model inputs num_items_in_batch",

@@ -56,6 +56,7 @@ def from_value(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
             [SYSTEM, *TALK],
         ),
         ({"messages": TALK, "chosen": GOOD, "rejected": BAD}, TALK),
+        ({"chosen": [*TALK, GOOD], "rejected": "No."}, TALK),
         ({"prompt": "Why?", "messages": [ASKED, GOOD], "chosen": [ASKED, GOOD], "rejected": [ASKED, BAD]}, [ASKED]),
         ({"instruction": "Why?", "input": "", "output": "Because.", "chosen": "Because.", "rejected": "No."}, [ASKED]),
         (
@@ -124,7 +125,6 @@ def test_the_report_names_the_columns_that_are_read() -> None:
         ({"chosen": [ASKED, GOOD], "rejected": [SYSTEM, ASKED, BAD]}, "no shared prompt"),
         ({"chosen": [*TALK, GOOD], "rejected": [ASKED, BAD]}, "no shared prompt"),
         ({"chosen": [ASKED, GOOD, ASKED, GOOD], "rejected": [ASKED, BAD, ASKED, GOOD]}, "no shared prompt"),
-        ({"chosen": [ASKED, GOOD], "rejected": "No."}, "no shared prompt"),
         ({"chosen": "Because.", "rejected": "No."}, "no shared prompt"),
         ({"chosen": [ASKED, GOOD, ASKED], "rejected": [ASKED, BAD, ASKED]}, "ends on a user turn"),
         ({"prompt": "Why?", "output_1": "Because.", "output_2": "No.", "preference": "tie"}, "no preference"),
