@@ -21,7 +21,7 @@ WHOLE = Recipe.model_validate(
         "evaluate": {"samples": ["hello"], "every": 3},
         "output": "runs/x",
     }
-).model_dump()
+).model_dump(exclude={"kto"})
 SFT = {key: value for key, value in WHOLE.items() if key not in PREFERENCE}
 DPO = Recipe.model_validate(SFT | {"dpo": {}}).model_dump(exclude=set(PREFERENCE) - {"dpo"})
 KTO = Recipe.model_validate(SFT | {"kto": {}}).model_dump(exclude=set(PREFERENCE) - {"kto"})

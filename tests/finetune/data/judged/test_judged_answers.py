@@ -183,5 +183,5 @@ def test_the_account_is_drawn(prepared: Any) -> None:
     from hybrid_ft.finetune.data.report.view import draw
 
     screen = io.StringIO()
-    draw(prepared([row(True), row(False, "x?")]).report, Console(file=screen, width=100))
+    draw(prepared([row(number == 0, f"{number}?") for number in range(6)]).report, Console(file=screen, width=100))
     assert "good 【c d <|im_end|>】" in screen.getvalue() and "bad 【c d <|im_end|>】" in screen.getvalue()
