@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from hybrid_ft.errors import InputError
+from hybrid_ft.finetune.data.labels import Only, rated_bad
 from hybrid_ft.finetune.data.messages.answer_lists import as_pairs
+from hybrid_ft.finetune.data.messages.beside import NOT_TO_BE_MISSED, is_blank
 from hybrid_ft.finetune.data.messages.column_templates import RUNAWAY_COLUMNS
 from hybrid_ft.finetune.data.messages.columns import pair_format, row_format, suggested
 from hybrid_ft.finetune.data.messages.conversation import Conversation
@@ -39,6 +41,7 @@ def conversations(source: Source, counts: SourceCounts) -> Iterator[tuple[str, C
     if source.pairs != "best_worst":
         raise InputError(f"data.sources: {source.path}: pairs: got {source.pairs}; only pairs have it, leave it out")
     opened = open_source(source)
+    opened.rows = _chosen(source, opened, counts)
     return converted(opened, counts, lambda rows: _form(source, rows, opened.name), BadRow)
 
 
@@ -52,7 +55,7 @@ def preferences(source: Source, counts: SourceCounts) -> Iterator[tuple[str, Pre
         text = f"data.sources: {source.path}: format: {source.format} is for supervised rows"
         raise InputError(f"{text}; leave it out, the format of pairs is recognised, or set columns")
     opened = open_source(source)
-    opened.rows, read_as = as_pairs(opened.rows, source, opened.notes)
+    opened.rows, read_as = as_pairs(_chosen(source, opened, counts), source, opened.notes)
     return converted(opened, counts, lambda rows: _pair_form(read_as, rows, opened.name), (BadRow, Unusable))
 
 
@@ -60,7 +63,7 @@ def judgements(source: Source, counts: SourceCounts) -> Iterator[tuple[str, Judg
     """The judged answers of a source, each with its origin (``file:line``), those of a pair with the same; in the place of
     a row that holds none, the reason. ``counts`` fills meanwhile, as above."""
     opened = open_source(source)
-    rows = iter(opened.rows)
+    rows = _chosen(source, opened, counts)
     ahead = list(itertools.islice(rows, _LOOK_AHEAD))
     opened.rows = itertools.chain(ahead, rows)
     label = label_of(source, [row for row in ahead if isinstance(row, Row)])
@@ -115,10 +118,29 @@ def converted(
                 return  # the next row might take as long
             continue
         unused |= made.unused
+        for name in row.values.keys() & NOT_TO_BE_MISSED:
+            if not is_blank(row.values[name]) and (name not in form.columns or name in made.unused):
+                counts.left_out.add(name, place)
+        if isinstance(form, Form) and (bad := rated_bad(row.values, form.columns)):
+            counts.rated_bad.add(bad, place)
         yield place, made
     if form is not None:
         counts.format, counts.reads = form.name, form.reads
         counts.ignored = sorted(columns - form.columns) + sorted(unused)
+
+
+def _chosen(source: Source, opened: Opened, counts: SourceCounts) -> Iterator[Any]:
+    """The rows that the source's ``only`` takes; one that cannot be read is not passed over."""
+    return iter(opened.rows) if source.only is None else _taken(opened.rows, Only(source.only, opened.name), counts)
+
+
+def _taken(rows: Iterator[Any], choice: Only, counts: SourceCounts) -> Iterator[Any]:
+    for row in rows:
+        if isinstance(row, BadRow) or choice.takes(row.values):
+            yield row
+        else:
+            counts.passed_over += 1
+    choice.check(counts.passed_over)
 
 
 def _form(source: Source, rows: list[Row], name: str) -> Form:

@@ -17,6 +17,7 @@ def _as_key(value: Any) -> Any:
 _NAME_IS_FILE = BeforeValidator(lambda value: {"file": value} if isinstance(value, str) else value)
 Key = Annotated[str, BeforeValidator(_as_key)]
 Roles = dict[Key, Literal["system", "user", "assistant", "tool", "environment"]]
+Scalar = bool | int | float | str
 Preferred = dict[Key, Literal[1, 2, "tie"]]
 Labels = dict[Key, bool]
 _OF_SIDES = {"chosen", "rejected"}
@@ -149,6 +150,8 @@ class Source(Section):
     """Of judged answers: which values of the label column mean a good answer (true), and which a bad one."""
     pairs: Literal["best_worst", "all"] = Field("best_worst", examples=["all"])
     """Of lists of answers with scores or ranks: the best against the worst, or every two that differ."""
+    only: dict[str, Scalar | list[Scalar]] | None = Field(None, min_length=1, examples=[{"label": True}])
+    """Rows with these values alone, of each column one value or a list of them; null: all."""
     weight: float | None = Field(None, gt=0, examples=[0.5])
     """Share of the mix, which is the largest that the sources can fill: no row is taken more often than repeat says."""
     count: AtLeastOne | None = Field(None, examples=[5000])

@@ -110,6 +110,8 @@ class Train(Section):
     """Processes that put batches together ahead of the training."""
     sharded: bool = Field(False, examples=[True])
     """Divide weights, gradients and optimizer among the processes (FSDP2); false: each holds a copy (DDP)."""
+    check_memory: Annotated[bool, Free()] = Field(True, examples=[False])
+    """Refuse, before the weights are read, a step that cannot fit the GPU at hand; false: try it all the same."""
     trackers: Annotated[list[Literal["tensorboard", "trackio", "wandb"]], Free()] = Field(
         default_factory=list, examples=[["tensorboard"]]
     )
@@ -165,6 +167,11 @@ class Recipe(Section):
     def stage(self) -> str:
         """The command that runs it: sft, or the name of its section of a preference stage."""
         return next((name for name in PREFERENCE if getattr(self, name) is not None), "sft")
+
+    @property
+    def pairs_or_rows(self) -> int | None:
+        """Of a step in a preference stage."""
+        return self.dpo.pairs_per_step if self.dpo else self.kto.rows_per_step if self.kto else None
 
     def to_yaml(self) -> str:
         """The resolved recipe, every default written out; ``load_recipe`` reads it back as an equal recipe."""

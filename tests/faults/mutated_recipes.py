@@ -115,7 +115,7 @@ SOURCE = {
     "revision": or_null(text),
     "columns": or_null(text),
 }
-SOURCE |= {name: lambda value: value is None for name in ("roles", "preference", "labels")}
+SOURCE |= {name: lambda value: value is None for name in ("roles", "preference", "labels", "only")}
 SOURCE |= {"pairs": one_of("best_worst", "all")}
 SOURCE |= {"weight": or_null(number(0, above=True)), "count": or_null(whole(1, 10**9)), "repeat": whole(1, 1000)}
 SOURCE |= {"format": or_null(one_of("messages", "prompt-completion", "alpaca", "sharegpt"))}
@@ -173,6 +173,7 @@ RULES: dict[str, Rule] = {
     "train.log_every": whole(1, 10**9),
     "train.loader_workers": whole(0, 64),
     "train.sharded": flag,
+    "train.check_memory": flag,
     "train.trackers": all_of(one_of("tensorboard", "trackio", "wandb")),
     "dpo.loss": or_null(one_of(*LOSSES.split(), "discopop", "sft")),
     "dpo.beta": or_null(number(0, above=True)),
