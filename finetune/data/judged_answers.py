@@ -82,13 +82,15 @@ def count_answers(store: TokenStore, rows: np.ndarray, packs: list[list[int]] | 
     assert recipe.kto is not None
     prompt, completion, good = (store.sizes(name, rows) for name in ("prompt", "completion", "good"))
     _, first = np.unique(store.prompts[rows], return_index=True)
+    unique = np.unique(rows)
     return AnswerCounts(
         prompt,
         completion,
         good.astype(bool),
         prompts=len(first),
         once=int(prompt[first].sum()),
-        duplicates=len(rows) - len(np.unique(store.texts[rows])),
+        duplicates=len(unique) - len(np.unique(store.texts[rows])),
+        reversed_too=int(np.isin(store.opposites[unique], store.texts[unique]).sum()),
         batch_tokens=recipe.train.batch_tokens,
         weights=(recipe.kto.desirable_weight, recipe.kto.undesirable_weight),
     )

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hybrid_ft.errors import InputError, shown
+from hybrid_ft.finetune.data.messages.column_paths import at
 from hybrid_ft.finetune.data.messages.column_templates import ColumnTemplate, is_template
-from hybrid_ft.finetune.data.messages.columns import as_key, at, load_column_file, row_format
-from hybrid_ft.finetune.data.messages.conversation import TRAINING_FLAGS, Conversation
+from hybrid_ft.finetune.data.messages.columns import as_key, load_column_file, row_format
+from hybrid_ft.finetune.data.messages.conversation import Conversation
 from hybrid_ft.finetune.data.messages.judgement import Judgement
 from hybrid_ft.finetune.data.messages.preference import Unusable
+from hybrid_ft.finetune.data.messages.training_marks import MARKS
 from hybrid_ft.finetune.data.sources.rows import BadRow, Row
 
 if TYPE_CHECKING:
@@ -98,7 +100,7 @@ def judged_format(source: Source, label: Label, rows: list[Row]) -> JudgedForm |
     def convert(values: Values) -> Judgement:
         row = form.convert(_without_flags(values))
         good = _good(label.read(values), label.column, meaning)
-        return Judgement(Conversation(row.messages, row.tools, row.unused), good)
+        return Judgement(Conversation(row.messages, row.tools, row.unused), good, row.noticed)
 
     return JudgedForm(
         f"judged {form.name}", reads, form.columns if label.mapped else form.columns | {label.column}, convert
@@ -106,15 +108,15 @@ def judged_format(source: Source, label: Label, rows: list[Row]) -> JudgedForm |
 
 
 def _without_flags(values: Values) -> Values:
-    """A turn's own flag says whether it is imitated; here the label says what is learned from the answer."""
+    """A row's or a turn's own mark says whether it is imitated; here the label says what is learned from the answer."""
 
     def turn(item: Any) -> Any:
-        return (
-            {key: inner for key, inner in item.items() if key not in TRAINING_FLAGS} if isinstance(item, dict) else item
-        )
+        return {key: inner for key, inner in item.items() if key not in MARKS} if isinstance(item, dict) else item
 
     return {
-        name: [turn(item) for item in value] if isinstance(value, list) else value for name, value in values.items()
+        name: [turn(item) for item in value] if isinstance(value, list) else value
+        for name, value in values.items()
+        if name not in MARKS
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hybrid_ft.finetune.data.messages.conversation import Conversation
 from hybrid_ft.finetune.data.messages.preference import Preference
@@ -11,10 +11,12 @@ from hybrid_ft.finetune.data.messages.preference import Preference
 
 @dataclass(slots=True)
 class Judgement:
-    """``conversation`` ends with the answer that was judged; ``good``: whether more like it is wanted, or less."""
+    """``conversation`` ends with the answer that was judged; ``good``: whether more like it is wanted, or less.
+    ``noticed`` is as in Conversation."""
 
     conversation: Conversation
     good: bool
+    noticed: dict[str, int] = field(default_factory=dict)
 
     def asked(self) -> str:
         """Equal for rows that ask the same first."""
@@ -23,6 +25,10 @@ class Judgement:
     def whole(self) -> str:
         """Equal for rows that are the same."""
         return json.dumps([self.conversation.whole(), self.good])
+
+    def opposite(self) -> str:
+        """Equal to ``whole`` of the row that judges the same answer the other way."""
+        return Judgement(self.conversation, not self.good).whole()
 
     def fields(self) -> set[str]:
         """Message fields that only some chat templates write."""
@@ -37,4 +43,4 @@ class Judgement:
 def taken_apart(pair: Preference) -> tuple[Judgement, Judgement]:
     """A pair's chosen answer, which is good, and its rejected one."""
     chosen, rejected = pair.sides()
-    return Judgement(chosen, True), Judgement(rejected, False)
+    return Judgement(chosen, True, pair.noticed), Judgement(rejected, False)

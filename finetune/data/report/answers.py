@@ -18,7 +18,8 @@ class AnswerCounts:
     """The judged answers that are trained on, or those held out.
 
     ``prompt``, ``completion`` [rows]: tokens of the two parts; ``good`` bool [rows]. ``prompts``: how many different ones
-    there are, ``once``: their tokens; ``duplicates``: rows that are there before; ``weights``: of good and of bad answers.
+    there are, ``once``: their tokens; ``duplicates``: rows that are there before; ``reversed_too``: rows
+    that are there with the other label; ``weights``: of good and of bad answers.
     """
 
     prompt: np.ndarray
@@ -27,6 +28,7 @@ class AnswerCounts:
     prompts: int
     once: int
     duplicates: int
+    reversed_too: int
     batch_tokens: int
     weights: tuple[float, float]
     unit: str = "row"
@@ -101,6 +103,7 @@ class AnswerCounts:
             "batch_tokens": self.batch_tokens,
             "prompts": self.prompts,
             "duplicate_rows": self.duplicates,
+            "rows_there_both_ways": self.reversed_too,
             "tokens": self.tokens,
             "saved_share": self.saved_share,
             "length": {name: lengths_of(part) for name, part in self.parts().items()},

@@ -175,6 +175,12 @@ def test_the_balance_is_noted(prepared: Any, good: int, bad: int, weights: dict,
     assert f"train: {good + bad} rows, {good} good and {bad} bad" in " ".join(report.summary())
 
 
+def test_a_row_judged_both_ways_is_noted(prepared: Any) -> None:
+    report = prepared([row(True), row(False), row(True, "x?"), row(True, "x?")]).report
+    assert report.train.reversed_too == 2 and report.train.duplicates == 1
+    assert "rows of which the contrary, good beside bad, is there: 2" in report.warnings()
+
+
 def test_the_account_is_drawn(prepared: Any) -> None:
     import io
 
