@@ -84,6 +84,8 @@ def _of_any(recipe: Recipe, section: str) -> Iterator[Wrong]:
             ("train", "neftune_alpha"),
             f"got {train.neftune_alpha:g}; must be null for {rows}: it would add noise to every comparison with the reference",
         )
+    if recipe.data.on_long_row == "split":
+        yield Wrong(("data", "on_long_row"), f"got split, which is for plain text; {rows} take drop, cut or error")
     if not recipe.data.packing:
         yield Wrong(("data", "packing"), f"got false; {rows} are always laid end to end")
     if lora and lora.dropout:

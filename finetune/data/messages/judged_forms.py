@@ -12,6 +12,7 @@ from hybrid_ft.finetune.data.messages.column_templates import ColumnTemplate, is
 from hybrid_ft.finetune.data.messages.columns import as_key, load_column_file, row_format
 from hybrid_ft.finetune.data.messages.conversation import Conversation
 from hybrid_ft.finetune.data.messages.judgement import Judgement
+from hybrid_ft.finetune.data.messages.plain_text import PlainText
 from hybrid_ft.finetune.data.messages.preference import Unusable
 from hybrid_ft.finetune.data.messages.training_marks import MARKS
 from hybrid_ft.finetune.data.sources.rows import BadRow, Row
@@ -99,6 +100,10 @@ def judged_format(source: Source, label: Label, rows: list[Row]) -> JudgedForm |
 
     def convert(values: Values) -> Judgement:
         row = form.convert(_without_flags(values))
+        if isinstance(row, PlainText):
+            raise BadRow(
+                "no prompt", "text alone; a judged answer stands behind what it answers: prompt and completion"
+            )
         good = _good(label.read(values), label.column, meaning)
         return Judgement(Conversation(row.messages, row.tools, row.unused), good, row.noticed)
 

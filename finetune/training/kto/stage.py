@@ -88,7 +88,7 @@ class Answers:
     splits: dict[str, Split]
     report: Any
     eos_token_ids: list[int]
-    chat_template: str
+    chat_template: str | None
     kept: Any
     """what was prepared, whose folder goes when it does"""
 
