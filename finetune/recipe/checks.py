@@ -62,6 +62,7 @@ def contradictions(recipe: Recipe) -> Iterator[Wrong]:
             ("model", "lora"), "needs trained weights to adapt; set model.from_scratch: false or model.lora: null"
         )
     yield from _adapter(model)
+    yield from _new_tokens(model)
     yield from _lora(recipe)
     if model.path in SHAPE_PRESETS and not model.from_scratch:
         yield Wrong(
@@ -97,6 +98,24 @@ def _adapter(model: Model) -> Iterator[Wrong]:
                 ("model", "lora", key),
                 f"got {shown(getattr(lora, key))}; model.adapter goes on with its own; leave the key out, or set "
                 "model.merge_adapter: true",
+            )
+
+
+def _new_tokens(model: Model) -> Iterator[Wrong]:
+    """Each once, and none that an adapter which goes on has no row for."""
+    seen: set[str] = set()
+    for key in ("new_tokens", "new_special_tokens"):
+        texts = getattr(model, key)
+        for index, text in enumerate(texts):
+            if text in seen:
+                yield Wrong(("model", key, index), f"got {shown(text)} twice; name each token once")
+            elif not text.strip():
+                yield Wrong(("model", key, index), f"got {shown(text)}; must hold more than white space")
+            seen.add(text)
+        if texts and model.adapter and not model.merge_adapter:
+            yield Wrong(
+                ("model", key),
+                f"got {shown(texts)}; model.adapter goes on with its own tokens; set model.merge_adapter: true",
             )
 
 

@@ -126,6 +126,8 @@ RULES: dict[str, Rule] = {
     "model.from_scratch": flag,
     "model.dtype": one_of("auto", "float32", "bfloat16"),
     "model.tokenizer": or_null(text),
+    "model.new_tokens": all_of(text),
+    "model.new_special_tokens": all_of(text),
     "model.chat_template": or_null(text),
     "model.gradient_checkpointing": lambda value: value is None or flag(value) or value == "selective",
     "model.adapter": or_null(text),

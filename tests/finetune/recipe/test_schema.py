@@ -17,6 +17,8 @@ KEYS = [
     "model.from_scratch",
     "model.dtype",
     "model.tokenizer",
+    "model.new_tokens",
+    "model.new_special_tokens",
     "model.chat_template",
     "model.gradient_checkpointing",
     "model.adapter",
