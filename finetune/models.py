@@ -8,9 +8,11 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from transformers import GenerationConfig, set_seed
 
 import hybrid_ft
+from hybrid_ft.finetune.recipe.schema import changed
 from hybrid_ft.finetune.runs import device
 from hybrid_ft.hybrid_model import adapters
 from hybrid_ft.hybrid_model.checkpoint import tokenizer as tokenizers
@@ -18,11 +20,11 @@ from hybrid_ft.hybrid_model.checkpoint.adapter_start import check_base, continue
 from hybrid_ft.hybrid_model.checkpoint.config import find_folder
 from hybrid_ft.hybrid_model.checkpoint.merge_in_memory import merge_in_memory
 from hybrid_ft.hybrid_model.families.known import family_of
+from hybrid_ft.hybrid_model.quantised import known_to_peft, quantise, size
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from hybrid_ft.finetune.recipe.schema import Recipe
@@ -63,9 +65,10 @@ def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrained
     place in bfloat16 hardly moves. Frozen weights, under LoRA, lose nothing.
     """
     wanted, lora = recipe.model, recipe.model.lora
+    dtype = torch.bfloat16 if in_bfloat16(recipe) and lora else torch.float32
     model = hybrid_ft.load(
         wanted.path,
-        dtype=torch.bfloat16 if in_bfloat16(recipe) and lora else torch.float32,
+        dtype=dtype,
         from_scratch=wanted.from_scratch,
         vocab_size=math.ceil(len(tokenizer) / 64) * 64 if wanted.from_scratch else None,
         seed=recipe.train.seed,
@@ -82,17 +85,29 @@ def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrained
         check_base(folder, wanted.path)
         if (folder / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(str(folder))
-        if not wanted.merge_adapter:
-            assert lora is not None, "an adapter that goes on training is LoRA"
+        if wanted.merge_adapter:
+            merge_in_memory(model, folder)
+    if lora is None:
+        return model
+    if wanted.quantize:
+        quantise(model, wanted.quantize, dtype)
+    with known_to_peft(model, wanted.quantize):
+        if wanted.adapter and not wanted.merge_adapter:
             return continue_lora(model, folder, lora.dropout)
-        merge_in_memory(model, folder)
-    return adapters.add_lora(model, **lora.adapters) if lora else model
+        return adapters.add_lora(model, **lora.adapters)
+
+
+def on_whole_base(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, trained: PeftModel) -> PeftModel:
+    """The adapter that was trained on a quantised base, on the base as it was: that is what can be merged."""
+    whole = load_model(changed(recipe, "model", quantize=None), tokenizer)
+    assert isinstance(whole, PeftModel)
+    set_peft_model_state_dict(whole, get_peft_model_state_dict(trained, save_embedding_layers=False))
+    whole.generation_config = trained.generation_config
+    return whole.eval()
 
 
 def trained_adapter(recipe: Recipe, folder: Path) -> PeftModel:
     """The base with the adapter that a run of this recipe has left in ``folder``, in the dtypes of its training."""
-    from peft import PeftModel
-
     wanted = recipe.model
     dtype = torch.bfloat16 if in_bfloat16(recipe) else torch.float32
     model = hybrid_ft.load(wanted.path, dtype=dtype, seed=recipe.train.seed, revision=wanted.revision)
@@ -115,13 +130,14 @@ def freeze_routers(model: PreTrainedModel) -> None:
 
 
 def describe_model(recipe: Recipe, model: torch.nn.Module) -> str:
-    whole = sum(parameter.numel() for parameter in model.parameters())
+    whole = sum(size(parameter) for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     wanted, how = recipe.model, "all trained"
     if wanted.lora:
         goes_on = wanted.adapter and not wanted.merge_adapter
         layers = " ".join(wanted.lora.modules or [wanted.lora.targets])
         which = wanted.adapter if goes_on else f"LoRA on {layers}, rank {wanted.lora.rank}"
-        how = f"{which}: {trained:,} trained ({trained / whole:.2%})"
+        base = f", base in {wanted.quantize}" if wanted.quantize else ""
+        how = f"{which}{base}: {trained:,} trained ({trained / whole:.2%})"
     merged = f" with {wanted.adapter} merged" if wanted.merge_adapter else ""
     return f"{wanted.path}{merged}: {whole:,} parameters, {how}"

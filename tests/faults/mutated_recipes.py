@@ -126,6 +126,7 @@ RULES: dict[str, Rule] = {
     "model.dtype": one_of("auto", "float32", "bfloat16"),
     "model.tokenizer": or_null(text),
     "model.chat_template": or_null(text),
+    "model.quantize": or_null(one_of("nf4", "int8")),
     "model.gradient_checkpointing": lambda value: value is None or flag(value) or value == "selective",
     "model.adapter": or_null(text),
     "model.merge_adapter": flag,

@@ -18,6 +18,7 @@ KEYS = [
     "model.dtype",
     "model.tokenizer",
     "model.chat_template",
+    "model.quantize",
     "model.gradient_checkpointing",
     "model.adapter",
     "model.merge_adapter",
