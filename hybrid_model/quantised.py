@@ -23,7 +23,7 @@ def check_installed() -> None:
     """Raises InputError where bitsandbytes is not there."""
     if importlib.util.find_spec("bitsandbytes") is None:
         raise InputError(
-            "model.quantize: bitsandbytes is not installed; pip install 'hybrid-ft[quantize]'", ENVIRONMENT
+            "model.quantize: bitsandbytes is not installed; pip install 'hybrid-ft[quantised]'", ENVIRONMENT
         )
 
 

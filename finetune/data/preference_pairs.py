@@ -75,7 +75,9 @@ def count_pairs(store: TokenStore, rows: np.ndarray, packs: list[list[int]] | No
     prompt, chosen, rejected = (store.sizes(part, rows) for part in _PARTS)
     prompts, texts = (len(np.unique(hashes[rows])) for hashes in (store.prompts, store.texts))
     duplicates = len(np.unique(rows)) - texts
-    return PairCounts(prompt, chosen, rejected, prompts, duplicates, recipe.train.batch_tokens)
+    unique = np.unique(rows)
+    reversed_too = int(np.isin(store.opposites[unique], store.texts[unique]).sum())
+    return PairCounts(prompt, chosen, rejected, prompts, duplicates, reversed_too, recipe.train.batch_tokens)
 
 
 def pair_example(row: dict[str, Any], encoder: Encoder) -> Example:

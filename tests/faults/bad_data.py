@@ -39,7 +39,7 @@ ROWS: list[tuple[str, Any, str]] = [
     ("content is a number", turns(("user", 5), ANSWER), "messages[0].content: got 5"),
     ("content is true", turns(("user", True), ANSWER), "messages[0].content: got true"),
     ("content is an object", turns(("user", {"text": "q"}), ANSWER), "messages[0].content: got a mapping"),
-    ("an unknown role", turns(("bot", "q"), ANSWER), "messages[0].role: got 'bot'"),
+    ("an unknown role", turns(("bard", "q"), ANSWER), "messages[0].role: got 'bard'"),
     ("a role in capitals", turns(("User", "q"), ANSWER), "messages[0].role: got 'User'"),
     ("a role of another kind", turns((["user"], "q"), ANSWER), "messages[0].role: got a list of 1"),
     ("a role is null", turns((None, "q"), ANSWER), "messages[0].role"),

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hybrid_ft.errors import InputError, shown
-from hybrid_ft.finetune.data.messages.columns import at, load_column_file
+from hybrid_ft.finetune.data.messages.column_paths import at
+from hybrid_ft.finetune.data.messages.columns import load_column_file
 from hybrid_ft.finetune.data.messages.pair_forms import OUTPUTS, PROMPTS, SIDES
 from hybrid_ft.finetune.data.messages.preference import Unusable
 from hybrid_ft.finetune.data.sources import strict_json

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hybrid_ft.errors import short
+from hybrid_ft.finetune.data.messages.calls import settled
 from hybrid_ft.finetune.data.messages.conversation import Conversation, checked
 from hybrid_ft.finetune.data.sources.rows import BadRow
 
@@ -30,13 +31,17 @@ class Unusable(Exception):
 
 @dataclass(slots=True)
 class Preference:
-    """``prompt`` is every message before the answer; ``chosen`` and ``rejected`` are one assistant message each."""
+    """``prompt`` is every message before the answer; ``chosen`` and ``rejected`` are one assistant message each.
+
+    ``noticed`` is as in Conversation, the prompt counted once.
+    """
 
     prompt: Messages
     chosen: dict[str, Any]
     rejected: dict[str, Any]
     tools: list[dict[str, Any]] | None = None
     unused: set[str] = field(default_factory=set)
+    noticed: dict[str, int] = field(default_factory=dict)
 
     def sides(self) -> Iterator[Conversation]:
         """The two conversations as a supervised row has them: chosen, then rejected."""
@@ -51,6 +56,10 @@ class Preference:
         """Equal for pairs that are the same."""
         return json.dumps([self.prompt, self.chosen, self.rejected, self.tools], sort_keys=True)
 
+    def opposite(self) -> str:
+        """Equal to ``whole`` of the pair that prefers the other answer."""
+        return Preference(self.prompt, self.rejected, self.chosen, self.tools).whole()
+
     def fields(self) -> set[str]:
         """Message fields that only some chat templates write."""
         return {field for side in self.sides() for field in side.fields()}
@@ -64,6 +73,12 @@ def preference_from(
     They may differ in the last turn only, which is the assistant's: a pair's prompt is computed once, and only
     answers carry loss, so a user's or a tool's turn must not lie behind the point where the sides part.
     """
+    shared = settled(chosen[:-1], tools)[2]
+    chosen, settled_tools, of_chosen = settled(chosen, tools)
+    rejected, _, of_rejected = settled(rejected, tools)
+    both = of_chosen | of_rejected
+    noticed = {kind: of_chosen.get(kind, 0) + of_rejected.get(kind, 0) - shared.get(kind, 0) for kind in both}
+    tools = settled_tools
     for side, messages in (("chosen", chosen), ("rejected", rejected)):
         try:
             checked(Conversation(messages, tools), side)
@@ -75,7 +90,7 @@ def preference_from(
         raise Unusable("no shared prompt", "chosen and rejected are answers alone; nothing says what they answer")
     if chosen[-1] == rejected[-1]:
         raise Unusable("identical answers", f"chosen and rejected are the same ({short(repr(chosen[-1]['content']))})")
-    return Preference(chosen[:-1], chosen[-1], rejected[-1], tools, unused)
+    return Preference(chosen[:-1], chosen[-1], rejected[-1], tools, unused, noticed)
 
 
 def _parting(chosen: Messages, rejected: Messages) -> str:

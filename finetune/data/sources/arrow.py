@@ -1,4 +1,7 @@
-"""Rows of .parquet and .arrow files."""
+"""Rows of .parquet and .arrow files.
+
+A column of objects has every key in every row, null where the row had none.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +60,7 @@ def _rows(open_batches: Callable[[], Iterator[pa.RecordBatch]], name: str, kind:
         while True:
             with limited(_SECONDS, _MEMORY):
                 batch = next(batches, None)
-                rows = [without_nulls(values) for values in batch.to_pylist()] if batch is not None else []
+                rows = batch.to_pylist() if batch is not None else []
             if batch is None:
                 break
             decoders = {field.name: decode for field in batch.schema if (decode := _decoder(field.type))}
@@ -98,19 +101,3 @@ def _decoder(kind: pa.DataType) -> Callable[[Any], Any] | None:
                 else value
             )
     return None
-
-
-def without_nulls(values: dict[str, Any]) -> dict[str, Any]:
-    """A columnar row without what only the columns put there.
-
-    A column of objects has every key in every row, null where the row had none; below the top level such keys go.
-    """
-    return {key: _pruned(value) for key, value in values.items()}
-
-
-def _pruned(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _pruned(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list):
-        return [_pruned(item) for item in value]
-    return value

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hybrid_ft.errors import InputError, shown
-from hybrid_ft.finetune.data.sources.arrow import without_nulls
 from hybrid_ft.finetune.data.sources.file import file_rows, is_data_file
 from hybrid_ft.finetune.data.sources.folder import Folder, read_folder
 from hybrid_ft.finetune.data.sources.hub import load_from_hub
@@ -148,4 +147,4 @@ def _hub_rows(source: Source, name: str) -> Iterator[Row]:
     if not len(dataset):
         raise InputError(f"{name}: 0 rows")
     for number, values in enumerate(dataset):
-        yield Row(number, without_nulls(values))
+        yield Row(number, values)

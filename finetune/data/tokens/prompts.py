@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hybrid_ft.finetune.data.messages.conversation import Conversation, messages_from, tools_from
+from hybrid_ft.finetune.data.messages.calls import settled, tools_from
+from hybrid_ft.finetune.data.messages.conversation import Conversation
+from hybrid_ft.finetune.data.messages.turns import messages_from
 from hybrid_ft.finetune.data.sources.rows import BadRow
 from hybrid_ft.finetune.data.tokens.encode import encode
 from hybrid_ft.finetune.data.tokens.encoder import Encoder
@@ -30,10 +32,11 @@ class PromptEncoder:
     def __call__(self, messages: list[dict[str, Any]], tools: Any = None) -> list[int]:
         """Tokens up to where the assistant's answer to ``messages`` begins. Raises ValueError with the reason if it cannot."""
         try:
-            turns = messages_from(messages, "messages", set())
+            turns = messages_from(messages, "messages", set(), set())
             if not turns or turns[-1]["role"] == "assistant":
                 raise ValueError("messages must end on a turn that waits for an answer, not on the assistant's")
-            asked = Conversation([*turns, _ANSWER], tools_from(tools))
+            turns, tools, _ = settled(turns, tools_from(tools))
+            asked = Conversation([*turns, _ANSWER], tools)
             (encoded,) = encode([asked], self._encoder.template, self._encoder.control)
             if isinstance(encoded, BadRow):
                 raise encoded
