@@ -23,6 +23,7 @@ from hybrid_ft.hybrid_model.checkpoint.adapter_files import CONFIG, WEIGHTS
 from hybrid_ft.hybrid_model.checkpoint.config import lasting_name
 from hybrid_ft.hybrid_model.checkpoint.generation_config import GenerationDefaults
 from hybrid_ft.hybrid_model.checkpoint.load import open_plain
+from hybrid_ft.hybrid_model.checkpoint.new_tokens import resize
 from hybrid_ft.hybrid_model.checkpoint.save import save, verify
 from hybrid_ft.hybrid_model.checkpoint.torch_functions import torch_functions
 from hybrid_ft.hybrid_model.quantised import known_to_peft, quantise
@@ -67,8 +68,11 @@ class Exporter:
         self._refuse_not_finite(model)
         with self._staged(name) as staged:
             base = lasting_name(self.base)
+            plain = open_plain(base, self.revision, model.dtype)
+            vocabulary = model.get_input_embeddings().weight.shape[0]
+            grown = plain.get_input_embeddings().weight.shape[0] != vocabulary
             tensors, config = as_plain_lora(
-                model, get_peft_model_state_dict(model, save_embedding_layers=False), model.peft_config["default"]
+                model, get_peft_model_state_dict(model, save_embedding_layers=grown), model.peft_config["default"]
             )
             config.base_model_name_or_path, config.revision = base, self.revision
             config.target_modules, config.inference_mode = set(adapted_names(model)), True
@@ -78,7 +82,7 @@ class Exporter:
             _sort_target_modules(staged / CONFIG)
             self.tokenizer.save_pretrained(str(staged))
             self.defaults.config.save_pretrained(staged)
-            plain = open_plain(base, self.revision, model.dtype)
+            resize(plain, vocabulary)
             if self.quantize:
                 quantise(plain, self.quantize, model.dtype)
             with known_to_peft(plain, self.quantize):
@@ -124,7 +128,7 @@ def _agree(opened: PeftModel, trained: PeftModel, folder: Path) -> None:
 def relative_error(other: PreTrainedModel | PeftModel, trained: PeftModel) -> float:
     """How far the other model's logits of a made-up row are from the trained one's, in relative L2."""
     was_training, device = trained.training, next(trained.parameters()).device
-    vocabulary = trained.get_input_embeddings().num_embeddings
+    vocabulary = trained.get_input_embeddings().weight.shape[0]
     row = torch.randint(vocabulary, (1, 48), generator=torch.Generator().manual_seed(0)).to(device)
     other, dtype = other.to(device).eval(), next(trained.parameters()).dtype
     # what is trained whole is in float32, on a base that is not
