@@ -72,6 +72,9 @@ def run(path: str | Path, overrides: Sequence[str], console: Console, train: Tra
             models.ask(stage, result, digest)
         models.show()
         _write(place, known, finished=True)
+        from hybrid_ft.finetune.reports.page import report_at_end
+
+        say(console, report_at_end(place))
     say(console, f"all {len(stages)} stages are done: {base}")
     return 0
 
