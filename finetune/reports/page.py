@@ -178,14 +178,13 @@ def _shown_run(run: KeptRun, most: int) -> dict[str, Any]:
         for name, values in (account.get(split) or {}).items()
         if isinstance(values, dict) and "median" in values
     ]
-    rows = _rows(run)
     stage, results = run.record.get("stage", "sft"), (run.record.get("finished") or {}).get("results", [])
     commands = [f"hybrid-ft {stage} {shlex.quote(str(run.path / 'recipe.yaml'))} output=runs/again"]
     commands += [f"hybrid-ft chat {shlex.quote(str(run.path / result))}" for result in results[-1:]]
     return {
         "name": run.name,
-        "rows": rows[:most],
-        "all_rows": len(rows),
+        "rows": _rows(run, most),
+        "all_rows": sum(len(_pairs(both)) for both in (run.samples, run.answers)),
         "data": data.get("summary", []),
         "sources": sources,
         "lengths": lengths,
@@ -195,13 +194,16 @@ def _shown_run(run: KeptRun, most: int) -> dict[str, Any]:
     }
 
 
-def _rows(run: KeptRun) -> list[dict[str, Any]]:
-    """Answers before and after, those first whose score changed, then the wrong ones."""
-    found = [
-        _row(was, now, str(now.get("origin", "")), str(now.get("reference", ""))) for was, now in _pairs(run.answers)
-    ]
-    found.sort(key=lambda row: (row["was"] == row["now"], row["now"] == "right"))
-    return [_row(was, now, str(now.get("prompt", "")), None) for was, now in _pairs(run.samples)] + found
+def _rows(run: KeptRun, most: int) -> list[dict[str, Any]]:
+    """Samples, then answers before and after, those first whose score changed, then the wrong ones."""
+    pairs = sorted(
+        _pairs(run.answers),
+        key=lambda pair: (pair[0].get("exact") == pair[1].get("exact"), bool(pair[1].get("exact"))),
+    )
+    rows: list[tuple[dict[str, Any], dict[str, Any], str, str | None]]
+    rows = [(was, now, "prompt", None) for was, now in _pairs(run.samples)]
+    rows += [(was, now, "origin", str(now.get("reference", ""))) for was, now in pairs]
+    return [_row(was, now, str(now.get(head, "")), reference) for was, now, head, reference in rows[:most]]
 
 
 def _pairs(both: tuple[Lines, Lines]) -> list[tuple[dict[str, Any], dict[str, Any]]]:

@@ -164,13 +164,13 @@ def test_what_a_page_says(tmp_path: Path) -> None:
 
 def test_hostile_texts_are_text(tmp_path: Path) -> None:
     run = made_run(tmp_path / "<b>run", hostile=True, output="<script>x</script>")
-    evaluation = tmp_path / "</table>"
+    evaluation = tmp_path / "<table onclick=x>"
     evaluation.mkdir()
     some = Interval(0.5, 0.4, 0.6)
     examples = [{"task": HOSTILE[0], "origin": HOSTILE[1], "question": HOSTILE[2], "reference": HOSTILE[4]} | {
         "answers": HOSTILE[:2], "scores": [0, 1]}]  # fmt: skip
     table = as_json(HOSTILE[:2], [Measure(HOSTILE[5], HOSTILE[2], 9, [some] * 2, [some])], examples=examples)
-    (evaluation / "results.json").write_text(table, encoding="utf-8", errors="surrogatepass")
+    (evaluation / "results.json").write_text(json.dumps(json.loads(table)))
     page = Page(write_report([run, made_run(tmp_path / "other"), evaluation], tmp_path / "page.html"))
     page.check_inert()
     for text in HOSTILE[:4]:
@@ -268,6 +268,9 @@ def test_words_that_differ() -> None:
     left, right = marked("it is red now", "it is blue now")
     assert [part for differs, part in left if differs] == ["red"]
     assert "".join(part for _, part in right) == "it is blue now"
+    repeated = marked("before word " * 40, "after word " * 40)
+    assert [part for differs, part in repeated[0][:4]] == ["before", " word ", "before", " word "]
+    assert len(marked("a b " * 300, "c d " * 300)[0]) == 2  # too much to work out: all but the end
     rows = recipe_rows([{"a": {"b": 1, "c": [1, 2]}}, {"a": {"b": 1, "c": [1, 3]}, "d": None}])
     assert rows == [("a.c.1", ["2", "3"]), ("d", ["not set", "null"])]
 
