@@ -16,7 +16,7 @@ from hybrid_ft.finetune.data.reading import conversations
 from hybrid_ft.finetune.data.report.account import CUT, Example, Part
 from hybrid_ft.finetune.data.report.rows import RowCounts
 from hybrid_ft.finetune.data.sources.rows import BadRow
-from hybrid_ft.finetune.data.token_store import TOKENS, TokenStore, Way
+from hybrid_ft.finetune.data.token_store import TOKENS, WEIGHTS, TokenStore, Way
 from hybrid_ft.finetune.data.tokens.encode import Encoded, encode
 from hybrid_ft.finetune.data.tokens.encoder import Encoder
 
@@ -29,6 +29,7 @@ _SCHEMA = pa.schema(
     [
         ("input_ids", TOKENS),
         ("labels", TOKENS),
+        ("weights", WEIGHTS),
         ("origin", pa.string()),
         ("prompt_ids", TOKENS),
         ("answer", pa.string()),
@@ -47,7 +48,7 @@ def way_of_rows(data: Data, encoder: Encoder) -> Way[Conversation, Encoded]:
         bad_rows_stop=data.on_bad_row == "error",
         mentions=encoder.template.mentions,
         schema=_SCHEMA,
-        trained_columns=("input_ids", "labels", "origin"),
+        trained_columns=("input_ids", "labels", "weights", "origin"),
     )
 
 
@@ -65,6 +66,11 @@ def _fit(row: Encoded, data: Data) -> tuple[Encoded, Mapping[str, int]]:
             raise Unusable(_LONG, f"has {length:,} tokens; data.max_length is {most:,}")
         row.turns = [(first, min(last, most - 1)) for first, last in row.turns if first < most]
         row.ids = row.ids[:most]
+        row.weights = row.weights and row.weights[:most]
+        if not row.sizes()["trained"]:
+            raise Unusable(
+                _LONG, f"has {length:,} tokens, none of the first {most:,} trained; data.max_length is {most:,}"
+            )
     return row, row.happened() | {CUT: length > most}
 
 
