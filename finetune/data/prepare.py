@@ -18,7 +18,7 @@ from hybrid_ft.finetune.data.report.account import Account, Example, SplitCounts
 from hybrid_ft.finetune.data.selection import mix_sources, split_held_out
 from hybrid_ft.finetune.data.supervised import count_rows, row_example, way_of_rows
 from hybrid_ft.finetune.data.token_store import TokenStore, Way, tokenize_sources
-from hybrid_ft.finetune.data.tokens.encoder import Encoder
+from hybrid_ft.finetune.data.tokens.encoder import NO_TEMPLATE, Encoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,7 +39,8 @@ class Prepared:
 
     ``packs`` and ``eval_packs``: lists of row numbers, each row in one list; None without packing, and for pairs, which
     a step packs itself. ``eos_token_ids``: tokens that end an assistant's turn, the last turn's first.
-    ``chat_template``: the template's text, for the tokenizer that is saved.
+    ``chat_template``: the template's text, for the tokenizer that is saved; None where rows are
+    plain text and there is none.
 
     The rows lie in a temporary folder that goes when this object does.
     """
@@ -50,7 +51,7 @@ class Prepared:
     eval_packs: list[list[int]] | None
     report: Account
     eos_token_ids: list[int]
-    chat_template: str
+    chat_template: str | None
     folder: tempfile.TemporaryDirectory[str]
 
 
@@ -117,10 +118,12 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, refuse: bool 
         refusal=stop,
     )
     eval_set = held[0].dataset(held[1]) if held else None
-    return Prepared(train, eval_set, packs, eval_packs, account, encoder.eos_token_ids, encoder.template.text, folder)
+    template = encoder.template.text if encoder.template.name != NO_TEMPLATE else None
+    return Prepared(train, eval_set, packs, eval_packs, account, encoder.eos_token_ids, template, folder)
 
 
 def _kind(recipe: Recipe, encoder: Encoder) -> _Kind:
     if recipe.dpo is None:
-        return _Kind(way_of_rows(recipe.data, encoder), recipe.data.packing, count_rows, row_example)
+        texts = recipe.model.chat_template is None
+        return _Kind(way_of_rows(recipe.data, encoder, texts), recipe.data.packing, count_rows, row_example)
     return _Kind(way_of_pairs(recipe, recipe.dpo, encoder), False, count_pairs, pair_example)

@@ -103,6 +103,8 @@ class Train(Section):
     """Processes that put batches together ahead of the training."""
     sharded: bool = Field(False, examples=[True])
     """Divide weights, gradients and optimizer among the processes (FSDP2); false: each holds a copy (DDP)."""
+    check_memory: Annotated[bool, Free()] = Field(True, examples=[False])
+    """Refuse, before the weights are read, a step that cannot fit the GPU at hand; false: try it all the same."""
     trackers: Annotated[list[Literal["tensorboard", "trackio", "wandb"]], Free()] = Field(
         default_factory=list, examples=[["tensorboard"]]
     )

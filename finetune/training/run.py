@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +19,7 @@ from hybrid_ft.errors import STORAGE, InputError
 from hybrid_ft.finetune import models
 from hybrid_ft.finetune.evaluation import answers
 from hybrid_ft.finetune.machines.hardware import check_hardware
-from hybrid_ft.finetune.runs import checkpoints
+from hybrid_ft.finetune.runs import checkpoints, device
 from hybrid_ft.finetune.runs.console import duration, say
 from hybrid_ft.finetune.runs.export import Exporter
 from hybrid_ft.finetune.runs.folder import RunFolder
@@ -27,6 +27,7 @@ from hybrid_ft.finetune.runs.identity import run_identity, tokenizer_digest
 from hybrid_ft.finetune.runs.launcher import agreed
 from hybrid_ft.finetune.runs.session import begin_or_go_on, check_storage, in_folder, newest_checkpoint
 from hybrid_ft.finetune.training import ends, fsdp, seams
+from hybrid_ft.finetune.training.memory_check import held_line, memory_line
 from hybrid_ft.hybrid_model.adapter_weights import merged
 from hybrid_ft.hybrid_model.checkpoint.generation_config import GenerationDefaults, generation_defaults
 from hybrid_ft.hybrid_model.gpu_trust import check_gpu
@@ -56,7 +57,7 @@ class Prepared(Protocol):
     @property
     def eos_token_ids(self) -> list[int]: ...
     @property
-    def chat_template(self) -> str: ...
+    def chat_template(self) -> str | None: ...
 
 
 @dataclass(frozen=True)
@@ -158,13 +159,15 @@ def _run(recipe: Recipe, stage: Stage, folder: RunFolder, console: Console, stop
     plan = stage.plan(recipe, prepared, folder.processes.count)
     ends.check_longer(folder, plan.steps)
     start = Start(recipe, folder, console, stop, tokenizer, prepared, plan)
+    memory = memory_line(recipe, prepared, folder.processes.count) if device.is_gpu() else None
 
     model = models.load_model(recipe, tokenizer)
     defaults = generation_defaults(model, tokenizer, prepared.eos_token_ids)
     saves = check_storage(folder, recipe, model, models.in_bfloat16(recipe))
     resumed = newest_checkpoint(folder, start.say)
     ends.check_goes_on(folder, resumed)
-    _introduce(stage, start, model, resumed, saves)
+    memory = memory or held_line(model, folder.processes.count, recipe.train.sharded)
+    _introduce(stage, start, model, resumed, (memory, saves))
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder.path / "tensorboard")
     progress = stage.progress(console, folder.metrics)
     trainer = stage.trainer(start, model, progress)
@@ -188,7 +191,7 @@ def _run(recipe: Recipe, stage: Stage, folder: RunFolder, console: Console, stop
     return 0
 
 
-def _introduce(stage: Stage, start: Start, model: torch.nn.Module, resumed: Path | None, saves: str) -> None:
+def _introduce(stage: Stage, start: Start, model: torch.nn.Module, resumed: Path | None, costs: Sequence[str]) -> None:
     """What will be trained, on what, in what portions, and where it goes."""
     recipe, plan, train, processes = start.recipe, start.plan, start.recipe.train, start.folder.processes
     start.say(f"model     {models.describe_model(recipe, model)}")
@@ -200,7 +203,8 @@ def _introduce(stage: Stage, start: Start, model: torch.nn.Module, resumed: Path
         f"training  {plan.steps:,} steps ({plan.steps / plan.per_epoch:.2f} epochs), {aim}learning rate "
         f"{train.learning_rate:g}, {train.schedule}, {plan.warmup} steps of warm-up"
     )
-    start.say(saves)
+    for line in costs:
+        start.say(line)
     if processes.count > 1:
         how = "in pieces over them (FSDP2)" if train.sharded else "a copy in each (DDP)"
         start.say(f"processes {processes.count}, the model {how}")

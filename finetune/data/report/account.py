@@ -14,10 +14,12 @@ from hybrid_ft.finetune.data.tokens.encode import CUT, HIDDEN_REASONING, UNTRAIN
 from hybrid_ft.finetune.data.tokens.encode_pairs import SPLIT_LINE_ENDS
 from hybrid_ft.finetune.data.tokens.fit_pairs import CUT_PROMPT
 
+IN_PIECES = "texts_in_pieces"
 _EXAMPLES = 3
 NOTES = {
     CUT_PROMPT: "prompts that lost their beginning",
     CUT: "{unit}s of which an answer lost its end, to fit data.max_length",
+    IN_PIECES: "texts that are trained in pieces of data.max_length tokens",
     HIDDEN_REASONING: "{unit}s with reasoning that the chat template does not show, so not trained",
     UNTRAINED: "turns not trained by their own flag",
     SPLIT_LINE_ENDS: "answers that begin with a line end, encoded apart from the header's",
