@@ -90,6 +90,8 @@ class Model(Section):
     """The same of control tokens: the chat template alone writes them, and answers are shown without them."""
     chat_template: Text | None = Field(None, examples=["olmo-instruct"])
     """olmo-instruct (ships here) or a .jinja file; null: the tokenizer's own."""
+    quantize: Literal["nf4", "int8"] | None = Field(None, examples=["nf4"])
+    """Keep the base's large matrices in 4 or 8 bits (QLoRA) while `lora` is trained on them; needs bitsandbytes. The adapter is saved as always, and merged into the base as it was."""
     gradient_checkpointing: bool | Literal["selective"] | None = Field(None, examples=["selective"])
     """Compute activations again in the backward pass instead of keeping them; selective keeps the outputs of attention and, on a GPU, of the delta rule. null: on with a GPU, off on a CPU."""
     adapter: Text | None = Field(None, examples=["runs/sft/adapter"])

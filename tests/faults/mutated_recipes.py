@@ -129,6 +129,7 @@ RULES: dict[str, Rule] = {
     "model.new_tokens": all_of(text),
     "model.new_special_tokens": all_of(text),
     "model.chat_template": or_null(text),
+    "model.quantize": or_null(one_of("nf4", "int8")),
     "model.gradient_checkpointing": lambda value: value is None or flag(value) or value == "selective",
     "model.adapter": or_null(text),
     "model.merge_adapter": flag,

@@ -20,6 +20,7 @@ KEYS = [
     "model.new_tokens",
     "model.new_special_tokens",
     "model.chat_template",
+    "model.quantize",
     "model.gradient_checkpointing",
     "model.adapter",
     "model.merge_adapter",
