@@ -45,7 +45,7 @@ def run(path: str | Path, overrides: Sequence[str], console: Console, train: Tra
 
     place, stages = pipeline.place, pipeline.stages
     with _held(place):
-        known, digest, base = _read(place), "", Path()
+        known, digest, base, done = _read(place), "", Path(), False
         models = _Models(pipeline, known, console)
         for number, stage in enumerate(stages, start=1):
             digest = _digest(stage, digest)
@@ -68,10 +68,15 @@ def run(path: str | Path, overrides: Sequence[str], console: Console, train: Tra
                     return status
                 result = _result(stage)
                 assert result is not None
+                done = True
             base = result
             models.ask(stage, result, digest)
         models.show()
         _write(place, known, finished=True)
+        from hybrid_ft.finetune.reports.page import NAME, report_at_end
+
+        if done or not (place / NAME).is_file():
+            say(console, report_at_end(place))
     say(console, f"all {len(stages)} stages are done: {base}")
     return 0
 
@@ -128,12 +133,10 @@ def _do(stage: Stage, base: Path, number: int, console: Console, elsewhere: Trai
     recipe = changed(stage.recipe, "model", path=str(base)) if starts_from_result else stage.recipe
     if elsewhere is not None:
         return elsewhere(stage.kind, recipe)
-    if stage.kind == "sft":
-        from hybrid_ft.finetune.training.sft.stage import run as train
-    else:
-        from hybrid_ft.finetune.training.dpo.stage import run as train
+    from hybrid_ft.finetune.training.stages import run as train
+
     try:
-        return train(recipe, console)
+        return train(stage.kind, recipe, console)
     except InputError as error:
         lines = [f"stage {number}, {stage.kind}: {line}" for line in str(error).splitlines()]
         raise InputError("\n".join(lines), error.status) from error

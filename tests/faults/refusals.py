@@ -19,9 +19,11 @@ from hybrid_ft.hybrid_model.families.olmo_hybrid.model import OlmoHybridForCausa
 MOST_SECONDS = 10.0
 RECIPE = "model: {path: tiny}\ndata: {sources: [{path: rows.jsonl}], max_length: 256}\ntrain: {steps: 1}\noutput: run\n"
 PAIRS = RECIPE.replace("rows.jsonl", "pairs.jsonl") + "dpo: {pairs_per_step: 2}\n"
+JUDGED = RECIPE.replace("rows.jsonl", "judged.jsonl") + "kto: {rows_per_step: 2}\n"
 OF_MODEL = RECIPE.replace("tiny", "model")
 
 ROW = {"messages": [{"role": "user", "content": "Name a colour."}, {"role": "assistant", "content": "Blue."}]}
+JUDGEMENT = {"prompt": "Name a colour.", "completion": "Blue.", "label": True}
 PAIR = {"prompt": "Name a colour.", "chosen": "Blue.", "rejected": "Seven."}
 
 Content = str | bytes | Callable[[Path], None]
@@ -113,7 +115,12 @@ def run(arguments: Iterable[str], folder: Path, stdin: str = "") -> Outcome:
 
 def tried(case: Case, folder: Path) -> Outcome:
     folder.mkdir()
-    for name, content in {"rows.jsonl": lines(ROW, ROW), "pairs.jsonl": lines(PAIR, PAIR)}.items():
+    shipped = {
+        "rows.jsonl": lines(ROW, ROW),
+        "pairs.jsonl": lines(PAIR, PAIR),
+        "judged.jsonl": lines(JUDGEMENT, JUDGEMENT),
+    }
+    for name, content in shipped.items():
         write(folder / name, content)
     write(folder / "r.yaml", case.recipe)
     for name, content in case.files.items():
