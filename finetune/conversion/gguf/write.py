@@ -26,7 +26,7 @@ from hybrid_ft.hybrid_model.checkpoint.config import json_object
 from hybrid_ft.hybrid_model.checkpoint.text_model import is_carried
 from hybrid_ft.hybrid_model.checkpoint.tokenizer import load_tokenizer
 from hybrid_ft.hybrid_model.checkpoint.weight_files import give_usual_mode
-from hybrid_ft.hybrid_model.families.known import family_of, family_of_type
+from hybrid_ft.hybrid_model.families.known import family_of
 
 TYPES = ("f32", "f16", "bf16", "q8_0", "q4_k_m")
 QUANTIZE = "llama-quantize"
@@ -68,7 +68,7 @@ def _architecture(source: Source, kind: str) -> Architecture:
         raise InputError(f"--type: got {kind!r}; must be one of {', '.join(TYPES)}")
     found = ARCHITECTURES.get(source.config.model_type)
     if found is None:
-        known = ", ".join(family_of_type(model_type).name for model_type in ARCHITECTURES)
+        known = ", ".join(ARCHITECTURES)
         raise InputError(
             f"--to gguf: {family_of(source.config).name} ({source.config.model_type}) cannot be converted; known are {known}; "
             "int8 and int4 are there for all families"

@@ -1,13 +1,10 @@
 """Tiny models with a tokenizer that llama.cpp has a name for."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.append(str(Path(__file__).parent))
 
 
 @pytest.fixture

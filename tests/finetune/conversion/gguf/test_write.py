@@ -93,7 +93,7 @@ def test_words(made: Any, tmp_path: Path) -> None:
     ]  # fmt: skip
     assert settings["tokenizer.ggml.merges"][:2] == ["h e", "he l"] and settings["tokenizer.ggml.pre"] == "qwen35"
     assert settings["tokenizer.ggml.eos_token_id"] == tokenizer.eos_token_id
-    assert settings["tokenizer.ggml.add_bos_token"] is False and settings["tokenizer.chat_template"] == "{{ messages }}"
+    assert not settings["tokenizer.ggml.add_bos_token"] and settings["tokenizer.chat_template"] == "{{ messages }}"
     assert types["token_embd.weight"] == "F16" and types["blk.0.ssm_conv1d.weight"] == "F32"
     assert types["blk.0.attn_norm.weight"] == "F32"
 
@@ -137,7 +137,7 @@ def test_what_cannot_be_converted_is_said_before_work_begins(
 ) -> None:
     base = made("lfm2", split=r"\p{L}+|.")
     for arguments, message in (
-        ((BUNDLED,), "--to gguf: Olmo Hybrid (olmo_hybrid) cannot be converted; known are LFM2"),
+        ((BUNDLED,), "--to gguf: Olmo Hybrid (olmo_hybrid) cannot be converted; known are lfm2, qwen3_5_text"),
         ((base,), "tokenizer.json: splits text in a way that llama.cpp has no name for; known are gpt-2, qwen2"),
         ((base, "--type", "q2_k"), "--type: got 'q2_k'; must be one of f32, f16"),
         ((base, "--dtype", "float16"), "--dtype: does not go with --to gguf; take --type"),
