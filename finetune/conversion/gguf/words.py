@@ -1,4 +1,4 @@
-"""A tokenizer as GGUF files hold it: tokens, kinds, merges, and the name of its way to split text."""
+"""A tokenizer as GGUF files hold it: tokens, kinds, merges, and how text is split."""
 
 from __future__ import annotations
 
