@@ -1,4 +1,4 @@
-"""A tokenizer as GGUF files hold it: tokens, kinds, merges, and how text is split."""
+"""A tokenizer as GGUF files hold it: tokens, kinds, merges, way to split."""
 
 from __future__ import annotations
 
