@@ -16,6 +16,7 @@ import typer
 import hybrid_ft
 from hybrid_ft.commands.data import data, recipes
 from hybrid_ft.commands.evaluation import evaluate
+from hybrid_ft.commands.machines import plan
 from hybrid_ft.commands.models import chat, generate, merge, push
 from hybrid_ft.commands.training import dpo, launch, run_stages, sft, status
 from hybrid_ft.errors import BAD_INPUT, INTERRUPTED, InputError, masked
@@ -69,6 +70,7 @@ COMMANDS = (
     run_stages,
     launch,
     status,
+    plan,
     data,
     evaluate,
     chat,
