@@ -5,6 +5,7 @@ Heavy libraries are imported inside the commands, so that help and refusals are 
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
@@ -17,8 +18,8 @@ import hybrid_ft
 from hybrid_ft.commands.data import data, recipes
 from hybrid_ft.commands.evaluation import evaluate
 from hybrid_ft.commands.machines import plan
-from hybrid_ft.commands.models import chat, generate, merge, push
-from hybrid_ft.commands.training import dpo, launch, run_stages, sft, status
+from hybrid_ft.commands.models import chat, export, generate, merge, push
+from hybrid_ft.commands.training import dpo, kto, launch, run_stages, sft, status
 from hybrid_ft.errors import BAD_INPUT, INTERRUPTED, InputError, masked
 from hybrid_ft.finetune.runs.signals import nothing_left_to_stop
 
@@ -67,6 +68,7 @@ def _options(
 COMMANDS = (
     sft,
     dpo,
+    kto,
     run_stages,
     launch,
     status,
@@ -76,6 +78,7 @@ COMMANDS = (
     chat,
     generate,
     merge,
+    export,
     push,
     recipes,
 )  # in the order of the help
@@ -96,6 +99,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status. 2: bad input, 130: interrupted; a bug keeps its traceback."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    logging.getLogger("bitsandbytes").setLevel(
+        logging.ERROR
+    )  # PEFT imports it where it is installed, and it reports there
     if not sys.warnoptions:  # libraries speaking to one another's authors
         for category in (FutureWarning, DeprecationWarning):
             warnings.filterwarnings("ignore", category=category, module=LIBRARIES)

@@ -8,28 +8,40 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
+from peft import PeftModel
 from transformers import GenerationConfig, set_seed
 
 import hybrid_ft
+from hybrid_ft.finetune.recipe.schema import changed
 from hybrid_ft.finetune.runs import device
 from hybrid_ft.hybrid_model import adapters
 from hybrid_ft.hybrid_model.checkpoint import tokenizer as tokenizers
-from hybrid_ft.hybrid_model.checkpoint.adapter_start import check_base, continue_lora
+from hybrid_ft.hybrid_model.checkpoint.adapter_start import check_base, open_adapter
 from hybrid_ft.hybrid_model.checkpoint.config import find_folder
 from hybrid_ft.hybrid_model.checkpoint.merge_in_memory import merge_in_memory
+from hybrid_ft.hybrid_model.checkpoint.new_tokens import add_rows, add_tokens
 from hybrid_ft.hybrid_model.families.known import family_of
+from hybrid_ft.hybrid_model.quantised import known_to_peft, quantise, size
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from hybrid_ft.finetune.recipe.schema import Recipe
 
 
 def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
-    """The one that the recipe names, or the adapter's where it has one, or the base's."""
+    """The one that the recipe names, or the adapter's where it has one, or the base's; with the recipe's new tokens."""
+    return _tokenizer_and_pieces(recipe)[0]
+
+
+def _tokenizer_and_pieces(recipe: Recipe) -> tuple[PreTrainedTokenizerBase, dict[int, list[int]]]:
+    tokenizer = _tokenizer_as_it_lies(recipe)
+    return tokenizer, add_tokens(tokenizer, recipe.model.new_tokens, recipe.model.new_special_tokens)
+
+
+def _tokenizer_as_it_lies(recipe: Recipe) -> PreTrainedTokenizerBase:
     wanted = recipe.model
     if wanted.adapter and not wanted.tokenizer:
         folder = find_folder(wanted.adapter)
@@ -63,41 +75,65 @@ def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrained
     place in bfloat16 hardly moves. Frozen weights, under LoRA, lose nothing.
     """
     wanted, lora = recipe.model, recipe.model.lora
+    dtype = torch.bfloat16 if in_bfloat16(recipe) and lora else torch.float32
     model = hybrid_ft.load(
         wanted.path,
-        dtype=torch.bfloat16 if in_bfloat16(recipe) and lora else torch.float32,
+        dtype=dtype,
         from_scratch=wanted.from_scratch,
         vocab_size=math.ceil(len(tokenizer) / 64) * 64 if wanted.from_scratch else None,
         seed=recipe.train.seed,
         revision=wanted.revision,
     )
-    tokenizers.check_vocabulary(tokenizer, model.config)
     freeze_routers(model)
+    # a model from scratch knows nothing of the pieces
+    named = wanted.new_tokens or wanted.new_special_tokens
+    pieces = _tokenizer_and_pieces(recipe)[1] if named and not wanted.from_scratch else {}
     if wanted.from_scratch:
         # a preset's is of its own tokenizer; in another one that id may be a word, and would get no gradient
         model.get_input_embeddings().padding_idx = tokenizer.pad_token_id
     set_seed(recipe.train.seed)
+    folder = None
     if wanted.adapter:
         folder = find_folder(wanted.adapter, weights=True)
         check_base(folder, wanted.path)
         if (folder / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(str(folder))
-        if not wanted.merge_adapter:
-            assert lora is not None, "an adapter that goes on training is LoRA"
-            return continue_lora(model, folder, lora.dropout)
-        merge_in_memory(model, folder)
-    return adapters.add_lora(model, **lora.adapters) if lora else model
+        if wanted.merge_adapter:
+            merge_in_memory(model, folder)
+    going_on = None if wanted.merge_adapter else folder
+    if going_on is None:
+        add_rows(model, pieces)
+        tokenizers.check_vocabulary(tokenizer, model.config)
+    if lora is None:
+        return model
+    if wanted.quantize:
+        quantise(model, wanted.quantize, dtype)
+    with known_to_peft(model, wanted.quantize):
+        if going_on is not None:
+            return open_adapter(model, going_on, trained=True, dropout=lora.dropout)
+        return adapters.add_lora(model, **lora.adapters, token_rows=sorted(pieces))
+
+
+def on_whole_base(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, trained: PeftModel) -> PeftModel:
+    """The adapter that was trained on a quantised base, on the base as it was: that is what can be merged."""
+    whole = load_model(changed(recipe, "model", quantize=None), tokenizer)
+    assert isinstance(whole, PeftModel)
+    there = dict(whole.named_parameters())
+    with torch.no_grad():
+        for name, parameter in trained.named_parameters():
+            if parameter.requires_grad:
+                there[name].copy_(parameter)
+    whole.generation_config = trained.generation_config
+    return whole.eval()
 
 
 def trained_adapter(recipe: Recipe, folder: Path) -> PeftModel:
     """The base with the adapter that a run of this recipe has left in ``folder``, in the dtypes of its training."""
-    from peft import PeftModel
-
     wanted = recipe.model
     dtype = torch.bfloat16 if in_bfloat16(recipe) else torch.float32
     model = hybrid_ft.load(wanted.path, dtype=dtype, seed=recipe.train.seed, revision=wanted.revision)
     model.generation_config = GenerationConfig.from_pretrained(str(folder))
-    return PeftModel.from_pretrained(model, str(folder))
+    return open_adapter(model, folder)
 
 
 def freeze_routers(model: PreTrainedModel) -> None:
@@ -115,13 +151,14 @@ def freeze_routers(model: PreTrainedModel) -> None:
 
 
 def describe_model(recipe: Recipe, model: torch.nn.Module) -> str:
-    whole = sum(parameter.numel() for parameter in model.parameters())
+    whole = sum(size(parameter) for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     wanted, how = recipe.model, "all trained"
     if wanted.lora:
         goes_on = wanted.adapter and not wanted.merge_adapter
         layers = " ".join(wanted.lora.modules or [wanted.lora.targets])
         which = wanted.adapter if goes_on else f"LoRA on {layers}, rank {wanted.lora.rank}"
-        how = f"{which}: {trained:,} trained ({trained / whole:.2%})"
+        base = f", base in {wanted.quantize}" if wanted.quantize else ""
+        how = f"{which}{base}: {trained:,} trained ({trained / whole:.2%})"
     merged = f" with {wanted.adapter} merged" if wanted.merge_adapter else ""
     return f"{wanted.path}{merged}: {whole:,} parameters, {how}"

@@ -12,13 +12,14 @@ import numpy as np
 from datasets import Dataset
 
 from hybrid_ft.errors import InputError
+from hybrid_ft.finetune.data.judged_answers import answer_example, count_answers, way_of_answers
 from hybrid_ft.finetune.data.packing import pack
 from hybrid_ft.finetune.data.preference_pairs import count_pairs, pair_example, way_of_pairs
 from hybrid_ft.finetune.data.report.account import Account, Example, SplitCounts, refusal, rows_to_show
 from hybrid_ft.finetune.data.selection import mix_sources, split_held_out
 from hybrid_ft.finetune.data.supervised import count_rows, row_example, way_of_rows
 from hybrid_ft.finetune.data.token_store import TokenStore, Way, tokenize_sources
-from hybrid_ft.finetune.data.tokens.encoder import Encoder
+from hybrid_ft.finetune.data.tokens.encoder import NO_TEMPLATE, Encoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,14 +32,17 @@ if TYPE_CHECKING:
 class Prepared:
     """A recipe's data, ready to train on, in the order of the sources.
 
-    Supervised: ``train`` has columns ``input_ids``, ``labels`` (-100: not trained) and ``origin`` (``file:line``);
+    Supervised: ``train`` has columns ``input_ids``, ``labels`` (-100: not trained), ``weights`` (of its tokens in the
+    loss; [] where all are 1) and ``origin`` (``file:line``);
     ``eval`` also ``prompt_ids`` (what to give the model to ask for the last answer) and ``answer`` (its text; both whole
     even where the row was cut). Pairs: both have ``prompt_ids``, ``chosen_ids``, ``rejected_ids`` and ``origin``; a prompt
-    ends where the model is asked for an answer, an answer with the token that ends the turn, unless it was cut.
+    ends where the model is asked for an answer, an answer with the token that ends the turn, unless it was cut. Judged
+    answers: ``prompt_ids``, ``completion_ids``, ``label`` (good: True) and ``origin``.
 
-    ``packs`` and ``eval_packs``: lists of row numbers, each row in one list; None without packing, and for pairs, which
-    a step packs itself. ``eos_token_ids``: tokens that end an assistant's turn, the last turn's first.
-    ``chat_template``: the template's text, for the tokenizer that is saved.
+    ``packs`` and ``eval_packs``: lists of row numbers, each row in one list; None without packing, and in
+    preference stages, whose steps pack themselves. ``eos_token_ids``: tokens that end an assistant's turn, the last turn's first.
+    ``chat_template``: the template's text, for the tokenizer that is saved; None where rows are
+    plain text and there is none.
 
     The rows lie in a temporary folder that goes when this object does.
     """
@@ -49,13 +53,13 @@ class Prepared:
     eval_packs: list[list[int]] | None
     report: Account
     eos_token_ids: list[int]
-    chat_template: str
+    chat_template: str | None
     folder: tempfile.TemporaryDirectory[str]
 
 
 @dataclass(frozen=True)
 class _Kind:
-    """What differs between supervised rows and pairs."""
+    """What differs between supervised rows, pairs and judged answers."""
 
     way: Way[Any, Any]
     packed: bool
@@ -64,7 +68,7 @@ class _Kind:
 
 
 def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, refuse: bool = True) -> Prepared:
-    """Read, encode, mix, split and pack a recipe's rows, or its pairs where it has a section ``dpo``.
+    """Read, encode, mix, split and pack a recipe's rows, or what its preference stage trains on.
 
     Raises InputError for data that cannot be used; with ``refuse=False`` not yet for more dropped rows than the recipe
     allows, which then stands in ``report.refusal``, so that the account can be shown first.
@@ -116,10 +120,14 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, refuse: bool 
         refusal=stop,
     )
     eval_set = held[0].dataset(held[1]) if held else None
-    return Prepared(train, eval_set, packs, eval_packs, account, encoder.eos_token_ids, encoder.template.text, folder)
+    template = encoder.template.text if encoder.template.name != NO_TEMPLATE else None
+    return Prepared(train, eval_set, packs, eval_packs, account, encoder.eos_token_ids, template, folder)
 
 
 def _kind(recipe: Recipe, encoder: Encoder) -> _Kind:
+    if recipe.kto is not None:
+        return _Kind(way_of_answers(recipe, recipe.kto, encoder), False, count_answers, answer_example)
     if recipe.dpo is None:
-        return _Kind(way_of_rows(recipe.data, encoder), recipe.data.packing, count_rows, row_example)
+        texts = recipe.model.chat_template is None
+        return _Kind(way_of_rows(recipe.data, encoder, texts), recipe.data.packing, count_rows, row_example)
     return _Kind(way_of_pairs(recipe, recipe.dpo, encoder), False, count_pairs, pair_example)

@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.data.labels import Only, rated_bad
-from hybrid_ft.finetune.data.messages.answer_lists import as_pairs
+from hybrid_ft.finetune.data.messages.answer_lists import as_pairs, holds_pairs
 from hybrid_ft.finetune.data.messages.beside import NOT_TO_BE_MISSED, is_blank
 from hybrid_ft.finetune.data.messages.column_templates import RUNAWAY_COLUMNS
 from hybrid_ft.finetune.data.messages.columns import pair_format, row_format, suggested
 from hybrid_ft.finetune.data.messages.conversation import Conversation
+from hybrid_ft.finetune.data.messages.joined_answers import joined
+from hybrid_ft.finetune.data.messages.judged_forms import JudgedForm, Label, judged_format, label_of, reader_of
+from hybrid_ft.finetune.data.messages.judgement import Judgement, taken_apart
 from hybrid_ft.finetune.data.messages.pair_forms import PairForm
+from hybrid_ft.finetune.data.messages.plain_text import PlainText
 from hybrid_ft.finetune.data.messages.preference import Preference, Unusable
 from hybrid_ft.finetune.data.messages.row_forms import Form, needed
 from hybrid_ft.finetune.data.report.account import SourceCounts
@@ -27,17 +31,23 @@ if TYPE_CHECKING:
 _LOOK_AHEAD = 64
 
 
-def conversations(source: Source, counts: SourceCounts) -> Iterator[tuple[str, Conversation | BadRow]]:
+def conversations(
+    source: Source, counts: SourceCounts, texts: bool = True
+) -> Iterator[tuple[str, Conversation | PlainText | BadRow]]:
     """The conversations of a source, each with its origin (``file:line``), a bad row as the BadRow that says why.
 
-    ``counts`` fills meanwhile: rows read, form, notes, and at the end the columns and fields that nothing used. Raises
-    InputError where the source cannot be read or is in no known form.
+    ``texts``: whether rows of plain text are read for what they are where the source does not say so. ``counts`` fills
+    meanwhile: rows read, form, notes, and at the end the columns and fields that nothing used. Raises InputError where
+    the source cannot be read or is in no known form.
     """
+    if source.labels or reader_of(source, "label"):
+        text = f"data.sources: {source.path}: label and labels are for judged answers"
+        raise InputError(f"{text}; train on them with hybrid-ft kto, or leave the key out")
     if source.pairs != "best_worst":
         raise InputError(f"data.sources: {source.path}: pairs: got {source.pairs}; only pairs have it, leave it out")
     opened = open_source(source)
     opened.rows = _chosen(source, opened, counts)
-    return converted(opened, counts, lambda rows: _form(source, rows, opened.name), BadRow)
+    return converted(opened, counts, lambda rows: _form(source, rows, opened.name, texts), BadRow)
 
 
 def preferences(source: Source, counts: SourceCounts) -> Iterator[tuple[str, Preference | BadRow | Unusable]]:
@@ -50,14 +60,56 @@ def preferences(source: Source, counts: SourceCounts) -> Iterator[tuple[str, Pre
         text = f"data.sources: {source.path}: format: {source.format} is for supervised rows"
         raise InputError(f"{text}; leave it out, the format of pairs is recognised, or set columns")
     opened = open_source(source)
-    opened.rows, read_as = as_pairs(_chosen(source, opened, counts), source, opened.notes)
+    rows = _chosen(source, opened, counts)
+    ahead = list(itertools.islice(rows, _LOOK_AHEAD))
+    opened.rows = itertools.chain(ahead, rows)
+    if (label := _label_of_pairs(source, [row for row in ahead if isinstance(row, Row)])) is not None:
+        opened.notes.append("good and bad answers to one prompt are its pairs")
+        judged = converted(
+            opened, counts, lambda rows: _judged_form(source, label, rows, opened.name), (BadRow, Unusable)
+        )
+        return joined(judged, source.pairs == "all", opened.notes)
+    opened.rows, read_as = as_pairs(opened.rows, source, opened.notes)
     return converted(opened, counts, lambda rows: _pair_form(read_as, rows, opened.name), (BadRow, Unusable))
+
+
+def _label_of_pairs(source: Source, rows: list[Row]) -> Label | None:
+    """The label of answers that are to be joined to pairs; None where rows hold pairs, or nothing says how good they are."""
+    if source.columns is not None:
+        return label_of(source, rows) if reader_of(source, "label") else None
+    label = label_of(source, rows)
+    return label if label is not None and rows and not holds_pairs(rows) and row_format(source, rows) else None
+
+
+def judgements(source: Source, counts: SourceCounts) -> Iterator[tuple[str, Judgement | BadRow | Unusable]]:
+    """The judged answers of a source, each with its origin (``file:line``), those of a pair with the same; in the place of
+    a row that holds none, the reason. ``counts`` fills meanwhile, as above."""
+    opened = open_source(source)
+    rows = _chosen(source, opened, counts)
+    ahead = list(itertools.islice(rows, _LOOK_AHEAD))
+    opened.rows = itertools.chain(ahead, rows)
+    label = label_of(source, [row for row in ahead if isinstance(row, Row)])
+    if label is not None:
+        yield from converted(
+            opened, counts, lambda rows: _judged_form(source, label, rows, opened.name), (BadRow, Unusable)
+        )
+        return
+    opened.rows, read_as = as_pairs(opened.rows, source, opened.notes)
+    opened.notes.append("a pair is two answers, a good and a bad one")
+    for place, made in converted(
+        opened, counts, lambda rows: _judged_form(read_as, None, rows, opened.name), (BadRow, Unusable)
+    ):
+        if isinstance(made, Preference):
+            for answer in taken_apart(made):
+                yield place, answer
+        else:
+            yield place, made
 
 
 def converted(
     opened: Opened,
     counts: SourceCounts,
-    form_of: Callable[[list[Row]], Form | PairForm],
+    form_of: Callable[[list[Row]], Form | PairForm | JudgedForm],
     reason: type[BadRow] | tuple[type[BadRow], type[Unusable]],
 ) -> Iterator[tuple[str, Any]]:
     """The rows of a source as its form converts them, each with its origin; for a row that is none, the ``reason``.
@@ -113,15 +165,18 @@ def _taken(rows: Iterator[Any], choice: Only, counts: SourceCounts) -> Iterator[
     choice.check(counts.passed_over)
 
 
-def _form(source: Source, rows: list[Row], name: str) -> Form:
+def _form(source: Source, rows: list[Row], name: str, texts: bool) -> Form:
     form = row_format(source, rows)
+    where = origin(name, rows[0])
+    if form is not None and form.name == "text" and not texts and source.format != "text":
+        text = f"{where}: rows are plain text, and model.chat_template asks for chats"
+        raise InputError(f"{text}; set format: text to train every token of them, or say by columns which are turns")
     if form is not None:
         return form
     columns, found = _columns(rows)
-    where = origin(name, rows[0])
     if source.format:
         raise InputError(f"{where}: format {source.format} needs {needed(source.format)} (columns found: {found})")
-    known = "messages | prompt, completion | instruction, output | conversations"
+    known = "messages | prompt, completion | instruction, output | conversations | text"
     fix = "say which column is which, such as columns: {prompt: question, completion: answer}"
     fix = _looks_like(columns, pairs=False) or f"known formats: {known}; for anything else {fix}"
     raise InputError(f"{where}: columns in no known format (found {found}); {fix}")
@@ -136,6 +191,16 @@ def _pair_form(source: Source, rows: list[Row], name: str) -> PairForm:
     fix = "say which column is which, such as columns: {prompt: question, chosen: good, rejected: bad}"
     fix = _looks_like(columns, pairs=True) or f"{known}; for anything else {fix}"
     raise InputError(f"{origin(name, rows[0])}: no columns that hold a pair (found {found}); {fix}")
+
+
+def _judged_form(source: Source, label: Label | None, rows: list[Row], name: str) -> JudgedForm | PairForm:
+    form = pair_format(source, rows) if label is None else judged_format(source, label, rows)
+    if form is not None:
+        return form
+    _, found = _columns(rows)
+    known = "known formats: prompt, completion | messages | instruction, output, beside a label; chosen, rejected"
+    fix = "say which column is which, such as columns: {prompt: question, completion: answer, label: thumbs}"
+    raise InputError(f"{origin(name, rows[0])}: no columns that hold judged answers (found {found}); {known}; or {fix}")
 
 
 def _columns(rows: list[Row]) -> tuple[list[str], str]:

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from hybrid_ft.errors import InputError
+from hybrid_ft.finetune.data.messages.plain_text import PlainText
 from hybrid_ft.finetune.data.messages.preference import Unusable
-from hybrid_ft.finetune.data.reading import conversations, preferences
+from hybrid_ft.finetune.data.reading import conversations, judgements, preferences
 from hybrid_ft.finetune.data.report.account import SourceCounts
 from hybrid_ft.finetune.data.sources.rows import BadRow
 from hybrid_ft.finetune.recipe.load import load_recipe
@@ -62,9 +63,16 @@ def training_texts(recipe: Recipe) -> Iterator[str]:
     """All text of each row that a recipe trains on; rows that cannot be used are left out."""
     for source in recipe.data.sources:
         counts = SourceCounts(source.path)
+        if recipe.kto is not None:
+            for _, judged in judgements(source, counts):
+                if not isinstance(judged, BadRow | Unusable):
+                    yield "\n".join(str(turn["content"]) for turn in judged.conversation.messages)
+            continue
         if recipe.dpo is None:
             for _, row in conversations(source, counts):
-                if not isinstance(row, BadRow):
+                if isinstance(row, PlainText):
+                    yield row.text
+                elif not isinstance(row, BadRow):
                     yield "\n".join(str(message["content"]) for message in row.messages)
             continue
         for _, pair in preferences(source, counts):

@@ -10,7 +10,7 @@ import numpy as np
 
 from hybrid_ft.errors import ENVIRONMENT, InputError
 from hybrid_ft.finetune.machines.memory import Batch
-from hybrid_ft.finetune.training.memory_check import batch_of, lengths, token_columns
+from hybrid_ft.finetune.training.memory_check import batch_of, lengths, rows_of_a_step, token_columns
 from hybrid_ft.finetune.training.plan import Plan, a_step
 from hybrid_ft.hybrid_model.flops import forward_flops, training_flops
 
@@ -97,11 +97,13 @@ def work_of(
     # a row alone: its pairs of query and key do not reach into its neighbours
     operations = _count(training_flops, config, segments, parents, labelled, frozen) * scale
     again = _count(_layers_forward, config, segments, parents, labelled, frozen) * scale
+    if recipe.kto is not None and recipe.kto.loss == "kto":
+        operations += again  # the KL term's forward, of every answer after another prompt
     if pairs:
-        plan = Plan.of(recipe, len(whole), recipe.dpo.pairs_per_step if recipe.dpo else a_step(recipe))
+        plan = Plan.of(recipe, len(whole), rows_of_a_step(recipe))
         batch = batch_of(recipe, prepared, gpus)
         micro = max(math.ceil(total / plan.per_epoch / max(batch.tokens, 1)), 1)
-        rows = f"{len(whole):,} pairs, {total:,} tokens an epoch, a shared prompt counted once"
+        rows = f"{len(whole):,} {'pairs' if recipe.dpo else 'answers'}, {total:,} tokens an epoch, a shared prompt counted once"
     else:
         portions = (
             len(prepared.packs) if prepared.packs is not None else math.ceil(len(whole) / recipe.train.batch_size)
@@ -127,7 +129,7 @@ def _typical(whole: np.ndarray, packs: list[list[int]] | None, tokens: float) ->
 def _told(recipe: Recipe, config: PreTrainedConfig, why: str, tokens: int | None, frozen: bool, gpus: int) -> Work:
     """Without rows: full micro-batches of rows as long as they may be."""
     train, longest = recipe.train, recipe.data.max_length
-    pairs = recipe.dpo is not None
+    pairs = recipe.dpo is not None or recipe.kto is not None
     if pairs:
         full, micro = max(train.batch_tokens, longest), 2
     elif recipe.data.packing:

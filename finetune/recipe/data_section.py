@@ -19,6 +19,7 @@ Key = Annotated[str, BeforeValidator(_as_key)]
 Roles = dict[Key, Literal["system", "user", "assistant", "tool", "environment"]]
 Scalar = bool | int | float | str
 Preferred = dict[Key, Literal[1, 2, "tie"]]
+Labels = dict[Key, bool]
 _OF_SIDES = {"chosen", "rejected"}
 _OF_OUTPUTS = {"output_1", "output_2", "preference"}
 _OF_LISTS = {"answers", "answer", "scores", "ranks"}
@@ -70,6 +71,8 @@ class Columns(Section):
     """Of pairs: the other one."""
     preference: Text | None = Field(None, examples=["winner"])
     """The column that says which of output_1 and output_2 is better."""
+    label: Text | None = Field(None, examples=["rating"])
+    """Of judged answers: the column that says whether the answer was good."""
     answers: Text | None = Field(None, examples=["responses"])
     """Of pairs: the column that holds a list of answers, each a text, a message, or an object (see answer)."""
     answer: Text | None = Field(None, examples=["completion"])
@@ -135,14 +138,18 @@ class Source(Section):
     """Split, or a part of one; null: train, or the only one there is. A file is one split, train."""
     revision: Text | None = Field(None, examples=["main"])
     """Branch, tag or commit of a hub dataset."""
-    format: Literal["messages", "prompt-completion", "alpaca", "sharegpt"] | None = Field(None, examples=["alpaca"])
-    """Format of the rows; null: recognised from the columns."""
+    format: Literal["messages", "prompt-completion", "alpaca", "sharegpt", "text"] | None = Field(
+        None, examples=["alpaca"]
+    )
+    """Format of the rows; null: recognised from the columns. text: plain text, every token trained, no chat template."""
     columns: Annotated[Columns | None, _NAME_IS_FILE] = Field(None, examples=["gsm8k"])
     """Which column is which: a mapping that ships here, by name, a .yaml file, or the mapping itself."""
     roles: Roles | None = Field(None, examples=[{"Human": "user", "Bot": "assistant"}])
     """What the roles of the turns mean, where they have other names than ours."""
     preference: Preferred | None = Field(None, examples=[{"model_a": 1, "model_b": 2, "tie": "tie"}])
     """Of pairs: which output each value of the preference column names."""
+    labels: Labels | None = Field(None, min_length=1, examples=[{"5": True, "1": False}])
+    """Of judged answers: which values of the label column mean a good answer (true), and which a bad one."""
     pairs: Literal["best_worst", "all"] = Field("best_worst", examples=["all"])
     """Of lists of answers with scores or ranks: the best against the worst, or every two that differ."""
     only: dict[str, Scalar | list[Scalar]] | None = Field(None, min_length=1, examples=[{"label": True}])
@@ -180,13 +187,19 @@ class Data(Section):
     """Held-out rows; none by default."""
     max_length: int = Field(4096, ge=2, le=2**20, examples=[16384])
     """Tokens of the longest row."""
-    on_long_row: Literal["drop", "cut", "error"] = Field("drop", examples=["cut"])
-    """What becomes of a longer row. cut: its end goes; at least one trained token must stay."""
+    on_long_row: Literal["drop", "cut", "split", "error"] = Field("drop", examples=["cut"])
+    """What becomes of a longer row. cut: its end goes; at least one trained token must stay. split: plain text is trained in
+    pieces, of which none is lost; a conversation is dropped."""
     on_bad_row: Literal["error", "skip"] = Field("error", examples=["skip"])
     """What becomes of a row that cannot be read: the run is refused, or the row is counted and left out."""
     max_dropped: float = Field(0.01, ge=0, le=1, examples=[0.05])
     """The run is refused when a larger share of the rows would be dropped."""
     packing: bool = Field(True, examples=[False])
-    """Rows laid end to end without padding; no row can see another. Always on for pairs."""
+    """Rows laid end to end without padding; no row can see another. Always on for dpo and kto."""
     seed: Seed = Field(0, examples=[1])
     """Seed of samples and of the held-out split."""
+
+    @property
+    def plain_text(self) -> bool:
+        """Whether every source is said to be plain text."""
+        return all(source.format == "text" for source in (*self.sources, *self.eval.sources))

@@ -23,8 +23,10 @@ from hybrid_ft.hybrid_model.checkpoint.adapter_files import CONFIG, WEIGHTS
 from hybrid_ft.hybrid_model.checkpoint.config import lasting_name
 from hybrid_ft.hybrid_model.checkpoint.generation_config import GenerationDefaults
 from hybrid_ft.hybrid_model.checkpoint.load import open_plain
+from hybrid_ft.hybrid_model.checkpoint.new_tokens import resize
 from hybrid_ft.hybrid_model.checkpoint.save import save, verify
 from hybrid_ft.hybrid_model.checkpoint.torch_functions import torch_functions
+from hybrid_ft.hybrid_model.quantised import known_to_peft, quantise
 
 # float32 sums in another order; the same weights through transformers' own layers stay well below these
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
@@ -34,7 +36,8 @@ _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 class Exporter:
     """Writes results into ``folder``, each with the tokenizer, its chat template, and how answers end and are sampled.
 
-    ``base``: the folder, hub name or preset that a LoRA adapter is to be opened on; ``revision``: of a hub name.
+    ``base``: the folder, hub name or preset that a LoRA adapter is to be opened on; ``revision``: of a hub name;
+    ``quantize``: how the base was kept while the adapter was trained.
     """
 
     folder: Path
@@ -42,6 +45,7 @@ class Exporter:
     defaults: GenerationDefaults
     base: str
     revision: str | None = None
+    quantize: str | None = None
 
     def whole(self, model: PreTrainedModel, name: str = "model") -> Path:
         """All weights in the released layout; what was saved is opened in plain transformers and must agree.
@@ -64,8 +68,11 @@ class Exporter:
         self._refuse_not_finite(model)
         with self._staged(name) as staged:
             base = lasting_name(self.base)
+            plain = open_plain(base, self.revision, model.dtype)
+            vocabulary = model.get_input_embeddings().weight.shape[0]
+            grown = plain.get_input_embeddings().weight.shape[0] != vocabulary
             tensors, config = as_plain_lora(
-                model, get_peft_model_state_dict(model, save_embedding_layers=False), model.peft_config["default"]
+                model, get_peft_model_state_dict(model, save_embedding_layers=grown), model.peft_config["default"]
             )
             config.base_model_name_or_path, config.revision = base, self.revision
             config.target_modules, config.inference_mode = set(adapted_names(model)), True
@@ -75,8 +82,12 @@ class Exporter:
             _sort_target_modules(staged / CONFIG)
             self.tokenizer.save_pretrained(str(staged))
             self.defaults.config.save_pretrained(staged)
-            plain = open_plain(base, self.revision, model.dtype)
-            _agree(PeftModel.from_pretrained(plain, str(staged)), model, staged)
+            resize(plain, vocabulary)
+            if self.quantize:
+                quantise(plain, self.quantize, model.dtype)
+            with known_to_peft(plain, self.quantize):
+                opened = PeftModel.from_pretrained(plain, str(staged))
+            _agree(opened, model, staged)
         return self.folder / name
 
     @contextmanager
@@ -104,22 +115,26 @@ def _sort_target_modules(path: Path) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
 
 
-@torch.no_grad()
 def _agree(opened: PeftModel, trained: PeftModel, folder: Path) -> None:
-    """The two give the same logits on a made-up row."""
+    """The two give the same logits."""
+    error = relative_error(opened, trained)
+    if not error <= _TOLERANCE[next(trained.parameters()).dtype]:
+        raise RuntimeError(
+            f"{folder}: what was saved gives other logits in plain transformers (relative error {error:.2e})"
+        )
+
+
+@torch.no_grad()
+def relative_error(other: PreTrainedModel | PeftModel, trained: PeftModel) -> float:
+    """How far the other model's logits of a made-up row are from the trained one's, in relative L2."""
     was_training, device = trained.training, next(trained.parameters()).device
-    vocabulary = trained.get_input_embeddings().num_embeddings
+    vocabulary = trained.get_input_embeddings().weight.shape[0]
     row = torch.randint(vocabulary, (1, 48), generator=torch.Generator().manual_seed(0)).to(device)
-    opened, dtype = opened.to(device).eval(), next(trained.parameters()).dtype
+    other, dtype = other.to(device).eval(), next(trained.parameters()).dtype
     # what is trained whole is in float32, on a base that is not
     half = torch.autocast(device.type, dtype, cache_enabled=False) if dtype == torch.bfloat16 else nullcontext()
     with torch_functions(), half:
         here = trained.eval()(input_ids=row, use_cache=False).logits.float()
-        there = opened(input_ids=row, use_cache=False).logits.float()
+        there = other(input_ids=row, use_cache=False).logits.float()
     trained.train(was_training)
-    error = float((here - there).norm() / here.norm())
-    limit = _TOLERANCE[dtype]
-    if not error <= limit:
-        raise RuntimeError(
-            f"{folder}: what was saved gives other logits in plain transformers (relative error {error:.2e})"
-        )
+    return float((here - there).norm() / here.norm())

@@ -65,9 +65,7 @@ def batch_of(recipe: Recipe, prepared: Any, processes: int = 1) -> Batch:
     columns = token_columns(prepared.train)
     whole = np.sum([lengths(prepared.train, name) for name in columns], axis=0)
     if len(columns) > 1:
-        return largest_of_pairs(
-            whole, recipe.dpo.pairs_per_step if recipe.dpo else len(whole), recipe.train.batch_tokens
-        )
+        return largest_of_pairs(whole, recipe.pairs_or_rows or len(whole), recipe.train.batch_tokens)
     if prepared.packs is not None:
         tokens = max((int(whole[pack].sum()) for pack in prepared.packs), default=0)
     else:
@@ -81,6 +79,11 @@ def largest_of_pairs(whole: np.ndarray, pairs_per_step: int, batch_tokens: int) 
     tokens = min(step, max(batch_tokens, int(whole.max(initial=0))))
     pairs = max(round(tokens / max(float(whole.mean()), 1.0)), 1) if len(whole) else 0
     return Batch(tokens, tokens, min(pairs, pairs_per_step), several=step > batch_tokens)
+
+
+def rows_of_a_step(recipe: Recipe) -> int:
+    """Pairs, or judged answers."""
+    return recipe.dpo.pairs_per_step if recipe.dpo else recipe.kto.rows_per_step if recipe.kto else a_step(recipe)
 
 
 def token_columns(rows: Dataset) -> list[str]:

@@ -42,7 +42,8 @@ OVERRIDDEN = {
     "PackedSFTTrainer": {
         "__init__": "this project's head on a CPU",
         "get_train_dataloader": "batches are dealt out to the processes, none twice",
-        "compute_loss": "TRL's metrics are not gathered",
+        "compute_loss": "TRL's metrics are not gathered; tokens are weighed",
+        "_get_num_items_in_batch": "the weights of a step are summed, over all processes",
     },
     "StepTrainer": {
         "__init__": "no dropout",
@@ -60,6 +61,15 @@ OVERRIDDEN = {
         "compute_ref_log_probs": "each prompt is computed once",
         "_compute_loss": "each prompt is computed once; measures are summed",
     },
+    "AnswerTrainer": {
+        "__init__": "no reference model, a head of log-probabilities alone",
+        "_prepare_dataset": "nothing: the answers are prepared",
+        "_precompute_ref_logps": "nothing: the reference has its cache",
+        "get_train_dataloader": "whole steps, whose mismatched answers stay the same",
+        "training_step": "the KL term of the whole step first",
+        "_compute_kl_logps": "the KL term is the step's",
+        "_compute_loss": "each prompt is computed once; measures are summed",
+    },
 }
 """Class -> method -> why."""
 
@@ -73,6 +83,7 @@ USED = {
         "store_flos",
     ),
     "DPOTrainer": ("_compute_loss", "_metrics", "_tokenizer", "loss_types", "beta", "label_smoothing"),
+    "KTOTrainer": ("_compute_loss", "_metrics", "_tokenizer", "beta", "calculate_KL"),
 }
 """What else of theirs is used that is not documented: methods, and names that their methods set."""
 

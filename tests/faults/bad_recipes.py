@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from refusals import PAIRS, RECIPE, ROW, Case, lines
+from refusals import JUDGED, PAIRS, RECIPE, ROW, Case, lines
 
 SOURCES = "{sources: [{path: rows.jsonl}], max_length: 256"
 
@@ -158,6 +158,8 @@ KEYS = [
     changed("adapters of rank 0", "path: tiny", "path: tiny, lora: {rank: 0}", "model.lora.rank: got 0"),
     changed("adapters of a module that is not there", "path: tiny", "path: tiny, lora: {modules: [q_prj]}", "model.lora.modules: 'q_prj' names no module"),
     changed("adapters of a convolution", "path: tiny", "path: tiny, lora: {modules: [conv1d]}", "conv1d, which cannot be adapted: a convolution"),
+    changed("a new token twice", "path: tiny", "path: tiny, new_tokens: [zzz, zzz]", "r.yaml:1: model.new_tokens.1: got 'zzz' twice"),
+    changed("a new token that is there", "path: tiny", "path: tiny, new_tokens: [a]", "model.new_tokens: 'a' is a token of the tokenizer already"),
     changed("a broken pattern", "path: tiny", "path: tiny, lora: {modules: ['(q']}", "r.yaml:1: model.lora.modules.0: got '(q'"),
     changed("an adapted module trained whole", "path: tiny", "path: tiny, lora: {modules_to_save: [mlp.up_proj]}", "up_proj, which is adapted; it can be one of the two"),
     changed("a start that is none", "path: tiny", "path: tiny, lora: {init: loftq}", "r.yaml:1: model.lora.init: got 'loftq'"),
@@ -169,6 +171,12 @@ KEYS = [
     Case("recipe: a large beta", ("r.yaml:5: dpo.beta: got 5",), ("dpo", "r.yaml"), PAIRS.replace("{pairs_", "{loss: sigmoid, beta: 5, pairs_")),
     Case("recipe: a beta of 0", ("r.yaml:5: dpo.beta: got 0",), ("dpo", "r.yaml"), PAIRS.replace("{pairs_", "{beta: 0, pairs_")),
     Case("recipe: accumulation for pairs", ("r.yaml:3: train.accumulation: got 2",), ("dpo", "r.yaml"), PAIRS.replace("{steps: 1}", "{steps: 1, accumulation: 2}")),
+    changed("a section for judged answers", "output: run", "output: run\nkto: {}", "r.yaml:5: kto: this recipe is for judged answers"),
+    Case("recipe: two stages", ("r.yaml:6: kto: got dpo and kto",), ("data", "r.yaml"), PAIRS + "kto: {}\n"),
+    Case("recipe: a KL term of one row", ("r.yaml:5: kto.rows_per_step: got 1",), ("kto", "r.yaml"), JUDGED.replace("step: 2", "step: 1")),
+    Case("recipe: no weight at all", ("kto.undesirable_weight: got 0",), ("kto", "r.yaml"), JUDGED.replace("{rows_", "{desirable_weight: 0, undesirable_weight: 0, rows_")),
+    Case("recipe: an unknown loss of kto", ("r.yaml:5: kto.loss: got 'apo'",), ("kto", "r.yaml"), JUDGED.replace("{rows_", "{loss: apo, rows_")),
+    Case("recipe: dropout beside kto", ("model.lora.dropout: got 0.1",), ("kto", "r.yaml"), JUDGED.replace("path: tiny", "path: tiny, lora: {dropout: 0.1}")),
     Case("recipe: several mistakes", ("r.yaml:1: model.dtype", "r.yaml:3: train.steps", "r.yaml:4: output"), recipe=RECIPE.replace("tiny", "tiny, dtype: x").replace("steps: 1", "steps: x").replace("output: run", "output: 5"), complaints=3),
 ]  # fmt: skip
 

@@ -14,10 +14,12 @@ from hybrid_ft.finetune.data.tokens.encode import CUT, HIDDEN_REASONING, UNTRAIN
 from hybrid_ft.finetune.data.tokens.encode_pairs import SPLIT_LINE_ENDS
 from hybrid_ft.finetune.data.tokens.fit_pairs import CUT_PROMPT
 
+IN_PIECES = "texts_in_pieces"
 _EXAMPLES = 3
 NOTES = {
     CUT_PROMPT: "prompts that lost their beginning",
     CUT: "{unit}s of which an answer lost its end, to fit data.max_length",
+    IN_PIECES: "texts that are trained in pieces of data.max_length tokens",
     HIDDEN_REASONING: "{unit}s with reasoning that the chat template does not show, so not trained",
     UNTRAINED: "turns not trained by their own flag",
     SPLIT_LINE_ENDS: "answers that begin with a line end, encoded apart from the header's",
@@ -101,7 +103,7 @@ class SplitCounts(Protocol):
     """what one of them is called"""
     duplicates: int
     reversed_too: int
-    """of pairs: those of which the contrary is there as well"""
+    """those of which the contrary is there as well: the other answer preferred, or the same one judged otherwise"""
 
     def parts(self) -> dict[str, np.ndarray]:
         """Tokens [rows] of each part of a row; the last is the whole."""
@@ -113,6 +115,10 @@ class SplitCounts(Protocol):
 
     def line(self, name: str) -> str:
         """The counts on one line."""
+        ...
+
+    def notes(self) -> list[str]:
+        """What else a user should know of these rows before training on them."""
         ...
 
     def as_dict(self) -> dict[str, Any]: ...
@@ -180,12 +186,11 @@ class Account:
         if self.train.duplicates:
             lines.append(f"{unit}s that are there twice or more, kept: {self.train.duplicates:,}")
         if self.train.reversed_too:
-            lines.append(
-                f"pairs of which the contrary, A over B beside B over A, is there: {self.train.reversed_too:,}"
-            )
+            contrary = "A over B beside B over A" if unit == "pair" else "good beside bad"
+            lines.append(f"{unit}s of which the contrary, {contrary}, is there: {self.train.reversed_too:,}")
         if self.shared_prompts:
             lines.append(f"held-out {unit}s that ask what a training {unit} asks: {self.shared_prompts:,}")
-        return lines
+        return lines + self.train.notes()
 
     def as_dict(self) -> dict[str, Any]:
         return {

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hybrid_ft.finetune.data.messages.conversation import Conversation
+from hybrid_ft.finetune.data.messages.training_marks import Weights
 from hybrid_ft.finetune.data.sources.rows import BadRow
 from hybrid_ft.finetune.data.tokens.control_tokens import ControlTokens
 from hybrid_ft.finetune.data.tokens.skeleton import Skeleton, as_rendered
 from hybrid_ft.finetune.data.tokens.template import RUNAWAY, ChatTemplate, Place, Plan, escaped
+from hybrid_ft.finetune.data.tokens.weights import placed, token_weights
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -26,6 +28,7 @@ class Encoded:
     ``prompt_ids`` and ``answer``: what comes before the last of them, up to where an answer is asked for, and the text
     of that turn. ``control_tokens_as_text``: control tokens that stood in the row's texts and were encoded as text.
     ``hidden_reasoning``: reasoning texts that the template does not write; ``untrained``: turns whose own flag says so.
+    ``weights``: of each token in the loss; None where all are 1.
     """
 
     ids: list[int]
@@ -35,12 +38,15 @@ class Encoded:
     control_tokens_as_text: tuple[str, ...]
     hidden_reasoning: int
     untrained: int = 0
+    weights: list[float] | None = None
 
     def labels(self) -> list[int]:
         """The ids where they are learned, -100 elsewhere."""
         labels = [-100] * len(self.ids)
         for first, last in self.turns:
             labels[first : last + 1] = self.ids[first : last + 1]
+        if self.weights is not None:
+            labels = [label if weight else -100 for label, weight in zip(labels, self.weights, strict=True)]
         return labels
 
     def columns(self) -> dict[str, Any]:
@@ -48,12 +54,15 @@ class Encoded:
         return {
             "input_ids": self.ids,
             "labels": self.labels(),
+            "weights": self.weights or [],
             "prompt_ids": self.prompt_ids,
             "answer": self.answer,
         }
 
     def sizes(self) -> dict[str, int]:
         """Tokens of the row, and how many of them are trained."""
+        if self.weights is not None:
+            return {"length": len(self.ids), "trained": sum(label != -100 for label in self.labels())}
         return {"length": len(self.ids), "trained": sum(last - first + 1 for first, last in self.turns)}
 
     def happened(self) -> dict[str, int]:
@@ -72,6 +81,7 @@ class _Filled:
     control_tokens_as_text: tuple[str, ...]
     dropped_reasoning: int
     untrained: int
+    weights: list[Weights] | None  # of each span
 
 
 def encode(conversations: list[Conversation], template: ChatTemplate, control: ControlTokens) -> list[Encoded | BadRow]:
@@ -131,7 +141,11 @@ def _filled(conversation: Conversation, template: ChatTemplate, control: Control
         answer = text[begin:end]
     found = {match[0] for slot in skeleton.slots for match in control.pattern.finditer(slot.text)}
     dropped = 0 if template.reasoning else sum("reasoning_content" in message for message in conversation.messages)
-    return _Filled(plan, "".join(marked), spans, answer, tuple(sorted(found)), dropped, len(conversation.untrained))
+    weights = None
+    if conversation.weights:
+        weights = placed(conversation, [span.message for span in learned], plan, skeleton, marked, template.name)
+    untrained = len(conversation.untrained)
+    return _Filled(plan, "".join(marked), spans, answer, tuple(sorted(found)), dropped, untrained, weights)
 
 
 def _pieces(plan: Plan, skeleton: Skeleton) -> list[str]:
@@ -169,7 +183,10 @@ def _encoded(row: _Filled, encoding: Encoding, control: ControlTokens, opening: 
         shared = chars is not None and chars[1] > start
         prompt_ids = (control.encode([row.marked[:start]])[0].ids if shared else ids[:first]) + opening
     hidden = row.plan.hidden_reasoning + row.dropped_reasoning
-    return Encoded(ids, turns, prompt_ids, row.answer, row.control_tokens_as_text, hidden, row.untrained)
+    weights = None
+    if row.weights is not None:
+        weights = token_weights(encoding, [(*turn, own) for turn, own in zip(turns, row.weights, strict=True)])
+    return Encoded(ids, turns, prompt_ids, row.answer, row.control_tokens_as_text, hidden, row.untrained, weights)
 
 
 def _token_at(encoding: Encoding, position: int) -> int:

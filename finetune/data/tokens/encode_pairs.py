@@ -58,7 +58,10 @@ class TokenPair:
 
 
 @dataclass(slots=True)
-class _Side:
+class Side:
+    """A conversation cut where its last answer begins; ``split_line_end``: the answer's first line end was one token with
+    the header's."""
+
     prompt: list[int]
     answer: list[int]
     encoded: Encoded
@@ -75,7 +78,7 @@ def encode_pairs(
     for index, pair in enumerate(pairs[: (len(encoded) + 1) // 2]):  # fewer where the template had to be stopped
         try:
             sides = [
-                _side(conversation, row, template, control)
+                side_of(conversation, row, template, control)
                 for conversation, row in zip(pair.sides(), encoded[2 * index : 2 * index + 2], strict=True)
             ]
             results.append(_joined(sides[0], sides[1], opening))
@@ -84,7 +87,7 @@ def encode_pairs(
     return results
 
 
-def _side(conversation: Conversation, row: Encoded | BadRow, template: ChatTemplate, control: ControlTokens) -> _Side:
+def side_of(conversation: Conversation, row: Encoded | BadRow, template: ChatTemplate, control: ControlTokens) -> Side:
     """A conversation cut where its last answer begins. Raises BadRow."""
     if isinstance(row, BadRow):
         raise row
@@ -102,7 +105,7 @@ def _side(conversation: Conversation, row: Encoded | BadRow, template: ChatTempl
         again = encode([replace(conversation, messages=[*conversation.messages[:-1], rest])], template, control)[0]
         if isinstance(again, Encoded) and not _joins_header(again):
             side = _cut(again)
-            return _Side(side.prompt, control.encode([lead[0]])[0].ids + side.answer, row, split_line_end=True)
+            return Side(side.prompt, control.encode([lead[0]])[0].ids + side.answer, row, split_line_end=True)
     raise BadRow("chat template", "the tokenizer joins the answer's beginning with the template's header in one token")
 
 
@@ -112,12 +115,12 @@ def _joins_header(row: Encoded) -> bool:
     return row.prompt_ids[:first] != row.ids[:first]
 
 
-def _cut(row: Encoded) -> _Side:
+def _cut(row: Encoded) -> Side:
     first, last = row.turns[-1]
-    return _Side(row.ids[:first], row.ids[first : last + 1], row)
+    return Side(row.ids[:first], row.ids[first : last + 1], row)
 
 
-def _joined(chosen: _Side, rejected: _Side, opening: list[int]) -> TokenPair:
+def _joined(chosen: Side, rejected: Side, opening: list[int]) -> TokenPair:
     """Both sides on the one prompt. Raises Unusable where they do not share it, or are the same."""
     if chosen.prompt != rejected.prompt:
         text = "the chat template writes the prompt in other tokens before chosen than before rejected"

@@ -32,7 +32,7 @@ class PromptEncoder:
     def __call__(self, messages: list[dict[str, Any]], tools: Any = None) -> list[int]:
         """Tokens up to where the assistant's answer to ``messages`` begins. Raises ValueError with the reason if it cannot."""
         try:
-            turns = messages_from(messages, "messages", set(), set())
+            turns = messages_from(messages, "messages", set(), {})
             if not turns or turns[-1]["role"] == "assistant":
                 raise ValueError("messages must end on a turn that waits for an answer, not on the assistant's")
             turns, tools, _ = settled(turns, tools_from(tools))

@@ -31,7 +31,7 @@ def test_what_a_run_gets(write_rows: WriteRows, recipe: MakeRecipe, tokenizer: A
     path = write_rows(numbered(200))
     prepared = prepare(recipe(path, eval={"fraction": 0.1}, max_length=64, train={"batch_tokens": 128}), tokenizer)
     assert len(prepared.train) == 180 and prepared.eval is not None and len(prepared.eval) == 20
-    assert prepared.train.column_names == ["input_ids", "labels", "origin"]
+    assert prepared.train.column_names == ["input_ids", "labels", "weights", "origin"]
     assert not prompts(prepared.train, tokenizer) & prompts(prepared.eval, tokenizer)
     for row in prepared.train:
         number = int(row["origin"].rpartition(":")[2]) - 1
@@ -208,7 +208,7 @@ def test_only_bad_rows(tmp_path: Path, recipe: MakeRecipe, tokenizer: Any) -> No
     ("row", "source", "says"),
     [
         ({"question": "q", "answer": "a"}, {}, ":1: columns in no known format (found question, answer); looks like gsm8k: set columns: gsm8k"),
-        ({"text": "x"}, {}, "say which column is which, such as columns: {prompt: question, completion: answer}"),
+        ({"body": "x"}, {}, "say which column is which, such as columns: {prompt: question, completion: answer}"),
         ({"prompt": "q", "completion": "a"}, {"format": "alpaca"}, "format alpaca needs instruction and output (columns found: prompt, completion)"),
         ({"prompt": "q", "completion": "a"}, {"columns": "gsm8k"}, "columns gsm8k: no column answer (found completion, prompt)"),
     ],
