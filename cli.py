@@ -16,7 +16,7 @@ import typer
 
 import hybrid_ft
 from hybrid_ft.commands.data import data, recipes
-from hybrid_ft.commands.evaluation import evaluate
+from hybrid_ft.commands.evaluation import evaluate, report
 from hybrid_ft.commands.machines import plan
 from hybrid_ft.commands.models import chat, export, generate, merge, push
 from hybrid_ft.commands.training import dpo, kto, launch, run_stages, sft, status
@@ -75,6 +75,7 @@ COMMANDS = (
     plan,
     data,
     evaluate,
+    report,
     chat,
     generate,
     merge,
