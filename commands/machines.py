@@ -36,3 +36,21 @@ def plan(
     from hybrid_ft.finetune.planning.plan import Asked, run
 
     return run(resolved, Asked(gpu, gpus, price, prices, tokens, measure), typer.echo)
+
+
+def doctor(
+    recipe: Annotated[
+        str | None,
+        typer.Argument(metavar="[RECIPE]", help="What this machine is to run; it alone is checked if not given."),
+    ] = None,
+    overrides: Overrides = None,
+) -> int:
+    """Check this machine, a line for each check: GPUs, kernels, collectives, disk, limits, the hub. Status 3: one is red."""
+    resolved = None
+    if recipe is not None:
+        from hybrid_ft.finetune.recipe.load import load_recipe
+
+        resolved = load_recipe(recipe, overrides or [])
+    from hybrid_ft.finetune.doctor.run import run
+
+    return run(resolved, typer.echo)

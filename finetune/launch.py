@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hybrid_ft.errors import ENVIRONMENT, InputError
+from hybrid_ft.finetune.doctor.run import check_quickly
 from hybrid_ft.finetune.machines.workers import Nodes, launch
 from hybrid_ft.finetune.recipe.load import load_recipe
 from hybrid_ft.finetune.recipe.shipped import find_recipe
@@ -50,6 +51,7 @@ def run(
     Everything that can be refused without data or weights is refused here, once, before a worker starts.
     """
     _check_not_launched()
+    check_quickly()
     if "stages" in read_yaml(find_recipe(file)).value:
         if how.nodes.count > 1:
             raise InputError("--nodes: a file of stages runs on one machine; launch its recipes one by one")
