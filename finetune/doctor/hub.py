@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import httpx
-
 from hybrid_ft.errors import InputError, one_line
 from hybrid_ft.finetune.doctor.finding import Finding, absent
 
 if TYPE_CHECKING:
     from hybrid_ft.finetune.recipe.schema import Recipe
 
-_NETWORK = (OSError, RuntimeError, httpx.HTTPError)
+_NETWORK = (OSError, RuntimeError)
 """the hub's own errors, and those of what it asks with"""
 
 
