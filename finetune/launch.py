@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hybrid_ft.errors import ENVIRONMENT, InputError
-from hybrid_ft.finetune.doctor.run import check_quickly
 from hybrid_ft.finetune.machines.workers import Nodes, launch
 from hybrid_ft.finetune.recipe.load import load_recipe
 from hybrid_ft.finetune.recipe.shipped import find_recipe
@@ -51,7 +50,6 @@ def run(
     Everything that can be refused without data or weights is refused here, once, before a worker starts.
     """
     _check_not_launched()
-    check_quickly()
     if "stages" in read_yaml(find_recipe(file)).value:
         if how.nodes.count > 1:
             raise InputError("--nodes: a file of stages runs on one machine; launch its recipes one by one")
@@ -99,6 +97,10 @@ def _processes(how: Launch) -> int:
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     wanted = how.processes or max(gpus, 1)
+    if gpus:
+        from hybrid_ft.finetune.doctor.run import check_quickly
+
+        check_quickly()
     if gpus and wanted > gpus:
         raise InputError(f"--processes: {wanted} must be at most {gpus}, the GPUs of this machine", ENVIRONMENT)
     return wanted

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
 from hybrid_ft.errors import InputError, one_line
 from hybrid_ft.finetune.doctor.finding import Finding, absent
 
 if TYPE_CHECKING:
     from hybrid_ft.finetune.recipe.schema import Recipe
 
-_NETWORK = (OSError, RuntimeError)
-"""the hub's own errors, and those of what it asks with"""
+# the hub's own errors, and those of the network library below it, whose name differs by release
+_NETWORK = (*HfHubHTTPError.__bases__, OSError, RuntimeError)
 
 
 def token() -> Finding:
@@ -55,7 +57,6 @@ def data(recipe: Recipe) -> Finding:
     from pathlib import Path
 
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     names = [source.path for source in [*recipe.data.sources, *recipe.data.eval.sources]]
     remote = [name for name in dict.fromkeys(names) if not Path(name).expanduser().exists()]

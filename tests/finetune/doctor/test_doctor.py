@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.errors import HfHubHTTPError
 
 from hybrid_ft.errors import ENVIRONMENT, InputError
+from hybrid_ft.finetune import launch
 from hybrid_ft.finetune.doctor import arithmetic, collectives, hub, nvidia, run, system
 from hybrid_ft.finetune.doctor.finding import Finding
 from hybrid_ft.finetune.recipe.schema import Recipe
@@ -155,6 +157,12 @@ def test_a_token_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.HfApi, "whoami", lambda self: who)
     assert hub.token().said == "of someone, may read"
 
+    def away(self: Any) -> Any:
+        raise HfHubHTTPError.__bases__[0]("no route")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "whoami", away)
+    assert not hub.token().here
+
     def refused(self: Any) -> Any:
         error = RuntimeError(secret)
         error.response = type("Response", (), {"status_code": 401})  # type: ignore[attr-defined]
@@ -197,8 +205,8 @@ def test_a_red_line_is_status_3(here: None, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_launch_on_bad_gpus_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nvidia, "query", lambda: SOUND.replace("81559, 4, 0", "81559, 4, 12"))
     run.check_quickly()  # no GPU to torch: not asked
-    monkeypatch.setattr(run.device, "is_gpu", lambda: True)
-    monkeypatch.setattr(run.device, "count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(InputError, match="12 uncorrected ECC errors") as refused:
-        run.check_quickly()
+        launch._processes(launch.Launch())
     assert refused.value.status == ENVIRONMENT
