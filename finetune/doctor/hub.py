@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from hybrid_ft.finetune.recipe.schema import Recipe
 
 # the hub's own errors, and those of the network library below it, whose name differs by release
-_NETWORK = (*HfHubHTTPError.__bases__, OSError, RuntimeError)
+_NETWORK: Any = (*HfHubHTTPError.__bases__, OSError, RuntimeError)
 
 
 def token() -> Finding:
