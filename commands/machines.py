@@ -1,4 +1,4 @@
-"""Commands about machines: what a recipe needs and costs, and whether this machine is sound."""
+"""Commands about machines: what a recipe needs, whether this one is sound."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the GPUs compute: versions, the kernels' self-test, the rate of a product of matrices and its evenness."""
+"""What the GPUs compute: versions, the kernels' self-test, rate and evenness."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What nvidia-smi and the kernel's log say of the GPUs: ECC, throttling, clocks, MIG, links, Xid."""
+"""What nvidia-smi and the kernel's log say of the GPUs."""
 
 from __future__ import annotations
 

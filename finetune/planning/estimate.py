@@ -1,4 +1,4 @@
-"""Whether a recipe fits a kind of GPU, and what it takes there: time and money, each from and to."""
+"""Whether a recipe fits a kind of GPU; time and money from and to."""
 
 from __future__ import annotations
 

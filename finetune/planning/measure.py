@@ -1,5 +1,6 @@
-"""A step's time on this machine, from one layer of each kind: models of one and of two such layers are timed.
+"""A step's time on this machine, from one layer of each kind.
 
+Models of one and of two layers of a kind are timed.
 What two layers take more than one is a layer's time; what is left of one is the embedding's, the head's and the loss's.
 So a step is known where the model itself does not fit.
 """

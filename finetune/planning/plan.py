@@ -1,4 +1,4 @@
-"""``hybrid-ft plan``: what a recipe needs, how long it takes and what it costs, before anything is rented."""
+"""``hybrid-ft plan``: what a recipe needs, before anything is rented."""
 
 from __future__ import annotations
 

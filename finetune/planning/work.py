@@ -1,4 +1,4 @@
-"""What a recipe computes: rows, tokens, operations, steps; from its own rows, or from what it says without them."""
+"""What a recipe computes: rows, tokens, operations, steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each check of ``hybrid-ft doctor`` on a sound machine and on one with that fault, from recorded or made output."""
+"""Each check of ``hybrid-ft doctor``, on a sound machine and on a faulty one."""
 
 import sys
 from pathlib import Path

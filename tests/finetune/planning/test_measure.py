@@ -1,4 +1,4 @@
-"""One layer of each kind stands for all: what is timed is put together rightly. Times themselves are not asserted."""
+"""One layer of each kind stands for all; times are not asserted."""
 
 from typing import Any
 

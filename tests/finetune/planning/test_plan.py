@@ -1,4 +1,4 @@
-"""``hybrid-ft plan``: figures against hand-made ones, kinds that fit, keys that would make it fit, the user's table."""
+"""``hybrid-ft plan``: its figures, kinds that fit, keys that would, the user's table."""
 
 import json
 import re
