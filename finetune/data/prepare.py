@@ -38,7 +38,8 @@ class Prepared:
 
     ``packs`` and ``eval_packs``: lists of row numbers, each row in one list; None without packing, and for pairs, which
     a step packs itself. ``eos_token_ids``: tokens that end an assistant's turn, the last turn's first.
-    ``chat_template``: the template's text, for the tokenizer that is saved.
+    ``chat_template``: the template's text, and ``template_arguments``: what it was given beside the rows, for the
+    tokenizer that is saved.
 
     The rows lie in a temporary folder that goes when this object does.
     """
@@ -50,6 +51,7 @@ class Prepared:
     report: Account
     eos_token_ids: list[int]
     chat_template: str
+    template_arguments: dict[str, Any]
     folder: tempfile.TemporaryDirectory[str]
 
 
@@ -114,7 +116,10 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, refuse: bool 
         refusal=stop,
     )
     eval_set = held[0].dataset(held[1]) if held else None
-    return Prepared(train, eval_set, packs, eval_packs, account, encoder.eos_token_ids, encoder.template.text, folder)
+    template = encoder.template
+    return Prepared(
+        train, eval_set, packs, eval_packs, account, encoder.eos_token_ids, template.text, template.arguments, folder
+    )
 
 
 def _kind(recipe: Recipe, encoder: Encoder) -> _Kind:

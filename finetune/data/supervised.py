@@ -41,7 +41,7 @@ def way_of_rows(data: Data, encoder: Encoder) -> Way[Conversation, Encoded]:
     fix = "Raise data.max_length, or set data.on_long_row: drop (or cut)"
     return Way(
         convert=conversations,
-        encode=lambda rows: encode(rows, encoder.template, encoder.control),
+        encode=lambda rows: encode(rows, encoder.template, encoder.control, encoder.thoughts),
         fit=partial(_fit, data=data),
         stops=dict.fromkeys((_LONG, _LONG_PROMPT), fix) if data.on_long_row == "error" else {},
         bad_rows_stop=data.on_bad_row == "error",

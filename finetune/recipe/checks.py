@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hybrid_ft.errors import holds_secret, shown
 from hybrid_ft.finetune.recipe.losses import LOSSES
 from hybrid_ft.finetune.recipe.mistakes import Wrong
+from hybrid_ft.finetune.recipe.template_arguments import refused_argument
 from hybrid_ft.finetune.recipe.yaml_file import Loc
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def contradictions(recipe: Recipe) -> Iterator[Wrong]:
             ("model", "lora"), "needs trained weights to adapt; set model.from_scratch: false or model.lora: null"
         )
     yield from _adapter(model)
+    yield from _template_arguments(model)
     if model.path in SHAPE_PRESETS and not model.from_scratch:
         yield Wrong(
             ("model", "path"),
@@ -66,6 +68,13 @@ def contradictions(recipe: Recipe) -> Iterator[Wrong]:
     for index, tracker in enumerate(train.trackers):
         if importlib.util.find_spec(tracker) is None:
             yield Wrong(("train", "trackers", index), f"got {tracker}, which is not installed; pip install {tracker}")
+
+
+def _template_arguments(model: Model) -> Iterator[Wrong]:
+    """What a chat template gets beside the messages must be its own to be told."""
+    for name, value in (model.chat_template_kwargs or {}).items():
+        if wrong := refused_argument(name, value):
+            yield Wrong(("model", "chat_template_kwargs", name), wrong)
 
 
 def _adapter(model: Model) -> Iterator[Wrong]:
@@ -127,6 +136,8 @@ def preference_contradictions(recipe: Recipe, stage: str | None) -> Iterator[Wro
         )
     if not recipe.data.packing:
         yield Wrong(("data", "packing"), "got false; pairs are always laid end to end")
+    if not recipe.data.train_empty_thoughts:
+        yield Wrong(("data", "train_empty_thoughts"), "got false; of pairs whole answers are compared")
     if lora and lora.dropout:
         yield Wrong(
             ("model", "lora", "dropout"),

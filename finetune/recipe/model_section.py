@@ -65,6 +65,8 @@ class Model(Section):
     """A tokenizer folder or hub name; null: the model's own."""
     chat_template: Text | None = Field(None, examples=["olmo-instruct"])
     """olmo-instruct (ships here) or a .jinja file; null: the tokenizer's own."""
+    chat_template_kwargs: dict[Text, Any] | None = Field(None, examples=[{"enable_thinking": False}])
+    """What the chat template is given beside the messages, in training, in answers, and by default in chat and generate. A row's column chat_template_kwargs goes over it. null: what was saved with the tokenizer."""
     gradient_checkpointing: bool | None = Field(None, examples=[True])
     """Compute activations again in the backward pass instead of keeping them. null: on with a GPU, off on a CPU."""
     adapter: Text | None = Field(None, examples=["runs/sft/adapter"])

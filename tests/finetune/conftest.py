@@ -100,6 +100,7 @@ def random_rows(rows: int, held_out: int, seed: int, recipe: Any, chat_template:
         eval_packs=pack(held) if held else None,
         eos_token_ids=[3, 0],
         chat_template=chat_template,
+        template_arguments={},
         report=SimpleNamespace(summary=lambda: [f"{rows} rows"]),
     )
 
@@ -160,6 +161,7 @@ def start_pairs(tmp_path: Path, tiny_base: Path, tiny_tokenizer: Any, monkeypatc
             report=SimpleNamespace(summary=lambda: [f"{pairs} pairs"]),
             eos_token_ids=[3, 0],
             chat_template=tiny_tokenizer.chat_template,
+            template_arguments={},
         )
         monkeypatch.setattr(dpo, "prepare", lambda recipe, tokenizer: prepared)
         screen = io.StringIO()

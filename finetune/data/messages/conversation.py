@@ -49,12 +49,14 @@ class Conversation:
     templates' ready-made ``function_calls`` and ``functions`` (text), ``reasoning_content``, ``name`` and
     ``tool_call_id``. ``tools`` is None where there are none. ``unused`` names the message fields that were left out,
     ``untrained`` the assistant's messages, by index, that are there to be read and not to be learned.
+    ``template_arguments`` are what the row gives its chat template beside the messages.
     """
 
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None = None
     unused: set[str] = field(default_factory=set)
     untrained: set[int] = field(default_factory=set)
+    template_arguments: dict[str, Any] = field(default_factory=dict)
 
     def asked(self) -> str:
         """The users' turns before the first answer, white space folded: equal for rows that ask the same first."""
@@ -68,11 +70,13 @@ class Conversation:
 
     def whole(self) -> str:
         """Equal for conversations that are trained alike."""
-        return json.dumps([self.messages, self.tools, sorted(self.untrained)], sort_keys=True)
+        parts = [self.messages, self.tools, sorted(self.untrained), self.template_arguments]
+        return json.dumps(parts, sort_keys=True)
 
     def fields(self) -> set[str]:
-        """Message fields that only some chat templates write."""
-        return {key for message in self.messages for key in PASSED_ON if key in message}
+        """Message fields, and the row's arguments, that only some chat templates look at."""
+        fields = {key for message in self.messages for key in PASSED_ON if key in message}
+        return fields | {f"chat_template_kwargs.{name}" for name in self.template_arguments}
 
 
 def messages_from(items: Any, where: str, unused: set[str], untrained: set[int] | None = None) -> list[dict[str, Any]]:

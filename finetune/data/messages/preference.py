@@ -34,11 +34,12 @@ class Preference:
     rejected: dict[str, Any]
     tools: list[dict[str, Any]] | None = None
     unused: set[str] = field(default_factory=set)
+    template_arguments: dict[str, Any] = field(default_factory=dict)
 
     def sides(self) -> Iterator[Conversation]:
         """The two conversations as a supervised row has them: chosen, then rejected."""
         for answer in (self.chosen, self.rejected):
-            yield Conversation([*self.prompt, answer], self.tools)
+            yield Conversation([*self.prompt, answer], self.tools, template_arguments=self.template_arguments)
 
     def asked(self) -> str:
         """Equal for pairs that ask the same first."""
@@ -46,7 +47,8 @@ class Preference:
 
     def whole(self) -> str:
         """Equal for pairs that are the same."""
-        return json.dumps([self.prompt, self.chosen, self.rejected, self.tools], sort_keys=True)
+        parts = [self.prompt, self.chosen, self.rejected, self.tools, self.template_arguments]
+        return json.dumps(parts, sort_keys=True)
 
     def fields(self) -> set[str]:
         """Message fields that only some chat templates write."""

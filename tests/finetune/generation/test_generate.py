@@ -323,9 +323,9 @@ def test_a_conversation_over_a_pipe(
     given: list[list[dict[str, Any]]] = []
 
     class Watched(PromptEncoder):
-        def __call__(self, messages: list[dict[str, Any]], tools: Any = None) -> list[int]:
+        def __call__(self, messages: list[dict[str, Any]], *rest: Any) -> list[int]:
             given.append([dict(message) for message in messages])
-            return super().__call__(messages, tools)
+            return super().__call__(messages, *rest)
 
     monkeypatch.setattr(chat, "PromptEncoder", Watched)
     lines = ["hi", "", "more", "/wrong", "/reset", "again", "/system be brief", "last", "/exit", "never"]
