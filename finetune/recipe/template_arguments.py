@@ -26,7 +26,7 @@ TAKEN = frozenset(
 def refused_argument(name: str, value: Any) -> str | None:
     """Why a chat template cannot be given an argument, as what comes behind its name; None where it can."""
     if name in TAKEN or name.endswith("_token") or not name.isidentifier():
-        return f"got {shown(value)}; this name is not the recipe's to give: a chat template has it from elsewhere"
+        return f"got {shown(value)}; a chat template has {name} from elsewhere, so leave it out"
     try:
         json.dumps(value, allow_nan=False)
     except (TypeError, ValueError):

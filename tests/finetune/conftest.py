@@ -100,7 +100,7 @@ def random_rows(rows: int, held_out: int, seed: int, recipe: Any, chat_template:
         eval_packs=pack(held) if held else None,
         eos_token_ids=[3, 0],
         chat_template=chat_template,
-        template_arguments={},
+        template_arguments=recipe.model.chat_template_kwargs or {},
         report=SimpleNamespace(summary=lambda: [f"{rows} rows"]),
     )
 
