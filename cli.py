@@ -15,7 +15,8 @@ import typer
 
 import hybrid_ft
 from hybrid_ft.commands.data import data, recipes
-from hybrid_ft.commands.models import chat, generate, merge
+from hybrid_ft.commands.evaluation import evaluate
+from hybrid_ft.commands.models import chat, generate, merge, push
 from hybrid_ft.commands.training import dpo, launch, run_stages, sft, status
 from hybrid_ft.errors import BAD_INPUT, INTERRUPTED, InputError, masked
 from hybrid_ft.finetune.runs.signals import nothing_left_to_stop
@@ -62,7 +63,20 @@ def _options(
     pass
 
 
-COMMANDS = (sft, dpo, run_stages, launch, status, data, chat, generate, merge, recipes)  # in the order of the help
+COMMANDS = (
+    sft,
+    dpo,
+    run_stages,
+    launch,
+    status,
+    data,
+    evaluate,
+    chat,
+    generate,
+    merge,
+    push,
+    recipes,
+)  # in the order of the help
 for command in COMMANDS:
     app.command(command.__name__.removesuffix("_stages"))(command)
 

@@ -1,4 +1,4 @@
-"""Commands that use a model: chat, generate, merge."""
+"""Commands that use a model: chat, generate, merge, push."""
 
 from __future__ import annotations
 
@@ -78,3 +78,30 @@ def merge(
         from hybrid_ft.finetune.runs.console import screen
 
         return run(adapter, out, dtype, screen())
+
+
+def push(
+    path: Annotated[
+        Path,
+        typer.Argument(metavar="PATH", help="A folder with a model, an adapter or GGUF files.", show_default=False),
+    ],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="OWNER/NAME on the Hugging Face hub.")],
+    private: Annotated[bool, typer.Option("--private", help="Only you can see it.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Write the card and show what would be sent.")] = False,
+    base: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="What the hub calls an adapter's base.", show_default=False)
+    ] = None,
+    run: Annotated[
+        Path | None, typer.Option(metavar="OUTPUT", help="The run that made it, for the card.", show_default=False)
+    ] = None,
+    license_id: Annotated[
+        str | None, typer.Option("--license", metavar="ID", help="For the card: apache-2.0.", show_default=False)
+    ] = None,
+) -> int:
+    """Send a result to the Hugging Face hub with a card that says base, data, recipe and results."""
+    from hybrid_ft.finetune.hub.push import run as send
+    from hybrid_ft.finetune.runs.console import screen
+
+    return send(
+        path, name, screen(), private=private, dry_run=dry_run, base=base, run_folder=run, license_id=license_id
+    )

@@ -18,6 +18,10 @@ AcceptChanges = Annotated[
     bool,
     typer.Option("--accept-changes", help="Resume although the recipe, data, base or code changed."),
 ]
+Extend = Annotated[
+    bool,
+    typer.Option("--extend", help="Go on to another train.steps or train.epochs, also from a finished run's end."),
+]
 ModelPath = Annotated[
     str, typer.Argument(metavar="PATH", help="A saved model or adapter folder, a hub name, or the preset tiny.")
 ]

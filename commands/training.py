@@ -7,11 +7,13 @@ from typing import Annotated
 
 import typer
 
-from hybrid_ft.commands.options import AcceptChanges, Overrides, RecipeName
+from hybrid_ft.commands.options import AcceptChanges, Extend, Overrides, RecipeName
 from hybrid_ft.finetune.runs.signals import resumable
 
 
-def sft(recipe: RecipeName, overrides: Overrides = None, accept_changes: AcceptChanges = False) -> int:
+def sft(
+    recipe: RecipeName, overrides: Overrides = None, accept_changes: AcceptChanges = False, extend: Extend = False
+) -> int:
     """Fine-tune a model (SFT) as a recipe says. The same command resumes a run that was stopped."""
     with resumable():
         from hybrid_ft.finetune.recipe.load import load_recipe
@@ -20,10 +22,12 @@ def sft(recipe: RecipeName, overrides: Overrides = None, accept_changes: AcceptC
         from hybrid_ft.finetune.runs.console import screen
         from hybrid_ft.finetune.training.sft.stage import run
 
-        return run(resolved, screen(), accept_changes)
+        return run(resolved, screen(), accept_changes, extend)
 
 
-def dpo(recipe: RecipeName, overrides: Overrides = None, accept_changes: AcceptChanges = False) -> int:
+def dpo(
+    recipe: RecipeName, overrides: Overrides = None, accept_changes: AcceptChanges = False, extend: Extend = False
+) -> int:
     """Preference-tune (DPO) a model on pairs of answers. The same command resumes a run that was stopped."""
     with resumable():
         from hybrid_ft.finetune.recipe.load import load_recipe
@@ -32,7 +36,7 @@ def dpo(recipe: RecipeName, overrides: Overrides = None, accept_changes: AcceptC
         from hybrid_ft.finetune.runs.console import screen
         from hybrid_ft.finetune.training.dpo.stage import run
 
-        return run(resolved, screen(), accept_changes)
+        return run(resolved, screen(), accept_changes, extend)
 
 
 def run_stages(
@@ -67,6 +71,7 @@ def launch(
         str | None, typer.Option(metavar="HOST:PORT", help="Where the machines meet: machine 0.", show_default=False)
     ] = None,
     accept_changes: AcceptChanges = False,
+    extend: Extend = False,
 ) -> int:
     """Train a recipe or a file of stages in one process per GPU. Passes on signals and the exit status of the run."""
     with resumable():
@@ -75,7 +80,7 @@ def launch(
         from hybrid_ft.finetune.runs.console import screen
 
         how = Launch(processes, Nodes(nodes, node_rank, rendezvous), restarts, logs)
-        return run(recipe, overrides or [], how, screen(), accept_changes)
+        return run(recipe, overrides or [], how, screen(), accept_changes, extend)
 
 
 def status(output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="A run's folder.")]) -> int:

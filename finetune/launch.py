@@ -37,7 +37,14 @@ class Launch:
     logs: Path | None = None
 
 
-def run(file: str, overrides: Sequence[str], how: Launch, console: Console, accept_changes: bool = False) -> int:
+def run(
+    file: str,
+    overrides: Sequence[str],
+    how: Launch,
+    console: Console,
+    accept_changes: bool = False,
+    extend: bool = False,
+) -> int:
     """Launch what ``file`` is: stages one after the other, pairs (dpo), or rows (sft). Returns the exit status.
 
     Everything that can be refused without data or weights is refused here, once, before a worker starts.
@@ -46,14 +53,16 @@ def run(file: str, overrides: Sequence[str], how: Launch, console: Console, acce
     if "stages" in read_yaml(find_recipe(file)).value:
         if how.nodes.count > 1:
             raise InputError("--nodes: a file of stages runs on one machine; launch its recipes one by one")
-        if accept_changes:
-            raise InputError("--accept-changes: goes with a recipe; a changed stage of a file of stages is done anew")
+        if accept_changes or extend:
+            option = "--accept-changes" if accept_changes else "--extend"
+            raise InputError(f"{option}: goes with a recipe; a changed stage of a file of stages is done anew")
         from hybrid_ft.finetune import pipeline
 
         processes = _processes(how)
         return pipeline.run(file, overrides, console, lambda kind, recipe: _stage(kind, recipe, how, processes))
     recipe = load_recipe(file, overrides)
-    command = ["dpo" if recipe.dpo else "sft", file, *overrides, *(["--accept-changes"] if accept_changes else [])]
+    options = [*(["--accept-changes"] if accept_changes else []), *(["--extend"] if extend else [])]
+    command = ["dpo" if recipe.dpo else "sft", file, *overrides, *options]
     return _launch(command, recipe, how, _processes(how))
 
 

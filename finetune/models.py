@@ -20,6 +20,8 @@ from hybrid_ft.hybrid_model.checkpoint.merge_in_memory import merge_in_memory
 from hybrid_ft.hybrid_model.families.known import family_of
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -87,6 +89,17 @@ def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrained
     return adapters.add_lora(model, **lora.adapters) if lora else model
 
 
+def trained_adapter(recipe: Recipe, folder: Path) -> PeftModel:
+    """The base with the adapter that a run of this recipe has left in ``folder``, in the dtypes of its training."""
+    from peft import PeftModel
+
+    wanted = recipe.model
+    dtype = torch.bfloat16 if in_bfloat16(recipe) else torch.float32
+    model = hybrid_ft.load(wanted.path, dtype=dtype, seed=recipe.train.seed, revision=wanted.revision)
+    model.generation_config = GenerationConfig.from_pretrained(str(folder))
+    return PeftModel.from_pretrained(model, str(folder))
+
+
 def freeze_routers(model: PreTrainedModel) -> None:
     """What chooses experts stays as it was trained, and so no loss balances their load.
 
@@ -107,7 +120,8 @@ def describe_model(recipe: Recipe, model: torch.nn.Module) -> str:
     wanted, how = recipe.model, "all trained"
     if wanted.lora:
         goes_on = wanted.adapter and not wanted.merge_adapter
-        which = wanted.adapter if goes_on else f"LoRA on {wanted.lora.targets}, rank {wanted.lora.rank}"
+        layers = " ".join(wanted.lora.modules or [wanted.lora.targets])
+        which = wanted.adapter if goes_on else f"LoRA on {layers}, rank {wanted.lora.rank}"
         how = f"{which}: {trained:,} trained ({trained / whole:.2%})"
     merged = f" with {wanted.adapter} merged" if wanted.merge_adapter else ""
     return f"{wanted.path}{merged}: {whole:,} parameters, {how}"

@@ -177,7 +177,9 @@ def _digest(stage: Stage, before: str) -> str:
 def _identity(recipe: Recipe) -> dict[str, Any]:
     from hybrid_ft.finetune.runs.identity import recipe_identity
 
-    return recipe_identity(recipe)
+    # a run may merge after its end, but the stages after this one start from what it leaves
+    merge = {"model.lora.merge": recipe.model.lora.merge} if recipe.model.lora else {}
+    return recipe_identity(recipe) | merge
 
 
 def _sha256(value: Any) -> str:

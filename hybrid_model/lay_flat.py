@@ -2,12 +2,14 @@
 
 ``lay_flat`` swaps the classes of a built model's mixers, decoder layers and base model. Parameters, module names, FSDP
 wrapping, device maps and saving stay transformers'. The base model becomes the door: it takes batches in every form
-that ``open_door`` and ``open_shared_door`` read, and its layers see one flat row. A call with a cache, as ``generate``
+that ``read_batch`` reads, and its layers see one flat row. A call with a cache, as ``generate``
 makes, runs as transformers wrote it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -17,16 +19,17 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hybrid_ft.errors import InputError
+from hybrid_ft.hybrid_model.door.batch import BATCH_KEYS, read_batch
 from hybrid_ft.hybrid_model.door.cache_name import CACHE, under_both_names
 from hybrid_ft.hybrid_model.door.current import current_layout, laid_out
-from hybrid_ft.hybrid_model.door.layout import Door, SequenceLayout, open_door
-from hybrid_ft.hybrid_model.door.shared_prompts import open_shared_door, select_tokens
+from hybrid_ft.hybrid_model.door.layout import Door, SequenceLayout
+from hybrid_ft.hybrid_model.door.shared_prompts import select_tokens
 from hybrid_ft.hybrid_model.families.family import Family
 from hybrid_ft.hybrid_model.families.known import family_of
 from hybrid_ft.hybrid_model.layers import flat_attention
 from hybrid_ft.hybrid_model.layers.adapter import disguised, is_mixer, segment_wise
-
-_BOUNDS = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx")
+from hybrid_ft.hybrid_model.layers.embedding import embed_flat
+from hybrid_ft.hybrid_model.layers.watched import has_hooks, hooks_below
 
 
 def lay_flat(model: PreTrainedModel) -> PreTrainedModel:
@@ -98,72 +101,62 @@ def _flat_model(cls: type[PreTrainedModel], family: Family) -> type[PreTrainedMo
             past_key_values: Any = None,
             inputs_embeds: torch.Tensor | None = None,
             use_cache: bool | None = None,
-            layout: SequenceLayout | None = None,
-            prompt_lengths: torch.Tensor | None = None,
-            prompt_rows: torch.Tensor | None = None,
             keep_positions: torch.Tensor | None = None,
             **kwargs: Any,
         ) -> Any:
             """Hidden states of a batch, in the form it was given in, zeros at padding.
 
-            input_ids [B, T] or inputs_embeds [B, T, D]; attention_mask [B, T]. layout describes one row of tokens,
+            input_ids [B, T] or inputs_embeds [B, T, D]; attention_mask [B, T], or of pairs [B, 1, T, T]. layout describes one row of tokens,
             [1, N], where documents may continue one another. prompt_lengths and prompt_rows, int64 [B], name the first
             tokens that rows share. keep_positions, bool [B, T]: hand back these places alone, [1, M, D], row by row.
             use_cache defaults to the config's, and to False in training; a cache holds rows of one document each.
 
-            Raises ValueError for boundaries that contradict each other and for packed rows with a cache.
+            ``read_batch`` reads them all. Raises ValueError for boundaries that contradict each other and for packed rows
+            with a cache.
             """
             if (input_ids is None) == (inputs_embeds is None):
                 raise ValueError("pass exactly one of input_ids and inputs_embeds")
             given = input_ids if input_ids is not None else inputs_embeds
             assert given is not None
-            shape = (given.shape[0], given.shape[1])
             return_dict = kwargs.pop("return_dict", None)
-            bounds = {name: kwargs.pop(name, None) for name in _BOUNDS}
+            forms = {name: kwargs.pop(name, None) for name in BATCH_KEYS}
             for name in ("max_length_q", "max_length_k"):
                 kwargs.pop(name, None)
             if use_cache is None:
                 use_cache = self.config.use_cache and not self.training
             if past_key_values is not None and past_key_values.get_seq_length():
+                shape = (given.shape[0], given.shape[1])
                 return self._continue(
                     shape, past_key_values, input_ids=input_ids, inputs_embeds=inputs_embeds, use_cache=True,
                     attention_mask=attention_mask, position_ids=position_ids, return_dict=return_dict, **kwargs,
                 )  # fmt: skip
 
-            door: Door
-            if layout is not None:
-                if attention_mask is not None or past_key_values is not None:
-                    raise ValueError("a layout stands for itself: no attention_mask and no cache beside it")
-                if shape != (1, len(layout.positions)):
-                    raise ValueError(
-                        f"the layout is of {len(layout.positions)} tokens in one row; the batch is {shape}"
-                    )
-                door, use_cache = Door(layout, shape, None, len(layout.lengths) == 1), False
-            elif prompt_rows is not None:
-                if input_ids is None or prompt_lengths is None or past_key_values is not None:
-                    raise ValueError("prompt_rows goes with input_ids and prompt_lengths, and with no cache")
-                if position_ids is not None or any(of is not None for of in bounds.values()):
-                    raise ValueError(
-                        "rows that share prompts are one document each: pass no document bounds beside them"
-                    )
-                door, use_cache = self._shared_door(input_ids, prompt_lengths, prompt_rows, attention_mask), False
-            else:
-                door = open_door(
-                    shape, given.device, attention_mask=attention_mask, position_ids=position_ids, **bounds
+            noisy = self.training and input_ids is not None and hooks_below(self.get_input_embeddings())
+            batch = read_batch(
+                given,
+                (),
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                share_prompts=family.forks and not noisy,
+                keep_padding=None,
+                **forms,
+            )
+            door = batch.door
+            assert door is not None
+            pairs = getattr(attention_mask, "ndim", 2) == 4
+            own_rows = forms["layout"] is None and forms["prompt_rows"] is None and door.one_per_row and not pairs
+            if past_key_values is not None and not own_rows:
+                raise ValueError(
+                    "packed rows cannot fill a cache, nor rows that share prompts or come with a mask of pairs: pass one "
+                    "document a row, with the mask of its tokens, or no past_key_values"
                 )
-                if not door.one_per_row:
-                    if past_key_values is not None:
-                        raise ValueError(
-                            "packed rows cannot fill a cache: pass one document a row, or no past_key_values"
-                        )
-                    use_cache = False
-            if (use_cache or past_key_values is not None) and keep_positions is None:
+            if (use_cache or past_key_values is not None) and own_rows and keep_positions is None:
                 return super().forward(
                     input_ids=input_ids, inputs_embeds=inputs_embeds, attention_mask=attention_mask,
                     position_ids=position_ids, use_cache=True, return_dict=return_dict,
                     **{CACHE: past_key_values}, **kwargs,
                 )  # fmt: skip
-            with laid_out(door.layout):
+            with laid_out(door.layout), self._embedding(input_ids, door):
                 outputs = super().forward(
                     input_ids=None if input_ids is None else door.flatten(input_ids).unsqueeze(0),
                     inputs_embeds=None if inputs_embeds is None else door.flatten(inputs_embeds).unsqueeze(0),
@@ -175,18 +168,24 @@ def _flat_model(cls: type[PreTrainedModel], family: Family) -> type[PreTrainedMo
             outputs = _out_of(door, outputs, keep_positions)
             return outputs.to_tuple() if return_dict is False else outputs
 
-        def _shared_door(
-            self,
-            input_ids: torch.Tensor,
-            prompt_lengths: torch.Tensor,
-            prompt_rows: torch.Tensor,
-            attention_mask: torch.Tensor | None,
-        ) -> Door:
-            """Prompts computed once; where the family cannot fork, every row whole."""
-            shared = open_shared_door(input_ids, prompt_lengths, prompt_rows, attention_mask)
-            if family.forks:
-                return shared
-            return open_door(tuple(input_ids.shape), input_ids.device, attention_mask=attention_mask)  # type: ignore[arg-type]
+        @contextmanager
+        def _embedding(self, input_ids: torch.Tensor | None, door: Door) -> Iterator[None]:
+            """Inside the block who watches the embedding is shown rows and documents, not all of them in one row.
+
+            transformers' models scale what the embedding gives in ways of their own, so that it cannot be computed
+            before.
+            """
+            embed = self.get_input_embeddings()
+            if input_ids is None or not (has_hooks(embed) or hooks_below(embed)):
+                yield
+                return
+            name = next(name for name, child in self.named_children() if child is embed)
+            # an instance's own attribute is found before its modules
+            self.__dict__[name] = lambda flat: embed_flat(embed, input_ids, door).unsqueeze(0)
+            try:
+                yield
+            finally:
+                del self.__dict__[name]
 
         def _continue(self, shape: tuple[int, int], past_key_values: Any, **inputs: Any) -> Any:
             """One call with a filled cache, as transformers computes it."""

@@ -214,9 +214,8 @@ def _kind(annotation: Any, limits: list[Any]) -> tuple[str, list[Any], bool]:
     """The words for a type, the limits on its values, and whether null is one of them."""
     args = get_args(annotation)
     if type(None) in args:
-        (inner,) = (arg for arg in args if arg is not type(None))
-        kind, found, _ = _kind(inner, limits)
-        return kind, found, True
+        kinds = [_kind(arg, limits) for arg in args if arg is not type(None)]
+        return ", ".join(kind for kind, *_ in kinds), [limit for _, found, _ in kinds for limit in found], True
     if hasattr(annotation, "__metadata__"):
         return _kind(args[0], [*limits, *annotation.__metadata__])
     if getattr(annotation, "__origin__", None) is list:

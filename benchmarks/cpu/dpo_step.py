@@ -37,11 +37,12 @@ from hybrid_ft.finetune.data.prepare import prepare
 from hybrid_ft.finetune.recipe.schema import Recipe
 from hybrid_ft.finetune.runs.folder import RunFolder
 from hybrid_ft.finetune.runs.signals import StopRequest
-from hybrid_ft.finetune.training.dpo.batches import Pair, count_work
+from hybrid_ft.finetune.training.dpo.batches import Pair
 from hybrid_ft.finetune.training.dpo.metrics import show_progress
-from hybrid_ft.finetune.training.dpo.reference_cache import ReferenceCache, digests_of, with_reference
 from hybrid_ft.finetune.training.dpo.stage import dpo_arguments, plan_of
 from hybrid_ft.finetune.training.dpo.trainer import PairTrainer
+from hybrid_ft.finetune.training.reference_cache import ReferenceCache, digests_of, with_reference
+from hybrid_ft.finetune.training.shared_prompts import count_work
 from hybrid_ft.hybrid_model.checkpoint.tokenizer import load_tokenizer
 
 CONTENDERS = ("ours", "unshared", "stock")

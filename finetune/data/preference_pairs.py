@@ -74,7 +74,10 @@ def count_pairs(store: TokenStore, rows: np.ndarray, packs: list[list[int]] | No
     """The counts of one split. ``rows``: its pairs in the store."""
     prompt, chosen, rejected = (store.sizes(part, rows) for part in _PARTS)
     prompts, texts = (len(np.unique(hashes[rows])) for hashes in (store.prompts, store.texts))
-    return PairCounts(prompt, chosen, rejected, prompts, len(rows) - texts, recipe.train.batch_tokens)
+    duplicates = len(np.unique(rows)) - texts
+    unique = np.unique(rows)
+    reversed_too = int(np.isin(store.opposites[unique], store.texts[unique]).sum())
+    return PairCounts(prompt, chosen, rejected, prompts, duplicates, reversed_too, recipe.train.batch_tokens)
 
 
 def pair_example(row: dict[str, Any], encoder: Encoder) -> Example:

@@ -81,8 +81,9 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, refuse: bool 
         if stop and (refuse or not len(store)):
             raise InputError(stop)
         rows = mix_sources(store.source, sources, data.seed, key)
-        for counts, taken in zip(store.sources, np.bincount(store.source[rows], minlength=len(sources)), strict=True):
-            counts.taken = int(taken)
+        taken = np.bincount(store.source[rows], minlength=len(sources))
+        for counts, source, size in zip(store.sources, sources, taken, strict=True):
+            counts.taken, counts.repeat = int(size), source.repeat
         return store, rows, stop
 
     def split(store: TokenStore, rows: np.ndarray) -> tuple[list[list[int]] | None, SplitCounts]:
@@ -95,8 +96,9 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, refuse: bool 
     held: tuple[TokenStore, np.ndarray] | None = None
     shared = 0
     if splits:
-        out = split_held_out(store.prompts[train_rows], data.eval, data.seed)
-        held, train_rows = (store, train_rows[out]), train_rows[~out]
+        each = np.unique(train_rows)  # a row that is repeated is held out once
+        out = each[split_held_out(store.prompts[each], data.eval, data.seed)]
+        held, train_rows = (store, out), train_rows[~np.isin(train_rows, out)]
     elif data.eval.sources:
         eval_store, eval_rows, eval_stop = read(data.eval.sources, "data.eval.sources", True)
         held, stop = (eval_store, eval_rows), stop or eval_stop

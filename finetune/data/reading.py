@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from hybrid_ft.errors import InputError
+from hybrid_ft.finetune.data.labels import Only, rated_bad
+from hybrid_ft.finetune.data.messages.answer_lists import as_pairs
+from hybrid_ft.finetune.data.messages.beside import NOT_TO_BE_MISSED, is_blank
 from hybrid_ft.finetune.data.messages.column_templates import RUNAWAY_COLUMNS
 from hybrid_ft.finetune.data.messages.columns import pair_format, row_format, suggested
 from hybrid_ft.finetune.data.messages.conversation import Conversation
@@ -31,7 +34,10 @@ def conversations(source: Source, counts: SourceCounts) -> Iterator[tuple[str, C
     ``counts`` fills meanwhile: rows read, form, notes, and at the end the columns and fields that nothing used. Raises
     InputError where the source cannot be read or is in no known form.
     """
+    if source.pairs != "best_worst":
+        raise InputError(f"data.sources: {source.path}: pairs: got {source.pairs}; only pairs have it, leave it out")
     opened = open_source(source)
+    opened.rows = _chosen(source, opened, counts)
     return converted(opened, counts, lambda rows: _form(source, rows, opened.name), BadRow)
 
 
@@ -45,7 +51,8 @@ def preferences(source: Source, counts: SourceCounts) -> Iterator[tuple[str, Pre
         text = f"data.sources: {source.path}: format: {source.format} is for supervised rows"
         raise InputError(f"{text}; leave it out, the format of pairs is recognised, or set columns")
     opened = open_source(source)
-    return converted(opened, counts, lambda rows: _pair_form(source, rows, opened.name), (BadRow, Unusable))
+    opened.rows, read_as = as_pairs(_chosen(source, opened, counts), source, opened.notes)
+    return converted(opened, counts, lambda rows: _pair_form(read_as, rows, opened.name), (BadRow, Unusable))
 
 
 def converted(
@@ -68,7 +75,7 @@ def converted(
     for row in itertools.chain(ahead, rows):
         counts.read += 1
         place = origin(opened.name, row)
-        if isinstance(row, BadRow):
+        if isinstance(row, BadRow | Unusable):
             yield place, row
             continue
         if form is None:  # nothing but bad rows so far
@@ -83,10 +90,29 @@ def converted(
                 return  # the next row might take as long
             continue
         unused |= made.unused
+        for name in row.values.keys() & NOT_TO_BE_MISSED:
+            if not is_blank(row.values[name]) and (name not in form.columns or name in made.unused):
+                counts.left_out.add(name, place)
+        if isinstance(form, Form) and (bad := rated_bad(row.values, form.columns)):
+            counts.rated_bad.add(bad, place)
         yield place, made
     if form is not None:
         counts.format, counts.reads = form.name, form.reads
         counts.ignored = sorted(columns - form.columns - {COLUMN}) + sorted(unused)
+
+
+def _chosen(source: Source, opened: Opened, counts: SourceCounts) -> Iterator[Any]:
+    """The rows that the source's ``only`` takes; one that cannot be read is not passed over."""
+    return iter(opened.rows) if source.only is None else _taken(opened.rows, Only(source.only, opened.name), counts)
+
+
+def _taken(rows: Iterator[Any], choice: Only, counts: SourceCounts) -> Iterator[Any]:
+    for row in rows:
+        if isinstance(row, BadRow) or choice.takes(row.values):
+            yield row
+        else:
+            counts.passed_over += 1
+    choice.check(counts.passed_over)
 
 
 def _form(source: Source, rows: list[Row], name: str) -> Form:
@@ -108,7 +134,7 @@ def _pair_form(source: Source, rows: list[Row], name: str) -> PairForm:
     if form is not None:
         return form
     columns, found = _columns(rows)
-    known = "known formats: chosen, rejected | output_1, output_2, preference, beside a prompt"
+    known = "known formats: chosen, rejected | output_1, output_2, preference | responses, scores, beside a prompt"
     fix = "say which column is which, such as columns: {prompt: question, chosen: good, rejected: bad}"
     fix = _looks_like(columns, pairs=True) or f"{known}; for anything else {fix}"
     raise InputError(f"{origin(name, rows[0])}: no columns that hold a pair (found {found}); {fix}")

@@ -14,10 +14,11 @@ if TYPE_CHECKING:
 
 
 def mix_sources(source: np.ndarray, sources: Sequence[Source], seed: int, key: str = "data.sources") -> np.ndarray:
-    """Indices of the rows that the mix takes, in the order of the sources and their rows; none twice.
+    """Indices of the rows that the mix takes, in the order of the sources and their rows; none twice but by ``repeat``.
 
     ``source`` [rows] says which of ``sources`` a row is from. A ``count`` is a sample of that many rows. By ``weight``
-    the mix is the largest in which every source has its share and none repeats a row. ``key`` is the recipe's, for errors.
+    the mix is the largest in which every source has its share and none has a row more often than ``repeat`` says.
+    ``key`` is the recipe's, for errors.
     """
     taken = []
     for number, recipe in enumerate(sources):
@@ -25,9 +26,11 @@ def mix_sources(source: np.ndarray, sources: Sequence[Source], seed: int, key: s
         if recipe.count is not None:
             if recipe.count > len(rows):
                 text = f"{key}: {recipe.path} has {len(rows):,} usable rows, count asks for {recipe.count:,}"
-                raise InputError(f"{text}; no row is taken twice, so lower the count")
+                raise InputError(
+                    f"{text}; a count takes no row twice, so lower it, or set repeat to take all more often"
+                )
             rows = _sample(rows, recipe.count, seed, number)
-        taken.append(rows)
+        taken.append(np.repeat(rows, recipe.repeat))
     weights = np.array([recipe.weight or 0.0 for recipe in sources])
     if weights.any():
         shares = weights / weights.sum()

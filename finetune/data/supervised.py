@@ -73,7 +73,7 @@ def count_rows(store: TokenStore, rows: np.ndarray, packs: list[list[int]] | Non
     return RowCounts.of(
         store.sizes("length", rows),
         int(store.sizes("trained", rows).sum()),
-        store.texts[rows],
+        store.texts[np.unique(rows)],
         packs,
         batch_size=recipe.train.batch_size,
         batch_tokens=recipe.train.batch_tokens,

@@ -36,7 +36,9 @@ Reason = BadRow | Unusable
 
 
 class Item(Protocol):
-    """A converted row."""
+    """A converted row. ``noticed``: what reading it came upon, by the account's NOTES."""
+
+    noticed: dict[str, int]
 
     def asked(self) -> str:
         """Equal for rows that ask the same first: such rows must stay in one split."""
@@ -44,6 +46,10 @@ class Item(Protocol):
 
     def whole(self) -> str:
         """Equal for rows that are the same."""
+        ...
+
+    def opposite(self) -> str | None:
+        """Equal to ``whole`` of the row that says the contrary; None where none can."""
         ...
 
     def fields(self) -> set[str]:
@@ -99,6 +105,7 @@ class TokenStore:
         self._file = file
         self._sizes: defaultdict[str, array[int]] = defaultdict(lambda: array("q"))
         self._source, self._prompts, self._texts = array("q"), array("Q"), array("Q")
+        self._opposites = array("Q")
 
     def __len__(self) -> int:
         return len(self._source)
@@ -109,6 +116,8 @@ class TokenStore:
         self._source.append(source)
         self._prompts.append(_hash(item.asked()))
         self._texts.append(_hash(item.whole()))
+        if (opposite := item.opposite()) is not None:
+            self._opposites.append(_hash(opposite))
 
     def sizes(self, name: str, rows: np.ndarray) -> np.ndarray:
         """One of the numbers of these rows, [rows]."""
@@ -128,6 +137,11 @@ class TokenStore:
     def texts(self) -> np.ndarray:
         """Hashes of whole rows, [all rows]."""
         return np.array(self._texts, dtype=np.uint64)
+
+    @property
+    def opposites(self) -> np.ndarray:
+        """Hashes of what says the contrary of each, [all rows]; of pairs alone."""
+        return np.array(self._opposites, dtype=np.uint64)
 
     def dataset(self, rows: np.ndarray, columns: Sequence[str] | None = None) -> Dataset:
         """These rows, read from the file as they are needed. ``columns``: those wanted, None for all."""
@@ -182,7 +196,7 @@ class _SourceRows(Generic[Made, Tokens]):
             encoded = [] if self._first_stop else self._way.encode([row for _, row in good])
             kept = []
             for (origin, item), tokens in zip(good, encoded, strict=False):
-                if (fitted := self._fitted(origin, tokens)) is not None:
+                if (fitted := self._fitted(origin, tokens, item.noticed)) is not None:
                     store.add(self._number, item, fitted)
                     kept.append((origin, fitted))
             self._counts.kept += len(kept)
@@ -219,7 +233,7 @@ class _SourceRows(Generic[Made, Tokens]):
             return BAD_ROW_FIX
         return self._way.stops.get(reason.kind)
 
-    def _fitted(self, origin: str, tokens: Tokens | Reason) -> Tokens | None:
+    def _fitted(self, origin: str, tokens: Tokens | Reason, noticed: Mapping[str, int]) -> Tokens | None:
         """The row as it is trained on, cut if need be; None where it is dropped."""
         if isinstance(tokens, BadRow | Unusable):
             self._drop(origin, tokens)
@@ -231,7 +245,7 @@ class _SourceRows(Generic[Made, Tokens]):
             return None
         for token in dict.fromkeys(fitted.control_tokens_as_text):
             self._counts.control_tokens_as_text.add(token, origin)
-        for kind, count in happened.items():
+        for kind, count in (*noticed.items(), *happened.items()):
             if count:
                 self._counts.happened.add(kind, origin, count)
         return fitted

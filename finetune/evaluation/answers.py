@@ -88,18 +88,28 @@ def show(console: Console, before: dict[str, Any], after: dict[str, Any]) -> Non
 
 
 def measures(answers: list[list[dict[str, Any]]]) -> dict[str, list[str]]:
-    """For each measure that these answers have, its text for each model.
+    """For each measure that these answers have, its text for each model; ``scores`` says which there are."""
+    return {
+        measure: [_share(round(sum(of_model)), len(of_model)) for of_model in models]
+        for measure, (models, _) in scores(answers).items()
+    }
+
+
+def scores(answers: list[list[dict[str, Any]]]) -> dict[str, tuple[list[list[float]], list[int]]]:
+    """For each measure what is counted, 0 or 1, of each model, and the row that each of these is of.
 
     exact answers    the reference, letter for letter, but for space at the ends
     invented values  where references are JSON objects: fields that are null there and have a value in the answer
     """
     if not answers[0]:
         return {}
-    table = {"exact answers": [_share(sum(row["exact"] for row in rows), len(rows)) for rows in answers]}
-    counts = [[invented(row["answer"], row["reference"]) for row in rows] for rows in answers]
-    missing = sum(of for _, of in counts[0])
-    if missing:
-        table["invented values"] = [_share(sum(count for count, _ in rows), missing) for rows in counts]
+    rows = list(range(len(answers[0])))
+    table = {"exact answers": ([[float(row["exact"]) for row in of_model] for of_model in answers], rows)}
+    counts = [[invented(row["answer"], row["reference"]) for row in of_model] for of_model in answers]
+    fields = [row for row, (_, missing) in enumerate(counts[0]) for _ in range(missing)]
+    if fields:
+        values = [[float(at < count) for count, of in of_model for at in range(of)] for of_model in counts]
+        table["invented values"] = (values, fields)
     return table
 
 

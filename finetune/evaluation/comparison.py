@@ -8,16 +8,20 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hybrid_ft.finetune.recipe.schema import Evaluate, Recipe
 from hybrid_ft.finetune.recipe.stages import Questions
+from hybrid_ft.finetune.runs.console import say
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from rich.console import Console
     from transformers import PreTrainedTokenizerBase
+
+    from hybrid_ft.finetune.evaluation.statistics import Interval
 
 
 def check(questions: Questions, first: Recipe) -> None:
@@ -87,11 +91,14 @@ def _asked(questions: Questions, tokenizer: PreTrainedTokenizerBase) -> Iterator
 
 
 def show(console: Console, columns: Sequence[tuple[str, list[dict[str, Any]]]]) -> None:
-    """A table: a column for each model, a row for each source and measure; below it an answer that changed, of each source."""
+    """A table: a column for each model, a row for each source and measure, with its interval; then what has changed from
+    each model to the next, and an answer that did, of each source."""
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     from hybrid_ft.finetune.evaluation import answers as evaluate
+    from hybrid_ft.finetune.evaluation import statistics
 
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("")
@@ -101,16 +108,35 @@ def show(console: Console, columns: Sequence[tuple[str, list[dict[str, Any]]]]) 
     parts = {
         source: [[line for line in lines if line["source"] == source] for _, lines in columns] for source in sources
     }
+    changes = []
     for source, answers in parts.items():
         table.add_row(Path(source).name)
+        scores = evaluate.scores(answers)
         for measure, cells in evaluate.measures(answers).items():
             table.add_row(f"  {measure}", *cells)
+            models, rows = scores[measure]
+            clusters = None if len(set(rows)) == len(rows) else rows
+            found = [statistics.share(model, clusters) for model in models]
+            table.add_row("", *(Text(f"[{100 * one.low:.1f}, {100 * one.high:.1f}]", style="dim") for one in found))
+            for number, (before, after) in enumerate(pairwise(models)):
+                change = statistics.difference(before, after, clusters=clusters)
+                names = f"{columns[number][0]} to {columns[number + 1][0]}"
+                changes.append(f"{names}: {Path(source).name}, {measure}: {_in_words(change)}")
     console.print(table)
+    for line in changes:
+        say(console, line)
+    say(console, "in brackets 95 % intervals: Wilson's of a share, of a change paired by row")
     for answers in parts.values():
         number = _most_changed(answers)
         titled = [(title, lines[number]["answer"]) for (title, _), lines in zip(columns, answers, strict=True)]
         reference = ("reference", answers[0][number]["reference"])
         evaluate.show_answers(console, answers[0][number]["origin"], [*titled, reference])
+
+
+def _in_words(change: Interval) -> str:
+    if not change.settled:
+        return f"no difference seen, at most {100 * change.most:.1f} points"
+    return f"{100 * change.value:+.1f} points [{100 * change.low:+.1f}, {100 * change.high:+.1f}]"
 
 
 def _most_changed(answers: list[list[dict[str, Any]]]) -> int:

@@ -30,4 +30,4 @@ def empty_model(recipe: Recipe, bfloat16: bool) -> PreTrainedModel | PeftModel:
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16 if bfloat16 and lora else torch.float32)
         if recipe.model.adapter and not recipe.model.merge_adapter:
             return get_peft_model(model, read_adapter(find_folder(recipe.model.adapter, weights=True)).config)
-        return add_lora(model, **lora.adapters) if lora else model
+        return add_lora(model, **lora.adapters | {"init": "default"}) if lora else model

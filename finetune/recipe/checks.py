@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 TRAINED_PRESETS = ("tiny",)
 SHAPE_PRESETS = ("190M", "1B", "7B")
 
+_ITS_OWN = ("targets", "rank", "alpha", "modules", "modules_to_save", "init", "layers", "rslora", "dora")
+"""keys of model.lora that an adapter which goes on brings along"""
+
 SECRET = "holds a secret; remove it, secrets are read from the environment (HF_TOKEN, WANDB_API_KEY)"
 
 
@@ -43,6 +46,10 @@ def contradictions(recipe: Recipe) -> Iterator[Wrong]:
         yield Wrong(("data", "eval", "count"), f"got {data.eval.count}; give fraction or count, not both")
     yield from _weights(data.sources, ("data", "sources"))
     yield from _weights(data.eval.sources, ("data", "eval", "sources"))
+    for index, source in enumerate(data.eval.sources):
+        if source.repeat != 1:
+            loc = ("data", "eval", "sources", index, "repeat")
+            yield Wrong(loc, f"got {source.repeat}; a held-out row counts once, so leave it out")
     if not data.eval.wanted:
         ways = tuple(("data", "eval", key) for key in ("fraction", "count", "sources"))
         needs = "needs held-out rows; set data.eval.fraction, data.eval.count or data.eval.sources"
@@ -58,6 +65,7 @@ def contradictions(recipe: Recipe) -> Iterator[Wrong]:
         )
     yield from _adapter(model)
     yield from _template_arguments(model)
+    yield from _lora(recipe)
     if model.path in SHAPE_PRESETS and not model.from_scratch:
         yield Wrong(
             ("model", "path"),
@@ -92,7 +100,7 @@ def _adapter(model: Model) -> Iterator[Wrong]:
             "must be true beside model.merge_adapter: the new adapter alone would have no base to open it on",
             (("model", "merge_adapter"),),
         )
-    for key in ("targets", "rank", "alpha", "layers", "rslora", "dora"):
+    for key in _ITS_OWN:
         default = type(lora).model_fields[key].default
         if not model.merge_adapter and getattr(lora, key) != default:
             yield Wrong(
@@ -100,6 +108,27 @@ def _adapter(model: Model) -> Iterator[Wrong]:
                 f"got {shown(getattr(lora, key))}; model.adapter goes on with its own; leave the key out, or set "
                 "model.merge_adapter: true",
             )
+
+
+def _lora(recipe: Recipe) -> Iterator[Wrong]:
+    """What is adapted, how it begins and how fast it learns."""
+    lora, train = recipe.model.lora, recipe.train
+    if lora is None and train.loraplus_ratio is not None:
+        yield Wrong(("train", "loraplus_ratio"), f"got {train.loraplus_ratio:g}; it is LoRA's, set model.lora: {{}}")
+    if lora is None:
+        return
+    if lora.modules and lora.targets != type(lora).model_fields["targets"].default:
+        yield Wrong(
+            ("model", "lora", "modules"),
+            f"got {shown(lora.modules)} beside targets {lora.targets}; name modules or sets, not both",
+            (("model", "lora", "targets"),),
+        )
+    if lora.init == "orthogonal" and lora.rank % 2:
+        yield Wrong(
+            ("model", "lora", "init"),
+            f"got orthogonal with rank {lora.rank}; its two halves need an even rank",
+            (("model", "lora", "rank"),),
+        )
 
 
 def preference_contradictions(recipe: Recipe, stage: str | None) -> Iterator[Wrong]:
@@ -133,6 +162,11 @@ def preference_contradictions(recipe: Recipe, stage: str | None) -> Iterator[Wro
             ("train", "accumulation"),
             f"got {train.accumulation}; a step is dpo.pairs_per_step pairs ({dpo.pairs_per_step}) in as many "
             "micro-batches as train.batch_tokens asks for; set dpo.pairs_per_step",
+        )
+    if train.neftune_alpha is not None:
+        yield Wrong(
+            ("train", "neftune_alpha"),
+            f"got {train.neftune_alpha:g}; must be null for pairs: it would add noise to every comparison with the reference",
         )
     if not recipe.data.packing:
         yield Wrong(("data", "packing"), "got false; pairs are always laid end to end")

@@ -17,7 +17,11 @@ def _as_key(value: Any) -> Any:
 _NAME_IS_FILE = BeforeValidator(lambda value: {"file": value} if isinstance(value, str) else value)
 Key = Annotated[str, BeforeValidator(_as_key)]
 Roles = dict[Key, Literal["system", "user", "assistant", "tool", "environment"]]
+Scalar = bool | int | float | str
 Preferred = dict[Key, Literal[1, 2, "tie"]]
+_OF_SIDES = {"chosen", "rejected"}
+_OF_OUTPUTS = {"output_1", "output_2", "preference"}
+_OF_LISTS = {"answers", "answer", "scores", "ranks"}
 
 
 class Turn(Section):
@@ -66,11 +70,19 @@ class Columns(Section):
     """Of pairs: the other one."""
     preference: Text | None = Field(None, examples=["winner"])
     """The column that says which of output_1 and output_2 is better."""
+    answers: Text | None = Field(None, examples=["responses"])
+    """Of pairs: the column that holds a list of answers, each a text, a message, or an object (see answer)."""
+    answer: Text | None = Field(None, examples=["completion"])
+    """The key of the text, or of the messages, in each of those answers."""
+    scores: Text | None = Field(None, examples=["ratings"])
+    """The column that holds their scores, or the key of the score in each answer; the highest is the best."""
+    ranks: Text | None = Field(None, examples=["rank"])
+    """The same for ranks; the lowest is the best."""
 
     @property
     def pairs(self) -> bool:
         """Whether it maps preference pairs, not supervised rows."""
-        return self.chosen is not None or self.output_1 is not None
+        return self.chosen is not None or self.output_1 is not None or self.answers is not None
 
     def named(self) -> dict[str, str]:
         """Which column, or template, each of our columns comes from."""
@@ -94,25 +106,33 @@ class Columns(Section):
         for turn in self.messages or ():
             if turn.content is None and turn.tool_calls is None:
                 return f"the {turn.role} message must have content or tool_calls"
-        return "preference needs output_1 and output_2" if "preference" in have else None
+        if alone := sorted(have & {"preference", *_OF_LISTS}):
+            return f"{alone[0]} needs {'output_1 and output_2' if alone[0] == 'preference' else 'answers'}"
+        return None
 
     def _contradiction_of_pairs(self, have: set[str]) -> str | None:
-        if have - {"prompt", "system", "tools", "chosen", "rejected", "output_1", "output_2", "preference"}:
+        if have - {*("prompt", "system", "tools"), *_OF_SIDES, *_OF_OUTPUTS, *_OF_LISTS}:
             return "must map rows or pairs, not both"
+        if have & _OF_LISTS:
+            if "answers" not in have or len(have & {"scores", "ranks"}) != 1 or have & {*_OF_SIDES, *_OF_OUTPUTS}:
+                return "must name answers and either scores or ranks, and no other answers"
+            if templates := sorted(name for name in have & _OF_LISTS if "{" in str(getattr(self, name))):
+                return f"{templates[0]} must be the name of a column or key; a template makes text, not a list"
+            return None
         if {"chosen", "rejected"} <= have or {"output_1", "output_2", "preference"} <= have:
             return None
-        return "must name chosen and rejected, or output_1, output_2 and preference"
+        return "must name chosen and rejected, or output_1, output_2 and preference, or answers and scores"
 
 
 class Source(Section):
-    """Rows to learn from, of one file or one hub dataset."""
+    """Rows to learn from: a file, a folder, a pattern of files, or a hub dataset."""
 
     path: Text = Field(examples=["data/train.jsonl"])
-    """A file (jsonl, json, csv, tsv, parquet, also packed as .gz or .bz2), or the name of a hub dataset."""
+    """A file, a pattern of files (data/*.jsonl), a folder, or the name of a hub dataset; docs/data.md says what is read."""
     name: Text | None = Field(None, examples=["main"])
-    """Configuration of a hub dataset."""
-    split: Text = Field("train", examples=["test"])
-    """Split of a hub dataset."""
+    """Configuration of a hub dataset, or of one that lies in a folder."""
+    split: Text | None = Field(None, examples=["train[:1000]", "test[10%:20%]"])
+    """Split, or a part of one; null: train, or the only one there is. A file is one split, train."""
     revision: Text | None = Field(None, examples=["main"])
     """Branch, tag or commit of a hub dataset."""
     format: Literal["messages", "prompt-completion", "alpaca", "sharegpt"] | None = Field(None, examples=["alpaca"])
@@ -123,10 +143,16 @@ class Source(Section):
     """What the roles of the turns mean, where they have other names than ours."""
     preference: Preferred | None = Field(None, examples=[{"model_a": 1, "model_b": 2, "tie": "tie"}])
     """Of pairs: which output each value of the preference column names."""
+    pairs: Literal["best_worst", "all"] = Field("best_worst", examples=["all"])
+    """Of lists of answers with scores or ranks: the best against the worst, or every two that differ."""
+    only: dict[str, Scalar | list[Scalar]] | None = Field(None, min_length=1, examples=[{"label": True}])
+    """Rows with these values alone, of each column one value or a list of them; null: all."""
     weight: float | None = Field(None, gt=0, examples=[0.5])
-    """Share of the mix. No row is repeated, so the mix is the largest that the sources can fill."""
+    """Share of the mix, which is the largest that the sources can fill: no row is taken more often than repeat says."""
     count: AtLeastOne | None = Field(None, examples=[5000])
     """Take this many rows, a seeded sample; null: all."""
+    repeat: int = Field(1, ge=1, le=1000, examples=[3])
+    """How often an epoch trains each row that is taken. A held-out row is held out once, and not trained."""
 
 
 class HeldOut(Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 CHAT_TEMPLATES = ("olmo-instruct",)
 
 _HUB_NAME = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?", re.ASCII)
-_DATA_FILE = re.compile(r"\.(jsonl|json|csv|tsv|parquet|txt|gz|bz2|zst|zip|arrow|ya?ml)$", re.IGNORECASE)
+_DATA_FILE = re.compile(r"\.(jsonl|ndjson|json|csv|tsv|parquet|txt|gz|bz2|xz|zst|zip|arrow|ya?ml)$", re.IGNORECASE)
 
 
 def resolve_files(recipe: Recipe, folder: Path, made: bool = False) -> tuple[Recipe, list[Wrong]]:
@@ -78,11 +79,15 @@ class Files:
 
     def _source(self, source: Source, loc: Loc) -> Source:
         path = self.local_or_hub((*loc, "path"), source.path, "data file")
-        if os.path.exists(path):
-            for key in ("name", "revision"):
-                if value := getattr(source, key):
-                    text = f"got {shown(value)}; only a hub dataset has one, the path is local"
-                    self.wrongs.append(Wrong((*loc, key), text, ((*loc, "path"),)))
+        if os.path.exists(path) or glob.has_magic(path):
+            if source.revision:
+                text = f"got {shown(source.revision)}; only a hub dataset has one, the path is local"
+                self.wrongs.append(Wrong((*loc, "revision"), text, ((*loc, "path"),)))
+            if source.name and not os.path.isdir(path):
+                text = (
+                    f"got {shown(source.name)}; only a hub dataset or a folder has configurations, the path is a file"
+                )
+                self.wrongs.append(Wrong((*loc, "name"), text, ((*loc, "path"),)))
         columns = source.columns
         if columns is not None and (wrong := columns.contradiction()):
             self.wrongs.append(Wrong((*loc, "columns"), wrong))
@@ -106,8 +111,8 @@ class Files:
 
     def local_or_hub(self, loc: Loc, path: str, what: str) -> str:
         """An existing path, or a hub name as it is; what can only be a path and is not there is wrong."""
-        found = self._find(path)
-        if found is not None and (problem := _unreadable(found)):
+        found = self._find(path, patterns=what == "data file")
+        if found is not None and os.path.exists(found) and (problem := _unreadable(found)):
             self.wrongs.append(Wrong(loc, f"got {shown(path)}; {problem}"))
         if found is None and ("://" in path or not _HUB_NAME.fullmatch(path) or _DATA_FILE.search(path)):
             also = "" if what == "data file" and _DATA_FILE.search(path) else ", nor can it be a hub name"
@@ -129,17 +134,24 @@ class Files:
             self.wrongs.append(Wrong(loc, text))
         return found or path
 
-    def _find(self, path: str) -> str | None:
+    def _find(self, path: str, patterns: bool = False) -> str | None:
         expanded = os.path.expanduser(path)
-        if os.path.exists(expanded):
+        if _there(expanded, patterns):
             return expanded
         if os.path.isabs(expanded):
             return None
-        beside = self._folder / expanded
-        if os.path.exists(beside):
-            return str(beside)
+        beside = str(self._folder / expanded)
+        if _there(beside, patterns):
+            return beside
         shipped_file = shipped(expanded)
         return str(shipped_file) if shipped_file else None
+
+
+def _there(path: str, patterns: bool) -> bool:
+    """Whether something lies at a path, or files at a pattern such as ``data/*.jsonl`` where it may be one."""
+    return os.path.exists(path) or (
+        patterns and glob.has_magic(path) and any(os.path.isfile(file) for file in glob.iglob(path, recursive=True))
+    )
 
 
 def _no_folder(path: str) -> str:

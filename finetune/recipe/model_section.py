@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
+from hybrid_ft.finetune.recipe.keys import Free
 from hybrid_ft.finetune.recipe.section import AtLeastOne, Section, Text
 
 LORA_TARGETS = ("all-linear", "attention", "delta", "recurrent", "mlp")
+
+
+def _compiles(text: str) -> str:
+    try:
+        re.compile(f"(?:{text})")
+    except re.error as error:
+        raise ValueError(f"must be a name or a regular expression: {error.msg}") from None
+    return text
+
+
+Pattern = Annotated[Text, AfterValidator(_compiles)]
 
 
 class Lora(Section):
@@ -27,14 +40,22 @@ class Lora(Section):
     """The update is scaled by alpha / rank."""
     dropout: float = Field(0.0, ge=0, lt=1, examples=[0.05])
     """Dropout before the adapter. Must be 0 for pairs."""
+    modules: list[Pattern] | None = Field(None, min_length=1, examples=[["self_attn.q_proj", "mlp.*"]])
+    """Modules to adapt in place of `targets`: ends of their names (`q_proj`, `self_attn.q_proj`), or regular expressions of them. Each must be one that `all-linear` holds."""
+    modules_to_save: list[Pattern] | None = Field(None, min_length=1, examples=[["embed_tokens", "lm_head"]])
+    """Modules to train whole, beside the adapted ones, and to save with the adapter: names as for `modules`, of norms, convolutions, projections, the embedding or the head. A norm is best named with its whole path: `model.norm`."""
+    init: Literal["default", "gaussian", "orthogonal", "pissa", "pissa_niter_4", "pissa_niter_16", "olora"] = Field(
+        "default", examples=["pissa_niter_16"]
+    )
+    """How A and B begin. pissa: with the largest singular values of the weights (`niter`: by that many fast iterations); olora: with an orthogonal factor of them. These two are saved with twice the rank, so that the adapter fits the base."""
     layers: list[Annotated[int, Field(ge=0)]] | None = Field(None, min_length=1, examples=[[28, 29, 30, 31]])
     """Numbers, from 0, of the layers to adapt; null: all."""
     rslora: bool = Field(False, examples=[True])
     """Scale by alpha / sqrt(rank) (rsLoRA), which keeps the update's size at higher ranks."""
     dora: bool = Field(False, examples=[True])
     """Train the length of each row of a weight apart from its direction (DoRA). Servers may need it merged."""
-    merge: bool = Field(False, examples=[True])
-    """Also save the whole model with the adapter folded in, as merged/ beside adapter/."""
+    merge: Annotated[bool, Free()] = Field(False, examples=[True])
+    """Also save the whole model with the adapter folded in, as merged/ beside adapter/; also of a run that is finished."""
 
     @property
     def adapters(self) -> dict[str, Any]:
@@ -67,8 +88,8 @@ class Model(Section):
     """olmo-instruct (ships here) or a .jinja file; null: the tokenizer's own."""
     chat_template_kwargs: dict[Text, Any] | None = Field(None, examples=[{"enable_thinking": False}])
     """What the chat template is given beside the messages, in training, in answers, and by default in chat and generate. A row's column chat_template_kwargs goes over it. null: what was saved with the tokenizer."""
-    gradient_checkpointing: bool | None = Field(None, examples=[True])
-    """Compute activations again in the backward pass instead of keeping them. null: on with a GPU, off on a CPU."""
+    gradient_checkpointing: bool | Literal["selective"] | None = Field(None, examples=["selective"])
+    """Compute activations again in the backward pass instead of keeping them; selective keeps the outputs of attention and, on a GPU, of the delta rule. null: on with a GPU, off on a CPU."""
     adapter: Text | None = Field(None, examples=["runs/sft/adapter"])
     """A LoRA adapter folder on `path`, or a hub name, to start from. It goes on training as it is, with its own layers, rank and alpha. In a file of stages `previous`: that of the stage before, not merged."""
     merge_adapter: bool = Field(False, examples=[True])

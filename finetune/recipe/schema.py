@@ -77,6 +77,10 @@ class Train(Section):
     dpo.pairs_per_step instead."""
     learning_rate: float | None = Field(None, gt=0, le=1, examples=[1e-5])
     """Peak learning rate. null: 2.5e-5 for all weights and 2e-4 for LoRA; for pairs 1e-6 and 1e-5."""
+    loraplus_ratio: float | None = Field(None, ge=1, le=1000, examples=[16])
+    """LoRA+: B learns this many times as fast as A, and so do single vectors (DoRA's lengths, norms). null: all at one rate. Lower the learning rate to half or so with it."""
+    neftune_alpha: float | None = Field(None, gt=0, le=1000, examples=[5])
+    """NEFTune: in training every embedding of a document of L tokens in D dimensions gets uniform noise of up to alpha / sqrt(L D). null: none."""
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", examples=["cosine"])
     """Course of the learning rate after the warm-up; linear and cosine end at 0."""
     warmup: float = Field(0.03, ge=0, lt=1, examples=[0.1])
@@ -99,6 +103,8 @@ class Train(Section):
     """Processes that put batches together ahead of the training."""
     sharded: bool = Field(False, examples=[True])
     """Divide weights, gradients and optimizer among the processes (FSDP2); false: each holds a copy (DDP)."""
+    check_memory: Annotated[bool, Free()] = Field(True, examples=[False])
+    """Refuse, before the weights are read, a step that cannot fit the GPU at hand; false: try it all the same."""
     trackers: Annotated[list[Literal["tensorboard", "trackio", "wandb"]], Free()] = Field(
         default_factory=list, examples=[["tensorboard"]]
     )

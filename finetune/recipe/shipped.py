@@ -11,12 +11,19 @@ from hybrid_ft.finetune.recipe.nearest import did_you_mean
 # The repository's root in an editable install, site-packages/hybrid_ft in a plain one.
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 RECIPES = PACKAGE_ROOT / "recipes"
+EVALUATIONS = RECIPES / "evaluations"
 COLUMNS = PACKAGE_ROOT / "datasets" / "columns"
 
 
 def recipe_names() -> list[str]:
     """Names of the shipped recipes, their paths below recipes/ without the suffix."""
-    return sorted(path.relative_to(RECIPES).with_suffix("").as_posix() for path in RECIPES.rglob("*.yaml"))
+    files = (path for path in RECIPES.rglob("*.yaml") if EVALUATIONS not in path.parents)
+    return sorted(path.relative_to(RECIPES).with_suffix("").as_posix() for path in files)
+
+
+def evaluation_names() -> list[str]:
+    """Names of the shipped evaluation tasks, the stems of recipes/evaluations/."""
+    return sorted(path.stem for path in EVALUATIONS.glob("*.yaml"))
 
 
 def column_names() -> list[str]:

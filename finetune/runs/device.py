@@ -33,6 +33,11 @@ def has_bfloat16() -> bool:
     return not is_gpu() or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
+def memory() -> tuple[int, int]:
+    """Bytes of this process's GPU: free, and in all."""
+    return torch.cuda.mem_get_info()
+
+
 def peak_memory() -> int:
     """Bytes: of the GPU's allocator, or of this process on a CPU."""
     if is_gpu():

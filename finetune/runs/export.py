@@ -5,23 +5,26 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hybrid_ft.errors import NUMERICS, InputError
 from hybrid_ft.finetune.runs import storage, weights
 from hybrid_ft.finetune.runs.atomic import publish
+from hybrid_ft.hybrid_model.adapter_weights import as_plain_lora
 from hybrid_ft.hybrid_model.adapters import adapted_names
-from hybrid_ft.hybrid_model.checkpoint.adapter_files import CONFIG
+from hybrid_ft.hybrid_model.checkpoint.adapter_files import CONFIG, WEIGHTS
 from hybrid_ft.hybrid_model.checkpoint.config import lasting_name
 from hybrid_ft.hybrid_model.checkpoint.generation_config import GenerationDefaults
 from hybrid_ft.hybrid_model.checkpoint.load import open_plain
 from hybrid_ft.hybrid_model.checkpoint.save import save, verify
+from hybrid_ft.hybrid_model.checkpoint.torch_functions import torch_functions
 
 # float32 sums in another order; the same weights through transformers' own layers stay well below these
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
@@ -60,13 +63,16 @@ class Exporter:
         """
         self._refuse_not_finite(model)
         with self._staged(name) as staged:
-            config = model.peft_config["default"]
             base = lasting_name(self.base)
+            tensors, config = as_plain_lora(
+                model, get_peft_model_state_dict(model, save_embedding_layers=False), model.peft_config["default"]
+            )
             config.base_model_name_or_path, config.revision = base, self.revision
-            config.target_modules = set(adapted_names(model))
-            model.save_pretrained(str(staged), save_embedding_layers=False)
+            config.target_modules, config.inference_mode = set(adapted_names(model)), True
+            # a tied head and its embedding are one tensor, which safetensors does not write twice
+            save_file({name: tensor.clone() for name, tensor in tensors.items()}, staged / WEIGHTS, {"format": "pt"})
+            config.save_pretrained(str(staged))
             _sort_target_modules(staged / CONFIG)
-            (staged / "README.md").unlink(missing_ok=True)  # PEFT's card is a form with nothing filled in
             self.tokenizer.save_pretrained(str(staged))
             self.defaults.config.save_pretrained(staged)
             plain = open_plain(base, self.revision, model.dtype)
@@ -104,11 +110,15 @@ def _agree(opened: PeftModel, trained: PeftModel, folder: Path) -> None:
     was_training, device = trained.training, next(trained.parameters()).device
     vocabulary = trained.get_input_embeddings().num_embeddings
     row = torch.randint(vocabulary, (1, 48), generator=torch.Generator().manual_seed(0)).to(device)
-    here = trained.eval()(input_ids=row, use_cache=False).logits.float()
-    there = opened.to(device).eval()(input_ids=row, use_cache=False).logits.float()
+    opened, dtype = opened.to(device).eval(), next(trained.parameters()).dtype
+    # what is trained whole is in float32, on a base that is not
+    half = torch.autocast(device.type, dtype, cache_enabled=False) if dtype == torch.bfloat16 else nullcontext()
+    with torch_functions(), half:
+        here = trained.eval()(input_ids=row, use_cache=False).logits.float()
+        there = opened(input_ids=row, use_cache=False).logits.float()
     trained.train(was_training)
     error = float((here - there).norm() / here.norm())
-    limit = _TOLERANCE[next(trained.parameters()).dtype]
+    limit = _TOLERANCE[dtype]
     if not error <= limit:
         raise RuntimeError(
             f"{folder}: what was saved gives other logits in plain transformers (relative error {error:.2e})"

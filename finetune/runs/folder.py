@@ -20,6 +20,9 @@ from hybrid_ft.finetune.runs.atomic import write_text
 from hybrid_ft.finetune.runs.identity import short_digest
 from hybrid_ft.finetune.runs.processes import Processes
 
+LENGTH = ("train.epochs", "train.steps")
+"""The keys that an extension may change."""
+
 if TYPE_CHECKING:
     from hybrid_ft.finetune.recipe.schema import Recipe
 
@@ -86,12 +89,19 @@ class RunFolder:
                 write_text(self.path / "recipe.yaml", recipe.to_yaml())
 
     def accept(self, changed: list[str], recipe: Recipe, identity: dict[str, Any]) -> None:
-        """Go on with what has changed since the run began, as its user has asked for, and keep an account of it."""
+        """Go on with what has changed since the run began, as its user has asked for, and keep an account of it. A
+        finished run is then no longer finished."""
         was = self.record["identity"]
         entry = {"at": _now(), "changed": {key: [was.get(key), identity.get(key)] for key in changed}}
+        if self.finished:
+            entry["finished"] = self.record["finished"]
+        self.renew(recipe)
+        self.note(identity=identity, accepted=[*self.record.get("accepted", []), entry], finished=None)
+
+    def renew(self, recipe: Recipe) -> None:
+        """``recipe.yaml`` anew."""
         if self.processes.main:
             write_text(self.path / "recipe.yaml", recipe.to_yaml())
-        self.note(identity=identity, accepted=[*self.record.get("accepted", []), entry])
 
     def note(self, **entries: Any) -> None:
         """Add to ``run.json``."""
@@ -102,23 +112,36 @@ class RunFolder:
     def finish(self, **entries: Any) -> None:
         self.note(finished={"at": _now(), **entries})
 
-    def check(self, identity: dict[str, Any], accept: bool = False) -> list[str]:
+    def check(self, identity: dict[str, Any], accept: bool = False, extend: bool = False) -> list[str]:
         """What differs from the identity with which the run began; ``identity`` may lack what ``prepare`` makes.
 
-        Raises InputError for a difference that is not accepted.
+        ``accept``: differences are wanted. ``extend``: another length is wanted. Nothing of a finished run is trained
+        anew: there, unless it is to become longer, the program may differ and the recipe may not. Raises InputError.
         """
         known = self.record.get("identity", identity)
         keys = sorted(known.keys() | identity.keys())
         changed = [key for key in keys if known.get(key) != identity.get(key) and (key in identity or "." in key)]
-        if not changed or accept:
+        length = [key for key in changed if extend and key in LENGTH]
+        if self.finished and not length:
+            refused = [key for key in changed if key != "code" and not key.startswith("version.")]
+        else:
+            refused = [] if accept else [key for key in changed if key not in length]
+        if not refused:
             return changed
-        first = changed[0]
-        more = f" (also changed: {', '.join(changed[1:])})" if len(changed) > 1 else ""
+        first = refused[0]
+        more = f" (also changed: {', '.join(refused[1:])})" if len(refused) > 1 else ""
         raise InputError(
             f"output: {self.path} belongs to another run: {first} was {short_digest(known.get(first))}, "
-            f"is {short_digest(identity.get(first))}{more}; give another output, undo the change, or go on with it all the "
-            "same by --accept-changes"
+            f"is {short_digest(identity.get(first))}{more}; {self._ways_out(refused, bool(length))}"
         )
+
+    def _ways_out(self, refused: list[str], longer: bool) -> str:
+        undo = "give another output, undo the change, or"
+        if not self.finished or longer:
+            return f"{undo} go on with it all the same by --accept-changes"
+        if all(key in LENGTH for key in refused):
+            return "it is finished: give another output, or take it further by --extend"
+        return f"it is finished: {undo} take it further by more train.steps --extend --accept-changes"
 
     def forget_metrics_after(self, step: int) -> None:
         """Drop the lines of steps that a resumed run will take again."""

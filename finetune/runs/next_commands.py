@@ -30,7 +30,7 @@ def next_commands(results: list[Path], model_type: str) -> list[str]:
         lines.append(f"train on  hybrid-ft dpo RECIPE model.adapter={place}")
     else:
         lines.append(f"train on  hybrid-ft dpo RECIPE model.path={place}")
-    return [*lines, f"serve     {_serve(last, model_type)}"]
+    return [*lines, f"serve     {_serve(last, model_type)}", f"publish   hybrid-ft push {place} OWNER/NAME --private"]
 
 
 def _serve(result: Path, model_type: str) -> str:

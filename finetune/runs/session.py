@@ -68,6 +68,8 @@ def begin_or_go_on(
         return
     folder.complete(recipe)
     if changed:
+        if folder.finished:
+            tell(f"extended  the run was finished at step {folder.record['finished']['step']} and goes on from there")
         tell(f"changed   {', '.join(changed)}: accepted, so the run does not end where it would have")
         folder.accept(changed, recipe, identity)
     if folder.record["device"] != device.name():

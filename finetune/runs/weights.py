@@ -37,7 +37,9 @@ def save(model: PreTrainedModel | PeftModel, folder: Path, processes: Processes 
         return
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(model, PeftModel):
-        save_file(tensors, folder / ADAPTER, metadata={"format": "pt"})
+        # a tied head and its embedding are one tensor, which safetensors does not write twice
+        apart = {name: tensor.clone() for name, tensor in tensors.items()}
+        save_file(apart, folder / ADAPTER, metadata={"format": "pt"})
         model.peft_config["default"].save_pretrained(str(folder))
     else:
         # not checkpoint.save, which writes A_log and dt_bias in the model's dtype

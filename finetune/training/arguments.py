@@ -11,6 +11,7 @@ from hybrid_ft.finetune.recipe.schema import Recipe
 from hybrid_ft.finetune.runs import device
 from hybrid_ft.finetune.runs.folder import RunFolder
 from hybrid_ft.finetune.training.plan import Plan
+from hybrid_ft.hybrid_model.selective_checkpointing import selective_contexts
 
 Config = TypeVar("Config")
 
@@ -24,6 +25,7 @@ def arguments(make: Callable[..., Config], recipe: Recipe, plan: Plan, folder: R
     train, every = recipe.train, recipe.evaluate.every
     gpu = device.is_gpu()
     checkpointing = recipe.model.gradient_checkpointing
+    selectively = {"use_reentrant": False, "context_fn": selective_contexts}
     with warnings.catch_warnings():
         # the name that transformers 5.20 knows; 5.23 has a new one for it
         warnings.filterwarnings("ignore", "`gradient_checkpointing` is deprecated", FutureWarning)
@@ -37,6 +39,7 @@ def arguments(make: Callable[..., Config], recipe: Recipe, plan: Plan, folder: R
             optim="adamw_torch_fused" if gpu else "adamw_torch",
             adam_beta1=train.betas[0],
             adam_beta2=train.betas[1],
+            neftune_noise_alpha=train.neftune_alpha,
             weight_decay=train.weight_decay,
             max_grad_norm=train.max_grad_norm,
             seed=train.seed,
@@ -47,7 +50,8 @@ def arguments(make: Callable[..., Config], recipe: Recipe, plan: Plan, folder: R
             ddp_find_unused_parameters=False,
             ddp_broadcast_buffers=False,
             dataloader_num_workers=train.loader_workers,
-            gradient_checkpointing=gpu if checkpointing is None else checkpointing,
+            gradient_checkpointing=gpu if checkpointing is None else bool(checkpointing),
+            gradient_checkpointing_kwargs=selectively if checkpointing == "selective" else None,
             logging_strategy="steps",
             logging_steps=train.log_every,
             logging_nan_inf_filter=False,

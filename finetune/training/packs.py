@@ -7,6 +7,8 @@ from typing import Any
 
 from datasets import Dataset
 
+from hybrid_ft.hybrid_model.door.layout import build_layout
+
 FILLER = -1
 """In a pack's place: the first row without any label, for a process that is left without a batch."""
 
@@ -37,7 +39,12 @@ def packs_dataset(rows: Dataset, packs: list[list[int]]) -> Dataset:
 def collate_with_rows(
     collate: Callable[[list[dict[str, Any]]], dict[str, Any]], examples: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """TRL's batch, and ``rows``: the indices of the training rows in it."""
+    """TRL's batch, and ``rows``: the indices of the training rows in it; of packs also their ``layout``.
+
+    Made here, the layout costs the model no wait for a GPU, which the same bounds in ``position_ids`` would.
+    """
     batch = collate(examples)
     batch["rows"] = [row for example in examples for row in example["rows"]]
+    if "attention_mask" not in batch:  # packed, not padded
+        batch["layout"] = build_layout([length for example in examples for length in example["seq_lengths"]])
     return batch

@@ -1,4 +1,4 @@
-"""How many steps a run takes."""
+"""How many steps a run takes, and how many micro-batches a step."""
 
 from __future__ import annotations
 
@@ -27,3 +27,13 @@ class Plan:
         per_epoch = math.ceil(portions / a_step)
         steps = recipe.train.steps or math.ceil(recipe.train.epochs * per_epoch)
         return cls(per_epoch, steps, math.floor(recipe.train.warmup * steps))
+
+
+def a_step(recipe: Recipe) -> int:
+    """Micro-batches of an optimizer step, over all processes."""
+    train = recipe.train
+    if train.tokens_per_step is not None:
+        return train.tokens_per_step // train.batch_tokens
+    if train.rows_per_step is not None:
+        return train.rows_per_step // train.batch_size
+    return train.accumulation

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -20,15 +20,16 @@ from hybrid_ft.finetune import models
 from hybrid_ft.finetune.data.tokens.arguments import save_arguments
 from hybrid_ft.finetune.evaluation import answers
 from hybrid_ft.finetune.machines.hardware import check_hardware
-from hybrid_ft.finetune.runs import checkpoints
+from hybrid_ft.finetune.runs import checkpoints, device
 from hybrid_ft.finetune.runs.console import duration, say
 from hybrid_ft.finetune.runs.export import Exporter
 from hybrid_ft.finetune.runs.folder import RunFolder
 from hybrid_ft.finetune.runs.identity import run_identity, tokenizer_digest
 from hybrid_ft.finetune.runs.launcher import agreed
-from hybrid_ft.finetune.runs.next_commands import next_commands
 from hybrid_ft.finetune.runs.session import begin_or_go_on, check_storage, in_folder, newest_checkpoint
-from hybrid_ft.finetune.training import fsdp, seams
+from hybrid_ft.finetune.training import ends, fsdp, seams
+from hybrid_ft.finetune.training.memory_check import held_line, memory_line
+from hybrid_ft.hybrid_model.adapter_weights import merged
 from hybrid_ft.hybrid_model.checkpoint.generation_config import GenerationDefaults, generation_defaults
 from hybrid_ft.hybrid_model.gpu_trust import check_gpu
 
@@ -89,6 +90,7 @@ class Start:
             "origins": lambda row: origins[row],
             "arithmetic": partial(models.arithmetic, self.recipe),
             "save_best": self.recipe.evaluate.load_best,
+            "loraplus_ratio": self.recipe.train.loraplus_ratio,
         }
 
 
@@ -122,40 +124,54 @@ class Stage:
     show: Callable[[Start, dict[str, Any], dict[str, Any]], None]
 
 
-def run(recipe: Recipe, stage: Stage, console: Console, accept_changes: bool = False) -> int:
+@dataclass(frozen=True)
+class GoOn:
+    """How a run that was begun goes on. ``accept``: though its recipe, data, base or code are not those it began with.
+    ``extend``: to another number of steps or epochs, also from its end."""
+
+    accept: bool = False
+    extend: bool = False
+
+
+def run(recipe: Recipe, stage: Stage, console: Console, accept_changes: bool = False, extend: bool = False) -> int:
     """The whole run. Returns the exit status: 0 done, 75 stopped by a signal and resumable.
 
-    ``accept_changes``: go on with a run though its recipe, data, base or code are not those it began with. Raises
-    InputError for what a user can mend; until training begins nothing is left behind then.
+    ``accept_changes`` and ``extend``: as ``GoOn``. Raises InputError for what a user can mend; until training begins
+    nothing is left behind then.
     """
     folder = RunFolder(recipe.output or f"runs/{stage.name}")
     check_hardware(recipe.model.dtype == "bfloat16", recipe.train.loader_workers)
-    recipe = agreed(recipe, models.in_bfloat16(recipe))
-    return in_folder(folder, console, lambda stop: _run(recipe, stage, folder, console, stop, accept_changes))
+    recipe, how = agreed(recipe, models.in_bfloat16(recipe)), GoOn(accept_changes, extend)
+    return in_folder(folder, console, lambda stop: _run(recipe, stage, folder, console, stop, how))
 
 
-def _run(recipe: Recipe, stage: Stage, folder: RunFolder, console: Console, stop: StopRequest, accept: bool) -> int:
+def _run(recipe: Recipe, stage: Stage, folder: RunFolder, console: Console, stop: StopRequest, how: GoOn) -> int:
     began = time.perf_counter()
     identity = run_identity(recipe)
-    folder.check(identity, accept)
-    if folder.finished:
-        say(console, f"{folder.path}: this run is finished; nothing to do")
-        return 0
+    changed = folder.check(identity, how.accept, how.extend)
+    if how.extend and not folder.begun:
+        raise InputError(f"--extend: {folder.path} holds no run to go on with; start it without, or name its output")
+    if folder.finished and not (how.extend and ends.is_longer(changed)):
+        return ends.at_the_end(recipe, folder, console)
     tokenizer = models.load_tokenizer(recipe)
     prepared = stage.prepare(recipe, tokenizer)
     # what the rows were rendered with is what the result answers with
     tokenizer.chat_template = prepared.chat_template
     save_arguments(tokenizer, prepared.template_arguments)
     identity |= {"tokenizer": tokenizer_digest(tokenizer)} | stage.identity(prepared)
-    changed = folder.check(identity, accept)
+    changed = folder.check(identity, how.accept, how.extend)
     plan = stage.plan(recipe, prepared, folder.processes.count)
+    ends.check_longer(folder, plan.steps)
     start = Start(recipe, folder, console, stop, tokenizer, prepared, plan)
+    memory = memory_line(recipe, prepared, folder.processes.count) if device.is_gpu() else None
 
     model = models.load_model(recipe, tokenizer)
     defaults = generation_defaults(model, tokenizer, prepared.eos_token_ids)
     saves = check_storage(folder, recipe, model, models.in_bfloat16(recipe))
     resumed = newest_checkpoint(folder, start.say)
-    _introduce(stage, start, model, resumed, saves)
+    ends.check_goes_on(folder, resumed)
+    memory = memory or held_line(model, folder.processes.count, recipe.train.sharded)
+    _introduce(stage, start, model, resumed, (memory, saves))
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder.path / "tensorboard")
     progress = stage.progress(console, folder.metrics)
     trainer = stage.trainer(start, model, progress)
@@ -173,16 +189,13 @@ def _run(recipe: Recipe, stage: Stage, folder: RunFolder, console: Console, stop
         after = _measure(stage, start, trainer, defaults, "after")
     results = export(trainer, recipe, folder, tokenizer, defaults)
     stage.show(start, before, after)
-    folder.finish(step=plan.steps, results=[path.name for path in results])
+    folder.finish(step=plan.steps, results=[path.name for path in results], held_out=after["held_out"])
     start.say(f"done in {duration(time.perf_counter() - began)}")
-    for path in results:
-        start.say(f"{path.name}: {path}")
-    for number, line in enumerate(next_commands(results, model.config.model_type)):
-        start.say(f"{'' if number else 'next':10}{line}")
+    ends.show_results(results, model.config.model_type, start.say)
     return 0
 
 
-def _introduce(stage: Stage, start: Start, model: torch.nn.Module, resumed: Path | None, saves: str) -> None:
+def _introduce(stage: Stage, start: Start, model: torch.nn.Module, resumed: Path | None, costs: Sequence[str]) -> None:
     """What will be trained, on what, in what portions, and where it goes."""
     recipe, plan, train, processes = start.recipe, start.plan, start.recipe.train, start.folder.processes
     start.say(f"model     {models.describe_model(recipe, model)}")
@@ -194,7 +207,8 @@ def _introduce(stage: Stage, start: Start, model: torch.nn.Module, resumed: Path
         f"training  {plan.steps:,} steps ({plan.steps / plan.per_epoch:.2f} epochs), {aim}learning rate "
         f"{train.learning_rate:g}, {train.schedule}, {plan.warmup} steps of warm-up"
     )
-    start.say(saves)
+    for line in costs:
+        start.say(line)
     if processes.count > 1:
         how = "in pieces over them (FSDP2)" if train.sharded else "a copy in each (DDP)"
         start.say(f"processes {processes.count}, the model {how}")
@@ -303,5 +317,5 @@ def export(
     # an adapter on a base that was merged in memory would have nothing to be opened on
     results = [] if wanted.merge_adapter else [exporter.adapter(model)]
     if wanted.lora.merge:
-        results.append(exporter.whole(model.merge_and_unload(), "merged"))
+        results.append(exporter.whole(merged(model), "merged"))
     return results

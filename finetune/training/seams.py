@@ -29,6 +29,7 @@ OVERRIDDEN = {
         "_load_scaler": "nothing: none is saved",
         "_init_training_state": "a resumed run takes its intervals from the recipe",
         "get_decay_parameter_names": "no decay of A_log",
+        "create_optimizer": "LoRA+: a learning rate of its own for B",
         "_load_rng_state": "no pickle, one file for all processes",
         "get_batch_samples": "tokens, padding and rows of a step are counted",
         "training_step": "the losses of a step are summed; the watchdog hears of it",
@@ -43,18 +44,21 @@ OVERRIDDEN = {
         "get_train_dataloader": "batches are dealt out to the processes, none twice",
         "compute_loss": "TRL's metrics are not gathered",
     },
-    "PairTrainer": {
-        "__init__": "no reference model, no dropout, a head of log-probabilities alone",
-        "_prepare_dataset": "nothing: the pairs are prepared",
-        "_precompute_ref_logps": "nothing: the reference has its cache",
-        "compute_ref_log_probs": "each prompt is computed once",
+    "StepTrainer": {
+        "__init__": "no dropout",
         "get_train_dataloader": "whole steps in every process, which takes its part of each",
         "get_batch_samples": "a step is counted whole",
         "training_step": "a step's micro-batches, each weighed by its share",
-        "compute_loss": "weighed by the share",
-        "_compute_loss": "each prompt is computed once; measures are summed",
+        "compute_loss": "weighed by the share; TRL's metrics are not gathered",
         "log": "margins, accuracies, log-probabilities",
         "floating_point_ops": "prompts are counted once",
+    },
+    "PairTrainer": {
+        "__init__": "no reference model, a head of log-probabilities alone",
+        "_prepare_dataset": "nothing: the pairs are prepared",
+        "_precompute_ref_logps": "nothing: the reference has its cache",
+        "compute_ref_log_probs": "each prompt is computed once",
+        "_compute_loss": "each prompt is computed once; measures are summed",
     },
 }
 """Class -> method -> why."""

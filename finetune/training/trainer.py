@@ -32,6 +32,7 @@ from hybrid_ft.finetune.runs.folder import RunFolder
 from hybrid_ft.finetune.runs.signals import StopRequest
 from hybrid_ft.finetune.runs.watchdog import Watchdog
 from hybrid_ft.finetune.training import seams
+from hybrid_ft.finetune.training.lora_plus import loraplus_optimizer
 from hybrid_ft.finetune.training.packs import collate_with_rows
 
 MOST_SKIPPED = 3
@@ -59,10 +60,11 @@ class RunTrainer(Trainer):
     """To be named before a TRL trainer: ``class X(RunTrainer, SFTTrainer)``, so that ``super()`` here is TRL's.
 
     ``origins`` names a training row by its index. ``stop`` is looked at when a step ends. ``save_best``: keep the
-    checkpoint of the lowest held-out loss as well. ``arithmetic`` gives the context of every forward.
+    checkpoint of the lowest held-out loss as well. ``loraplus_ratio``: of B's learning rate to A's. ``arithmetic`` gives the context of every forward.
     """
 
     data_collator: Any
+    optimizer: Any
     control: TrainerControl
     result_step: int | None = None
     """whose weights the model has when the training is over"""
@@ -78,6 +80,7 @@ class RunTrainer(Trainer):
         origins: Callable[[int], str],
         arithmetic: Callable[[], AbstractContextManager[object]] = nullcontext,
         save_best: bool = False,
+        loraplus_ratio: float | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -87,6 +90,7 @@ class RunTrainer(Trainer):
         self.accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
         precision = self.accelerator.mixed_precision
         assert (precision == "bf16") == self.args.bf16, f"accelerate computes in {precision}: the environment says so"
+        self.loraplus_ratio = loraplus_ratio
         self.counts, self.watchdog = Counts(), Watchdog()
         self.skipped_in_a_row = 0
         self._loss_of_step: torch.Tensor | None = None
@@ -183,6 +187,16 @@ class RunTrainer(Trainer):
         """Matrices and embeddings; no norm, no bias, and unlike transformers' choice no A_log: a rate, not a weight."""
         matrices = {name for name, parameter in model.named_parameters() if parameter.ndim >= 2}
         return [name for name in super().get_decay_parameter_names(model) if name in matrices]
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """transformers' own, or that of LoRA+."""
+        if self.loraplus_ratio is not None:
+            adapted = self.model if model is None else model
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, adapted)
+            decay = self.args.weight_decay
+            self.optimizer = loraplus_optimizer(adapted, kind, options, self.loraplus_ratio, decay)
+        made: torch.optim.Optimizer = super().create_optimizer(model)
+        return made
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         counts = self.counts

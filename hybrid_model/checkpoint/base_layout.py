@@ -24,6 +24,7 @@ from transformers.modeling_utils import remove_tied_weights_from_state_dict
 from hybrid_ft.errors import InputError
 from hybrid_ft.hybrid_model.checkpoint.config import FOREIGN, json_object, read_config
 from hybrid_ft.hybrid_model.checkpoint.text_model import is_carried, text_class
+from hybrid_ft.hybrid_model.checkpoint.torch_functions import torch_functions
 from hybrid_ft.hybrid_model.checkpoint.weight_files import INDEX, read_headers
 from hybrid_ft.hybrid_model.families.known import family_of
 
@@ -104,7 +105,7 @@ def verify_in_base_layout(folder: Path, model: PreTrainedModel) -> float:
     tokens = torch.randint(config.vocab_size, (1, 64), generator=torch.Generator().manual_seed(0))
     ran = copy.deepcopy(model).cpu().float().eval()
     ran.load_state_dict(plain.state_dict())
-    with torch.no_grad():
+    with torch.no_grad(), torch_functions():
         theirs = plain.eval()(tokens, use_cache=False).logits.double()
         ours = ran(tokens, use_cache=False).logits.double()
     difference = float((ours - theirs).norm() / theirs.norm())

@@ -13,6 +13,7 @@ from transformers.models.olmo_hybrid import modeling_olmo_hybrid as hf
 
 from hybrid_ft.hybrid_model.checkpoint.base_layout import save_in_base_layout, verify_in_base_layout
 from hybrid_ft.hybrid_model.checkpoint.tokenizer import check_vocabulary
+from hybrid_ft.hybrid_model.checkpoint.torch_functions import torch_functions
 from hybrid_ft.hybrid_model.checkpoint.weight_files import give_usual_mode
 from hybrid_ft.hybrid_model.families.olmo_hybrid.model import OlmoHybridForCausalLM
 from hybrid_ft.hybrid_model.families.olmo_hybrid.names import released_shapes
@@ -83,7 +84,7 @@ def verify(folder: str | Path, model: OlmoHybridForCausalLM) -> float:
     tokens = torch.randint(plain.config.vocab_size, (1, 64), generator=generator)
     training = model.training
     model.eval()
-    with torch.no_grad():
+    with torch.no_grad(), torch_functions():
         theirs = plain.eval()(tokens, use_cache=False).logits.double()
         # a trained model blows the rounding of half precision up to any size, so the same weights are run in float32;
         # A_log and dt_bias are rounded first, as they were in saving

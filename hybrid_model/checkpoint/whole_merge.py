@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from hybrid_ft.hybrid_model.checkpoint.adapter_changes import EMBEDDING, HEAD
 from hybrid_ft.hybrid_model.checkpoint.merge import Merge
 from hybrid_ft.hybrid_model.checkpoint.tensor_files import stored_tensors
+from hybrid_ft.hybrid_model.checkpoint.torch_functions import torch_functions
 
 OPENED_WHOLE = 3 * 10**8
 """Parameters of the largest model that is compared whole: twice 1.2 GB in float32."""
@@ -30,7 +31,7 @@ def compare_with_peft(merge: Merge, out: Path) -> float:
         raise RuntimeError(f"{out}: transformers reports {problems}")
     expected = _merged_by_peft(merge)
     tokens = torch.randint(merge.config.vocab_size, (1, 64), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
+    with torch.no_grad(), torch_functions():
         theirs, ours = (model.eval()(tokens, use_cache=False).logits.double() for model in (expected, written))
     difference = float((ours - theirs).norm() / theirs.norm())
     limit = max(_TOLERANCE[dtype] for dtype in merge.dtypes.values())

@@ -75,14 +75,15 @@ def read_batch(
     prompt_lengths: torch.Tensor | None = None,
     prompt_rows: torch.Tensor | None = None,
     share_prompts: bool = True,
-    keep_padding: Callable[[], bool] = lambda: False,
+    keep_padding: Callable[[], bool] | None = lambda: False,
     **bounds: Any,
 ) -> Batch:
     """Read input ids [B, T] or embeddings [B, T, D] and what comes with them; ``OlmoHybridModel.forward`` says what may.
 
     bounds are those of ``open_door``. share_prompts: compute a shared prompt once; without it the rows of pairs are
     documents of their own. keep_padding: whether hidden states keep the batch's rows between the layers, padding
-    included, for those who look at them; otherwise they are [1, N, D] where there is padding, and [B, T, D] where there is none.
+    included, for those who look at them; otherwise they are [1, N, D] where there is padding, and [B, T, D] where there
+    is none. None: they are [1, N, D] in any case.
 
     Raises ValueError for what contradicts itself, an empty batch, packed rows with a cache, and a cache of other rows.
     """
@@ -98,6 +99,7 @@ def read_batch(
             raise ValueError("a layout stands for itself: no attention_mask and no cache beside it")
         if shape != (1, len(layout.positions)):
             raise ValueError(f"the layout is of {len(layout.positions)} tokens in one row; the batch is {shape}")
+        layout = layout.to(given.device, non_blocking=True)
         return Batch(Door(layout, shape, None, len(layout.lengths) == 1), None, none, None)
 
     # Rows that share prompts, as pairs do.
@@ -140,8 +142,10 @@ def _attention_cache(caches: Sequence[AttentionCache | DeltaCache]) -> Attention
     return next(cache for cache in caches if isinstance(cache, AttentionCache))
 
 
-def _formed(door: Door | None, keep_padding: Callable[[], bool]) -> Door | None:
+def _formed(door: Door | None, keep_padding: Callable[[], bool] | None) -> Door | None:
     """The hidden states in the batch's own rows, where that costs nothing or is asked for."""
-    if door is None or isinstance(door, SharedDoor) or (door.index is not None and not keep_padding()):
+    if door is None or keep_padding is None or isinstance(door, SharedDoor):
+        return door
+    if door.index is not None and not keep_padding():
         return door
     return replace(door, layout=replace(door.layout, form=door.shape, places=door.index))

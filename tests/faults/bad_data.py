@@ -39,7 +39,7 @@ ROWS: list[tuple[str, Any, str]] = [
     ("content is a number", turns(("user", 5), ANSWER), "messages[0].content: got 5"),
     ("content is true", turns(("user", True), ANSWER), "messages[0].content: got true"),
     ("content is an object", turns(("user", {"text": "q"}), ANSWER), "messages[0].content: got a mapping"),
-    ("an unknown role", turns(("bot", "q"), ANSWER), "messages[0].role: got 'bot'"),
+    ("an unknown role", turns(("bard", "q"), ANSWER), "messages[0].role: got 'bard'"),
     ("a role in capitals", turns(("User", "q"), ANSWER), "messages[0].role: got 'User'"),
     ("a role of another kind", turns((["user"], "q"), ANSWER), "messages[0].role: got a list of 1"),
     ("a role is null", turns((None, "q"), ANSWER), "messages[0].role"),
@@ -114,6 +114,12 @@ def zipped(path: Path) -> None:
         archive.writestr("../../escaped.jsonl", lines(ROW))
 
 
+def zipped_twice(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("a.jsonl", "b.jsonl"):
+            archive.writestr(name, lines(ROW))
+
+
 def looping(path: Path) -> None:
     path.symlink_to(path.name)
 
@@ -132,12 +138,12 @@ FILES = [
     of_file("an empty array", "[]", "rows.json:1: 0 rows", file="rows.json"),
     of_file("not there", None, "r.yaml:2: data.sources.0.path: got 'gone.jsonl'; there is no such", file="gone.jsonl"),
     of_file("nearly there", None, "did you mean rows.jsonl?", file="rows.jsnl", status=(3,)),
-    of_file("a folder", lambda path: path.mkdir(), "data.jsonl: is a folder", file="data.jsonl"),
+    of_file("a folder", lambda path: path.mkdir(), "data.jsonl: is a folder without a data file", file="data.jsonl"),
     of_file("a pipe", os.mkfifo, "r.yaml:2: data.sources.0.path", "neither a file nor a folder", file="pipe.jsonl"),
     of_file("a device", None, "r.yaml:2: data.sources.0.path", file="/dev/zero"),
     of_file("a link to itself", looping, "r.yaml:2: data.sources.0.path", file="loop.jsonl"),
     of_file("no kind of file", "x", "rows.xlsx: is not a kind of file that can be read", file="rows.xlsx"),
-    of_file("a zip archive", zipped, "rows.zip: is not a kind of file", file="rows.zip"),
+    of_file("a zip archive of two files", zipped_twice, "rows.zip: holds 2 data files (a.jsonl, b.jsonl)", file="rows.zip"),
     of_file("a zip archive by another name", zipped, "data.jsonl:1: is a zip archive; unpack it", file="data.jsonl"),
     of_file("a script", "import os", "rows.py: is not a kind of file", file="rows.py"),
     of_file("an address", None, "r.yaml:2: data.sources.0.path", file="https://example.com/rows.jsonl"),

@@ -3,11 +3,13 @@
 import gzip
 import io
 import json
+import lzma
 import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
 from bad_models import A_TENSOR, WEIGHTS, adapter, tensors_of, with_config, with_json
 from refusals import OF_MODEL, RECIPE, ROW, Case, lines
@@ -242,12 +244,13 @@ def bombs(size: int) -> list[Case]:
         of_archive("e.json.gz", zeros, limit),
         of_archive("f.jsonl.gz", zeros, "f.jsonl.gz"),
         of_archive("g.csv.gz", zeros, "g.csv.gz"),
+        of_archive("i.json.zst", pa.compress(bytes(size), "zstd", asbytes=True), limit),
+        of_archive("j.json.xz", lzma.compress(bytes(size)), limit),
         of_archive("h.jsonl.gz", gzip.compress("\n".join(many).encode()), status=0),
     ]
 
 
 ZIPS = [
-    of_archive("rows.zip", zipped, "rows.zip"),
     of_archive("z.jsonl", zipped, "is a zip archive"),
     of_archive("z.parquet", zipped, "z.parquet"),
     Case("archive: a model", ("model.zip",), recipe=RECIPE.replace("tiny", "model.zip"), files={"model.zip": zipped}),

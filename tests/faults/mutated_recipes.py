@@ -103,9 +103,20 @@ def targets(value: Any) -> bool:
     }
 
 
-SOURCE = {"path": text, "name": or_null(text), "split": text, "revision": or_null(text), "columns": or_null(text)}
+def patterns(value: Any) -> bool:
+    return value != [] and all_of(text)(value)
+
+
+SOURCE = {
+    "path": text,
+    "name": or_null(text),
+    "split": or_null(text),
+    "revision": or_null(text),
+    "columns": or_null(text),
+}
 SOURCE |= {"roles": lambda value: value is None, "preference": lambda value: value is None}
-SOURCE |= {"weight": or_null(number(0, above=True)), "count": or_null(whole(1, 10**9))}
+SOURCE |= {"pairs": one_of("best_worst", "all"), "only": lambda value: value is None}
+SOURCE |= {"weight": or_null(number(0, above=True)), "count": or_null(whole(1, 10**9)), "repeat": whole(1, 1000)}
 SOURCE |= {"format": or_null(one_of("messages", "prompt-completion", "alpaca", "sharegpt"))}
 LOSSES = "sigmoid_norm sigmoid ipo hinge robust exo_pair nca_pair bco_pair sppo_hard aot aot_unpaired apo_zero apo_down"
 RULES: dict[str, Rule] = {
@@ -117,7 +128,7 @@ RULES: dict[str, Rule] = {
     "model.chat_template": or_null(text),
     "model.chat_template_kwargs": lambda value: value is None,
     "model.chat_template_kwargs.a": lambda value: value == 1,
-    "model.gradient_checkpointing": or_null(flag),
+    "model.gradient_checkpointing": lambda value: value is None or flag(value) or value == "selective",
     "model.adapter": or_null(text),
     "model.merge_adapter": flag,
     "model.lora.targets": targets,
@@ -126,6 +137,9 @@ RULES: dict[str, Rule] = {
     "model.lora.dropout": number(0, 1, below=True),
     "model.lora.merge": flag,
     "model.lora.layers": lambda value: value is None or (value != [] and all_of(whole(0))(value)),
+    "model.lora.modules": or_null(patterns),
+    "model.lora.modules_to_save": or_null(patterns),
+    "model.lora.init": one_of("default", "gaussian", "orthogonal", "pissa", "pissa_niter_4", "pissa_niter_16", "olora"),
     "model.lora.rslora": flag,
     "model.lora.dora": flag,
     **{f"data.sources.*.{key}": rule for key, rule in SOURCE.items()},
@@ -149,6 +163,8 @@ RULES: dict[str, Rule] = {
     "train.rows_per_step": or_null(whole(1, 10**9)),
     "train.accumulation": whole(1, 10**9),
     "train.learning_rate": or_null(number(0, 1, above=True)),
+    "train.loraplus_ratio": or_null(number(1, 1000)),
+    "train.neftune_alpha": or_null(number(0, 1000, above=True)),
     "train.schedule": one_of("linear", "cosine", "constant"),
     "train.warmup": number(0, 1, below=True),
     "train.weight_decay": number(0, 1),
@@ -160,6 +176,7 @@ RULES: dict[str, Rule] = {
     "train.log_every": whole(1, 10**9),
     "train.loader_workers": whole(0, 64),
     "train.sharded": flag,
+    "train.check_memory": flag,
     "train.trackers": all_of(one_of("tensorboard", "trackio", "wandb")),
     "dpo.loss": or_null(one_of(*LOSSES.split(), "discopop", "sft")),
     "dpo.beta": or_null(number(0, above=True)),
@@ -229,6 +246,8 @@ def broken_rules(recipe: dict[str, Any]) -> list[str]:
         "a step of another kind": train["rows_per_step" if data["packing"] else "tokens_per_step"],
         "parts of micro-batches": (train["tokens_per_step"] or 0) % train["batch_tokens"]
         or (train["rows_per_step"] or 0) % train["batch_size"],
+        "LoRA+ of nothing": train["loraplus_ratio"] is not None and not recipe["model"]["lora"],
+        "noise in comparisons": train["neftune_alpha"] is not None and recipe["dpo"],
         "two sizes of a step": train["accumulation"] != 1 and (train["tokens_per_step"] or train["rows_per_step"]),
         "nothing filled in": train["learning_rate"] is None or recipe["output"] is None,
     }

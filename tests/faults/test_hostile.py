@@ -17,8 +17,7 @@ from harness import Job, checkpoints, differing, digest, results
 from hostile import ESCAPES, MODELS, RUNAWAYS, YAMLS, ZIPS, bombs, of_template
 from refusals import MOST_SECONDS, RECIPE, Case, tried
 
-from hybrid_ft.finetune.data.sources import json_rows
-from hybrid_ft.finetune.data.sources import source as sources
+from hybrid_ft.finetune.data.sources import json_rows, packed
 from hybrid_ft.finetune.data.tokens import template
 
 CANARIES = {
@@ -133,7 +132,7 @@ def told_secrets(cases: Iterable[Case], folder: Path) -> list[str]:
 @pytest.fixture
 def small_bombs(monkeypatch: pytest.MonkeyPatch) -> list[Case]:
     """The limits lowered, and archives that pass them."""
-    monkeypatch.setattr(sources, "MOST_UNPACKED", 2**18)
+    monkeypatch.setattr(packed, "MOST_UNPACKED", 2**18)
     monkeypatch.setattr(json_rows, "MAX_LINE_BYTES", 2**14)
     return bombs(2**19)
 

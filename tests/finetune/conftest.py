@@ -34,7 +34,13 @@ def start(tmp_path: Path, tiny_base: Path, tiny_tokenizer: Any, monkeypatch: pyt
     """``start(rows=..., train={...}, ...)`` runs a recipe on random rows into ``tmp_path / output``; ``start.prepared`` are the rows."""
 
     def go(
-        output: str = "run", rows: int = 12, held_out: int = 0, seed: int = 0, accept: bool = False, **sections: Any
+        output: str = "run",
+        rows: int = 12,
+        held_out: int = 0,
+        seed: int = 0,
+        accept: bool = False,
+        extend: bool = False,
+        **sections: Any,
     ) -> Start:
         from rich.console import Console
 
@@ -55,7 +61,7 @@ def start(tmp_path: Path, tiny_base: Path, tiny_tokenizer: Any, monkeypatch: pyt
         prepared = go.prepared = random_rows(rows, held_out, seed, recipe, tiny_tokenizer.chat_template)
         stage = replace(sft.SFT, prepare=lambda recipe, tokenizer: prepared)
         screen = io.StringIO()
-        status = run(recipe, stage, Console(file=screen, width=200), accept)
+        status = run(recipe, stage, Console(file=screen, width=200), accept, extend)
         return Start(status, screen.getvalue(), tmp_path / output, prepared)
 
     return go
@@ -137,7 +143,9 @@ def random_pairs(count: int, seed: int = 0, prompts: tuple[int, int] = (1, 30), 
 def start_pairs(tmp_path: Path, tiny_base: Path, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """``start_pairs(pairs=..., train={...}, dpo={...}, ...)`` runs a recipe on random pairs into ``tmp_path / output``."""
 
-    def go(output: str = "run", pairs: int = 20, held_out: int = 0, seed: int = 0, **sections: Any) -> Any:
+    def go(
+        output: str = "run", pairs: int = 20, held_out: int = 0, seed: int = 0, extend: bool = False, **sections: Any
+    ) -> Any:
         from rich.console import Console
 
         from hybrid_ft.finetune.recipe.schema import Recipe
@@ -165,7 +173,7 @@ def start_pairs(tmp_path: Path, tiny_base: Path, tiny_tokenizer: Any, monkeypatc
         )
         monkeypatch.setattr(dpo, "prepare", lambda recipe, tokenizer: prepared)
         screen = io.StringIO()
-        status = run(recipe, dpo.DPO, Console(file=screen, width=200))
+        status = run(recipe, dpo.DPO, Console(file=screen, width=200), extend=extend)
         return SimpleNamespace(
             status=status, screen=screen.getvalue(), folder=tmp_path / output, prepared=prepared, recipe=recipe
         )

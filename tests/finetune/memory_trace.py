@@ -106,7 +106,10 @@ def trace(
     as_on_a_gpu: Callable[[], AbstractContextManager[None]],
     processes: int = 1,
     lora: int = 0,
-    checkpointing: bool = True,
+    targets: str = "all-linear",
+    dropout: float = 0.0,
+    pairs: bool = False,
+    checkpointing: bool | str = True,
     micro_batches: int = 1,
     labelled: float = 0.5,
     fused: bool = True,
@@ -118,21 +121,29 @@ def trace(
 
     config     of the model, cut to as many layers as are to be traced
     tokens     of a micro-batch, in ``documents`` of one length, ``labelled`` of them trained
-    lora       rank of adapters on all linear layers; 0: all weights
+    lora       rank of adapters on ``targets``; 0: all weights
+    pairs      each document is a prompt, half of it, and two answers that continue it
 
     The last four are what the program sets, against what torch, accelerate and PEFT would do by themselves.
     """
     from hybrid_ft.finetune.training.fsdp import divide
+    from hybrid_ft.hybrid_model.selective_checkpointing import selective_contexts
 
-    layout = build_layout([tokens // documents] * documents)
+    length = tokens // documents
+    layout = build_layout([length] * documents)
+    if pairs:
+        prompts, answers = [length - 2 * (length // 4)] * documents, [length // 4] * 2 * documents
+        layout = build_layout(prompts + answers, [-1] * documents + [n // 2 for n in range(2 * documents)])
     mesh = _pretended(processes)
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), as_on_a_gpu():
-            model = _fake_model(config, lora)
+            model = _fake_model(config, lora, targets, dropout)
             plain = model.get_base_model() if lora else model
             model.train()
             if checkpointing:
-                plain.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+                selectively = {"context_fn": selective_contexts} if checkpointing == "selective" else {}
+                how = {"use_reentrant": False, "preserve_rng_state": False} | selectively
+                plain.gradient_checkpointing_enable(how)
                 if lora:
                     plain.enable_input_require_grads()
             if mesh is not None:
@@ -182,7 +193,7 @@ def _stepping(model: Any, plain: Any, layout: SequenceLayout, labelled: int, cac
     return lambda: model(ids)
 
 
-def _fake_model(config: Any, lora: int) -> Any:
+def _fake_model(config: Any, lora: int, targets: str, dropout: float) -> Any:
     """The program's model with parameters that have no memory."""
     from transformers.initialization import no_init_weights
 
@@ -197,7 +208,7 @@ def _fake_model(config: Any, lora: int) -> Any:
         finally:
             torch.set_default_dtype(before)
         if lora:
-            model = add_lora(model, rank=lora)
+            model = add_lora(model, targets, rank=lora, dropout=dropout)
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:

@@ -1,11 +1,13 @@
 """What lay_flat leaves as it was, and what it refuses."""
 
 import copy
+import math
 import warnings
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers.integrations.neftune import neftune_post_forward_hook
 
 import hybrid_ft
 from hybrid_ft.errors import InputError
@@ -76,3 +78,35 @@ def test_a_multimodal_model_is_refused():
     model = AutoModelForImageTextToText.from_config(config)
     with pytest.raises(InputError, match="open the text model alone, with Qwen3_5ForCausalLM"):
         lay_flat(model)
+
+
+def test_neftune_adds_noise_by_the_length_of_each_document(plain):
+    """Uniform in alpha / sqrt(length * width): not of the one row that the layers see."""
+    flat = lay_flat(plain).train()
+    tokens = torch.arange(1, 50)[None]
+    batch = {"input_ids": tokens, "position_ids": torch.cat([torch.arange(40), torch.arange(9)])[None]}
+    batch |= {"output_hidden_states": True, "use_cache": False}
+    clean = flat.model(**batch).hidden_states[0]
+    embed = flat.get_input_embeddings()
+    embed.neftune_noise_alpha = 5.0
+    embed.register_forward_hook(neftune_post_forward_hook)
+    torch.manual_seed(0)
+    noise = (flat.model(**batch).hidden_states[0] - clean).detach().abs()[0].split([40, 9])
+    for length, of_length in zip((40, 9), noise, strict=True):
+        limit = 5 / math.sqrt(length * of_length.shape[-1])
+        assert 0.97 * limit < float(of_length.max()) <= limit * 1.0001
+    flat.eval()
+    assert torch.equal(flat.model(**batch).hidden_states[0], clean)
+
+
+def test_a_mask_of_pairs_says_where_documents_begin(plain):
+    flat = lay_flat(plain)
+    tokens = torch.arange(1, 21)[None]
+    numbers = torch.tensor([0] * 12 + [1] * 8)
+    pairs = ((numbers[:, None] == numbers) & torch.ones(20, 20).tril().bool())[None, None]
+    with torch.no_grad():
+        got = flat(tokens, attention_mask=pairs).logits
+        assert torch.equal(got, flat(tokens, position_ids=torch.cat([torch.arange(12), torch.arange(8)])[None]).logits)
+        assert not torch.allclose(got, flat(tokens).logits, atol=1e-3)
+        with pytest.raises(ValueError, match="cannot fill a cache, nor rows that .* come with a mask of pairs"):
+            flat(tokens, attention_mask=pairs, past_key_values=DynamicCache(config=flat.config))

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from hybrid_ft.errors import shown
-from hybrid_ft.finetune.data.messages.conversation import messages_from, text_from, tools_from
+from hybrid_ft.finetune.data.messages.calls import tools_from
+from hybrid_ft.finetune.data.messages.training_marks import KIND, MARKS, mark_of
+from hybrid_ft.finetune.data.messages.turns import MEDIA, messages_from, text_from
 from hybrid_ft.finetune.data.sources.rows import BadRow
 
 Values = Mapping[str, Any]
@@ -16,6 +18,10 @@ SYSTEM = ("system", "system_prompt")
 TOOLS = ("tools", "functions", "available_tools")
 QUESTION = ("history", "input", "context")
 """What belongs to a question that is one text: earlier turns, and what it is about."""
+BESIDE = frozenset([*SYSTEM, *TOOLS, *MARKS, *MEDIA])
+"""What every format reads or refuses."""
+NOT_TO_BE_MISSED = BESIDE | set(QUESTION)
+"""What is named in a note where a row has it and nothing reads it."""
 
 
 def system_from(values: Values) -> str | None:
@@ -59,16 +65,31 @@ def question_from(text: str, values: Values, unused: set[str]) -> Messages:
     return [*_history(values.get("history")), {"role": "user", "content": asked}]
 
 
+def is_blank(value: Any) -> bool:
+    """Whether a column holds nothing, also as a table writes that."""
+    return value in (None, "", [], {}) or (isinstance(value, str) and value.strip() in ("", "[]", "{}", "null"))
+
+
+def row_mark(values: Values) -> float | None:
+    """The row's own mark, 1; None where it has none. Raises BadRow for a row that is not to be trained."""
+    mark = mark_of(values, "", "row")
+    if mark == 0:
+        name = next(name for name in MARKS if not is_blank(values.get(name)))
+        text = f"{name}: got {shown(values[name])}; the row says that it is not trained"
+        raise BadRow(KIND, f"{text}; leave such rows out, with only: {{{name}: true}} beside the source's path")
+    return mark
+
+
 def left_beside_turns(values: Values) -> set[str]:
     """Columns that belong to a question, in a row whose question is a list of turns that they have no place in."""
-    return {name for name in QUESTION if values.get(name) not in (None, "", [])}
+    return {name for name in QUESTION if not is_blank(values.get(name))}
 
 
 def _history(value: Any) -> Messages:
     """Earlier turns: a list of [question, answer], or of messages."""
     messages: Messages = []
     if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
-        return messages_from(value, "history", set())
+        return messages_from(value, "history", set(), set())
     if value is not None and not isinstance(value, list):
         raise BadRow("wrong type", f"history: got {shown(value)}; must be a list of [question, answer] pairs")
     for index, pair in enumerate(value or []):

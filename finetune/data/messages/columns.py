@@ -17,10 +17,13 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from hybrid_ft.errors import InputError, shown
+from hybrid_ft.finetune.data.messages.calls import tool_calls_from, tools_from
+from hybrid_ft.finetune.data.messages.column_paths import MISSING, found_at
 from hybrid_ft.finetune.data.messages.column_templates import ColumnTemplate, condition, is_template
-from hybrid_ft.finetune.data.messages.conversation import Conversation, checked, tool_calls_from, tools_from
+from hybrid_ft.finetune.data.messages.conversation import Conversation, finished
 from hybrid_ft.finetune.data.messages.pair_forms import PairForm, recognise_pairs
 from hybrid_ft.finetune.data.messages.row_forms import Form, recognise
+from hybrid_ft.finetune.data.messages.text_lists import with_lists
 from hybrid_ft.finetune.data.sources.rows import BadRow, Row, repr_number
 from hybrid_ft.finetune.recipe.data_section import Columns, Preferred, Roles, Source, Turn
 from hybrid_ft.finetune.recipe.mistakes import Mistakes, Wrong
@@ -30,7 +33,7 @@ from hybrid_ft.finetune.recipe.shipped import COLUMNS, column_names
 from hybrid_ft.finetune.recipe.yaml_file import read_yaml
 
 Values = Mapping[str, Any]
-_MISSING = object()
+Noticed = dict[str, int]
 # Columns of a file that a suggested mapping must not leave out: a question without them is another question.
 _PART_OF_THE_QUESTION = {"options", "choices", "context", "contexts", "passage", "article", "input", "history", "table"}
 _PART_OF_THE_QUESTION |= {"system", "system_prompt", "tools", "functions", "document", "documents", "image", "images"}
@@ -137,9 +140,9 @@ class _TurnTemplates:
         if self.reasoning is not None:
             message["reasoning_content"] = self.reasoning(values)
         if self.calls is not None:
-            calls = _at(values, self.calls)
-            if calls is _MISSING or calls is None:
-                found = "missing" if calls is _MISSING else "null"
+            calls = found_at(values, self.calls)
+            if calls is MISSING or calls is None:
+                found = "missing" if calls is MISSING else "null"
                 raise BadRow("column missing", f"column {self.calls} is {found}; {at} needs it")
             message["tool_calls"] = tool_calls_from(calls, self.calls)
         return message
@@ -149,8 +152,8 @@ def row_format(source: Source, rows: list[Row]) -> Form | None:
     """How a source's rows are read: by its mapping, or else recognised; None where the columns are of no known format."""
     mapping = _Mapping(source, pairs=False)
     if mapping.columns is None:
-        form = recognise([Row(row.line, dict(mapping.with_roles(row.values))) for row in rows], source.format)
-        return form and Form(form.name, form.reads, form.columns, mapping.converted(form.convert, mapping.with_roles))
+        form = recognise(mapping.samples(rows), source.format)
+        return form and Form(form.name, form.reads, form.columns, mapping.converted(form.convert, mapping.as_turns))
     mapping.check(rows)
     if mapping.columns.messages is not None:
         return Form(mapping.name, mapping.in_words(), mapping.used(rows), mapping.conversation)
@@ -164,10 +167,8 @@ def pair_format(source: Source, rows: list[Row]) -> PairForm | None:
     """The same for pairs."""
     mapping = _Mapping(source, pairs=True)
     if mapping.columns is None:
-        form = recognise_pairs([Row(row.line, dict(mapping.with_roles(row.values))) for row in rows])
-        return form and PairForm(
-            form.name, form.reads, form.columns, mapping.converted(form.convert, mapping.with_roles)
-        )
+        form = recognise_pairs(mapping.samples(rows))
+        return form and PairForm(form.name, form.reads, form.columns, mapping.converted(form.convert, mapping.as_turns))
     mapping.check(rows)
     form = recognise_pairs([Row(0, dict.fromkeys(mapping.columns.named()))])
     assert form is not None, "the schema asks for two answers"
@@ -224,20 +225,28 @@ class _Mapping:
 
     def samples(self, rows: list[Row]) -> list[Row]:
         """The first rows as they are renamed, without templates filled in: what the format is recognised by."""
-        assert self.columns is not None
-        blank = dict.fromkeys(self._read.templates)
-        return [Row(row.line, blank | self._with_paths(row.values)) for row in rows]
+        blank = dict.fromkeys(self._read.templates) if self.columns is not None else {}
+        samples = []
+        for row in rows:
+            try:
+                values, _ = self.as_turns(row.values) if self.columns is None else self._with_paths(row.values)
+            except BadRow:  # said when its turn comes
+                values = row.values
+            samples.append(Row(row.line, blank | dict(values)))
+        return samples
 
-    def renamed(self, values: Values) -> Values:
-        """A row under our names. Raises BadRow."""
-        found = self._with_paths(values) | {name: text(values) for name, text in self._read.templates.items()}
+    def renamed(self, values: Values) -> tuple[Values, Noticed]:
+        """A row under our names, and what was noticed. Raises BadRow."""
+        found, noticed = self._with_paths(values)
+        found |= {name: text(values) for name, text in self._read.templates.items()}
         if self._preference is not None:
             found["preference"] = _meaning(self._preference, found.get("preference"), self._source_of("preference"))
-        return found
+        return found, noticed
 
-    def _with_paths(self, values: Values) -> dict[str, Any]:
-        found = {ours: _at(values, path) for ours, path in self._read.paths.items()}
-        found = {ours: value for ours, value in found.items() if value is not _MISSING}
+    def _with_paths(self, values: Values) -> tuple[dict[str, Any], Noticed]:
+        found = {ours: found_at(values, path) for ours, path in self._read.paths.items()}
+        parsed, noticed = with_lists({ours: value for ours, value in found.items() if value is not MISSING})
+        found = dict(parsed)
         assert self.columns is not None
         if "turns" in found:
             turns = found.pop("turns")
@@ -246,10 +255,14 @@ class _Mapping:
                 if isinstance(turns, list)
                 else turns
             )
-        return dict(self.with_roles(found))
+        return dict(self._with_roles(found)), noticed
 
-    def with_roles(self, values: Values) -> Values:
-        """The row with the roles of its turns as ``roles`` says."""
+    def as_turns(self, values: Values) -> tuple[Values, Noticed]:
+        """The row with texts that hold lists of messages as these, and with the roles of its turns as ``roles`` says."""
+        parsed, noticed = with_lists(values)
+        return self._with_roles(parsed), noticed
+
+    def _with_roles(self, values: Values) -> Values:
         return {name: self._mapped(value) for name, value in values.items()} if self._roles else values
 
     def _mapped(self, value: Any) -> Any:
@@ -261,15 +274,18 @@ class _Mapping:
         return value
 
     def converted(
-        self, convert: Callable[[Values], Any], rename: Callable[[Values], Values]
+        self, convert: Callable[[Values], Any], rename: Callable[[Values], tuple[Values, Noticed]]
     ) -> Callable[[Values], Any]:
         """``convert`` on renamed rows, complaints in the dataset's own names."""
 
         def go(values: Values) -> Any:
             try:
-                return convert(rename(values))
+                renamed, noticed = rename(values)
+                made = convert(renamed)
             except BadRow as bad:
                 raise BadRow(bad.kind, self._in_their_words(str(bad))) from None
+            made.noticed |= noticed
+            return made
 
         return go
 
@@ -288,9 +304,9 @@ class _Mapping:
                 row.messages.append(message)
                 labels.append(at)
         tools = self._read.paths.get("tools")
-        if tools and (value := _at(values, tools)) is not _MISSING:
+        if tools and (value := found_at(values, tools)) is not MISSING:
             row.tools = tools_from(value, tools)
-        return checked(row, "columns.messages", labels)
+        return finished(row, "columns.messages", labels)
 
 
 def _renamed_turn(turn: Any, role: str | None, content: str | None) -> Any:
@@ -299,23 +315,8 @@ def _renamed_turn(turn: Any, role: str | None, content: str | None) -> Any:
         return turn
     renamed = {"role": role or "role", "content": content or "content"}
     left = {key: value for key, value in turn.items() if key not in {path.split(".")[0] for path in renamed.values()}}
-    found = {ours: _at(turn, path) for ours, path in renamed.items()}
-    return left | {ours: value for ours, value in found.items() if value is not _MISSING}
-
-
-def _at(values: Any, path: str) -> Any:
-    """What lies at ``a.b.0``, a column of that very name first; _MISSING where there is nothing."""
-    if path in values:
-        return values[path]
-    found = values
-    for part in path.split("."):
-        if isinstance(found, Mapping) and part in found:
-            found = found[part]
-        elif isinstance(found, list) and part.isdecimal() and len(part) < 10 and int(part) < len(found):
-            found = found[int(part)]
-        else:
-            return _MISSING
-    return found
+    found = {ours: found_at(turn, path) for ours, path in renamed.items()}
+    return left | {ours: value for ours, value in found.items() if value is not MISSING}
 
 
 def _meaning(known: Mapping[str, int | str], value: Any, column: str) -> int | str:

@@ -14,18 +14,20 @@ from typing import Any
 
 from hybrid_ft.errors import shown
 from hybrid_ft.finetune.data.messages.beside import (
+    BESIDE,
     QUESTION,
-    SYSTEM,
-    TOOLS,
     left_beside_turns,
     question_from,
+    row_mark,
     row_tools,
     system_from,
     with_system,
 )
-from hybrid_ft.finetune.data.messages.conversation import messages_from, sharegpt_messages_from, text_from
+from hybrid_ft.finetune.data.messages.noticed import SCORES_REVERSED
 from hybrid_ft.finetune.data.messages.preference import Messages, Preference, Unusable, preference_from
+from hybrid_ft.finetune.data.messages.training_marks import KIND
 from hybrid_ft.finetune.data.messages.transcripts import is_transcript, split_transcript
+from hybrid_ft.finetune.data.messages.turns import refuse_media, text_from, turns_from
 from hybrid_ft.finetune.data.sources.rows import BadRow, Row, repr_number
 
 Values = Mapping[str, Any]
@@ -35,6 +37,8 @@ OUTPUTS = ("output_1", "output_2")
 # conversation under that name beside the prompt
 PROMPTS = ("prompt", "question", "instruction", "conversations", "conversation", "messages")
 TIE = 0
+SCORES = ("{}_score", "score_{}", "{}_rating", "rating_{}", "{}-rating", "{}-score")
+"""Names of the columns of what the sides were rated."""
 
 
 @dataclass(frozen=True)
@@ -52,16 +56,22 @@ def recognise_pairs(rows: Iterable[Row]) -> PairForm | None:
     rows = list(rows)
     columns = {name for row in rows for name in row.values}
     prompt = next((name for name in PROMPTS if name in columns), None)
-    beside = {*SYSTEM, *TOOLS} | ({prompt, *QUESTION} if prompt else set())
+    beside = BESIDE | ({prompt, *QUESTION} if prompt else set())
     if set(SIDES) <= columns:
         kind = _kind(rows, prompt)
+        beside |= _score_columns(columns, *SIDES)
         used = beside if kind == "answers" else beside - {prompt, *QUESTION}
         return PairForm(kind, _reads(kind, prompt), frozenset(used | set(SIDES)), lambda row: _from_sides(row, prompt))
     if {*OUTPUTS, "preference"} <= columns:
         reads = f"preference says which of output_1 and output_2 answers {prompt or 'better'}"
-        used = beside | {*OUTPUTS, "preference"}
+        used = beside | {*OUTPUTS, "preference"} | _score_columns(columns, *OUTPUTS)
         return PairForm("outputs", reads, frozenset(used), lambda row: _from_outputs(row, prompt))
     return None
+
+
+def _score_columns(columns: set[str], *sides: str) -> set[str]:
+    names = [{name.format(side) for side in sides} for name in SCORES]
+    return next((pair for pair in names if pair <= columns), set())
 
 
 def _kind(rows: list[Row], prompt: str | None) -> str:
@@ -119,12 +129,37 @@ def _paired(values: Values, prompt: str | None, chosen: str, rejected: str) -> P
     whole = [messages[0]["role"] != "assistant" for messages in sides]
     if not all(whole):
         before = _prompt(values, prompt, unused)
+        if prompt is None and any(whole):  # an answer alone is another end of the conversation beside it
+            before = sides[whole.index(True)][:-1]
         if prompt and is_transcript(values[prompt]):  # its last mark, Assistant:, leaves the space to the answer
             sides = [[answer | {"content": answer["content"].removeprefix(" ")}, *rest] for answer, *rest in sides]
         sides = [messages if own else before + messages for own, messages in zip(whole, sides, strict=True)]
     system = system_from(values)
     sides = [with_system(messages, system) for messages in sides]
-    return preference_from(sides[0], sides[1], row_tools(values), unused)
+    refuse_media(values)
+    row_mark(values)
+    pair = preference_from(sides[0], sides[1], row_tools(values), unused)
+    if (scores := _scores(values, chosen, rejected)) and scores[0] < scores[1]:
+        pair.noticed[SCORES_REVERSED] = 1
+    return pair
+
+
+def _scores(values: Values, *sides: str) -> tuple[float, float] | None:
+    """What a row's two sides were rated, where it says so."""
+    for name in SCORES:
+        found = [_number(values.get(name.format(side))) for side in sides]
+        if found[0] is not None and found[1] is not None:
+            return found[0], found[1]
+    return None
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return None
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def _side(values: Values, column: str, unused: set[str]) -> Messages:
@@ -141,11 +176,13 @@ def _side(values: Values, column: str, unused: set[str]) -> Messages:
 
 
 def _turns(value: Any, column: str, unused: set[str]) -> Messages:
-    """Messages in either spelling, one alone or a list."""
-    items = [value] if isinstance(value, dict) else value
-    first = items[0] if isinstance(items, list) and items else None
-    sharegpt = isinstance(first, dict) and "from" in first and "role" not in first
-    return (sharegpt_messages_from if sharegpt else messages_from)(items, column, unused)
+    """Messages, one alone or a list. Raises BadRow for an answer that its own mark takes from the training."""
+    untrained: set[int] = set()
+    messages = turns_from(value, column, unused, untrained)
+    if column in (*SIDES, *OUTPUTS) and len(messages) - 1 in untrained:
+        rule = "both answers of a pair are compared, so leave the mark or the pair out"
+        raise BadRow(KIND, f"{column}[{len(messages) - 1}]: says that it is not trained; {rule}")
+    return messages
 
 
 def _prompt(values: Values, column: str | None, unused: set[str]) -> Messages:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hybrid_ft.errors import short
+from hybrid_ft.finetune.data.messages.calls import settled
 from hybrid_ft.finetune.data.messages.conversation import Conversation, checked
 from hybrid_ft.finetune.data.sources.rows import BadRow
 
@@ -17,23 +18,30 @@ Messages = list[dict[str, Any]]
 class Unusable(Exception):
     """A pair that is well written and teaches nothing. Such rows are left out and counted, whatever data.on_bad_row.
 
-    ``kind`` is the short reason under which they are counted; the text says which side and why.
+    ``kind`` is the short reason under which they are counted; the text says which side and why. ``line``, ``which`` and
+    ``file`` are set where that is known before there is a pair.
     """
 
     def __init__(self, kind: str, text: str) -> None:
         super().__init__(text)
         self.kind = kind
+        self.line = 0
+        self.which = self.file = ""
 
 
 @dataclass(slots=True)
 class Preference:
-    """``prompt`` is every message before the answer; ``chosen`` and ``rejected`` are one assistant message each."""
+    """``prompt`` is every message before the answer; ``chosen`` and ``rejected`` are one assistant message each.
+
+    ``noticed`` is as in Conversation, the prompt counted once.
+    """
 
     prompt: Messages
     chosen: dict[str, Any]
     rejected: dict[str, Any]
     tools: list[dict[str, Any]] | None = None
     unused: set[str] = field(default_factory=set)
+    noticed: dict[str, int] = field(default_factory=dict)
     template_arguments: dict[str, Any] = field(default_factory=dict)
 
     def sides(self) -> Iterator[Conversation]:
@@ -50,6 +58,10 @@ class Preference:
         parts = [self.prompt, self.chosen, self.rejected, self.tools, self.template_arguments]
         return json.dumps(parts, sort_keys=True)
 
+    def opposite(self) -> str:
+        """Equal to ``whole`` of the pair that prefers the other answer."""
+        return replace(self, chosen=self.rejected, rejected=self.chosen).whole()
+
     def fields(self) -> set[str]:
         """Message fields that only some chat templates write."""
         return {field for side in self.sides() for field in side.fields()}
@@ -63,6 +75,12 @@ def preference_from(
     They may differ in the last turn only, which is the assistant's: a pair's prompt is computed once, and only
     answers carry loss, so a user's or a tool's turn must not lie behind the point where the sides part.
     """
+    shared = settled(chosen[:-1], tools)[2]
+    chosen, settled_tools, of_chosen = settled(chosen, tools)
+    rejected, _, of_rejected = settled(rejected, tools)
+    both = of_chosen | of_rejected
+    noticed = {kind: of_chosen.get(kind, 0) + of_rejected.get(kind, 0) - shared.get(kind, 0) for kind in both}
+    tools = settled_tools
     for side, messages in (("chosen", chosen), ("rejected", rejected)):
         try:
             checked(Conversation(messages, tools), side)
@@ -74,7 +92,7 @@ def preference_from(
         raise Unusable("no shared prompt", "chosen and rejected are answers alone; nothing says what they answer")
     if chosen[-1] == rejected[-1]:
         raise Unusable("identical answers", f"chosen and rejected are the same ({short(repr(chosen[-1]['content']))})")
-    return Preference(chosen[:-1], chosen[-1], rejected[-1], tools, unused)
+    return Preference(chosen[:-1], chosen[-1], rejected[-1], tools, unused, noticed)
 
 
 def _parting(chosen: Messages, rejected: Messages) -> str:

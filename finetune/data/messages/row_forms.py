@@ -7,27 +7,27 @@ from dataclasses import dataclass
 from typing import Any
 
 from hybrid_ft.finetune.data.messages.beside import (
+    BESIDE,
     QUESTION,
-    SYSTEM,
-    TOOLS,
     left_beside_turns,
     question_from,
+    row_mark,
     row_tools,
     system_from,
     with_system,
 )
-from hybrid_ft.finetune.data.messages.conversation import (
-    Conversation,
-    checked,
+from hybrid_ft.finetune.data.messages.conversation import Conversation, finished
+from hybrid_ft.finetune.data.messages.turns import (
     messages_from,
+    refuse_media,
     sharegpt_messages_from,
     text_from,
+    turns_from,
 )
 from hybrid_ft.finetune.data.sources.rows import BadRow, Row
 
 Values = Mapping[str, Any]
 Messages = list[dict[str, Any]]
-_BESIDE = (*SYSTEM, *TOOLS)
 _TURNS = ("messages", "conversations", "conversation")
 
 
@@ -51,12 +51,20 @@ def recognise(rows: Iterable[Row], wanted: str | None) -> Form | None:
     if wanted in (None, "prompt-completion") and {"prompt", "completion"} <= columns:
         reads = "prompt is the user's turn, completion the assistant's"
         return Form(
-            "prompt-completion", reads, frozenset({"prompt", "completion", *_BESIDE, *QUESTION}), _prompt_completion
+            "prompt-completion",
+            reads,
+            BESIDE | {"prompt", "completion", *QUESTION},
+            lambda values: _answered(values, "prompt", "completion"),
         )
     if wanted in (None, "alpaca") and {"instruction", "output"} <= columns:
         both = "instruction and input, a blank line between, are" if "input" in columns else "instruction is"
         reads = f"{both} the user's turn, output the assistant's"
-        return Form("alpaca", reads, frozenset({"instruction", "output", *_BESIDE, *QUESTION}), _alpaca)
+        return Form(
+            "alpaca",
+            reads,
+            BESIDE | {"instruction", "output", *QUESTION},
+            lambda values: _answered(values, "instruction", "output"),
+        )
     return None
 
 
@@ -86,12 +94,11 @@ def _turn_form(column: str, kind: str) -> Form:
         turns = turns_from(_column(values, column), column, row.unused, row.untrained)
         _set_messages(row, with_system(turns, system_from(values)), turns)
         row.unused |= left_beside_turns(values)
-        row.tools = row_tools(values)
         labels = [column] * (len(row.messages) - len(turns)) + [f"{column}[{index}]" for index in range(len(turns))]
-        return checked(row, column, labels)
+        return _done(row, values, column, labels)
 
     names = "from, value" if kind == "sharegpt" else "role, content"
-    return Form(kind, f"{column} holds the turns ({names})", frozenset({column, *_BESIDE}), convert)
+    return Form(kind, f"{column} holds the turns ({names})", BESIDE | {column}, convert)
 
 
 def _set_messages(row: Conversation, messages: Messages, last: Messages) -> None:
@@ -107,39 +114,35 @@ def _column(values: Values, name: str) -> Any:
     return values[name]
 
 
-def _prompt_completion(values: Values) -> Conversation:
+def _answered(values: Values, asked: str, answered: str) -> Conversation:
+    """A row of a question and an answer, each a text or a list of turns."""
     row = Conversation([])
-    labels: list[str] = []
-    prompt = _column(values, "prompt")
-    if isinstance(prompt, list):
-        row.messages = messages_from(prompt, "prompt", row.unused, row.untrained)
+    question, answer = _column(values, asked), _column(values, answered)
+    if isinstance(question, list):
+        row.messages = turns_from(question, asked, row.unused, row.untrained)
         row.unused |= left_beside_turns(values)
-        labels = [f"prompt[{index}]" for index in range(len(prompt))]
+        labels = [f"{asked}[{index}]" for index in range(len(question))]
     else:
-        row.messages = question_from(text_from(prompt, "prompt"), values, row.unused)
-        labels = [*(["history"] * (len(row.messages) - 1)), "prompt"]
-    asked = row.messages
-    _set_messages(row, with_system(asked, system_from(values)), asked)
-    labels = ["system"] * (len(row.messages) - len(asked)) + labels
-    completion = _column(values, "completion")
-    if isinstance(completion, list):
+        row.messages = question_from(text_from(question, asked), values, row.unused)
+        labels = [*(["history"] * (len(row.messages) - 1)), asked]
+    turns = row.messages
+    _set_messages(row, with_system(turns, system_from(values)), turns)
+    labels = ["system"] * (len(row.messages) - len(turns)) + labels
+    if isinstance(answer, list):
         untrained: set[int] = set()
-        turns = messages_from(completion, "completion", row.unused, untrained)
+        turns = turns_from(answer, answered, row.unused, untrained)
         row.untrained |= {len(row.messages) + index for index in untrained}
-        labels += [f"completion[{index}]" for index in range(len(turns))]
+        labels += [f"{answered}[{index}]" for index in range(len(turns))]
     else:
-        turns = [{"role": "assistant", "content": text_from(completion, "completion")}]
-        labels.append("completion")
+        turns = [{"role": "assistant", "content": text_from(answer, answered)}]
+        labels.append(answered)
     row.messages = [*row.messages, *turns]
-    row.tools = row_tools(values)
-    return checked(row, "prompt and completion", labels)
+    return _done(row, values, f"{asked} and {answered}", labels)
 
 
-def _alpaca(values: Values) -> Conversation:
-    row = Conversation([])
-    asked = question_from(text_from(_column(values, "instruction"), "instruction"), values, row.unused)
-    answer = {"role": "assistant", "content": text_from(_column(values, "output"), "output")}
-    row.messages = [*with_system(asked, system_from(values)), answer]
+def _done(row: Conversation, values: Values, where: str, labels: list[str]) -> Conversation:
+    """The row with what stands beside its turns, checked."""
+    refuse_media(values)
+    row_mark(values)
     row.tools = row_tools(values)
-    labels = [f"turn {index}" for index in range(len(row.messages) - 2)] + ["instruction", "output"]
-    return checked(row, "instruction and output", labels)
+    return finished(row, where, labels)

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from hybrid_ft.finetune.data.messages import noticed
 from hybrid_ft.finetune.data.report.count import Count, Counts, added_up
 from hybrid_ft.finetune.data.tokens import borders, reasoning
 from hybrid_ft.finetune.data.tokens.encode import CUT, EMPTY_TRAINED, EMPTY_UNTRAINED, OF_TURNS, UNTRAINED
@@ -33,15 +34,21 @@ NOTES = {
     "answer in another way when it asks for that",
     borders.NOT_ASKED_MERGE: "{unit}s with an answer that changes the last tokens of what asks for it, and cannot be encoded "
     "apart from those: an earlier answer, or one of a tokenizer without the means",
+    **noticed.NOTES,
 }
 """What can happen to rows that are kept, and how a note puts it."""
+UNITS = dict.fromkeys(OF_TURNS, "turns") | noticed.UNITS
+"""What is counted, where it is not rows."""
 
 
 @dataclass
 class SourceCounts:
     """What one source holds and what became of it.
 
-    ``kept``: rows in tokens, before the mix takes its share. ``happened``: by the keys of NOTES.
+    ``kept``: rows in tokens, before the mix takes its share. ``taken``: rows of the mix, each as often as it is there;
+    ``repeat``: how often that is at most. ``happened``: by the keys of NOTES; ``left_out``: rows by a column that belongs
+    to what is asked or trained and that nothing reads; ``rated_bad``: rows by a column of true and false that says false
+    of them. ``passed_over``: rows that the source's ``only`` leaves out, which are not read.
     """
 
     name: str
@@ -52,9 +59,13 @@ class SourceCounts:
     read: int = 0
     kept: int = 0
     taken: int = 0
+    repeat: int = 1
     dropped: Counts = field(default_factory=Counts)
     control_tokens_as_text: Counts = field(default_factory=Counts)
     happened: Counts = field(default_factory=Counts)
+    left_out: Counts = field(default_factory=Counts)
+    rated_bad: Counts = field(default_factory=Counts)
+    passed_over: int = 0
 
     def count(self, kind: str) -> Count:
         """How often one of NOTES happened."""
@@ -70,17 +81,27 @@ class SourceCounts:
             "rows_read": self.read,
             "rows_kept": self.kept,
             "rows_taken": self.taken,
+            "repeat": self.repeat,
             "dropped": self.dropped.as_dict(),
             "control_strings_as_text": self.control_tokens_as_text.as_dict(),
-        } | {kind: self.count(kind).as_dict("turns" if kind in OF_TURNS else "rows") for kind in NOTES}
+            "columns_left_out": self.left_out.as_dict(),
+            "rows_rated_bad": self.rated_bad.as_dict(),
+            "rows_passed_over": self.passed_over,
+        } | {kind: self.count(kind).as_dict(UNITS.get(kind, "rows")) for kind in NOTES}
+
+    def times(self) -> str:
+        """That rows are repeated, where they are."""
+        return f", each up to {self.repeat} times" if self.repeat > 1 else ""
 
     def line(self) -> str:
         """The counts on one line."""
         line = f"{self.name}: {self.format}, {counted(self.read, 'row')}"
+        if self.passed_over:
+            line += f" of {self.read + self.passed_over:,}, as only says"
         if self.dropped.count:
             line += f", dropped {dropped_text(self.dropped, self.read)}"
         if self.taken != self.kept:
-            line += f", {self.taken:,} taken"
+            line += f", {self.taken:,} taken{self.times()}"
         if self.ignored:
             line += f", unused: {', '.join(self.ignored)}"
         return line
@@ -92,6 +113,8 @@ class SplitCounts(Protocol):
     unit: str
     """what one of them is called"""
     duplicates: int
+    reversed_too: int
+    """of pairs: those of which the contrary is there as well"""
 
     def parts(self) -> dict[str, np.ndarray]:
         """Tokens [rows] of each part of a row; the last is the whole."""
@@ -159,10 +182,20 @@ class Account:
             for kind, text in NOTES.items()
             if source.count(kind).count
         ]
+        for source in sources:
+            for column, count in source.left_out.most_first():
+                lines.append(f"column {column} is left out of the {unit}s that have it: {count}")
+            for column, count in source.rated_bad.most_first():
+                fix = f"only: {{{column}: true}} beside the source's path takes the good ones"
+                lines.append(f"{unit}s that their column {column} calls bad, trained all the same: {count}; {fix}")
         for token, count in added_up([source.control_tokens_as_text for source in sources]).most_first():
             lines.append(f"{token} in a row's text, encoded as plain text: {count}")
         if self.train.duplicates:
             lines.append(f"{unit}s that are there twice or more, kept: {self.train.duplicates:,}")
+        if self.train.reversed_too:
+            lines.append(
+                f"pairs of which the contrary, A over B beside B over A, is there: {self.train.reversed_too:,}"
+            )
         if self.shared_prompts:
             lines.append(f"held-out {unit}s that ask what a training {unit} asks: {self.shared_prompts:,}")
         return lines

@@ -15,7 +15,8 @@ class PairCounts:
     """The pairs that are trained on, or those held out.
 
     ``prompt``, ``chosen``, ``rejected`` [pairs]: tokens of the three parts. ``prompts``: how many different prompts
-    there are; ``duplicates``: pairs that are there before.
+    there are; ``duplicates``: pairs that are there before; ``reversed_too``: pairs that are there with the other answer
+    preferred as well.
     """
 
     prompt: np.ndarray
@@ -23,6 +24,7 @@ class PairCounts:
     rejected: np.ndarray
     prompts: int
     duplicates: int
+    reversed_too: int
     batch_tokens: int
     unit: str = "pair"
 
@@ -81,6 +83,7 @@ class PairCounts:
             "batch_tokens": self.batch_tokens,
             "prompts": self.prompts,
             "duplicate_pairs": self.duplicates,
+            "pairs_there_both_ways": self.reversed_too,
             "tokens": self.tokens,
             "tokens_with_prompt_twice": self.tokens + int(self.prompt.sum()),
             "saved_share": self.saved_share,

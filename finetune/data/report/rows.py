@@ -29,6 +29,7 @@ class RowCounts:
     packs: int | None = None
     empty: float | None = None
     unit: str = "row"
+    reversed_too: int = 0
 
     @classmethod
     def of(

@@ -42,8 +42,9 @@ def _draw_source(source: SourceCounts, console: Console, note: str) -> None:
     if source.notes:
         lines.append(("file", ", ".join(source.notes)))
     lines.append(("unused", ", ".join(source.ignored) or "nothing"))
-    taken = "" if source.taken == source.kept else f", {source.taken:,} taken into the mix"
-    lines.append(("rows", f"{source.read:,} read, {source.kept:,} usable{taken}"))
+    taken = "" if source.taken == source.kept else f", {source.taken:,} taken into the mix{source.times()}"
+    passed = f" ({source.passed_over:,} passed over, as only says)" if source.passed_over else ""
+    lines.append(("rows", f"{source.read:,} read{passed}, {source.kept:,} usable{taken}"))
     lines.append(("dropped", f"{source.dropped.count:,}"))
     lines += [("", f"{reason}: {count}") for reason, count in source.dropped.most_first()]
     for name, text in lines:

@@ -29,7 +29,9 @@ def load_from_hub(source: Source, name: str, near: str = "") -> Any:
     reachable = _reachable()
     try:
         with _as_the_network_is(reachable):
-            return datasets.load_dataset(source.path, source.name, split=source.split, revision=source.revision)
+            return datasets.load_dataset(
+                source.path, source.name, split=source.split or "train", revision=source.revision
+            )
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         fix = f"there is no such local file either{near}; check the name, the network and, for a gated set, your login"
         if not reachable and not isinstance(error, ValueError):

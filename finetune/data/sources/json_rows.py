@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from hybrid_ft.errors import InputError, short, shown
 from hybrid_ft.finetune.data.sources import strict_json
-from hybrid_ft.finetune.data.sources.rows import BadRow, Row
+from hybrid_ft.finetune.data.sources.rows import BadRow, NoRows, Row
 
 # A line beyond this is not a row of text to learn from, and reading on would only fill the memory.
 MAX_LINE_BYTES = 64 * 2**20
@@ -207,7 +207,7 @@ class _Whole:
         self._at += 1
         self._skip_space()
         if self._peek() == close:
-            raise InputError(f"{self._name}:{line}: 0 rows; the {'list' if close == ']' else 'object'} is empty")
+            raise NoRows(f"{self._name}:{line}: 0 rows; the {'list' if close == ']' else 'object'} is empty")
         before = 0
         for number in itertools.count(1):
             key = self._key() if close == "}" else None

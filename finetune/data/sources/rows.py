@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
+
+from hybrid_ft.errors import InputError
 
 
 @dataclass(slots=True)
 class Row:
     """One row as it was read. ``line`` is where it begins in its file, or its number where there are no lines.
 
-    ``which`` says which one it is where several rows begin on that line: ``row 37``, ``key "abc"``.
+    ``which`` says which one it is where several rows begin on that line: ``row 37``, ``key "abc"``. ``file`` is the
+    file, where the source has several.
     """
 
     line: int
     values: dict[str, Any]
     which: str = ""
+    file: str = ""
 
 
 class BadRow(Exception):
     """A row that cannot be trained on.
 
     ``kind`` is the short reason under which such rows are counted; the message says field, value, rule and fix,
-    without the file and line, which whoever reads the source puts before it. ``line`` and ``which`` are set where the
-    row itself could not be read.
+    without the file and line, which whoever reads the source puts before it. ``line``, ``which`` and ``file`` are set
+    where the row itself could not be read.
     """
 
     def __init__(self, kind: str, text: str, line: int = 0) -> None:
@@ -32,11 +36,24 @@ class BadRow(Exception):
         self.kind = kind
         self.line = line
         self.which = ""
+        self.file = ""
 
 
-def origin(name: str, row: Row | BadRow) -> str:
+class NoRows(InputError):
+    """A file without a row; one of several may be."""
+
+
+class Placed(Protocol):
+    """A row, or the reason why there is none."""
+
+    line: int
+    which: str
+    file: str
+
+
+def origin(name: str, row: Placed) -> str:
     """Where a row of the source ``name`` is found: ``file:line``, ``file:1 (row 37)``."""
-    return f"{name}:{row.line}" + (f" ({row.which})" if row.which else "")
+    return f"{row.file or name}:{row.line}" + (f" ({row.which})" if row.which else "")
 
 
 def repr_number(value: float) -> str:

@@ -1,40 +1,37 @@
-"""Rows of local files and of datasets of the Hugging Face hub."""
+"""Rows of local files, of folders, and of datasets of the Hugging Face hub."""
 
 from __future__ import annotations
 
-import bz2
-import gzip
-import io
+import glob
+import itertools
 import os
-import zlib
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any
 
-from hybrid_ft.errors import InputError, short
+from hybrid_ft.errors import InputError, shown
+from hybrid_ft.finetune.data.sources.file import file_rows, is_data_file
+from hybrid_ft.finetune.data.sources.folder import Folder, read_folder
 from hybrid_ft.finetune.data.sources.hub import load_from_hub
-from hybrid_ft.finetune.data.sources.json_rows import json_rows
-from hybrid_ft.finetune.data.sources.rows import BadRow, Row
-from hybrid_ft.finetune.data.sources.tables import delimited_rows, parquet_rows, without_nulls
+from hybrid_ft.finetune.data.sources.rows import BadRow, NoRows, Row
+from hybrid_ft.finetune.data.sources.slices import Slice, slices
 from hybrid_ft.finetune.recipe.nearest import nearest_file
 
 if TYPE_CHECKING:
     from hybrid_ft.finetune.recipe.data_section import Source
 
-SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
-MOST_UNPACKED = 2**30
-"""Bytes that a packed file may unpack to where it is held whole: a few MB of zeros, packed, are gigabytes."""
-_PACKED: dict[str, Callable[[str], Any]] = {".gz": gzip.open, ".bz2": bz2.open}
+Rows = Iterator[Row | BadRow]
 
 
 @dataclass
 class Opened:
-    """A source being read. ``notes`` fills while ``rows`` are taken: what the file turned out to be."""
+    """A source being read. ``notes`` fills while ``rows`` are taken: what the files turned out to be.
+
+    ``rows``: Row and BadRow; whoever makes pairs of them puts other reasons in the place of rows too.
+    """
 
     name: str
-    rows: Iterator[Row | BadRow]
+    rows: Iterator[Any]
     notes: list[str] = field(default_factory=list)
 
 
@@ -44,143 +41,104 @@ def open_source(source: Source) -> Opened:
     Raises InputError, at once or while rows are taken, for what cannot be opened or read to its end: status 2 for a
     file, 3 where the hub cannot be reached.
     """
-    if os.path.exists(source.path) or _only_a_file(source.path):
-        return _open_file(source.path)
+    path = source.path
+    if os.path.isdir(path):
+        return _open_splits(source, read_folder(path, source.name))
+    if not os.path.exists(path) and glob.has_magic(path):
+        files = sorted(file for file in glob.glob(path, recursive=True) if os.path.isfile(file))
+        if not files:
+            raise InputError(f"{path}: no file has such a name")
+        return _open_splits(source, Folder({_split_of(files, source.split): files}))
+    if os.path.exists(path) or _only_a_file(path):
+        if not os.path.exists(path):
+            raise InputError(f"{path}: no such file{nearest_file(path)}")
+        return _open_splits(source, Folder({_split_of([path], source.split): [path]}))
     return _open_hub(source)
 
 
 def _only_a_file(path: str) -> bool:
     """Whether a path that does not exist cannot be the name of a hub dataset."""
     parts = path.split("/")
-    return len(parts) > 2 or "" in parts or path.startswith((".", "~")) or _suffixes(path)[0] in SUFFIXES
+    return len(parts) > 2 or "" in parts or path.startswith((".", "~")) or is_data_file(path)
 
 
-def _suffixes(path: str) -> tuple[str, str]:
-    """``(".jsonl", ".gz")``: the form and the packing, in lower case."""
-    name, packing = os.path.splitext(path.lower())
-    return (os.path.splitext(name)[1], packing) if packing in _PACKED else (packing, "")
+def _split_of(files: list[str], wanted: str | None) -> str:
+    """What split a file or a pattern of files is: the one that is asked for, where all their names have it; else train."""
+    name = (wanted or "train").partition("[")[0]
+    words = [set(os.path.basename(file).lower().replace("-", ".").replace("_", ".").split(".")) for file in files]
+    return name if name and all(name.lower() in found for found in words) else "train"
 
 
-def _open_file(path: str) -> Opened:
-    suffix, packing = _suffixes(path)
-    if os.path.isdir(path):
-        raise InputError(f"{path}: is a folder; name a file in it{_files_in(path)}")
-    if not os.path.exists(path):
-        raise InputError(f"{path}: no such file{nearest_file(path)}")
-    if suffix == ".ndjson":
-        suffix = ".jsonl"
-    if suffix not in SUFFIXES:
-        known = ", ".join(SUFFIXES)
-        raise InputError(f"{path}: is not a kind of file that can be read; use {known}, each also .gz or .bz2")
-    opened = Opened(path, iter(()))
-    opened.rows = _file_rows(path, suffix, packing, opened.notes)
+def _open_splits(source: Source, folder: Folder) -> Opened:
+    splits, notes = folder.splits, list(folder.notes)
+    split, name = source.split, source.path if source.split is None else f"{source.path}[{source.split}]"
+    if split is None:
+        if "train" not in splits and len(splits) > 1:
+            first = next(iter(splits))
+            raise InputError(f"{source.path}: has the splits {', '.join(splits)}; choose one: split: {first}")
+        parts = [Slice("train" if "train" in splits else next(iter(splits)))]
+    else:
+        try:
+            parts = slices(split, lambda one: sum(1 for _ in _rows(splits[one], [])), splits)
+        except InputError:
+            raise
+        except ValueError as error:
+            raise InputError(f"{source.path}: split: got {shown(split)}; {error}") from None
+    read = {part.split for part in parts}
+    files = sum(len(splits[one]) for one in read)
+    if files > 1 or len(splits) > 1:
+        notes.append(f"{files} file{'s' * (files != 1)} of {' and '.join(sorted(read))}")
+    if left := [one for one in splits if one not in read]:
+        notes.append(f"splits not read: {', '.join(left)}")
+    opened = Opened(name, iter(()), notes)
+    opened.rows = _sliced(parts, splits, opened)
+    for one in read:  # what is no kind of file is said at once
+        for file in splits[one]:
+            file_rows(file, [])
     return opened
 
 
-def _file_rows(path: str, suffix: str, packing: str, notes: list[str]) -> Iterator[Row | BadRow]:
-    line = 0
+def _sliced(parts: Iterable[Slice], splits: dict[str, list[str]], opened: Opened) -> Rows:
     some = False
-    try:
-        with closing(_open_bytes(path, packing)) as stream:
-            _refuse_other_data(stream, path, suffix)
-            for row in _parsed(stream, path, suffix, notes):
-                some, line = True, row.line
-                yield row
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise _unpacking(path, packing, line, error) from None
-    except OSError as error:
-        if packing and error.strerror is None:
-            raise _unpacking(path, packing, line, error) from None
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except MemoryError:
-        raise InputError(
-            f"{path}: does not fit into memory; write it as JSON lines, which are read one by one"
-        ) from None
+    for part in parts:
+        taken = 0
+        for row in itertools.islice(_rows(splits[part.split], opened.notes), part.start, part.stop):
+            taken += 1
+            yield row
+        if part.stop is not None and taken < part.stop - part.start:
+            opened.notes.append(f"{part.split}[{part.start}:{part.stop}] holds only {taken:,}")
+        some = some or bool(taken)
     if not some:
-        raise InputError(f"{path}: 0 rows; the file is empty")
+        raise NoRows(f"{opened.name}: 0 rows; the split, or this part of it, is empty")
 
 
-def _unpacking(path: str, packing: str, line: int, error: Exception) -> InputError:
-    where = f"{path}:{line}: the {packing[1:]} data after this line" if line else f"{path}: the {packing[1:]} data"
-    cut_short = isinstance(error, EOFError)
-    reason = "ends in the middle; the file was cut short" if cut_short else f"is damaged ({short(str(error))})"
-    return InputError(f"{where} {reason}")
+def _rows(files: list[str], notes: list[str]) -> Rows:
+    """The rows of several files one after another, each with its file."""
+    empty = 0
+    for file in files:
+        found: list[str] = []
+        try:
+            for row in file_rows(file, found):
+                _add_new(found, notes)
+                row.file = file
+                yield row
+            _add_new(found, notes)
+        except NoRows:
+            if len(files) == 1:
+                raise
+            empty += 1
+    if empty:
+        notes.append(f"{empty} file{'s' * (empty != 1)} without a row")
 
 
-def _open_bytes(path: str, packing: str) -> io.BufferedReader:
-    if not packing:
-        return Path(path).open("rb")
-    return _Unpacked(path, packing)
-
-
-class _Unpacked(io.BufferedReader):
-    """A packed file behind a buffer, without which gzip and bz2 objects have no peek and only slow lines.
-
-    What asks for all that is left, or for a line however long, gets at most MOST_UNPACKED bytes, or an InputError.
-    """
-
-    def __init__(self, path: str, packing: str) -> None:
-        super().__init__(cast(io.RawIOBase, _PACKED[packing](path)), 2**18)
-        self._path = path
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        if size is not None and size >= 0:
-            return super().read(size)
-        held = io.BytesIO()
-        while piece := super().read(2**20):  # asked for at once, the most would be allocated for every file
-            held.write(piece)
-            self._refuse_too_large(held.tell())
-        return held.getvalue()
-
-    def readline(self, size: int | None = -1, /) -> bytes:
-        if size is not None and size >= 0:
-            return super().readline(size)
-        line = super().readline(MOST_UNPACKED + 1)
-        self._refuse_too_large(len(line))
-        return line
-
-    def _refuse_too_large(self, size: int) -> None:
-        if size > MOST_UNPACKED:
-            raise InputError(
-                f"{self._path}: unpacks to more than {MOST_UNPACKED // 2**20:,} MB, which would be held in memory; "
-                "unpack it, or write it as JSON lines, which are read one by one"
-            )
-
-
-def _refuse_other_data(stream: io.BufferedReader, path: str, suffix: str) -> None:
-    start = stream.peek(4)[:4]
-    if suffix == ".parquet":
-        return
-    if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise InputError(f"{path}:1: is UTF-16; save the file as UTF-8")
-    if start[:2] == b"\x1f\x8b":
-        raise InputError(f"{path}:1: is gzip data; name the file {os.path.basename(path)}.gz")
-    if start == b"PK\x03\x04":
-        raise InputError(f"{path}:1: is a zip archive; unpack it and name a file that was in it")
-
-
-def _parsed(stream: io.BufferedReader, path: str, suffix: str, notes: list[str]) -> Iterator[Row | BadRow]:
-    binary = cast(BinaryIO, stream)
-    if suffix in (".csv", ".tsv"):
-        return delimited_rows(binary, path, "\t" if suffix == ".tsv" else ",")
-    if suffix == ".parquet":
-        return parquet_rows(binary if _seekable(stream) else io.BytesIO(stream.read()), path)
-    return json_rows(binary, path, suffix, notes)
-
-
-def _seekable(stream: io.BufferedReader) -> bool:
-    """Whether seeking is cheap: in a plain file, not in a packed one."""
-    return isinstance(stream.raw, io.FileIO)
-
-
-def _files_in(folder: str) -> str:
-    names = sorted(name for name in os.listdir(folder) if _suffixes(name)[0] in SUFFIXES)
-    more = ", ..." if len(names) > 5 else ""
-    return f" ({', '.join(names[:5])}{more})" if names else ", none of which is a data file"
+def _add_new(found: list[str], notes: list[str]) -> None:
+    if found:
+        notes += [note for note in found if note not in notes]
+        found.clear()
 
 
 def _open_hub(source: Source) -> Opened:
-    name = f"{source.path}[{source.split}]"
+    name = f"{source.path}[{source.split or 'train'}]"
     return Opened(name, _hub_rows(source, name))
 
 
@@ -189,4 +147,4 @@ def _hub_rows(source: Source, name: str) -> Iterator[Row]:
     if not len(dataset):
         raise InputError(f"{name}: 0 rows")
     for number, values in enumerate(dataset):
-        yield Row(number, without_nulls(values))
+        yield Row(number, values)

@@ -1,4 +1,4 @@
-"""Rows of .csv, .tsv and .parquet files."""
+"""Rows of .csv and .tsv files."""
 
 from __future__ import annotations
 
@@ -8,20 +8,16 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from hybrid_ft.errors import InputError, short
-from hybrid_ft.finetune.data.limits import TookTooLong, limited
 from hybrid_ft.finetune.data.sources.json_rows import MAX_LINE_BYTES, Lines, decode
-from hybrid_ft.finetune.data.sources.rows import BadRow, Row
+from hybrid_ft.finetune.data.sources.rows import BadRow, NoRows, Row
 
-_PARQUET_ROWS = 256  # decoded at a time
-# bytes that decoding them may take. A column says once what a million rows repeat: 1 MB of file may be a terabyte of rows.
-_PARQUET_MEMORY = 4 * 2**30
-_PARQUET_SECONDS = 60.0
 _FIELD_LIMIT = threading.Lock()  # the csv module's limit is one for the whole process
 
 
-def delimited_rows(stream: BinaryIO, name: str, delimiter: str) -> Iterator[Row | BadRow]:
+def delimited_rows(stream: BinaryIO, name: str, delimiter: str, notes: list[str]) -> Iterator[Row | BadRow]:
     """Rows of a table with a header line; fields may be quoted and hold line ends. Every value is a string.
 
+    A first column without a name, the row numbers that pandas writes, is left out, and a note says so.
     A row's line is that of its first character. Raises InputError for a header that names no columns, or stands alone.
     """
     lines = _TextLines(stream)
@@ -38,6 +34,8 @@ def delimited_rows(stream: BinaryIO, name: str, delimiter: str) -> Iterator[Row 
                 continue  # a blank line
             if header is None:
                 header = _header(cells, name, start)
+                if not header[0]:
+                    notes.append("the first column has no name, not read")
                 _refuse_other_separator(header, delimiter, name, start)
                 continue
             some = True
@@ -48,7 +46,7 @@ def delimited_rows(stream: BinaryIO, name: str, delimiter: str) -> Iterator[Row 
             bad.line, some = start, True
             yield bad
     if header is not None and not some:
-        raise InputError(f"{name}: 0 rows; only a header")
+        raise NoRows(f"{name}: 0 rows; only a header")
 
 
 class _TextLines:
@@ -94,8 +92,9 @@ def _next_cells(reader: Any) -> list[str] | None:
 
 def _header(cells: list[str], name: str, line: int) -> list[str]:
     header = [cell.strip() for cell in cells]
-    if not all(header):
-        raise InputError(f"{name}:{line}: column {header.index('') + 1} has no name; the first line names the columns")
+    if not all(header[1:]) or not any(header):
+        column = header.index("", 1 if len(header) > 1 else 0) + 1
+        raise InputError(f"{name}:{line}: column {column} has no name; the first line names the columns, give it one")
     for cell in header:
         if header.count(cell) > 1:
             raise InputError(f"{name}:{line}: column {short(cell)!r} is there twice; give each column its own name")
@@ -114,47 +113,4 @@ def _named(header: list[str], cells: list[str]) -> dict[str, str]:
     if len(cells) != len(header):
         text = f"has {len(cells)} fields where the header names {len(header)}; quote fields that hold the separator"
         raise BadRow("not a table row", text)
-    return dict(zip(header, cells, strict=True))
-
-
-def parquet_rows(file: BinaryIO, name: str) -> Iterator[Row]:
-    """Rows of a Parquet file, numbered from 1."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    number = 0
-    try:
-        batches = pq.ParquetFile(file).iter_batches(_PARQUET_ROWS)
-        while True:
-            with limited(_PARQUET_SECONDS, _PARQUET_MEMORY):
-                batch = next(batches, None)
-                rows = [without_nulls(values) for values in batch.to_pylist()] if batch is not None else []
-            if batch is None:
-                break
-            for values in rows:
-                number += 1
-                yield Row(number, values)
-        if not number:
-            raise InputError(f"{name}: 0 rows; only column names")
-    except (MemoryError, TookTooLong):
-        size = f"{_PARQUET_ROWS} rows unpack to more than {_PARQUET_MEMORY // 2**30} GB"
-        raise InputError(f"{name}: after row {number}, {size}; a row is at most {MAX_LINE_BYTES // 2**20} MB") from None
-    except (pa.ArrowException, OSError) as error:
-        reason = short(str(error).splitlines()[0], 160) if str(error) else type(error).__name__
-        raise InputError(f"{name}: not a Parquet file that can be read ({reason})") from None
-
-
-def without_nulls(values: dict[str, Any]) -> dict[str, Any]:
-    """A columnar row without what only the columns put there.
-
-    A column of objects has every key in every row, null where the row had none; below the top level such keys go.
-    """
-    return {key: _pruned(value) for key, value in values.items()}
-
-
-def _pruned(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _pruned(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list):
-        return [_pruned(item) for item in value]
-    return value
+    return {column: cell for column, cell in zip(header, cells, strict=True) if column}

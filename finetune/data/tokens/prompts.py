@@ -7,7 +7,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hybrid_ft.errors import InputError
-from hybrid_ft.finetune.data.messages.conversation import Conversation, messages_from, tools_from
+from hybrid_ft.finetune.data.messages.calls import settled, tools_from
+from hybrid_ft.finetune.data.messages.conversation import Conversation
+from hybrid_ft.finetune.data.messages.turns import messages_from
 from hybrid_ft.finetune.data.sources.rows import BadRow
 from hybrid_ft.finetune.data.tokens.arguments import wrong_name
 from hybrid_ft.finetune.data.tokens.encode import encode_prompt
@@ -46,10 +48,11 @@ class PromptEncoder:
         ``arguments``: for the template, for these messages alone.
         """
         try:
-            turns = messages_from(messages, "messages", set())
+            turns = messages_from(messages, "messages", set(), set())
             if not turns or turns[-1]["role"] == "assistant":
                 raise ValueError("messages must end on a turn that waits for an answer, not on the assistant's")
-            asked = Conversation(turns, tools_from(tools), template_arguments=dict(arguments or {}))
+            turns, tools, _ = settled(turns, tools_from(tools))
+            asked = Conversation(turns, tools, template_arguments=dict(arguments or {}))
             return encode_prompt(asked, self._encoder.template, self._encoder.control, self._encoder.thoughts)
         except BadRow as bad:
             raise ValueError(str(bad)) from None

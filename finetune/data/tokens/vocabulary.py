@@ -8,11 +8,19 @@ from hybrid_ft.errors import ENVIRONMENT, InputError
 from hybrid_ft.hybrid_model.adapters import target_modules
 from hybrid_ft.hybrid_model.checkpoint.config import find_config
 from hybrid_ft.hybrid_model.checkpoint.tokenizer import check_vocabulary
+from hybrid_ft.hybrid_model.named_modules import whole_modules
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-    from hybrid_ft.finetune.recipe.model_section import Model
+    from hybrid_ft.finetune.recipe.model_section import Lora, Model
+
+
+def check_modules(config: PreTrainedConfig, lora: Lora) -> None:
+    """Refuse LoRA on layers and modules that a model of this config has not, or that cannot be trained so."""
+    pattern = target_modules(lora.targets, config, lora.layers, lora.modules)
+    if lora.modules_to_save:
+        whole_modules(lora.modules_to_save, config, pattern)
 
 
 def check_fits(model: Model, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -31,7 +39,7 @@ def check_fits(model: Model, tokenizer: PreTrainedTokenizerBase) -> None:
             return
         raise
     if model.lora:
-        target_modules(model.lora.targets, config)
+        check_modules(config, model.lora)
     if model.tokenizer:
         name = f"model.tokenizer: {model.tokenizer}"
         fix = "leave model.tokenizer out to use the tokenizer beside the model"

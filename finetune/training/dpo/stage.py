@@ -25,22 +25,23 @@ from hybrid_ft.finetune.runs.folder import RunFolder
 from hybrid_ft.finetune.runs.identity import digest
 from hybrid_ft.finetune.training import run as training
 from hybrid_ft.finetune.training.arguments import arguments
-from hybrid_ft.finetune.training.dpo.checks import check_first_loss, check_whole_steps, try_longest
+from hybrid_ft.finetune.training.dpo.checks import check_first_loss, check_whole_steps
 from hybrid_ft.finetune.training.dpo.metrics import measures, show_progress
-from hybrid_ft.finetune.training.dpo.reference_cache import ReferenceCache, digests_of, reference_key, with_reference
 from hybrid_ft.finetune.training.dpo.trainer import PairTrainer
 from hybrid_ft.finetune.training.plan import Plan
 from hybrid_ft.finetune.training.progress import ShowProgress
+from hybrid_ft.finetune.training.reference_cache import ReferenceCache, digests_of, reference_key, with_reference
 from hybrid_ft.finetune.training.stuck_loss import StuckLoss
+from hybrid_ft.finetune.training.trial import try_longest
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
 
-def run(recipe: Recipe, console: Console, accept_changes: bool = False) -> int:
+def run(recipe: Recipe, console: Console, accept_changes: bool = False, extend: bool = False) -> int:
     """As ``training.run.run``."""
-    return training.run(recipe, DPO, console, accept_changes)
+    return training.run(recipe, DPO, console, accept_changes, extend)
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def _trial(start: training.Start, trainer: PairTrainer) -> ReferenceCache:
     key = reference_key(trainer.model, start.prepared.all_digests(), start.tokenizer.chat_template, dtype)
     cache = ReferenceCache(_section(recipe).reference_cache or start.folder.path / "reference", key)
     cache.check()
-    try_longest(trainer, start.prepared.train)
+    try_longest(trainer, start.prepared.train, "pair", {"ref_chosen_logps": 0.0, "ref_rejected_logps": 0.0})
     return cache
 
 

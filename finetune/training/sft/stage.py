@@ -23,15 +23,15 @@ from hybrid_ft.finetune.runs.identity import rows_digest
 from hybrid_ft.finetune.training import run as training
 from hybrid_ft.finetune.training.arguments import arguments
 from hybrid_ft.finetune.training.packs import FILLER, packs_dataset
-from hybrid_ft.finetune.training.plan import Plan
+from hybrid_ft.finetune.training.plan import Plan, a_step
 from hybrid_ft.finetune.training.progress import ShowProgress
 from hybrid_ft.finetune.training.sft.trainer import PackedSFTTrainer
 from hybrid_ft.finetune.training.stuck_loss import StuckLoss
 
 
-def run(recipe: Recipe, console: Console, accept_changes: bool = False) -> int:
+def run(recipe: Recipe, console: Console, accept_changes: bool = False, extend: bool = False) -> int:
     """As ``training.run.run``."""
-    return training.run(recipe, SFT, console, accept_changes)
+    return training.run(recipe, SFT, console, accept_changes, extend)
 
 
 def _identity(prepared: Prepared) -> dict[str, str]:
@@ -45,16 +45,6 @@ def _micro_batches(recipe: Recipe, prepared: Prepared) -> int:
     return (
         len(prepared.packs) if prepared.packs is not None else math.ceil(len(prepared.train) / recipe.train.batch_size)
     )
-
-
-def a_step(recipe: Recipe) -> int:
-    """Micro-batches of an optimizer step, over all processes."""
-    train = recipe.train
-    if train.tokens_per_step is not None:
-        return train.tokens_per_step // train.batch_tokens
-    if train.rows_per_step is not None:
-        return train.rows_per_step // train.batch_size
-    return train.accumulation
 
 
 def plan_of(recipe: Recipe, prepared: Prepared, processes: int = 1) -> Plan:

@@ -28,8 +28,9 @@ from hybrid_ft.hybrid_model.families.olmo_hybrid.decoder_layers import (
 )
 from hybrid_ft.hybrid_model.families.olmo_hybrid.names import released_state_dict
 from hybrid_ft.hybrid_model.layers.attention import Rope
+from hybrid_ft.hybrid_model.layers.embedding import embed_flat
 from hybrid_ft.hybrid_model.layers.norm_and_mlp import OlmoHybridRMSNorm
-from hybrid_ft.hybrid_model.layers.watched import has_hooks, hooks_below, is_sharded
+from hybrid_ft.hybrid_model.layers.watched import hooks_below
 
 # transformers converts a checkpoint's tensor names for classes of its own only, unless the mapping is registered
 register_checkpoint_conversion_mapping("olmo_hybrid", get_checkpoint_conversion_mapping("olmo_hybrid"), overwrite=True)
@@ -130,27 +131,10 @@ class OlmoHybridModel(hf.OlmoHybridModel):
         )
 
     def _embed(self, input_ids: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """The tokens' embeddings in the form of the hidden states.
-
-        Who watches the embedding is shown the batch's rows, as in transformers' model. In training these are documents,
-        equal lengths together: what NEFTune adds goes by the length it sees, and a row may be padded or hold several.
-        """
-        door, embed = batch.door, self.embed_tokens
-        if door is None:
-            return embed(input_ids)
-        if not has_hooks(embed) and not hooks_below(embed):
-            return door.layout.formed(embed(door.flatten(input_ids)[None])[0])
-        # a sharded module must be called equally often on every process
-        if not self.training or is_sharded(embed):
-            return batch.flat(embed(input_ids))
-        tokens = door.flatten(input_ids).split(door.layout.lengths)
-        by_length: dict[int, list[int]] = {}
-        for s, length in enumerate(door.layout.lengths):
-            by_length.setdefault(length, []).append(s)
-        parts: dict[int, torch.Tensor] = {}
-        for segments in by_length.values():
-            parts |= zip(segments, embed(torch.stack([tokens[s] for s in segments])))
-        return door.layout.formed(torch.cat([parts[s] for s in range(len(tokens))]))
+        """The tokens' embeddings in the form of the hidden states."""
+        if batch.door is None:
+            return self.embed_tokens(input_ids)
+        return batch.door.layout.formed(embed_flat(self.embed_tokens, input_ids, batch.door))
 
     def _rope(self, hidden: torch.Tensor, positions: torch.Tensor) -> Rope | None:
         """cos and sin, both [N, head size]."""

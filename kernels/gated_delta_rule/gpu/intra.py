@@ -15,7 +15,7 @@ multiprocessor (benchmarks/kernel_counts.py makes the counts):
     kernel            warps  registers  spilled  shared  programs  bytes    products
     weights, forward      4        103      0 B  24 KiB         4  0.55 GB  12 GFLOP
     weights, backward     4         94      0 B  24 KiB         5  0.52 GB  12 GFLOP
-    inverse               1        255     56 B   4 KiB         8  0.33 GB  17 GFLOP
+    inverse               1        192      0 B   1 KiB         8  0.33 GB  17 GFLOP
 """
 
 import triton

@@ -100,6 +100,21 @@ def test_sources_mix(write_rows: WriteRows, recipe: MakeRecipe, tokenizer: Any) 
     assert [source.taken for source in counted.report.sources] == [7, 30]
 
 
+def test_a_repeated_row_is_held_out_once(write_rows: WriteRows, recipe: MakeRecipe, tokenizer: Any) -> None:
+    a = write_rows(numbered(10), "a.jsonl")
+    b = write_rows(numbered(10, 1000), "b.jsonl")
+    prepared = prepare(recipe({"path": str(a), "repeat": 3}, b, eval={"count": 6}), tokenizer)
+    assert prepared.eval is not None
+    held, trained = prepared.eval["origin"][:], prepared.train["origin"][:]
+    assert len(set(held)) == len(held) == 6 and not set(held) & set(trained)
+    of_a = [origin for origin in trained if "a.jsonl" in origin]
+    assert len(of_a) == 3 * len(set(of_a)) and len(set(trained)) == 14
+    assert prepared.packs is not None
+    assert sorted(row for rows in prepared.packs for row in rows) == list(range(len(trained)))
+    assert prepared.report.sources[0].line().endswith("10 rows, 30 taken, each up to 3 times")
+    assert prepared.report.train.duplicates == 0
+
+
 def test_held_out_sources_and_what_they_share(write_rows: WriteRows, recipe: MakeRecipe, tokenizer: Any) -> None:
     train = write_rows(numbered(50), "train.jsonl")
     test = write_rows(numbered(20, 45), "test.jsonl")
@@ -156,7 +171,7 @@ def test_nothing_left_is_refused_always(write_rows: WriteRows, recipe: MakeRecip
         ('{"messages": [{"role": "user", "content": "q"}]}', "no assistant turn"),
         ('{"messages": [{"role": "user", "content": null}]}', "messages[0].content is null"),
         ('{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}', "got a part of type 'image_url'"),
-        ('{"messages": [{"role": "bot", "content": "a"}]}', "messages[0].role: got 'bot'"),
+        ('{"messages": [{"role": "bard", "content": "a"}]}', "messages[0].role: got 'bard'"),
         ('{"text": "q"}', "column messages is missing"),
         ('{"messages": [{"role": "user", "content": "caf\udce9"}]}', "byte 0xe9 at column 47 is not UTF-8"),
     ],
@@ -301,3 +316,30 @@ def test_a_turn_that_is_not_to_be_trained_is_read_only(
     assert "turns not trained by their own flag: 6 (" in "\n".join(prepared.report.warnings())
     counts = prepared.report.as_dict()["sources"][0]
     assert counts["turns_not_trained_by_flag"]["turns"] == 6 and counts["ignored"] == []
+
+
+def test_what_reading_notices_is_told(write_rows: WriteRows, recipe: MakeRecipe, tokenizer: Any, chat: Any) -> None:
+    call = {"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": {"x": 1, "y": None}}]}
+    rows = [
+        {"messages": [*chat("q")[:1], call, call, *chat("q", "a")], "history": [["q", "r"]], "label": False},
+        {"messages": json.dumps(chat("q", "a")), "label": True},
+    ]
+    path = write_rows(rows)
+    report = prepare(changed(recipe(path), "model", chat_template="olmo-instruct"), tokenizer).report
+    way = "only: {label: true} beside the source's path takes the good ones"
+    warnings = [line for line in report.warnings() if not line.startswith("<")]
+    assert warnings == [
+        f"rows whose lists of messages were text, read as turns: 1 ({path}:2)",
+        f"nulls left out of tools and calls, which no schema of a tool names: 2 ({path}:1, ...)",
+        f"calls of tools that the row does not list: 2 ({path}:1, ...)",
+        f"assistant turns right behind another one, each trained to its own end token: 1 ({path}:1)",
+        f"column history is left out of the rows that have it: 1 ({path}:1)",
+        f"rows that their column label calls bad, trained all the same: 1 ({path}:1); {way}",
+    ]
+    assert set(warnings) < set(report.summary())
+    told = report.as_dict()["sources"][0]
+    assert told["columns_left_out"] == {"history": {"rows": 1, "first": [f"{path}:1"]}}
+    assert told["calls_of_unlisted_tools"]["calls"] == 2 and told["rows_rated_bad"]["label"]["rows"] == 1
+    good = prepare(recipe({"path": str(path), "only": {"label": True}}), tokenizer).report
+    assert [len(report.warnings()) for report in (good,)] == [1]
+    assert ", 1 row of 2, as only says" in good.summary()[0]

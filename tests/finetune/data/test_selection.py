@@ -61,6 +61,18 @@ def test_weights_are_shares_of_the_largest_mix(sources: list[tuple[int, float]],
     assert any(count == available for count, (available, _) in zip(counts, sources, strict=True))
 
 
+def test_repeat_is_the_one_way_to_a_row_twice() -> None:
+    source = np.repeat([0, 1], [10, 40])
+    rows = mix_sources(source, [Source(path="a", repeat=3), Source(path="b")], 0)
+    assert rows.tolist() == sorted([*range(10)] * 3 + [*range(10, 50)])
+    counted = mix_sources(source, [Source(path="a", count=4, repeat=2), Source(path="b")], 0)
+    assert sorted(np.bincount(counted)[:10].tolist()) == [0] * 6 + [2] * 4
+    # by weight, the repeated rows fill the mix: 30 and 30 in place of 10 and 10
+    mixed = mix_sources(source, [Source(path="a", weight=1, repeat=3), Source(path="b", weight=1)], 0)
+    assert np.bincount(source[mixed]).tolist() == [30, 30]
+    assert np.bincount(mixed)[:10].tolist() == [3] * 10 and np.bincount(mixed)[10:].max() == 1
+
+
 def test_count_is_a_seeded_sample() -> None:
     source = np.repeat([0, 1], [100, 50])
     recipes = [Source(path="a", count=10), Source(path="b")]

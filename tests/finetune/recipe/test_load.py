@@ -147,7 +147,10 @@ def test_duplicate_keys_and_schema_mistakes_together() -> None:
             MINIMAL.replace("rows.jsonl", "https://example.com/rows"),
             "mine.yaml:4: data.sources.0.path: got 'https://example.com/rows'; there is no such",
         ),
-        (MINIMAL + "      name: x\n", "mine.yaml:5: data.sources.0.name: got 'x'; only a hub dataset has one"),
+        (
+            MINIMAL + "      name: x\n",
+            "mine.yaml:5: data.sources.0.name: got 'x'; only a hub dataset or a folder has configurations",
+        ),
         (MINIMAL + "      columns: nope\n", "mine.yaml:5: data.sources.0.columns: got 'nope'; must be a shipped name"),
         (
             MINIMAL + "      weight: 2\n    - path: rows.jsonl\n",

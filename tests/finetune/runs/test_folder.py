@@ -228,7 +228,7 @@ from pathlib import Path
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.pipeline import _read
 from hybrid_ft.finetune.runs.folder import RunFolder
-from hybrid_ft.finetune.training.dpo.reference_cache import ReferenceCache
+from hybrid_ft.finetune.training.reference_cache import ReferenceCache
 
 def held():
     with RunFolder("run").held():

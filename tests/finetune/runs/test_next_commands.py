@@ -24,8 +24,9 @@ def test_of_a_model(tmp_path: Path) -> None:
         f"answer    hybrid-ft generate '{place}' --prompts prompts.jsonl --out answers.jsonl",
         f"train on  hybrid-ft dpo RECIPE model.path='{place}'",
         f"serve     vllm serve '{place}' {FLAGS}",
+        f"publish   hybrid-ft push '{place}' OWNER/NAME --private",
     ]
-    assert next_commands([place], "qwen3_next")[-1] == f"serve     vllm serve '{place}'"
+    assert next_commands([place], "qwen3_next")[-2] == f"serve     vllm serve '{place}'"
 
 
 @pytest.mark.parametrize(
@@ -38,6 +39,7 @@ def test_of_an_adapter(tmp_path: Path, settings: dict[str, object], rank: int) -
         f"merge     hybrid-ft merge {place} {tmp_path / 'merged'}",
         f"train on  hybrid-ft dpo RECIPE model.adapter={place}",
         f"serve     vllm serve owner/base --enable-lora --max-lora-rank {rank} --lora-modules tuned={place} {FLAGS}",
+        f"publish   hybrid-ft push {place} OWNER/NAME --private",
     ]
     merged = next_commands([place, tmp_path / "merged"], "olmo_hybrid")
     assert merged[0] == f"talk      hybrid-ft chat {tmp_path / 'merged'}" and not any(
@@ -47,4 +49,4 @@ def test_of_an_adapter(tmp_path: Path, settings: dict[str, object], rank: int) -
 
 def test_what_a_server_cannot_do(tmp_path: Path) -> None:
     wide = next_commands([adapter(tmp_path / "adapter", r=1024)], "olmo_hybrid")
-    assert wide[-1] == "serve     vLLM serves adapters up to rank 512; merge this one first"
+    assert wide[-2] == "serve     vLLM serves adapters up to rank 512; merge this one first"

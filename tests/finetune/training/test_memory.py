@@ -46,6 +46,14 @@ KNOWN = {
     "full, 8 GPUs": ({"tokens": 32768, "documents": 8, "micro_batches": 2, "processes": 8}, 21.76),
     "lora": ({"tokens": 32768, "documents": 8, "lora": 32}, 11.54),
     "lora, one document": ({"tokens": 32768, "documents": 1, "lora": 32}, 11.54),
+    "full, attention and delta rule kept": (
+        {"tokens": 32768, "documents": 8, "micro_batches": 2, "checkpointing": "selective"},
+        38.05,
+    ),
+    "lora, attention and delta rule kept": (
+        {"tokens": 32768, "documents": 8, "lora": 32, "checkpointing": "selective"},
+        12.65,
+    ),
     "full, everything kept": ({"tokens": 8192, "documents": 2, "checkpointing": False}, 30.76),
 }
 

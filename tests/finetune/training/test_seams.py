@@ -15,6 +15,7 @@ from trl import DPOTrainer, SFTTrainer
 from hybrid_ft.finetune.training import seams
 from hybrid_ft.finetune.training.dpo.trainer import PairTrainer
 from hybrid_ft.finetune.training.sft.trainer import PackedSFTTrainer
+from hybrid_ft.finetune.training.step_trainer import StepTrainer
 from hybrid_ft.finetune.training.trainer import RunTrainer
 
 UPSTREAM: dict[type, tuple[type, dict[str, str]]] = {
@@ -28,6 +29,7 @@ UPSTREAM: dict[type, tuple[type, dict[str, str]]] = {
             "_load_scaler": "checkpoint",
             "_init_training_state": "max_steps num_update_steps_per_epoch num_train_epochs resume_from_checkpoint trial",
             "get_decay_parameter_names": "model",
+            "create_optimizer": "model",
             "_load_rng_state": "checkpoint",
             "get_batch_samples": "epoch_iterator num_batches device",
             "training_step": "model inputs num_items_in_batch",
@@ -48,6 +50,19 @@ UPSTREAM: dict[type, tuple[type, dict[str, str]]] = {
             "compute_loss": "model inputs return_outputs num_items_in_batch",
         },
     ),
+    StepTrainer: (
+        Trainer,
+        {
+            "__init__": "model args data_collator train_dataset eval_dataset processing_class model_init compute_loss_func "
+            "compute_metrics callbacks optimizers optimizer_cls_and_kwargs preprocess_logits_for_metrics",
+            "get_train_dataloader": "",
+            "get_batch_samples": "epoch_iterator num_batches device",
+            "training_step": "model inputs num_items_in_batch",
+            "compute_loss": "model inputs return_outputs num_items_in_batch",
+            "log": "logs start_time",
+            "floating_point_ops": "inputs",
+        },
+    ),
     PairTrainer: (
         DPOTrainer,
         {
@@ -56,13 +71,7 @@ UPSTREAM: dict[type, tuple[type, dict[str, str]]] = {
             "_prepare_dataset": "dataset processing_class args dataset_name",
             "_precompute_ref_logps": "dataset name batch_size",
             "compute_ref_log_probs": "model inputs",
-            "get_train_dataloader": "",
-            "get_batch_samples": "epoch_iterator num_batches device",
-            "training_step": "args kwargs",
-            "compute_loss": "model inputs return_outputs num_items_in_batch",
             "_compute_loss": "model inputs return_outputs",
-            "log": "logs start_time",
-            "floating_point_ops": "inputs",
         },
     ),
 }

@@ -93,3 +93,13 @@ def test_other_layers_are_refused_with_the_choices(plain_and_flat, name):
     model = plain_and_flat("qwen3_next")[1]
     with pytest.raises(InputError, match="cannot be adapted.*; use one of all-linear, attention, delta, experts"):
         add_lora(model, name)
+
+
+def test_routers_and_modules_of_several_layers_are_not_trained_whole(plain_and_flat):
+    moe = plain_and_flat("qwen3_5_moe_text")[1]
+    with pytest.raises(InputError, match=r"layers.0.mlp.gate, a router, which stays as it was trained"):
+        add_lora(moe, modules_to_save=["mlp.gate"])
+    with pytest.raises(InputError, match=r"layers.0.mlp.gate, which cannot be adapted: a router stays as it was"):
+        add_lora(moe, modules=["mlp.gate"])
+    with pytest.raises(InputError, match=r"shares its weight with .*; leave it out"):
+        add_lora(plain_and_flat("zamba2")[1], modules_to_save=["shared_transformer.input_layernorm"])

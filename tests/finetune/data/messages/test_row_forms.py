@@ -149,6 +149,8 @@ def test_tools(tools: Any) -> None:
 def test_fields_that_are_left_out_are_named() -> None:
     turns = [{"role": "user", "content": "q", "score": 0.0}, {"role": "assistant", "content": "a", "name": "n"}]
     assert read({"messages": turns}).unused == {"messages[].score"}
+    parts = [{"type": "text", "text": "q", "cache_control": {"type": "x"}, "index": None}]
+    assert read({"messages": [user(parts), assistant("a")]}).unused == {"messages[].content[].cache_control"}
     shared = [{"from": "human", "value": "q", "id": 1}, {"from": "gpt", "value": "a"}]
     assert read({"conversations": shared}).unused == {"conversations[].id"}
 
@@ -178,6 +180,62 @@ def test_a_turns_own_flag_says_whether_it_is_trained(values: dict[str, Any], unt
     assert all(message.keys() <= {"role", "content"} for message in found.messages)
 
 
+def parts(*texts: str, **mark: Any) -> list[dict[str, Any]]:
+    return [{"type": "text", "text": text} | mark for text in texts]
+
+
+@pytest.mark.parametrize("name", ["train", "training", "trainable", "weight", "loss", "loss_weight", "loss_scale"])
+def test_a_mark_has_many_names_and_places(name: str) -> None:
+    for off, on in ((False, True), (0, 1), (0.0, 1.0)):
+        turns = [user("q"), assistant("a", **{name: off}), user("r"), assistant("b", **{name: on})]
+        shared = [said("human", "q"), said("gpt", "a", **{name: off}), said("gpt", "b", **{name: on})]
+        of_parts = [user("q"), assistant(parts("a", "b", **{name: off})), assistant(parts("c", **{name: on}))]
+        for values in ({"messages": turns}, {"conversations": shared}, {"messages": of_parts}):
+            found = read(values)
+            assert found.untrained == {1} and found.unused == set()
+            assert read(values | {name: on}).untrained == {1} == read(values | {name: str(on)}).untrained
+            for mark in (off, str(off)):
+                with pytest.raises(
+                    BadRow, match=f"{name}: got .*; leave such rows out, with only: {{{name}: true}}"
+                ) as bad:
+                    read(values | {name: mark})
+                assert bad.value.kind == "training flag"
+
+
+@pytest.mark.parametrize("name", ["mask", "masked", "loss_mask", "train_detail"])
+def test_a_mark_that_means_now_this_now_that_is_refused(name: str) -> None:
+    for values, where in (
+        ({"messages": [user("q"), assistant("a", **{name: 1})]}, f"messages[1].{name}: got 1"),
+        ({"messages": [user("q"), assistant(parts("a", **{name: 1}))]}, f"messages[1].content[0].{name}: got 1"),
+        ({"prompt": "q", "completion": "a", name: 1}, f"{name}: got 1"),
+    ):
+        with pytest.raises(BadRow) as bad:
+            read(values)
+        assert str(bad.value).startswith(where) and "train: true or false" in str(bad.value)
+        assert read({"prompt": "q", "completion": "a", name: None}).messages
+
+
+def test_roles_of_one_spelling_are_known_in_the_other() -> None:
+    turns = [
+        {"role": "developer", "content": "s"},
+        {"role": "human", "content": "q"},
+        {"role": "tool_call", "content": '<think>\nhm\n</think>\n{"name": "f", "arguments": {"x": 1}}'},
+        {"role": "tool_response", "content": "r"},
+        {"role": "gpt", "content": "a", "reasoning_content": "t"},
+    ]
+    wanted = [
+        {"role": "system", "content": "s"},
+        user("q"),
+        assistant("", tool_calls=[CALL], reasoning_content="hm"),
+        {"role": "tool", "content": "r"},
+        assistant("a", reasoning_content="t"),
+    ]
+    assert read({"messages": turns}).messages == wanted
+    names = {"role": "from", "content": "value"}
+    shared = [{names.get(key, key): value for key, value in turn.items()} for turn in turns]
+    assert read({"conversations": shared}).messages == wanted
+
+
 def row(*turns: Any) -> dict[str, Any]:
     return {"messages": list(turns)}
 
@@ -187,7 +245,7 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
     ("null for a list", {"messages": None}, "null content", "messages is null"),
     ("no turns", row(), "no turns", "messages is empty"),
     ("no object", row("q", assistant("a")), "wrong type", "messages[0]: got 'q'"),
-    ("role", row(user("q"), {"role": "bot", "content": "a"}), "unknown role", "messages[1].role: got 'bot'; must be one of system, user, assistant, tool"),
+    ("role", row(user("q"), {"role": "bard", "content": "a"}), "unknown role", "messages[1].role: got 'bard'; must be one of system, user, assistant, tool"),
     ("no role", row({"content": "q"}), "unknown role", "messages[0].role: got null"),
     ("role list", row({"role": ["user"], "content": "q"}), "unknown role", "messages[0].role: got a list of 1"),
     ("other form", row(user("q"), {"from": "gpt", "value": "a"}), "wrong form", "set format: sharegpt"),
@@ -232,6 +290,12 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
     ("half a weight", row(user("q"), assistant("a", weight=0.5)), "training flag", "messages[1].weight: got 0.5; must be true or 1 (the turn is trained), false or 0"),
     ("flag as text", row(user("q"), assistant("a", train="yes")), "training flag", "messages[1].train: got 'yes'; must be true"),
     ("trained user", row(user("q") | {"train": True}, assistant("a")), "training flag", "messages[0].train: got true (role user); only assistant turns are trained"),
+    ("row's mark", {"prompt": "q", "completion": "a", "loss": 1.7}, "training flag", "loss: got 1.7; must be true or 1 (the row is trained), false or 0 (it is not), or set columns"),
+    ("parts differ", row(user("q"), assistant([*parts("a", train=False), *parts("b")])), "training flag", "messages[1].content: its parts are marked as trained and as not trained"),
+    ("part and turn", row(user("q"), assistant(parts("a", train=True), weight=0)), "training flag", "messages[1]: weight and the marks of its parts contradict each other"),
+    ("user's part", row(user(parts("q", train=True)), assistant("a")), "training flag", "messages[0].content[0].train: only parts of assistant turns are trained"),
+    ("picture in a turn", row(user("<image>q") | {"images": ["x.png"]}, assistant("a")), "part that is not text", "messages[0].images: got a list of 1"),
+    ("picture in a part", row(user([{"type": "text", "text": "q", "image": "x.png"}]), assistant("a")), "part that is not text", "messages[0].content[0].image: got 'x.png'"),
     ("flags differ", row(user("q"), assistant("a", train=True, weight=0)), "training flag", "messages[1]: train and weight contradict each other"),
     ("nothing trained", row(user("q"), assistant("a", weight=0)), "nothing to learn", "messages: every assistant turn's own flag says not to train it"),
     ("sharegpt flag", {"conversations": [said("human", "q"), said("gpt", "a", loss=2)]}, "training flag", "conversations[1].loss: got 2"),

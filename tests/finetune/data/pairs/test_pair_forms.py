@@ -56,6 +56,7 @@ def from_value(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
             [SYSTEM, *TALK],
         ),
         ({"messages": TALK, "chosen": GOOD, "rejected": BAD}, TALK),
+        ({"chosen": [*TALK, GOOD], "rejected": "No."}, TALK),
         ({"prompt": "Why?", "messages": [ASKED, GOOD], "chosen": [ASKED, GOOD], "rejected": [ASKED, BAD]}, [ASKED]),
         ({"instruction": "Why?", "input": "", "output": "Because.", "chosen": "Because.", "rejected": "No."}, [ASKED]),
         (
@@ -101,16 +102,10 @@ def test_tools_are_kept_and_an_answer_may_be_a_call() -> None:
 
 
 def test_the_report_names_the_columns_that_are_read() -> None:
-    assert form_of({"prompt": "a", "id": 1, "chosen": [ASKED, GOOD], "rejected": [ASKED, BAD]}).columns == {
-        "chosen",
-        "rejected",
-        "system",
-        "system_prompt",
-        "tools",
-        "functions",
-        "available_tools",
-    }
-    assert read({"chosen": [ASKED, GOOD | {"weight": 0}], "rejected": [ASKED, BAD]}).unused == {"chosen[].weight"}
+    whole = form_of({"prompt": "a", "id": 1, "chosen": [ASKED, GOOD], "rejected": [ASKED, BAD]}).columns
+    assert whole >= {"chosen", "rejected", "system", "system_prompt", "tools", "functions", "available_tools"}
+    assert not whole & {"prompt", "id", "history", "input", "context"}
+    assert read({"chosen": [ASKED, GOOD | {"score": 0}], "rejected": [ASKED, BAD]}).unused == {"chosen[].score"}
     assert form_of({"prompt": "a", "chosen": "b", "rejected": "c"}).columns >= {"prompt", "chosen", "rejected"}
     assert recognise_pairs([Row(1, {"prompt": "a", "completion": "b"})]) is None
 
@@ -124,7 +119,6 @@ def test_the_report_names_the_columns_that_are_read() -> None:
         ({"chosen": [ASKED, GOOD], "rejected": [SYSTEM, ASKED, BAD]}, "no shared prompt"),
         ({"chosen": [*TALK, GOOD], "rejected": [ASKED, BAD]}, "no shared prompt"),
         ({"chosen": [ASKED, GOOD, ASKED, GOOD], "rejected": [ASKED, BAD, ASKED, GOOD]}, "no shared prompt"),
-        ({"chosen": [ASKED, GOOD], "rejected": "No."}, "no shared prompt"),
         ({"chosen": "Because.", "rejected": "No."}, "no shared prompt"),
         ({"chosen": [ASKED, GOOD, ASKED], "rejected": [ASKED, BAD, ASKED]}, "ends on a user turn"),
         ({"prompt": "Why?", "output_1": "Because.", "output_2": "No.", "preference": "tie"}, "no preference"),
@@ -155,6 +149,10 @@ def test_a_pair_that_teaches_nothing_is_named(values: dict[str, Any], kind: str)
             "there is a system turn as well",
         ),
         ({"prompt": "Why?", "output_1": "Because.", "output_2": "No.", "preference": 3}, "got 3"),
+        ({"chosen": [ASKED, GOOD | {"weight": 0}], "rejected": [ASKED, BAD]}, "chosen[1]: says that it is not trained"),
+        ({"prompt": "Why?", "chosen": "a", "rejected": BAD | {"train": False}}, "rejected[0]: says that it is not"),
+        ({"prompt": "Why?", "chosen": GOOD | {"loss_scale": 0.5}, "rejected": BAD}, "chosen[0].loss_scale: got 0.5"),
+        ({"prompt": "Why?", "chosen": "a", "rejected": "b", "weight": 0}, "weight: got 0; the row says"),
     ],
 )
 def test_a_row_that_is_no_pair_says_what_is_wrong(values: dict[str, Any], text: str) -> None:

@@ -258,3 +258,12 @@ def test_files_that_hold_no_pairs_say_what_would_help(write: Any, recipe_of: Any
     assert texts(tokenizer, prepare(recipe, tokenizer).train, "chosen") == ["Yes.<|endoftext|>"]
     recipe = recipe_of(data={"sources": [{"path": path, "format": "alpaca"}]})
     assert "format: alpaca is for supervised rows" in refusal(recipe, tokenizer)
+
+
+def test_pairs_of_which_the_contrary_is_there_are_counted(write: Any, recipe_of: Any, tokenizer: Any) -> None:
+    rows = rows_of(5)
+    rows += [row | {"chosen": row["rejected"], "rejected": row["chosen"]} for row in rows[:2]]
+    report = prepare(recipe_of(write(rows)), tokenizer).report
+    assert report.train.reversed_too == 4 and report.as_dict()["train"]["pairs_there_both_ways"] == 4
+    assert "pairs of which the contrary, A over B beside B over A, is there: 4" in report.warnings()
+    assert prepare(recipe_of(write(rows_of(5))), tokenizer).report.train.reversed_too == 0

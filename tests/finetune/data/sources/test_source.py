@@ -4,6 +4,8 @@ import bz2
 import csv
 import gzip
 import json
+import lzma
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import pytest
 
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.data.report.count import Count, split_origin
-from hybrid_ft.finetune.data.sources import tables
+from hybrid_ft.finetune.data.sources import arrow as columnar
 from hybrid_ft.finetune.data.sources.rows import BadRow, Row, origin
 from hybrid_ft.finetune.data.sources.source import open_source
 from hybrid_ft.finetune.recipe.data_section import Source
@@ -50,6 +52,16 @@ def parquet() -> bytes:
     return file.getvalue()
 
 
+def arrow(writer: Any = pa.ipc.new_stream) -> bytes:
+    import io
+
+    file = io.BytesIO()
+    rows = pa.Table.from_pylist(ROWS)
+    with writer(file, rows.schema) as stream:
+        stream.write(rows)
+    return file.getvalue()
+
+
 def empty_parquet() -> bytes:
     import io
 
@@ -72,16 +84,70 @@ FILES = {
     "rows.csv": table(","),
     "rows.tsv": table("\t"),
     "rows.parquet": parquet(),
+    "rows.arrow": arrow(),
+    "rows_with_contents.arrow": arrow(pa.ipc.new_file),
+}
+PACK = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": lambda raw: pa.compress(raw, "zstd", asbytes=True),
 }
 
 
-@pytest.mark.parametrize("packing", ["", ".gz", ".bz2"])
+@pytest.mark.parametrize("packing", PACK)
 @pytest.mark.parametrize("name", FILES)
 def test_every_form_of_file(name: str, packing: str, tmp_path: Path, rows_of: Read) -> None:
-    pack = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress}[packing]
     path = tmp_path / f"{name}{packing}"
-    path.write_bytes(pack(FILES[name]))
+    path.write_bytes(PACK[packing](FILES[name]))
     assert values(rows_of(path)) == ROWS
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_zip_archive_of_one_file(name: str, tmp_path: Path, rows_of: Read) -> None:
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(f"folder/{name}", FILES[name])
+        archive.writestr(f"__MACOSX/._{name}", b"x")
+        archive.writestr("folder/README.md", b"x")
+    assert values(rows_of(path)) == ROWS
+
+
+def test_zip_archives_that_are_refused(tmp_path: Path, rows_of: Read) -> None:
+    for names, says in [
+        (["train.csv", "test.csv"], r"a\.zip: holds 2 data files \(train\.csv, test\.csv\); must hold one: unpack it"),
+        (["a.md"], r"holds 0 data files \(a\.md\)"),
+        ([], r"holds 0 data files \(nothing\)"),
+    ]:
+        with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+            for name in names:
+                archive.writestr(name, b"a\n1\n")
+        with pytest.raises(InputError, match=says):
+            rows_of(tmp_path / "a.zip")
+    raw = (tmp_path / "a.zip").read_bytes()
+    (tmp_path / "a.zip").write_bytes(raw[:-9])
+    with pytest.raises(InputError, match=r"a\.zip: not a zip archive that can be read"):
+        rows_of(tmp_path / "a.zip")
+
+
+def test_a_text_file_is_one_text(tmp_path: Path, rows_of: Read) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"\xef\xbb\xbfOne.\r\n\nTwo.\n")
+    assert values(rows_of(path)) == [{"text": "One.\r\n\nTwo.\n"}]
+    path.write_bytes(b"One.\n\0")
+    assert [(str(bad), bad.line) for bad in rows_of(path)] == [("holds a NUL byte; text holds none", 2)]
+    path.write_bytes(b" \n")
+    with pytest.raises(InputError, match="0 rows; the file is empty"):
+        rows_of(path)
+
+
+def test_a_nameless_first_column_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(",a,b\n0,x,y\n1,z,w\n")
+    opened = open_source(Source(path=str(path)))
+    assert values(list(opened.rows)) == [{"a": "x", "b": "y"}, {"a": "z", "b": "w"}]
+    assert opened.notes == ["the first column has no name, not read"]
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "lines.json", "array.json", "rows.csv", "keyed.json"])
@@ -120,8 +186,8 @@ def test_rows_that_begin_on_one_line_are_told_apart(
     path = tmp_path / "a.json"
     path.write_text(content)
     found = [origin("a.json", row) for row in rows_of(path)]
-    assert found == [f"a.json:{place}" for place in places]
-    assert [split_origin(one) for one in found] == [("a.json", place) for place in places]
+    assert found == [f"{path}:{place}" for place in places]
+    assert [split_origin(one) for one in found] == [(str(path), place) for place in places]
 
 
 def test_notes_say_what_a_file_is(tmp_path: Path) -> None:
@@ -213,7 +279,13 @@ def test_a_bad_element_of_an_array_costs_itself(case: str, tmp_path: Path, rows_
         ("a.jsonl.gz", b'{"a": 1}\n', ": the gz data is damaged"),
         ("a.jsonl.bz2", b'{"a": 1}\n', ": the bz2 data is damaged"),
         ("a.parquet", b"no table", ": not a Parquet file that can be read"),
-        ("a.txt", b"hello", ": is not a kind of file that can be read; use .jsonl"),
+        ("a.jsonl.xz", b'{"a": 1}\n', ": the xz data is damaged"),
+        ("a.jsonl.zst", b'{"a": 1}\n', ": the zst data is damaged"),
+        ("a.arrow", b"no table", ": not an Arrow file that can be read"),
+        ("a.arrow", arrow()[:-200], ": not an Arrow file that can be read"),
+        ("a.csv", b",a,,b\n0,1,2,3\n", ":1: column 3 has no name"),
+        ("a.csv", b",\n0,1\n", ":1: column 2 has no name"),
+        ("a.md", b"hello", ": is not a kind of file that can be read; use .jsonl"),
     ],
 )
 def test_a_file_that_cannot_be_read(name: str, content: bytes, says: str, tmp_path: Path, rows_of: Read) -> None:
@@ -225,14 +297,14 @@ def test_a_file_that_cannot_be_read(name: str, content: bytes, says: str, tmp_pa
     assert "\n" not in str(error.value) and error.value.status == 2
 
 
-@pytest.mark.parametrize("suffix", [".gz", ".bz2"])
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
 def test_packed_data_cut_short(suffix: str, tmp_path: Path) -> None:
     import random
 
     noise = random.Random(0)
     rows = b"".join(b'{"a": "%d"}\n' % noise.getrandbits(256) for _ in range(20_000))
     path = tmp_path / f"a.jsonl{suffix}"
-    path.write_bytes({".gz": gzip.compress, ".bz2": bz2.compress}[suffix](rows)[:-1000])
+    path.write_bytes(PACK[suffix](rows)[:-1000])
     read = 0
     with pytest.raises(InputError, match=r"a\.jsonl\.\w+:\d+: .* ends in the middle; the file was cut short") as error:
         for row in open_source(Source(path=str(path))).rows:
@@ -286,13 +358,13 @@ def test_a_field_longer_than_the_csv_modules_own_limit(tmp_path: Path, rows_of: 
     assert csv.field_size_limit() == 131072
 
 
-def test_nested_nulls_of_columnar_files_are_no_keys(tmp_path: Path, rows_of: Read) -> None:
+def test_nulls_of_columnar_files_are_kept(tmp_path: Path, rows_of: Read) -> None:
     path = tmp_path / "a.parquet"
     turns = [[{"role": "user", "content": "x", "name": None}], [{"role": "user", "content": None, "name": "n"}]]
     pq.write_table(pa.table({"messages": turns, "other": [None, "x"]}), path)
     assert values(rows_of(path)) == [
-        {"messages": [{"role": "user", "content": "x"}], "other": None},
-        {"messages": [{"role": "user", "name": "n"}], "other": "x"},
+        {"messages": turns[0], "other": None},
+        {"messages": turns[1], "other": "x"},
     ]
 
 
@@ -300,8 +372,6 @@ def test_missing_files_and_folders(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text('{"a": 1}\n')
     with pytest.raises(InputError, match=r"trian\.jsonl: no such file; did you mean .*train\.jsonl\?"):
         open_source(Source(path=str(tmp_path / "trian.jsonl")))
-    with pytest.raises(InputError, match=r"is a folder; name a file in it \(train\.jsonl\)"):
-        open_source(Source(path=str(tmp_path)))
     with pytest.raises(InputError, match=r"there is no folder .*nowhere either"):
         open_source(Source(path=str(tmp_path / "nowhere" / "x.jsonl")))
 
@@ -319,7 +389,7 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, rows_of: Read, monkeypatch:
 
 
 def test_a_parquet_file_that_unpacks_to_more_than_memory_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "_PARQUET_MEMORY", 2**28)
+    monkeypatch.setattr(columnar, "_MEMORY", 2**28)
     path = tmp_path / "a.parquet"
     text = pa.DictionaryArray.from_arrays(pa.array([0] * 1000, pa.int32()), ["x" * 2**22])
     pq.write_table(pa.table({"prompt": text, "completion": text}), path)
@@ -328,7 +398,7 @@ def test_a_parquet_file_that_unpacks_to_more_than_memory_is_refused(tmp_path, mo
         path.open("rb") as file,
         pytest.raises(InputError, match="after row 0, 256 rows unpack to more than 0 GB; a row is"),
     ):
-        list(tables.parquet_rows(file, "a.parquet"))
+        list(columnar.parquet_rows(file, "a.parquet"))
 
 
 def test_a_line_of_form_feeds_is_a_bad_row_wherever_it_stands(tmp_path: Path, rows_of: Read) -> None:

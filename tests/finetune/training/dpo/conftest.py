@@ -27,9 +27,9 @@ def make_trainer(steady_base: Path, tiny_tokenizer: Any, tmp_path: Path) -> Call
         from hybrid_ft.finetune.runs.folder import RunFolder
         from hybrid_ft.finetune.runs.signals import StopRequest
         from hybrid_ft.finetune.training.dpo.metrics import show_progress
-        from hybrid_ft.finetune.training.dpo.reference_cache import digests_of, with_reference
         from hybrid_ft.finetune.training.dpo.stage import dpo_arguments, plan_of
         from hybrid_ft.finetune.training.dpo.trainer import PairTrainer
+        from hybrid_ft.finetune.training.reference_cache import digests_of, with_reference
         from hybrid_ft.hybrid_model import adapters
 
         recipe = Recipe.model_validate(

@@ -6,22 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hybrid_ft.finetune.training.dpo.batches import StepCollator, count_work, in_portions, padded_pairs, tokens_of
-
-sizes = st.lists(st.integers(1, 50), min_size=1, max_size=40)
-
-
-@settings(max_examples=60, deadline=None)
-@given(sizes=sizes, budget=st.integers(50, 200), processes=st.integers(1, 5))
-def test_every_pair_is_in_one_micro_batch_and_processes_have_as_many(
-    sizes: list[int], budget: int, processes: int
-) -> None:
-    shares = in_portions(sizes, budget, processes)
-    assert len(shares) == processes and len({len(share) for share in shares}) == 1
-    portions = [portion for share in shares for portion in share]
-    assert sorted(pair for portion in portions for pair in portion) == list(range(len(sizes)))
-    assert all(sum(sizes[pair] for pair in portion) <= budget for portion in portions)
-    assert all(portions) or len(sizes) < len(portions)
+from hybrid_ft.finetune.training.dpo.batches import PARTS, StepCollator, padded_pairs
+from hybrid_ft.finetune.training.portions import tokens_of
+from hybrid_ft.finetune.training.shared_prompts import count_work
 
 
 @settings(max_examples=30, deadline=None)
@@ -40,7 +27,7 @@ def test_shares_of_a_step_add_up_to_one(make_pairs: Any, count: int, processes: 
         if batch["share"]:
             mine = sum(len(pairs[row]["chosen_ids"]) if by_chosen else 1 for row in batch["rows"])
             assert batch["share"] == pytest.approx(mine / whole)
-    assert {step["tokens"] for step in steps} == {sum(map(tokens_of, pairs))}
+    assert {step["tokens"] for step in steps} == {sum(tokens_of(pair, PARTS) for pair in pairs)}
 
 
 def test_rows_name_the_first_of_their_prompt() -> None:

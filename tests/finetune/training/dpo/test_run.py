@@ -140,7 +140,7 @@ def test_a_step_that_does_not_fit_is_found_at_once(
 
 
 def test_the_trial_changes_nothing(make_trainer: Any, make_pairs: Any) -> None:
-    from hybrid_ft.finetune.training.dpo.checks import try_longest
+    from hybrid_ft.finetune.training.trial import try_longest
 
     pairs = make_pairs(12)
     trainer = make_trainer(pairs, batch_tokens=90)
@@ -148,7 +148,7 @@ def test_the_trial_changes_nothing(make_trainer: Any, make_pairs: Any) -> None:
     state = torch.get_rng_state()
     ran: list[int] = []
     hook = trainer.model.model.layers[0].register_forward_hook(lambda *of: ran.append(of[2].shape[:2].numel()))
-    try_longest(trainer, pairs)
+    try_longest(trainer, pairs, "pair", {"ref_chosen_logps": 0.0, "ref_rejected_logps": 0.0})
     hook.remove()
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, weights[name]) for name, value in trainer.model.state_dict().items())

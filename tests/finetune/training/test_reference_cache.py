@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from hybrid_ft.errors import InputError
-from hybrid_ft.finetune.training.dpo import reference_cache as reference
-from hybrid_ft.finetune.training.dpo.reference_cache import (
+from hybrid_ft.finetune.training import reference_cache as reference
+from hybrid_ft.finetune.training.reference_cache import (
     ReferenceCache,
     digests_of,
     reference_key,

@@ -1,34 +1,30 @@
 """Forward and backward of every family, laid flat beside plain transformers padded.
 
-    python benchmarks/families_cpu.py [--kinds qwen3_5_text lfm2 nemotron_h] [--rounds 5]
+    python benchmarks/cpu/families.py [--out FILE] [--kinds qwen3_5_text lfm2 nemotron_h] [--rounds 5]
 
 Twelve random documents of 20 to 700 tokens, lengths as text has them (log-normal). transformers gets rows padded to the
 longest with their mask, ours the same tokens packed. Both run turn and turn about in one process on one thread; their
 losses must agree to 1e-5 and every parameter's gradient to 1e-4 of all, or nothing is printed. Reported are CPU seconds,
 median and quartiles, their ratio paired by round, and the limit: padded tokens per real token, which is all that dropping
-the padding alone could win. One JSON line per family is appended to benchmarks/results/families_cpu.jsonl.
+the padding alone could win. Prints one JSON line per family.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
-import platform
-import time
 import warnings
-from pathlib import Path
+from functools import partial
 from statistics import median, quantiles
 from typing import Any
 
+import common
 import torch
-import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, logging
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import hybrid_ft
 from hybrid_ft.hybrid_model.families.known import family_of_type
 
-RESULTS = Path(__file__).parent / "results" / "families_cpu.jsonl"
 _GDN = {
     "hidden_size": 256, "intermediate_size": 512, "head_dim": 64, "linear_key_head_dim": 64,
     "linear_value_head_dim": 64, "linear_num_key_heads": 4, "linear_num_value_heads": 8,
@@ -74,13 +70,12 @@ def batches(documents: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Te
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}, packed, sum(lengths)
 
 
-def step(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> tuple[float, float]:
-    """CPU seconds of one forward and backward, and the loss."""
+def step(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> float:
+    """The loss of one forward and backward."""
     model.zero_grad()
-    start = time.process_time()
     loss = model(**batch, use_cache=False).loss
     loss.backward()
-    return time.process_time() - start, float(loss.detach())
+    return float(loss.detach())
 
 
 def check(plain: PreTrainedModel, flat: PreTrainedModel, losses: tuple[float, float]) -> None:
@@ -93,52 +88,38 @@ def check(plain: PreTrainedModel, flat: PreTrainedModel, losses: tuple[float, fl
         raise SystemExit(f"losses {losses}, gradients differ by {worst / whole:.1e}: nothing is reported")
 
 
-def spread(values: list[float]) -> dict[str, float]:
+def quartiles(values: list[float]) -> dict[str, float]:
     low, _, high = quantiles(values, n=4)
     return {"median": round(median(values), 3), "low": round(low, 3), "high": round(high, 3)}
-
-
-def processor() -> str:
-    """The CPU's name where the system tells it."""
-    info = Path("/proc/cpuinfo")
-    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
-    return names[0].split(":")[1].strip() if names else platform.machine()
 
 
 def measure(kind: str, rounds: int) -> dict[str, Any]:
     plain, flat = build(kind)
     padded, packed, tokens = batches(12)
-    check(plain, flat, (step(plain, padded)[1], step(flat, packed)[1]))
-    seconds: dict[str, list[float]] = {"transformers padded": [], "hybrid_ft packed": []}
-    for _ in range(rounds):
-        seconds["transformers padded"].append(step(plain, padded)[0])
-        seconds["hybrid_ft packed"].append(step(flat, packed)[0])
-    pairs = zip(*seconds.values(), strict=True)
+    check(plain, flat, (step(plain, padded), step(flat, packed)))
+    sides = {"transformers padded": partial(step, plain, padded), "hybrid_ft packed": partial(step, flat, packed)}
+    taken = common.in_turns(sides, rounds)
     return {
         "kind": kind,
         "parameters": sum(p.numel() for p in plain.parameters()),
         "tokens": tokens,
         "padded": padded["input_ids"].numel(),
-        "seconds": {name: spread(values) for name, values in seconds.items()},
-        "ratio": spread([theirs / ours for theirs, ours in pairs]),
+        "seconds": {name: quartiles(times.cpu) for name, times in taken.items()},
+        "ratio": quartiles(common.ratios(*taken.values())),
         "padding_alone": round(padded["input_ids"].numel() / tokens, 2),
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="forward and backward laid flat, against transformers padded")
+    parser = common.parser(__doc__)
     parser.add_argument("--kinds", nargs="+", default=["qwen3_5_text", "lfm2", "nemotron_h"])
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    logging.set_verbosity_error()
-    machine = {"device": processor(), "torch": torch.__version__, "transformers": transformers.__version__}
-    RESULTS.parent.mkdir(exist_ok=True)
+    common.one_quiet_thread()
     for kind in options.kinds:
-        line = machine | measure(kind, options.rounds)
+        line = {"device": common.processor(), **common.versions(), **measure(kind, options.rounds)}
         print(json.dumps(line))
-        with RESULTS.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        common.append(options.out, line)
 
 
 if __name__ == "__main__":

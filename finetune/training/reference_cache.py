@@ -1,9 +1,9 @@
-"""The reference's log-probabilities of every pair, computed once and shared.
+"""The reference's log-probabilities of every answer, computed once and shared.
 
-``reference.json`` says what they belong to: the base's weights, the pairs' tokens, the chat template and the dtype of
+``reference.json`` says what they belong to: the base's weights, the rows' tokens, the chat template and the dtype of
 the arithmetic; and nothing of the run that made them. The numbers lie in pieces, ``pairs-00000.safetensors`` and on:
-``digests`` uint8 [n, 16], one for each pair's tokens, ``chosen`` and ``rejected`` float32 [n]. A piece is written
-whole or not at all, so a computation that was cut short goes on where it stopped.
+``digests`` uint8 [n, 16], one for each row's tokens, and float32 [n] for each of its answers, of pairs ``chosen`` and
+``rejected``. A piece is written whole or not at all, so a computation that was cut short goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,32 +30,54 @@ from hybrid_ft.finetune.runs import lock
 from hybrid_ft.finetune.runs.atomic import sha256, write_text
 from hybrid_ft.finetune.runs.identity import digest, short_digest
 from hybrid_ft.finetune.runs.processes import Processes
-from hybrid_ft.finetune.training.dpo.batches import Pair, tokens_of
+from hybrid_ft.finetune.training.portions import Row, tokens_of
 from hybrid_ft.hybrid_model.checkpoint.weight_files import give_usual_mode
 
 PIECE = 512
-"""Pairs of one piece: what is lost at most when the computation is cut short."""
+"""Rows of one piece: what is lost at most when the computation is cut short."""
 
-Values = dict[bytes, tuple[float, float]]
-"""Log-probabilities of the chosen and the rejected answer by the pair's digest."""
-Compute = Callable[[Sequence[Pair]], tuple[torch.Tensor, torch.Tensor]]
+Values = dict[bytes, tuple[float, ...]]
+"""Log-probabilities of a row's answers by its digest."""
+Compute = Callable[[Sequence[Row]], tuple[torch.Tensor, ...]]
+Divide = Callable[[Sequence[Row], int], list[list[int]]]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Of what there are log-probabilities.
+
+    section  of the recipe
+    what     the rows are called
+    tokens   the columns of tokens that they depend on
+    values   their names in a piece
+    """
+
+    section: str
+    what: str
+    tokens: tuple[str, ...]
+    values: tuple[str, ...]
+
+
+PAIRS = Kind("dpo", "pairs", ("prompt_ids", "chosen_ids", "rejected_ids"), ("chosen", "rejected"))
+ANSWERS = Kind("kto", "answers", ("prompt_ids", "completion_ids"), ("completion",))
 
 _MANIFEST = "reference.json"
 _CALLED = {
     "weights": "the base's weights",
     "pairs": "the pairs",
+    "answers": "the answers",
     "chat_template": "the chat template",
     "dtype": "dtype",
 }
 
 
 def reference_key(
-    model: torch.nn.Module, digests: Iterable[bytes], chat_template: str | None, dtype: str
+    model: torch.nn.Module, digests: Iterable[bytes], chat_template: str | None, dtype: str, kind: Kind = PAIRS
 ) -> dict[str, str]:
-    """What the reference's log-probabilities depend on. The order of the pairs, and how often one occurs, do not matter."""
+    """What the reference's log-probabilities depend on. The order of the rows, and how often one occurs, do not matter."""
     return {
         "weights": weights_digest(model),
-        "pairs": digest(b"".join(sorted(set(digests)))),
+        kind.what: digest(b"".join(sorted(set(digests)))),
         "chat_template": digest((chat_template or "").encode()),
         "dtype": dtype,
     }
@@ -81,22 +104,26 @@ def weights_digest(model: torch.nn.Module) -> str:
         return digest(b"".join(pool.map(of_tensor, sorted(tensors))))
 
 
-def digests_of(pairs: Dataset) -> list[bytes]:
-    """For each pair 16 bytes that stand for its tokens."""
-    columns = ["prompt_ids", "chosen_ids", "rejected_ids"]
+def digests_of(rows: Dataset, kind: Kind = PAIRS) -> list[bytes]:
+    """For each row 16 bytes that stand for its tokens."""
     digests = []
-    for batch in pairs.with_format("numpy", columns=columns).iter(1000):
-        for sides in zip(*(batch[column] for column in columns), strict=True):
-            parts = [np.asarray(side, dtype=np.int64).tobytes() for side in sides]
-            digests.append(hashlib.sha256(b"".join(len(part).to_bytes(8) + part for part in parts)).digest()[:16])
+    for batch in rows.with_format("numpy", columns=list(kind.tokens)).iter(1000):
+        digests += [digest_of_tokens(parts) for parts in zip(*(batch[name] for name in kind.tokens), strict=True)]
     return digests
+
+
+def digest_of_tokens(sides: Iterable[Any]) -> bytes:
+    """16 bytes that stand for some lists of tokens, none of which can move from one list to the next."""
+    parts = [np.asarray(side, dtype=np.int64).tobytes() for side in sides]
+    return hashlib.sha256(b"".join(len(part).to_bytes(8) + part for part in parts)).digest()[:16]
 
 
 class ReferenceCache:
     """The folder of one reference's log-probabilities. ``key``: what they depend on, as ``reference_key`` makes it."""
 
-    def __init__(self, folder: str | Path, key: dict[str, str]) -> None:
-        self.folder, self.key = Path(folder), key
+    def __init__(self, folder: str | Path, key: dict[str, str], kind: Kind = PAIRS) -> None:
+        self.folder, self.key, self.kind = Path(folder), key, kind
+        self.where = f"{kind.section}.reference_cache"
 
     def check(self) -> None:
         """Raise InputError for a folder that holds another reference, or something else; it may be empty or absent."""
@@ -105,7 +132,7 @@ class ReferenceCache:
             foreign = self.folder.is_dir() and sorted(p.name for p in self.folder.iterdir() if p.name[0] != ".")
             if foreign:
                 raise InputError(
-                    f"dpo.reference_cache: {self.folder} holds {foreign[0]} and no {_MANIFEST}; give another folder"
+                    f"{self.where}: {self.folder} holds {foreign[0]} and no {_MANIFEST}; give another folder"
                 )
             return
         known = self._manifest()["key"]
@@ -114,37 +141,41 @@ class ReferenceCache:
             first = changed[0]
             names = ", ".join(_CALLED[name] for name in changed)
             raise InputError(
-                f"dpo.reference_cache: {self.folder} is the reference of another run: {names} differ "
+                f"{self.where}: {self.folder} is the reference of another run: {names} differ "
                 f"({first} was {short_digest(known.get(first))}, is {short_digest(self.key[first])}); "
                 "give another folder, or delete this one to compute it anew"
             )
 
     def fill(
         self,
-        pairs: Dataset,
+        rows: Dataset,
         digests: Sequence[bytes],
         batch_tokens: int,
         compute: Compute,
         say: Callable[[str], None],
         show: Callable[[int, int], None] = lambda done, total: None,
         processes: Processes | None = None,
+        divide: Divide | None = None,
     ) -> Values:
-        """The values of all pairs; those that are not in the folder are computed, piece by piece, and written.
+        """The values of all rows; those that are not in the folder are computed, piece by piece, and written.
 
-        ``compute`` gets micro-batches of at most ``batch_tokens``. Several processes share the pieces; number 0 reads
-        and writes. Raises InputError for a value that is not finite.
+        ``compute`` gets micro-batches of at most ``batch_tokens``, as ``divide`` makes them, and gives float32 [rows] for
+        each of the answers. Several processes share the pieces; number 0 reads and writes. Raises InputError for a
+        value that is not finite.
         """
         processes = processes or Processes()
+        divide = divide or self._divide
         with self._opened(say) if processes.main else nullcontext():
-            values, total = processes.of_main(self._read(say) if processes.main else None), len(pairs)
+            values, total = processes.of_main(self._read(say) if processes.main else None), len(rows)
             missing = {digest: row for row, digest in enumerate(digests) if digest not in values}
-            rows = sorted(missing.values())
-            pieces = [rows[start : start + PIECE] for start in range(0, len(rows), PIECE)]
+            wanted = sorted(missing.values())
+            pieces = [wanted[start : start + PIECE] for start in range(0, len(wanted), PIECE)]
             for turn in range(0, len(pieces), processes.count):
-                show(total - len(rows) + turn * PIECE, total)
+                show(total - len(wanted) + turn * PIECE, total)
                 mine = pieces[turn + processes.rank] if turn + processes.rank < len(pieces) else []
                 named = [digests[row] for row in mine]
-                for found in processes.gather(_computed(list(pairs.select(mine)), named, batch_tokens, compute)):
+                members = list(rows.select(mine))
+                for found in processes.gather(_computed(members, named, divide(members, batch_tokens), compute)):
                     values |= found
                     if found and processes.main:
                         self._add(found)
@@ -154,22 +185,25 @@ class ReferenceCache:
     @contextmanager
     def _opened(self, say: Callable[[str], None]) -> Iterator[None]:
         waiting = f"{self.folder}: another run is computing this reference; waiting for it"
-        with lock.held(self.folder, "dpo.reference_cache", lambda: say(waiting)):
+        with lock.held(self.folder, self.where, lambda: say(waiting)):
             self.check()
             if not (self.folder / _MANIFEST).exists():
                 self._write({"key": self.key, "pieces": {}})
             yield
 
+    def _divide(self, rows: Sequence[Row], budget: int) -> list[list[int]]:
+        return pack([tokens_of(row, self.kind.tokens) for row in rows], budget)
+
     def _add(self, values: Values) -> None:
         manifest = self._manifest()
-        name = f"pairs-{len(manifest['pieces']):05}.safetensors"
-        while name in manifest["pieces"]:
-            name = f"pairs-{int(name[6:11]) + 1:05}.safetensors"
+        number = len(manifest["pieces"])
+        while (name := f"{self.kind.what}-{number:05}.safetensors") in manifest["pieces"]:
+            number += 1
         columns = {
             "digests": torch.from_numpy(np.frombuffer(b"".join(values), dtype=np.uint8).reshape(-1, 16).copy()),
-            "chosen": torch.tensor([value[0] for value in values.values()], dtype=torch.float32),
-            "rejected": torch.tensor([value[1] for value in values.values()], dtype=torch.float32),
         }
+        for name_of, column in zip(self.kind.values, zip(*values.values(), strict=True), strict=True):
+            columns[name_of] = torch.tensor(column, dtype=torch.float32)
         staged = self.folder / f".{name}"
         save_file(columns, staged)
         give_usual_mode([staged])
@@ -183,14 +217,14 @@ class ReferenceCache:
         for name, listed in list(manifest["pieces"].items()):
             path = self.folder / name
             if not path.is_file() or sha256([path])[path] != listed:
-                say(f"{path}: missing or damaged; its pairs are computed anew")
+                say(f"{path}: missing or damaged; its {self.kind.what} are computed anew")
                 del manifest["pieces"][name]
                 self._write(manifest)
                 continue
             columns = load_file(path)
             digests = columns["digests"].numpy()
-            for row, *both in zip(digests, columns["chosen"].tolist(), columns["rejected"].tolist(), strict=True):
-                values[row.tobytes()] = (both[0], both[1])
+            for row, *found in zip(digests, *(columns[name].tolist() for name in self.kind.values), strict=True):
+                values[row.tobytes()] = tuple(found)
         return values
 
     def _manifest(self) -> dict[str, Any]:
@@ -201,21 +235,21 @@ class ReferenceCache:
                 return manifest
         except (OSError, ValueError, KeyError, TypeError):
             pass
-        raise InputError(f"dpo.reference_cache: {path} is damaged; delete the folder")
+        raise InputError(f"{self.where}: {path} is damaged; delete the folder")
 
     def _write(self, manifest: dict[str, Any]) -> None:
         write_text(self.folder / _MANIFEST, json.dumps(manifest, indent=1) + "\n")
 
 
-def _computed(pairs: list[Pair], digests: list[bytes], batch_tokens: int, compute: Compute) -> Values:
+def _computed(rows: list[Row], digests: list[bytes], portions: list[list[int]], compute: Compute) -> Values:
     values: Values = {}
-    for portion in pack([tokens_of(pair) for pair in pairs], batch_tokens):
-        chosen, rejected = compute([pairs[number] for number in portion])
-        for number, *both in zip(portion, chosen.tolist(), rejected.tolist(), strict=True):
-            if not np.isfinite(both).all():
-                name = pairs[number].get("origin", "a pair")
-                raise InputError(f"{name}: the base's log-probabilities are {both[0]} and {both[1]}", NUMERICS)
-            values[digests[number]] = (both[0], both[1])
+    for portion in portions:
+        answers = compute([rows[number] for number in portion])
+        for number, *found in zip(portion, *(answer.tolist() for answer in answers), strict=True):
+            if not np.isfinite(found).all():
+                name, shown = rows[number].get("origin", "a row"), " and ".join(map(str, found))
+                raise InputError(f"{name}: the base's log-probabilities are {shown}", NUMERICS)
+            values[digests[number]] = tuple(found)
     return values
 
 

@@ -1,0 +1,76 @@
+"""Commands that measure: evaluate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hybrid_ft.finetune.runs.signals import resumable
+
+_SET = "A value in place of a task's: max_new_tokens=256, or for one of several gsm8k:rows.path=test.jsonl."
+
+
+def evaluate(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL...", help="Models or adapters, the first is compared with: folders or hub names."
+        ),
+    ],
+    on: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TASK", help="A task's YAML file, or the name of one that ships; several times for several."
+        ),
+    ] = None,
+    forgetting: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TASK", help="Tasks of what may have been forgotten, in a block of their own."),
+    ] = None,
+    changes: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help=_SET)] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Ask so many rows of each task, a seeded sample.", show_default=False)
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Answers to each question, in place of a task's.", show_default=False)
+    ] = None,
+    run_code: Annotated[
+        bool, typer.Option("--run-code", help="Allow tasks that run code which the model writes.")
+    ] = False,
+    trained_on: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RECIPE", help="A recipe or a run's folder: which rows were met in training.", show_default=False
+        ),
+    ] = None,
+    fail_below: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Least scores, YAML; status 1 where one is missed.", show_default=False),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(help="Where answers and results are kept; what is there is not made again.")
+    ] = Path("runs/evaluations"),
+    batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens of one batch at most.")] = 16_384,
+) -> int:
+    """Score models on tasks, with intervals, paired with the first one. The same command resumes where it was cut short."""
+    if not on and not forgetting:
+        raise typer.BadParameter("name a task: --on TASK")
+    with resumable():
+        from hybrid_ft.finetune.evaluation.evaluate import Wanted, run
+        from hybrid_ft.finetune.runs.console import screen
+
+        wanted = Wanted(
+            on or (),
+            forgetting or (),
+            changes or (),
+            limit,
+            samples,
+            run_code,
+            trained_on,
+            fail_below,
+            out,
+            batch_tokens,
+        )
+        return run(models, wanted, screen())

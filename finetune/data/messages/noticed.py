@@ -1,0 +1,28 @@
+"""What reading messages comes upon and does not refuse."""
+
+from __future__ import annotations
+
+TEXT_LISTS, NO_LISTS = "message_lists_as_text", "texts_like_message_lists"
+PADDING = "nulls_left_out_of_tools"
+UNLISTED, IN_SYSTEM = "calls_of_unlisted_tools", "calls_of_tools_in_system_text"
+CONSECUTIVE = "assistant_turns_in_a_row"
+SCORES_REVERSED = "chosen_scored_below_rejected"
+
+NOTES = {
+    TEXT_LISTS: "{unit}s whose lists of messages were text, read as turns",
+    NO_LISTS: "{unit}s with a text that begins like a list of messages and cannot be parsed, taken as text",
+    PADDING: "nulls left out of tools and calls, which no schema of a tool names",
+    UNLISTED: "calls of tools that the {unit} does not list",
+    IN_SYSTEM: "calls of tools that only the system text names",
+    CONSECUTIVE: "assistant turns right behind another one, each trained to its own end token",
+    SCORES_REVERSED: "{unit}s whose chosen answer has the lower score",
+}
+"""How a note puts each."""
+
+UNITS = {
+    PADDING: "nulls",
+    UNLISTED: "calls",
+    IN_SYSTEM: "calls",
+    CONSECUTIVE: "turns",
+}
+"""What a count counts, where it is not rows."""

@@ -1,0 +1,76 @@
+"""Lists of messages that a table holds as text."""
+
+from __future__ import annotations
+
+import ast
+import re
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from hybrid_ft.finetune.data.limits import MEMORY, SECONDS, TookTooLong, limited
+from hybrid_ft.finetune.data.messages.noticed import NO_LISTS, TEXT_LISTS
+from hybrid_ft.finetune.data.sources import strict_json
+from hybrid_ft.finetune.data.sources.rows import BadRow
+
+Values = Mapping[str, Any]
+
+_ALWAYS_LISTS = frozenset(["messages", "conversations", "conversation", "turns", "history"])
+_TEXTS_OR_LISTS = frozenset(
+    ["prompt", "question", "instruction", "completion", "output", "chosen", "rejected", "output_1", "output_2"]
+)
+_ANY_LIST = re.compile(r"\s*(?:array\()?\[")
+_OF_MESSAGES = re.compile(r"""\s*(?:array\()?\[\s*\{\s*["'](?:role|from|content|value)["']\s*:""")
+_ARRAY = re.compile(r"\s*array\((?P<list>\[.*\])(?:,\s*dtype=object)?\)\s*", re.DOTALL)
+# numpy prints no comma between the objects of an array; a string is passed over whole
+_STRING_OR_GAP = re.compile(r"""('(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")|\}\s+\{""", re.DOTALL)
+
+
+def with_lists(values: Values) -> tuple[Values, dict[str, int]]:
+    """A row with its lists of messages in the place of the texts that hold them, and what was noticed.
+
+    A text that is a list of objects with role and content, or from and value, is those turns; other JSON stays text.
+    Columns that hold nothing but turns take any list. Raises BadRow for text that no tokenizer can encode.
+    """
+    found: dict[str, Any] = {}
+    noticed: dict[str, int] = {}
+    for name, value in values.items():
+        if not isinstance(value, str) or name not in _ALWAYS_LISTS | _TEXTS_OR_LISTS:
+            continue
+        pattern = _ANY_LIST if name in _ALWAYS_LISTS else _OF_MESSAGES
+        if not pattern.match(value):
+            continue
+        parsed = _parsed(value, name)
+        if isinstance(parsed, list) and (name in _ALWAYS_LISTS or (parsed and all(map(_is_message, parsed)))):
+            found[name] = parsed
+            noticed[TEXT_LISTS] = 1
+        elif parsed is None and name not in _ALWAYS_LISTS:
+            noticed[NO_LISTS] = 1
+    return ({**values, **found} if found else values), noticed
+
+
+def _is_message(item: Any) -> bool:
+    if not isinstance(item, dict):
+        return False
+    if isinstance(item.get("role"), str):
+        return any(item.get(key) is not None for key in ("content", "tool_calls", "function_call", "function_calls"))
+    return isinstance(item.get("from"), str) and "value" in item
+
+
+def _parsed(text: str, name: str) -> Any:
+    """The value of JSON, or of what Python printed; None where it is neither."""
+    try:
+        return strict_json.parse(text, f"{name}: ")
+    except BadRow as bad:
+        if bad.kind != "not JSON":
+            raise
+    if array := _ARRAY.fullmatch(text):
+        text = array["list"]
+    try:
+        with limited(SECONDS, MEMORY), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of escapes that are none, in a text that is no list after all
+            value = ast.literal_eval(_STRING_OR_GAP.sub(lambda found: found[1] or "}, {", text.strip()))
+        strict_json.check(value, text, f"{name}: ")
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError, TookTooLong):
+        return None
+    return value

@@ -1,0 +1,217 @@
+"""Lists of turns to messages: roles, contents and their parts, in either spelling."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from hybrid_ft.errors import shown
+from hybrid_ft.finetune.data.messages.calls import tool_calls_from
+from hybrid_ft.finetune.data.messages.conversation import PASSED_ON, has_calls
+from hybrid_ft.finetune.data.messages.training_marks import KIND, MARKS, first_mark, mark_of, turn_mark
+from hybrid_ft.finetune.data.sources.rows import BadRow
+
+ROLES = {
+    "system": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
+    "environment": "environment",
+    "developer": "system",
+    "function": "tool",
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "observation": "tool",
+    "function_response": "tool",
+    "tool_response": "tool",
+    "function_call": "assistant",
+    "tool_call": "assistant",
+}
+MEDIA = (
+    "image",
+    "images",
+    "video",
+    "videos",
+    "audio",
+    "audios",
+    "image_url",
+    "image_urls",
+    "image_path",
+    "image_paths",
+)
+"""Columns and keys of pictures, films and sound."""
+NOT_TEXT = "part that is not text"
+_CALLING_ROLES = ("function_call", "tool_call")
+_REASONING = ("reasoning_content", "reasoning", "thinking")
+_KNOWN = {"tool_calls", "function_call", "function_calls", "functions", *_REASONING, *PASSED_ON, *MARKS, *MEDIA}
+_PART_KEYS = {"type", "text", "value", "content", "reasoning", "thinking", "tool_call", *MARKS, *MEDIA}
+_THOUGHTS = re.compile(r"\s*<think>(?P<inner>.*?)</think>(?P<rest>.*)", re.DOTALL)
+
+
+def messages_from(items: Any, where: str, unused: set[str], untrained: set[int]) -> list[dict[str, Any]]:
+    """Messages in the ``role``, ``content`` form. Raises BadRow naming the field below ``where``.
+
+    ``unused`` is added to, and so is ``untrained``: the indices of the assistant's turns whose marks say so.
+    """
+    return _messages(items, where, unused, untrained, ("role", "content"))
+
+
+def sharegpt_messages_from(items: Any, where: str, unused: set[str], untrained: set[int]) -> list[dict[str, Any]]:
+    """Messages in the ``from``, ``value`` form; the rest is as in ``messages_from``."""
+    return _messages(items, where, unused, untrained, ("from", "value"))
+
+
+def turns_from(value: Any, where: str, unused: set[str], untrained: set[int]) -> list[dict[str, Any]]:
+    """Messages in either form, one alone or a list."""
+    items = [value] if isinstance(value, dict) else value
+    first = items[0] if isinstance(items, list) and items else None
+    sharegpt = isinstance(first, dict) and first.get("from") is not None and first.get("role") is None
+    return (sharegpt_messages_from if sharegpt else messages_from)(items, where, unused, untrained)
+
+
+def refuse_media(values: Mapping[str, Any], at: str = "") -> None:
+    """Raise BadRow for a picture, a film or a sound in a row's columns, or in a turn or a part at ``at``."""
+    for key in MEDIA:
+        value = values.get(key)
+        if value not in (None, "", [], {}):
+            fix = "leave the column out, or the row" if not at else "leave it out, or the row"
+            raise BadRow(NOT_TEXT, f"{at}{'.' if at else ''}{key}: got {shown(value)}; this model reads text; {fix}")
+
+
+def _messages(
+    items: Any, where: str, unused: set[str], untrained: set[int], names: tuple[str, str]
+) -> list[dict[str, Any]]:
+    messages = []
+    for index, item in enumerate(_a_list(items, where)):
+        at = f"{where}[{index}]"
+        message, mark = _message(_an_object(item, at), at, unused, names)
+        messages.append(message)
+        if mark == 0 and message["role"] == "assistant":
+            untrained.add(index)
+    return messages
+
+
+def _message(
+    turn: dict[str, Any], at: str, unused: set[str], names: tuple[str, str]
+) -> tuple[dict[str, Any], float | None]:
+    """A turn's message and its mark, ``names`` being the keys of role and text."""
+    says, text = names
+    if says == "role" and "role" not in turn and "from" in turn:
+        raise BadRow("wrong form", f"{at} has from and value; set format: sharegpt")
+    role = _role(turn.get(says), f"{at}.{says}", turn.get(text))
+    where = at.partition("[")[0]
+    unused.update(f"{where}[].{key}" for key in _named(turn) - _KNOWN - set(names))
+    refuse_media(turn, at)
+    message: dict[str, Any] = {"role": role, "content": ""}
+    for key in ("function_calls", "functions", *PASSED_ON):
+        if turn.get(key) is not None:
+            message[key] = text_from(turn[key], f"{at}.{key}")
+    if reasoning := [key for key in _REASONING if turn.get(key) is not None]:
+        message["reasoning_content"] = text_from(turn[reasoning[0]], f"{at}.{reasoning[0]}")
+    if turn.get("tool_calls") not in (None, []):
+        message["tool_calls"] = tool_calls_from(turn["tool_calls"], f"{at}.tool_calls")
+    elif turn.get("function_call") is not None:
+        message["tool_calls"] = tool_calls_from(turn["function_call"], f"{at}.function_call")
+    mark = turn_mark(turn, role, at)
+    if turn.get(says) in _CALLING_ROLES:
+        message |= _called(turn.get(text), f"{at}.{text}")
+    elif turn.get(text) is not None:
+        message["content"], more, of_parts = _content(turn[text], f"{at}.{text}", role, unused)
+        message |= more
+        if of_parts is not None and mark is not None and mark != of_parts:
+            raise BadRow(KIND, f"{at}: {first_mark(turn)} and the marks of its parts contradict each other; keep one")
+        mark = of_parts if mark is None else mark
+    elif not has_calls(message):
+        missing = "null" if text in turn else "missing"
+        raise BadRow("null content", f"{at}.{text} is {missing} (role {role}); give its text, or leave the turn out")
+    if role != "assistant" and has_calls(message):
+        raise BadRow("tool call", f"{at}: role {role} cannot call tools; only the assistant does")
+    return message, mark
+
+
+def _role(role: Any, at: str, text: Any) -> str:
+    known = ROLES.get(role) if isinstance(role, str) else None
+    if known is None:
+        swapped = isinstance(text, str) and text in ROLES
+        means = f"; say what it means, such as roles: {{{role}: user}}" if isinstance(role, str) else ""
+        fix = "; it looks swapped with the text beside it" if swapped else means
+        names = "system, user, assistant, tool, environment, or a common name of theirs (human, gpt, observation)"
+        raise BadRow("unknown role", f"{at}: got {shown(role)}; must be one of {names}{fix}")
+    return known
+
+
+def _called(value: Any, at: str) -> dict[str, Any]:
+    """Calls that are a turn's text, behind the thoughts that some sets put before them."""
+    thoughts = _THOUGHTS.fullmatch(value) if isinstance(value, str) else None
+    if thoughts is None:
+        return {"tool_calls": tool_calls_from(value, at)}
+    return {"reasoning_content": thoughts["inner"].strip("\n"), "tool_calls": tool_calls_from(thoughts["rest"], at)}
+
+
+def _content(value: Any, at: str, role: str, unused: set[str]) -> tuple[str, dict[str, Any], float | None]:
+    """Content as text, what else its typed parts hold (reasoning and tool calls), and the mark that they all have."""
+    if not isinstance(value, list):
+        return text_from(value, at), {}, None
+    texts: list[str] = []
+    reasoning: list[str] = []
+    calls: list[dict[str, Any]] = []
+    marks: list[float] = []
+    some = False
+    for index, item in enumerate(value):
+        part_at = f"{at}[{index}]"
+        part = _an_object(item, part_at, "content is a text or a list of {type: text, text: ...} parts")
+        kind = part.get("type")
+        inner = next((part[key] for key in ("text", "value", "content", str(kind)) if part.get(key) is not None), None)
+        if kind == "text":
+            texts.append(text_from(inner, f"{part_at}.text"))
+        elif kind in ("reasoning", "thinking"):
+            reasoning.append(text_from(inner, f"{part_at}.{kind}"))
+        elif kind == "tool_call" and role == "assistant":
+            calls += tool_calls_from(inner, f"{part_at}.{kind}")
+        else:
+            rule = "this model reads text; leave the part out, or the row"
+            raise BadRow(NOT_TEXT, f"{part_at}: got a part of type {shown(kind)}; {rule}")
+        refuse_media(part, part_at)
+        unused.update(f"{at.partition('[')[0]}[].content[].{key}" for key in _named(part) - _PART_KEYS)
+        mark = mark_of(part, part_at, "part")
+        if mark and role != "assistant":
+            raise BadRow(KIND, f"{part_at}.{first_mark(part)}: only parts of assistant turns are trained")
+        some = some or mark is not None
+        marks.append(1.0 if mark is None else mark)
+    more: dict[str, Any] = {"reasoning_content": "".join(reasoning)} if reasoning else {}
+    more |= {"tool_calls": calls} if calls else {}
+    if role == "assistant" and len(set(marks)) > 1:
+        text = "its parts are marked as trained and as not trained; a turn is trained whole, so split it in two turns"
+        raise BadRow(KIND, f"{at}: {text}, or give its parts one mark")
+    return "".join(texts), more, marks[0] if some else None
+
+
+def _named(value: Mapping[str, Any]) -> set[str]:
+    """The keys of a turn or a part that hold something: a table has every key in each."""
+    return {key for key, inner in value.items() if inner is not None}
+
+
+def text_from(value: Any, at: str) -> str:
+    if value is None:
+        raise BadRow("null content", f"{at} is null; give its text")
+    if not isinstance(value, str):
+        raise BadRow("not text", f"{at}: got {shown(value)}; must be a string")
+    return value
+
+
+def _a_list(value: Any, at: str) -> list[Any]:
+    if value is None:
+        raise BadRow("null content", f"{at} is null; must be a list of turns")
+    if not isinstance(value, list):
+        raise BadRow("wrong type", f"{at}: got {shown(value)}; must be a list of turns")
+    return value
+
+
+def _an_object(value: Any, at: str, rule: str = "a turn is an object with a role and a text") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise BadRow("wrong type", f"{at}: got {shown(value)}; {rule}")
+    return value

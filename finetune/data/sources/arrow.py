@@ -1,0 +1,103 @@
+"""Rows of .parquet and .arrow files.
+
+A column of objects has every key in every row, null where the row had none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from hybrid_ft.errors import InputError, short
+from hybrid_ft.finetune.data.limits import TookTooLong, limited
+from hybrid_ft.finetune.data.sources import strict_json
+from hybrid_ft.finetune.data.sources.json_rows import MAX_LINE_BYTES
+from hybrid_ft.finetune.data.sources.rows import BadRow, NoRows, Row
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_ROWS = 256  # decoded at a time
+# bytes that decoding them may take. A column says once what a million rows repeat: 1 MB of file may be a terabyte of rows.
+_MEMORY = 4 * 2**30
+_SECONDS = 60.0
+
+
+def parquet_rows(file: BinaryIO, name: str) -> Iterator[Row | BadRow]:
+    """Rows of a Parquet file, numbered from 1."""
+    import pyarrow.parquet as pq
+
+    return _rows(lambda: pq.ParquetFile(file).iter_batches(_ROWS), name, "Parquet")
+
+
+def arrow_rows(file: BinaryIO, name: str) -> Iterator[Row | BadRow]:
+    """Rows of an Arrow file, a stream as ``datasets`` writes it or with a table of contents at its end."""
+    return _rows(lambda: _slices(file), name, "Arrow")
+
+
+def _slices(file: BinaryIO) -> Iterator[pa.RecordBatch]:
+    import pyarrow as pa
+
+    magic = file.read(6)
+    file.seek(0)
+    if magic == b"ARROW1":
+        whole = pa.ipc.open_file(file)
+        batches = (whole.get_batch(number) for number in range(whole.num_record_batches))
+    else:
+        batches = iter(pa.ipc.open_stream(file))
+    for batch in batches:
+        batch.validate(full=True)  # offsets of a damaged file point anywhere in memory
+        for start in range(0, batch.num_rows, _ROWS):
+            yield batch.slice(start, _ROWS)
+
+
+def _rows(open_batches: Callable[[], Iterator[pa.RecordBatch]], name: str, kind: str) -> Iterator[Row | BadRow]:
+    import pyarrow as pa
+
+    number = 0
+    try:
+        batches = open_batches()
+        while True:
+            with limited(_SECONDS, _MEMORY):
+                batch = next(batches, None)
+                rows = batch.to_pylist() if batch is not None else []
+            if batch is None:
+                break
+            decoders = {field.name: decode for field in batch.schema if (decode := _decoder(field.type))}
+            for values in rows:
+                number += 1
+                try:
+                    yield Row(number, values | {column: decode(values[column]) for column, decode in decoders.items()})
+                except BadRow as bad:
+                    bad.line = number
+                    yield bad
+        if not number:
+            raise NoRows(f"{name}: 0 rows; only column names")
+    except (MemoryError, TookTooLong):
+        size = f"{_ROWS} rows unpack to more than {_MEMORY // 2**30} GB"
+        raise InputError(f"{name}: after row {number}, {size}; a row is at most {MAX_LINE_BYTES // 2**20} MB") from None
+    except (pa.ArrowException, OSError) as error:
+        reason = short(str(error).splitlines()[0], 160) if str(error) else type(error).__name__
+        raise InputError(
+            f"{name}: not {'an' if kind == 'Arrow' else 'a'} {kind} file that can be read ({reason})"
+        ) from None
+
+
+def _decoder(kind: pa.DataType) -> Callable[[Any], Any] | None:
+    """What turns a value of a column into what was meant, where it holds JSON that is marked as such; else None."""
+    import pyarrow as pa
+
+    if getattr(kind, "extension_name", "") == "arrow.json":
+        return lambda value: strict_json.parse(value) if isinstance(value, str) else value
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        if inner := _decoder(kind.value_type):
+            return lambda value: [inner(item) for item in value] if isinstance(value, list) else value
+    elif pa.types.is_struct(kind):
+        fields = {field.name: decode for field in kind if (decode := _decoder(field.type))}
+        if fields:
+            return lambda value: (
+                {key: fields[key](item) if key in fields else item for key, item in value.items()}
+                if isinstance(value, dict)
+                else value
+            )
+    return None

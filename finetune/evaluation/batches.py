@@ -1,0 +1,86 @@
+"""Batches by tokens, longest first; smaller ones where memory runs out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+
+from hybrid_ft.errors import ENVIRONMENT, InputError
+
+Result = TypeVar("Result")
+
+
+@dataclass
+class Budget:
+    """What a batch may hold at most: ``tokens`` with those it shares, and ``rows``. Halved where memory runs out."""
+
+    tokens: int = 16_384
+    rows: int = 256
+
+
+def in_batches(
+    sizes: Sequence[int],
+    budget: Budget,
+    work: Callable[[list[int]], Sequence[Result]],
+    beside: int = 0,
+    padded: bool = False,
+) -> Iterator[tuple[int, Result]]:
+    """The results of rows of ``sizes`` tokens, each with its row's number, longest first, as batches are done.
+
+    ``work`` takes the numbers of a batch's rows. ``beside``: tokens that every batch has besides. ``padded``: a row takes
+    as much room as the longest. Raises InputError, status 3, where one row alone does not fit into memory.
+    """
+    waiting = sorted(range(len(sizes)), key=lambda row: -sizes[row])
+    while waiting:
+        rows = _fitting(waiting, sizes, budget, beside, padded)
+        try:
+            results = work(rows)
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            too_large = True
+        else:
+            too_large = False
+        if too_large:  # outside the handler, whose traceback holds the tensors
+            if len(rows) == 1:
+                raise InputError(
+                    f"one row of {sizes[rows[0]] + beside:,} tokens does not fit into memory; use shorter rows",
+                    ENVIRONMENT,
+                )
+            budget.tokens = max(1, sum(sizes[row] for row in rows) // 2 + beside)
+            budget.rows = max(1, len(rows) // 2)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            continue
+        waiting = waiting[len(rows) :]
+        yield from zip(rows, results, strict=True)
+
+
+def _fitting(waiting: list[int], sizes: Sequence[int], budget: Budget, beside: int, padded: bool) -> list[int]:
+    """The next rows; one at least."""
+    count, total = 0, beside
+    for row in waiting[: budget.rows]:
+        total += sizes[waiting[0]] if padded else sizes[row]
+        if count and total > budget.tokens:
+            break
+        count += 1
+    return waiting[:count]
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on a GPU or for the CPU."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and ("can't allocate memory" in str(error) or "out of memory" in str(error))
+
+
+def common_prefix(rows: Sequence[list[int]]) -> list[int]:
+    """The tokens with which all rows begin."""
+    if not rows:
+        return []
+    low, high = min(rows), max(rows)
+    end = next((at for at, (one, other) in enumerate(zip(low, high)) if one != other), min(len(low), len(high)))
+    return low[:end]

@@ -1,0 +1,198 @@
+"""From a task's items to scored answers, kept one by one."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hybrid_ft.finetune.data.messages.column_templates import ColumnTemplate
+from hybrid_ft.finetune.evaluation.batches import Budget
+from hybrid_ft.finetune.evaluation.items import Item, Items
+from hybrid_ft.finetune.evaluation.kept import Kept
+from hybrid_ft.finetune.evaluation.likelihood import best_option, log_probs
+from hybrid_ft.finetune.evaluation.scorers import calls, code, instructions, records, text
+from hybrid_ft.finetune.evaluation.task import Task
+from hybrid_ft.finetune.evaluation.written import write_answers
+from hybrid_ft.finetune.generation.generate import Sampling
+from hybrid_ft.finetune.runs.identity import digest_of
+from hybrid_ft.hybrid_model.checkpoint.generation_config import end_tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_TOGETHER = 64
+"""Answers that are scored and kept together at most."""
+_NOT_SCORING = {"about", "rows", "made", "shots_from", "shots", "samples", "cluster", "prompt", "system"}
+"""Keys of a task that the prompt's tokens stand for, or that choose among rows."""
+
+
+@dataclass
+class Scored:
+    """A task's answers by one model. ``lines``: one of each item, its scores the mean over its samples."""
+
+    name: str
+    task: Task
+    lines: list[dict[str, Any]]
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+def keys_of(task: Task, items: Items) -> list[list[str]]:
+    """The key of every sample of every item: of all that decides its answer and score but the model and its tokenizer."""
+    how = {name: value for name, value in task.model_dump().items() if name not in _NOT_SCORING}
+    return [
+        [
+            digest_of([how, item.prompt, item.branches, item.labels, _held_against(task, item), sample])[7:39]
+            for sample in range(task.samples)
+        ]
+        for item in items.items
+    ]
+
+
+def _held_against(task: Task, item: Item) -> Any:
+    asked = item.asked
+    columns = dict(asked.values) if task.evaluator in ("code", "instructions") else None
+    return [asked.answer, asked.right, columns]
+
+
+def missing(task: Task, items: Items, kept: Kept) -> list[tuple[int, int, str]]:
+    """Item, sample and key of every answer that is not there yet."""
+    return [
+        (number, sample, key)
+        for number, keys in enumerate(keys_of(task, items))
+        for sample, key in enumerate(keys)
+        if key not in kept.lines
+    ]
+
+
+def score_missing(
+    task: Task,
+    items: Items,
+    kept: Kept,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    budget: Budget,
+    tell: Callable[[int], None] = lambda done: None,
+) -> int:
+    """Make the answers that are missing and keep them. Returns the tokens that were written or weighed."""
+    jobs = missing(task, items, kept)
+    tokens = 0
+    found = _weighed(task, items, jobs, model, budget) if not task.generated else _written(
+        task, items, jobs, model, tokenizer, budget
+    )  # fmt: skip
+    while part := list(itertools.islice(found, _TOGETHER)):
+        tokens += sum(line.get("tokens", 0) for line in part)
+        kept.add(_with_tests(task, items, part) if task.evaluator == "code" else part)
+        tell(len(part))
+    return tokens
+
+
+def _weighed(
+    task: Task, items: Items, jobs: list[tuple[int, int, str]], model: PreTrainedModel, budget: Budget
+) -> Iterator[dict[str, Any]]:
+    asked = [items.items[number] for number, _, _ in jobs]
+    for row, values in log_probs(model, asked, budget):
+        item, (number, _, key) = asked[row], jobs[row]
+        line = {"key": key, "item": number, "origin": item.asked.origin}
+        if task.evaluator == "loss":
+            loss = -sum(values[0]) / max(1, len(values[0]))
+            yield line | {"tokens": len(values[0]), "scores": {"loss": loss}}
+            continue
+        best = best_option(item, values, task.per_character)
+        options = item.asked.options
+        yield line | {
+            "answer": options[best],
+            "reference": options[item.asked.right],
+            "log_probs": [round(sum(branch), 6) for branch in values],
+            "tokens": len(item.prompt),
+            "scores": {"accuracy": float(best == item.asked.right)},
+        }
+
+
+def _written(
+    task: Task,
+    items: Items,
+    jobs: list[tuple[int, int, str]],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    budget: Budget,
+) -> Iterator[dict[str, Any]]:
+    prompts = [items.items[number].prompt for number, _, _ in jobs]
+    sampling = Sampling(task.temperature, task.top_p, task.seed)
+    ends = end_tokens(model, tokenizer, items.end_ids)
+    for row, (answer, tokens) in write_answers(model, tokenizer, prompts, ends, task.max_new_tokens, sampling, budget):
+        number, sample, key = jobs[row]
+        item = items.items[number]
+        line = {"key": key, "item": number, "sample": sample, "origin": item.asked.origin, "answer": answer}
+        line |= {"reference": _reference(task, item), "tokens": tokens}
+        if tokens >= task.max_new_tokens:
+            line["cut"] = True
+        yield line if task.evaluator == "code" else line | {"scores": score(task, item, answer)}
+
+
+def _reference(task: Task, item: Item) -> str:
+    answer = item.asked.answer
+    if task.evaluator == "instructions":
+        return ", ".join(item.asked.values["instruction_id_list"])
+    if task.evaluator == "calls" and answer.get("tool_calls"):
+        made = calls.of_messages(answer["tool_calls"])
+        return "\n".join(json.dumps({"name": name, "arguments": given}, ensure_ascii=False) for name, given in made)
+    return str(answer["content"])
+
+
+def score(task: Task, item: Item, answer: str) -> dict[str, float]:
+    """The measures of one answer by the task's evaluator, code apart."""
+    counted, reference = what_counts(task, answer), str(item.asked.answer["content"])
+    if task.evaluator == "exact":
+        return text.exact(counted, reference)
+    if task.evaluator == "contains":
+        return text.contains(counted, reference)
+    if task.evaluator == "number":
+        return text.number(counted, reference)
+    if task.evaluator == "json":
+        return records.record(counted, reference)
+    if task.evaluator == "instructions":
+        values = item.asked.values
+        return instructions.follows(counted, values["instruction_id_list"], values["kwargs"])
+    assert task.evaluator == "calls"
+    made = item.asked.answer.get("tool_calls")
+    return calls.calls(counted, calls.of_messages(made) if made else calls.calls_in(reference))
+
+
+def what_counts(task: Task, answer: str) -> str:
+    """The part of an answer that is scored."""
+    for stop in task.stop:
+        answer = answer.partition(stop)[0]
+    return answer.rpartition(task.after)[2] if task.after else answer
+
+
+def _with_tests(task: Task, items: Items, lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The lines with the outcome of their programs, which run side by side."""
+    assert task.program is not None
+    program = ColumnTemplate(task.program)
+    programs = []
+    for line in lines:
+        values = items.items[line["item"]].asked.values
+        programs.append(program({**values, "row": values, "answer": code.code_in(what_counts(task, line["answer"]))}))
+    passed = code.passes(programs)
+    return [line | {"scores": {"pass": float(right)}} for line, right in zip(lines, passed, strict=True)]
+
+
+def of_items(task: Task, items: Items, kept: Kept) -> list[dict[str, Any]]:
+    """A line of each item: its first sample's, with the mean of every measure over its samples. Raises KeyError for an
+    answer that is missing."""
+    lines = []
+    for number, (item, keys) in enumerate(zip(items.items, keys_of(task, items), strict=True)):
+        samples = [kept.lines[key] for key in keys]
+        measures = samples[0]["scores"]
+        means = {name: sum(line["scores"].get(name, 0.0) for line in samples) / len(samples) for name in measures}
+        cluster = (
+            None if task.cluster is None else json.dumps(item.asked.values[task.cluster], sort_keys=True, default=str)
+        )
+        lines.append(
+            samples[0] | {"item": number, "scores": means, "cluster": cluster, "question": item.asked.question}
+        )
+    return lines

@@ -1,0 +1,89 @@
+"""What a finished run still can: go on, or have its adapter merged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hybrid_ft.errors import InputError
+from hybrid_ft.finetune import models
+from hybrid_ft.finetune.runs import checkpoints
+from hybrid_ft.finetune.runs.console import say
+from hybrid_ft.finetune.runs.export import Exporter
+from hybrid_ft.finetune.runs.folder import LENGTH
+from hybrid_ft.finetune.runs.next_commands import next_commands
+from hybrid_ft.hybrid_model import adapter_weights
+from hybrid_ft.hybrid_model.checkpoint.generation_config import generation_defaults
+from hybrid_ft.hybrid_model.checkpoint.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from hybrid_ft.finetune.recipe.schema import Recipe
+    from hybrid_ft.finetune.runs.folder import RunFolder
+
+_MERGED = "merged"
+
+
+def is_longer(changed: Iterable[str]) -> bool:
+    """Whether another number of steps or epochs is asked for."""
+    return any(key in LENGTH for key in changed)
+
+
+def check_longer(folder: RunFolder, steps: int) -> None:
+    """Refuse an extension of a finished run to ``steps`` that it has taken already. Raises InputError."""
+    if folder.finished and steps <= (done := folder.record["finished"]["step"]):
+        raise InputError(
+            f"--extend: the recipe's {steps:,} steps must be more than the {done:,} that {folder.path} has taken; set "
+            "train.steps, or train.epochs where train.steps is null"
+        )
+
+
+def check_goes_on(folder: RunFolder, newest: Path | None) -> None:
+    """Refuse to extend a finished run whose last checkpoint is gone: an older one would not be its end."""
+    if not folder.finished:
+        return
+    end = folder.record["finished"]["step"]
+    if newest is None or checkpoints.step_of(newest) != end:
+        result = folder.path / folder.record["finished"]["results"][-1]
+        key = "model.adapter" if result.name == "adapter" else "model.path"
+        raise InputError(
+            f"--extend: {folder.checkpoints / f'checkpoint-{end}'} is missing or damaged, and with it the optimizer's "
+            f"state; restore it, or start a new run from the result: {key}={result}"
+        )
+
+
+def at_the_end(recipe: Recipe, folder: RunFolder, console: Console) -> int:
+    """Of a finished run: merge its adapter where the recipe now asks for it; nothing else is left to do. Returns the
+    exit status."""
+    finished, lora = folder.record["finished"], recipe.model.lora
+    if not (lora and lora.merge) or _MERGED in finished["results"]:
+        say(console, f"{folder.path}: this run is finished; nothing to do")
+        return 0
+    folder.processes.part()
+    if not folder.processes.main:
+        return 0
+    place = folder.path / "adapter"
+    if not place.is_dir():
+        raise InputError(f"{place}: missing, and model.lora.merge: true is to merge it; restore it")
+    say(console, f"{folder.path}: this run is finished; its adapter is merged")
+    with console.status("merging"):
+        tokenizer = load_tokenizer(place)
+        model = models.trained_adapter(recipe, place)
+        # the adapter's, which has the template's end tokens
+        defaults = generation_defaults(model, tokenizer)
+        exporter = Exporter(folder.path, tokenizer, defaults, recipe.model.path, recipe.model.revision)
+        merged = exporter.whole(adapter_weights.merged(model), _MERGED)
+    folder.renew(recipe)
+    folder.note(finished=finished | {"results": [*finished["results"], merged.name]})
+    show_results([place, merged], model.config.model_type, lambda text: say(console, text))
+    return 0
+
+
+def show_results(results: list[Path], model_type: str, tell: Callable[[str], None]) -> None:
+    """Where they are, and what can be done with the last."""
+    for path in results:
+        tell(f"{path.name}: {path}")
+    for number, line in enumerate(next_commands(results, model_type)):
+        tell(f"{'' if number else 'next':10}{line}")

@@ -1,0 +1,95 @@
+"""Whether a step fits the GPU at hand, reckoned before the weights are read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow.compute as pc
+
+from hybrid_ft.errors import ENVIRONMENT, InputError
+from hybrid_ft.finetune.machines.empty_model import empty_model
+from hybrid_ft.finetune.machines.memory import MARGIN, Batch, Memory, Shape, peak, shape_of
+from hybrid_ft.finetune.models import in_bfloat16
+from hybrid_ft.finetune.runs import device
+from hybrid_ft.finetune.runs.storage import size
+from hybrid_ft.finetune.training.plan import a_step
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from hybrid_ft.finetune.recipe.schema import Recipe
+
+
+def memory_line(recipe: Recipe, prepared: Any, processes: int) -> str:
+    """What a step needs on this GPU, in one line. Raises InputError, status 3, where it cannot fit."""
+    bfloat16 = in_bfloat16(recipe)
+    shape = shape_of_recipe(recipe, bfloat16)
+    batch = batch_of(recipe, prepared, processes)
+    needed = peak(shape, batch, processes, recipe.train.sharded, recipe.model.gradient_checkpointing)
+    free, total = device.memory()
+    line = f"memory    {said(needed)} of {size(free)} free"
+    if needed.total * (1 - MARGIN) <= free or not recipe.train.check_memory:
+        return line
+    raise InputError(
+        f"{device.name()} has {size(free)} of {size(total)} free, and a step of {batch.tokens:,} tokens needs "
+        f"{said(needed)}; hybrid-ft plan shows what would fit, train.check_memory: false tries it all the same",
+        ENVIRONMENT,
+    )
+
+
+def held_line(model: Any, processes: int, sharded: bool) -> str:
+    """What is held between steps where no GPU is: a step's own share is not reckoned there."""
+    whole = sum(p.numel() * p.element_size() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    pieces = processes if sharded else 1
+    return f"memory    {size((whole + 12 * trained) / pieces)} for weights, gradients and moments, beside a step's own"
+
+
+def said(memory: Memory) -> str:
+    """``36.2 GB (weights 14.9, gradients 0.3, ...), most in the backward of layer 30 (delta rule)``."""
+    parts = ", ".join(f"{name} {size(count)}" for name, count in memory.terms.items() if count >= 0.005 * memory.total)
+    least = "" if memory.proven else "at least "
+    rest = "" if memory.proven else "; what a layer takes for itself is not known for this family"
+    return f"{least}{size(memory.total)} ({parts}), most in {memory.when}{rest}"
+
+
+def shape_of_recipe(recipe: Recipe, bfloat16: bool) -> Shape:
+    """Without weights. Raises InputError for a base whose config cannot be read."""
+    model = empty_model(recipe, bfloat16)
+    return shape_of(model, model.config, bfloat16)
+
+
+def batch_of(recipe: Recipe, prepared: Any, processes: int = 1) -> Batch:
+    """The largest micro-batch that the rows can make; every token of it may carry a label."""
+    columns = token_columns(prepared.train)
+    whole = np.sum([lengths(prepared.train, name) for name in columns], axis=0)
+    if len(columns) > 1:
+        return largest_of_pairs(
+            whole, recipe.dpo.pairs_per_step if recipe.dpo else len(whole), recipe.train.batch_tokens
+        )
+    if prepared.packs is not None:
+        tokens = max((int(whole[pack].sum()) for pack in prepared.packs), default=0)
+    else:
+        tokens = int(np.sort(whole)[-recipe.train.batch_size :].sum())
+    return Batch(tokens, tokens, several=a_step(recipe) > processes)
+
+
+def largest_of_pairs(whole: np.ndarray, pairs_per_step: int, batch_tokens: int) -> Batch:
+    """``whole``: tokens [pairs]. A step's pairs fill micro-batches of at most ``batch_tokens``, or of one longer pair."""
+    step = int(np.sort(whole)[-pairs_per_step:].sum())
+    tokens = min(step, max(batch_tokens, int(whole.max(initial=0))))
+    pairs = max(round(tokens / max(float(whole.mean()), 1.0)), 1) if len(whole) else 0
+    return Batch(tokens, tokens, min(pairs, pairs_per_step), several=step > batch_tokens)
+
+
+def token_columns(rows: Dataset) -> list[str]:
+    """``input_ids``, or the prompt and the answers that continue it."""
+    names = rows.column_names
+    return ["input_ids"] if "input_ids" in names else [name for name in names if name.endswith("_ids")]
+
+
+def lengths(rows: Dataset, column: str) -> np.ndarray:
+    """Of the lists in a column [rows], without reading them as Python's."""
+    found = [pc.list_value_length(table[column]).to_numpy() for table in rows.with_format("arrow").iter(10_000)]
+    return np.concatenate(found) if found else np.zeros(0, dtype=np.int64)

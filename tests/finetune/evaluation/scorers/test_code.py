@@ -1,0 +1,70 @@
+"""What a program written by a model may and may not do."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from hybrid_ft.finetune.evaluation.scorers.code import check_jail, code_in, passes
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the jail is Linux's")
+
+
+def test_right_and_wrong_programs_keep_their_order() -> None:
+    check_jail()
+    wrong = ["assert 1 == 2", "def f(:", "raise SystemExit(0)", "import os; os._exit(0)", "import sys; sys.exit()"]
+    assert passes(["assert 1 + 1 == 2", *wrong, "import re, json, math, collections\nprint('x' * 9000)"]) == [
+        True,
+        *[False] * len(wrong),
+        True,
+    ]
+
+
+def test_time_and_memory_end() -> None:
+    began = time.monotonic()
+    programs = [
+        "while True: pass",
+        "import time; time.sleep(60)",
+        "while True: print('y' * 9999)",
+        "x = bytearray(2**31)",
+    ]
+    assert passes(programs, seconds=1.0) == [False] * 4
+    assert time.monotonic() - began < 30
+
+
+def test_no_network_no_other_process_no_other_folder(tmp_path: Path) -> None:
+    kept = tmp_path / "kept.txt"
+    kept.write_text("mine")
+    hostile = [
+        "import socket; socket.socket()",
+        "import socket; socket.create_connection(('127.0.0.1', 9), 1)",
+        f"import os; os.kill({os.getpid()}, 0)",
+        f"import os; os.remove({str(kept)!r})",
+        f"open({str(kept)!r}, 'w').write('theirs')",
+        f"open({str(tmp_path / 'new')!r}, 'w')",
+        "f = open('own', 'wb')\nfor _ in range(40): f.write(bytes(2**20))\nf.close()",
+    ]
+    assert passes(hostile) == [False] * len(hostile)
+    assert kept.read_text() == "mine" and list(tmp_path.iterdir()) == [kept]
+    # its own folder is there to be written
+    assert passes(["open('own', 'w').write('x'); assert open('own').read() == 'x'"]) == [True]
+
+
+def test_what_it_leaves_running_is_ended(tmp_path: Path) -> None:
+    """The environment is not handed on, and a child cannot outlive the program."""
+    os.environ["HYBRID_FT_TEST_SECRET"] = "hidden"
+    try:
+        assert passes(["import os; assert 'HYBRID_FT_TEST_SECRET' not in os.environ"]) == [True]
+    finally:
+        del os.environ["HYBRID_FT_TEST_SECRET"]
+    began = time.monotonic()
+    passes(["import os, time\nif os.fork() == 0: time.sleep(60)"], seconds=1.0)
+    assert time.monotonic() - began < 20
+
+
+def test_code_is_found_in_an_answer() -> None:
+    assert code_in("Here:\n```python\nx = 1\r\ny = 2\n```\nand\n```\nz\n```") == "x = 1\ny = 2\n"
+    assert code_in("x = 1") == "x = 1"
+    assert code_in("```py\nx = 1") == "x = 1"  # cut short

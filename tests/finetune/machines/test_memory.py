@@ -1,0 +1,120 @@
+"""The closed form of a step's memory beside its trace, operation by operation, on fake tensors."""
+
+from typing import Any
+
+import pytest
+import torch
+from memory_trace import trace
+
+from hybrid_ft.finetune.machines.memory import MARGIN, Batch, held, peak, shape_of
+from hybrid_ft.hybrid_model.adapters import add_lora
+from hybrid_ft.hybrid_model.families.olmo_hybrid.model import OlmoHybridForCausalLM
+from hybrid_ft.hybrid_model.families.olmo_hybrid.presets import preset_config
+
+
+def cut(preset: str, layers: int) -> Any:
+    config = preset_config(preset)
+    config.num_hidden_layers, config.layer_types = layers, config.layer_types[:layers]
+    return config
+
+
+def shape(config: Any, lora: int = 0, targets: str = "all-linear") -> Any:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16 if lora else torch.float32)
+    try:
+        with torch.device("meta"):
+            model = OlmoHybridForCausalLM(config)
+    finally:
+        torch.set_default_dtype(before)
+    with torch.device("meta"):
+        return shape_of(add_lora(model, targets, rank=lora) if lora else model, config, True)
+
+
+@pytest.fixture
+def differs(as_on_a_gpu: Any) -> Any:
+    """Relative difference of the closed form from the trace."""
+
+    def go(preset: str = "7B", layers: int = 4, **how: Any) -> float:
+        config = cut(preset, layers)
+        traced = trace(config, as_on_a_gpu=as_on_a_gpu, **{"documents": 1} | how)
+        gpus, tokens = how.get("processes", 1), how["tokens"]
+        prompts = how.get("documents", 1) if how.get("pairs") else 0
+        batch = Batch(tokens, tokens // 2, prompts, how.get("micro_batches", 1) > 1)
+        of = shape(config, how.get("lora", 0), how.get("targets", "all-linear"))
+        found = peak(of, batch, gpus, gpus > 1, how.get("checkpointing", True))
+        assert found.proven
+        return found.total / traced.all - 1
+
+    return go
+
+
+@pytest.mark.parametrize("lora", [0, 32])
+def test_the_closed_form_is_the_trace(differs: Any, lora: int) -> None:
+    """Far nearer than is asked of it, so that a tensor that is forgotten is seen."""
+    assert abs(differs(tokens=16384, documents=4, lora=lora)) < 0.005
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [True, "selective", False])
+@pytest.mark.parametrize("processes", [1, 2, 8])
+@pytest.mark.parametrize("lora", [0, 32])
+@pytest.mark.parametrize("tokens", [4096, 32768, 131072])
+def test_of_the_7b(differs: Any, tokens: int, lora: int, processes: int, checkpointing: bool | str) -> None:
+    how = {"tokens": tokens, "lora": lora, "processes": processes, "checkpointing": checkpointing}
+    assert abs(differs(**how)) < MARGIN
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("micro_batches", [1, 2])
+@pytest.mark.parametrize("processes", [1, 8])
+@pytest.mark.parametrize("lora", [0, 32])
+def test_of_several_micro_batches_and_more_layers(differs: Any, lora: int, processes: int, micro_batches: int) -> None:
+    how = {"tokens": 8192, "lora": lora, "processes": processes, "micro_batches": micro_batches}
+    assert abs(differs(layers=8, **how)) < MARGIN
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [True, False])
+@pytest.mark.parametrize("lora", [0, 16])
+@pytest.mark.parametrize("preset", ["190M", "1B"])
+def test_of_other_sizes(differs: Any, preset: str, lora: int, checkpointing: bool) -> None:
+    assert abs(differs(preset, 8, tokens=8192, documents=4, lora=lora, checkpointing=checkpointing)) < MARGIN
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("documents", [4, 32])
+@pytest.mark.parametrize("lora", [0, 32])
+def test_of_pairs_whose_prompt_is_shared(differs: Any, lora: int, documents: int) -> None:
+    assert abs(differs(tokens=16384, documents=documents, lora=lora, pairs=True)) < MARGIN
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [True, False])
+@pytest.mark.parametrize("targets", ["attention", "delta", "attention+delta"])
+def test_of_some_layers_adapters(differs: Any, targets: str, checkpointing: bool) -> None:
+    assert abs(differs(tokens=16384, lora=32, targets=targets, checkpointing=checkpointing)) < MARGIN
+
+
+def test_pieces_and_copies() -> None:
+    """In pieces what is held is divided; a copy on each GPU has DDP's buckets beside it."""
+    of, batch = shape(cut("190M", 4)), Batch(4096, 4096)
+    one, copies, pieces = peak(of, batch), peak(of, batch, 8), peak(of, batch, 8, sharded=True)
+    assert copies.total - one.total == 4 * of.trained
+    assert held(of, 8, sharded=True) == -(-held(of) // 8) == -(-12 * of.trained // 8)
+    assert pieces.total < one.total
+
+
+def test_what_is_not_known_is_said() -> None:
+    """Of another family only what is held and the layers' inputs."""
+    from transformers import AutoModelForCausalLM, Qwen3Config
+
+    config = Qwen3Config(
+        num_hidden_layers=2, hidden_size=64, intermediate_size=96, vocab_size=256, num_attention_heads=2,
+        num_key_value_heads=2, head_dim=32,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    of = shape_of(model, config, True)
+    found = peak(of, Batch(1024, 1024))
+    assert not found.proven
+    assert found.total >= held(of) + 2 * 1024 * 4 * 64

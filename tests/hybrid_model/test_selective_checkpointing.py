@@ -1,0 +1,64 @@
+"""Selective checkpointing gives the same gradients, and runs attention once."""
+
+import importlib
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from hybrid_ft.hybrid_model.families.olmo_hybrid.model import OlmoHybridForCausalLM
+from hybrid_ft.hybrid_model.families.olmo_hybrid.presets import preset_config
+from hybrid_ft.hybrid_model.selective_checkpointing import KEPT, selective_contexts
+
+ATTENTION = "aten::_scaled_dot_product_flash_attention_for_cpu"
+
+
+class Calls(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.name().partition(".")[0])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return OlmoHybridForCausalLM(preset_config("tiny")).train()
+
+
+def gradients(model, how):
+    """Gradients of a step, and the operators that it ran."""
+    if how is not None:
+        model.gradient_checkpointing_enable({"use_reentrant": False, **how})
+    tokens = torch.randint(3, 100, (1, 60), generator=torch.Generator().manual_seed(1))
+    positions = torch.cat([torch.arange(25), torch.arange(35)])[None]
+    model.zero_grad()
+    with Calls() as calls:
+        model(input_ids=tokens, position_ids=positions, labels=tokens).loss.backward()
+    if how is not None:
+        model.gradient_checkpointing_disable()
+    return [p.grad.clone() for p in model.parameters()], calls.names
+
+
+def test_the_same_gradients_and_attention_once(model):
+    want, once = gradients(model, None)
+    whole, twice = gradients(model, {})
+    got, found = gradients(model, {"context_fn": selective_contexts})
+    assert all(map(torch.equal, got, want)) and all(map(torch.equal, whole, want))
+    assert once.count(ATTENTION) > 0
+    assert twice.count(ATTENTION) == 2 * once.count(ATTENTION)
+    assert found.count(ATTENTION) == once.count(ATTENTION)
+
+
+def test_what_is_kept_is_what_there_is():
+    """torch's own names, and ours where Triton is: a renamed operator would silently be computed again."""
+    pytest.importorskip("triton")
+    importlib.import_module("hybrid_ft.kernels.gated_delta_rule.gpu.autograd")
+    importlib.import_module("torch.nn.attention.varlen")
+    for name in KEPT:
+        space, operator = name.split("::")
+        if not space.startswith("flash_attn"):
+            assert hasattr(getattr(torch.ops, space), operator), name
