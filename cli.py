@@ -16,7 +16,7 @@ import typer
 import hybrid_ft
 from hybrid_ft.commands.data import data, recipes
 from hybrid_ft.commands.evaluation import evaluate
-from hybrid_ft.commands.models import chat, generate, merge, push
+from hybrid_ft.commands.models import chat, export, generate, merge, push
 from hybrid_ft.commands.training import dpo, launch, run_stages, sft, status
 from hybrid_ft.errors import BAD_INPUT, INTERRUPTED, InputError, masked
 from hybrid_ft.finetune.runs.signals import nothing_left_to_stop
@@ -74,6 +74,7 @@ COMMANDS = (
     chat,
     generate,
     merge,
+    export,
     push,
     recipes,
 )  # in the order of the help

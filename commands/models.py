@@ -1,4 +1,4 @@
-"""Commands that use a model: chat, generate, merge, push."""
+"""Commands that use a model: chat, generate, merge, export, push."""
 
 from __future__ import annotations
 
@@ -78,6 +78,30 @@ def merge(
         from hybrid_ft.finetune.runs.console import screen
 
         return run(adapter, out, dtype, screen())
+
+
+def export(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model folder or a hub name.")],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="A new folder.")],
+    to: Annotated[str, typer.Option(metavar="FORMAT", help="transformers, int8 or int4.")],
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="float32, bfloat16 or float16; of int8 and int4 what is left over.", show_default=False),
+    ] = None,
+    shard_size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Of transformers' files: 5GB, 500MB.", show_default=False)
+    ] = None,
+    rows: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Conversations, for the loss before and after.", show_default=False),
+    ] = None,
+) -> int:
+    """Write a model in another dtype, other shards, or 8 or 4 bits a weight, read back and compared."""
+    with resumable():
+        from hybrid_ft.finetune.conversion.export import run
+        from hybrid_ft.finetune.runs.console import screen
+
+        return run(model, out, to, screen(), dtype, shard_size, rows)
 
 
 def push(

@@ -43,7 +43,9 @@ def test_help_imports_nothing_heavy(tmp_path: Path, arguments: list[str]) -> Non
 
 def test_help_names_every_command(tmp_path: Path) -> None:
     shown = hybrid_ft_command("--help", cwd=tmp_path).stdout
-    assert all(f" {name} " in shown for name in ("sft", "data", "chat", "generate", "merge", "push", "recipes"))
+    assert all(
+        f" {name} " in shown for name in ("sft", "data", "chat", "generate", "merge", "export", "push", "recipes")
+    )
     assert hybrid_ft_command("--version", cwd=tmp_path).stdout.startswith(hybrid_ft.__version__)
 
 

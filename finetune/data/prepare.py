@@ -18,7 +18,7 @@ from hybrid_ft.finetune.data.report.account import Account, Example, SplitCounts
 from hybrid_ft.finetune.data.selection import mix_sources, split_held_out
 from hybrid_ft.finetune.data.supervised import count_rows, row_example, way_of_rows
 from hybrid_ft.finetune.data.token_store import TokenStore, Way, tokenize_sources
-from hybrid_ft.finetune.data.tokens.encoder import Encoder
+from hybrid_ft.finetune.data.tokens.encoder import NO_TEMPLATE, Encoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,8 +38,8 @@ class Prepared:
 
     ``packs`` and ``eval_packs``: lists of row numbers, each row in one list; None without packing, and for pairs, which
     a step packs itself. ``eos_token_ids``: tokens that end an assistant's turn, the last turn's first.
-    ``chat_template``: the template's text, and ``template_arguments``: what it was given beside the rows, for the
-    tokenizer that is saved.
+    ``chat_template``: the template's text, None where rows are plain text and there is none, and ``template_arguments``:
+    what it was given beside the rows, for the tokenizer that is saved.
 
     The rows lie in a temporary folder that goes when this object does.
     """
@@ -50,7 +50,7 @@ class Prepared:
     eval_packs: list[list[int]] | None
     report: Account
     eos_token_ids: list[int]
-    chat_template: str
+    chat_template: str | None
     template_arguments: dict[str, Any]
     folder: tempfile.TemporaryDirectory[str]
 
@@ -118,13 +118,13 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, refuse: bool 
         refusal=stop,
     )
     eval_set = held[0].dataset(held[1]) if held else None
-    template = encoder.template
-    return Prepared(
-        train, eval_set, packs, eval_packs, account, encoder.eos_token_ids, template.text, template.arguments, folder
-    )
+    template, ends = encoder.template, encoder.eos_token_ids
+    text = template.text if template.name != NO_TEMPLATE else None
+    return Prepared(train, eval_set, packs, eval_packs, account, ends, text, template.arguments, folder)
 
 
 def _kind(recipe: Recipe, encoder: Encoder) -> _Kind:
     if recipe.dpo is None:
-        return _Kind(way_of_rows(recipe.data, encoder), recipe.data.packing, count_rows, row_example)
+        texts = recipe.model.chat_template is None
+        return _Kind(way_of_rows(recipe.data, encoder, texts), recipe.data.packing, count_rows, row_example)
     return _Kind(way_of_pairs(recipe, recipe.dpo, encoder), False, count_pairs, pair_example)

@@ -14,6 +14,7 @@ from hybrid_ft.finetune.data.messages.column_templates import RUNAWAY_COLUMNS
 from hybrid_ft.finetune.data.messages.columns import pair_format, row_format, suggested
 from hybrid_ft.finetune.data.messages.conversation import Conversation
 from hybrid_ft.finetune.data.messages.pair_forms import PairForm
+from hybrid_ft.finetune.data.messages.plain_text import PlainText
 from hybrid_ft.finetune.data.messages.preference import Preference, Unusable
 from hybrid_ft.finetune.data.messages.row_forms import Form, needed
 from hybrid_ft.finetune.data.report.account import SourceCounts
@@ -28,17 +29,20 @@ if TYPE_CHECKING:
 _LOOK_AHEAD = 64
 
 
-def conversations(source: Source, counts: SourceCounts) -> Iterator[tuple[str, Conversation | BadRow]]:
+def conversations(
+    source: Source, counts: SourceCounts, texts: bool = True
+) -> Iterator[tuple[str, Conversation | PlainText | BadRow]]:
     """The conversations of a source, each with its origin (``file:line``), a bad row as the BadRow that says why.
 
-    ``counts`` fills meanwhile: rows read, form, notes, and at the end the columns and fields that nothing used. Raises
-    InputError where the source cannot be read or is in no known form.
+    ``texts``: whether rows of plain text are read for what they are where the source does not say so. ``counts`` fills
+    meanwhile: rows read, form, notes, and at the end the columns and fields that nothing used. Raises InputError where
+    the source cannot be read or is in no known form.
     """
     if source.pairs != "best_worst":
         raise InputError(f"data.sources: {source.path}: pairs: got {source.pairs}; only pairs have it, leave it out")
     opened = open_source(source)
     opened.rows = _chosen(source, opened, counts)
-    return converted(opened, counts, lambda rows: _form(source, rows, opened.name), BadRow)
+    return converted(opened, counts, lambda rows: _form(source, rows, opened.name, texts), BadRow)
 
 
 def preferences(source: Source, counts: SourceCounts) -> Iterator[tuple[str, Preference | BadRow | Unusable]]:
@@ -72,6 +76,7 @@ def converted(
     form = form_of(good) if good else None
     columns: set[str] = set()
     unused: set[str] = set()
+    read: set[str] = set()
     for row in itertools.chain(ahead, rows):
         counts.read += 1
         place = origin(opened.name, row)
@@ -83,7 +88,9 @@ def converted(
         columns.update(row.values)
         try:
             made = form.convert(row.values)
-            made.template_arguments = row_arguments(row.values.get(COLUMN))
+            if COLUMN in row.values and not isinstance(made, PlainText):
+                made.template_arguments = row_arguments(row.values[COLUMN])
+                read.add(COLUMN)
         except reason as why:
             yield place, why
             if why.kind == RUNAWAY_COLUMNS:
@@ -98,7 +105,7 @@ def converted(
         yield place, made
     if form is not None:
         counts.format, counts.reads = form.name, form.reads
-        counts.ignored = sorted(columns - form.columns - {COLUMN}) + sorted(unused)
+        counts.ignored = sorted(columns - form.columns - read) + sorted(unused)
 
 
 def _chosen(source: Source, opened: Opened, counts: SourceCounts) -> Iterator[Any]:
@@ -115,15 +122,18 @@ def _taken(rows: Iterator[Any], choice: Only, counts: SourceCounts) -> Iterator[
     choice.check(counts.passed_over)
 
 
-def _form(source: Source, rows: list[Row], name: str) -> Form:
+def _form(source: Source, rows: list[Row], name: str, texts: bool) -> Form:
     form = row_format(source, rows)
+    where = origin(name, rows[0])
+    if form is not None and form.name == "text" and not texts and source.format != "text":
+        text = f"{where}: rows are plain text, and model.chat_template asks for chats"
+        raise InputError(f"{text}; set format: text to train every token of them, or say by columns which are turns")
     if form is not None:
         return form
     columns, found = _columns(rows)
-    where = origin(name, rows[0])
     if source.format:
         raise InputError(f"{where}: format {source.format} needs {needed(source.format)} (columns found: {found})")
-    known = "messages | prompt, completion | instruction, output | conversations"
+    known = "messages | prompt, completion | instruction, output | conversations | text"
     fix = "say which column is which, such as columns: {prompt: question, completion: answer}"
     fix = _looks_like(columns, pairs=False) or f"known formats: {known}; for anything else {fix}"
     raise InputError(f"{where}: columns in no known format (found {found}); {fix}")

@@ -11,20 +11,23 @@ import numpy as np
 import pyarrow as pa
 
 from hybrid_ft.finetune.data.messages.conversation import NOTHING_TO_LEARN, Conversation
+from hybrid_ft.finetune.data.messages.plain_text import PlainText
 from hybrid_ft.finetune.data.messages.preference import Unusable
 from hybrid_ft.finetune.data.reading import conversations
-from hybrid_ft.finetune.data.report.account import CUT, Example, Part
+from hybrid_ft.finetune.data.report.account import CUT, IN_PIECES, Example, Part
 from hybrid_ft.finetune.data.report.rows import RowCounts
 from hybrid_ft.finetune.data.sources.rows import BadRow
 from hybrid_ft.finetune.data.token_store import TOKENS, TokenStore, Way
 from hybrid_ft.finetune.data.tokens.encode import Encoded, encode
 from hybrid_ft.finetune.data.tokens.encoder import Encoder
+from hybrid_ft.finetune.data.tokens.texts import EncodedText, encode_texts
 
 if TYPE_CHECKING:
     from hybrid_ft.finetune.recipe.data_section import Data
     from hybrid_ft.finetune.recipe.schema import Recipe
 
 _LONG, _LONG_PROMPT = "longer than data.max_length", "prompt alone longer than data.max_length"
+_LONG_TEXT = "text longer than data.max_length, which data.on_long_row: split takes in pieces"
 _SCHEMA = pa.schema(
     [
         ("input_ids", TOKENS),
@@ -36,14 +39,16 @@ _SCHEMA = pa.schema(
 )
 
 
-def way_of_rows(data: Data, encoder: Encoder) -> Way[Conversation, Encoded]:
-    """The way of a recipe's supervised rows."""
+def way_of_rows(
+    data: Data, encoder: Encoder, texts: bool = True
+) -> Way[Conversation | PlainText, Encoded | EncodedText]:
+    """The way of a recipe's supervised rows. ``texts``: whether rows may be plain text without the source's saying so."""
     fix = "Raise data.max_length, or set data.on_long_row: drop (or cut)"
     return Way(
-        convert=conversations,
-        encode=lambda rows: encode(rows, encoder.template, encoder.control, encoder.thoughts),
+        convert=partial(conversations, texts=texts),
+        encode=partial(_encoded, encoder=encoder),
         fit=partial(_fit, data=data),
-        stops=dict.fromkeys((_LONG, _LONG_PROMPT), fix) if data.on_long_row == "error" else {},
+        stops=dict.fromkeys((_LONG, _LONG_PROMPT, _LONG_TEXT), fix) if data.on_long_row == "error" else {},
         bad_rows_stop=data.on_bad_row == "error",
         mentions=encoder.template.mentions,
         schema=_SCHEMA,
@@ -51,8 +56,37 @@ def way_of_rows(data: Data, encoder: Encoder) -> Way[Conversation, Encoded]:
     )
 
 
-def _fit(row: Encoded, data: Data) -> tuple[Encoded, Mapping[str, int]]:
+def _encoded(rows: list[Conversation | PlainText], encoder: Encoder) -> list[Encoded | EncodedText | BadRow]:
+    """Rows of both kinds in tokens, in their order; fewer where the template had to be stopped."""
+    texts = [row for row in rows if isinstance(row, PlainText)]
+    chats = [row for row in rows if isinstance(row, Conversation)]
+    of_texts = iter(encode_texts(texts, encoder.tokenizer, encoder.control) if texts else [])
+    of_chats = iter(encode(chats, encoder.template, encoder.control, encoder.thoughts) if chats else [])
+    made: list[Encoded | EncodedText | BadRow] = []
+    for row in rows:
+        tokens = next(of_texts if isinstance(row, PlainText) else of_chats, None)
+        if tokens is None:
+            break
+        made.append(tokens)
+    return made
+
+
+def _fit_text(text: EncodedText, data: Data) -> tuple[list[EncodedText], Mapping[str, int]]:
+    """A text, in pieces or without its end where it is too long and the recipe says so. Raises Unusable."""
+    most, length = data.max_length, len(text.ids)
+    if length <= most:
+        return [text], {}
+    if data.on_long_row == "split":
+        return text.pieces(most), {IN_PIECES: 1}
+    if data.on_long_row == "cut":
+        return [EncodedText(text.ids[:most], text.control_tokens_as_text)], {CUT: 1}
+    raise Unusable(_LONG_TEXT, f"the text has {length:,} tokens; data.max_length is {most:,}")
+
+
+def _fit(row: Encoded | EncodedText, data: Data) -> tuple[Encoded | EncodedText | list[EncodedText], Mapping[str, int]]:
     """The row, cut from its end where it is too long and the recipe says so. Raises BadRow, Unusable."""
+    if isinstance(row, EncodedText):
+        return _fit_text(row, data)
     if not row.turns:
         text = "the chat template marks none of the row's turns that are trained as the assistant's"
         raise BadRow(NOTHING_TO_LEARN, text)

@@ -80,8 +80,9 @@ class Way(Generic[Made, Tokens]):
     """The way of one kind of row into the store.
 
     ``convert`` reads a source's rows, each with its origin; a bad one comes as the reason. ``encode`` gives tokens or a
-    reason for each row, fewer where a template had to be stopped. ``fit`` gives the tokens as they are trained on and
-    what happened to them (kind -> count, of the account's NOTES), and raises the reason where there are none.
+    reason for each row, fewer where a template had to be stopped. ``fit`` gives the tokens as they are trained on, or
+    the pieces in which they are, and what happened to them (kind -> count, of the account's NOTES), and raises the reason
+    where there are none.
     ``stops``: the kinds of rows that end the run, and the fix; ``bad_rows_stop``: every BadRow does. ``mentions``: whether
     the chat template writes a message field. ``schema``: the file's columns, all of which held-out rows need;
     ``trained_columns``: those that training needs.
@@ -89,7 +90,7 @@ class Way(Generic[Made, Tokens]):
 
     convert: Callable[[Source, SourceCounts], Iterator[tuple[str, Made | Reason]]]
     encode: Callable[[list[Made]], Sequence[Tokens | Reason]]
-    fit: Callable[[Tokens], tuple[Tokens, Mapping[str, int]]]
+    fit: Callable[[Tokens], tuple[Tokens | Sequence[Tokens], Mapping[str, int]]]
     stops: Mapping[str, str]
     bad_rows_stop: bool
     mentions: Callable[[str], bool]
@@ -110,12 +111,13 @@ class TokenStore:
     def __len__(self) -> int:
         return len(self._source)
 
-    def add(self, source: int, item: Item, encoding: Encoding) -> None:
+    def add(self, source: int, item: Item, encoding: Encoding, piece: int = 0) -> None:
+        """Count a row of the file; ``piece``: which of several in which an item is trained."""
         for name, size in encoding.sizes().items():
             self._sizes[name].append(size)
         self._source.append(source)
         self._prompts.append(_hash(item.asked()))
-        self._texts.append(_hash(item.whole()))
+        self._texts.append(_hash(f"{piece} {item.whole()}" if piece else item.whole()))
         if (opposite := item.opposite()) is not None:
             self._opposites.append(_hash(opposite))
 
@@ -196,8 +198,8 @@ class _SourceRows(Generic[Made, Tokens]):
             encoded = [] if self._first_stop else self._way.encode([row for _, row in good])
             kept = []
             for (origin, item), tokens in zip(good, encoded, strict=False):
-                if (fitted := self._fitted(origin, tokens, item.noticed)) is not None:
-                    store.add(self._number, item, fitted)
+                for piece, fitted in enumerate(self._fitted(origin, tokens, item.noticed)):
+                    store.add(self._number, item, fitted, piece)
                     kept.append((origin, fitted))
             self._counts.kept += len(kept)
             if kept:
@@ -233,22 +235,22 @@ class _SourceRows(Generic[Made, Tokens]):
             return BAD_ROW_FIX
         return self._way.stops.get(reason.kind)
 
-    def _fitted(self, origin: str, tokens: Tokens | Reason, noticed: Mapping[str, int]) -> Tokens | None:
-        """The row as it is trained on, cut if need be; None where it is dropped."""
+    def _fitted(self, origin: str, tokens: Tokens | Reason, noticed: Mapping[str, int]) -> list[Tokens]:
+        """The row as it is trained on, cut or in pieces if need be; nothing where it is dropped."""
         if isinstance(tokens, BadRow | Unusable):
             self._drop(origin, tokens)
-            return None
+            return []
         try:
             fitted, happened = self._way.fit(tokens)
         except (BadRow, Unusable) as reason:
             self._drop(origin, reason)
-            return None
-        for token in dict.fromkeys(fitted.control_tokens_as_text):
+            return []
+        for token in dict.fromkeys(tokens.control_tokens_as_text):
             self._counts.control_tokens_as_text.add(token, origin)
         for kind, count in (*noticed.items(), *happened.items()):
             if count:
                 self._counts.happened.add(kind, origin, count)
-        return fitted
+        return list(fitted) if isinstance(fitted, Sequence) else [fitted]
 
     def _error(self, origin: str, reason: Reason, fix: str) -> InputError:
         what = "bad" if isinstance(reason, BadRow) else "long"

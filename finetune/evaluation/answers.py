@@ -30,7 +30,15 @@ LONGEST = 240
 def answer_held_out(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Dataset, end_ids: list[int], wanted: Evaluate
 ) -> list[dict[str, Any]]:
-    """Greedy answers to ``wanted.answers`` held-out prompts, spread evenly over the rows: origin, answer, reference, exact."""
+    """Greedy answers to ``wanted.answers`` held-out prompts, spread evenly over the rows: origin, answer, reference, exact.
+
+    Rows of plain text ask nothing and are passed over.
+    """
+    if wanted.answers and len(rows):
+        import pyarrow.compute as pc
+
+        asked = pc.list_value_length(rows.select_columns(["prompt_ids"]).with_format("arrow")[:]["prompt_ids"])
+        rows = rows.select(pc.indices_nonzero(asked).to_numpy())
     count = min(wanted.answers, len(rows))
     chosen = rows.select([index * len(rows) // count for index in range(count)]) if count else rows.select([])
     answers = answer(model, tokenizer, list(chosen["prompt_ids"]), end_ids, wanted.max_new_tokens)

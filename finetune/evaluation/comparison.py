@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.recipe.schema import Evaluate, Recipe
 from hybrid_ft.finetune.recipe.stages import Questions
 from hybrid_ft.finetune.runs.console import say
@@ -84,8 +85,12 @@ def _asked(questions: Questions, tokenizer: PreTrainedTokenizerBase) -> Iterator
 
     encoder = Encoder.of_tokenizer(tokenizer)
     sources = questions.sources
+    if texts := [source.path for source in sources if source.format == "text"]:
+        raise InputError(
+            f"evaluate.sources: {texts[0]}: format: text holds no question that can be asked; leave it out"
+        )
     with tempfile.TemporaryDirectory(prefix="hybrid-ft-", ignore_cleanup_errors=True) as folder:
-        store = tokenize_sources(sources, way_of_rows(questions.data, encoder), Path(folder, "rows.arrow"))
+        store = tokenize_sources(sources, way_of_rows(questions.data, encoder, texts=False), Path(folder, "rows.arrow"))
         rows = store.dataset(np.arange(len(store)))
         yield rows, [sources[at].path for at in store.source.tolist()], encoder.eos_token_ids
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from hybrid_ft.errors import InputError
+from hybrid_ft.finetune.data.messages.plain_text import PlainText
 from hybrid_ft.finetune.data.messages.preference import Unusable
 from hybrid_ft.finetune.data.reading import conversations, preferences
 from hybrid_ft.finetune.data.report.account import SourceCounts
@@ -64,7 +65,9 @@ def training_texts(recipe: Recipe) -> Iterator[str]:
         counts = SourceCounts(source.path)
         if recipe.dpo is None:
             for _, row in conversations(source, counts):
-                if not isinstance(row, BadRow):
+                if isinstance(row, PlainText):
+                    yield row.text
+                elif not isinstance(row, BadRow):
                     yield "\n".join(str(message["content"]) for message in row.messages)
             continue
         for _, pair in preferences(source, counts):

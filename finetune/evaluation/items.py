@@ -116,7 +116,7 @@ def _read(source: Source | None, task: Task, left_out: Counts) -> list[Asked]:
     ahead = list(itertools.islice(rows, _LOOK_AHEAD))
     good = [row for row in ahead if isinstance(row, Row)]
     form = row_format(source, good) if good else None
-    if good and form is None:
+    if good and (form is None or form.name == "text"):  # a text asks nothing
         found = ", ".join(good[0].values)
         raise InputError(f"{opened.name}: columns in no known format (found {found}); say which is which under columns")
     prompt = ColumnTemplate(task.prompt) if task.prompt else None
@@ -129,6 +129,7 @@ def _read(source: Source | None, task: Task, left_out: Counts) -> list[Asked]:
                 raise row
             assert form is not None
             conversation = form.convert(row.values)
+            assert isinstance(conversation, Conversation)
             asked = _asked(place, conversation, row.values, task, prompt)
             if (reason := _out(asked, task)) is not None:
                 left_out.add(reason, place)

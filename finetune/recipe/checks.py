@@ -168,6 +168,8 @@ def preference_contradictions(recipe: Recipe, stage: str | None) -> Iterator[Wro
             ("train", "neftune_alpha"),
             f"got {train.neftune_alpha:g}; must be null for pairs: it would add noise to every comparison with the reference",
         )
+    if recipe.data.on_long_row == "split":
+        yield Wrong(("data", "on_long_row"), "got split, which is for plain text; pairs take drop, cut or error")
     if not recipe.data.packing:
         yield Wrong(("data", "packing"), "got false; pairs are always laid end to end")
     if not recipe.data.train_empty_thoughts:

@@ -135,8 +135,10 @@ class Source(Section):
     """Split, or a part of one; null: train, or the only one there is. A file is one split, train."""
     revision: Text | None = Field(None, examples=["main"])
     """Branch, tag or commit of a hub dataset."""
-    format: Literal["messages", "prompt-completion", "alpaca", "sharegpt"] | None = Field(None, examples=["alpaca"])
-    """Format of the rows; null: recognised from the columns."""
+    format: Literal["messages", "prompt-completion", "alpaca", "sharegpt", "text"] | None = Field(
+        None, examples=["alpaca"]
+    )
+    """Format of the rows; null: recognised from the columns. text: plain text, every token trained, no chat template."""
     columns: Annotated[Columns | None, _NAME_IS_FILE] = Field(None, examples=["gsm8k"])
     """Which column is which: a mapping that ships here, by name, a .yaml file, or the mapping itself."""
     roles: Roles | None = Field(None, examples=[{"Human": "user", "Bot": "assistant"}])
@@ -180,8 +182,9 @@ class Data(Section):
     """Held-out rows; none by default."""
     max_length: int = Field(4096, ge=2, le=2**20, examples=[16384])
     """Tokens of the longest row."""
-    on_long_row: Literal["drop", "cut", "error"] = Field("drop", examples=["cut"])
-    """What becomes of a longer row. cut: its end goes; at least one trained token must stay."""
+    on_long_row: Literal["drop", "cut", "split", "error"] = Field("drop", examples=["cut"])
+    """What becomes of a longer row. cut: its end goes; at least one trained token must stay. split: plain text is trained in
+    pieces, of which none is lost; a conversation is dropped."""
     on_bad_row: Literal["error", "skip"] = Field("error", examples=["skip"])
     """What becomes of a row that cannot be read: the run is refused, or the row is counted and left out."""
     max_dropped: float = Field(0.01, ge=0, le=1, examples=[0.05])
@@ -194,3 +197,8 @@ class Data(Section):
     """Rows laid end to end without padding; no row can see another. Always on for pairs."""
     seed: Seed = Field(0, examples=[1])
     """Seed of samples and of the held-out split."""
+
+    @property
+    def plain_text(self) -> bool:
+        """Whether every source is said to be plain text."""
+        return all(source.format == "text" for source in (*self.sources, *self.eval.sources))

@@ -30,6 +30,7 @@ def next_commands(results: list[Path], model_type: str) -> list[str]:
         lines.append(f"train on  hybrid-ft dpo RECIPE model.adapter={place}")
     else:
         lines.append(f"train on  hybrid-ft dpo RECIPE model.path={place}")
+        lines.append(f"shrink    hybrid-ft export {place} {shlex.quote(str(last.with_name('int8')))} --to int8")
     return [*lines, f"serve     {_serve(last, model_type)}", f"publish   hybrid-ft push {place} OWNER/NAME --private"]
 
 

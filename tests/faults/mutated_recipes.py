@@ -117,7 +117,7 @@ SOURCE = {
 SOURCE |= {"roles": lambda value: value is None, "preference": lambda value: value is None}
 SOURCE |= {"pairs": one_of("best_worst", "all"), "only": lambda value: value is None}
 SOURCE |= {"weight": or_null(number(0, above=True)), "count": or_null(whole(1, 10**9)), "repeat": whole(1, 1000)}
-SOURCE |= {"format": or_null(one_of("messages", "prompt-completion", "alpaca", "sharegpt"))}
+SOURCE |= {"format": or_null(one_of("messages", "prompt-completion", "alpaca", "sharegpt", "text"))}
 LOSSES = "sigmoid_norm sigmoid ipo hinge robust exo_pair nca_pair bco_pair sppo_hard aot aot_unpaired apo_zero apo_down"
 RULES: dict[str, Rule] = {
     "model.path": text,
@@ -148,7 +148,7 @@ RULES: dict[str, Rule] = {
     "data.eval.fraction": number(0, 1, below=True),
     "data.eval.count": or_null(whole(1, 10**9)),
     "data.max_length": whole(2, 2**20),
-    "data.on_long_row": one_of("drop", "cut", "error"),
+    "data.on_long_row": one_of("drop", "cut", "split", "error"),
     "data.on_bad_row": one_of("error", "skip"),
     "data.max_dropped": number(0, 1),
     "data.reasoning": one_of("template", "text", "drop"),

@@ -17,6 +17,7 @@ from hybrid_ft.finetune.data.messages.beside import (
     with_system,
 )
 from hybrid_ft.finetune.data.messages.conversation import Conversation, finished
+from hybrid_ft.finetune.data.messages.plain_text import PlainText, is_plain, plain_text
 from hybrid_ft.finetune.data.messages.turns import (
     messages_from,
     refuse_media,
@@ -38,7 +39,7 @@ class Form:
     name: str
     reads: str
     columns: frozenset[str]
-    convert: Callable[[Values], Conversation]
+    convert: Callable[[Values], Conversation | PlainText]
 
 
 def recognise(rows: Iterable[Row], wanted: str | None) -> Form | None:
@@ -65,6 +66,8 @@ def recognise(rows: Iterable[Row], wanted: str | None) -> Form | None:
             BESIDE | {"instruction", "output", *QUESTION},
             lambda values: _answered(values, "instruction", "output"),
         )
+    if (wanted == "text" and "text" in columns) or (wanted is None and is_plain(columns)):
+        return Form("text", "every token of text is trained, and the one that ends it", frozenset({"text"}), plain_text)
     return None
 
 
@@ -75,6 +78,7 @@ def needed(wanted: str) -> str:
         "sharegpt": "conversations",
         "prompt-completion": "prompt and completion",
         "alpaca": "instruction and output",
+        "text": "text",
     }[wanted]
 
 

@@ -14,10 +14,12 @@ from hybrid_ft.finetune.data.tokens import borders, reasoning
 from hybrid_ft.finetune.data.tokens.encode import CUT, EMPTY_TRAINED, EMPTY_UNTRAINED, OF_TURNS, UNTRAINED
 from hybrid_ft.finetune.data.tokens.fit_pairs import CUT_PROMPT
 
+IN_PIECES = "texts_in_pieces"
 _EXAMPLES = 3
 NOTES = {
     CUT_PROMPT: "prompts that lost their beginning",
     CUT: "{unit}s of which an answer lost its end, to fit data.max_length",
+    IN_PIECES: "texts that are trained in pieces of data.max_length tokens",
     reasoning.HIDDEN: "{unit}s with reasoning that the chat template does not show, so not trained (see data.reasoning)",
     reasoning.DROPPED: "{unit}s whose reasoning was left out, as data.reasoning says",
     reasoning.AS_TEXT: "{unit}s whose reasoning was put into the answer's text in <think> tags, as data.reasoning says",

@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 _TEMPLATES = Path(__file__).parent
 _MOST_TEMPLATE_BYTES = 2**20
 _OWN = "(the tokenizer's own)"
+NO_TEMPLATE = "none, plain text"
+_STAND_IN = (
+    "{% for m in messages %}{{ m.role + ': ' + m.content + eos_token + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
+"""In a template's place where all rows are plain text, which none renders."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,14 @@ class Encoder:
         """The encoder of a recipe. Raises InputError where tokenizer, model, template or sample prompts do not fit."""
         check_fits(recipe.model, tokenizer)
         control = ControlTokens(tokenizer)
-        text, name = _template_text(recipe.model.chat_template, tokenizer)
+        if recipe.model.chat_template is None and not tokenizer.chat_template and recipe.data.plain_text:
+            text, name = _STAND_IN, NO_TEMPLATE
+            if recipe.evaluate.samples:
+                raise InputError(
+                    "evaluate.samples: the tokenizer has no chat template to ask them with; leave them out"
+                )
+        else:
+            text, name = _template_text(recipe.model.chat_template, tokenizer)
         arguments = recipe.model.chat_template_kwargs
         if arguments is None:
             arguments = saved_arguments(tokenizer)
@@ -92,7 +105,7 @@ class Encoder:
 def _template_text(wanted: str | None, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     """A chat template's text and what to call it: the recipe's, or the tokenizer's own."""
     if wanted is None:
-        fix = "set model.chat_template: olmo-instruct, or a .jinja file"
+        fix = "set model.chat_template: olmo-instruct, or a .jinja file; for plain text, format: text on every source"
         try:
             text = tokenizer.get_chat_template()
         except ValueError:

@@ -52,7 +52,7 @@ class Pairs:
     eval: Dataset | None
     report: Any
     eos_token_ids: list[int]
-    chat_template: str
+    chat_template: str | None
     template_arguments: dict[str, Any]
     digests: dict[str, list[bytes]]
     kept: Any

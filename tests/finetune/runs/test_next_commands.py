@@ -23,6 +23,7 @@ def test_of_a_model(tmp_path: Path) -> None:
         f"talk      hybrid-ft chat '{place}'",
         f"answer    hybrid-ft generate '{place}' --prompts prompts.jsonl --out answers.jsonl",
         f"train on  hybrid-ft dpo RECIPE model.path='{place}'",
+        f"shrink    hybrid-ft export '{place}' '{place.with_name('int8')}' --to int8",
         f"serve     vllm serve '{place}' {FLAGS}",
         f"publish   hybrid-ft push '{place}' OWNER/NAME --private",
     ]

@@ -132,7 +132,8 @@ def test_the_first_rows_decide_together() -> None:
     both = {"prompt": "p", "completion": "c", "messages": [user("q"), assistant("a")]}
     assert recognise([Row(1, both)], None).name == "messages"  # type: ignore[union-attr]
     assert recognise([Row(1, both)], "prompt-completion").name == "prompt-completion"  # type: ignore[union-attr]
-    assert recognise([Row(1, {"text": "x"})], None) is None
+    assert recognise([Row(1, {"text": "x"})], None).name == "text"  # type: ignore[union-attr]
+    assert recognise([Row(1, {"text": "x", "label": 1})], None) is None
     assert recognise([Row(1, {"prompt": "p", "completion": "c"})], "alpaca") is None
 
 
