@@ -17,7 +17,7 @@ import hybrid_ft
 from hybrid_ft.commands.data import data, recipes
 from hybrid_ft.commands.evaluation import evaluate
 from hybrid_ft.commands.models import chat, export, generate, merge, push
-from hybrid_ft.commands.training import dpo, launch, run_stages, sft, status
+from hybrid_ft.commands.training import dpo, kto, launch, run_stages, sft, status
 from hybrid_ft.errors import BAD_INPUT, INTERRUPTED, InputError, masked
 from hybrid_ft.finetune.runs.signals import nothing_left_to_stop
 
@@ -66,6 +66,7 @@ def _options(
 COMMANDS = (
     sft,
     dpo,
+    kto,
     run_stages,
     launch,
     status,

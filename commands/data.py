@@ -17,11 +17,9 @@ def data(recipe: RecipeName, overrides: Overrides = None) -> int:
 
     from hybrid_ft.finetune.data.prepare import prepare
     from hybrid_ft.finetune.data.report.view import draw
-    from hybrid_ft.hybrid_model.checkpoint.tokenizer import load_tokenizer
+    from hybrid_ft.finetune.models import load_tokenizer
 
-    model = resolved.model
-    tokenizer = load_tokenizer(model.tokenizer or model.path, revision=None if model.tokenizer else model.revision)
-    account = prepare(resolved, tokenizer, refuse=False).report
+    account = prepare(resolved, load_tokenizer(resolved), refuse=False).report
     draw(account, Console())
     if account.refusal:
         raise InputError(account.refusal)

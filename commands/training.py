@@ -15,28 +15,32 @@ def sft(
     recipe: RecipeName, overrides: Overrides = None, accept_changes: AcceptChanges = False, extend: Extend = False
 ) -> int:
     """Fine-tune a model (SFT) as a recipe says. The same command resumes a run that was stopped."""
-    with resumable():
-        from hybrid_ft.finetune.recipe.load import load_recipe
-
-        resolved = load_recipe(recipe, overrides or [], stage="sft")
-        from hybrid_ft.finetune.runs.console import screen
-        from hybrid_ft.finetune.training.sft.stage import run
-
-        return run(resolved, screen(), accept_changes, extend)
+    return _train("sft", recipe, overrides, accept_changes, extend)
 
 
 def dpo(
     recipe: RecipeName, overrides: Overrides = None, accept_changes: AcceptChanges = False, extend: Extend = False
 ) -> int:
     """Preference-tune (DPO) a model on pairs of answers. The same command resumes a run that was stopped."""
+    return _train("dpo", recipe, overrides, accept_changes, extend)
+
+
+def kto(
+    recipe: RecipeName, overrides: Overrides = None, accept_changes: AcceptChanges = False, extend: Extend = False
+) -> int:
+    """Preference-tune (KTO) a model on answers judged good or bad. The same command resumes a run that was stopped."""
+    return _train("kto", recipe, overrides, accept_changes, extend)
+
+
+def _train(stage: str, recipe: str, overrides: list[str] | None, accept_changes: bool, extend: bool) -> int:
     with resumable():
         from hybrid_ft.finetune.recipe.load import load_recipe
 
-        resolved = load_recipe(recipe, overrides or [], stage="dpo")
+        resolved = load_recipe(recipe, overrides or [], stage=stage)
         from hybrid_ft.finetune.runs.console import screen
-        from hybrid_ft.finetune.training.dpo.stage import run
+        from hybrid_ft.finetune.training.stages import run
 
-        return run(resolved, screen(), accept_changes, extend)
+        return run(stage, resolved, screen(), accept_changes, extend)
 
 
 def run_stages(
@@ -45,7 +49,7 @@ def run_stages(
     ],
     overrides: Overrides = None,
 ) -> int:
-    """Run a file of stages (sft, dpo, export), each from the last one's model. Finished stages are not repeated."""
+    """Run a file of stages (sft, dpo, kto, export), each from the last one's model. Finished stages are not repeated."""
     with resumable():
         from hybrid_ft.finetune.pipeline import run
         from hybrid_ft.finetune.runs.console import screen
@@ -55,7 +59,7 @@ def run_stages(
 
 def launch(
     recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="A recipe, or a file of stages, as for sft, dpo and run.")
+        str, typer.Argument(metavar="RECIPE", help="A recipe, or a file of stages, as for sft, dpo, kto and run.")
     ],
     overrides: Overrides = None,
     processes: Annotated[

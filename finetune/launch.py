@@ -45,7 +45,7 @@ def run(
     accept_changes: bool = False,
     extend: bool = False,
 ) -> int:
-    """Launch what ``file`` is: stages one after the other, pairs (dpo), or rows (sft). Returns the exit status.
+    """Launch what ``file`` is: stages one after the other, or the recipe of one. Returns the exit status.
 
     Everything that can be refused without data or weights is refused here, once, before a worker starts.
     """
@@ -62,7 +62,7 @@ def run(
         return pipeline.run(file, overrides, console, lambda kind, recipe: _stage(kind, recipe, how, processes))
     recipe = load_recipe(file, overrides)
     options = [*(["--accept-changes"] if accept_changes else []), *(["--extend"] if extend else [])]
-    command = ["dpo" if recipe.dpo else "sft", file, *overrides, *options]
+    command = [recipe.stage, file, *overrides, *options]
     return _launch(command, recipe, how, _processes(how))
 
 

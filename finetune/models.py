@@ -14,9 +14,10 @@ import hybrid_ft
 from hybrid_ft.finetune.runs import device
 from hybrid_ft.hybrid_model import adapters
 from hybrid_ft.hybrid_model.checkpoint import tokenizer as tokenizers
-from hybrid_ft.hybrid_model.checkpoint.adapter_start import check_base, continue_lora
+from hybrid_ft.hybrid_model.checkpoint.adapter_start import check_base, open_adapter
 from hybrid_ft.hybrid_model.checkpoint.config import find_folder
 from hybrid_ft.hybrid_model.checkpoint.merge_in_memory import merge_in_memory
+from hybrid_ft.hybrid_model.checkpoint.new_tokens import add_rows, add_tokens
 from hybrid_ft.hybrid_model.families.known import family_of
 
 if TYPE_CHECKING:
@@ -29,7 +30,16 @@ if TYPE_CHECKING:
 
 
 def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
-    """The one that the recipe names, or the adapter's where it has one, or the base's."""
+    """The one that the recipe names, or the adapter's where it has one, or the base's; with the recipe's new tokens."""
+    return _tokenizer_and_pieces(recipe)[0]
+
+
+def _tokenizer_and_pieces(recipe: Recipe) -> tuple[PreTrainedTokenizerBase, dict[int, list[int]]]:
+    tokenizer = _tokenizer_as_it_lies(recipe)
+    return tokenizer, add_tokens(tokenizer, recipe.model.new_tokens, recipe.model.new_special_tokens)
+
+
+def _tokenizer_as_it_lies(recipe: Recipe) -> PreTrainedTokenizerBase:
     wanted = recipe.model
     if wanted.adapter and not wanted.tokenizer:
         folder = find_folder(wanted.adapter)
@@ -71,8 +81,10 @@ def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrained
         seed=recipe.train.seed,
         revision=wanted.revision,
     )
-    tokenizers.check_vocabulary(tokenizer, model.config)
     freeze_routers(model)
+    # a model from scratch knows nothing of the pieces
+    named = wanted.new_tokens or wanted.new_special_tokens
+    pieces = _tokenizer_and_pieces(recipe)[1] if named and not wanted.from_scratch else {}
     if wanted.from_scratch:
         # a preset's is of its own tokenizer; in another one that id may be a word, and would get no gradient
         model.get_input_embeddings().padding_idx = tokenizer.pad_token_id
@@ -84,20 +96,20 @@ def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrained
             model.generation_config = GenerationConfig.from_pretrained(str(folder))
         if not wanted.merge_adapter:
             assert lora is not None, "an adapter that goes on training is LoRA"
-            return continue_lora(model, folder, lora.dropout)
+            return open_adapter(model, folder, trained=True, dropout=lora.dropout)
         merge_in_memory(model, folder)
-    return adapters.add_lora(model, **lora.adapters) if lora else model
+    add_rows(model, pieces)
+    tokenizers.check_vocabulary(tokenizer, model.config)
+    return adapters.add_lora(model, **lora.adapters, token_rows=sorted(pieces)) if lora else model
 
 
 def trained_adapter(recipe: Recipe, folder: Path) -> PeftModel:
     """The base with the adapter that a run of this recipe has left in ``folder``, in the dtypes of its training."""
-    from peft import PeftModel
-
     wanted = recipe.model
     dtype = torch.bfloat16 if in_bfloat16(recipe) else torch.float32
     model = hybrid_ft.load(wanted.path, dtype=dtype, seed=recipe.train.seed, revision=wanted.revision)
     model.generation_config = GenerationConfig.from_pretrained(str(folder))
-    return PeftModel.from_pretrained(model, str(folder))
+    return open_adapter(model, folder)
 
 
 def freeze_routers(model: PreTrainedModel) -> None:

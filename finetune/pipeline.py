@@ -128,12 +128,10 @@ def _do(stage: Stage, base: Path, number: int, console: Console, elsewhere: Trai
     recipe = changed(stage.recipe, "model", path=str(base)) if starts_from_result else stage.recipe
     if elsewhere is not None:
         return elsewhere(stage.kind, recipe)
-    if stage.kind == "sft":
-        from hybrid_ft.finetune.training.sft.stage import run as train
-    else:
-        from hybrid_ft.finetune.training.dpo.stage import run as train
+    from hybrid_ft.finetune.training.stages import run as train
+
     try:
-        return train(recipe, console)
+        return train(stage.kind, recipe, console)
     except InputError as error:
         lines = [f"stage {number}, {stage.kind}: {line}" for line in str(error).splitlines()]
         raise InputError("\n".join(lines), error.status) from error

@@ -12,6 +12,7 @@ import numpy as np
 from datasets import Dataset
 
 from hybrid_ft.errors import InputError
+from hybrid_ft.finetune.data.judged_answers import answer_example, count_answers, way_of_answers
 from hybrid_ft.finetune.data.packing import pack
 from hybrid_ft.finetune.data.preference_pairs import count_pairs, pair_example, way_of_pairs
 from hybrid_ft.finetune.data.report.account import Account, Example, SplitCounts, refusal, rows_to_show
@@ -34,10 +35,11 @@ class Prepared:
     Supervised: ``train`` has columns ``input_ids``, ``labels`` (-100: not trained) and ``origin`` (``file:line``);
     ``eval`` also ``prompt_ids`` (what to give the model to ask for the last answer) and ``answer`` (its text; both whole
     even where the row was cut). Pairs: both have ``prompt_ids``, ``chosen_ids``, ``rejected_ids`` and ``origin``; a prompt
-    ends where the model is asked for an answer, an answer with the token that ends the turn, unless it was cut.
+    ends where the model is asked for an answer, an answer with the token that ends the turn, unless it was cut. Judged
+    answers: ``prompt_ids``, ``completion_ids``, ``label`` (good: True) and ``origin``.
 
-    ``packs`` and ``eval_packs``: lists of row numbers, each row in one list; None without packing, and for pairs, which
-    a step packs itself. ``eos_token_ids``: tokens that end an assistant's turn, the last turn's first.
+    ``packs`` and ``eval_packs``: lists of row numbers, each row in one list; None without packing, and in
+    preference stages, whose steps pack themselves. ``eos_token_ids``: tokens that end an assistant's turn, the last turn's first.
     ``chat_template``: the template's text, None where rows are plain text and there is none, and ``template_arguments``:
     what it was given beside the rows, for the tokenizer that is saved.
 
@@ -57,7 +59,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class _Kind:
-    """What differs between supervised rows and pairs."""
+    """What differs between supervised rows, pairs and judged answers."""
 
     way: Way[Any, Any]
     packed: bool
@@ -66,7 +68,7 @@ class _Kind:
 
 
 def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, refuse: bool = True) -> Prepared:
-    """Read, encode, mix, split and pack a recipe's rows, or its pairs where it has a section ``dpo``.
+    """Read, encode, mix, split and pack a recipe's rows, or what its preference stage trains on.
 
     Raises InputError for data that cannot be used; with ``refuse=False`` not yet for more dropped rows than the recipe
     allows, which then stands in ``report.refusal``, so that the account can be shown first.
@@ -124,6 +126,8 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, refuse: bool 
 
 
 def _kind(recipe: Recipe, encoder: Encoder) -> _Kind:
+    if recipe.kto is not None:
+        return _Kind(way_of_answers(recipe, recipe.kto, encoder), False, count_answers, answer_example)
     if recipe.dpo is None:
         texts = recipe.model.chat_template is None
         return _Kind(way_of_rows(recipe.data, encoder, texts), recipe.data.packing, count_rows, row_example)

@@ -13,6 +13,8 @@ from hybrid_ft.finetune.data.messages.beside import NOT_TO_BE_MISSED, is_blank
 from hybrid_ft.finetune.data.messages.column_templates import RUNAWAY_COLUMNS
 from hybrid_ft.finetune.data.messages.columns import pair_format, row_format, suggested
 from hybrid_ft.finetune.data.messages.conversation import Conversation
+from hybrid_ft.finetune.data.messages.judged_forms import JudgedForm, Label, judged_format, label_of, reader_of
+from hybrid_ft.finetune.data.messages.judgement import Judgement, taken_apart
 from hybrid_ft.finetune.data.messages.pair_forms import PairForm
 from hybrid_ft.finetune.data.messages.plain_text import PlainText
 from hybrid_ft.finetune.data.messages.preference import Preference, Unusable
@@ -38,6 +40,9 @@ def conversations(
     meanwhile: rows read, form, notes, and at the end the columns and fields that nothing used. Raises InputError where
     the source cannot be read or is in no known form.
     """
+    if source.labels or reader_of(source, "label"):
+        text = f"data.sources: {source.path}: label and labels are for judged answers"
+        raise InputError(f"{text}; train on them with hybrid-ft kto, or leave the key out")
     if source.pairs != "best_worst":
         raise InputError(f"data.sources: {source.path}: pairs: got {source.pairs}; only pairs have it, leave it out")
     opened = open_source(source)
@@ -59,10 +64,35 @@ def preferences(source: Source, counts: SourceCounts) -> Iterator[tuple[str, Pre
     return converted(opened, counts, lambda rows: _pair_form(read_as, rows, opened.name), (BadRow, Unusable))
 
 
+def judgements(source: Source, counts: SourceCounts) -> Iterator[tuple[str, Judgement | BadRow | Unusable]]:
+    """The judged answers of a source, each with its origin (``file:line``), those of a pair with the same; in the place of
+    a row that holds none, the reason. ``counts`` fills meanwhile, as above."""
+    opened = open_source(source)
+    rows = _chosen(source, opened, counts)
+    ahead = list(itertools.islice(rows, _LOOK_AHEAD))
+    opened.rows = itertools.chain(ahead, rows)
+    label = label_of(source, [row for row in ahead if isinstance(row, Row)])
+    if label is not None:
+        yield from converted(
+            opened, counts, lambda rows: _judged_form(source, label, rows, opened.name), (BadRow, Unusable)
+        )
+        return
+    opened.rows, read_as = as_pairs(opened.rows, source, opened.notes)
+    opened.notes.append("a pair is two answers, a good and a bad one")
+    for place, made in converted(
+        opened, counts, lambda rows: _judged_form(read_as, None, rows, opened.name), (BadRow, Unusable)
+    ):
+        if isinstance(made, Preference):
+            for answer in taken_apart(made):
+                yield place, answer
+        else:
+            yield place, made
+
+
 def converted(
     opened: Opened,
     counts: SourceCounts,
-    form_of: Callable[[list[Row]], Form | PairForm],
+    form_of: Callable[[list[Row]], Form | PairForm | JudgedForm],
     reason: type[BadRow] | tuple[type[BadRow], type[Unusable]],
 ) -> Iterator[tuple[str, Any]]:
     """The rows of a source as its form converts them, each with its origin; for a row that is none, the ``reason``.
@@ -148,6 +178,16 @@ def _pair_form(source: Source, rows: list[Row], name: str) -> PairForm:
     fix = "say which column is which, such as columns: {prompt: question, chosen: good, rejected: bad}"
     fix = _looks_like(columns, pairs=True) or f"{known}; for anything else {fix}"
     raise InputError(f"{origin(name, rows[0])}: no columns that hold a pair (found {found}); {fix}")
+
+
+def _judged_form(source: Source, label: Label | None, rows: list[Row], name: str) -> JudgedForm | PairForm:
+    form = pair_format(source, rows) if label is None else judged_format(source, label, rows)
+    if form is not None:
+        return form
+    _, found = _columns(rows)
+    known = "known formats: prompt, completion | messages | instruction, output, beside a label; chosen, rejected"
+    fix = "say which column is which, such as columns: {prompt: question, completion: answer, label: thumbs}"
+    raise InputError(f"{origin(name, rows[0])}: no columns that hold judged answers (found {found}); {known}; or {fix}")
 
 
 def _columns(rows: list[Row]) -> tuple[list[str], str]:

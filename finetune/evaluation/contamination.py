@@ -10,7 +10,7 @@ from pathlib import Path
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.data.messages.plain_text import PlainText
 from hybrid_ft.finetune.data.messages.preference import Unusable
-from hybrid_ft.finetune.data.reading import conversations, preferences
+from hybrid_ft.finetune.data.reading import conversations, judgements, preferences
 from hybrid_ft.finetune.data.report.account import SourceCounts
 from hybrid_ft.finetune.data.sources.rows import BadRow
 from hybrid_ft.finetune.recipe.load import load_recipe
@@ -63,6 +63,11 @@ def training_texts(recipe: Recipe) -> Iterator[str]:
     """All text of each row that a recipe trains on; rows that cannot be used are left out."""
     for source in recipe.data.sources:
         counts = SourceCounts(source.path)
+        if recipe.kto is not None:
+            for _, judged in judgements(source, counts):
+                if not isinstance(judged, BadRow | Unusable):
+                    yield "\n".join(str(turn["content"]) for turn in judged.conversation.messages)
+            continue
         if recipe.dpo is None:
             for _, row in conversations(source, counts):
                 if isinstance(row, PlainText):

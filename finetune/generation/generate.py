@@ -13,17 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from transformers import GenerationConfig
 
 import hybrid_ft
-from hybrid_ft.errors import STORAGE, InputError, one_line
+from hybrid_ft.errors import STORAGE, InputError
 from hybrid_ft.finetune.data.sources.rows import BadRow
 from hybrid_ft.finetune.data.tokens.arguments import COLUMN, row_arguments
 from hybrid_ft.finetune.data.tokens.prompts import PromptEncoder
 from hybrid_ft.finetune.generation.prompt_file import MOST_LINES
 from hybrid_ft.finetune.runs import device
+from hybrid_ft.hybrid_model.adapter_weights import merged
 from hybrid_ft.hybrid_model.checkpoint.adapter_files import CONFIG, check_adapter, read_adapter
+from hybrid_ft.hybrid_model.checkpoint.adapter_start import open_adapter
 from hybrid_ft.hybrid_model.checkpoint.config import check_generation_config, find_config
 from hybrid_ft.hybrid_model.checkpoint.generation_config import end_tokens
 from hybrid_ft.hybrid_model.checkpoint.load import check_finite
@@ -138,7 +139,7 @@ def tokenizer_for_answers(path: str) -> PreTrainedTokenizerBase:
             config = find_config(adapter.base, adapter.revision, weights=True)
         except InputError as error:
             raise InputError(f"{folder / CONFIG}: base_model_name_or_path: {error}", error.status) from None
-        check_adapter(folder, adapter, config)
+        config.vocab_size = check_adapter(folder, adapter, config)
         check_generation_config(folder, config)
         # PEFT alone saves an adapter without one
         own = (folder / "tokenizer.json").is_file()
@@ -160,14 +161,8 @@ def model_for_answers(path: str) -> PreTrainedModel | PeftModel:
 
 def _with_adapter(folder: Path) -> PreTrainedModel:
     """The base that an adapter names, with the adapter folded in: one matrix product a layer instead of three."""
-    from peft import PeftModel
-
     adapter = read_adapter(folder)
-    base = hybrid_ft.load(adapter.base, revision=adapter.revision)
-    try:
-        model = PeftModel.from_pretrained(base, str(folder), config=adapter.config).merge_and_unload()
-    except (ValueError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"{folder}: the adapter does not fit {adapter.base} ({one_line(error, 200)})") from None
+    model = merged(open_adapter(hybrid_ft.load(adapter.base, revision=adapter.revision), folder))
     check_finite(folder, model)
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(str(folder))

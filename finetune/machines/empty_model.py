@@ -9,8 +9,9 @@ from peft import get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hybrid_ft.hybrid_model.adapters import add_lora
-from hybrid_ft.hybrid_model.checkpoint.adapter_files import read_adapter
+from hybrid_ft.hybrid_model.checkpoint.adapter_files import check_adapter, read_adapter
 from hybrid_ft.hybrid_model.checkpoint.config import find_config, find_folder
+from hybrid_ft.hybrid_model.checkpoint.new_tokens import resize
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -29,5 +30,8 @@ def empty_model(recipe: Recipe, bfloat16: bool) -> PreTrainedModel | PeftModel:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16 if bfloat16 and lora else torch.float32)
         if recipe.model.adapter and not recipe.model.merge_adapter:
-            return get_peft_model(model, read_adapter(find_folder(recipe.model.adapter, weights=True)).config)
+            folder = find_folder(recipe.model.adapter, weights=True)
+            adapter = read_adapter(folder)
+            resize(model, check_adapter(folder, adapter, config))
+            return get_peft_model(model, adapter.config)
         return add_lora(model, **lora.adapters | {"init": "default"}) if lora else model

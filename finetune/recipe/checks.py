@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from hybrid_ft.errors import holds_secret, shown
-from hybrid_ft.finetune.recipe.losses import LOSSES
 from hybrid_ft.finetune.recipe.mistakes import Wrong
 from hybrid_ft.finetune.recipe.template_arguments import refused_argument
 from hybrid_ft.finetune.recipe.yaml_file import Loc
@@ -36,7 +35,7 @@ def contradictions(recipe: Recipe) -> Iterator[Wrong]:
             f"got {train.batch_tokens}; must be at least data.max_length ({data.max_length}) when rows are packed",
             (("data", "max_length"), ("data", "packing")),
         )
-    if recipe.dpo is None:
+    if recipe.stage == "sft":
         yield from _size_of_a_step(recipe)
     if data.eval.sources and (data.eval.fraction or data.eval.count):
         yield Wrong(
@@ -65,6 +64,7 @@ def contradictions(recipe: Recipe) -> Iterator[Wrong]:
         )
     yield from _adapter(model)
     yield from _template_arguments(model)
+    yield from _new_tokens(model)
     yield from _lora(recipe)
     if model.path in SHAPE_PRESETS and not model.from_scratch:
         yield Wrong(
@@ -110,6 +110,24 @@ def _adapter(model: Model) -> Iterator[Wrong]:
             )
 
 
+def _new_tokens(model: Model) -> Iterator[Wrong]:
+    """Each once, and none that an adapter which goes on has no row for."""
+    seen: set[str] = set()
+    for key in ("new_tokens", "new_special_tokens"):
+        texts = getattr(model, key)
+        for index, text in enumerate(texts):
+            if text in seen:
+                yield Wrong(("model", key, index), f"got {shown(text)} twice; name each token once")
+            elif not text.strip():
+                yield Wrong(("model", key, index), f"got {shown(text)}; must hold more than white space")
+            seen.add(text)
+        if texts and model.adapter and not model.merge_adapter:
+            yield Wrong(
+                ("model", key),
+                f"got {shown(texts)}; model.adapter goes on with its own tokens; set model.merge_adapter: true",
+            )
+
+
 def _lora(recipe: Recipe) -> Iterator[Wrong]:
     """What is adapted, how it begins and how fast it learns."""
     lora, train = recipe.model.lora, recipe.train
@@ -128,56 +146,6 @@ def _lora(recipe: Recipe) -> Iterator[Wrong]:
             ("model", "lora", "init"),
             f"got orthogonal with rank {lora.rank}; its two halves need an even rank",
             (("model", "lora", "rank"),),
-        )
-
-
-def preference_contradictions(recipe: Recipe, stage: str | None) -> Iterator[Wrong]:
-    """The same for a recipe of pairs."""
-    dpo, train, lora = recipe.dpo, recipe.train, recipe.model.lora
-    assert dpo is not None
-    loss = LOSSES[dpo.loss]
-    if stage == "sft":
-        yield Wrong(("dpo",), "this recipe is for pairs; run it with hybrid-ft dpo, or remove the section")
-    if dpo.beta > 1 and not loss.normalised:
-        yield Wrong(
-            ("dpo", "beta"),
-            f"got {dpo.beta:g} with loss {dpo.loss}, which adds up an answer's log-probabilities: hundreds of tokens "
-            "times a beta above 1 saturate it. Use 0.1 or so, or loss: sigmoid_norm, which is per token",
-            (("dpo", "loss"),),
-        )
-    if dpo.label_smoothing and loss.smoothing == "none":
-        takers = ", ".join(name for name, other in LOSSES.items() if other.smoothing != "none")
-        yield Wrong(
-            ("dpo", "label_smoothing"),
-            f"got {dpo.label_smoothing:g}; {dpo.loss} takes none, use one of {takers}",
-            (("dpo", "loss"),),
-        )
-    if loss.smoothing == "needed" and not dpo.label_smoothing:
-        yield Wrong(("dpo", "label_smoothing"), f"must be above 0 for {dpo.loss}; 0.001 is usual", (("dpo", "loss"),))
-    for key, got in (("tokens_per_step", train.tokens_per_step), ("rows_per_step", train.rows_per_step)):
-        if got is not None:
-            yield Wrong(("train", key), f"got {got}; for pairs set dpo.pairs_per_step")
-    if train.accumulation != 1:
-        yield Wrong(
-            ("train", "accumulation"),
-            f"got {train.accumulation}; a step is dpo.pairs_per_step pairs ({dpo.pairs_per_step}) in as many "
-            "micro-batches as train.batch_tokens asks for; set dpo.pairs_per_step",
-        )
-    if train.neftune_alpha is not None:
-        yield Wrong(
-            ("train", "neftune_alpha"),
-            f"got {train.neftune_alpha:g}; must be null for pairs: it would add noise to every comparison with the reference",
-        )
-    if recipe.data.on_long_row == "split":
-        yield Wrong(("data", "on_long_row"), "got split, which is for plain text; pairs take drop, cut or error")
-    if not recipe.data.packing:
-        yield Wrong(("data", "packing"), "got false; pairs are always laid end to end")
-    if not recipe.data.train_empty_thoughts:
-        yield Wrong(("data", "train_empty_thoughts"), "got false; of pairs whole answers are compared")
-    if lora and lora.dropout:
-        yield Wrong(
-            ("model", "lora", "dropout"),
-            f"got {lora.dropout:g}; must be 0 for pairs: it would add noise to every comparison with the reference",
         )
 
 

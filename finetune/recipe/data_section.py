@@ -19,6 +19,7 @@ Key = Annotated[str, BeforeValidator(_as_key)]
 Roles = dict[Key, Literal["system", "user", "assistant", "tool", "environment"]]
 Scalar = bool | int | float | str
 Preferred = dict[Key, Literal[1, 2, "tie"]]
+Labels = dict[Key, bool]
 _OF_SIDES = {"chosen", "rejected"}
 _OF_OUTPUTS = {"output_1", "output_2", "preference"}
 _OF_LISTS = {"answers", "answer", "scores", "ranks"}
@@ -70,6 +71,8 @@ class Columns(Section):
     """Of pairs: the other one."""
     preference: Text | None = Field(None, examples=["winner"])
     """The column that says which of output_1 and output_2 is better."""
+    label: Text | None = Field(None, examples=["rating"])
+    """Of judged answers: the column that says whether the answer was good."""
     answers: Text | None = Field(None, examples=["responses"])
     """Of pairs: the column that holds a list of answers, each a text, a message, or an object (see answer)."""
     answer: Text | None = Field(None, examples=["completion"])
@@ -145,6 +148,8 @@ class Source(Section):
     """What the roles of the turns mean, where they have other names than ours."""
     preference: Preferred | None = Field(None, examples=[{"model_a": 1, "model_b": 2, "tie": "tie"}])
     """Of pairs: which output each value of the preference column names."""
+    labels: Labels | None = Field(None, min_length=1, examples=[{"5": True, "1": False}])
+    """Of judged answers: which values of the label column mean a good answer (true), and which a bad one."""
     pairs: Literal["best_worst", "all"] = Field("best_worst", examples=["all"])
     """Of lists of answers with scores or ranks: the best against the worst, or every two that differ."""
     only: dict[str, Scalar | list[Scalar]] | None = Field(None, min_length=1, examples=[{"label": True}])
@@ -194,7 +199,7 @@ class Data(Section):
     train_empty_thoughts: bool = Field(True, examples=[False])
     """Whether a thought without text is trained that the chat template itself puts before an answer. Must be true for pairs."""
     packing: bool = Field(True, examples=[False])
-    """Rows laid end to end without padding; no row can see another. Always on for pairs."""
+    """Rows laid end to end without padding; no row can see another. Always on for dpo and kto."""
     seed: Seed = Field(0, examples=[1])
     """Seed of samples and of the held-out split."""
 

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from hybrid_ft.errors import shown
 from hybrid_ft.finetune.recipe.checks import SHAPE_PRESETS, TRAINED_PRESETS
@@ -19,7 +19,10 @@ from hybrid_ft.finetune.recipe.yaml_file import Loc
 if TYPE_CHECKING:
     from hybrid_ft.finetune.recipe.data_section import Source
     from hybrid_ft.finetune.recipe.model_section import Model
+    from hybrid_ft.finetune.recipe.preference_section import Kto
     from hybrid_ft.finetune.recipe.schema import Dpo, Recipe
+
+    Cached = TypeVar("Cached", Dpo, Kto)
 
 CHAT_TEMPLATES = ("olmo-instruct",)
 
@@ -44,7 +47,8 @@ def resolve_files(recipe: Recipe, folder: Path, made: bool = False) -> tuple[Rec
             }
         ),
         "output": files.folder_to_write(("output",), recipe.output, "the run needs a folder"),
-        "dpo": files.dpo(recipe.dpo) if recipe.dpo else None,
+        "dpo": files.with_cache("dpo", recipe.dpo) if recipe.dpo else None,
+        "kto": files.with_cache("kto", recipe.kto) if recipe.kto else None,
     }
     return recipe.model_copy(update=update), files.wrongs
 
@@ -96,9 +100,9 @@ class Files:
             columns = columns.model_copy(update={"file": file})
         return source.model_copy(update={"path": path, "columns": columns})
 
-    def dpo(self, dpo: Dpo) -> Dpo:
-        cache = self.folder_to_write(("dpo", "reference_cache"), dpo.reference_cache, "name a folder")
-        return dpo.model_copy(update={"reference_cache": cache})
+    def with_cache(self, name: str, section: Cached) -> Cached:
+        cache = self.folder_to_write((name, "reference_cache"), section.reference_cache, "name a folder")
+        return section.model_copy(update={"reference_cache": cache})
 
     def folder_to_write(self, loc: Loc, path: str | None, fix: str) -> str | None:
         """The path with ``~`` replaced; what neither is a folder nor can become one is wrong."""

@@ -8,28 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from hybrid_ft.errors import InputError
-from hybrid_ft.finetune.recipe.checks import contradictions, preference_contradictions
+from hybrid_ft.finetune.recipe.checks import contradictions
 from hybrid_ft.finetune.recipe.files import resolve_files
 from hybrid_ft.finetune.recipe.keys import sections
 from hybrid_ft.finetune.recipe.mistakes import Mistakes
 from hybrid_ft.finetune.recipe.overrides import apply_overrides
-from hybrid_ft.finetune.recipe.schema import Recipe
+from hybrid_ft.finetune.recipe.preference_checks import preference_contradictions
+from hybrid_ft.finetune.recipe.schema import PREFERENCE, Recipe
 from hybrid_ft.finetune.recipe.shipped import find_recipe
 from hybrid_ft.finetune.recipe.yaml_file import Loc, YamlFile, read_yaml
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = (), stage: Literal["sft", "dpo"] | None = None) -> Recipe:
+def load_recipe(path: str | Path, overrides: Sequence[str] = (), stage: str | None = None) -> Recipe:
     """Read a recipe file, or a shipped recipe by name, with ``key=value`` overrides (``data.sources.0.path=rows.jsonl``).
 
-    For the stage dpo the section is added where a recipe has none; for sft it must have none.
+    ``stage``: sft, or a preference stage, whose section is added where a recipe has none; it must have no other.
     In what is returned ``output`` and ``train.learning_rate`` are set, and every local path can be opened as it
     stands: it is taken from the current directory, else from the recipe's folder, else from the shipped files.
     Raises InputError with one line per mistake, all of them.
@@ -63,16 +64,16 @@ def resolve_recipe(
     apply_overrides(raw, overrides, mistakes)
     if output is not None or raw.get("output") is None:
         raw["output"] = output or f"runs/{file.stem}"
-    if "dpo" in raw or stage == "dpo":
-        raw["dpo"] = {} if raw.get("dpo") is None else raw["dpo"]
+    for name in PREFERENCE:
+        if name in raw or stage == name:
+            raw[name] = {} if raw.get(name) is None else raw[name]
     if made is not None and isinstance(model := {} if raw.get("model") is None else raw.get("model"), dict):
         kept = {key: value for key, value in model.items() if key not in ("revision", "tokenizer", "from_scratch")}
         raw["model"] = kept | {"path": made}
     recipe = validated(raw, Recipe, mistakes)
     if recipe is not None:
         mistakes.found_in_values(contradictions(recipe))
-        if recipe.dpo is not None:
-            mistakes.found_in_values(preference_contradictions(recipe, stage))
+        mistakes.found_in_values(preference_contradictions(recipe, stage))
         recipe, wrongs = resolve_files(recipe, file.parent, made is not None)
         mistakes.found_in_values(wrongs)
     return recipe, mistakes

@@ -39,7 +39,7 @@ class Lora(Section):
     alpha: AtLeastOne = Field(64, examples=[32])
     """The update is scaled by alpha / rank."""
     dropout: float = Field(0.0, ge=0, lt=1, examples=[0.05])
-    """Dropout before the adapter. Must be 0 for pairs."""
+    """Dropout before the adapter. Must be 0 for dpo and kto."""
     modules: list[Pattern] | None = Field(None, min_length=1, examples=[["self_attn.q_proj", "mlp.*"]])
     """Modules to adapt in place of `targets`: ends of their names (`q_proj`, `self_attn.q_proj`), or regular expressions of them. Each must be one that `all-linear` holds."""
     modules_to_save: list[Pattern] | None = Field(None, min_length=1, examples=[["embed_tokens", "lm_head"]])
@@ -84,6 +84,10 @@ class Model(Section):
     """Arithmetic of the run. auto: bfloat16 on a GPU, float32 on a CPU."""
     tokenizer: Text | None = Field(None, examples=["allenai/olmo-3-tokenizer-instruct-dev"])
     """A tokenizer folder or hub name; null: the model's own."""
+    new_tokens: list[Text] = Field(default_factory=list, examples=[["pembrolizumab"]])
+    """Texts that become one token each, in messages too. Their rows of the embedding and of the head start at the mean of the pieces they were, and are trained; under LoRA these rows alone. A larger vocabulary is padded as the base's is."""
+    new_special_tokens: list[Text] = Field(default_factory=list, examples=[["<|tool|>"]])
+    """The same of control tokens: the chat template alone writes them, and answers are shown without them."""
     chat_template: Text | None = Field(None, examples=["olmo-instruct"])
     """olmo-instruct (ships here) or a .jinja file; null: the tokenizer's own."""
     chat_template_kwargs: dict[Text, Any] | None = Field(None, examples=[{"enable_thinking": False}])

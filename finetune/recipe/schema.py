@@ -13,6 +13,7 @@ from hybrid_ft.finetune.recipe.data_section import Data
 from hybrid_ft.finetune.recipe.keys import Free
 from hybrid_ft.finetune.recipe.losses import DEFAULT, LOSSES
 from hybrid_ft.finetune.recipe.model_section import Model
+from hybrid_ft.finetune.recipe.preference_section import Kto
 from hybrid_ft.finetune.recipe.section import NULL_IS_EMPTY, AtLeastOne, Section, Seed, Text
 from hybrid_ft.finetune.recipe.yaml_file import dump_yaml
 
@@ -21,7 +22,13 @@ if TYPE_CHECKING:
 else:
     LossName = Literal[tuple(LOSSES)]
 
-LEARNING_RATES = {"sft": {"full": 2.5e-5, "lora": 2e-4}, "dpo": {"full": 1e-6, "lora": 1e-5}}
+LEARNING_RATES = {
+    "sft": {"full": 2.5e-5, "lora": 2e-4},
+    "dpo": {"full": 1e-6, "lora": 1e-5},
+    "kto": {"full": 1e-6, "lora": 1e-5},
+}
+PREFERENCE = ("dpo", "kto")
+"""The sections of a recipe that are stages; without one of them it is for supervised fine-tuning."""
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -73,10 +80,10 @@ class Train(Section):
     rows_per_step: AtLeastOne | None = Field(None, examples=[32])
     """Rows of one optimizer step, over all processes, where they are not packed: a multiple of batch_size."""
     accumulation: AtLeastOne = Field(1, examples=[4])
-    """Micro-batches of one optimizer step, over all processes, where the two keys above are null. For pairs set
-    dpo.pairs_per_step instead."""
+    """Micro-batches of one optimizer step, over all processes, where the two keys above are null. Set
+    dpo.pairs_per_step or kto.rows_per_step instead for these stages."""
     learning_rate: float | None = Field(None, gt=0, le=1, examples=[1e-5])
-    """Peak learning rate. null: 2.5e-5 for all weights and 2e-4 for LoRA; for pairs 1e-6 and 1e-5."""
+    """Peak learning rate. null: 2.5e-5 for all weights and 2e-4 for LoRA; for dpo and kto 1e-6 and 1e-5."""
     loraplus_ratio: float | None = Field(None, ge=1, le=1000, examples=[16])
     """LoRA+: B learns this many times as fast as A, and so do single vectors (DoRA's lengths, norms). null: all at one rate. Lower the learning rate to half or so with it."""
     neftune_alpha: float | None = Field(None, gt=0, le=1000, examples=[5])
@@ -135,6 +142,8 @@ class Recipe(Section):
     """What it is trained on."""
     dpo: Dpo | None = Field(None, examples=[{"beta": 5}])
     """Preference tuning; null: the rows are conversations, for supervised fine-tuning. {} means the defaults below."""
+    kto: Kto | None = Field(None, examples=[{"beta": 0.2}])
+    """Preference tuning on answers judged good or bad, alone; in place of dpo. {} means the defaults below."""
     train: Annotated[Train, NULL_IS_EMPTY] = Field(
         default_factory=Train, validate_default=True, examples=[{"epochs": 2}]
     )
@@ -150,13 +159,23 @@ class Recipe(Section):
         """By what is trained; the keys before this one have been read."""
         if train.learning_rate is not None or "model" not in info.data:
             return train
-        pairs, lora = info.data.get("dpo") is not None, info.data["model"].lora is not None
-        rates = LEARNING_RATES["dpo" if pairs else "sft"]
-        return train.model_copy(update={"learning_rate": rates["lora" if lora else "full"]})
+        stage = next((name for name in PREFERENCE if info.data.get(name) is not None), "sft")
+        lora = info.data["model"].lora is not None
+        return train.model_copy(update={"learning_rate": LEARNING_RATES[stage]["lora" if lora else "full"]})
+
+    @property
+    def stage(self) -> str:
+        """The command that runs it: sft, or the name of its section of a preference stage."""
+        return next((name for name in PREFERENCE if getattr(self, name) is not None), "sft")
+
+    @property
+    def pairs_or_rows(self) -> int | None:
+        """Of a step in a preference stage."""
+        return self.dpo.pairs_per_step if self.dpo else self.kto.rows_per_step if self.kto else None
 
     def to_yaml(self) -> str:
         """The resolved recipe, every default written out; ``load_recipe`` reads it back as an equal recipe."""
-        return dump_yaml(self.model_dump(exclude={"dpo"} if self.dpo is None else None))
+        return dump_yaml(self.model_dump(exclude={name for name in PREFERENCE if getattr(self, name) is None}))
 
 
 def changed(recipe: Recipe, section: str, **values: Any) -> Recipe:

@@ -28,12 +28,12 @@ from hybrid_ft.finetune.recipe.mistakes import Mistakes, Place, Wrong
 from hybrid_ft.finetune.recipe.model_section import Lora
 from hybrid_ft.finetune.recipe.nearest import did_you_mean
 from hybrid_ft.finetune.recipe.overrides import apply_overrides
-from hybrid_ft.finetune.recipe.schema import Recipe, changed
+from hybrid_ft.finetune.recipe.schema import PREFERENCE, Recipe, changed
 from hybrid_ft.finetune.recipe.section import NULL_IS_EMPTY, AtLeastOne, Section, Text
 from hybrid_ft.finetune.recipe.shipped import find_recipe
 from hybrid_ft.finetune.recipe.yaml_file import Loc, YamlFile, read_yaml
 
-TRAINING = ("sft", "dpo")
+TRAINING = ("sft", *PREFERENCE)
 PREVIOUS = "previous"
 """As model.adapter: that of the stage before."""
 
@@ -62,6 +62,8 @@ class Entry(Section):
     """Supervised fine-tuning: a recipe, or the name of its file."""
     dpo: RecipeOrFile = Field(None, examples=["preferences.yaml"])
     """Preference tuning: a recipe, or the name of its file."""
+    kto: RecipeOrFile = Field(None, examples=["judged.yaml"])
+    """Preference tuning on judged answers: a recipe, or the name of its file."""
     export: Annotated[Export, NULL_IS_EMPTY] = Field(default_factory=Export, examples=[{"dtype": "bfloat16"}])
     """The last model as one folder."""
 
@@ -136,7 +138,7 @@ def load_stages(path: str | Path, overrides: Sequence[str] = ()) -> Stages:
     text = read_yaml(file, "file of stages", "stages:, evaluate:, output:")
     raw, mistakes = text.value, Mistakes(file, text)
     if "stages" not in raw and raw.keys() & Recipe.model_fields.keys() - StagesFile.model_fields.keys():
-        raise InputError(f"{file}: stages is missing: this is a recipe; run it with hybrid-ft sft or hybrid-ft dpo")
+        raise InputError(f"{file}: stages is missing: this is a recipe; run it with hybrid-ft {_command(raw)}")
     entries = raw["stages"] if isinstance(raw.get("stages"), list) else []
     of_recipes = _apply_own(raw, entries, overrides, mistakes)
     output = raw.get("output")
@@ -146,7 +148,14 @@ def load_stages(path: str | Path, overrides: Sequence[str] = ()) -> Stages:
     recipes = _recipes(entries, place, file, text, of_recipes, mistakes)
     questions = _asked(whole.evaluate, file, mistakes) if whole and whole.evaluate else None
     if entries and _kind(entries[0]) == "export":
-        mistakes.found_in_values([Wrong(("stages", 0), "got export; the first stage must train: sft or dpo")])
+        mistakes.found_in_values(
+            [
+                Wrong(
+                    ("stages", 0),
+                    f"got export; the first stage must train: {', '.join(TRAINING[:-1])} or {TRAINING[-1]}",
+                )
+            ]
+        )
     if mistakes:
         raise InputError(mistakes.render())
     assert whole is not None
@@ -156,6 +165,10 @@ def load_stages(path: str | Path, overrides: Sequence[str] = ()) -> Stages:
         for kind in entry.model_fields_set
     ]
     return Stages(place, stages, questions)
+
+
+def _command(raw: dict[str, Any]) -> str:
+    return next((name for name in PREFERENCE if name in raw), "sft")
 
 
 def _kind(entry: Any) -> str:

@@ -23,6 +23,7 @@ from hybrid_ft.hybrid_model.checkpoint.adapter_files import CONFIG, WEIGHTS
 from hybrid_ft.hybrid_model.checkpoint.config import lasting_name
 from hybrid_ft.hybrid_model.checkpoint.generation_config import GenerationDefaults
 from hybrid_ft.hybrid_model.checkpoint.load import open_plain
+from hybrid_ft.hybrid_model.checkpoint.new_tokens import resize
 from hybrid_ft.hybrid_model.checkpoint.save import save, verify
 from hybrid_ft.hybrid_model.checkpoint.torch_functions import torch_functions
 
@@ -64,8 +65,11 @@ class Exporter:
         self._refuse_not_finite(model)
         with self._staged(name) as staged:
             base = lasting_name(self.base)
+            plain = open_plain(base, self.revision, model.dtype)
+            vocabulary = model.get_input_embeddings().weight.shape[0]
+            grown = plain.get_input_embeddings().weight.shape[0] != vocabulary
             tensors, config = as_plain_lora(
-                model, get_peft_model_state_dict(model, save_embedding_layers=False), model.peft_config["default"]
+                model, get_peft_model_state_dict(model, save_embedding_layers=grown), model.peft_config["default"]
             )
             config.base_model_name_or_path, config.revision = base, self.revision
             config.target_modules, config.inference_mode = set(adapted_names(model)), True
@@ -75,7 +79,7 @@ class Exporter:
             _sort_target_modules(staged / CONFIG)
             self.tokenizer.save_pretrained(str(staged))
             self.defaults.config.save_pretrained(staged)
-            plain = open_plain(base, self.revision, model.dtype)
+            resize(plain, vocabulary)
             _agree(PeftModel.from_pretrained(plain, str(staged)), model, staged)
         return self.folder / name
 
@@ -108,7 +112,7 @@ def _sort_target_modules(path: Path) -> None:
 def _agree(opened: PeftModel, trained: PeftModel, folder: Path) -> None:
     """The two give the same logits on a made-up row."""
     was_training, device = trained.training, next(trained.parameters()).device
-    vocabulary = trained.get_input_embeddings().num_embeddings
+    vocabulary = trained.get_input_embeddings().weight.shape[0]
     row = torch.randint(vocabulary, (1, 48), generator=torch.Generator().manual_seed(0)).to(device)
     opened, dtype = opened.to(device).eval(), next(trained.parameters()).dtype
     # what is trained whole is in float32, on a base that is not

@@ -65,9 +65,7 @@ def batch_of(recipe: Recipe, prepared: Any, processes: int = 1) -> Batch:
     columns = token_columns(prepared.train)
     whole = np.sum([lengths(prepared.train, name) for name in columns], axis=0)
     if len(columns) > 1:
-        return largest_of_pairs(
-            whole, recipe.dpo.pairs_per_step if recipe.dpo else len(whole), recipe.train.batch_tokens
-        )
+        return largest_of_pairs(whole, recipe.pairs_or_rows or len(whole), recipe.train.batch_tokens)
     if prepared.packs is not None:
         tokens = max((int(whole[pack].sum()) for pack in prepared.packs), default=0)
     else:

@@ -60,6 +60,15 @@ OVERRIDDEN = {
         "compute_ref_log_probs": "each prompt is computed once",
         "_compute_loss": "each prompt is computed once; measures are summed",
     },
+    "AnswerTrainer": {
+        "__init__": "no reference model, a head of log-probabilities alone",
+        "_prepare_dataset": "nothing: the answers are prepared",
+        "_precompute_ref_logps": "nothing: the reference has its cache",
+        "get_train_dataloader": "whole steps, whose mismatched answers stay the same",
+        "training_step": "the KL term of the whole step first",
+        "_compute_kl_logps": "the KL term is the step's",
+        "_compute_loss": "each prompt is computed once; measures are summed",
+    },
 }
 """Class -> method -> why."""
 
@@ -73,6 +82,7 @@ USED = {
         "store_flos",
     ),
     "DPOTrainer": ("_compute_loss", "_metrics", "_tokenizer", "loss_types", "beta", "label_smoothing"),
+    "KTOTrainer": ("_compute_loss", "_metrics", "_tokenizer", "beta", "calculate_KL"),
 }
 """What else of theirs is used that is not documented: methods, and names that their methods set."""
 

@@ -97,12 +97,15 @@ def read_changes(folder: Path, shapes: dict[str, tuple[int, ...]], tied: bool, e
             raise InputError(f"{weights}: tensor {name} does not begin with {_PREFIX}; PEFT did not write this file")
         match = _PART.fullmatch(name.removeprefix(_PREFIX))
         if match is None:
-            change = changes.setdefault(name.removeprefix(_PREFIX).replace(".base_layer.", "."), Change())
-            change.whole = stored
+            whole = name.removeprefix(_PREFIX).replace(".token_adapter.", ".").replace(".base_layer.", ".")
+            changes.setdefault(whole, Change()).whole = stored
         else:
             change = changes.setdefault(f"{match[1]}.weight", Change())
             change.embedding |= "embedding" in match[2]
             setattr(change, _PARTS[match[2]], stored)
+    if tied and HEAD in changes and embedding in changes and changes[HEAD].whole is not None:
+        # PEFT saves the trained rows of the embedding again as those of the head that it is
+        changes[HEAD].tokens = None
     if not changes:
         raise InputError(f"{weights}: holds no weights of an adapter; it is damaged")
     vocabulary = _vocabulary(weights, changes, shapes[embedding][0], tied, embedding)
@@ -213,14 +216,15 @@ def _stay_tied(path: Path, raw: dict[str, Any], changes: dict[str, Change], name
         only = embedding or head
         assert only is not None
         # PEFT gives trained rows of the embedding to a tied head as well
-        if raw.get("ensure_weight_tying") is True or (only is embedding and only.a is None and only.whole is None):
+        rows = only.a is None and (only.whole is None or only.tokens is not None)
+        if raw.get("ensure_weight_tying") is True or (only is embedding and rows):
             return True
         side = "the head" if embedding is None else "the embedding"
         raise InputError(
             f"{path}: {side} alone is adapted, and in the base embedding and head are one tensor (tie_word_embeddings): "
             "merged, both would change; adapt both, or train with ensure_weight_tying"
         )
-    plain = all(change.a is None and change.tokens is None for change in (embedding, head))
+    plain = embedding.a is None and head.a is None and head.tokens is None
     return plain and _equal(embedding.whole, head.whole)
 
 

@@ -14,7 +14,6 @@ from hybrid_ft.errors import InputError
 from hybrid_ft.hybrid_model.checkpoint.config import json_object
 from hybrid_ft.hybrid_model.checkpoint.text_model import tensor_shapes
 from hybrid_ft.hybrid_model.checkpoint.weight_files import read_header
-from hybrid_ft.hybrid_model.families.olmo_hybrid.names import released_shapes
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -22,20 +21,16 @@ if TYPE_CHECKING:
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
-_FACTOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
-_LENGTHS = re.compile(r"base_model\.model\.(.+)\.lora_magnitude_vector")  # DoRA's, one for each row of the weight
+_PREFIX = "base_model.model."
+_FACTOR = re.compile(r"(.+)\.lora_([AB])\.weight")
+_LENGTHS = re.compile(r"(.+)\.lora_magnitude_vector")  # DoRA's, one for each row of the weight
+_ROWS = re.compile(r"(.+)\.token_adapter\.trainable_tokens_delta")
 _NAME = re.compile(r"\^?[\w.]+\$?", re.ASCII)
 # What changes the base or adds weights of another kind. The rest of PEFT's keys shape the training alone.
-_UNSUPPORTED = (
-    "layer_replication",
-    "megatron_config",
-    "modules_to_save",
-    "target_parameters",
-    "trainable_token_indices",
-    "use_bdlora",
-)
+_UNSUPPORTED = ("layer_replication", "megatron_config", "target_parameters", "use_bdlora")
 
-_MERGED = ("modules_to_save", "trainable_token_indices")
+EMBEDDING, HEAD = "embed_tokens", "lm_head"
+_EMBEDDINGS = (EMBEDDING, HEAD)
 _MERGE = "make a model of it and its base with: hybrid-ft merge {} OUT"
 
 
@@ -70,18 +65,18 @@ def read_adapter(folder: Path) -> Adapter:
     base, revision = raw["base_model_name_or_path"], raw.get("revision")
     for key in _UNSUPPORTED:
         if raw.get(key):
-            fix = _MERGE if key in _MERGED else "merge it with what made it"
-            raise InputError(f"{path}: {key} cannot be used here; {fix.format(folder)}")
+            raise InputError(f"{path}: {key} cannot be used here; merge it with what made it")
     if raw.get("bias", "none") != "none":
         raise InputError(f"{path}: bias is {raw['bias']!r}; must be 'none'")
-    factors = {(match[1], match[2]) for name in read_header(weights) if (match := _FACTOR.fullmatch(name))}
+    tensors = [name.removeprefix(_PREFIX) for name in read_header(weights)]
+    factors = {(match[1], match[2]) for name in tensors if (match := _FACTOR.fullmatch(name))}
     modules = sorted({module for module, _ in factors})
     if not modules:
         raise InputError(f"{weights}: holds no LoRA weights; it is no adapter, or damaged")
     for module in modules:
         for factor in {"A", "B"} - {known for of, known in factors if of == module}:
             raise InputError(f"{weights}: tensor lora_{factor} of {module} is missing; the file is not whole")
-    with_lengths = {match[1] for name in read_header(weights) if (match := _LENGTHS.fullmatch(name))}
+    with_lengths = {match[1] for name in tensors if (match := _LENGTHS.fullmatch(name))}
     dora = raw.get("use_dora") is True
     if with_lengths != (set(modules) if dora else set()):
         raise InputError(f"{weights}: its lora_magnitude_vector tensors and use_dora in {CONFIG} do not agree")
@@ -93,39 +88,122 @@ def read_adapter(folder: Path) -> Adapter:
         rank_pattern=numbers(path, raw, "rank_pattern"),
         alpha_pattern=numbers(path, raw, "alpha_pattern"),
         target_modules=modules,
+        modules_to_save=_names(path, raw),
+        trainable_token_indices=_token_rows(path, raw),
+        ensure_weight_tying=raw.get("ensure_weight_tying") is True,
         task_type="CAUSAL_LM",
     )
     return Adapter(base, revision, config)
 
 
-def check_adapter(folder: Path, adapter: Adapter, config: PreTrainedConfig) -> None:
-    """Refuse an adapter that is not for a model of this config: a layer that it has not, or a factor of another shape."""
-    rank = None if adapter.config.rank_pattern else adapter.config.r
-    path = folder / WEIGHTS
-    shapes = released_shapes(config) if config.model_type == "olmo_hybrid" else tensor_shapes(config)
-    for name, entry in read_header(path).items():
-        match = _FACTOR.fullmatch(name)
-        got = entry["shape"]
-        if lengths := _LENGTHS.fullmatch(name):
+def check_adapter(folder: Path, adapter: Adapter, config: PreTrainedConfig) -> int:
+    """Refuse an adapter that is not for a model of this config: a layer that it has not, or a tensor of another shape.
+
+    Returns the rows of the vocabulary that it needs: the base's, or those of the larger embedding that it brings along.
+    """
+    path, shapes = folder / WEIGHTS, tensor_shapes(config)
+    header = {name.removeprefix(_PREFIX): entry["shape"] for name, entry in read_header(path).items()}
+    whole = {name: _whole_name(name) for name in header if _whole_name(name) in shapes}
+    vocabulary = max(config.vocab_size, vocabulary_of(folder))
+    for name, got in header.items():
+        if name in whole:
+            _check_whole(folder, adapter, whole[name], got, shapes[whole[name]], vocabulary)
+        elif rows := _ROWS.fullmatch(name):
+            # PEFT may save those of a tied head again
+            of = EMBEDDING if config.tie_word_embeddings and rows[1] == HEAD else rows[1]
+            _check_rows(path, adapter, of, got, shapes.get(f"{rows[1]}.weight"), vocabulary)
+        elif lengths := _LENGTHS.fullmatch(name):
             if got != [shapes.get(f"{lengths[1]}.weight", [None])[0]]:
                 raise InputError(f"{path}: tensor {name} has shape {got}; the adapter is for another model")
-            continue
-        weight = shapes.get(f"{match[1]}.weight") if match else None
-        if match is None and (whole := name.removeprefix("base_model.model.").replace(".base_layer.", ".")) in shapes:
-            fix = _MERGE.format(folder)
-            raise InputError(f"{path}: holds {whole} whole, {got}, the base's is {list(shapes[whole])}; {fix}")
-        if match is None or weight is None or len(weight) != 2:
-            raise InputError(
-                f"{path}: tensor {name} adapts nothing that the base has; the adapter is for another model"
-            )
-        own, other = got[:: 1 if match[2] == "A" else -1] if len(got) == 2 else (None, None)
-        if other != (weight[1] if match[2] == "A" else weight[0]):
-            fix = "the adapter is for another model"
-            raise InputError(f"{path}: tensor {name} has shape {got}, the base's weight {list(weight)}; {fix}")
-        if rank not in (None, own):
-            raise InputError(
-                f"{path}: tensor {name} has rank {own}, {CONFIG} says r is {rank}; they do not belong together"
-            )
+        else:
+            match = _FACTOR.fullmatch(name)
+            _check_factor(path, adapter, name, got, match, shapes.get(f"{match[1]}.weight") if match else None)
+    return vocabulary
+
+
+def vocabulary_of(folder: Path) -> int:
+    """Rows of the embedding or head that an adapter brings along whole; 0 for none."""
+    header = read_header(folder / WEIGHTS)
+    return max((header[name]["shape"][0] for name in header if _module(_whole_name(name)) in _EMBEDDINGS), default=0)
+
+
+def _check_factor(
+    path: Path, adapter: Adapter, name: str, got: list[int], match: re.Match[str] | None, weight: Any
+) -> None:
+    if match is None or weight is None or len(weight) != 2:
+        raise InputError(f"{path}: tensor {name} adapts nothing that the base has; the adapter is for another model")
+    own, other = got[:: 1 if match[2] == "A" else -1] if len(got) == 2 else (None, None)
+    if other != (weight[1] if match[2] == "A" else weight[0]):
+        fix = "the adapter is for another model"
+        raise InputError(f"{path}: tensor {name} has shape {got}, the base's weight {list(weight)}; {fix}")
+    rank = None if adapter.config.rank_pattern else adapter.config.r
+    if rank not in (None, own):
+        raise InputError(
+            f"{path}: tensor {name} has rank {own}, {CONFIG} says r is {rank}; they do not belong together"
+        )
+
+
+def _check_whole(
+    folder: Path, adapter: Adapter, name: str, got: list[int], shape: tuple[int, ...], vocabulary: int
+) -> None:
+    """A module trained whole, or an embedding that has grown, which PEFT saves."""
+    module, embedding = name.rpartition(".")[0], _module(name) in _EMBEDDINGS
+    wanted = [vocabulary, *shape[1:]] if embedding else list(shape)
+    if got != wanted:
+        raise InputError(
+            f"{folder / WEIGHTS}: holds {name} as {got}, it must be {wanted}; the adapter is for another model"
+        )
+    named = any(module.endswith(ending) for ending in adapter.config.modules_to_save or ())
+    if not named and not (embedding and vocabulary > shape[0]):
+        fix = _MERGE.format(folder)
+        raise InputError(f"{folder / WEIGHTS}: holds {name} whole, and modules_to_save does not name it; {fix}")
+
+
+def _check_rows(path: Path, adapter: Adapter, module: str, got: list[int], weight: Any, vocabulary: int) -> None:
+    """Single rows of an embedding or head."""
+    given = adapter.config.trainable_token_indices
+    ids = given if isinstance(given, list) else None
+    if isinstance(given, dict):
+        ids = next((ids for ending, ids in given.items() if f".{module}".endswith(f".{ending}")), None)
+    if weight is None or ids is None or got != [len(ids), *weight[1:]] or any(token >= vocabulary for token in ids):
+        raise InputError(
+            f"{path}: trained rows of {module} have shape {got}, and trainable_token_indices in {CONFIG} do not name as many "
+            f"ids below {vocabulary}"
+        )
+
+
+def _whole_name(name: str) -> str:
+    return name.replace(".token_adapter.", ".").replace(".base_layer.", ".")
+
+
+def _module(name: str) -> str:
+    """``embed_tokens`` of ``model.embed_tokens.weight``; nothing of what is no weight."""
+    parts = name.split(".")
+    return parts[-2] if len(parts) > 1 and parts[-1] == "weight" else ""
+
+
+def _names(path: Path, raw: dict[str, Any]) -> list[str] | None:
+    names = raw.get("modules_to_save")
+    if not names:
+        return None
+    if not isinstance(names, list) or not all(isinstance(name, str) and _NAME.fullmatch(name) for name in names):
+        raise InputError(f"{path}: modules_to_save must be a list of module names")
+    return names
+
+
+def _token_rows(path: Path, raw: dict[str, Any]) -> Any:
+    """Ids, or ids by the names of modules."""
+    given = raw.get("trainable_token_indices")
+    if not given:
+        return None
+    lists = given if isinstance(given, dict) else {"embed_tokens": given}
+    right = all(_NAME.fullmatch(name) for name in lists) and all(
+        isinstance(ids, list) and ids and all(type(token) is int and 0 <= token < 2**31 for token in ids)
+        for ids in lists.values()
+    )
+    if not right:
+        raise InputError(f"{path}: trainable_token_indices must be a list of ids, or such lists by module names")
+    return given
 
 
 def number(path: Path, raw: dict[str, Any], key: str, default: int) -> Any:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError
 
 from hybrid_ft.errors import InputError, one_line
-from hybrid_ft.hybrid_model.checkpoint.adapter_files import CONFIG, check_adapter, read_adapter, read_config
+from hybrid_ft.hybrid_model.checkpoint.adapter_files import CONFIG, WEIGHTS, check_adapter, read_adapter, read_config
 from hybrid_ft.hybrid_model.checkpoint.config import lasting_name
+from hybrid_ft.hybrid_model.checkpoint.new_tokens import resize
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -33,17 +34,26 @@ def check_base(folder: Path, base: str) -> None:
         )
 
 
-def continue_lora(model: PreTrainedModel, folder: Path, dropout: float) -> PeftModel:
-    """The model with the adapter in ``folder`` to be trained further, everything else frozen.
+def open_adapter(model: PreTrainedModel, folder: Path, *, trained: bool = False, dropout: float = 0.0) -> PeftModel:
+    """The model with the adapter in ``folder``, its vocabulary as large as the adapter's; everything else is frozen.
 
-    Raises InputError for an adapter that is not plain LoRA, or not for this model.
+    trained: to be trained further, in float32, with that ``dropout``.
+    Raises InputError for an adapter that is not LoRA that PEFT can go on with, or not for this model.
     """
-    from peft import PeftModel
+    from peft import PeftModel, set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    from hybrid_ft.hybrid_model.adapter_weights import train_in_float32
 
     adapter = read_adapter(folder)
-    check_adapter(folder, adapter, model.config)
+    resize(model, check_adapter(folder, adapter, model.config))
     adapter.config.lora_dropout = dropout
     try:
-        return PeftModel.from_pretrained(model, str(folder), config=adapter.config, is_trainable=True)
+        opened = PeftModel.from_pretrained(model, str(folder), config=adapter.config, is_trainable=trained)
     except (ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{folder}: the adapter does not fit {adapter.base} ({one_line(error)[:200]})") from None
+    if trained:
+        train_in_float32(opened)
+        # again: what is trained whole was rounded to the base's dtype
+        set_peft_model_state_dict(opened, load_file(folder / WEIGHTS))
+    return opened

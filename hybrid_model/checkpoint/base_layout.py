@@ -11,6 +11,7 @@ import copy
 import json
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,7 @@ def save_in_base_layout(model: PreTrainedModel, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     headers = read_headers(base)
     trained = _file_tensors(model, {name for header in headers.values() for name in header})
-    narrow = _narrowed(model, headers)
-    written = set()
+    narrow, grown, written = _narrowed(model, headers), _grown(base, model), set[str]()
     for path in headers:
         tensors = {}
         with safe_open(path, framework="pt") as file:
@@ -58,12 +58,15 @@ def save_in_base_layout(model: PreTrainedModel, folder: Path) -> None:
                 own = trained.get(name)
                 old = file.get_tensor(name)
                 written.add(name)
-                tensors[name] = old if own is None else _as_in_base(own, old, narrow)
+                tensors[name] = old if own is None else _as_in_base(own, old, narrow, grown)
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / path.name, {"format": "pt"})
     if lost := sorted(trained.keys() - written):
         raise RuntimeError(f"{base}: has no place for {lost[0]} ({len(lost)} such)")
     if (base / INDEX).is_file():
-        shutil.copyfile(base / INDEX, folder / INDEX)
+        index = json_object(base / INDEX)
+        if grown:
+            index["metadata"] = {"total_size": sum(path.stat().st_size for path in folder.glob("*.safetensors"))}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     for name in _BESIDE:
         if (base / name).is_file():
             shutil.copyfile(base / name, folder / name)
@@ -73,6 +76,9 @@ def save_in_base_layout(model: PreTrainedModel, folder: Path) -> None:
         for part in (config, config.get("text_config") or {}):
             part.pop("torch_dtype", None)
             part["dtype"] = str(model.dtype).removeprefix("torch.")
+    if grown:
+        part = config.get("text_config") or config
+        part["vocab_size"] = grown[1]
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
@@ -131,19 +137,35 @@ def _narrowed(model: PreTrainedModel, headers: dict[Path, dict[str, Any]]) -> to
     return model.dtype if counts.most_common(1)[0][0] == "F32" and model.dtype in _HALF else None
 
 
-def _as_in_base(own: torch.Tensor, old: torch.Tensor, narrow: torch.dtype | None) -> torch.Tensor:
+def _grown(base: Path, model: PreTrainedModel) -> tuple[int, int] | None:
+    """Rows of the vocabulary in the base and in the model, where the model has got more."""
+    before, now = read_config(base).vocab_size, model.config.vocab_size
+    return (before, now) if now > before else None
+
+
+def _fits(new: Sequence[int], old: Sequence[int], grown: tuple[int, int] | None) -> bool:
+    """The same shape, or that of an embedding or head that has grown."""
+    same = list(new) == list(old)
+    return same or (grown is not None and len(old) == 2 and (old[0], new[0]) == grown and new[1] == old[1])
+
+
+def _as_in_base(
+    own: torch.Tensor, old: torch.Tensor, narrow: torch.dtype | None, grown: tuple[int, int] | None
+) -> torch.Tensor:
     """A trained tensor in its place; the base's own bytes where it is what loading made of them."""
-    if tuple(own.shape) != tuple(old.shape):
+    if not _fits(own.shape, old.shape, grown):
         raise RuntimeError(f"a tensor has shape {list(own.shape)}, {list(old.shape)} in the base")
     if own.dtype != torch.float32 and narrow is not None:
         return own
+    if own.shape != old.shape:
+        return own.to(old.dtype)
     return old if torch.equal(old.to(own.dtype), own) else own.to(old.dtype)
 
 
 def _compare_files(base: Path, folder: Path, model: PreTrainedModel) -> None:
     """Names, shapes and places are the base's; what is carried is the base's bytes."""
     family = family_of(model.config)
-    before, after = read_headers(base), read_headers(folder)
+    before, after, grown = read_headers(base), read_headers(folder), _grown(base, model)
     if sorted(path.name for path in before) != sorted(path.name for path in after):
         raise RuntimeError(f"{folder}: has other weight files than {base}")
     for path, header in before.items():
@@ -151,7 +173,7 @@ def _compare_files(base: Path, folder: Path, model: PreTrainedModel) -> None:
         for name in header.keys() ^ saved.keys():
             raise RuntimeError(f"{folder}: tensor {name} is only in one of the result and its base")
         for name, entry in header.items():
-            if entry["shape"] != saved[name]["shape"]:
+            if not _fits(saved[name]["shape"], entry["shape"], grown):
                 raise RuntimeError(f"{folder}: tensor {name} has shape {saved[name]['shape']}, not {entry['shape']}")
             if is_carried(family, name):
                 with safe_open(path, framework="pt") as one, safe_open(folder / path.name, framework="pt") as other:

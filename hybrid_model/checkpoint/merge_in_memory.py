@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from hybrid_ft.errors import NUMERICS, InputError
 from hybrid_ft.hybrid_model.checkpoint.adapter_changes import read_changes
 from hybrid_ft.hybrid_model.checkpoint.adapter_files import WEIGHTS
+from hybrid_ft.hybrid_model.checkpoint.new_tokens import resize
 
 
 @torch.no_grad()
@@ -17,23 +18,17 @@ def merge_in_memory(model: PreTrainedModel, folder: Path) -> int:
     """Change ``model`` as the adapter in ``folder`` does; returns how many tensors changed.
 
     Sums are taken in float32 and rounded once. Raises InputError for an adapter that cannot be merged, before any weight
-    changes; also for one that makes the embedding larger or parts it from the head, which its base's files have no place
-    for.
+    changes; also for one that parts the head from the embedding, which its base's files have no place for.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     embedding = next(name for name, each in parameters.items() if each is model.get_input_embeddings().weight)
     tied = bool(model.config.tie_word_embeddings)
     changes = read_changes(folder, shapes, tied, embedding)
-    if changes.vocabulary != shapes[embedding][0] or changes.tied != tied:
-        what = (
-            "parts the head from the embedding"
-            if changes.tied != tied
-            else f"has {changes.vocabulary:,} embedding rows"
-        )
+    if changes.tied != tied:
         raise InputError(
-            f"{folder / WEIGHTS}: {what}, and the files of a {model.config.model_type} base have no place for that; merge it "
-            "with what made it"
+            f"{folder / WEIGHTS}: parts the head from the embedding, and the files of a {model.config.model_type} base have "
+            "no place for that; merge it with what made it"
         )
     summed = [id(parameters[name]) for name, change in changes.of.items() if change.a is not None]
     if len(set(summed)) < len(summed):
@@ -41,6 +36,8 @@ def merge_in_memory(model: PreTrainedModel, folder: Path) -> int:
             f"{folder / WEIGHTS}: adapts one weight in several layers, each in its own way; one merged weight cannot be all of "
             "them"
         )
+    resize(model, changes.vocabulary)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     for name, change in changes.of.items():
         parameter = parameters[name]
         parameter.copy_(change.applied(parameter, 0, parameter.shape[0]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
@@ -58,8 +59,12 @@ def check_vocabulary(
     config: PreTrainedConfig,
     name: str = "the tokenizer",
     fix: str = "use the model's own tokenizer",
+    leaving_out: Collection[str] = (),
 ) -> None:
-    """Refuse a tokenizer that can make ids beyond the model's embedding; ``name`` and ``fix`` go into the message."""
-    needed = 1 + max(tokenizer.get_vocab().values(), default=-1)
+    """Refuse a tokenizer that can make ids beyond the model's embedding; ``name`` and ``fix`` go into the message.
+
+    ``leaving_out``: tokens that the model will get rows for.
+    """
+    needed = 1 + max((id for token, id in tokenizer.get_vocab().items() if token not in leaving_out), default=-1)
     if needed > config.vocab_size:
         raise InputError(f"{name} needs an embedding of {needed:,} rows, the model's has {config.vocab_size:,}; {fix}")

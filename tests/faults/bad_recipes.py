@@ -158,6 +158,8 @@ KEYS = [
     changed("adapters of rank 0", "path: tiny", "path: tiny, lora: {rank: 0}", "model.lora.rank: got 0"),
     changed("adapters of a module that is not there", "path: tiny", "path: tiny, lora: {modules: [q_prj]}", "model.lora.modules: 'q_prj' names no module"),
     changed("adapters of a convolution", "path: tiny", "path: tiny, lora: {modules: [conv1d]}", "conv1d, which cannot be adapted: a convolution"),
+    changed("a new token twice", "path: tiny", "path: tiny, new_tokens: [zzz, zzz]", "r.yaml:1: model.new_tokens.1: got 'zzz' twice"),
+    changed("a new token that is there", "path: tiny", "path: tiny, new_tokens: [a]", "model.new_tokens: 'a' is a token of the tokenizer already"),
     changed("a broken pattern", "path: tiny", "path: tiny, lora: {modules: ['(q']}", "r.yaml:1: model.lora.modules.0: got '(q'"),
     changed("an adapted module trained whole", "path: tiny", "path: tiny, lora: {modules_to_save: [mlp.up_proj]}", "up_proj, which is adapted; it can be one of the two"),
     changed("a start that is none", "path: tiny", "path: tiny, lora: {init: loftq}", "r.yaml:1: model.lora.init: got 'loftq'"),

@@ -11,7 +11,7 @@ from typing import Any
 from hypothesis import strategies as st
 from mutations import paths_in
 
-from hybrid_ft.finetune.recipe.schema import Recipe
+from hybrid_ft.finetune.recipe.schema import PREFERENCE, Recipe
 from hybrid_ft.finetune.recipe.yaml_file import dump_yaml
 
 WHOLE = Recipe.model_validate(
@@ -21,9 +21,10 @@ WHOLE = Recipe.model_validate(
         "evaluate": {"samples": ["hello"], "every": 3},
         "output": "runs/x",
     }
-).model_dump()
-SFT = {key: value for key, value in WHOLE.items() if key != "dpo"}
-DPO = Recipe.model_validate(WHOLE | {"dpo": {}}).model_dump()
+).model_dump(exclude={"kto"})
+SFT = {key: value for key, value in WHOLE.items() if key not in PREFERENCE}
+DPO = Recipe.model_validate(SFT | {"dpo": {}}).model_dump(exclude=set(PREFERENCE) - {"dpo"})
+KTO = Recipe.model_validate(SFT | {"kto": {}}).model_dump(exclude=set(PREFERENCE) - {"kto"})
 
 VALUES = st.sampled_from(
     [None, True, False, 0, 1, -1, 2**64, 10**299, 1e-5, 1e308, float("inf"), float("nan"), "", "no", "012", "x" * 300, "~/x",
@@ -114,8 +115,8 @@ SOURCE = {
     "revision": or_null(text),
     "columns": or_null(text),
 }
-SOURCE |= {"roles": lambda value: value is None, "preference": lambda value: value is None}
-SOURCE |= {"pairs": one_of("best_worst", "all"), "only": lambda value: value is None}
+SOURCE |= {name: lambda value: value is None for name in ("roles", "preference", "labels", "only")}
+SOURCE |= {"pairs": one_of("best_worst", "all")}
 SOURCE |= {"weight": or_null(number(0, above=True)), "count": or_null(whole(1, 10**9)), "repeat": whole(1, 1000)}
 SOURCE |= {"format": or_null(one_of("messages", "prompt-completion", "alpaca", "sharegpt", "text"))}
 LOSSES = "sigmoid_norm sigmoid ipo hinge robust exo_pair nca_pair bco_pair sppo_hard aot aot_unpaired apo_zero apo_down"
@@ -125,6 +126,8 @@ RULES: dict[str, Rule] = {
     "model.from_scratch": flag,
     "model.dtype": one_of("auto", "float32", "bfloat16"),
     "model.tokenizer": or_null(text),
+    "model.new_tokens": all_of(text),
+    "model.new_special_tokens": all_of(text),
     "model.chat_template": or_null(text),
     "model.chat_template_kwargs": lambda value: value is None,
     "model.chat_template_kwargs.a": lambda value: value == 1,
@@ -184,6 +187,13 @@ RULES: dict[str, Rule] = {
     "dpo.pairs_per_step": whole(1, 10**9),
     "dpo.reference_cache": or_null(text),
     "dpo.on_long_prompt": one_of("drop", "cut_start", "error"),
+    "kto.loss": one_of("kto", "apo_zero_unpaired"),
+    "kto.beta": number(0, above=True),
+    "kto.desirable_weight": number(0),
+    "kto.undesirable_weight": number(0),
+    "kto.rows_per_step": whole(1, 10**9),
+    "kto.reference_cache": or_null(text),
+    "kto.on_long_prompt": one_of("drop", "cut_start", "error"),
     "evaluate.every": or_null(whole(1, 10**9)),
     "evaluate.load_best": flag,
     "evaluate.answers": whole(0),
@@ -223,7 +233,7 @@ def values_in(recipe: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     elif isinstance(recipe, list) and recipe and isinstance(recipe[0], dict):
         for inner in recipe:
             yield from values_in(inner, f"{key}.*")
-    elif key not in ("model.lora", "dpo") or recipe is not None:
+    elif key not in ("model.lora", *PREFERENCE) or recipe is not None:
         yield key, recipe
 
 
@@ -241,8 +251,13 @@ def broken_rules(recipe: dict[str, Any]) -> list[str]:
         "best of nothing": evaluate["load_best"] and not evaluate["every"],
         "some weights": any(weights) and not all(weights),
         "adapters of nothing": recipe["model"]["from_scratch"] and recipe["model"]["lora"],
-        "pairs": recipe["dpo"] and (train["accumulation"] != 1 or not data["packing"]),
-        "a step of pairs": recipe["dpo"] and (train["tokens_per_step"] or train["rows_per_step"]),
+        "two stages": sum(bool(recipe.get(name)) for name in PREFERENCE) > 1,
+        "pairs": any(recipe.get(name) for name in PREFERENCE) and (train["accumulation"] != 1 or not data["packing"]),
+        "a step of pairs": any(recipe.get(name) for name in PREFERENCE)
+        and (train["tokens_per_step"] or train["rows_per_step"]),
+        "a KL term of one row": recipe.get("kto")
+        and recipe["kto"]["loss"] == "kto"
+        and recipe["kto"]["rows_per_step"] < 2,
         "a step of another kind": train["rows_per_step" if data["packing"] else "tokens_per_step"],
         "parts of micro-batches": (train["tokens_per_step"] or 0) % train["batch_tokens"]
         or (train["rows_per_step"] or 0) % train["batch_size"],
@@ -314,7 +329,7 @@ def valued(loc: str) -> st.SearchStrategy[tuple[str, Any]]:
 
 @st.composite
 def changed(draw: st.DrawFn) -> Mutated:
-    recipe = copy.deepcopy(draw(st.sampled_from([SFT, DPO])))
+    recipe = copy.deepcopy(draw(st.sampled_from([SFT, DPO, KTO])))
     for _ in range(draw(st.integers(1, 3))):
         loc = draw(st.sampled_from(paths_in(recipe)))
         action, key, value = draw(st.sampled_from(["set", "delete", "add"])), draw(KEYS), draw(VALUES)
@@ -326,7 +341,7 @@ def changed(draw: st.DrawFn) -> Mutated:
 
 @st.composite
 def damaged(draw: st.DrawFn) -> Mutated:
-    raw = dump_yaml(draw(st.sampled_from([SFT, DPO]))).encode()
+    raw = dump_yaml(draw(st.sampled_from([SFT, DPO, KTO]))).encode()
     for _ in range(draw(st.integers(1, 4))):
         where, cut = draw(st.integers(0, len(raw))), draw(st.integers(0, 3))
         raw = raw[:where] + draw(st.sampled_from(MORE_PIECES)) + raw[where + cut :]
@@ -335,7 +350,7 @@ def damaged(draw: st.DrawFn) -> Mutated:
 
 @st.composite
 def overridden(draw: st.DrawFn) -> Mutated:
-    recipe = draw(st.sampled_from([SFT, DPO]))
+    recipe = draw(st.sampled_from([SFT, DPO, KTO]))
     raw = dump_yaml(recipe).encode()
     if draw(st.integers(0, 3)) == 0:
         return Mutated("overrides", raw, [draw(st.text(max_size=30))])
@@ -349,7 +364,7 @@ def overridden(draw: st.DrawFn) -> Mutated:
 @st.composite
 def spoiled(draw: st.DrawFn, how: str) -> Mutated:
     """One line of a whole recipe made wrong, comments and blank lines around it: the complaint's line is known."""
-    lines = list(written(draw(st.sampled_from([SFT, DPO]))))
+    lines = list(written(draw(st.sampled_from([SFT, DPO, KTO]))))
     at = draw(st.sampled_from([index for index, (_, line) in enumerate(lines) if not line.endswith(":")]))
     loc, line = lines[at]
     head, key = line[: line.index(":")], loc.rpartition(".")[2]

@@ -270,7 +270,7 @@ class _Mapping:
             return [self._mapped(item) for item in value]
         key = "role" if isinstance(value, dict) and "role" in value else "from"
         if isinstance(value, dict) and isinstance(value.get(key), str | int):
-            return value | {key: self._roles.get(_as_key(value[key]), value[key])}
+            return value | {key: self._roles.get(as_key(value[key]), value[key])}
         return value
 
     def converted(
@@ -320,13 +320,14 @@ def _renamed_turn(turn: Any, role: str | None, content: str | None) -> Any:
 
 
 def _meaning(known: Mapping[str, int | str], value: Any, column: str) -> int | str:
-    text = _as_key(value)
+    text = as_key(value)
     if text not in known:
         raise BadRow("unknown preference", f"{column}: got {shown(value)}; must be one of {', '.join(known)}")
     return known[text]
 
 
-def _as_key(value: Any) -> str:
+def as_key(value: Any) -> str:
+    """A value as YAML's keys spell it: 1.0 is 1, True is true."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int | float):

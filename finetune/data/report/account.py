@@ -116,7 +116,7 @@ class SplitCounts(Protocol):
     """what one of them is called"""
     duplicates: int
     reversed_too: int
-    """of pairs: those of which the contrary is there as well"""
+    """those of which the contrary is there as well: the other answer preferred, or the same one judged otherwise"""
 
     def parts(self) -> dict[str, np.ndarray]:
         """Tokens [rows] of each part of a row; the last is the whole."""
@@ -128,6 +128,10 @@ class SplitCounts(Protocol):
 
     def line(self, name: str) -> str:
         """The counts on one line."""
+        ...
+
+    def notes(self) -> list[str]:
+        """What else a user should know of these rows before training on them."""
         ...
 
     def as_dict(self) -> dict[str, Any]: ...
@@ -195,12 +199,11 @@ class Account:
         if self.train.duplicates:
             lines.append(f"{unit}s that are there twice or more, kept: {self.train.duplicates:,}")
         if self.train.reversed_too:
-            lines.append(
-                f"pairs of which the contrary, A over B beside B over A, is there: {self.train.reversed_too:,}"
-            )
+            contrary = "A over B beside B over A" if unit == "pair" else "good beside bad"
+            lines.append(f"{unit}s of which the contrary, {contrary}, is there: {self.train.reversed_too:,}")
         if self.shared_prompts:
             lines.append(f"held-out {unit}s that ask what a training {unit} asks: {self.shared_prompts:,}")
-        return lines
+        return lines + self.train.notes()
 
     def as_dict(self) -> dict[str, Any]:
         return {

@@ -77,6 +77,9 @@ class PairCounts:
             f"chosen is the longer in {share(self.chosen_longer)}"
         )
 
+    def notes(self) -> list[str]:
+        return []
+
     def as_dict(self) -> dict[str, Any]:
         return {
             "pairs": self.pairs,

@@ -96,6 +96,9 @@ class RowCounts:
         packed = f"{counted(self.packs, 'pack')} of {self.batch_tokens:,} tokens, {share(self.empty)} padding"
         return f"{line}; {packed} ({share(self.padding)} before packing, {batches})"
 
+    def notes(self) -> list[str]:
+        return []
+
     def as_dict(self) -> dict[str, Any]:
         return {
             "rows": self.rows,

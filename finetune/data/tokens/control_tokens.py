@@ -14,6 +14,7 @@ import secrets
 from typing import TYPE_CHECKING, Any
 
 from hybrid_ft.errors import InputError
+from hybrid_ft.hybrid_model.checkpoint.new_tokens import tokens_of_text
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -24,7 +25,7 @@ _MOST_REMEMBERED = 4096
 
 
 class ControlTokens:
-    """The control tokens of a tokenizer: all that were added to its vocabulary, runs of white space apart.
+    """The control tokens of a tokenizer: all that were added to its vocabulary, runs of white space and words of a recipe apart.
 
     Raises InputError for a tokenizer whose parts cannot be taken apart.
     """
@@ -34,7 +35,8 @@ class ControlTokens:
         if backend is None:
             raise InputError("model.tokenizer: has no tokenizer.json; convert it to a fast tokenizer first")
         added = tokenizer.get_added_vocab()
-        self.ids: dict[str, int] = {name: index for name, index in added.items() if name.strip()}
+        words = tokens_of_text(tokenizer)
+        self.ids: dict[str, int] = {name: index for name, index in added.items() if name.strip() and name not in words}
         longest_first = sorted(self.ids, key=len, reverse=True)
         self.pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
         nonce = secrets.token_hex(8)

@@ -57,25 +57,25 @@ def encode_pairs(
     pairs: list[Preference], template: ChatTemplate, control: ControlTokens, thoughts: Thoughts = AS_GIVEN
 ) -> list[TokenPair | BadRow | Unusable]:
     """Encode pairs; one that cannot be encoded with certainty, or of which nothing is left, comes back as the reason."""
-    encoded = encode([_answer_alone(side) for pair in pairs for side in pair.sides()], template, control, thoughts)
+    encoded = encode([answer_alone(side) for pair in pairs for side in pair.sides()], template, control, thoughts)
     results: list[TokenPair | BadRow | Unusable] = []
     for index in range((len(encoded) + 1) // 2):  # fewer where the template had to be stopped
         try:
-            chosen, rejected = (_side(row, template) for row in encoded[2 * index : 2 * index + 2])
+            chosen, rejected = (side_of(row, template) for row in encoded[2 * index : 2 * index + 2])
             results.append(_joined(chosen, rejected))
         except (BadRow, Unusable) as reason:
             results.append(reason)
     return results
 
 
-def _answer_alone(side: Conversation) -> Conversation:
-    """A side of which only the last answer is compared."""
+def answer_alone(side: Conversation) -> Conversation:
+    """A conversation of which only the last answer is learned."""
     last = len(side.messages) - 1
     earlier = {index for index, message in enumerate(side.messages[:last]) if message["role"] == "assistant"}
     return replace(side, untrained=earlier)
 
 
-def _side(row: Encoded | BadRow, template: ChatTemplate) -> Encoded:
+def side_of(row: Encoded | BadRow, template: ChatTemplate) -> Encoded:
     """A row that can be cut where its last answer begins. Raises BadRow."""
     if isinstance(row, BadRow):
         raise row
@@ -90,7 +90,7 @@ def _side(row: Encoded | BadRow, template: ChatTemplate) -> Encoded:
     return row
 
 
-def _cut(row: Encoded, opened: int) -> tuple[list[int], list[int]]:
+def cut(row: Encoded, opened: int) -> tuple[list[int], list[int]]:
     """Prompt and answer; ``opened`` tokens that ask for it belong to the answer."""
     first, last = row.turns[-1]
     return row.ids[: first - opened], row.ids[first - opened : last + 1]
@@ -98,10 +98,10 @@ def _cut(row: Encoded, opened: int) -> tuple[list[int], list[int]]:
 
 def _joined(chosen: Encoded, rejected: Encoded) -> TokenPair:
     """Both sides on the one prompt. Raises Unusable where they do not share it, or are the same."""
-    (prompt, good), (other, bad) = _cut(chosen, 0), _cut(rejected, 0)
+    (prompt, good), (other, bad) = cut(chosen, 0), cut(rejected, 0)
     if prompt != other and chosen.opened != rejected.opened:
         # what asks for an answer holds more than the header (<think>), and only one of the two begins with it
-        (prompt, good), (other, bad) = _cut(chosen, chosen.opened), _cut(rejected, rejected.opened)
+        (prompt, good), (other, bad) = cut(chosen, chosen.opened), cut(rejected, rejected.opened)
     if prompt != other:
         text = "the chat template writes the prompt in other tokens before chosen than before rejected"
         raise Unusable("no shared prompt", text)

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from hybrid_ft.errors import ENVIRONMENT, InputError
 from hybrid_ft.hybrid_model.adapters import target_modules
-from hybrid_ft.hybrid_model.checkpoint.config import find_config
+from hybrid_ft.hybrid_model.checkpoint.adapter_files import vocabulary_of
+from hybrid_ft.hybrid_model.checkpoint.config import find_config, find_folder
 from hybrid_ft.hybrid_model.checkpoint.tokenizer import check_vocabulary
 from hybrid_ft.hybrid_model.named_modules import whole_modules
 
@@ -46,5 +47,7 @@ def check_fits(model: Model, tokenizer: PreTrainedTokenizerBase) -> None:
     else:
         name = f"model.path: the tokenizer of {model.path}"
         fix = "set model.tokenizer to the one that the model was trained with"
-    check_vocabulary(tokenizer, config, name, fix)
+    if model.adapter:
+        config.vocab_size = max(config.vocab_size, vocabulary_of(find_folder(model.adapter, weights=True)))
+    check_vocabulary(tokenizer, config, name, fix, {*model.new_tokens, *model.new_special_tokens})
     find_config(model.path, model.revision, weights=True)

@@ -349,8 +349,8 @@ def test_an_answer_ends_with_the_template_s_token_too(
     assert asked == [[3, 0]]
 
 
-@pytest.mark.parametrize("kind", ["resized", "modules_to_save"])
-def test_an_adapter_that_must_be_merged_first_says_so(
+@pytest.mark.parametrize("kind", ["resized", "modules_to_save", "token rows"])
+def test_an_adapter_with_more_than_factors_is_opened(
     tiny_base: Path, tiny_tokenizer: Any, tmp_path: Path, kind: str
 ) -> None:
     from peft import LoraConfig, get_peft_model
@@ -360,15 +360,19 @@ def test_an_adapter_that_must_be_merged_first_says_so(
     if kind == "resized":
         plain.resize_token_embeddings(192, mean_resizing=False)
     more: dict[str, Any] = {"modules_to_save": ["norm"]} if kind == "modules_to_save" else {}
-    get_peft_model(plain, LoraConfig(target_modules=["q_proj"], **more)).save_pretrained(
-        str(tmp_path), save_embedding_layers=kind == "resized"
-    )
+    more |= {"trainable_token_indices": [7, 8]} if kind == "token rows" else {}
+    adapted = get_peft_model(plain, LoraConfig(target_modules=["q_proj"], **more))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    adapted.save_pretrained(str(tmp_path), save_embedding_layers=kind == "resized")
     tiny_tokenizer.save_pretrained(str(tmp_path))
-    with pytest.raises(InputError) as refused:
-        load_for_answers(str(tmp_path))
-    said = str(refused.value)
-    assert said.endswith(f"; make a model of it and its base with: hybrid-ft merge {tmp_path} OUT")
-    assert (".weight whole, [192, 32], the base's is [128, 32]" if kind == "resized" else kind) in said
+    row = torch.tensor([[5, 7, 33, 60, 8, 44]])
+    with torch.no_grad():
+        got = load_for_answers(str(tmp_path))[0](row, use_cache=False).logits
+        assert torch.allclose(got, adapted.eval()(row, use_cache=False).logits, atol=1e-5)
 
 
 def test_a_conversation_over_a_pipe(

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 from transformers import Trainer
-from trl import DPOTrainer, SFTTrainer
+from trl import DPOTrainer, KTOTrainer, SFTTrainer
 
 from hybrid_ft.finetune.training import seams
 from hybrid_ft.finetune.training.dpo.trainer import PairTrainer
+from hybrid_ft.finetune.training.kto.trainer import AnswerTrainer
 from hybrid_ft.finetune.training.sft.trainer import PackedSFTTrainer
 from hybrid_ft.finetune.training.step_trainer import StepTrainer
 from hybrid_ft.finetune.training.trainer import RunTrainer
@@ -74,6 +75,19 @@ UPSTREAM: dict[type, tuple[type, dict[str, str]]] = {
             "_compute_loss": "model inputs return_outputs",
         },
     ),
+    AnswerTrainer: (
+        KTOTrainer,
+        {
+            "__init__": "model ref_model args data_collator train_dataset eval_dataset processing_class compute_metrics "
+            "callbacks optimizers quantization_config peft_config",
+            "_prepare_dataset": "dataset processing_class args dataset_name",
+            "_precompute_ref_logps": "dataset name batch_size",
+            "get_train_dataloader": "",
+            "training_step": "args kwargs",
+            "_compute_kl_logps": "model batch",
+            "_compute_loss": "model inputs return_outputs",
+        },
+    ),
 }
 
 
@@ -97,7 +111,7 @@ def test_upstream_has_the_parameters_that_the_override_knows(ours: type, name: s
     assert parameters == known[name], f"{theirs.__name__}.{name} takes other parameters: look at {ours.__name__}.{name}"
 
 
-@pytest.mark.parametrize("theirs", [Trainer, DPOTrainer], ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("theirs", [Trainer, DPOTrainer, KTOTrainer], ids=lambda cls: cls.__name__)
 def test_what_else_is_used_is_there(theirs: type) -> None:
     """Methods, and names that a class sets on itself somewhere."""
     text = "".join(

@@ -49,14 +49,16 @@ def test_a_merged_model_is_the_adapted_one(base, tmp_path, relative, dora):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_what_its_files_have_no_place_for_is_refused(base, tmp_path, capsys):
+def test_a_larger_vocabulary_is_merged_into_the_base_s_own_layout(base, tmp_path, relative):
+    """PEFT saves the whole embedding then, and the head."""
     model = AutoModelForCausalLM.from_pretrained(base)
     model.resize_token_embeddings(192, mean_resizing=False)
-    get_peft_model(model, LoraConfig(r=2, target_modules=["o_proj"])).save_pretrained(tmp_path / "adapter")
-    assert cli.main(["merge", str(tmp_path / "adapter"), str(tmp_path / "out")]) == 2
-    said = capsys.readouterr().err
-    assert "has 192 embedding rows, and the files of a" in said and said.count("\n") == 1
-    assert not (tmp_path / "out").exists() and not (tmp_path / "out.part").exists()
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["o_proj"])).eval()
+    adapted.save_pretrained(tmp_path / "adapter")
+    assert cli.main(["merge", str(tmp_path / "adapter"), str(tmp_path / "out")]) == 0
+    opened, info = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(info.values()) and opened.config.vocab_size == 192
+    assert relative(logits(opened), logits(adapted)) < 1e-5
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -1,0 +1,174 @@
+"""A step's judged answers and its mismatched ones as micro-batches.
+
+The KL term of KTO is measured on answers to other prompts. A step's answers are handed on by some places within the step,
+so that the mismatched answers are the step's own, as TRL's are, and none stands at its own prompt.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
+
+from hybrid_ft.finetune.data.packing import pack
+from hybrid_ft.finetune.training.portions import Row, in_portions, micro_batches
+from hybrid_ft.finetune.training.shared_prompts import shared_prompts
+
+PARTS = ("prompt_ids", "completion_ids")
+"""What a judged answer takes of a micro-batch's budget. A row has also ``label``, bool, and with a reference
+``ref_logps`` and, where there is a KL term, ``ref_KL_logps``: float."""
+
+
+def order_of(prompts: Sequence[Hashable], seed: int) -> list[int]:
+    """The rows in a random order in which answers to one prompt stand side by side."""
+    of_prompt: dict[Hashable, list[int]] = {}
+    for row, prompt in enumerate(prompts):
+        of_prompt.setdefault(prompt, []).append(row)
+    groups = list(of_prompt.values())
+    return [row for group in np.random.default_rng(seed).permutation(len(groups)) for row in groups[group]]
+
+
+def bounds_of(rows: int, a_step: int) -> list[int]:
+    """Where each step begins, and the end: ``a_step`` rows each, the last fewer. A single one, which has no other to be
+    mismatched with, is added to the step before."""
+    bounds = [*range(0, rows, a_step), rows]
+    if len(bounds) > 2 and rows - bounds[-2] == 1:
+        del bounds[-2]
+    return bounds
+
+
+def partners_of(prompts: Sequence[Hashable]) -> list[int]:
+    """For each row of a step the one whose answer is put to its prompt, each once: the row before, as in TRL, or where
+    answers to one prompt stand side by side as many before as there are of these."""
+    count = len(prompts)
+    shift = max(1, min(max(Counter(prompts).values()), count // 2))
+    return [(row - shift) % count for row in range(count)]
+
+
+def mismatched(rows: Sequence[Row], max_length: int) -> list[Row]:
+    """The step's rows with each other's answers, cut to ``max_length`` tokens as TRL does, and the reference's
+    log-probabilities of these."""
+    others = partners_of([tuple(row["prompt_ids"]) for row in rows])
+    return [
+        row
+        | {"completion_ids": rows[other]["completion_ids"][: max(1, max_length - len(row["prompt_ids"]))]}
+        | {"ref_logps": row.get("ref_KL_logps", 0.0)}
+        for row, other in zip(rows, others, strict=True)
+    ]
+
+
+def padded_answers(rows: Sequence[Row], pad_token_id: int) -> dict[str, Any]:
+    """TRL's batch, with the columns by which a prompt is computed once."""
+    batch = DataCollatorForUnpairedPreference(pad_token_id=pad_token_id).torch_call(list(rows))
+    batch.pop("ref_KL_logps", None)
+    return batch | shared_prompts([row["prompt_ids"] for row in rows])
+
+
+def clusters_of(rows: Sequence[Row], budget: int) -> tuple[list[list[int]], list[int]]:
+    """Answers to one prompt together, as many as ``budget`` takes, and the tokens of each cluster, its prompt once."""
+    clusters: list[list[int]] = []
+    sizes: list[int] = []
+    open_cluster: dict[tuple[int, ...], int] = {}
+    for number, row in enumerate(rows):
+        prompt, size = tuple(row["prompt_ids"]), len(row["completion_ids"])
+        place = open_cluster.get(prompt)
+        if place is None or sizes[place] + size > budget:
+            open_cluster[prompt] = len(clusters)
+            clusters.append([number])
+            sizes.append(len(prompt) + size)
+        else:
+            clusters[place].append(number)
+            sizes[place] += size
+    return clusters, sizes
+
+
+def divided(rows: Sequence[Row], budget: int) -> list[list[int]]:
+    """The rows in portions of at most ``budget`` tokens, answers to one prompt together."""
+    clusters, sizes = clusters_of(rows, budget)
+    return [[row for cluster in portion for row in clusters[cluster]] for portion in pack(sizes, budget)]
+
+
+def dealt(rows: Sequence[Row], budget: int, processes: int, process: int) -> list[list[int]]:
+    """The same for one process: as many portions as another has, empty where there is nothing left."""
+    clusters, sizes = clusters_of(rows, budget)
+    mine = in_portions(sizes, budget, processes)[process]
+    return [[row for cluster in portion for row in clusters[cluster]] for portion in mine]
+
+
+@dataclass(frozen=True)
+class StepCollator:
+    """Makes of a step's rows, the same in every process, the micro-batches of this process.
+
+    budget      tokens of a micro-batch, prompts counted once
+    max_length  tokens of a prompt with a mismatched answer; None for a loss without a KL term
+    work        counts a micro-batch's operations: with shared prompts, and with a prompt in every row
+    forward     share of these operations that a forward pass alone is
+    """
+
+    pad_token_id: int
+    budget: int
+    max_length: int | None
+    work: Callable[[Sequence[Row]], tuple[int, int]]
+    forward: float
+    processes: int = 1
+    process: int = 0
+
+    def __call__(self, rows: list[Row]) -> dict[str, Any]:
+        """``micro_batches`` and ``mismatched``: TRL's batches with ``share`` and ``rows``; ``rows`` and ``tokens`` of the
+        whole step, ``work`` of this process's part."""
+        pad = partial(padded_answers, pad_token_id=self.pad_token_id)
+        portions = dealt(rows, self.budget, self.processes, self.process)
+        work = self._work(rows, portions, 1.0)
+        step: dict[str, Any] = {"micro_batches": micro_batches(rows, portions, pad), "mismatched": []}
+        if self.max_length is not None:
+            others = mismatched(rows, self.max_length)
+            portions = dealt(others, self.budget, self.processes, self.process)
+            step["mismatched"] = micro_batches(others, portions, pad)
+            work = [sum(both) for both in zip(work, self._work(others, portions, self.forward), strict=True)]
+        tokens = sum(clusters_of(rows, self.budget)[1])
+        return step | {"rows": [row["row"] for row in rows], "tokens": tokens, "work": work}
+
+    def _work(self, rows: Sequence[Row], portions: list[list[int]], share: float) -> list[int]:
+        each = [self.work([rows[row] for row in portion or [0]]) for portion in portions]
+        return [round(share * sum(both)) for both in zip(*each, strict=True)]
+
+
+def forks_of(rows: Dataset, bounds: Sequence[int], max_length: int | None) -> tuple[Dataset, list[int]]:
+    """Every answer at its own prompt and, with ``max_length``, the mismatched one after it, put together when it is asked
+    for: ``prompt_ids``, ``completion_ids`` and ``origin``; and for each row its partner."""
+    partners = list(range(len(rows)))
+    if max_length is not None:
+        prompts = rows["prompt_ids"]
+        for first, last in pairwise(bounds):
+            step = [tuple(prompts[row]) for row in range(first, last)]
+            partners[first:last] = [first + partner for partner in partners_of(step)]
+    sides = 1 if max_length is None else 2
+
+    def put_together(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        columns: dict[str, list[Any]] = {"prompt_ids": [], "completion_ids": [], "origin": []}
+        for fork in batch["fork"]:
+            row, mismatch = divmod(fork, sides)
+            own = rows[row]
+            answer = own["completion_ids"]
+            if mismatch:
+                assert max_length is not None
+                answer = rows[partners[row]]["completion_ids"][: max(1, max_length - len(own["prompt_ids"]))]
+            columns["prompt_ids"].append(own["prompt_ids"])
+            columns["completion_ids"].append(answer)
+            columns["origin"].append(own["origin"])
+        return columns
+
+    return Dataset.from_dict({"fork": list(range(sides * len(rows)))}).with_transform(put_together), partners
+
+
+def log_prob_labels(batch: dict[str, Any]) -> torch.Tensor:
+    """int64 [B, T]: the answers' tokens, -100 elsewhere."""
+    return batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)

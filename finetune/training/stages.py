@@ -1,0 +1,30 @@
+"""The stages that train, by the names of their commands."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hybrid_ft.finetune.training import run as training
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from hybrid_ft.finetune.recipe.schema import Recipe
+
+
+def run(kind: str, recipe: Recipe, console: Console, accept_changes: bool = False, extend: bool = False) -> int:
+    """As ``training.run.run``; ``kind``: sft, or the recipe's section of a preference stage."""
+    return training.run(recipe, stage_of(kind), console, accept_changes, extend)
+
+
+def stage_of(kind: str) -> training.Stage:
+    """A stage's record; TRL's trainer of that stage alone is imported."""
+    if kind == "sft":
+        from hybrid_ft.finetune.training.sft.stage import SFT as stage
+    elif kind == "dpo":
+        from hybrid_ft.finetune.training.dpo.stage import DPO as stage
+    elif kind == "kto":
+        from hybrid_ft.finetune.training.kto.stage import KTO as stage
+    else:
+        raise AssertionError(f"{kind} is no stage")
+    return stage
