@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.data.labels import Only, rated_bad
-from hybrid_ft.finetune.data.messages.answer_lists import as_pairs
+from hybrid_ft.finetune.data.messages.answer_lists import as_pairs, holds_pairs
 from hybrid_ft.finetune.data.messages.beside import NOT_TO_BE_MISSED, is_blank
 from hybrid_ft.finetune.data.messages.column_templates import RUNAWAY_COLUMNS
 from hybrid_ft.finetune.data.messages.columns import pair_format, row_format, suggested
 from hybrid_ft.finetune.data.messages.conversation import Conversation
+from hybrid_ft.finetune.data.messages.joined_answers import joined
 from hybrid_ft.finetune.data.messages.judged_forms import JudgedForm, Label, judged_format, label_of, reader_of
 from hybrid_ft.finetune.data.messages.judgement import Judgement, taken_apart
 from hybrid_ft.finetune.data.messages.pair_forms import PairForm
@@ -60,8 +61,25 @@ def preferences(source: Source, counts: SourceCounts) -> Iterator[tuple[str, Pre
         text = f"data.sources: {source.path}: format: {source.format} is for supervised rows"
         raise InputError(f"{text}; leave it out, the format of pairs is recognised, or set columns")
     opened = open_source(source)
-    opened.rows, read_as = as_pairs(_chosen(source, opened, counts), source, opened.notes)
+    rows = _chosen(source, opened, counts)
+    ahead = list(itertools.islice(rows, _LOOK_AHEAD))
+    opened.rows = itertools.chain(ahead, rows)
+    if (label := _label_of_pairs(source, [row for row in ahead if isinstance(row, Row)])) is not None:
+        opened.notes.append("good and bad answers to one prompt are its pairs")
+        judged = converted(
+            opened, counts, lambda rows: _judged_form(source, label, rows, opened.name), (BadRow, Unusable)
+        )
+        return joined(judged, source.pairs == "all", opened.notes)
+    opened.rows, read_as = as_pairs(opened.rows, source, opened.notes)
     return converted(opened, counts, lambda rows: _pair_form(read_as, rows, opened.name), (BadRow, Unusable))
+
+
+def _label_of_pairs(source: Source, rows: list[Row]) -> Label | None:
+    """The label of answers that are to be joined to pairs; None where rows hold pairs, or nothing says how good they are."""
+    if source.columns is not None:
+        return label_of(source, rows) if reader_of(source, "label") else None
+    label = label_of(source, rows)
+    return label if label is not None and rows and not holds_pairs(rows) and row_format(source, rows) else None
 
 
 def judgements(source: Source, counts: SourceCounts) -> Iterator[tuple[str, Judgement | BadRow | Unusable]]:

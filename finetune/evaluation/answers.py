@@ -38,7 +38,7 @@ def answer_held_out(
         import pyarrow.compute as pc
 
         asked = pc.list_value_length(rows.select_columns(["prompt_ids"]).with_format("arrow")[:]["prompt_ids"])
-        rows = rows.select(pc.indices_nonzero(asked).to_numpy())
+        rows = rows.select(pc.indices_nonzero(asked).to_pylist())
     count = min(wanted.answers, len(rows))
     chosen = rows.select([index * len(rows) // count for index in range(count)]) if count else rows.select([])
     answers = answer(model, tokenizer, list(chosen["prompt_ids"]), end_ids, wanted.max_new_tokens)

@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from refusals import PAIR, PAIRS, RECIPE, ROW, Case, lines
+from refusals import JUDGED, JUDGEMENT, PAIR, PAIRS, RECIPE, ROW, Case, lines
 
 
 def turns(*pairs: Any) -> dict[str, Any]:
@@ -188,6 +188,13 @@ ACCEPTED = [
     Case("accepted: the same row twice", ("rows that are there twice or more, kept: 1",), ("data", "r.yaml"), accepted=True),
 ]  # fmt: skip
 
+JUDGEMENTS: list[tuple[str, dict[str, Any], str]] = [
+    ("a label of stars", {"label": 5}, "label: got 5; must be one of true or false"),
+    ("a label that is a list", {"label": [1]}, "label: got a list"),
+    ("an empty answer", {"completion": ""}, "the assistant's turn is empty"),
+    ("an answer that is a number", {"completion": 3}, "completion: got 3; must be a text"),
+]
+
 CASES = [
     *(of_rows(*each) for each in ROWS),
     *(
@@ -203,6 +210,14 @@ CASES = [
     Case("pairs: all too long", ("max_length",), ("dpo", "r.yaml"), PAIRS, {"pairs.jsonl": lines(PAIR | {"prompt": "q" * 5000})}),
     Case("pairs: both the same", ("data.max_dropped",), ("dpo", "r.yaml"), PAIRS, {"pairs.jsonl": lines(PAIR, PAIR | {"rejected": "Blue."})}),
     Case("pairs: empty", ("pairs.jsonl: 0 rows",), ("dpo", "r.yaml"), PAIRS, {"pairs.jsonl": ""}),
+    *(
+        Case(f"judged: {name}", ("judged.jsonl:2", says), ("kto", "r.yaml"), JUDGED, {"judged.jsonl": lines(JUDGEMENT, JUDGEMENT | row, JUDGEMENT)})
+        for name, row, says in JUDGEMENTS
+    ),
+    Case("judged: no label", ("judged.jsonl:1: no columns that hold judged answers",), ("kto", "r.yaml"), JUDGED, {"judged.jsonl": lines({"prompt": "q", "completion": "a"})}),
+    Case("judged: nobody judged", ("data.max_dropped", "no label"), ("kto", "r.yaml"), JUDGED, {"judged.jsonl": lines(JUDGEMENT, JUDGEMENT | {"label": None})}),
+    Case("judged: one row", ("data.sources: one row cannot be mismatched",), ("kto", "r.yaml"), JUDGED, {"judged.jsonl": lines(JUDGEMENT)}),
+    Case("judged: empty", ("judged.jsonl: 0 rows",), ("kto", "r.yaml"), JUDGED, {"judged.jsonl": ""}),
     *FILES,
     Case("eval: a bad row", ("held.jsonl:1: messages is empty",), recipe=RECIPE.replace("max_length", "eval: {sources: [{path: held.jsonl}]}, max_length"), files={"held.jsonl": lines({"messages": []})}),
     Case("data: a bad row", ("rows.jsonl:1: messages is empty",), ("data", "r.yaml"), files={"rows.jsonl": lines({"messages": []})}),

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from refusals import PAIRS, RECIPE, ROW, Case, lines
+from refusals import JUDGED, PAIRS, RECIPE, ROW, Case, lines
 
 SOURCES = "{sources: [{path: rows.jsonl}], max_length: 256"
 
@@ -171,6 +171,12 @@ KEYS = [
     Case("recipe: a large beta", ("r.yaml:5: dpo.beta: got 5",), ("dpo", "r.yaml"), PAIRS.replace("{pairs_", "{loss: sigmoid, beta: 5, pairs_")),
     Case("recipe: a beta of 0", ("r.yaml:5: dpo.beta: got 0",), ("dpo", "r.yaml"), PAIRS.replace("{pairs_", "{beta: 0, pairs_")),
     Case("recipe: accumulation for pairs", ("r.yaml:3: train.accumulation: got 2",), ("dpo", "r.yaml"), PAIRS.replace("{steps: 1}", "{steps: 1, accumulation: 2}")),
+    changed("a section for judged answers", "output: run", "output: run\nkto: {}", "r.yaml:5: kto: this recipe is for judged answers"),
+    Case("recipe: two stages", ("r.yaml:6: kto: got dpo and kto",), ("data", "r.yaml"), PAIRS + "kto: {}\n"),
+    Case("recipe: a KL term of one row", ("r.yaml:5: kto.rows_per_step: got 1",), ("kto", "r.yaml"), JUDGED.replace("step: 2", "step: 1")),
+    Case("recipe: no weight at all", ("kto.undesirable_weight: got 0",), ("kto", "r.yaml"), JUDGED.replace("{rows_", "{desirable_weight: 0, undesirable_weight: 0, rows_")),
+    Case("recipe: an unknown loss of kto", ("r.yaml:5: kto.loss: got 'apo'",), ("kto", "r.yaml"), JUDGED.replace("{rows_", "{loss: apo, rows_")),
+    Case("recipe: dropout beside kto", ("model.lora.dropout: got 0.1",), ("kto", "r.yaml"), JUDGED.replace("path: tiny", "path: tiny, lora: {dropout: 0.1}")),
     Case("recipe: several mistakes", ("r.yaml:1: model.dtype", "r.yaml:3: train.steps", "r.yaml:4: output"), recipe=RECIPE.replace("tiny", "tiny, dtype: x").replace("steps: 1", "steps: x").replace("output: run", "output: 5"), complaints=3),
 ]  # fmt: skip
 

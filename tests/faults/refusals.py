@@ -19,9 +19,11 @@ from hybrid_ft.hybrid_model.families.olmo_hybrid.model import OlmoHybridForCausa
 MOST_SECONDS = 10.0
 RECIPE = "model: {path: tiny}\ndata: {sources: [{path: rows.jsonl}], max_length: 256}\ntrain: {steps: 1}\noutput: run\n"
 PAIRS = RECIPE.replace("rows.jsonl", "pairs.jsonl") + "dpo: {pairs_per_step: 2}\n"
+JUDGED = RECIPE.replace("rows.jsonl", "judged.jsonl") + "kto: {rows_per_step: 2}\n"
 OF_MODEL = RECIPE.replace("tiny", "model")
 
 ROW = {"messages": [{"role": "user", "content": "Name a colour."}, {"role": "assistant", "content": "Blue."}]}
+JUDGEMENT = {"prompt": "Name a colour.", "completion": "Blue.", "label": True}
 PAIR = {"prompt": "Name a colour.", "chosen": "Blue.", "rejected": "Seven."}
 
 Content = str | bytes | Callable[[Path], None]

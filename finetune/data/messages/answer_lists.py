@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hybrid_ft.errors import InputError, shown
 from hybrid_ft.finetune.data.messages.column_paths import at
 from hybrid_ft.finetune.data.messages.columns import load_column_file
-from hybrid_ft.finetune.data.messages.pair_forms import OUTPUTS, PROMPTS, SIDES
+from hybrid_ft.finetune.data.messages.pair_forms import OUTPUTS, PROMPTS, SIDES, recognise_pairs
 from hybrid_ft.finetune.data.messages.preference import Unusable
 from hybrid_ft.finetune.data.sources import strict_json
 from hybrid_ft.finetune.data.sources.rows import BadRow, Row
@@ -75,6 +75,11 @@ def as_pairs(rows: Iterator[Row | BadRow], source: Source, notes: list[str]) -> 
         notes.append(f"{form[0]} holds the conversation with the chosen answer, {form[1]} the rejected one")
         return _expanded(rows, lambda values: _beside(values, *form)), source
     return rows, source
+
+
+def holds_pairs(rows: list[Row]) -> bool:
+    """Whether the first rows of a source hold pairs, or several answers each."""
+    return recognise_pairs(rows) is not None or _recognised(rows) is not None
 
 
 def _mapped(source: Source) -> tuple[Columns | None, Source]:

@@ -141,32 +141,27 @@ class StepCollator:
         return [round(share * sum(both)) for both in zip(*each, strict=True)]
 
 
-def forks_of(rows: Dataset, bounds: Sequence[int], max_length: int | None) -> tuple[Dataset, list[int]]:
+def forks_of(rows: Dataset, prompts: Sequence[Hashable], bounds: Sequence[int], max_length: int | None) -> Dataset:
     """Every answer at its own prompt and, with ``max_length``, the mismatched one after it, put together when it is asked
-    for: ``prompt_ids``, ``completion_ids`` and ``origin``; and for each row its partner."""
-    partners = list(range(len(rows)))
-    if max_length is not None:
-        prompts = rows["prompt_ids"]
-        for first, last in pairwise(bounds):
-            step = [tuple(prompts[row]) for row in range(first, last)]
-            partners[first:last] = [first + partner for partner in partners_of(step)]
+    for: ``prompt_ids``, ``completion_ids`` and ``origin``. ``prompts`` stand for the rows' prompts."""
     sides = 1 if max_length is None else 2
+    partners = [first + partner for first, last in pairwise(bounds) for partner in partners_of(prompts[first:last])]
 
     def put_together(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        forks = [divmod(fork, sides) for fork in batch["fork"]]
+        answers = [partners[row] if mismatched else row for row, mismatched in forks]
+        wanted = sorted({row for row, _ in forks} | set(answers))
+        place, members = {row: number for number, row in enumerate(wanted)}, rows[wanted]
         columns: dict[str, list[Any]] = {"prompt_ids": [], "completion_ids": [], "origin": []}
-        for fork in batch["fork"]:
-            row, mismatch = divmod(fork, sides)
-            own = rows[row]
-            answer = own["completion_ids"]
-            if mismatch:
-                assert max_length is not None
-                answer = rows[partners[row]]["completion_ids"][: max(1, max_length - len(own["prompt_ids"]))]
-            columns["prompt_ids"].append(own["prompt_ids"])
-            columns["completion_ids"].append(answer)
-            columns["origin"].append(own["origin"])
+        for (row, mismatched), answer in zip(forks, answers, strict=True):
+            prompt, completion = members["prompt_ids"][place[row]], members["completion_ids"][place[answer]]
+            room = max(1, max_length - len(prompt)) if mismatched and max_length is not None else None
+            columns["prompt_ids"].append(prompt)
+            columns["completion_ids"].append(completion[:room])
+            columns["origin"].append(members["origin"][place[row]])
         return columns
 
-    return Dataset.from_dict({"fork": list(range(sides * len(rows)))}).with_transform(put_together), partners
+    return Dataset.from_dict({"fork": list(range(sides * len(rows)))}).with_transform(put_together)
 
 
 def log_prob_labels(batch: dict[str, Any]) -> torch.Tensor:

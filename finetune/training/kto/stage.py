@@ -66,10 +66,15 @@ class Split:
     def of(cls, rows: Dataset, recipe: Recipe) -> Split:
         kto = _section(recipe)
         prompts = [digest_of_tokens([prompt]) for prompt in rows["prompt_ids"]]
-        rows = rows.select(order_of(prompts, recipe.train.seed))
+        order = order_of(prompts, recipe.train.seed)
+        rows, bounds = rows.select(order), bounds_of(len(rows), kto.rows_per_step)
         most = recipe.data.max_length if kto.has_kl else None
-        forks, _ = forks_of(rows, bounds_of(len(rows), kto.rows_per_step), most)
-        digests = [digest_of_tokens(fork[name] for name in ANSWERS.tokens) for fork in forks]
+        forks = forks_of(rows, [prompts[row] for row in order], bounds, most)
+        digests = [
+            digest_of_tokens(tokens)
+            for batch in forks.iter(1000)
+            for tokens in zip(*(batch[name] for name in ANSWERS.tokens), strict=True)
+        ]
         return cls(rows, forks, digests)
 
     def with_reference(self, values: Values) -> Dataset:

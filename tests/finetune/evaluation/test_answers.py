@@ -1,6 +1,7 @@
 """What is shown of answers before and after, and what counts as an invented value."""
 
 import io
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -48,3 +49,20 @@ def test_the_table_and_three_examples() -> None:
 )
 def test_invented_values(answer: str, reference: str, count: tuple[int, int]) -> None:
     assert invented(answer, reference) == count
+
+
+def test_rows_of_a_file_that_ask_nothing_are_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows that are asked stand side by side in a file read bit by bit, as held-out rows do."""
+    from datasets import Dataset
+
+    from hybrid_ft.finetune.evaluation import answers
+    from hybrid_ft.finetune.recipe.schema import Evaluate
+
+    rows = [{"prompt_ids": [5] * (number > 1), "answer": "a", "origin": f"r:{number}"} for number in range(2500)]
+    Dataset.from_list(rows).save_to_disk(str(tmp_path / "rows"))
+    asked: list[int] = []
+    monkeypatch.setattr(
+        answers, "answer", lambda model, tokenizer, prompts, *rest: asked.append(len(prompts)) or ["a"] * len(prompts)
+    )
+    found = answers.answer_held_out(None, None, Dataset.load_from_disk(str(tmp_path / "rows")), [], Evaluate(answers=3))  # type: ignore[arg-type]
+    assert asked == [3] and [line["origin"] for line in found] == ["r:2", "r:834", "r:1667"]

@@ -44,7 +44,7 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int, how: str) -> None:
     "model",
     [
         {},
-        LORA,
+        pytest.param(LORA, marks=pytest.mark.slow),
         pytest.param({"dtype": "bfloat16"}, marks=pytest.mark.slow),
         pytest.param(LORA | {"dtype": "bfloat16"}, marks=pytest.mark.slow),
     ],
