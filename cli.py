@@ -5,6 +5,7 @@ Heavy libraries are imported inside the commands, so that help and refusals are 
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
@@ -96,6 +97,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status. 2: bad input, 130: interrupted; a bug keeps its traceback."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    logging.getLogger("bitsandbytes").setLevel(
+        logging.ERROR
+    )  # PEFT imports it where it is installed, and it reports there
     if not sys.warnoptions:  # libraries speaking to one another's authors
         for category in (FutureWarning, DeprecationWarning):
             warnings.filterwarnings("ignore", category=category, module=LIBRARIES)

@@ -8,9 +8,11 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
+from peft import PeftModel
 from transformers import GenerationConfig, set_seed
 
 import hybrid_ft
+from hybrid_ft.finetune.recipe.schema import changed
 from hybrid_ft.finetune.runs import device
 from hybrid_ft.hybrid_model import adapters
 from hybrid_ft.hybrid_model.checkpoint import tokenizer as tokenizers
@@ -19,11 +21,11 @@ from hybrid_ft.hybrid_model.checkpoint.config import find_folder
 from hybrid_ft.hybrid_model.checkpoint.merge_in_memory import merge_in_memory
 from hybrid_ft.hybrid_model.checkpoint.new_tokens import add_rows, add_tokens
 from hybrid_ft.hybrid_model.families.known import family_of
+from hybrid_ft.hybrid_model.quantised import known_to_peft, quantise, size
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from hybrid_ft.finetune.recipe.schema import Recipe
@@ -73,9 +75,10 @@ def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrained
     place in bfloat16 hardly moves. Frozen weights, under LoRA, lose nothing.
     """
     wanted, lora = recipe.model, recipe.model.lora
+    dtype = torch.bfloat16 if in_bfloat16(recipe) and lora else torch.float32
     model = hybrid_ft.load(
         wanted.path,
-        dtype=torch.bfloat16 if in_bfloat16(recipe) and lora else torch.float32,
+        dtype=dtype,
         from_scratch=wanted.from_scratch,
         vocab_size=math.ceil(len(tokenizer) / 64) * 64 if wanted.from_scratch else None,
         seed=recipe.train.seed,
@@ -89,18 +92,39 @@ def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrained
         # a preset's is of its own tokenizer; in another one that id may be a word, and would get no gradient
         model.get_input_embeddings().padding_idx = tokenizer.pad_token_id
     set_seed(recipe.train.seed)
+    folder = None
     if wanted.adapter:
         folder = find_folder(wanted.adapter, weights=True)
         check_base(folder, wanted.path)
         if (folder / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(str(folder))
-        if not wanted.merge_adapter:
-            assert lora is not None, "an adapter that goes on training is LoRA"
-            return open_adapter(model, folder, trained=True, dropout=lora.dropout)
-        merge_in_memory(model, folder)
-    add_rows(model, pieces)
-    tokenizers.check_vocabulary(tokenizer, model.config)
-    return adapters.add_lora(model, **lora.adapters, token_rows=sorted(pieces)) if lora else model
+        if wanted.merge_adapter:
+            merge_in_memory(model, folder)
+    going_on = None if wanted.merge_adapter else folder
+    if going_on is None:
+        add_rows(model, pieces)
+        tokenizers.check_vocabulary(tokenizer, model.config)
+    if lora is None:
+        return model
+    if wanted.quantize:
+        quantise(model, wanted.quantize, dtype)
+    with known_to_peft(model, wanted.quantize):
+        if going_on is not None:
+            return open_adapter(model, going_on, trained=True, dropout=lora.dropout)
+        return adapters.add_lora(model, **lora.adapters, token_rows=sorted(pieces))
+
+
+def on_whole_base(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, trained: PeftModel) -> PeftModel:
+    """The adapter that was trained on a quantised base, on the base as it was: that is what can be merged."""
+    whole = load_model(changed(recipe, "model", quantize=None), tokenizer)
+    assert isinstance(whole, PeftModel)
+    there = dict(whole.named_parameters())
+    with torch.no_grad():
+        for name, parameter in trained.named_parameters():
+            if parameter.requires_grad:
+                there[name].copy_(parameter)
+    whole.generation_config = trained.generation_config
+    return whole.eval()
 
 
 def trained_adapter(recipe: Recipe, folder: Path) -> PeftModel:
@@ -127,13 +151,14 @@ def freeze_routers(model: PreTrainedModel) -> None:
 
 
 def describe_model(recipe: Recipe, model: torch.nn.Module) -> str:
-    whole = sum(parameter.numel() for parameter in model.parameters())
+    whole = sum(size(parameter) for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     wanted, how = recipe.model, "all trained"
     if wanted.lora:
         goes_on = wanted.adapter and not wanted.merge_adapter
         layers = " ".join(wanted.lora.modules or [wanted.lora.targets])
         which = wanted.adapter if goes_on else f"LoRA on {layers}, rank {wanted.lora.rank}"
-        how = f"{which}: {trained:,} trained ({trained / whole:.2%})"
+        base = f", base in {wanted.quantize}" if wanted.quantize else ""
+        how = f"{which}{base}: {trained:,} trained ({trained / whole:.2%})"
     merged = f" with {wanted.adapter} merged" if wanted.merge_adapter else ""
     return f"{wanted.path}{merged}: {whole:,} parameters, {how}"

@@ -17,7 +17,7 @@ from hybrid_ft.finetune.data.reading import conversations
 from hybrid_ft.finetune.data.report.account import CUT, IN_PIECES, Example, Part
 from hybrid_ft.finetune.data.report.rows import RowCounts
 from hybrid_ft.finetune.data.sources.rows import BadRow
-from hybrid_ft.finetune.data.token_store import TOKENS, TokenStore, Way
+from hybrid_ft.finetune.data.token_store import TOKENS, WEIGHTS, TokenStore, Way
 from hybrid_ft.finetune.data.tokens.encode import Encoded, encode
 from hybrid_ft.finetune.data.tokens.encoder import Encoder
 from hybrid_ft.finetune.data.tokens.texts import EncodedText, encode_texts
@@ -32,6 +32,7 @@ _SCHEMA = pa.schema(
     [
         ("input_ids", TOKENS),
         ("labels", TOKENS),
+        ("weights", WEIGHTS),
         ("origin", pa.string()),
         ("prompt_ids", TOKENS),
         ("answer", pa.string()),
@@ -52,7 +53,7 @@ def way_of_rows(
         bad_rows_stop=data.on_bad_row == "error",
         mentions=encoder.template.mentions,
         schema=_SCHEMA,
-        trained_columns=("input_ids", "labels", "origin"),
+        trained_columns=("input_ids", "labels", "weights", "origin"),
     )
 
 
@@ -99,6 +100,11 @@ def _fit(row: Encoded | EncodedText, data: Data) -> tuple[Encoded | EncodedText 
             raise Unusable(_LONG, f"has {length:,} tokens; data.max_length is {most:,}")
         row.turns = [(first, min(last, most - 1)) for first, last in row.turns if first < most]
         row.ids = row.ids[:most]
+        row.weights = row.weights and row.weights[:most]
+        if not row.sizes()["trained"]:
+            raise Unusable(
+                _LONG, f"has {length:,} tokens, none of the first {most:,} trained; data.max_length is {most:,}"
+            )
     return row, row.happened() | {CUT: length > most}
 
 

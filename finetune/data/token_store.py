@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _BATCH = 256  # rows encoded at a time
 
 TOKENS = pa.list_(pa.int32())
+WEIGHTS = pa.list_(pa.float32())
 BAD_ROW_FIX = "Fix it, or set data.on_bad_row: skip"
 _ALWAYS = {RUNAWAY: "Set model.chat_template to another one", RUNAWAY_COLUMNS: "Fix the template in columns"}
 

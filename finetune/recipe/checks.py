@@ -64,6 +64,20 @@ def contradictions(recipe: Recipe) -> Iterator[Wrong]:
         )
     yield from _adapter(model)
     yield from _template_arguments(model)
+    if model.quantize and not model.lora:
+        yield Wrong(("model", "quantize"), f"got {model.quantize}; needs model.lora: such weights cannot be trained")
+    if model.quantize and model.lora and model.lora.dora:
+        yield Wrong(
+            ("model", "lora", "dora"),
+            "got true; would learn the row lengths of the rounded weights, which the base has not; leave it out",
+            (("model", "quantize"),),
+        )
+    if model.quantize and model.lora and model.lora.init.startswith(("pissa", "olora")):
+        yield Wrong(
+            ("model", "lora", "init"),
+            f"got {model.lora.init}; takes its factors out of weights that {model.quantize} has rounded; leave it out",
+            (("model", "quantize"),),
+        )
     yield from _new_tokens(model)
     yield from _lora(recipe)
     if model.path in SHAPE_PRESETS and not model.from_scratch:

@@ -26,6 +26,7 @@ from hybrid_ft.hybrid_model.checkpoint.load import open_plain
 from hybrid_ft.hybrid_model.checkpoint.new_tokens import resize
 from hybrid_ft.hybrid_model.checkpoint.save import save, verify
 from hybrid_ft.hybrid_model.checkpoint.torch_functions import torch_functions
+from hybrid_ft.hybrid_model.quantised import known_to_peft, quantise
 
 # float32 sums in another order; the same weights through transformers' own layers stay well below these
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
@@ -35,7 +36,8 @@ _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 class Exporter:
     """Writes results into ``folder``, each with the tokenizer, its chat template, and how answers end and are sampled.
 
-    ``base``: the folder, hub name or preset that a LoRA adapter is to be opened on; ``revision``: of a hub name.
+    ``base``: the folder, hub name or preset that a LoRA adapter is to be opened on; ``revision``: of a hub name;
+    ``quantize``: how the base was kept while the adapter was trained.
     """
 
     folder: Path
@@ -43,6 +45,7 @@ class Exporter:
     defaults: GenerationDefaults
     base: str
     revision: str | None = None
+    quantize: str | None = None
 
     def whole(self, model: PreTrainedModel, name: str = "model") -> Path:
         """All weights in the released layout; what was saved is opened in plain transformers and must agree.
@@ -80,7 +83,11 @@ class Exporter:
             self.tokenizer.save_pretrained(str(staged))
             self.defaults.config.save_pretrained(staged)
             resize(plain, vocabulary)
-            _agree(PeftModel.from_pretrained(plain, str(staged)), model, staged)
+            if self.quantize:
+                quantise(plain, self.quantize, model.dtype)
+            with known_to_peft(plain, self.quantize):
+                opened = PeftModel.from_pretrained(plain, str(staged))
+            _agree(opened, model, staged)
         return self.folder / name
 
     @contextmanager
@@ -108,22 +115,26 @@ def _sort_target_modules(path: Path) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
 
 
-@torch.no_grad()
 def _agree(opened: PeftModel, trained: PeftModel, folder: Path) -> None:
-    """The two give the same logits on a made-up row."""
+    """The two give the same logits."""
+    error = relative_error(opened, trained)
+    if not error <= _TOLERANCE[next(trained.parameters()).dtype]:
+        raise RuntimeError(
+            f"{folder}: what was saved gives other logits in plain transformers (relative error {error:.2e})"
+        )
+
+
+@torch.no_grad()
+def relative_error(other: PreTrainedModel | PeftModel, trained: PeftModel) -> float:
+    """How far the other model's logits of a made-up row are from the trained one's, in relative L2."""
     was_training, device = trained.training, next(trained.parameters()).device
     vocabulary = trained.get_input_embeddings().weight.shape[0]
     row = torch.randint(vocabulary, (1, 48), generator=torch.Generator().manual_seed(0)).to(device)
-    opened, dtype = opened.to(device).eval(), next(trained.parameters()).dtype
+    other, dtype = other.to(device).eval(), next(trained.parameters()).dtype
     # what is trained whole is in float32, on a base that is not
     half = torch.autocast(device.type, dtype, cache_enabled=False) if dtype == torch.bfloat16 else nullcontext()
     with torch_functions(), half:
         here = trained.eval()(input_ids=row, use_cache=False).logits.float()
-        there = opened(input_ids=row, use_cache=False).logits.float()
+        there = other(input_ids=row, use_cache=False).logits.float()
     trained.train(was_training)
-    error = float((here - there).norm() / here.norm())
-    limit = _TOLERANCE[dtype]
-    if not error <= limit:
-        raise RuntimeError(
-            f"{folder}: what was saved gives other logits in plain transformers (relative error {error:.2e})"
-        )
+    return float((here - there).norm() / here.norm())

@@ -22,7 +22,7 @@ from hybrid_ft.finetune.evaluation import answers
 from hybrid_ft.finetune.machines.hardware import check_hardware
 from hybrid_ft.finetune.runs import checkpoints, device
 from hybrid_ft.finetune.runs.console import duration, say
-from hybrid_ft.finetune.runs.export import Exporter
+from hybrid_ft.finetune.runs.export import Exporter, relative_error
 from hybrid_ft.finetune.runs.folder import RunFolder
 from hybrid_ft.finetune.runs.identity import run_identity, tokenizer_digest
 from hybrid_ft.finetune.runs.launcher import agreed
@@ -187,7 +187,7 @@ def _run(recipe: Recipe, stage: Stage, folder: RunFolder, console: Console, stop
         return 0
     with console.status("measuring after the training"):
         after = _measure(stage, start, trainer, defaults, "after")
-    results = export(trainer, recipe, folder, tokenizer, defaults)
+    results = export(trainer, recipe, folder, tokenizer, defaults, start.say)
     stage.show(start, before, after)
     folder.finish(step=plan.steps, results=[path.name for path in results], held_out=after["held_out"])
     start.say(f"done in {duration(time.perf_counter() - began)}")
@@ -307,15 +307,23 @@ def export(
     folder: RunFolder,
     tokenizer: PreTrainedTokenizerBase,
     defaults: GenerationDefaults,
+    say: Callable[[str], None],
 ) -> list[Path]:
     """Every result, verified; the last is the one to talk to."""
     model: Any = seams.without_fused_head(trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False))
     wanted = recipe.model
-    exporter = Exporter(folder.path, tokenizer, defaults, wanted.path, wanted.revision)
+    exporter = Exporter(folder.path, tokenizer, defaults, wanted.path, wanted.revision, wanted.quantize)
     if not wanted.lora:
         return [exporter.whole(model.to(torch.bfloat16) if models.in_bfloat16(recipe) else model)]
     # an adapter on a base that was merged in memory would have nothing to be opened on
     results = [] if wanted.merge_adapter else [exporter.adapter(model)]
     if wanted.lora.merge:
+        if wanted.quantize:
+            whole = models.on_whole_base(recipe, tokenizer, model)
+            off = relative_error(whole, model)
+            say(
+                f"merged    onto the base as it was: logits {off:.1%} from those of the training, on its {wanted.quantize} base"
+            )
+            model = whole
         results.append(exporter.whole(merged(model), "merged"))
     return results

@@ -54,23 +54,25 @@ def steady_jobs(harness: Harness, steady_base: Path) -> dict[str, Job]:
 
 
 def make_jobs(place: Path, base: Path) -> dict[str, Job]:
-    """sft-full, sft-lora, dpo-full and dpo-lora: 24 rows, 8 steps over two to three passes, a checkpoint at every step."""
+    """sft-full, -weights and -lora, dpo-full and -lora: 24 rows, 8 steps over two to three passes, a checkpoint at every step."""
     chance = random.Random(0)
     place.mkdir()
-    sft, dpo = [], []
+    sft, dpo, weighted = [], [], []
     for index in range(24):
         letter = chance.choice(LETTERS)
         question = "".join(chance.choices(LETTERS, k=chance.randint(4, 16)))
         user = {"role": "user", "content": f"{question} {letter}?"}
         sft.append({"messages": [user, {"role": "assistant", "content": letter * chance.randint(1, 9)}]})
+        weighted.append(sft[-1] | {"weight": (0.1, 1.0, None)[index % 3]})
         answers = [{"role": "assistant", "content": word * chance.randint(1, 6)} for word in (letter, "x")]
         dpo.append({"chosen": [user, answers[0]], "rejected": [user, answers[1] | {"content": f"{index} no"}]})
-    for name, rows in (("rows", sft), ("pairs", dpo)):
+    for name, rows in (("rows", sft), ("weighted", weighted), ("pairs", dpo)):
         (place / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     head = f"model: {{path: {base}, lora: %s}}\ndata: {{sources: [{{path: %s.jsonl}}], max_length: 96}}\n"
     train = "train: {steps: 8, save_every: 1, keep: 2, learning_rate: 1.0e-2, batch_tokens: %d, batch_size: 6}\n"
     texts = {
         "sft-full": head % ("null", "rows") + train % 200,
+        "sft-weights": head % ("null", "weighted") + train % 200,
         "sft-lora": head % (LORA, "rows") + train % 200,
         "dpo-full": head % ("null", "pairs") + train % 400 + "dpo: {pairs_per_step: 7}\n",
         "dpo-lora": head % (PAIR_LORA, "pairs") + train % 400 + "dpo: {pairs_per_step: 7}\n",

@@ -131,6 +131,7 @@ RULES: dict[str, Rule] = {
     "model.chat_template": or_null(text),
     "model.chat_template_kwargs": lambda value: value is None,
     "model.chat_template_kwargs.a": lambda value: value == 1,
+    "model.quantize": or_null(one_of("nf4", "int8")),
     "model.gradient_checkpointing": lambda value: value is None or flag(value) or value == "selective",
     "model.adapter": or_null(text),
     "model.merge_adapter": flag,

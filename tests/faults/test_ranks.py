@@ -15,6 +15,7 @@ CASES = {
         "sft-full",
         ("train.steps=6", "data.packing=false", "train.batch_size=3", "train.rows_per_step=6"),
     ),
+    "sft-weights": ("sft-weights", ("train.steps=6", "train.accumulation=2")),
     "sft-lora": ("sft-lora", ("train.steps=6", "model.lora.dropout=0", "train.accumulation=2")),
     "sft-bfloat16": ("sft-full", ("train.steps=6", "model.dtype=bfloat16", "train.accumulation=2")),
     "dpo": ("dpo-full", ("train.steps=6", "train.learning_rate=1e-3")),
@@ -51,7 +52,14 @@ def run_in_two(harness, job, output: Path) -> None:
 
 
 @pytest.mark.parametrize("how", [*HOW])
-@pytest.mark.parametrize("case", ["sft-packed", pytest.param("dpo", marks=pytest.mark.faults)])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "sft-packed",
+        pytest.param("sft-weights", marks=pytest.mark.faults),
+        pytest.param("dpo", marks=pytest.mark.faults),
+    ],
+)
 def test_two_processes_take_the_steps_of_one(harness, steady_jobs, case, how):
     one_takes_the_steps_of_two(harness, steady_jobs, case, how)
 

@@ -40,6 +40,7 @@ def start(tmp_path: Path, tiny_base: Path, tiny_tokenizer: Any, monkeypatch: pyt
         seed: int = 0,
         accept: bool = False,
         extend: bool = False,
+        weights: bool = False,
         **sections: Any,
     ) -> Start:
         from rich.console import Console
@@ -58,7 +59,7 @@ def start(tmp_path: Path, tiny_base: Path, tiny_tokenizer: Any, monkeypatch: pyt
                 "output": str(tmp_path / output),
             }
         )
-        prepared = go.prepared = random_rows(rows, held_out, seed, recipe, tiny_tokenizer.chat_template)
+        prepared = go.prepared = random_rows(rows, held_out, seed, recipe, tiny_tokenizer.chat_template, weights)
         stage = replace(sft.SFT, prepare=lambda recipe, tokenizer: prepared)
         screen = io.StringIO()
         status = run(recipe, stage, Console(file=screen, width=200), accept, extend)
@@ -67,8 +68,11 @@ def start(tmp_path: Path, tiny_base: Path, tiny_tokenizer: Any, monkeypatch: pyt
     return go
 
 
-def random_rows(rows: int, held_out: int, seed: int, recipe: Any, chat_template: str) -> Any:
-    """What ``prepare`` gives: rows of 5 to 20 tokens, the first third of each not trained on, packed in order."""
+def random_rows(rows: int, held_out: int, seed: int, recipe: Any, chat_template: str, weights: bool = False) -> Any:
+    """What ``prepare`` gives: rows of 5 to 20 tokens, the first third of each not trained on, packed in order.
+
+    ``weights``: tokens of two rows in three weigh 0.01 to 1 in the loss.
+    """
     from datasets import Dataset
 
     chance = random.Random(seed)
@@ -83,6 +87,11 @@ def random_rows(rows: int, held_out: int, seed: int, recipe: Any, chat_template:
             columns["origin"].append(f"{name}:{index + 1}")
             columns["prompt_ids"].append(ids[:prompt])
             columns["answer"].append("ab")
+        if weights:
+            columns["weights"] = [
+                [] if index % 3 == 1 else [chance.choice((0.01, 0.25, 1.0)) for _ in ids]
+                for index, ids in enumerate(columns["input_ids"])
+            ]
         return Dataset.from_dict(columns)
 
     def pack(dataset: Any) -> list[list[int]] | None:

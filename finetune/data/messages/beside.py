@@ -70,14 +70,14 @@ def is_blank(value: Any) -> bool:
     return value in (None, "", [], {}) or (isinstance(value, str) and value.strip() in ("", "[]", "{}", "null"))
 
 
-def row_mark(values: Values) -> float | None:
-    """The row's own mark, 1; None where it has none. Raises BadRow for a row that is not to be trained."""
+def row_mark(values: Values) -> float:
+    """The row's own weight, above 0. Raises BadRow for a row that is not to be trained."""
     mark = mark_of(values, "", "row")
     if mark == 0:
         name = next(name for name in MARKS if not is_blank(values.get(name)))
         text = f"{name}: got {shown(values[name])}; the row says that it is not trained"
         raise BadRow(KIND, f"{text}; leave such rows out, with only: {{{name}: true}} beside the source's path")
-    return mark
+    return 1.0 if mark is None else mark
 
 
 def left_beside_turns(values: Values) -> set[str]:
@@ -89,7 +89,7 @@ def _history(value: Any) -> Messages:
     """Earlier turns: a list of [question, answer], or of messages."""
     messages: Messages = []
     if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
-        return messages_from(value, "history", set(), set())
+        return messages_from(value, "history", set(), {})
     if value is not None and not isinstance(value, list):
         raise BadRow("wrong type", f"history: got {shown(value)}; must be a list of [question, answer] pairs")
     for index, pair in enumerate(value or []):

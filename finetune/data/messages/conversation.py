@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hybrid_ft.finetune.data.messages.calls import settled
+from hybrid_ft.finetune.data.messages.noticed import WEIGHTED
+from hybrid_ft.finetune.data.messages.training_marks import Weights
 from hybrid_ft.finetune.data.sources.rows import BadRow
 
 NOTHING_TO_LEARN = "nothing to learn"
@@ -22,17 +24,22 @@ class Conversation:
     ``tool_calls`` (a list of ``{"type": "function", "function": {"name", "arguments": {...}}}``), the released Olmo
     templates' ready-made ``function_calls`` and ``functions`` (text), ``reasoning_content``, ``name`` and
     ``tool_call_id``. ``tools`` is None where there are none. ``unused`` names the message fields that were left out,
-    ``untrained`` the assistant's messages, by index, that are there to be read and not to be learned; ``noticed`` counts
-    what was come upon, by the keys of ``noticed.NOTES``; ``template_arguments`` are what the row gives its chat template
+    ``weights`` those in the loss of the assistant's messages, by index, that have other ones than 1; ``noticed`` counts what
+    was come upon, by the keys of ``noticed.NOTES``; ``template_arguments`` are what the row gives its chat template
     beside the messages.
     """
 
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None = None
     unused: set[str] = field(default_factory=set)
-    untrained: set[int] = field(default_factory=set)
+    weights: dict[int, Weights] = field(default_factory=dict)
     noticed: dict[str, int] = field(default_factory=dict)
     template_arguments: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def untrained(self) -> set[int]:
+        """The assistant's messages, by index, that are there to be read and not to be learned."""
+        return {index for index, weights in self.weights.items() if not any(weight for _, weight in weights)}
 
     def asked(self) -> str:
         """The users' turns before the first answer, white space folded: equal for rows that ask the same first."""
@@ -46,7 +53,7 @@ class Conversation:
 
     def whole(self) -> str:
         """Equal for conversations that are trained alike."""
-        parts = [self.messages, self.tools, sorted(self.untrained), self.template_arguments]
+        parts = [self.messages, self.tools, sorted(self.weights.items()), self.template_arguments]
         return json.dumps(parts, sort_keys=True)
 
     def opposite(self) -> None:
@@ -67,6 +74,8 @@ def finished(conversation: Conversation, where: str, labels: Sequence[str] = ())
     row = conversation
     row.messages, row.tools, noticed = settled(row.messages, row.tools)
     row.noticed |= noticed
+    if weighted := len(row.weights.keys() - row.untrained):
+        row.noticed[WEIGHTED] = weighted
     return checked(row, where, labels)
 
 

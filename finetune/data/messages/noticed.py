@@ -6,6 +6,7 @@ TEXT_LISTS, NO_LISTS = "message_lists_as_text", "texts_like_message_lists"
 PADDING = "nulls_left_out_of_tools"
 UNLISTED, IN_SYSTEM = "calls_of_unlisted_tools", "calls_of_tools_in_system_text"
 CONSECUTIVE = "assistant_turns_in_a_row"
+WEIGHTED = "turns_with_weights"
 SCORES_REVERSED = "chosen_scored_below_rejected"
 
 NOTES = {
@@ -15,6 +16,7 @@ NOTES = {
     UNLISTED: "calls of tools that the {unit} does not list",
     IN_SYSTEM: "calls of tools that only the system text names",
     CONSECUTIVE: "assistant turns right behind another one, each trained to its own end token",
+    WEIGHTED: "turns that weigh less than others in the loss, or whose parts do",
     SCORES_REVERSED: "{unit}s whose chosen answer has the lower score",
 }
 """How a note puts each."""
@@ -24,5 +26,6 @@ UNITS = {
     UNLISTED: "calls",
     IN_SYSTEM: "calls",
     CONSECUTIVE: "turns",
+    WEIGHTED: "turns",
 }
 """What a count counts, where it is not rows."""

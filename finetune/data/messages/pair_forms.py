@@ -25,7 +25,7 @@ from hybrid_ft.finetune.data.messages.beside import (
 )
 from hybrid_ft.finetune.data.messages.noticed import SCORES_REVERSED
 from hybrid_ft.finetune.data.messages.preference import Messages, Preference, Unusable, preference_from
-from hybrid_ft.finetune.data.messages.training_marks import KIND
+from hybrid_ft.finetune.data.messages.training_marks import KIND, Weights, first_mark
 from hybrid_ft.finetune.data.messages.transcripts import is_transcript, split_transcript
 from hybrid_ft.finetune.data.messages.turns import refuse_media, text_from, turns_from
 from hybrid_ft.finetune.data.sources.rows import BadRow, Row, repr_number
@@ -137,7 +137,10 @@ def _paired(values: Values, prompt: str | None, chosen: str, rejected: str) -> P
     system = system_from(values)
     sides = [with_system(messages, system) for messages in sides]
     refuse_media(values)
-    row_mark(values)
+    if (weight := row_mark(values)) != 1:
+        raise BadRow(
+            KIND, f"{first_mark(values)}: got {weight:g}; pairs have no weights, so leave the column or the pair out"
+        )
     pair = preference_from(sides[0], sides[1], row_tools(values), unused)
     if (scores := _scores(values, chosen, rejected)) and scores[0] < scores[1]:
         pair.noticed[SCORES_REVERSED] = 1
@@ -176,12 +179,12 @@ def _side(values: Values, column: str, unused: set[str]) -> Messages:
 
 
 def _turns(value: Any, column: str, unused: set[str]) -> Messages:
-    """Messages, one alone or a list. Raises BadRow for an answer that its own mark takes from the training."""
-    untrained: set[int] = set()
-    messages = turns_from(value, column, unused, untrained)
-    if column in (*SIDES, *OUTPUTS) and len(messages) - 1 in untrained:
-        rule = "both answers of a pair are compared, so leave the mark or the pair out"
-        raise BadRow(KIND, f"{column}[{len(messages) - 1}]: says that it is not trained; {rule}")
+    """Messages, one alone or a list. Raises BadRow for an answer that its own marks take from the training, or lessen."""
+    weights: dict[int, Weights] = {}
+    messages = turns_from(value, column, unused, weights)
+    if column in (*SIDES, *OUTPUTS) and len(messages) - 1 in weights:
+        rule = "both answers of a pair are compared whole, so leave the mark or the pair out"
+        raise BadRow(KIND, f"{column}[{len(messages) - 1}]: says that it is not trained, or not fully; {rule}")
     return messages
 
 

@@ -18,6 +18,7 @@ from hybrid_ft.finetune.data.messages.beside import (
 )
 from hybrid_ft.finetune.data.messages.conversation import Conversation, finished
 from hybrid_ft.finetune.data.messages.plain_text import PlainText, is_plain, plain_text
+from hybrid_ft.finetune.data.messages.training_marks import Weights, scaled
 from hybrid_ft.finetune.data.messages.turns import (
     messages_from,
     refuse_media,
@@ -95,7 +96,7 @@ def _turn_form(column: str, kind: str) -> Form:
 
     def convert(values: Values) -> Conversation:
         row = Conversation([])
-        turns = turns_from(_column(values, column), column, row.unused, row.untrained)
+        turns = turns_from(_column(values, column), column, row.unused, row.weights)
         _set_messages(row, with_system(turns, system_from(values)), turns)
         row.unused |= left_beside_turns(values)
         labels = [column] * (len(row.messages) - len(turns)) + [f"{column}[{index}]" for index in range(len(turns))]
@@ -106,9 +107,9 @@ def _turn_form(column: str, kind: str) -> Form:
 
 
 def _set_messages(row: Conversation, messages: Messages, last: Messages) -> None:
-    """Messages that end in ``last``, of which ``untrained`` are known by their index."""
+    """Messages that end in ``last``, of which ``weights`` are known by their index."""
     ahead = len(messages) - len(last)
-    row.messages, row.untrained = messages, {index + ahead for index in row.untrained}
+    row.messages, row.weights = messages, {index + ahead: weights for index, weights in row.weights.items()}
 
 
 def _column(values: Values, name: str) -> Any:
@@ -123,7 +124,7 @@ def _answered(values: Values, asked: str, answered: str) -> Conversation:
     row = Conversation([])
     question, answer = _column(values, asked), _column(values, answered)
     if isinstance(question, list):
-        row.messages = turns_from(question, asked, row.unused, row.untrained)
+        row.messages = turns_from(question, asked, row.unused, row.weights)
         row.unused |= left_beside_turns(values)
         labels = [f"{asked}[{index}]" for index in range(len(question))]
     else:
@@ -133,9 +134,9 @@ def _answered(values: Values, asked: str, answered: str) -> Conversation:
     _set_messages(row, with_system(turns, system_from(values)), turns)
     labels = ["system"] * (len(row.messages) - len(turns)) + labels
     if isinstance(answer, list):
-        untrained: set[int] = set()
-        turns = turns_from(answer, answered, row.unused, untrained)
-        row.untrained |= {len(row.messages) + index for index in untrained}
+        of_answer: dict[int, Weights] = {}
+        turns = turns_from(answer, answered, row.unused, of_answer)
+        row.weights |= {len(row.messages) + index: weights for index, weights in of_answer.items()}
         labels += [f"{answered}[{index}]" for index in range(len(turns))]
     else:
         turns = [{"role": "assistant", "content": text_from(answer, answered)}]
@@ -147,6 +148,8 @@ def _answered(values: Values, asked: str, answered: str) -> Conversation:
 def _done(row: Conversation, values: Values, where: str, labels: list[str]) -> Conversation:
     """The row with what stands beside its turns, checked."""
     refuse_media(values)
-    row_mark(values)
+    if (weight := row_mark(values)) != 1:
+        answers = [index for index, message in enumerate(row.messages) if message["role"] == "assistant"]
+        row.weights = {index: scaled(row.weights.get(index, [(None, 1.0)]), weight) for index in answers}
     row.tools = row_tools(values)
     return finished(row, where, labels)

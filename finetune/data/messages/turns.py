@@ -9,7 +9,7 @@ from typing import Any
 from hybrid_ft.errors import shown
 from hybrid_ft.finetune.data.messages.calls import tool_calls_from
 from hybrid_ft.finetune.data.messages.conversation import PASSED_ON, has_calls
-from hybrid_ft.finetune.data.messages.training_marks import KIND, MARKS, first_mark, mark_of, turn_mark
+from hybrid_ft.finetune.data.messages.training_marks import KIND, MARKS, Weights, first_mark, mark_of, turn_mark
 from hybrid_ft.finetune.data.sources.rows import BadRow
 
 ROLES = {
@@ -52,25 +52,27 @@ _PART_KEYS = {"type", "text", "value", "content", "reasoning", "thinking", "tool
 _THOUGHTS = re.compile(r"\s*<think>(?P<inner>.*?)</think>(?P<rest>.*)", re.DOTALL)
 
 
-def messages_from(items: Any, where: str, unused: set[str], untrained: set[int]) -> list[dict[str, Any]]:
+def messages_from(items: Any, where: str, unused: set[str], weights: dict[int, Weights]) -> list[dict[str, Any]]:
     """Messages in the ``role``, ``content`` form. Raises BadRow naming the field below ``where``.
 
-    ``unused`` is added to, and so is ``untrained``: the indices of the assistant's turns whose marks say so.
+    ``unused`` is added to, and so is ``weights``: those of the assistant's turns, by index, that have other ones than 1.
     """
-    return _messages(items, where, unused, untrained, ("role", "content"))
+    return _messages(items, where, unused, weights, ("role", "content"))
 
 
-def sharegpt_messages_from(items: Any, where: str, unused: set[str], untrained: set[int]) -> list[dict[str, Any]]:
+def sharegpt_messages_from(
+    items: Any, where: str, unused: set[str], weights: dict[int, Weights]
+) -> list[dict[str, Any]]:
     """Messages in the ``from``, ``value`` form; the rest is as in ``messages_from``."""
-    return _messages(items, where, unused, untrained, ("from", "value"))
+    return _messages(items, where, unused, weights, ("from", "value"))
 
 
-def turns_from(value: Any, where: str, unused: set[str], untrained: set[int]) -> list[dict[str, Any]]:
+def turns_from(value: Any, where: str, unused: set[str], weights: dict[int, Weights]) -> list[dict[str, Any]]:
     """Messages in either form, one alone or a list."""
     items = [value] if isinstance(value, dict) else value
     first = items[0] if isinstance(items, list) and items else None
     sharegpt = isinstance(first, dict) and first.get("from") is not None and first.get("role") is None
-    return (sharegpt_messages_from if sharegpt else messages_from)(items, where, unused, untrained)
+    return (sharegpt_messages_from if sharegpt else messages_from)(items, where, unused, weights)
 
 
 def refuse_media(values: Mapping[str, Any], at: str = "") -> None:
@@ -83,22 +85,20 @@ def refuse_media(values: Mapping[str, Any], at: str = "") -> None:
 
 
 def _messages(
-    items: Any, where: str, unused: set[str], untrained: set[int], names: tuple[str, str]
+    items: Any, where: str, unused: set[str], weights: dict[int, Weights], names: tuple[str, str]
 ) -> list[dict[str, Any]]:
     messages = []
     for index, item in enumerate(_a_list(items, where)):
         at = f"{where}[{index}]"
-        message, mark = _message(_an_object(item, at), at, unused, names)
+        message, of_turn = _message(_an_object(item, at), at, unused, names)
         messages.append(message)
-        if mark == 0 and message["role"] == "assistant":
-            untrained.add(index)
+        if message["role"] == "assistant" and any(weight != 1 for _, weight in of_turn):
+            weights[index] = of_turn
     return messages
 
 
-def _message(
-    turn: dict[str, Any], at: str, unused: set[str], names: tuple[str, str]
-) -> tuple[dict[str, Any], float | None]:
-    """A turn's message and its mark, ``names`` being the keys of role and text."""
+def _message(turn: dict[str, Any], at: str, unused: set[str], names: tuple[str, str]) -> tuple[dict[str, Any], Weights]:
+    """A turn's message and its weights, ``names`` being the keys of role and text."""
     says, text = names
     if says == "role" and "role" not in turn and "from" in turn:
         raise BadRow("wrong form", f"{at} has from and value; set format: sharegpt")
@@ -117,20 +117,21 @@ def _message(
     elif turn.get("function_call") is not None:
         message["tool_calls"] = tool_calls_from(turn["function_call"], f"{at}.function_call")
     mark = turn_mark(turn, role, at)
+    weights: Weights = [(None, 1.0 if mark is None else mark)]
     if turn.get(says) in _CALLING_ROLES:
         message |= _called(turn.get(text), f"{at}.{text}")
     elif turn.get(text) is not None:
         message["content"], more, of_parts = _content(turn[text], f"{at}.{text}", role, unused)
         message |= more
-        if of_parts is not None and mark is not None and mark != of_parts:
+        if of_parts is not None and mark is not None and of_parts != weights:
             raise BadRow(KIND, f"{at}: {first_mark(turn)} and the marks of its parts contradict each other; keep one")
-        mark = of_parts if mark is None else mark
+        weights = of_parts or weights
     elif not has_calls(message):
         missing = "null" if text in turn else "missing"
         raise BadRow("null content", f"{at}.{text} is {missing} (role {role}); give its text, or leave the turn out")
     if role != "assistant" and has_calls(message):
         raise BadRow("tool call", f"{at}: role {role} cannot call tools; only the assistant does")
-    return message, mark
+    return message, weights
 
 
 def _role(role: Any, at: str, text: Any) -> str:
@@ -152,15 +153,15 @@ def _called(value: Any, at: str) -> dict[str, Any]:
     return {"reasoning_content": thoughts["inner"].strip("\n"), "tool_calls": tool_calls_from(thoughts["rest"], at)}
 
 
-def _content(value: Any, at: str, role: str, unused: set[str]) -> tuple[str, dict[str, Any], float | None]:
-    """Content as text, what else its typed parts hold (reasoning and tool calls), and the mark that they all have."""
+def _content(value: Any, at: str, role: str, unused: set[str]) -> tuple[str, dict[str, Any], Weights | None]:
+    """Content as text, what else its typed parts hold (reasoning and tool calls), and the weights that their marks give
+    them; None where they have no mark."""
     if not isinstance(value, list):
         return text_from(value, at), {}, None
     texts: list[str] = []
     reasoning: list[str] = []
     calls: list[dict[str, Any]] = []
-    marks: list[float] = []
-    some = False
+    marks: list[tuple[str, int, float | None]] = []
     for index, item in enumerate(value):
         part_at = f"{at}[{index}]"
         part = _an_object(item, part_at, "content is a text or a list of {type: text, text: ...} parts")
@@ -180,14 +181,33 @@ def _content(value: Any, at: str, role: str, unused: set[str]) -> tuple[str, dic
         mark = mark_of(part, part_at, "part")
         if mark and role != "assistant":
             raise BadRow(KIND, f"{part_at}.{first_mark(part)}: only parts of assistant turns are trained")
-        some = some or mark is not None
-        marks.append(1.0 if mark is None else mark)
+        marks.append((str(kind), len(texts[-1]) if kind == "text" else 0, mark))
     more: dict[str, Any] = {"reasoning_content": "".join(reasoning)} if reasoning else {}
     more |= {"tool_calls": calls} if calls else {}
-    if role == "assistant" and len(set(marks)) > 1:
-        text = "its parts are marked as trained and as not trained; a turn is trained whole, so split it in two turns"
-        raise BadRow(KIND, f"{at}: {text}, or give its parts one mark")
-    return "".join(texts), more, marks[0] if some else None
+    return "".join(texts), more, _weights(marks, at)
+
+
+def _weights(marks: list[tuple[str, int, float | None]], at: str) -> Weights | None:
+    """The weights of a turn from its parts: kind, characters and mark of each; None where none has a mark.
+
+    The turn's end has its last part's.
+    """
+    if all(mark is None for _, _, mark in marks):
+        return None
+    given = [(kind, size, 1.0 if mark is None else mark) for kind, size, mark in marks]
+    if len({mark for _, _, mark in given}) == 1:
+        return [(None, given[0][2])]
+    before = {mark for kind, _, mark in given if kind in ("reasoning", "thinking")}
+    calls = {mark for kind, _, mark in given if kind == "tool_call"}
+    if len(before) > 1 or len(calls) > 1:
+        raise BadRow(KIND, f"{at}: its {'thoughts' if len(before) > 1 else 'calls'} have several marks; give them one")
+    end = 0
+    weights: Weights = [(0, before.pop() if before else 1.0)]
+    for kind, size, mark in given:
+        if kind == "text":
+            end += size
+            weights.append((end, mark))
+    return [*weights, (None, calls.pop() if calls else given[-1][2])]
 
 
 def _named(value: Mapping[str, Any]) -> set[str]:

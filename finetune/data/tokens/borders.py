@@ -123,6 +123,12 @@ class Laid:
         assert token is not None, "a control token is a token"
         return self._tokens[part] + token
 
+    def end_of(self, token: int) -> int | None:
+        """Where a token's characters end; None for one without."""
+        part = bisect_right(self._tokens, token) - 1
+        chars = self._encodings[part].token_to_chars(token - self._tokens[part])
+        return None if chars is None else self._froms[part] + chars[1]
+
     def first(self, border: Border) -> int:
         """The first token to learn: all of its characters belong to what is learned."""
         if border.learned == border.at and border.first is not None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hybrid_ft.finetune.data.messages.conversation import Conversation
+from hybrid_ft.finetune.data.messages.training_marks import Weights
 from hybrid_ft.finetune.data.sources.rows import BadRow
 from hybrid_ft.finetune.data.tokens.borders import Border, border_of, continued, empty_thought
 from hybrid_ft.finetune.data.tokens.control_tokens import ControlTokens
@@ -13,6 +14,7 @@ from hybrid_ft.finetune.data.tokens.filled import filled_text
 from hybrid_ft.finetune.data.tokens.reasoning import AS_GIVEN, HIDDEN, Thoughts, placed
 from hybrid_ft.finetune.data.tokens.skeleton import as_rendered
 from hybrid_ft.finetune.data.tokens.template import RUNAWAY, ChatTemplate
+from hybrid_ft.finetune.data.tokens.weights import check_unmoved, placed_weights, token_weights
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -33,6 +35,7 @@ class Encoded:
     after it. ``opened``: how many tokens of ``prompt_ids`` are what asking adds behind the assistant's header, if the row
     has them too. ``control_tokens_as_text``: control tokens that stood in the row's texts and were encoded as text.
     ``counts``: what a user should know of, by the account's kinds, and how often.
+    ``weights``: of each token in the loss; None where all are 1.
     """
 
     ids: list[int]
@@ -42,12 +45,15 @@ class Encoded:
     control_tokens_as_text: tuple[str, ...]
     opened: int = 0
     counts: dict[str, int] = field(default_factory=dict)
+    weights: list[float] | None = None
 
     def labels(self) -> list[int]:
         """The ids where they are learned, -100 elsewhere."""
         labels = [-100] * len(self.ids)
         for first, last in self.turns:
             labels[first : last + 1] = self.ids[first : last + 1]
+        if self.weights is not None:
+            labels = [label if weight else -100 for label, weight in zip(labels, self.weights, strict=True)]
         return labels
 
     def columns(self) -> dict[str, Any]:
@@ -55,12 +61,15 @@ class Encoded:
         return {
             "input_ids": self.ids,
             "labels": self.labels(),
+            "weights": self.weights or [],
             "prompt_ids": self.prompt_ids,
             "answer": self.answer,
         }
 
     def sizes(self) -> dict[str, int]:
         """Tokens of the row, and how many of them are trained."""
+        if self.weights is not None:
+            return {"length": len(self.ids), "trained": sum(label != -100 for label in self.labels())}
         return {"length": len(self.ids), "trained": sum(last - first + 1 for first, last in self.turns)}
 
     def happened(self) -> dict[str, int]:
@@ -78,6 +87,7 @@ class _Filled:
     answer: str
     control_tokens_as_text: tuple[str, ...]
     counts: dict[str, int]
+    weights: list[Weights] | None
 
 
 def encode(
@@ -136,7 +146,9 @@ def _filled(conversation: Conversation, template: ChatTemplate, control: Control
     messages = as_rendered(moved.conversation, template.habits.field)
     filled = filled_text(skeleton, messages, conversation.tools, template)
     plan, counts = filled.plan, moved.happened
-    borders = [border_of(span, filled, control) for span in plan.spans if span.message not in conversation.untrained]
+    untrained = conversation.untrained
+    learned = [span for span in plan.spans if span.message not in untrained]
+    borders = [border_of(span, filled, control) for span in learned]
     kind = EMPTY_TRAINED if thoughts.train_empty else EMPTY_UNTRAINED
     for border in borders:
         if skip := empty_thought(border, filled, control):
@@ -144,11 +156,17 @@ def _filled(conversation: Conversation, template: ChatTemplate, control: Control
             border.learned = border.at if thoughts.train_empty else skip
     if plan.hidden_reasoning:
         counts[HIDDEN] = counts.get(HIDDEN, 0) + plan.hidden_reasoning
-    if conversation.untrained:
-        counts[UNTRAINED] = len(conversation.untrained)
+    if untrained:
+        counts[UNTRAINED] = len(untrained)
     answer = filled.text[borders[-1].text_at : borders[-1].text_end] if borders else ""
     found = {match[0] for slot in skeleton.slots for match in control.pattern.finditer(slot.text)}
-    return _Filled(filled.marked, borders, plan.controls, answer, tuple(sorted(found)), counts)
+    weights = None
+    if conversation.weights:
+        check_unmoved(conversation, moved.conversation)
+        weights = placed_weights(
+            moved.conversation, [span.message for span in learned], filled, skeleton, template.name
+        )
+    return _Filled(filled.marked, borders, plan.controls, answer, tuple(sorted(found)), counts, weights)
 
 
 def _encoded(row: _Filled, encoding: Encoding, control: ControlTokens) -> Encoded:
@@ -160,7 +178,10 @@ def _encoded(row: _Filled, encoding: Encoding, control: ControlTokens) -> Encode
         row.counts[cause] = row.counts.get(cause, 0) + 1
     turns = [(laid.first(border), laid.at(border.end)) for border in row.borders]
     prompt_ids, opened = laid.asked(row.borders[-1], control)
-    return Encoded(laid.ids, turns, prompt_ids, row.answer, row.control_tokens_as_text, opened, row.counts)
+    weights = None
+    if row.weights is not None:
+        weights = token_weights(laid, [(*turn, own) for turn, own in zip(turns, row.weights, strict=True)])
+    return Encoded(laid.ids, turns, prompt_ids, row.answer, row.control_tokens_as_text, opened, row.counts, weights)
 
 
 def _check_controls(ids: list[int], written: int, control: ControlTokens) -> None:

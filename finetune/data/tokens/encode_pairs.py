@@ -71,8 +71,8 @@ def encode_pairs(
 def answer_alone(side: Conversation) -> Conversation:
     """A conversation of which only the last answer is learned."""
     last = len(side.messages) - 1
-    earlier = {index for index, message in enumerate(side.messages[:last]) if message["role"] == "assistant"}
-    return replace(side, untrained=earlier)
+    earlier = [index for index, message in enumerate(side.messages[:last]) if message["role"] == "assistant"]
+    return replace(side, weights=side.weights | {index: [(None, 0.0)] for index in earlier})
 
 
 def side_of(row: Encoded | BadRow, template: ChatTemplate) -> Encoded:

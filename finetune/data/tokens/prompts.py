@@ -48,7 +48,7 @@ class PromptEncoder:
         ``arguments``: for the template, for these messages alone.
         """
         try:
-            turns = messages_from(messages, "messages", set(), set())
+            turns = messages_from(messages, "messages", set(), {})
             if not turns or turns[-1]["role"] == "assistant":
                 raise ValueError("messages must end on a turn that waits for an answer, not on the assistant's")
             turns, tools, _ = settled(turns, tools_from(tools))

@@ -34,7 +34,8 @@ class EncodedText:
 
     def columns(self) -> dict[str, Any]:
         """The row for the file of tokens, its origin apart; a text has no prompt and no answer."""
-        return {"input_ids": self.ids, "labels": [-100, *self.ids[1:]], "prompt_ids": [], "answer": ""}
+        labels = [-100, *self.ids[1:]]
+        return {"input_ids": self.ids, "labels": labels, "weights": [], "prompt_ids": [], "answer": ""}
 
     def sizes(self) -> dict[str, int]:
         """Tokens of the row, and how many of them are trained."""

@@ -35,9 +35,18 @@ def run(recipe: Recipe, console: Console, accept_changes: bool = False, extend: 
 
 
 def _identity(prepared: Prepared) -> dict[str, str]:
-    """The tokens, labels and packs of every row, in order."""
+    """The tokens, labels, weights and packs of every row, in order."""
     parts = [(prepared.train, prepared.packs), (prepared.eval, prepared.eval_packs)]
-    return {"rows": rows_digest(parts, ("input_ids", "labels"))}
+    weights = ["weights"] if any(rows is not None and _weighted(rows) for rows, _ in parts) else []
+    return {"rows": rows_digest(parts, ("input_ids", "labels", *weights))}
+
+
+def _weighted(rows: Dataset) -> bool:
+    """Whether a token of theirs weighs other than 1 in the loss."""
+    if "weights" not in rows.column_names:
+        return False
+    tables = rows.select_columns(["weights"]).with_format("arrow").iter(10_000)
+    return any(pc.sum(pc.list_value_length(table["weights"])).as_py() for table in tables)
 
 
 def _micro_batches(recipe: Recipe, prepared: Prepared) -> int:
@@ -124,6 +133,7 @@ def _trainer(start: training.Start, model: Any, progress: ShowProgress) -> Packe
         train_dataset=train,
         eval_dataset=held_out,
         a_step=a_step(start.recipe),
+        weighted=_weighted(prepared.train),
         **start.of_trainer(progress),
     )
 

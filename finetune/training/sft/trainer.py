@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -21,11 +21,15 @@ from hybrid_ft.finetune.training.trainer import RunTrainer
 
 class PackedSFTTrainer(RunTrainer, SFTTrainer):
     """The rows come tokenised and packed; the held-out loss is exact. With several processes the last row of the
-    training set is the filler. ``a_step``: micro-batches of an optimizer step, over all processes."""
+    training set is the filler. ``a_step``: micro-batches of an optimizer step, over all processes. ``weighted``: tokens
+    may weigh less than 1 in the loss, which then is ``sum(weight * nll) / sum(weight)`` over a step."""
 
-    def __init__(self, model: PreTrainedModel | PeftModel, *args: Any, a_step: int = 1, **kwargs: Any) -> None:
+    def __init__(
+        self, model: PreTrainedModel | PeftModel, *args: Any, a_step: int = 1, weighted: bool = False, **kwargs: Any
+    ) -> None:
         super().__init__(model, *args, **kwargs)
-        self.a_step = a_step
+        self.a_step, self.weighted = a_step, weighted
+        self._per_weight = 1.0
         self.fillers = int(self.processes.count > 1)
         seams.use_fused_head(model, trl_has_put_one=True)
 
@@ -38,17 +42,29 @@ class PackedSFTTrainer(RunTrainer, SFTTrainer):
         loader = self._loader(self.train_dataset, batches, self.processes, self.a_step)
         return prepare_data_loader(loader, num_processes=1, process_index=0)
 
-    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Any:
+        """The trained tokens of a step, over all processes. How many there are for a weight of 1 is kept."""
+        tokens = super()._get_num_items_in_batch(batch_samples, device)
+        if self.weighted:
+            mine = [(batch["labels"][:, 1:] != -100, batch.get("weights")) for batch in batch_samples]
+            sums = [mask.sum() if weights is None else weights[:, 1:][mask].double().sum() for mask, weights in mine]
+            trained, weight = self.processes.sum([sum(int(mask.sum()) for mask, _ in mine), float(sum(sums))])
+            self._per_weight = trained / weight if weight else 1.0
+        return tokens
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        if self.weighted:
+            model = _weighing(model, inputs.pop("weights", None), self._per_weight)
         with seams.nothing_gathered(self.accelerator):
-            return super().compute_loss(*args, **kwargs)
+            return super().compute_loss(model, inputs, *args, **kwargs)
 
     def held_out(self, alone: bool = False) -> dict[str, float]:
-        """``loss`` per trained token of the held-out rows, and ``tokens``, how many these are."""
+        """``loss`` per trained token of the held-out rows, by their weights, and ``tokens``, how many these are."""
         processes = Processes() if alone else self.processes
         with self.measuring():
             here = _held_out_sums(self.model, self._held_out_batches(processes))
-        loss, tokens = processes.sum(here)
-        return {"loss": loss / max(tokens, 1), "tokens": int(tokens)}
+        loss, weight, tokens = processes.sum(here)
+        return {"loss": loss / weight if weight else 0.0, "tokens": int(tokens)}
 
     def _held_out_batches(self, processes: Processes) -> Iterator[dict[str, Any]]:
         rows = range(len(self.eval_dataset) - self.fillers)
@@ -73,15 +89,35 @@ class PackedSFTTrainer(RunTrainer, SFTTrainer):
         )
 
 
-def _held_out_sums(model: torch.nn.Module, batches: Iterable[dict[str, Any]]) -> tuple[float, int]:
-    """Negative log-likelihood of all trained tokens, summed over the batches, and the number of these tokens.
+def _weighing(model: Any, weights: torch.Tensor | None, per_weight: float) -> Callable[..., Any]:
+    """A model called with its fused head, each token's log-probability times its weight.
+
+    TRL divides their sum by the number of a step's tokens; times ``per_weight``, tokens for a weight of 1, that is a
+    division by the sum of their weights.
+    """
+    factor = per_weight if weights is None else weights[:, 1:] * per_weight
+
+    def weighed(**inputs: Any) -> Any:
+        outputs = model(**inputs)
+        outputs.log_probs = outputs.log_probs * factor
+        return outputs
+
+    return weighed
+
+
+def _held_out_sums(model: torch.nn.Module, batches: Iterable[dict[str, Any]]) -> tuple[float, float, int]:
+    """Negative log-likelihood of all trained tokens times their weights, the sum of these, and the number of tokens.
 
     To be divided once, so that the loss does not depend on how rows fall into batches. ``model`` is one that TRL has
     given its fused head.
     """
-    total, tokens = torch.zeros((), dtype=torch.float64), 0
+    total, weight, tokens = torch.zeros((), dtype=torch.float64), 0.0, 0
     for batch in batches:
+        weights = batch.pop("weights", None)
         outputs = model(**batch, use_cache=False, fused_lm_head=True)
-        total -= outputs.log_probs.sum(dtype=torch.float64).cpu()
-        tokens += int(outputs.label_mask.sum())
-    return float(total), tokens
+        here = int(outputs.label_mask.sum())
+        log_probs = outputs.log_probs if weights is None else outputs.log_probs * weights[:, 1:]
+        total -= log_probs.sum(dtype=torch.float64).cpu()
+        weight += here if weights is None else float(weights[:, 1:][outputs.label_mask].sum(dtype=torch.float64))
+        tokens += here
+    return float(total), weight, tokens

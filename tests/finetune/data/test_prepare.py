@@ -31,7 +31,7 @@ def test_what_a_run_gets(write_rows: WriteRows, recipe: MakeRecipe, tokenizer: A
     path = write_rows(numbered(200))
     prepared = prepare(recipe(path, eval={"fraction": 0.1}, max_length=64, train={"batch_tokens": 128}), tokenizer)
     assert len(prepared.train) == 180 and prepared.eval is not None and len(prepared.eval) == 20
-    assert prepared.train.column_names == ["input_ids", "labels", "origin"]
+    assert prepared.train.column_names == ["input_ids", "labels", "weights", "origin"]
     assert not prompts(prepared.train, tokenizer) & prompts(prepared.eval, tokenizer)
     for row in prepared.train:
         number = int(row["origin"].rpartition(":")[2]) - 1

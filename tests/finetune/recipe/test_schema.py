@@ -21,6 +21,7 @@ KEYS = [
     "model.new_special_tokens",
     "model.chat_template",
     "model.chat_template_kwargs",
+    "model.quantize",
     "model.gradient_checkpointing",
     "model.adapter",
     "model.merge_adapter",

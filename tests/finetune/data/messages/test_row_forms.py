@@ -216,6 +216,22 @@ def test_a_mark_that_means_now_this_now_that_is_refused(name: str) -> None:
         assert read({"prompt": "q", "completion": "a", name: None}).messages
 
 
+def test_weights_of_turns_parts_and_rows() -> None:
+    turns = [user("q"), assistant("a", weight=0.5), user("r"), assistant("b", loss=1), assistant("c", loss_scale=0)]
+    assert read({"messages": turns}).weights == {1: [(None, 0.5)], 4: [(None, 0.0)]}
+    half = read({"messages": turns, "weight": "0.5"})
+    assert half.weights == {1: [(None, 0.25)], 3: [(None, 0.5)], 4: [(None, 0.0)]} and half.untrained == {4}
+    assert half.noticed["turns_with_weights"] == 2 and half.whole() != read({"messages": turns}).whole()
+    assert read({"prompt": "q", "completion": "a", "weight": 0.25, "system": "s"}).weights == {2: [(None, 0.25)]}
+    several = [*parts("ab", train=False), *parts("cde"), *parts("f", weight=0.5)]
+    made = read({"messages": [user("q"), assistant(several)]})
+    assert made.weights == {1: [(0, 1.0), (2, 0.0), (5, 1.0), (6, 0.5), (None, 0.5)]} and made.untrained == set()
+    thought = [{"type": "thinking", "thinking": "t", "weight": 0.1}, *parts("a")]
+    call = [{"type": "tool_call", "tool_call": {"name": "f", "arguments": {}}, "train": False}]
+    made = read({"messages": [user("q"), assistant([*thought, *call]), assistant("a")]})
+    assert made.weights == {1: [(0, 0.1), (1, 1.0), (None, 0.0)]}
+
+
 def test_roles_of_one_spelling_are_known_in_the_other() -> None:
     turns = [
         {"role": "developer", "content": "s"},
@@ -288,11 +304,13 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
     ("output empty", {"instruction": "i", "output": ""}, "empty answer", "output: the assistant's turn is empty"),
     ("instruction", {"instruction": " ", "input": "", "output": "a"}, "empty prompt", "instruction: the user's turn is empty"),
     ("input", {"instruction": "i", "input": 3, "output": "a"}, "not text", "input: got 3"),
-    ("half a weight", row(user("q"), assistant("a", weight=0.5)), "training flag", "messages[1].weight: got 0.5; must be true or 1 (the turn is trained), false or 0"),
+    ("half a mark", row(user("q"), assistant("a", train=0.5)), "training flag", "messages[1].train: got 0.5; must be true or 1 (the turn is trained), false or 0"),
+    ("weight below", row(user("q"), assistant("a", weight=-0.5)), "training flag", "messages[1].weight: got -0.5; must be a number from 0 (the turn is not trained) to 1"),
+    ("weight of another", row(user("q") | {"weight": 0.5}, assistant("a")), "training flag", "messages[0].weight: got 0.5 (role user); only assistant turns are trained"),
+    ("calls differ", row(user("q"), assistant([{"type": "tool_call", "value": {"name": "f"}, "train": mark} for mark in (True, False)])), "training flag", "messages[1].content: its calls have several marks"),
     ("flag as text", row(user("q"), assistant("a", train="yes")), "training flag", "messages[1].train: got 'yes'; must be true"),
     ("trained user", row(user("q") | {"train": True}, assistant("a")), "training flag", "messages[0].train: got true (role user); only assistant turns are trained"),
-    ("row's mark", {"prompt": "q", "completion": "a", "loss": 1.7}, "training flag", "loss: got 1.7; must be true or 1 (the row is trained), false or 0 (it is not), or set columns"),
-    ("parts differ", row(user("q"), assistant([*parts("a", train=False), *parts("b")])), "training flag", "messages[1].content: its parts are marked as trained and as not trained"),
+    ("row's mark", {"prompt": "q", "completion": "a", "loss": 1.7}, "training flag", "loss: got 1.7; must be a number from 0 (the row is not trained) to 1, or true or false, or set columns"),
     ("part and turn", row(user("q"), assistant(parts("a", train=True), weight=0)), "training flag", "messages[1]: weight and the marks of its parts contradict each other"),
     ("user's part", row(user(parts("q", train=True)), assistant("a")), "training flag", "messages[0].content[0].train: only parts of assistant turns are trained"),
     ("picture in a turn", row(user("<image>q") | {"images": ["x.png"]}, assistant("a")), "part that is not text", "messages[0].images: got a list of 1"),

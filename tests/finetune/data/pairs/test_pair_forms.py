@@ -151,7 +151,11 @@ def test_a_pair_that_teaches_nothing_is_named(values: dict[str, Any], kind: str)
         ({"prompt": "Why?", "output_1": "Because.", "output_2": "No.", "preference": 3}, "got 3"),
         ({"chosen": [ASKED, GOOD | {"weight": 0}], "rejected": [ASKED, BAD]}, "chosen[1]: says that it is not trained"),
         ({"prompt": "Why?", "chosen": "a", "rejected": BAD | {"train": False}}, "rejected[0]: says that it is not"),
-        ({"prompt": "Why?", "chosen": GOOD | {"loss_scale": 0.5}, "rejected": BAD}, "chosen[0].loss_scale: got 0.5"),
+        (
+            {"prompt": "Why?", "chosen": GOOD | {"loss_scale": 0.5}, "rejected": BAD},
+            "chosen[0]: says that it is not trained, or not fully",
+        ),
+        ({"prompt": "Why?", "chosen": "a", "rejected": "b", "loss": 0.5}, "loss: got 0.5; pairs have no weights"),
         ({"prompt": "Why?", "chosen": "a", "rejected": "b", "weight": 0}, "weight: got 0; the row says"),
     ],
 )

@@ -11,14 +11,17 @@ from torch.nn.functional import cross_entropy
 
 
 def loss_row_by_row(model: Any, rows: list[dict[str, Any]]) -> torch.Tensor:
-    """Mean negative log-likelihood over the trained tokens of all rows, each row alone through transformers' layers."""
-    total, tokens = torch.zeros((), dtype=torch.float64), 0
+    """Mean negative log-likelihood over the trained tokens of all rows, by their weights, each row alone through
+    transformers' layers."""
+    total, weighed = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     for row in rows:
         logits = model(input_ids=torch.tensor([row["input_ids"]]), use_cache=False).logits[0, :-1]
         labels = torch.tensor(row["labels"][1:])
-        total = total + cross_entropy(logits.double(), labels, ignore_index=-100, reduction="sum")
-        tokens += int((labels != -100).sum())
-    return total / tokens
+        weights = torch.tensor(row.get("weights") or [1.0] * len(row["labels"]), dtype=torch.float64)[1:]
+        losses = cross_entropy(logits.double(), labels, ignore_index=-100, reduction="none")
+        total = total + (losses * weights).sum()
+        weighed += weights[labels != -100].sum()
+    return total / weighed
 
 
 @pytest.fixture
@@ -59,11 +62,13 @@ def test_every_epoch_shows_every_row_once_in_another_order(start, seen, packing)
         assert all(0 < share < 0.7 for share in shares)
 
 
+@pytest.mark.parametrize("weights", [False, True])
 @pytest.mark.parametrize("packing", [True, False])
-def test_loss_and_gradient_are_the_mean_over_all_trained_tokens_of_the_step(start, seen, packing, steady_base):
+def test_loss_and_gradient_are_the_mean_over_all_trained_tokens_of_the_step(start, seen, packing, weights, steady_base):
     """Against transformers' layers in float64, one row at a time, with micro-batches of unequal numbers of tokens."""
     run = start(
         rows=10,
+        weights=weights,
         model={"path": str(steady_base)},
         data={"packing": packing},
         train={"accumulation": 3, "steps": 1, "max_grad_norm": 1e9},
@@ -77,10 +82,11 @@ def test_loss_and_gradient_are_the_mean_over_all_trained_tokens_of_the_step(star
     assert run.metrics("grad_norm")[1] == pytest.approx(norm.item(), rel=1e-4)
 
 
-@pytest.mark.parametrize("packing", [True, False])
-def test_held_out_loss_is_that_of_each_row_alone(start, packing, steady_base):
+@pytest.mark.parametrize(("packing", "weights"), [(True, False), (False, False), (True, True)])
+def test_held_out_loss_is_that_of_each_row_alone(start, packing, weights, steady_base):
     run = start(
         rows=6,
+        weights=weights,
         held_out=7,
         model={"path": str(steady_base)},
         data={"packing": packing},
