@@ -1,4 +1,4 @@
-"""Commands that measure: evaluate."""
+"""Commands that measure, and show what was measured: evaluate, report."""
 
 from __future__ import annotations
 
@@ -73,4 +73,28 @@ def evaluate(
             out,
             batch_tokens,
         )
-        return run(models, wanted, screen())
+        console = screen()
+        status = run(models, wanted, console)
+        from hybrid_ft.finetune.reports.page import report_at_end
+        from hybrid_ft.finetune.runs.console import say
+
+        say(console, report_at_end(out))
+        return status
+
+
+def report(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Folders of runs, of stages, of evaluations; several over one another."),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The HTML file; RUN/report.html of one, report.html of several.", show_default=False),
+    ] = None,
+) -> int:
+    """Write one HTML page of runs and evaluations: data, curves, answers, scores. It opens anywhere, without a network."""
+    from hybrid_ft.finetune.reports.page import NAME, write_report
+
+    written = write_report(runs, out or (runs[0] / NAME if len(runs) == 1 else Path(NAME)))
+    typer.echo(written)
+    return 0

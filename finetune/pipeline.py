@@ -45,7 +45,7 @@ def run(path: str | Path, overrides: Sequence[str], console: Console, train: Tra
 
     place, stages = pipeline.place, pipeline.stages
     with _held(place):
-        known, digest, base = _read(place), "", Path()
+        known, digest, base, done = _read(place), "", Path(), False
         models = _Models(pipeline, known, console)
         for number, stage in enumerate(stages, start=1):
             digest = _digest(stage, digest)
@@ -68,10 +68,15 @@ def run(path: str | Path, overrides: Sequence[str], console: Console, train: Tra
                     return status
                 result = _result(stage)
                 assert result is not None
+                done = True
             base = result
             models.ask(stage, result, digest)
         models.show()
         _write(place, known, finished=True)
+        from hybrid_ft.finetune.reports.page import NAME, report_at_end
+
+        if done or not (place / NAME).is_file():
+            say(console, report_at_end(place))
     say(console, f"all {len(stages)} stages are done: {base}")
     return 0
 

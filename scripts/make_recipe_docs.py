@@ -6,6 +6,7 @@ python scripts/make_recipe_docs.py           # or: make docs
 from __future__ import annotations
 
 import re
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -223,6 +224,8 @@ def _kind(annotation: Any, limits: list[Any]) -> tuple[str, list[Any], bool]:
         return f"list of {kind}" if "`" in kind else f"list of {kind}s", limits, False
     if getattr(annotation, "__origin__", None) is dict:
         return f"mapping to {_kind(args[1], [])[0]}", [], False
+    if args and isinstance(annotation, types.UnionType):
+        return ", ".join(_kind(arg, [])[0] for arg in args), [], False
     if args:
         return ", ".join(f"`{arg}`" for arg in args), [], False
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):

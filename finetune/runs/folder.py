@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 
 class RunFolder:
-    """``recipe.yaml``, ``run.json``, ``metrics.jsonl``, ``answers-*.jsonl``, ``checkpoints/`` and the result."""
+    """``recipe.yaml``, ``run.json``, ``metrics.jsonl``, ``answers-*.jsonl``, ``report.html``, ``checkpoints/`` and the
+    result."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)

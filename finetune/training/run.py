@@ -20,6 +20,7 @@ from hybrid_ft.finetune import models
 from hybrid_ft.finetune.data.tokens.arguments import save_arguments
 from hybrid_ft.finetune.evaluation import answers
 from hybrid_ft.finetune.machines.hardware import check_hardware
+from hybrid_ft.finetune.reports.page import report_at_end
 from hybrid_ft.finetune.runs import checkpoints, device
 from hybrid_ft.finetune.runs.console import duration, say
 from hybrid_ft.finetune.runs.export import Exporter, relative_error
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 
 class Prepared(Protocol):
     """A stage's rows. ``train`` has a column ``origin`` (``file:line``); ``eos_token_ids`` end an assistant's turn; what
-    ``report.summary()`` says is shown."""
+    ``report.summary()`` says is shown, and kept with ``report.as_dict()``."""
 
     @property
     def train(self) -> Dataset: ...
@@ -181,6 +182,8 @@ def _run(recipe: Recipe, stage: Stage, folder: RunFolder, console: Console, stop
         check_gpu(trainer.model, torch.bfloat16 if models.in_bfloat16(recipe) else torch.float32)
     tried = stage.trial(start, trainer)
     begin_or_go_on(folder, recipe, stage.name, identity, changed, start.say)
+    if "data" not in folder.record:
+        folder.note(data={"summary": prepared.report.summary(), "account": prepared.report.as_dict()})
     stage.ready(start, trainer, tried)
     before = _before(stage, start, trainer, defaults)
     if not _train(start, trainer, progress, resumed):
@@ -191,6 +194,7 @@ def _run(recipe: Recipe, stage: Stage, folder: RunFolder, console: Console, stop
     stage.show(start, before, after)
     folder.finish(step=plan.steps, results=[path.name for path in results], held_out=after["held_out"])
     start.say(f"done in {duration(time.perf_counter() - began)}")
+    start.say(report_at_end(folder.path))
     ends.show_results(results, model.config.model_type, start.say)
     return 0
 

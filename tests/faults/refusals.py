@@ -115,7 +115,12 @@ def run(arguments: Iterable[str], folder: Path, stdin: str = "") -> Outcome:
 
 def tried(case: Case, folder: Path) -> Outcome:
     folder.mkdir()
-    for name, content in {"rows.jsonl": lines(ROW, ROW), "pairs.jsonl": lines(PAIR, PAIR)}.items():
+    shipped = {
+        "rows.jsonl": lines(ROW, ROW),
+        "pairs.jsonl": lines(PAIR, PAIR),
+        "judged.jsonl": lines(JUDGEMENT, JUDGEMENT),
+    }
+    for name, content in shipped.items():
         write(folder / name, content)
     write(folder / "r.yaml", case.recipe)
     for name, content in case.files.items():

@@ -116,7 +116,7 @@ def random_rows(rows: int, held_out: int, seed: int, recipe: Any, chat_template:
         eos_token_ids=[3, 0],
         chat_template=chat_template,
         template_arguments=recipe.model.chat_template_kwargs or {},
-        report=SimpleNamespace(summary=lambda: [f"{rows} rows"]),
+        report=SimpleNamespace(summary=lambda: [f"{rows} rows"], as_dict=dict),
     )
 
 
@@ -175,7 +175,7 @@ def start_pairs(tmp_path: Path, tiny_base: Path, tiny_tokenizer: Any, monkeypatc
         prepared = SimpleNamespace(
             train=random_pairs(pairs, seed),
             eval=random_pairs(held_out, seed + 1, name="held.jsonl") if held_out else None,
-            report=SimpleNamespace(summary=lambda: [f"{pairs} pairs"]),
+            report=SimpleNamespace(summary=lambda: [f"{pairs} pairs"], as_dict=dict),
             eos_token_ids=[3, 0],
             chat_template=tiny_tokenizer.chat_template,
             template_arguments={},

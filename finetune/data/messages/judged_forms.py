@@ -99,27 +99,33 @@ def judged_format(source: Source, label: Label, rows: list[Row]) -> JudgedForm |
     reads = form.reads if label.mapped else f"{form.reads}; {label.column} says whether it was good"
 
     def convert(values: Values) -> Judgement:
-        row = form.convert(_without_flags(values))
+        marked: set[str] = set()
+        row = form.convert(_without_flags(values, marked))
         if isinstance(row, PlainText):
             raise BadRow(
                 "no prompt", "text alone; a judged answer stands behind what it answers: prompt and completion"
             )
         good = _good(label.read(values), label.column, meaning)
-        return Judgement(Conversation(row.messages, row.tools, row.unused), good, row.noticed)
+        return Judgement(Conversation(row.messages, row.tools, row.unused | marked), good, row.noticed)
 
-    return JudgedForm(
-        f"judged {form.name}", reads, form.columns if label.mapped else form.columns | {label.column}, convert
-    )
+    columns = form.columns if label.mapped else form.columns - set(MARKS) | {label.column}
+    return JudgedForm(f"judged {form.name}", reads, columns, convert)
 
 
-def _without_flags(values: Values) -> Values:
-    """A row's or a turn's own mark says whether it is imitated; here the label says what is learned from the answer."""
+def _without_flags(values: Values, marked: set[str]) -> Values:
+    """A row's or a turn's own mark says whether it is imitated; here the label says what is learned from the answer.
 
-    def turn(item: Any) -> Any:
-        return {key: inner for key, inner in item.items() if key not in MARKS} if isinstance(item, dict) else item
+    The turns' marks, which nothing uses, are added to ``marked``.
+    """
+
+    def turn(item: Any, column: str) -> Any:
+        if not isinstance(item, dict):
+            return item
+        marked.update(f"{column}[].{key}" for key in item if key in MARKS and item[key] is not None)
+        return {key: inner for key, inner in item.items() if key not in MARKS}
 
     return {
-        name: [turn(item) for item in value] if isinstance(value, list) else value
+        name: [turn(item, name) for item in value] if isinstance(value, list) else value
         for name, value in values.items()
         if name not in MARKS
     }

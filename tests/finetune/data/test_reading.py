@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from hybrid_ft.errors import InputError
-from hybrid_ft.finetune.data.reading import conversations, preferences
+from hybrid_ft.finetune.data.reading import conversations, judgements, preferences
 from hybrid_ft.finetune.data.report.account import SourceCounts
 from hybrid_ft.finetune.data.sources.rows import BadRow
 from hybrid_ft.finetune.recipe.data_section import Source
@@ -110,6 +110,16 @@ def test_rows_that_their_label_calls_bad_are_counted(column: str, tmp_path: Path
     assert read(tmp_path, numbers)[1].rated_bad.count == 0
     pair = PAIRS["answers"] | {column: False}
     assert read(tmp_path, [pair], pairs=True)[1].rated_bad.count == 0
+
+
+def test_marks_that_a_judged_answer_has_no_use_for_are_named(tmp_path: Path) -> None:
+    turns = [TURNS[0], TURNS[1] | {"train": False}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"messages": turns, "label": True, "weight": 0.5}) + "\n")
+    counts = SourceCounts("x")
+    ((_, made),) = judgements(Source(path=str(path)), counts)
+    assert not isinstance(made, BadRow) and "messages[].train" in counts.ignored
+    assert list(counts.left_out.by_reason) == ["weight"]
 
 
 def test_only_compares_as_a_table_spells_values(tmp_path: Path) -> None:

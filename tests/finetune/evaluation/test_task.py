@@ -72,8 +72,8 @@ RIGHT = {"medqa": "C", "medmcqa": "C", "pubmedqa": "yes", "legalbench": "Yes", "
 def tokenizer() -> Any:
     found = load_tokenizer("tiny")
     found.chat_template = (
-        "{% if tools %}{{ tools }}{% endif %}{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}"
-        "{% if m['tool_calls'] %}{{ m['tool_calls'] }}{% endif %}<|im_end|>\n{% endfor %}"
+        "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}"
+        "{% if m['tool_calls'] %}{{ m['tool_calls'] | tojson }}{% endif %}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     return found

@@ -130,7 +130,7 @@ def start_answers(tmp_path: Path, tiny_base: Path, tiny_tokenizer: Any, monkeypa
         prepared = SimpleNamespace(
             train=random_answers(rows, seed),
             eval=random_answers(held_out, seed + 1, "held.jsonl") if held_out else None,
-            report=SimpleNamespace(summary=lambda: [f"{rows} rows"]),
+            report=SimpleNamespace(summary=lambda: [f"{rows} rows"], as_dict=dict),
             eos_token_ids=[3, 0],
             chat_template=tiny_tokenizer.chat_template,
             template_arguments={},

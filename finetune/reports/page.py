@@ -1,0 +1,225 @@
+"""A report: one HTML file that opens anywhere, without a network or a script."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from hybrid_ft.errors import InputError, masked, one_line
+from hybrid_ft.finetune.evaluation import statistics
+from hybrid_ft.finetune.reports.chart import Chart, chart, shown
+from hybrid_ft.finetune.reports.differences import cut, marked, recipe_rows
+from hybrid_ft.finetune.reports.kept_run import KeptEvaluation, KeptRun, Lines, read_places
+from hybrid_ft.finetune.runs.atomic import write_text
+from hybrid_ft.finetune.runs.console import duration
+
+MOST_BYTES = 500_000
+MOST_RUNS = 12
+NAME = "report.html"
+_CURVES = (
+    ("loss", "loss", False),
+    ("held-out loss", "eval_loss", True),
+    ("learning rate", "learning_rate", False),
+    ("gradient norm", "grad_norm", False),
+    ("tokens per second", "tokens_per_s", False),
+    ("peak memory, bytes", "memory", False),
+    ("padding", "padding", False),
+    ("margin of chosen over rejected", "rewards/margins", False),
+    ("pairs in the right order", "rewards/accuracies", False),
+    ("chosen answers against the reference, nats a token", "chosen_gain", False),
+    ("rejected answers against the reference, nats a token", "rejected_gain", False),
+    ("held-out margin", "eval_rewards/margins", True),
+)
+
+
+def write_report(places: Sequence[Path], out: Path) -> Path:
+    """Write the report of runs, stages and evaluations; returns its path. Raises InputError."""
+    runs, evaluations = read_places(list(places))
+    if len(runs) > MOST_RUNS:
+        raise InputError(f"{len(runs)} runs; a report holds {MOST_RUNS} at most, name fewer")
+    if out.is_dir() or not out.absolute().parent.is_dir():
+        reason = "is a folder; name a file" if out.is_dir() else "its folder does not exist"
+        raise InputError(f"{out}: {reason}")
+    text = ""
+    for most in (40, 12, 4, 1, 0):  # answers of each run
+        text = render(runs, evaluations, most)
+        if len(text.encode()) <= MOST_BYTES:
+            break
+    try:
+        write_text(out, text)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror})") from None
+    return out
+
+
+def report_at_end(place: Path) -> str:
+    """Write the report of what has just ended into its folder, and say so in a line; nothing that goes wrong with it may
+    undo a run that is done."""
+    try:
+        return f"report    {write_report([place], place / NAME)}"
+    except Exception as error:  # noqa: BLE001 - whatever it is, the results are there
+        return (
+            f"report    could not be made ({one_line(error)}); hybrid-ft report {shlex.quote(str(place))} tries again"
+        )
+
+
+def render(runs: list[KeptRun], evaluations: list[KeptEvaluation], most: int = 40) -> str:
+    """The page, with so many answers of each run at most."""
+    names = [run.name for run in runs] + [f"evaluation {one.name}" for one in evaluations]
+    facts = [_facts(run) for run in runs]
+    return _template().render(
+        title=", ".join(names),
+        made=f"hybrid-ft, {datetime.now(UTC).strftime('%d %B %Y, %H:%M')} UTC",
+        verdicts=[f"{run.name}: {line}" if len(runs) > 1 else line for run in runs for line in _verdict(run)],
+        runs=[_shown_run(run, most) for run in runs],
+        facts=[(name, [of_run.get(name, "") for of_run in facts]) for name in (facts[0] if facts else ())],
+        changed_keys=recipe_rows([run.recipe for run in runs])[:60] if len(runs) > 1 else [],
+        evaluations=evaluations,
+        charts=_charts(runs),
+        most=most,
+        cut=cut,
+    )
+
+
+@cache
+def _template() -> jinja2.Template:
+    """Every text of a run is hostile: escaped by Jinja2, its secrets masked before."""
+    environment = jinja2.Environment(
+        autoescape=True,
+        trim_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=lambda value: masked(_printable(value)) if type(value) is str else value,
+    )
+    source = Path(__file__).with_name("page.html.jinja").read_text(encoding="utf-8")
+    return environment.from_string(source)
+
+
+def _printable(text: str) -> str:
+    """Without what no HTML file may hold, half characters and control codes, and without what turns the text's direction."""
+    return "".join(
+        "\ufffd"
+        if "\ud800" <= c <= "\udfff"
+        or (c < " " and c not in "\n\t")
+        or c in "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+        else c
+        for c in text
+    )
+
+
+def _charts(runs: list[KeptRun]) -> list[Chart]:
+    found = [
+        chart(title, [(run.name, number, *run.series(name)) for number, run in enumerate(runs)], dotted)
+        for title, name, dotted in _CURVES
+    ]
+    return [one for one in found if one is not None]
+
+
+def _facts(run: KeptRun) -> dict[str, str]:
+    record, identity = run.record, run.record.get("identity", {})
+    finished = record.get("finished") or {}
+    steps = run.metrics[-1]["step"] if run.metrics else 0
+    seconds = sum(run.series("seconds")[1])
+    tokens = run.series("tokens")[1]
+    memory = run.series("memory")[1]
+    model = run.recipe.get("model") or {}
+    return {
+        "stage": str(record.get("stage", "")),
+        "base": str(model.get("path", "")),
+        "trained": "LoRA" if model.get("lora") else "all weights",
+        "state": f"finished at {finished['at']}" if finished.get("at") else "not finished",
+        "steps": f"{steps:,}",
+        "tokens": f"{max(tokens):,.0f}" if tokens else "",
+        "time in steps": duration(seconds),
+        "peak memory": f"{max(memory) / 2**30:.2f} GiB" if memory else "",
+        "device": f"{record.get('device', '')}, {record.get('processes', 1)} processes",
+        "begun": str(record.get("started", "")),
+        "versions": _versions(identity),
+    }
+
+
+def _versions(identity: dict[str, Any]) -> str:
+    known = {key.partition(".")[2]: value for key, value in identity.items() if key.startswith("version.")}
+    return ", ".join(f"{name} {value}" for name, value in known.items())
+
+
+def _verdict(run: KeptRun) -> list[str]:
+    """What has changed, in a line each: held-out loss, exact answers with their interval."""
+    lines = []
+    before = ((run.record.get("before") or {}).get("held_out") or {}).get("loss")
+    losses = run.series("eval_loss")[1]
+    after = ((run.record.get("finished") or {}).get("held_out") or {}).get("loss") or (losses[-1] if losses else None)
+    if before is not None and after is not None:
+        lines.append(f"Held-out loss {shown(before)} before, {shown(after)} after.")
+    was, now = ([float(bool(line.get("exact"))) for line in lines_] for lines_ in run.answers)
+    if was and len(was) == len(now):
+        scores = [statistics.share(values) for values in (was, now)]
+        change = statistics.difference(was, now)
+        words = [f"{100 * one.value:.1f} % [{100 * one.low:.1f}, {100 * one.high:.1f}]" for one in scores]
+        text = f"no difference seen, at most {100 * change.most:.1f} points"
+        if change.settled:
+            text = f"{100 * change.value:+.1f} points [{100 * change.low:+.1f}, {100 * change.high:+.1f}]"
+        lines.append(f"Exact answers to {len(was)} held-out prompts: {words[0]} before, {words[1]} after: {text}.")
+    return lines
+
+
+def _shown_run(run: KeptRun, most: int) -> dict[str, Any]:
+    data = run.record.get("data") or {}
+    account = data.get("account") or {}
+    sources = [*account.get("sources", []), *account.get("eval_sources", [])]
+    lengths = [
+        (f"{split}, {name}" if name != "length" else split, values)
+        for split in ("train", "eval")
+        for name, values in (account.get(split) or {}).items()
+        if isinstance(values, dict) and "median" in values
+    ]
+    stage, results = run.record.get("stage", "sft"), (run.record.get("finished") or {}).get("results", [])
+    commands = [f"hybrid-ft {stage} {shlex.quote(str(run.path / 'recipe.yaml'))} output=runs/again"]
+    commands += [f"hybrid-ft chat {shlex.quote(str(run.path / result))}" for result in results[-1:]]
+    return {
+        "name": run.name,
+        "rows": _rows(run, most),
+        "all_rows": sum(len(_pairs(both)) for both in (run.samples, run.answers)),
+        "data": data.get("summary", []),
+        "sources": sources,
+        "lengths": lengths,
+        "commands": commands,
+        "versions": _versions(run.record.get("identity", {})),
+        "recipe_text": cut(run.recipe_text, 20_000),
+    }
+
+
+def _rows(run: KeptRun, most: int) -> list[dict[str, Any]]:
+    """Samples, then answers before and after, those first whose score changed, then the wrong ones."""
+    pairs = sorted(
+        _pairs(run.answers),
+        key=lambda pair: (pair[0].get("exact") == pair[1].get("exact"), bool(pair[1].get("exact"))),
+    )
+    rows: list[tuple[dict[str, Any], dict[str, Any], str, str | None]]
+    rows = [(was, now, "prompt", None) for was, now in _pairs(run.samples)]
+    rows += [(was, now, "origin", str(now.get("reference", ""))) for was, now in pairs]
+    return [_row(was, now, str(now.get(head, "")), reference) for was, now, head, reference in rows[:most]]
+
+
+def _pairs(both: tuple[Lines, Lines]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Nothing where one of the two is not there yet."""
+    before, after = both
+    return list(zip(before, after, strict=True)) if len(before) == len(after) else []
+
+
+def _row(was: dict[str, Any], now: dict[str, Any], head: str, reference: str | None) -> dict[str, Any]:
+    before, after = marked(str(was.get("answer", "")), str(now.get("answer", "")))
+    words = [{True: "right", False: "wrong", None: ""}[one.get("exact")] for one in (was, now)]
+    return {
+        "head": cut(head),
+        "before": before,
+        "after": after,
+        "was": words[0],
+        "now": words[1],
+        "reference": None if reference is None else cut(reference),
+    }
