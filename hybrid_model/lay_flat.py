@@ -29,7 +29,7 @@ from hybrid_ft.hybrid_model.families.known import family_of
 from hybrid_ft.hybrid_model.layers import flat_attention
 from hybrid_ft.hybrid_model.layers.adapter import disguised, is_mixer, segment_wise
 from hybrid_ft.hybrid_model.layers.embedding import embed_flat
-from hybrid_ft.hybrid_model.layers.watched import has_hooks, hooks_below
+from hybrid_ft.hybrid_model.layers.watched import goes_by_rows, has_hooks, hooks_below
 
 
 def lay_flat(model: PreTrainedModel) -> PreTrainedModel:
@@ -137,7 +137,7 @@ def _flat_model(cls: type[PreTrainedModel], family: Family) -> type[PreTrainedMo
                 (),
                 attention_mask=attention_mask,
                 position_ids=position_ids,
-                share_prompts=family.forks and not noisy,
+                share_prompts=family.forks and not noisy and (forms["prompt_rows"] is None or not goes_by_rows(self)),
                 keep_padding=None,
                 **forms,
             )
@@ -155,6 +155,17 @@ def _flat_model(cls: type[PreTrainedModel], family: Family) -> type[PreTrainedMo
                     input_ids=input_ids, inputs_embeds=inputs_embeds, attention_mask=attention_mask,
                     position_ids=position_ids, use_cache=True, return_dict=return_dict,
                     **{CACHE: past_key_values}, **kwargs,
+                )  # fmt: skip
+            if goes_by_rows(self):
+                own_rows |= forms["prompt_rows"] is not None
+                if not own_rows or keep_positions is not None:
+                    raise ValueError(
+                        "adapter_names, aLoRA and X-LoRA treat each row in its own way, and the layers of this model see "
+                        "one row of all documents: pass one document a row, or one adapter"
+                    )
+                return super().forward(
+                    input_ids=input_ids, inputs_embeds=inputs_embeds, attention_mask=attention_mask,
+                    position_ids=position_ids, use_cache=False, return_dict=return_dict, **kwargs,
                 )  # fmt: skip
             with laid_out(door.layout), self._embedding(input_ids, door):
                 outputs = super().forward(

@@ -105,6 +105,7 @@ def check_adapter(folder: Path, adapter: Adapter, config: PreTrainedConfig) -> i
     header = {name.removeprefix(_PREFIX): entry["shape"] for name, entry in read_header(path).items()}
     whole = {name: _whole_name(name) for name in header if _whole_name(name) in shapes}
     vocabulary = max(config.vocab_size, vocabulary_of(folder))
+    _check_named(folder, adapter, shapes, set(whole.values()), bool(config.tie_word_embeddings))
     for name, got in header.items():
         if name in whole:
             _check_whole(folder, adapter, whole[name], got, shapes[whole[name]], vocabulary)
@@ -119,6 +120,22 @@ def check_adapter(folder: Path, adapter: Adapter, config: PreTrainedConfig) -> i
             match = _FACTOR.fullmatch(name)
             _check_factor(path, adapter, name, got, match, shapes.get(f"{match[1]}.weight") if match else None)
     return vocabulary
+
+
+def _check_named(
+    folder: Path, adapter: Adapter, shapes: dict[str, tuple[int, ...]], held: set[str], tied: bool
+) -> None:
+    """What ``modules_to_save`` names, by ends as PEFT reads them, is in the file, and no one side of tied embeddings."""
+    path = folder / CONFIG
+    for ending in adapter.config.modules_to_save or ():
+        named = [name for name in shapes if name.rpartition(".")[0].endswith(ending)]
+        if lost := [name for name in named if name not in held] or ([] if named else [ending]):
+            raise InputError(f"{path}: modules_to_save names {ending}, and {WEIGHTS} does not hold {lost[0]}")
+        if tied and not adapter.config.ensure_weight_tying and {_module(name) for name in named} & set(_EMBEDDINGS):
+            raise InputError(
+                f"{path}: modules_to_save names {ending} of a model whose head is its embedding, without ensure_weight_tying; "
+                f"{_MERGE.format(folder)}"
+            )
 
 
 def vocabulary_of(folder: Path) -> int:

@@ -27,6 +27,10 @@ def load(
     vocab_size: int | None = None,
     seed: int = 0,
     revision: str | None = None,
+    device_map: Any = None,
+    offload_folder: str | Path | None = None,
+    quantization_config: Any = None,
+    attn_implementation: str | None = None,
 ) -> PreTrainedModel:
     """A hybrid from a folder, a name on the Hugging Face hub, or a preset (tiny, 190M, 1B, 7B), in eval mode.
 
@@ -35,9 +39,14 @@ def load(
     from_scratch gives random weights, the same for the same seed, and leaves the global generator as it was;
     vocab_size then replaces the config's. Of the presets only tiny comes with weights.
 
+    device_map and offload_folder are transformers', for weights of a checkpoint. quantization_config and attn_implementation are refused.
+
     Raises InputError for a folder that is not a whole checkpoint of this architecture.
     """
     name = str(path)
+    _refuse_keywords(quantization_config, attn_implementation)
+    if device_map is not None and (from_scratch or device is not None):
+        raise InputError("load: device_map places the weights of a checkpoint; leave device and from_scratch out")
     if vocab_size is not None and not from_scratch:
         raise InputError(f"model {name}: vocab_size can be chosen with from_scratch only; the weights have their own")
     if from_scratch and name in PRESETS:
@@ -65,16 +74,36 @@ def load(
         check_weight_files(folder, config)
         check_generation_config(folder, config)
         if config.model_type != "olmo_hybrid":
-            model = load_text_model(folder, config, wanted)
+            model = load_text_model(folder, config, wanted, device_map=device_map, offload_folder=offload_folder)
         else:
             model, info = OlmoHybridForCausalLM.from_pretrained(
-                folder, config=config, dtype=wanted, use_safetensors=True, output_loading_info=True
+                folder,
+                config=config,
+                dtype=wanted,
+                use_safetensors=True,
+                device_map=device_map,
+                offload_folder=offload_folder,
+                output_loading_info=True,
             )
             assert not any(info.values()), info
         check_finite(folder, model)
         # what PEFT calls an adapter's base: not a folder of the hub's cache
         model.name_or_path = model.config._name_or_path = lasting_name(name)
     return model if device is None else model.to(device)
+
+
+def _refuse_keywords(quantization_config: Any, attn_implementation: str | None) -> None:
+    """Keywords of transformers' that would be obeyed by half."""
+    if quantization_config is not None:
+        raise InputError(
+            "load: quantization_config: quantised weights are neither trained nor decoded here; load them in bfloat16 "
+            "(dtype), or open a finished model with plain transformers"
+        )
+    if attn_implementation is not None:
+        raise InputError(
+            f"load: attn_implementation is {attn_implementation!r}; attention goes by documents here, through flash-attn where "
+            "it is installed and torch's own kernels elsewhere; leave it out"
+        )
 
 
 def open_plain(name: str, revision: str | None, dtype: torch.dtype) -> PreTrainedModel:
@@ -89,7 +118,8 @@ def open_plain(name: str, revision: str | None, dtype: torch.dtype) -> PreTraine
 def check_finite(folder: Path, model: torch.nn.Module) -> None:
     """Refuse weights that are not finite: one such number makes every loss none, and then the rows would be blamed."""
     for name, parameter in model.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
+        # an offloaded weight is read when it is used
+        if not parameter.is_meta and not bool(torch.isfinite(parameter).all()):
             raise InputError(f"{folder}: tensor {name} holds values that are not finite; take another checkpoint")
 
 

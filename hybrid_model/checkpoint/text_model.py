@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from hybrid_ft.errors import InputError, one_line
-from hybrid_ft.hybrid_model.families.family import Family
+from hybrid_ft.hybrid_model.families.family import Family, is_of_sizes
 from hybrid_ft.hybrid_model.families.known import family_of, family_of_type
 from hybrid_ft.hybrid_model.lay_flat import lay_flat
 
@@ -65,12 +65,14 @@ def tensor_shapes(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
         with torch.device("meta"):
             model = text_class(config)(config)
     except (*_FAULTS, RuntimeError) as error:
+        if not is_of_sizes(error):
+            raise
         raise InputError(f"config.json: no model can be made as it says ({one_line(error)[:200]})") from None
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def load_text_model(folder: Path, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-    """The text model in ``folder``, laid flat, in eval mode.
+def load_text_model(folder: Path, config: PreTrainedConfig, dtype: torch.dtype, **places: Any) -> PreTrainedModel:
+    """The text model in ``folder``, laid flat, in eval mode; ``places``: transformers' device_map and offload_folder.
 
     Raises InputError for a tensor that is missing, of another shape, or known neither to the model nor to its family.
     """
@@ -81,11 +83,14 @@ def load_text_model(folder: Path, config: PreTrainedConfig, dtype: torch.dtype) 
             config=config,
             dtype=dtype,
             use_safetensors=True,
+            **places,
             attn_implementation="sdpa",
             ignore_mismatched_sizes=True,  # reported below, in one line
             output_loading_info=True,
         )
     except (*_FAULTS, RuntimeError, OSError) as error:
+        if not is_of_sizes(error):
+            raise
         raise InputError(f"{folder}: transformers cannot open it: {one_line(error)[:300]}") from None
     unexpected = [name for name in info["unexpected_keys"] if not is_carried(family, name)]
     for found, fault in ((info["missing_keys"], "is missing"), (unexpected, "is not part of the model")):

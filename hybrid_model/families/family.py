@@ -94,3 +94,12 @@ def delta(heads: int, key: int, value: int) -> Mixing:
 def ssd(heads: int, head_dim: int, state: int) -> Mixing:
     """Mamba-2: every head writes its state and reads it."""
     return Mixing(per_token=4 * heads * head_dim * state)
+
+
+def is_of_sizes(error: Exception) -> bool:
+    """Whether building a model failed by its config: of torch's RuntimeErrors those that speak of sizes alone.
+
+    Others, a failed compilation's or an allocator's, are no fault of the file and keep their traceback.
+    """
+    words = ("dimension", "overflow", "shape", "size")
+    return not isinstance(error, RuntimeError) or any(word in str(error) for word in words)

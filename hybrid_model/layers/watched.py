@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from torch import nn
 from torch.nn.modules import module as hooks_of_all
 
+_BY_ROWS = ("_adapter_names_pre_forward_hook", "_alora_offsets_pre_forward_hook", "scalings_injection_hook")  # PEFT's
 # transformers' and PEFT's names for the hook on the embedding that gives layers under checkpointing a gradient to pass
 _MARKING = ("make_inputs_require_grads", "make_inputs_require_grad")
 
@@ -41,6 +42,23 @@ def hooks_below(*modules: nn.Module) -> bool:
     Sharding's own, which gather a module's weights, do not.
     """
     return any(has_hooks(child) and not is_sharded(child) for module in modules for child in module.modules())
+
+
+def goes_by_rows(*modules: nn.Module) -> bool:
+    """Whether an adapter of PEFT's below the modules treats each row of a batch in its own way.
+
+    ``adapter_names`` gives each row an adapter, aLoRA each row a place to begin at, X-LoRA each token its own mixture.
+    """
+    return any(
+        any(_called(hook) in _BY_ROWS for hook in child._forward_pre_hooks.values())
+        or type(getattr(child.__dict__.get("forward"), "__self__", None)).__name__.startswith("XLora")
+        for module in modules
+        for child in module.modules()
+    )
+
+
+def _called(hook: object) -> str:
+    return getattr(getattr(hook, "func", hook), "__name__", "")
 
 
 def is_sharded(module: nn.Module) -> bool:

@@ -35,6 +35,14 @@ def read_folder(path: str, name: str | None) -> Folder:
     return _repository(path, name)
 
 
+def describes_folder(path: str) -> bool:
+    """Whether a file is one of the descriptions that ``save_to_disk`` writes beside the data."""
+    folder, name = os.path.split(path)
+    if name not in ("dataset_info.json", "dataset_dict.json", "state.json"):
+        return False
+    return any(os.path.isfile(os.path.join(folder, mark)) for mark in ("state.json", "dataset_dict.json"))
+
+
 def _saved(path: str, name: str | None) -> list[str]:
     """The files of one data set that ``save_to_disk`` wrote."""
     if name is not None:

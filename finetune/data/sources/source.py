@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hybrid_ft.errors import InputError, shown
 from hybrid_ft.finetune.data.sources.file import file_rows, is_data_file
-from hybrid_ft.finetune.data.sources.folder import Folder, read_folder
+from hybrid_ft.finetune.data.sources.folder import Folder, describes_folder, read_folder
 from hybrid_ft.finetune.data.sources.hub import load_from_hub
 from hybrid_ft.finetune.data.sources.rows import BadRow, NoRows, Row
 from hybrid_ft.finetune.data.sources.slices import Slice, slices
@@ -52,6 +52,10 @@ def open_source(source: Source) -> Opened:
     if os.path.exists(path) or _only_a_file(path):
         if not os.path.exists(path):
             raise InputError(f"{path}: no such file{nearest_file(path)}")
+        if describes_folder(path):
+            raise InputError(
+                f"{path}: describes the data set in its folder; name the folder, {os.path.dirname(path) or '.'}"
+            )
         return _open_splits(source, Folder({_split_of([path], source.split): [path]}))
     return _open_hub(source)
 

@@ -30,7 +30,7 @@ from hybrid_ft.hybrid_model.families.olmo_hybrid.names import released_state_dic
 from hybrid_ft.hybrid_model.layers.attention import Rope
 from hybrid_ft.hybrid_model.layers.embedding import embed_flat
 from hybrid_ft.hybrid_model.layers.norm_and_mlp import OlmoHybridRMSNorm
-from hybrid_ft.hybrid_model.layers.watched import hooks_below
+from hybrid_ft.hybrid_model.layers.watched import goes_by_rows, hooks_below
 
 # transformers converts a checkpoint's tensor names for classes of its own only, unless the mapping is registered
 register_checkpoint_conversion_mapping("olmo_hybrid", get_checkpoint_conversion_mapping("olmo_hybrid"), overwrite=True)
@@ -97,6 +97,7 @@ class OlmoHybridModel(hf.OlmoHybridModel):
             # backward runs the layers again, and a cache would be written twice
             use_cache, past_key_values = False, None
         noisy = self.training and input_ids is not None and hooks_below(self.embed_tokens)
+        by_rows = partial(goes_by_rows, self)
         batch = read_batch(
             given,
             self.config.layer_types,
@@ -104,8 +105,8 @@ class OlmoHybridModel(hf.OlmoHybridModel):
             position_ids=position_ids,
             past_key_values=past_key_values,
             use_cache=use_cache,
-            share_prompts=not noisy,
-            keep_padding=partial(hooks_below, self.layers, self.norm),
+            share_prompts=not noisy and (kwargs.get("prompt_rows") is None or not by_rows()),
+            keep_padding=lambda: hooks_below(self.layers, self.norm) or by_rows(),
             **{name: value for name, value in kwargs.items() if name in BATCH_KEYS},
         )
         hidden = batch.flat(given) if input_ids is None else self._embed(input_ids, batch)

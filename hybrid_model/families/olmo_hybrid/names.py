@@ -14,6 +14,7 @@ import torch
 from transformers.models.olmo_hybrid import OlmoHybridConfig, OlmoHybridForCausalLM
 
 from hybrid_ft.errors import InputError
+from hybrid_ft.hybrid_model.families.family import is_of_sizes
 
 _FUSED = re.compile(r"(.*linear_attn\.)conv1d\.weight")
 _FIRST = re.compile(r".*linear_attn\.q_conv1d\.weight")
@@ -47,6 +48,8 @@ def released_shapes(config: OlmoHybridConfig) -> dict[str, tuple[int, ...]]:
         with torch.device("meta"), warnings.catch_warnings(action="ignore"):
             model = OlmoHybridForCausalLM(config)
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if not is_of_sizes(error):
+            raise
         raise InputError(
             f"config.json: no model can be made as it says ({' '.join(str(error).split())[:200]})"
         ) from None

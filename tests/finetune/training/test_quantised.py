@@ -31,7 +31,7 @@ def model_of(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return seen
 
 
-@pytest.mark.parametrize("how", LAYERS)
+@pytest.mark.parametrize("how", ["nf4", pytest.param("int8", marks=pytest.mark.slow)])
 def test_adapters_are_trained_on_a_quantised_base(start, monkeypatch, tiny_base, how):
     seen = model_of(monkeypatch)
     run = start("one", model={"quantize": how, "lora": ADAPTERS}, train={"steps": 4, "warmup": 0.0})
@@ -60,6 +60,7 @@ def test_adapters_are_trained_on_a_quantised_base(start, monkeypatch, tiny_base,
     assert float((got - want).norm() / want.norm()) < 1e-5
 
 
+@pytest.mark.slow
 def test_pairs_are_compared_with_the_quantised_base(start_pairs):
     """The run stops itself where its first loss is not that of equal models."""
     run = start_pairs("pairs", model={"quantize": "nf4", "lora": {**ADAPTERS, "merge": False}}, train={"steps": 2})

@@ -65,6 +65,9 @@ def test_what_save_to_disk_writes(tmp_path: Path) -> None:
     values, opened = taken(tmp_path / "two", split="test")
     assert values == [6, 2]
     assert opened.notes == ["1 file of test", "splits not read: train"]
+    for description in ("one/dataset_info.json", "one/state.json", "two/dataset_dict.json"):
+        with pytest.raises(InputError, match="describes the data set in its folder; name the folder, .*(one|two)$"):
+            taken(tmp_path / description)
     (row, _) = open_source(Source(path=str(tmp_path / "two"), split="test")).rows
     assert origin("x", row) == f"{tmp_path}/two/test/data-00000-of-00001.arrow:1"
 
