@@ -64,6 +64,9 @@ class Rows:
     def summary(self) -> list[str]:
         return [f"{len(self.train)} rows of its own"]
 
+    def as_dict(self) -> dict[str, Any]:
+        return {}
+
 
 def prepare(recipe: Recipe, tokenizer: Any) -> Rows:
     def rows(count: int, first: int) -> Dataset:
