@@ -83,7 +83,7 @@ def merge(
 def export(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model folder or a hub name.")],
     out: Annotated[str, typer.Argument(metavar="OUT", help="A new folder.")],
-    to: Annotated[str, typer.Option(metavar="FORMAT", help="transformers, int8 or int4.")],
+    to: Annotated[str, typer.Option(metavar="FORMAT", help="transformers, int8, int4 or gguf.")],
     dtype: Annotated[
         str | None,
         typer.Option(help="float32, bfloat16 or float16; of int8 and int4 what is left over.", show_default=False),
@@ -91,17 +91,21 @@ def export(
     shard_size: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Of transformers' files: 5GB, 500MB.", show_default=False)
     ] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option("--type", metavar="TYPE", help="Of gguf: f32, f16, bf16, q8_0, q4_k_m; f16 if not given."),
+    ] = None,
     rows: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="Conversations, for the loss before and after.", show_default=False),
     ] = None,
 ) -> int:
-    """Write a model in another dtype, other shards, or 8 or 4 bits a weight, read back and compared."""
+    """Write a model in another dtype, other shards, 8 or 4 bits a weight, or as GGUF, read back and compared."""
     with resumable():
         from hybrid_ft.finetune.conversion.export import run
         from hybrid_ft.finetune.runs.console import screen
 
-        return run(model, out, to, screen(), dtype, shard_size, rows)
+        return run(model, out, to, screen(), dtype, shard_size, rows, kind)
 
 
 def push(

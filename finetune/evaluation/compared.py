@@ -6,12 +6,18 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hybrid_ft.finetune.evaluation import statistics
-from hybrid_ft.finetune.evaluation.scoring import Scored
 from hybrid_ft.finetune.evaluation.statistics import Interval
 from hybrid_ft.finetune.evaluation.task import LOWER_IS_BETTER
+
+if TYPE_CHECKING:
+    from hybrid_ft.finetune.evaluation.scoring import Scored
+
+
+RESULTS = "results.json"
+"""The table's file, beside the answers."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.evaluation import contamination, gate, table
 from hybrid_ft.finetune.evaluation.batches import Budget
-from hybrid_ft.finetune.evaluation.compared import as_json, compared
+from hybrid_ft.finetune.evaluation.compared import RESULTS, as_json, compared
 from hybrid_ft.finetune.evaluation.items import Items, read_items
 from hybrid_ft.finetune.evaluation.kept import Kept
 from hybrid_ft.finetune.evaluation.scorers.code import check_jail
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from rich.console import Console
     from transformers import PreTrainedTokenizerBase
 
-RESULTS = "results.json"
 _MEASURES = {
     "exact": ["exact"],
     "contains": ["contains"],

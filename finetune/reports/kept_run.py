@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hybrid_ft.errors import InputError
-from hybrid_ft.finetune.evaluation.compared import Measure
-from hybrid_ft.finetune.evaluation.evaluate import RESULTS
+from hybrid_ft.finetune.evaluation.compared import RESULTS, Measure
 from hybrid_ft.finetune.recipe.yaml_file import read_yaml
 
 Lines = list[dict[str, Any]]
