@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from hybrid_ft.commands.options import MaxNewTokens, ModelPath, Seed, Temperature, TopP
+from hybrid_ft.commands.options import (
+    MaxNewTokens,
+    ModelPath,
+    Seed,
+    Temperature,
+    TemplateArguments,
+    TopP,
+    template_arguments,
+)
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.runs.signals import resumable
 
@@ -19,12 +27,14 @@ def chat(
     temperature: Temperature = 0.7,
     top_p: TopP = 0.95,
     seed: Seed = 0,
+    chat_template_kwargs: TemplateArguments = None,
 ) -> int:
     """Chat with a model, one line a turn. /reset starts over, /system TEXT sets the system message, /exit ends."""
+    arguments = template_arguments(chat_template_kwargs)
     from hybrid_ft.finetune.generation.chat import run
     from hybrid_ft.finetune.generation.generate import Sampling
 
-    return run(path, system, max_new_tokens, Sampling(temperature, top_p, seed))
+    return run(path, system, max_new_tokens, Sampling(temperature, top_p, seed), arguments)
 
 
 def generate(
@@ -37,8 +47,10 @@ def generate(
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
     seed: Seed = 0,
+    chat_template_kwargs: TemplateArguments = None,
 ) -> int:
     """Answer every prompt of a file, as JSON lines in the file's order."""
+    arguments = template_arguments(chat_template_kwargs)
     from hybrid_ft.finetune.generation.prompt_file import read_prompts
 
     rows = read_prompts(prompts)
@@ -48,7 +60,7 @@ def generate(
         raise InputError(f"{out}: is a folder; name a file for the answers")
     from hybrid_ft.finetune.generation.generate import Sampling, run
 
-    return run(path, prompts, rows, out, max_new_tokens, Sampling(temperature, top_p, seed))
+    return run(path, prompts, rows, out, max_new_tokens, Sampling(temperature, top_p, seed), arguments)
 
 
 def merge(
@@ -71,7 +83,7 @@ def merge(
 def export(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model folder or a hub name.")],
     out: Annotated[str, typer.Argument(metavar="OUT", help="A new folder.")],
-    to: Annotated[str, typer.Option(metavar="FORMAT", help="transformers, int8 or int4.")],
+    to: Annotated[str, typer.Option(metavar="FORMAT", help="transformers, int8, int4 or gguf.")],
     dtype: Annotated[
         str | None,
         typer.Option(help="float32, bfloat16 or float16; of int8 and int4 what is left over.", show_default=False),
@@ -79,17 +91,21 @@ def export(
     shard_size: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Of transformers' files: 5GB, 500MB.", show_default=False)
     ] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option("--type", metavar="TYPE", help="Of gguf: f32, f16, bf16, q8_0, q4_k_m; f16 if not given."),
+    ] = None,
     rows: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="Conversations, for the loss before and after.", show_default=False),
     ] = None,
 ) -> int:
-    """Write a model in another dtype, other shards, or 8 or 4 bits a weight, read back and compared."""
+    """Write a model in another dtype, other shards, 8 or 4 bits a weight, or as GGUF, read back and compared."""
     with resumable():
         from hybrid_ft.finetune.conversion.export import run
         from hybrid_ft.finetune.runs.console import screen
 
-        return run(model, out, to, screen(), dtype, shard_size, rows)
+        return run(model, out, to, screen(), dtype, shard_size, rows, kind)
 
 
 def push(

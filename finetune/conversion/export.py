@@ -22,7 +22,7 @@ from hybrid_ft.hybrid_model.families.known import family_of
 if TYPE_CHECKING:
     from rich.console import Console
 
-FORMATS = ("transformers", "int8", "int4")
+FORMATS = ("transformers", "int8", "int4", "gguf")
 SHARD_SIZE = "5GB"
 CACHE_TOKENS = 4096
 
@@ -35,6 +35,7 @@ def run(
     dtype: str | None = None,
     shard_size: str | None = None,
     rows: str | None = None,
+    kind: str | None = None,
 ) -> int:
     """Write ``model``, a folder or hub name, into a new folder ``out`` in the format ``to``. Returns the exit status.
 
@@ -46,6 +47,11 @@ def run(
         raise InputError(f"--to: got {to!r}; must be one of {', '.join(FORMATS)}")
     if shard_size is not None and to != "transformers":
         raise InputError(f"--shard-size: goes with --to transformers; {to} decides its files itself")
+    if kind is not None and to != "gguf":
+        raise InputError("--type: goes with --to gguf")
+    if to == "gguf" and (dtype or rows):
+        option, way = ("--dtype", "take --type") if dtype else ("--rows", "take llama.cpp's llama-perplexity")
+        raise InputError(f"{option}: does not go with --to gguf; {way}")
     shard, wanted = size_of(shard_size or SHARD_SIZE), None if dtype is None else dtype_of(dtype)
     place = Place(Path(out).expanduser())
     source = _source(model)
@@ -56,6 +62,10 @@ def run(
             from hybrid_ft.finetune.conversion.plain import export_plain
 
             result = export_plain(source, place, wanted, shard)
+        elif to == "gguf":
+            from hybrid_ft.finetune.conversion.gguf.write import export_gguf
+
+            result = export_gguf(source, place, kind or "f16")
         else:
             from hybrid_ft.finetune.conversion.quantised import export_quantised
 

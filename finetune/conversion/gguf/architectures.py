@@ -1,0 +1,118 @@
+"""llama.cpp's architectures: their settings, and tensors as they want them.
+
+Each is described as llama.cpp reads it; names come from the gguf package's own map. What was tried with llama.cpp itself,
+logits against transformers', stands in docs/results.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+Config = Any
+Writer = Any
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """``name`` in gguf's MODEL_ARCH; ``settings`` writes what is its own; ``tensor`` gives a checkpoint's tensor, by its
+    name, another name and form."""
+
+    name: str
+    settings: Callable[[Writer, Config], None]
+    tensor: Callable[[str, torch.Tensor, Config], tuple[str, torch.Tensor]]
+
+
+def common_settings(writer: Writer, config: Config) -> None:
+    """Of every model."""
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_vocab_size(config.vocab_size)
+
+
+def _rope_theta(config: Config) -> float:
+    return float((config.rope_parameters or {}).get("rope_theta") or 10_000.0)
+
+
+def _lfm2_settings(writer: Writer, config: Config) -> None:
+    attends = [kind == "full_attention" for kind in config.layer_types]
+    writer.add_head_count_kv([config.num_key_value_heads if here else 0 for here in attends])
+    writer.add_layer_norm_rms_eps(config.norm_eps)
+    writer.add_rope_freq_base(_rope_theta(config))
+    writer.add_shortconv_l_cache(config.conv_L_cache)
+    width = config.intermediate_size
+    if config.block_auto_adjust_ff_dim:
+        width = int(config.block_ffn_dim_multiplier * int(2 * width / 3))
+        width = -(-width // config.block_multiple_of) * config.block_multiple_of
+    writer.add_feed_forward_length(width)
+
+
+def _lfm2_tensor(name: str, tensor: torch.Tensor, config: Config) -> tuple[str, torch.Tensor]:
+    return name, tensor.squeeze(1) if name.endswith("conv.conv.weight") else tensor
+
+
+def _qwen_settings(writer: Writer, config: Config) -> None:
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_feed_forward_length(config.intermediate_size)
+    rope = config.rope_parameters
+    turned = int(config.head_dim * rope.get("partial_rotary_factor", 0.25))
+    writer.add_rope_dimension_count(turned)
+    writer.add_rope_freq_base(_rope_theta(config))
+    # text has one position; llama.cpp turns the pairs that these sections take by it, and leaves others as they are
+    pairs = turned // 2
+    writer.add_rope_dimension_sections([(pairs + 2) // 3, (pairs + 1) // 3, pairs // 3, 0])
+    writer.add_full_attention_interval(config.layer_types.index("full_attention") + 1)
+    writer.add_ssm_conv_kernel(config.linear_conv_kernel_dim)
+    writer.add_ssm_state_size(config.linear_key_head_dim)
+    writer.add_ssm_group_count(config.linear_num_key_heads)
+    writer.add_ssm_time_step_rank(config.linear_num_value_heads)
+    writer.add_ssm_inner_size(config.linear_num_value_heads * config.linear_value_head_dim)
+
+
+def _qwen_tensor(name: str, tensor: torch.Tensor, config: Config) -> tuple[str, torch.Tensor]:
+    """Norms of the residual stream hold 1 + weight, ``A_log`` the rate itself. A key head serves every H-th value head
+    and not HV / H in a row, so that value heads change places."""
+    part = name.partition(".linear_attn.")[2]
+    if not part:
+        return name, tensor + 1 if name.endswith("norm.weight") else tensor
+    H, HV = config.linear_num_key_heads, config.linear_num_value_heads
+    K, V = config.linear_key_head_dim, config.linear_value_head_dim
+    if part in ("in_proj_z.weight",):
+        return name, tiled(tensor, H, V)
+    if part in ("in_proj_a.weight", "in_proj_b.weight"):
+        return name, tiled(tensor, H, 1)
+    if part == "in_proj_qkv.weight":
+        return name, torch.cat([tensor[: 2 * H * K], tiled(tensor[2 * H * K :], H, V)])
+    if part == "conv1d.weight":
+        tensor = tensor.squeeze(1)
+        return name, torch.cat([tensor[: 2 * H * K], tiled(tensor[2 * H * K :], H, V)])
+    if part == "out_proj.weight":
+        return name, tiled(tensor.T, H, V).T
+    if part == "A_log":
+        return name, -tiled(tensor, H, 1).exp()
+    if part == "dt_bias":
+        return f"{name.removesuffix('dt_bias')}dt_proj.bias", tiled(tensor, H, 1)
+    assert part == "norm.weight" and HV % H == 0, name
+    return name, tensor
+
+
+def tiled(tensor: torch.Tensor, groups: int, size: int) -> torch.Tensor:
+    """Rows of ``groups`` x n heads of ``size`` each, a group's heads in a row, so that the first of every group come
+    first."""
+    heads = tensor.reshape(groups, -1, size, *tensor.shape[1:])
+    return heads.transpose(0, 1).reshape(tensor.shape)
+
+
+ARCHITECTURES = {
+    "lfm2": Architecture("LFM2", _lfm2_settings, _lfm2_tensor),
+    "qwen3_5_text": Architecture("QWEN35", _qwen_settings, _qwen_tensor),
+}
+"""By the ``model_type`` of the text model."""
