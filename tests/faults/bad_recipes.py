@@ -226,7 +226,7 @@ COMMANDS = [
     command("prompts nested without end", "generate", "tiny", "--prompts", "p.jsonl", says="p.jsonl:1: ", files={"p.jsonl": "[" * 100_000}),
     command("a conversation that is answered", "generate", "tiny", "--prompts", "p.jsonl", says="p.jsonl:1: messages must end on a turn that waits for an answer", files={"p.jsonl": lines(ROW)}),
     command("a conversation with an image", "generate", "tiny", "--prompts", "p.jsonl", says="p.jsonl:1: messages[0].content[0]", files={"p.jsonl": lines({"messages": [{"role": "user", "content": [{"type": "image"}]}]})}),
-    command("an unknown role", "generate", "tiny", "--prompts", "p.jsonl", says="p.jsonl:1: messages[0].role", files={"p.jsonl": lines({"messages": [{"role": "bot", "content": "x"}]})}),
+    command("an unknown role", "generate", "tiny", "--prompts", "p.jsonl", says="p.jsonl:1: messages[0].role", files={"p.jsonl": lines({"messages": [{"role": "bard", "content": "x"}]})}),
     command("answers into a folder that is not there", "generate", "tiny", "--prompts", "p.txt", "--out", "no/where.jsonl", says="no/where.jsonl: its folder does not exist", files={"p.txt": "x"}),
     command("answers over the prompts", "generate", "tiny", "--prompts", "p.jsonl", "--out", "p.jsonl", says="p.jsonl: is the file of prompts", files={"p.jsonl": '{"prompt": "x"}\n'}),
     command("a temperature below 0", "generate", "tiny", "--prompts", "p.txt", "--temperature", "-1", says="Invalid value for '--temperature'"),

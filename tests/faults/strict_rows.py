@@ -5,21 +5,21 @@ refused, whatever the reason.
 """
 
 import json
-import math
 import re
 from typing import Any, NamedTuple
 
-MAX_DEPTH = 64
-FLAGS = ("train", "weight", "loss", "loss_weight")
-ROLES = {role: role for role in ("system", "user", "assistant", "tool", "environment")} | {"function": "tool"}
+from strict_tools import Wrong, a, calls_of, canonical, need, settled, strict, tools_of
+
+SWITCHES = ("train", "training", "trainable")
+WEIGHTS = ("weight", "loss", "loss_weight", "loss_scale")
+UNCLEAR = ("mask", "masked", "loss_mask", "train_detail")
+MEDIA = [name + end for name in ("image", "video", "audio") for end in ("", "s")]
+MEDIA += ["image_url", "image_urls", "image_path", "image_paths"]
 CALLERS = ("function_call", "tool_call")
-SPEAKERS = ROLES | {"human": "user"}
-SPEAKERS |= dict.fromkeys(("gpt", "chatgpt", "bot", "model", *CALLERS), "assistant")
-SPEAKERS |= dict.fromkeys(("observation", "function_response", "tool_response"), "tool")
-
-
-class Wrong(Exception):
-    pass
+ROLES = {role: role for role in ("system", "user", "assistant", "tool", "environment")}
+ROLES |= {"human": "user", "developer": "system"}
+ROLES |= dict.fromkeys(("gpt", "chatgpt", "bot", "model", *CALLERS), "assistant")
+ROLES |= dict.fromkeys(("function", "observation", "function_response", "tool_response"), "tool")
 
 
 class Turn(NamedTuple):
@@ -51,67 +51,11 @@ def of_messages(messages: list[dict[str, Any]], tools: Any, untrained: Any = ())
     return Judged(tuple(turns), canonical(tools))
 
 
-def canonical(value: Any) -> str:
-    return json.dumps(value, sort_keys=True)
-
-
-def need(condition: object) -> None:
-    if not condition:
-        raise Wrong
-
-
-def a(kind: type, value: Any) -> Any:
-    need(isinstance(value, kind))
-    return value
-
-
-def strict(text: str) -> Any:
-    """Standard JSON: no key twice, no NaN or infinity, no half characters, MAX_DEPTH."""
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        need(len(dict(pairs)) == len(pairs))
-        return dict(pairs)
-
-    def finite(number: str) -> float:
-        need(number.lstrip("-")[:1].isdigit() and math.isfinite(float(number)))
-        return float(number)
-
-    level = deepest = 0
-    for bracket in re.findall(r'"(?:[^"\\]|\\.)*"|([\[{])|([\]}])', text):
-        level += bool(bracket[0]) - bool(bracket[1])
-        deepest = max(deepest, level)
-    need(deepest <= MAX_DEPTH)
-    try:
-        value = json.loads(text, object_pairs_hook=once, parse_constant=finite, parse_float=finite)
-        json.dumps(value, ensure_ascii=False).encode()
-    except (ValueError, RecursionError):
-        raise Wrong from None
-    return value
-
-
 def row_of(line: bytes) -> dict[str, Any]:
     try:
         return a(dict, strict(line.decode("utf-8").strip(" \t\r\n")))
     except UnicodeDecodeError:
         raise Wrong from None
-
-
-def calls_of(value: Any) -> tuple[tuple[str, str, Any], ...]:
-    """Calls as objects, as JSON text, or a list of either."""
-    value = strict(value) if isinstance(value, str) else value
-    items = value if isinstance(value, list) else [value]
-    need(items)
-    calls = []
-    for item in items:
-        call = a(dict, strict(item) if isinstance(item, str) else item)
-        function = call["function"] if isinstance(call.get("function"), dict) else call
-        need(a(str, function.get("name")).strip())
-        given = function["arguments"] if "arguments" in function else function.get("parameters")
-        if isinstance(given, str):
-            given = strict(given) if given.strip() else {}
-        name = call.get("id") if isinstance(call.get("id"), str) else None
-        calls.append((function["name"], canonical(a(dict, {} if given is None else given)), name))
-    return tuple(calls)
 
 
 def content_of(value: Any, role: str) -> tuple[str, list[str], list[Any]]:
@@ -133,17 +77,37 @@ def content_of(value: Any, role: str) -> tuple[str, list[str], list[Any]]:
     return "".join(texts), reasoning, calls
 
 
-def is_trained(item: dict[str, Any], role: str) -> bool:
-    flags = [item[key] for key in FLAGS if item.get(key) is not None]
-    need(all(isinstance(flag, bool | int | float) and flag in (0, 1) for flag in flags))
-    need(role == "assistant" or not any(flags))
-    need(len({bool(flag) for flag in flags}) < 2)
-    return role != "assistant" or all(flags)
+def weight_of(item: dict[str, Any], whole_row: bool = False) -> float:
+    """The weight in the loss that a turn's or a row's own marks give it."""
+    found = set()
+    for key in (*SWITCHES, *WEIGHTS, *UNCLEAR):
+        value = item.get(key)
+        if whole_row and isinstance(value, str):
+            text = value.strip().lower()
+            value = {"true": True, "false": False, "": None, "null": None}.get(text, value)
+            if isinstance(value, str):
+                try:
+                    value = float(value)
+                except ValueError:
+                    raise Wrong from None
+        if value is not None:
+            need(key not in UNCLEAR and isinstance(value, bool | int | float) and 0 <= value <= 1)
+            need(key in WEIGHTS or value in (0, 1))
+            found.add(float(value))
+    need(len(found) < 2)
+    return found.pop() if found else 1.0
 
 
-def chat_turn(item: Any, flags: bool) -> Turn:
-    role = ROLES.get(a(str, a(dict, item).get("role")))
+def no_media(item: dict[str, Any]) -> None:
+    need(all(item.get(key) in (None, "", [], {}) for key in MEDIA))
+
+
+def chat_turn(item: Any, names: tuple[str, str] = ("role", "content")) -> Turn:
+    """``names``: the keys of who speaks and of what is said."""
+    said = a(str, a(dict, item).get(names[0]))
+    role, given = ROLES.get(said), item.get(names[1])
     need(role)
+    no_media(item)
     more = {}
     for key in ("function_calls", "functions", "name", "tool_call_id"):
         if item.get(key) is not None:
@@ -157,35 +121,25 @@ def chat_turn(item: Any, flags: bool) -> Turn:
     elif item.get("function_call") is not None:
         calls = calls_of(item["function_call"])
     text = ""
-    if item.get("content") is not None:
-        text, reasoning, inner = content_of(item["content"], role)
+    if said in CALLERS:
+        thought = re.fullmatch(r"(?s)\s*<think>(.*?)</think>(.*)", given) if isinstance(given, str) else None
+        calls = calls_of(thought[2] if thought else given)
+        more |= {"reasoning_content": thought[1].strip("\n")} if thought else {}
+    elif given is not None:
+        text, reasoning, inner = content_of(given, role)
         calls = tuple(inner) or calls
         more |= {"reasoning_content": "".join(reasoning)} if reasoning else {}
     else:
         need(calls or more.get("function_calls"))
     need(role == "assistant" or not (calls or more.get("function_calls")))
-    return Turn(role, text, calls, tuple(sorted(more.items())), not flags or is_trained(item, role))
+    weight = weight_of(item)
+    marked = any(item.get(key) for key in (*SWITCHES, *WEIGHTS))
+    need(role == "assistant" or not marked)
+    return Turn(role, text, calls, tuple(sorted(more.items())), role != "assistant" or weight > 0)
 
 
-def sharegpt_turn(item: Any, flags: bool) -> Turn:
-    speaker = a(str, a(dict, item).get("from"))
-    role = SPEAKERS.get(speaker)
-    need(role)
-    keep = not flags or is_trained(item, role)
-    if speaker in CALLERS:
-        return Turn(role, "", calls_of(item.get("value")), (), keep)
-    text, reasoning, calls = content_of(item.get("value"), role)
-    more = (("reasoning_content", "".join(reasoning)),) if reasoning else ()
-    return Turn(role, text, tuple(calls), more, keep)
-
-
-def tools_of(row: dict[str, Any]) -> str:
-    tools = row.get("tools")
-    if isinstance(tools, str):
-        tools = strict(tools) if tools.strip() else None
-    if tools is None or tools == []:
-        return canonical(None)
-    return canonical([a(dict, strict(tool) if isinstance(tool, str) else tool) for tool in a(list, tools)])
+def sharegpt_turn(item: Any) -> Turn:
+    return chat_turn(item, ("from", "value"))
 
 
 def ends_well(turns: list[Turn]) -> list[Turn]:
@@ -200,39 +154,79 @@ def ends_well(turns: list[Turn]) -> list[Turn]:
 def with_system(turns: list[Turn], system: Any) -> list[Turn]:
     if system in (None, ""):
         return turns
+    if turns and turns[0] == Turn("system", a(str, system)):
+        return turns
     need(all(turn.role != "system" for turn in turns))
     return [Turn("system", a(str, system)), *turns]
 
 
-def instructed(row: dict[str, Any]) -> list[Turn]:
-    """Alpaca's earlier turns and its question."""
-    turns = []
-    for earlier in a(list, row["history"]) if row.get("history") is not None else []:
-        need(isinstance(earlier, list) and len(earlier) == 2)
-        turns += [Turn("user", a(str, earlier[0])), Turn("assistant", a(str, earlier[1]))]
-    parts = [a(str, row.get("instruction")), "" if row.get("input") is None else a(str, row["input"])]
-    if not parts[1].strip():
-        return [*turns, Turn("user", parts[0])]
-    return [*turns, Turn("user", "\n\n".join(part for part in parts if part.strip()))]
+def is_message(item: Any) -> bool:
+    if not isinstance(item, dict):
+        return False
+    if isinstance(item.get("role"), str):
+        return any(item.get(key) is not None for key in ("content", "tool_calls", "function_call", "function_calls"))
+    return isinstance(item.get("from"), str) and "value" in item
+
+
+def unpacked(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with lists of messages in the place of the JSON text that holds them."""
+    found = {}
+    for name, value in row.items():
+        always = name in ("messages", "conversations", "history")
+        texts = ("prompt", "question", "instruction", "completion", "output", "chosen", "rejected")
+        if (
+            isinstance(value, str)
+            and (always or name in (*texts, "output_1", "output_2"))
+            and value.lstrip()[:1] == "["
+        ):
+            try:
+                made = json.loads(value)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(made, list) and (always or (made and all(map(is_message, made)))):
+                found[name] = strict(value)
+    return row | found
+
+
+def instructed(row: dict[str, Any], column: str = "instruction") -> list[Turn]:
+    """Earlier turns and a question."""
+    earlier, turns = row.get("history"), []
+    if isinstance(earlier, list) and earlier and all(isinstance(one, dict) for one in earlier):
+        turns = [chat_turn(one) for one in earlier]
+        earlier = None
+    for one in a(list, earlier) if earlier is not None else []:
+        need(isinstance(one, list) and len(one) == 2)
+        turns += [Turn("user", a(str, one[0])), Turn("assistant", a(str, one[1]))]
+    question = a(str, row.get(column))
+    about = [row[name] for name in ("input",) if row.get(name) is not None]
+    about += [row[name] for name in ("context",) if isinstance(row.get(name), str)]
+    parts = [part for part in (question, *(a(str, part) for part in about)) if part.strip()]
+    return [*turns, Turn("user", "\n\n".join(parts) or question)]
+
+
+def whole_row(row: dict[str, Any]) -> float:
+    """What counts of a row beside its turns."""
+    no_media(row)
+    weight = weight_of(row, whole_row=True)
+    need(weight > 0)
+    return weight
 
 
 def supervised(line: bytes, form: str) -> Judged:
-    row = row_of(line)
-    if form == "messages":
-        turns = [chat_turn(item, True) for item in a(list, row.get("messages"))]
-    elif form == "sharegpt":
-        turns = [sharegpt_turn(item, True) for item in a(list, row.get("conversations"))]
-        turns = with_system(turns, row.get("system"))
-    elif form == "alpaca":
-        turns = [*with_system(instructed(row), row.get("system")), Turn("assistant", a(str, row.get("output")))]
+    row = unpacked(row_of(line))
+    asked, answer = {"alpaca": ("instruction", "output")}.get(form, ("prompt", "completion"))
+    if form in ("messages", "sharegpt"):
+        of, column = (chat_turn, "messages") if form == "messages" else (sharegpt_turn, "conversations")
+        turns = with_system([of(item) for item in a(list, row.get(column))], row.get("system"))
     else:
-        turns = []
-        for column, role in (("prompt", "user"), ("completion", "assistant")):
-            value = row.get(column)
-            whole = isinstance(value, list)
-            turns += [chat_turn(item, True) for item in value] if whole else [Turn(role, a(str, value))]
+        before = several(row[asked]) if isinstance(row.get(asked), list) else instructed(row, asked)
+        turns = with_system(before, row.get("system"))
+        value = row.get(answer)
+        turns = turns + (several(value) if isinstance(value, list) else [Turn("assistant", a(str, value))])
+    whole_row(row)
     need(any(turn.role == "assistant" and turn.trained for turn in turns))
-    return Judged(tuple(ends_well(turns)), tools_of(row))
+    tools = tools_of(row)
+    return Judged(tuple(settled(ends_well(turns), tools)), canonical(tools))
 
 
 def is_transcript(value: Any) -> bool:
@@ -247,15 +241,19 @@ def transcript(text: str) -> list[Turn]:
 
 def several(value: Any) -> list[Turn]:
     items = [value] if isinstance(value, dict) else a(list, value)
-    other = bool(items) and "from" in a(dict, items[0]) and "role" not in items[0]
-    return [(sharegpt_turn if other else chat_turn)(item, False) for item in items]
+    first = items[0] if items else None
+    other = isinstance(first, dict) and first.get("from") is not None and first.get("role") is None
+    return [(sharegpt_turn if other else chat_turn)(item) for item in items]
 
 
 def side_of(value: Any) -> list[Turn]:
     need(value not in (None, []))
     if isinstance(value, str):
         return transcript(value) if is_transcript(value) else [Turn("assistant", value)]
-    return several(value)
+    turns = several(value)
+    last = value if isinstance(value, dict) else value[-1]
+    need(not turns or turns[-1].role != "assistant" or weight_of(last) == 1)
+    return turns
 
 
 def asked(row: dict[str, Any], column: str) -> list[Turn]:
@@ -266,14 +264,12 @@ def asked(row: dict[str, Any], column: str) -> list[Turn]:
         turns = several(value)
         need(not turns or turns[-1].role != "assistant")
         return turns
-    if column == "instruction":
-        return instructed(row | {"history": row.get("history") or None})
-    return [Turn("user", a(str, value))]
+    return instructed(row, column)
 
 
 def preference(line: bytes, form: str) -> Judged:
     """``form``: the column of the prompt, ``outputs`` beside one named prompt, or nothing."""
-    row = row_of(line)
+    row = unpacked(row_of(line))
     columns = ["chosen", "rejected"]
     if form == "outputs":
         best = row.get("preference")
@@ -284,13 +280,16 @@ def preference(line: bytes, form: str) -> Judged:
         columns = columns if text in ("1", "1.0", "output_1") else columns[::-1]
         form = "prompt"
     sides = [side_of(row.get(column)) for column in columns]
-    if any(side[0].role == "assistant" for side in sides):
-        before = asked(row, form) if form else []
+    alone = [side[0].role == "assistant" for side in sides]
+    if any(alone):
+        before = asked(row, form) if form else [] if all(alone) else sides[alone.index(False)][:-1]
         sides = [before + side if side[0].role == "assistant" else side for side in sides]
     system = row.get("system")
     need(system is None or isinstance(system, str))
-    sides = [side if side[0] == Turn("system", system or "") else with_system(side, system) for side in sides]
+    sides = [with_system(side, system) for side in sides]
+    need(whole_row(row) == 1)
     tools = tools_of(row)
+    sides = [[turn._replace(trained=True) for turn in settled(side, tools)] for side in sides]
     chosen, rejected = map(ends_well, sides)
     need(len(chosen) > 1 and chosen[:-1] == rejected[:-1] and chosen[-1] != rejected[-1])
-    return Judged((*chosen, rejected[-1]), tools)
+    return Judged((*chosen, rejected[-1]), canonical(tools))
