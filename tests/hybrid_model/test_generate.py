@@ -171,11 +171,6 @@ def test_what_cannot_be_cached_is_refused(pair):
         model(prompts(1, 1), past_key_values=filled)
 
 
-def test_attention_weights_are_refused(pair):
-    with pytest.raises(ValueError, match="output_attentions is not available"):
-        pair[1](prompts(1, 3), output_attentions=True)
-
-
 def test_embeddings_of_one_new_place_beside_ids_and_a_filled_cache(same, pair):
     """A caller may put an embedding of its own where the last id stands."""
     other = torch.randn(2, 1, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -28,6 +28,7 @@ from hybrid_ft.hybrid_model.families.olmo_hybrid.decoder_layers import (
 )
 from hybrid_ft.hybrid_model.families.olmo_hybrid.names import released_state_dict
 from hybrid_ft.hybrid_model.layers.attention import Rope
+from hybrid_ft.hybrid_model.layers.attention_weights import recorded_weights
 from hybrid_ft.hybrid_model.layers.embedding import embed_flat
 from hybrid_ft.hybrid_model.layers.norm_and_mlp import OlmoHybridRMSNorm
 from hybrid_ft.hybrid_model.layers.watched import goes_by_rows, hooks_below
@@ -82,13 +83,15 @@ class OlmoHybridModel(hf.OlmoHybridModel):
         keep_positions, bool [B, T]: hand back these places alone, [1, M, D], row by row.
         use_cache defaults to the config's, and to False in training. A cache holds rows of one document each.
 
+        output_attentions: also the weights [B, H, T, S] of the attention layers, in a slow path that needs a cache.
+
         Raises ValueError for boundaries that contradict each other, packed rows with a cache, a cache of other rows,
-        and attention weights, which are never formed.
+        and attention weights of packed rows or shared prompts.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass exactly one of input_ids and inputs_embeds")
-        if output_attentions or (output_attentions is None and self.config.output_attentions):
-            raise ValueError("output_attentions is not available: attention weights are never formed")
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
         given = input_ids if input_ids is not None else inputs_embeds
         assert given is not None
         if use_cache is None:
@@ -96,6 +99,8 @@ class OlmoHybridModel(hf.OlmoHybridModel):
         if self.training and torch.is_grad_enabled() and self.layers[0].gradient_checkpointing:
             # backward runs the layers again, and a cache would be written twice
             use_cache, past_key_values = False, None
+        elif output_attentions:
+            use_cache = True
         noisy = self.training and input_ids is not None and hooks_below(self.embed_tokens)
         by_rows = partial(goes_by_rows, self)
         batch = read_batch(
@@ -109,16 +114,22 @@ class OlmoHybridModel(hf.OlmoHybridModel):
             keep_padding=lambda: hooks_below(self.layers, self.norm) or by_rows(),
             **{name: value for name, value in kwargs.items() if name in BATCH_KEYS},
         )
+        if output_attentions and batch.call is None:
+            raise ValueError(
+                "output_attentions: attention weights are formed for rows of one document each, without gradient "
+                "checkpointing; pass no packed rows, shared prompts or layout"
+            )
         hidden = batch.flat(given) if input_ids is None else self._embed(input_ids, batch)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         seen: list[torch.Tensor] | None = [] if output_hidden_states else None
         rope = self._rope(hidden, batch.positions())
-        for layer, cache in zip(self.layers, batch.caches):
-            if seen is not None:
-                seen.append(batch.rows(hidden))
-            # by place: checkpointing drops keywords that are called as a cache is
-            hidden = layer(hidden, batch.layout, rope, cache, batch.call)
+        with recorded_weights(self.layers if output_attentions else ()) as weights:
+            for layer, cache in zip(self.layers, batch.caches):
+                if seen is not None:
+                    seen.append(batch.rows(hidden))
+                # by place: checkpointing drops keywords that are called as a cache is
+                hidden = layer(hidden, batch.layout, rope, cache, batch.call)
         if keep_positions is not None:
             hidden = self.norm(batch.kept(hidden, keep_positions))
         else:
@@ -128,6 +139,7 @@ class OlmoHybridModel(hf.OlmoHybridModel):
         return BaseModelOutputWithPast(
             last_hidden_state=hidden,
             hidden_states=None if seen is None else tuple(seen),
+            attentions=tuple(weights) if output_attentions else None,
             **{CACHE: batch.past_key_values},
         )
 
