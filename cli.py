@@ -17,6 +17,7 @@ import typer
 import hybrid_ft
 from hybrid_ft.commands.data import data, recipes
 from hybrid_ft.commands.evaluation import evaluate, report
+from hybrid_ft.commands.machines import doctor, plan
 from hybrid_ft.commands.models import chat, export, generate, merge, push
 from hybrid_ft.commands.training import dpo, kto, launch, run_stages, sft, status
 from hybrid_ft.errors import BAD_INPUT, INTERRUPTED, InputError, masked
@@ -71,6 +72,8 @@ COMMANDS = (
     run_stages,
     launch,
     status,
+    plan,
+    doctor,
     data,
     evaluate,
     report,

@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from hybrid_ft.commands.options import MaxNewTokens, ModelPath, Seed, Temperature, TopP
+from hybrid_ft.commands.options import (
+    MaxNewTokens,
+    ModelPath,
+    Seed,
+    Temperature,
+    TemplateArguments,
+    TopP,
+    template_arguments,
+)
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.runs.signals import resumable
 
@@ -19,12 +27,14 @@ def chat(
     temperature: Temperature = 0.7,
     top_p: TopP = 0.95,
     seed: Seed = 0,
+    chat_template_kwargs: TemplateArguments = None,
 ) -> int:
     """Chat with a model, one line a turn. /reset starts over, /system TEXT sets the system message, /exit ends."""
+    arguments = template_arguments(chat_template_kwargs)
     from hybrid_ft.finetune.generation.chat import run
     from hybrid_ft.finetune.generation.generate import Sampling
 
-    return run(path, system, max_new_tokens, Sampling(temperature, top_p, seed))
+    return run(path, system, max_new_tokens, Sampling(temperature, top_p, seed), arguments)
 
 
 def generate(
@@ -37,8 +47,10 @@ def generate(
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
     seed: Seed = 0,
+    chat_template_kwargs: TemplateArguments = None,
 ) -> int:
     """Answer every prompt of a file, as JSON lines in the file's order."""
+    arguments = template_arguments(chat_template_kwargs)
     from hybrid_ft.finetune.generation.prompt_file import read_prompts
 
     rows = read_prompts(prompts)
@@ -48,7 +60,7 @@ def generate(
         raise InputError(f"{out}: is a folder; name a file for the answers")
     from hybrid_ft.finetune.generation.generate import Sampling, run
 
-    return run(path, prompts, rows, out, max_new_tokens, Sampling(temperature, top_p, seed))
+    return run(path, prompts, rows, out, max_new_tokens, Sampling(temperature, top_p, seed), arguments)
 
 
 def merge(

@@ -1,8 +1,11 @@
 """Arguments and options that several commands share."""
 
-from typing import Annotated
+import json
+from typing import Annotated, Any
 
 import typer
+
+from hybrid_ft.errors import InputError, shown
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a recipe that ships.")]
 Overrides = Annotated[
@@ -28,3 +31,31 @@ TopP = Annotated[
     float, typer.Option(min=0.01, max=1.0, help="Sample from the likeliest tokens that hold this much probability.")
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the sampling.")]
+TemplateArguments = Annotated[
+    str | None,
+    typer.Option(
+        "--chat-template-kwargs",
+        metavar="JSON",
+        help='For the chat template, over those it was trained with: {"enable_thinking": false}',
+        show_default=False,
+    ),
+]
+
+
+def template_arguments(text: str | None) -> dict[str, Any]:
+    """The arguments that an option holds. Raises InputError."""
+    from hybrid_ft.finetune.recipe.template_arguments import refused_argument
+
+    name = "--chat-template-kwargs"
+    try:
+        arguments = json.loads(text) if text is not None else {}
+    except ValueError:
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise InputError(
+            f"""{name}: got {shown(text)}; must be a JSON object, such as '{{"enable_thinking": false}}'"""
+        )
+    for argument, value in arguments.items():
+        if wrong := refused_argument(argument, value):
+            raise InputError(f"{name}: {argument}: {wrong}")
+    return arguments

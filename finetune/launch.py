@@ -97,6 +97,10 @@ def _processes(how: Launch) -> int:
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     wanted = how.processes or max(gpus, 1)
+    if gpus:
+        from hybrid_ft.finetune.doctor.run import check_quickly
+
+        check_quickly()
     if gpus and wanted > gpus:
         raise InputError(f"--processes: {wanted} must be at most {gpus}, the GPUs of this machine", ENVIRONMENT)
     return wanted

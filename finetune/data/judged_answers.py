@@ -41,7 +41,7 @@ def way_of_answers(recipe: Recipe, kto: Kto, encoder: Encoder) -> Way[Judgement,
         stops[_TOO_LONG] = "Raise data.max_length, or set data.on_long_row: drop (or cut)"
     return Way(
         convert=judgements,
-        encode=lambda rows: encode_judged(rows, encoder.template, encoder.control),
+        encode=lambda rows: encode_judged(rows, encoder.template, encoder.control, encoder.thoughts),
         fit=partial(
             _fit,
             most=data.max_length,

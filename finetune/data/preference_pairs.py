@@ -43,7 +43,7 @@ def way_of_pairs(recipe: Recipe, dpo: Dpo, encoder: Encoder) -> Way[Preference, 
     )
     return Way(
         convert=preferences,
-        encode=lambda pairs: encode_pairs(pairs, encoder.template, encoder.control),
+        encode=lambda pairs: encode_pairs(pairs, encoder.template, encoder.control, encoder.thoughts),
         fit=partial(_fit, limits=limits),
         stops=_stops(limits),
         bad_rows_stop=recipe.data.on_bad_row == "error",

@@ -41,8 +41,8 @@ class Prepared:
 
     ``packs`` and ``eval_packs``: lists of row numbers, each row in one list; None without packing, and in
     preference stages, whose steps pack themselves. ``eos_token_ids``: tokens that end an assistant's turn, the last turn's first.
-    ``chat_template``: the template's text, for the tokenizer that is saved; None where rows are
-    plain text and there is none.
+    ``chat_template``: the template's text, None where rows are plain text and there is none, and ``template_arguments``:
+    what it was given beside the rows, for the tokenizer that is saved.
 
     The rows lie in a temporary folder that goes when this object does.
     """
@@ -54,6 +54,7 @@ class Prepared:
     report: Account
     eos_token_ids: list[int]
     chat_template: str | None
+    template_arguments: dict[str, Any]
     folder: tempfile.TemporaryDirectory[str]
 
 
@@ -120,8 +121,9 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, refuse: bool 
         refusal=stop,
     )
     eval_set = held[0].dataset(held[1]) if held else None
-    template = encoder.template.text if encoder.template.name != NO_TEMPLATE else None
-    return Prepared(train, eval_set, packs, eval_packs, account, encoder.eos_token_ids, template, folder)
+    template, ends = encoder.template, encoder.eos_token_ids
+    text = template.text if template.name != NO_TEMPLATE else None
+    return Prepared(train, eval_set, packs, eval_packs, account, ends, text, template.arguments, folder)
 
 
 def _kind(recipe: Recipe, encoder: Encoder) -> _Kind:

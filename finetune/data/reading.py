@@ -23,6 +23,7 @@ from hybrid_ft.finetune.data.messages.row_forms import Form, needed
 from hybrid_ft.finetune.data.report.account import SourceCounts
 from hybrid_ft.finetune.data.sources.rows import BadRow, Row, origin
 from hybrid_ft.finetune.data.sources.source import Opened, open_source
+from hybrid_ft.finetune.data.tokens.arguments import COLUMN, row_arguments
 
 if TYPE_CHECKING:
     from hybrid_ft.finetune.recipe.data_section import Source
@@ -114,7 +115,7 @@ def converted(
 ) -> Iterator[tuple[str, Any]]:
     """The rows of a source as its form converts them, each with its origin; for a row that is none, the ``reason``.
 
-    ``form_of`` finds the form from the first rows; whatever a form makes has a set ``unused``.
+    ``form_of`` finds the form from the first rows; whatever a form makes has a set ``unused`` and ``template_arguments``.
     """
     counts.name, counts.notes = opened.name, opened.notes
     rows = iter(opened.rows)
@@ -123,6 +124,7 @@ def converted(
     form = form_of(good) if good else None
     columns: set[str] = set()
     unused: set[str] = set()
+    read: set[str] = set()
     for row in itertools.chain(ahead, rows):
         counts.read += 1
         place = origin(opened.name, row)
@@ -134,6 +136,9 @@ def converted(
         columns.update(row.values)
         try:
             made = form.convert(row.values)
+            if COLUMN in row.values and not isinstance(made, PlainText):
+                made.template_arguments = row_arguments(row.values[COLUMN])
+                read.add(COLUMN)
         except reason as why:
             yield place, why
             if why.kind == RUNAWAY_COLUMNS:
@@ -148,7 +153,7 @@ def converted(
         yield place, made
     if form is not None:
         counts.format, counts.reads = form.name, form.reads
-        counts.ignored = sorted(columns - form.columns) + sorted(unused)
+        counts.ignored = sorted(columns - form.columns - read) + sorted(unused)
 
 
 def _chosen(source: Source, opened: Opened, counts: SourceCounts) -> Iterator[Any]:

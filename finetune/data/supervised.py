@@ -62,7 +62,7 @@ def _encoded(rows: list[Conversation | PlainText], encoder: Encoder) -> list[Enc
     texts = [row for row in rows if isinstance(row, PlainText)]
     chats = [row for row in rows if isinstance(row, Conversation)]
     of_texts = iter(encode_texts(texts, encoder.tokenizer, encoder.control) if texts else [])
-    of_chats = iter(encode(chats, encoder.template, encoder.control) if chats else [])
+    of_chats = iter(encode(chats, encoder.template, encoder.control, encoder.thoughts) if chats else [])
     made: list[Encoded | EncodedText | BadRow] = []
     for row in rows:
         tokens = next(of_texts if isinstance(row, PlainText) else of_chats, None)

@@ -54,7 +54,7 @@ class Item(Protocol):
         ...
 
     def fields(self) -> set[str]:
-        """Message fields that only some chat templates write."""
+        """Message fields, and arguments of the row's, that only some chat templates look at."""
         ...
 
 
@@ -205,7 +205,8 @@ class _SourceRows(Generic[Made, Tokens]):
             self._counts.kept += len(kept)
             if kept:
                 yield kept
-        self._counts.ignored += sorted(f"turns' {field}" for field in self._fields if not self._way.mentions(field))
+        left_out = [field for field in self._fields if not self._way.mentions(field.rpartition(".")[2])]
+        self._counts.ignored += sorted(field if "." in field else f"turns' {field}" for field in left_out)
         if self._first_stop:
             raise self._error(*self._first_stop)
 

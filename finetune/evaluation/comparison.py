@@ -53,10 +53,13 @@ def ask(questions: Questions, result: Path) -> list[dict[str, Any]]:
 
 def _base_tokenizer(first: Recipe) -> PreTrainedTokenizerBase:
     from hybrid_ft.finetune import models
+    from hybrid_ft.finetune.data.tokens.arguments import save_arguments
     from hybrid_ft.finetune.data.tokens.encoder import Encoder
 
     tokenizer = models.load_tokenizer(first)
-    tokenizer.chat_template = Encoder.of(first, tokenizer).template.text
+    template = Encoder.of(first, tokenizer).template
+    tokenizer.chat_template = template.text
+    save_arguments(tokenizer, template.arguments)
     return tokenizer
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,10 +34,19 @@ class _Printer(TextStreamer):
         print(text.translate(_TERMINAL_CODES), end="\n" if stream_end else "", flush=True)
 
 
-def run(path: str, system: str | None, max_new_tokens: int, sampling: Sampling) -> int:
-    """Read turns until the input ends; the whole conversation goes to the model at each turn."""
+def run(
+    path: str,
+    system: str | None,
+    max_new_tokens: int,
+    sampling: Sampling,
+    arguments: Mapping[str, Any] | None = None,
+) -> int:
+    """Read turns until the input ends; the whole conversation goes to the model at each turn.
+
+    ``arguments``: for the chat template, over those that were saved with the model.
+    """
     tokenizer = tokenizer_for_answers(path)
-    encoder = PromptEncoder(tokenizer)
+    encoder = PromptEncoder(tokenizer, arguments)
     model = model_for_answers(path)
     end_ids = end_tokens(model, tokenizer, encoder.eos_token_ids)
     pad_id = end_ids[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +17,8 @@ from transformers import GenerationConfig
 
 import hybrid_ft
 from hybrid_ft.errors import STORAGE, InputError
+from hybrid_ft.finetune.data.sources.rows import BadRow
+from hybrid_ft.finetune.data.tokens.arguments import COLUMN, row_arguments
 from hybrid_ft.finetune.data.tokens.prompts import PromptEncoder
 from hybrid_ft.finetune.generation.prompt_file import MOST_LINES
 from hybrid_ft.finetune.runs import device
@@ -174,19 +176,24 @@ def run(
     out: Path | None,
     max_new_tokens: int,
     sampling: Sampling,
+    arguments: Mapping[str, Any] | None = None,
 ) -> int:
-    """``hybrid-ft generate``: answer the rows that were read from ``prompts``, into ``out`` or onto the terminal."""
+    """``hybrid-ft generate``: answer the rows that were read from ``prompts``, into ``out`` or onto the terminal.
+
+    ``arguments``: for the chat template; a row's own go over them.
+    """
     if out is not None and out.exists() and out.samefile(prompts):
         raise InputError(f"{out}: is the file of prompts; name another file for the answers")
     tokenizer = tokenizer_for_answers(path)
-    encoder = PromptEncoder(tokenizer)
+    encoder = PromptEncoder(tokenizer, arguments)
     encoded: list[list[int]] = []
     mistakes: list[str] = []
     for number, row in rows:
         messages = row["messages"] if "messages" in row else [{"role": "user", "content": row["prompt"]}]
         try:
-            encoded.append(encoder(messages, row.get("tools")))
-        except ValueError as error:
+            own = row_arguments(row.get(COLUMN))
+            encoded.append(encoder(messages, row.get("tools"), own))
+        except (ValueError, BadRow) as error:
             mistakes.append(f"{prompts}:{number}: {error}")
     if mistakes:
         raise InputError("\n".join(mistakes[:MOST_LINES]))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hybrid_ft.errors import holds_secret, shown
 from hybrid_ft.finetune.recipe.mistakes import Wrong
+from hybrid_ft.finetune.recipe.template_arguments import refused_argument
 from hybrid_ft.finetune.recipe.yaml_file import Loc
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def contradictions(recipe: Recipe) -> Iterator[Wrong]:
             ("model", "lora"), "needs trained weights to adapt; set model.from_scratch: false or model.lora: null"
         )
     yield from _adapter(model)
+    yield from _template_arguments(model)
     if model.quantize and not model.lora:
         yield Wrong(("model", "quantize"), f"got {model.quantize}; needs model.lora: such weights cannot be trained")
     if model.quantize and model.lora and model.lora.dora:
@@ -88,6 +90,13 @@ def contradictions(recipe: Recipe) -> Iterator[Wrong]:
     for index, tracker in enumerate(train.trackers):
         if importlib.util.find_spec(tracker) is None:
             yield Wrong(("train", "trackers", index), f"got {tracker}, which is not installed; pip install {tracker}")
+
+
+def _template_arguments(model: Model) -> Iterator[Wrong]:
+    """What a chat template gets beside the messages must be its own to be told."""
+    for name, value in (model.chat_template_kwargs or {}).items():
+        if wrong := refused_argument(name, value):
+            yield Wrong(("model", "chat_template_kwargs", name), wrong)
 
 
 def _adapter(model: Model) -> Iterator[Wrong]:

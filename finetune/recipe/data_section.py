@@ -194,6 +194,10 @@ class Data(Section):
     """What becomes of a row that cannot be read: the run is refused, or the row is counted and left out."""
     max_dropped: float = Field(0.01, ge=0, le=1, examples=[0.05])
     """The run is refused when a larger share of the rows would be dropped."""
+    reasoning: Literal["template", "text", "drop"] = Field("template", examples=["text"])
+    """What becomes of reasoning, which comes as a field (reasoning_content) or in `<think>` tags. template: the chat template writes it or leaves it out; text: it is written into the answer, in tags; drop: it is left out."""
+    train_empty_thoughts: bool = Field(True, examples=[False])
+    """Whether a thought without text is trained that the chat template itself puts before an answer. Must be true for pairs."""
     packing: bool = Field(True, examples=[False])
     """Rows laid end to end without padding; no row can see another. Always on for dpo and kto."""
     seed: Seed = Field(0, examples=[1])

@@ -90,6 +90,8 @@ class Model(Section):
     """The same of control tokens: the chat template alone writes them, and answers are shown without them."""
     chat_template: Text | None = Field(None, examples=["olmo-instruct"])
     """olmo-instruct (ships here) or a .jinja file; null: the tokenizer's own."""
+    chat_template_kwargs: dict[Text, Any] | None = Field(None, examples=[{"enable_thinking": False}])
+    """What the chat template is given beside the messages, in training, in answers, and by default in chat and generate. A row's column chat_template_kwargs goes over it. null: what was saved with the tokenizer."""
     quantize: Literal["nf4", "int8"] | None = Field(None, examples=["nf4"])
     """Keep the base's large matrices in 4 or 8 bits (QLoRA) while `lora` is trained on them; needs bitsandbytes. The adapter is saved as always, and merged into the base as it was."""
     gradient_checkpointing: bool | Literal["selective"] | None = Field(None, examples=["selective"])

@@ -88,6 +88,8 @@ def _of_any(recipe: Recipe, section: str) -> Iterator[Wrong]:
         yield Wrong(("data", "on_long_row"), f"got split, which is for plain text; {rows} take drop, cut or error")
     if not recipe.data.packing:
         yield Wrong(("data", "packing"), f"got false; {rows} are always laid end to end")
+    if not recipe.data.train_empty_thoughts:
+        yield Wrong(("data", "train_empty_thoughts"), f"got false; of {rows} the whole answer counts")
     if lora and lora.dropout:
         yield Wrong(
             ("model", "lora", "dropout"),

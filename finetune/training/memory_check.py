@@ -81,6 +81,11 @@ def largest_of_pairs(whole: np.ndarray, pairs_per_step: int, batch_tokens: int) 
     return Batch(tokens, tokens, min(pairs, pairs_per_step), several=step > batch_tokens)
 
 
+def rows_of_a_step(recipe: Recipe) -> int:
+    """Pairs, or judged answers."""
+    return recipe.dpo.pairs_per_step if recipe.dpo else recipe.kto.rows_per_step if recipe.kto else a_step(recipe)
+
+
 def token_columns(rows: Dataset) -> list[str]:
     """``input_ids``, or the prompt and the answers that continue it."""
     names = rows.column_names

@@ -17,6 +17,7 @@ from transformers import set_seed
 
 from hybrid_ft.errors import STORAGE, InputError
 from hybrid_ft.finetune import models
+from hybrid_ft.finetune.data.tokens.arguments import save_arguments
 from hybrid_ft.finetune.evaluation import answers
 from hybrid_ft.finetune.machines.hardware import check_hardware
 from hybrid_ft.finetune.reports.page import report_at_end
@@ -59,6 +60,8 @@ class Prepared(Protocol):
     def eos_token_ids(self) -> list[int]: ...
     @property
     def chat_template(self) -> str | None: ...
+    @property
+    def template_arguments(self) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -155,6 +158,7 @@ def _run(recipe: Recipe, stage: Stage, folder: RunFolder, console: Console, stop
     prepared = stage.prepare(recipe, tokenizer)
     # what the rows were rendered with is what the result answers with
     tokenizer.chat_template = prepared.chat_template
+    save_arguments(tokenizer, prepared.template_arguments)
     identity |= {"tokenizer": tokenizer_digest(tokenizer)} | stage.identity(prepared)
     changed = folder.check(identity, how.accept, how.extend)
     plan = stage.plan(recipe, prepared, folder.processes.count)

@@ -78,8 +78,24 @@ VALUES += [{"\x1b[31m": 1, "\u2028": []}, 10**40, "\u202e\x1b[2J", "user", "assi
 ODD = st.sampled_from(VALUES)
 ACTIONS = ["set", "list", "object", "drop", "text"]
 # what a row may have beside its columns without being of another form, and a turn beside its own
-COLUMNS = ["note", "", "\u2028", "tools", "system", "weight"]
-FIELDS = ["role", "from", "value", "content", "train", "weight", "loss", "name", "reasoning", "function_calls", "\x1b"]
+COLUMNS = ["note", "", "\u2028", "tools", "system", "weight", "train", "loss", "images"]
+FIELDS = [
+    "role",
+    "from",
+    "value",
+    "content",
+    "train",
+    "weight",
+    "loss",
+    "trainable",
+    "loss_scale",
+    "mask",
+    "image",
+    "name",
+    "reasoning",
+    "function_calls",
+    "\x1b",
+]
 TOKENS = [
     "NaN",
     "Infinity",

@@ -115,6 +115,7 @@ def random_rows(rows: int, held_out: int, seed: int, recipe: Any, chat_template:
         eval_packs=pack(held) if held else None,
         eos_token_ids=[3, 0],
         chat_template=chat_template,
+        template_arguments=recipe.model.chat_template_kwargs or {},
         report=SimpleNamespace(summary=lambda: [f"{rows} rows"], as_dict=dict),
     )
 
@@ -177,6 +178,7 @@ def start_pairs(tmp_path: Path, tiny_base: Path, tiny_tokenizer: Any, monkeypatc
             report=SimpleNamespace(summary=lambda: [f"{pairs} pairs"], as_dict=dict),
             eos_token_ids=[3, 0],
             chat_template=tiny_tokenizer.chat_template,
+            template_arguments={},
         )
         monkeypatch.setattr(dpo, "prepare", lambda recipe, tokenizer: prepared)
         screen = io.StringIO()

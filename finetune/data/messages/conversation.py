@@ -25,7 +25,8 @@ class Conversation:
     templates' ready-made ``function_calls`` and ``functions`` (text), ``reasoning_content``, ``name`` and
     ``tool_call_id``. ``tools`` is None where there are none. ``unused`` names the message fields that were left out,
     ``weights`` those in the loss of the assistant's messages, by index, that have other ones than 1; ``noticed`` counts what
-    was come upon, by the keys of ``noticed.NOTES``.
+    was come upon, by the keys of ``noticed.NOTES``; ``template_arguments`` are what the row gives its chat template
+    beside the messages.
     """
 
     messages: list[dict[str, Any]]
@@ -33,6 +34,7 @@ class Conversation:
     unused: set[str] = field(default_factory=set)
     weights: dict[int, Weights] = field(default_factory=dict)
     noticed: dict[str, int] = field(default_factory=dict)
+    template_arguments: dict[str, Any] = field(default_factory=dict)
 
     @property
     def untrained(self) -> set[int]:
@@ -51,14 +53,16 @@ class Conversation:
 
     def whole(self) -> str:
         """Equal for conversations that are trained alike."""
-        return json.dumps([self.messages, self.tools, sorted(self.weights.items())], sort_keys=True)
+        parts = [self.messages, self.tools, sorted(self.weights.items()), self.template_arguments]
+        return json.dumps(parts, sort_keys=True)
 
     def opposite(self) -> None:
         """Nothing is the contrary of an answer."""
 
     def fields(self) -> set[str]:
-        """Message fields that only some chat templates write."""
-        return {key for message in self.messages for key in PASSED_ON if key in message}
+        """Message fields, and the row's arguments, that only some chat templates look at."""
+        fields = {key for message in self.messages for key in PASSED_ON if key in message}
+        return fields | {f"chat_template_kwargs.{name}" for name in self.template_arguments}
 
 
 def has_calls(message: Mapping[str, Any]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from typing import Any
 
 from hybrid_ft.finetune.data.messages.conversation import Conversation
 from hybrid_ft.finetune.data.messages.preference import Preference
@@ -38,6 +39,15 @@ class Judgement:
     def unused(self) -> set[str]:
         """Message fields that were left out."""
         return self.conversation.unused
+
+    @property
+    def template_arguments(self) -> dict[str, Any]:
+        """What the row gives its chat template beside the messages."""
+        return self.conversation.template_arguments
+
+    @template_arguments.setter
+    def template_arguments(self, given: dict[str, Any]) -> None:
+        self.conversation.template_arguments = given
 
 
 def taken_apart(pair: Preference) -> tuple[Judgement, Judgement]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hybrid_ft.errors import short
@@ -42,11 +42,12 @@ class Preference:
     tools: list[dict[str, Any]] | None = None
     unused: set[str] = field(default_factory=set)
     noticed: dict[str, int] = field(default_factory=dict)
+    template_arguments: dict[str, Any] = field(default_factory=dict)
 
     def sides(self) -> Iterator[Conversation]:
         """The two conversations as a supervised row has them: chosen, then rejected."""
         for answer in (self.chosen, self.rejected):
-            yield Conversation([*self.prompt, answer], self.tools)
+            yield Conversation([*self.prompt, answer], self.tools, template_arguments=self.template_arguments)
 
     def asked(self) -> str:
         """Equal for pairs that ask the same first."""
@@ -54,11 +55,12 @@ class Preference:
 
     def whole(self) -> str:
         """Equal for pairs that are the same."""
-        return json.dumps([self.prompt, self.chosen, self.rejected, self.tools], sort_keys=True)
+        parts = [self.prompt, self.chosen, self.rejected, self.tools, self.template_arguments]
+        return json.dumps(parts, sort_keys=True)
 
     def opposite(self) -> str:
         """Equal to ``whole`` of the pair that prefers the other answer."""
-        return Preference(self.prompt, self.rejected, self.chosen, self.tools).whole()
+        return replace(self, chosen=self.rejected, rejected=self.chosen).whole()
 
     def fields(self) -> set[str]:
         """Message fields that only some chat templates write."""

@@ -10,8 +10,8 @@ import numpy as np
 
 from hybrid_ft.finetune.data.messages import noticed
 from hybrid_ft.finetune.data.report.count import Count, Counts, added_up
-from hybrid_ft.finetune.data.tokens.encode import CUT, HIDDEN_REASONING, UNTRAINED
-from hybrid_ft.finetune.data.tokens.encode_pairs import SPLIT_LINE_ENDS
+from hybrid_ft.finetune.data.tokens import borders, reasoning
+from hybrid_ft.finetune.data.tokens.encode import CUT, EMPTY_TRAINED, EMPTY_UNTRAINED, OF_TURNS, UNTRAINED
 from hybrid_ft.finetune.data.tokens.fit_pairs import CUT_PROMPT
 
 IN_PIECES = "texts_in_pieces"
@@ -20,13 +20,26 @@ NOTES = {
     CUT_PROMPT: "prompts that lost their beginning",
     CUT: "{unit}s of which an answer lost its end, to fit data.max_length",
     IN_PIECES: "texts that are trained in pieces of data.max_length tokens",
-    HIDDEN_REASONING: "{unit}s with reasoning that the chat template does not show, so not trained",
+    reasoning.HIDDEN: "{unit}s with reasoning that the chat template does not show, so not trained (see data.reasoning)",
+    reasoning.DROPPED: "{unit}s whose reasoning was left out, as data.reasoning says",
+    reasoning.AS_TEXT: "{unit}s whose reasoning was put into the answer's text in <think> tags, as data.reasoning says",
+    reasoning.LONE_END: "{unit}s with a </think> that nothing opens; what is before it was read as reasoning",
+    EMPTY_TRAINED: "turns in which the chat template writes an empty thought, which is trained "
+    "(data.train_empty_thoughts: false leaves it out)",
+    EMPTY_UNTRAINED: "turns in which the chat template writes an empty thought, not trained",
     UNTRAINED: "turns not trained by their own flag",
-    SPLIT_LINE_ENDS: "answers that begin with a line end, encoded apart from the header's",
+    borders.SPLIT_LINE_ENDS: "answers that begin with a line end, encoded apart from the header's",
+    borders.SPLIT_MERGES: "answers that would change the last tokens of what asks for them, encoded apart from those",
+    borders.NOT_ASKED_THOUGHT: "{unit}s that the model is never asked for: the prompt for an answer ends in what theirs "
+    "does not begin with, such as <think> before an answer without a thought",
+    borders.NOT_ASKED_TURNS: "{unit}s that the model is never asked for: the chat template writes the turns before an "
+    "answer in another way when it asks for that",
+    borders.NOT_ASKED_MERGE: "{unit}s with an answer that changes the last tokens of what asks for it, and cannot be encoded "
+    "apart from those: an earlier answer, or one of a tokenizer without the means",
     **noticed.NOTES,
 }
 """What can happen to rows that are kept, and how a note puts it."""
-UNITS = {UNTRAINED: "turns", **noticed.UNITS}
+UNITS = dict.fromkeys(OF_TURNS, "turns") | noticed.UNITS
 """What is counted, where it is not rows."""
 
 

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
 
+_REMEMBERED = 400  # characters
+_MOST_REMEMBERED = 4096
+
 
 class ControlTokens:
     """The control tokens of a tokenizer: all that were added to its vocabulary, runs of white space and words of a recipe apart.
@@ -41,6 +44,9 @@ class ControlTokens:
         parts = json.loads(backend.to_str())
         # The model itself writes its unknown token, wherever a text has a character that it does not know.
         self._counted = frozenset(self.ids.values()) - {_unknown(parts["model"])}
+        self._original = {renamed: name for name, renamed in self._renamed.items()}
+        self._written = re.compile("\U000f0000[0-9a-f]+\U000f0001")
+        self._short: dict[str, list[int]] = {}
         self._backend = _renamed_copy(parts, self._renamed, self.ids)
         if not self._backend.encode("any words", add_special_tokens=False).ids:
             raise InputError("model.tokenizer: makes no tokens of plain text; its vocabulary is empty or damaged")
@@ -56,6 +62,22 @@ class ControlTokens:
     def encode(self, marked: list[str]) -> list[Encoding]:
         """Encode texts whose control tokens are marked. No begin or end token is put around them."""
         return self._backend.encode_batch(marked, add_special_tokens=False)
+
+    def ids_of(self, marked: str) -> list[int]:
+        """The ids of one marked text; those of short ones, which come again in row after row, are kept."""
+        if (known := self._short.get(marked)) is not None:
+            return known
+        ids: list[int] = self.encode([marked])[0].ids
+        if len(marked) <= _REMEMBERED:
+            if len(self._short) >= _MOST_REMEMBERED:
+                self._short.clear()
+            self._short[marked] = ids
+        return ids
+
+    def text(self, ids: list[int]) -> str:
+        """Ids as text, control tokens by their own names."""
+        written = self._backend.decode(ids, skip_special_tokens=False)
+        return self._written.sub(lambda match: self._original.get(match[0], match[0]), written)
 
     def shown(self, ids: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
         """Tokens as text to look at; text that only looks like a control token as ``[text: <|im_end|>]``."""

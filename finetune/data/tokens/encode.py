@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hybrid_ft.finetune.data.messages.conversation import Conversation
 from hybrid_ft.finetune.data.messages.training_marks import Weights
 from hybrid_ft.finetune.data.sources.rows import BadRow
+from hybrid_ft.finetune.data.tokens.borders import Border, border_of, continued, empty_thought
 from hybrid_ft.finetune.data.tokens.control_tokens import ControlTokens
-from hybrid_ft.finetune.data.tokens.skeleton import Skeleton, as_rendered
-from hybrid_ft.finetune.data.tokens.template import RUNAWAY, ChatTemplate, Place, Plan, escaped
-from hybrid_ft.finetune.data.tokens.weights import placed, token_weights
+from hybrid_ft.finetune.data.tokens.filled import filled_text
+from hybrid_ft.finetune.data.tokens.reasoning import AS_GIVEN, HIDDEN, Thoughts, placed
+from hybrid_ft.finetune.data.tokens.skeleton import as_rendered
+from hybrid_ft.finetune.data.tokens.template import RUNAWAY, ChatTemplate
+from hybrid_ft.finetune.data.tokens.weights import check_unmoved, placed_weights, token_weights
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
 
-HIDDEN_REASONING, UNTRAINED, CUT = "reasoning_not_shown", "turns_not_trained_by_flag", "cut"
+UNTRAINED, CUT = "turns_not_trained_by_flag", "cut"
+EMPTY_TRAINED, EMPTY_UNTRAINED = "empty_thoughts_trained", "empty_thoughts_not_trained"
 """What happens to rows that are kept: the keys under which it is counted."""
+OF_TURNS = frozenset({UNTRAINED, EMPTY_TRAINED, EMPTY_UNTRAINED})
+"""Those that are counted in turns, not in rows."""
 
 
 @dataclass(slots=True)
@@ -25,9 +31,10 @@ class Encoded:
     """A row in tokens.
 
     ``turns``: [first, last] of the tokens of each assistant turn that is trained, the token that ends it included.
-    ``prompt_ids`` and ``answer``: what comes before the last of them, up to where an answer is asked for, and the text
-    of that turn. ``control_tokens_as_text``: control tokens that stood in the row's texts and were encoded as text.
-    ``hidden_reasoning``: reasoning texts that the template does not write; ``untrained``: turns whose own flag says so.
+    ``prompt_ids`` and ``answer``: what a model is asked with for the last of them, and the text of that turn that comes
+    after it. ``opened``: how many tokens of ``prompt_ids`` are what asking adds behind the assistant's header, if the row
+    has them too. ``control_tokens_as_text``: control tokens that stood in the row's texts and were encoded as text.
+    ``counts``: what a user should know of, by the account's kinds, and how often.
     ``weights``: of each token in the loss; None where all are 1.
     """
 
@@ -36,8 +43,8 @@ class Encoded:
     prompt_ids: list[int]
     answer: str
     control_tokens_as_text: tuple[str, ...]
-    hidden_reasoning: int
-    untrained: int = 0
+    opened: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
     weights: list[float] | None = None
 
     def labels(self) -> list[int]:
@@ -66,144 +73,118 @@ class Encoded:
         return {"length": len(self.ids), "trained": sum(last - first + 1 for first, last in self.turns)}
 
     def happened(self) -> dict[str, int]:
-        """What a user should know of, with how often."""
-        return {HIDDEN_REASONING: bool(self.hidden_reasoning), UNTRAINED: self.untrained}
+        """What a user should know of, with how often: in rows, but for OF_TURNS."""
+        return {kind: count if kind in OF_TURNS else bool(count) for kind, count in self.counts.items()}
 
 
 @dataclass(slots=True)
 class _Filled:
-    """A plan with a conversation's texts in it."""
+    """A plan with a conversation's texts in it. ``borders``: of each turn that is trained."""
 
-    plan: Plan
     marked: str
-    spans: list[tuple[int, int]]  # characters of ``marked``: where a turn begins, where its end token does
+    borders: list[Border]
+    controls: int
     answer: str
     control_tokens_as_text: tuple[str, ...]
-    dropped_reasoning: int
-    untrained: int
-    weights: list[Weights] | None  # of each span
+    counts: dict[str, int]
+    weights: list[Weights] | None
 
 
-def encode(conversations: list[Conversation], template: ChatTemplate, control: ControlTokens) -> list[Encoded | BadRow]:
+def encode(
+    conversations: list[Conversation], template: ChatTemplate, control: ControlTokens, thoughts: Thoughts = AS_GIVEN
+) -> list[Encoded | BadRow]:
     """Encode conversations; a row that cannot be encoded with certainty comes back as the BadRow that says why.
 
     A row on which the template had to be stopped is the last that comes back: the next might take as long.
     """
     filled: list[_Filled | BadRow] = []
     for conversation in conversations:
-        row = _filled_or_bad(conversation, template, control)
+        row = _filled_or_bad(conversation, template, control, thoughts)
         filled.append(row)
         if isinstance(row, BadRow) and row.kind == RUNAWAY:
             break
     encodings = iter(control.encode([row.marked for row in filled if isinstance(row, _Filled)]))
-    opening = control.encode([control.mark(template.opening)])[0].ids if template.opening else []
     rows: list[Encoded | BadRow] = []
     for row in filled:
         if isinstance(row, BadRow):
             rows.append(row)
             continue
         try:
-            rows.append(_encoded(row, next(encodings), control, opening))
+            rows.append(_encoded(row, next(encodings), control))
         except BadRow as bad:
             rows.append(bad)
     return rows
 
 
-def _filled_or_bad(conversation: Conversation, template: ChatTemplate, control: ControlTokens) -> _Filled | BadRow:
+def encode_prompt(
+    conversation: Conversation, template: ChatTemplate, control: ControlTokens, thoughts: Thoughts = AS_GIVEN
+) -> list[int]:
+    """A conversation that waits for an answer, up to where that begins. Raises BadRow."""
+    template = template.variant(conversation.template_arguments)
+    moved = placed(conversation, thoughts, template.habits)
+    skeleton = template.skeleton(moved.conversation, tags=moved.tags)
+    messages = as_rendered(moved.conversation, template.habits.field)
+    filled = filled_text(skeleton, messages, conversation.tools, template, ask=True)
+    (encoding,) = control.encode([filled.marked])
+    _check_controls(encoding.ids, filled.plan.controls, control)
+    return encoding.ids
+
+
+def _filled_or_bad(
+    conversation: Conversation, template: ChatTemplate, control: ControlTokens, thoughts: Thoughts
+) -> _Filled | BadRow:
     try:
-        return _filled(conversation, template, control)
+        return _filled(conversation, template, control, thoughts)
     except BadRow as bad:
         return bad
 
 
-def _filled(conversation: Conversation, template: ChatTemplate, control: ControlTokens) -> _Filled:
-    skeleton = template.skeleton(conversation)
-    messages = as_rendered(conversation, template.reasoning)
-    text = template.render(messages, conversation.tools)
-    plan = template.plan(skeleton)
-    pieces = _pieces(plan, skeleton)
-    if "".join(pieces) != text:
-        template.forget(skeleton)
-        plan = template.plan(skeleton)
-        pieces = _pieces(plan, skeleton)
-        if "".join(pieces) != text:
-            reason = f"chat template {template.name} changes this row's text as it writes it"
-            raise BadRow("chat template", f"{reason}; which tokens are the answer's cannot be told")
-    marked = list(pieces)
-    marked[::2] = plan.marked
-    starts, marked_starts = _starts(pieces), _starts(marked)
-    learned = [span for span in plan.spans if span.message not in conversation.untrained]
-    spans = [(_at(span.start, marked_starts), _at(span.end, marked_starts)) for span in learned]
-    answer = ""
-    if learned:
-        last = learned[-1]
-        begin, end = (starts[2 * place.literal] + place.plain for place in (last.start, last.end))
-        answer = text[begin:end]
+def _filled(conversation: Conversation, template: ChatTemplate, control: ControlTokens, thoughts: Thoughts) -> _Filled:
+    template = template.variant(conversation.template_arguments)
+    moved = placed(conversation, thoughts, template.habits)
+    skeleton = template.skeleton(moved.conversation, tags=moved.tags)
+    messages = as_rendered(moved.conversation, template.habits.field)
+    filled = filled_text(skeleton, messages, conversation.tools, template)
+    plan, counts = filled.plan, moved.happened
+    untrained = conversation.untrained
+    learned = [span for span in plan.spans if span.message not in untrained]
+    borders = [border_of(span, filled, control) for span in learned]
+    kind = EMPTY_TRAINED if thoughts.train_empty else EMPTY_UNTRAINED
+    for border in borders:
+        if skip := empty_thought(border, filled, control):
+            counts[kind] = counts.get(kind, 0) + 1
+            border.learned = border.at if thoughts.train_empty else skip
+    if plan.hidden_reasoning:
+        counts[HIDDEN] = counts.get(HIDDEN, 0) + plan.hidden_reasoning
+    if untrained:
+        counts[UNTRAINED] = len(untrained)
+    answer = filled.text[borders[-1].text_at : borders[-1].text_end] if borders else ""
     found = {match[0] for slot in skeleton.slots for match in control.pattern.finditer(slot.text)}
-    dropped = 0 if template.reasoning else sum("reasoning_content" in message for message in conversation.messages)
     weights = None
     if conversation.weights:
-        weights = placed(conversation, [span.message for span in learned], plan, skeleton, marked, template.name)
-    untrained = len(conversation.untrained)
-    return _Filled(plan, "".join(marked), spans, answer, tuple(sorted(found)), dropped, untrained, weights)
+        check_unmoved(conversation, moved.conversation)
+        weights = placed_weights(
+            moved.conversation, [span.message for span in learned], filled, skeleton, template.name
+        )
+    return _Filled(filled.marked, borders, plan.controls, answer, tuple(sorted(found)), counts, weights)
 
 
-def _pieces(plan: Plan, skeleton: Skeleton) -> list[str]:
-    """Literals and texts in turn, the literals as the template wrote them."""
-    pieces = [plan.literals[0]]
-    for (number, times), literal in zip(plan.slots, plan.literals[1:], strict=True):
-        pieces.append(escaped(skeleton.slots[number].text, times))
-        pieces.append(literal)
-    return pieces
-
-
-def _starts(pieces: list[str]) -> list[int]:
-    starts, at = [], 0
-    for piece in pieces:
-        starts.append(at)
-        at += len(piece)
-    return starts
-
-
-def _at(place: Place, marked_starts: list[int]) -> int:
-    return marked_starts[2 * place.literal] + place.marked
-
-
-def _encoded(row: _Filled, encoding: Encoding, control: ControlTokens, opening: list[int]) -> Encoded:
-    ids = encoding.ids
-    if control.count(ids) != row.plan.controls:
-        text = "its vocabulary builds a control token from plain text; take the text out of the row"
-        raise BadRow("control token in text", f"the tokenizer cannot encode this row's text as text: {text}")
-    turns = [(_first_token(encoding, start, end), _token_at(encoding, end)) for start, end in row.spans]
-    prompt_ids: list[int] = []
-    if row.spans:
-        start, first = row.spans[-1][0], turns[-1][0]
-        chars = encoding.token_to_chars(first - 1) if first else None
-        # where one token holds the template's last and the answer's first character, a prompt ends in other tokens
-        shared = chars is not None and chars[1] > start
-        prompt_ids = (control.encode([row.marked[:start]])[0].ids if shared else ids[:first]) + opening
-    hidden = row.plan.hidden_reasoning + row.dropped_reasoning
+def _encoded(row: _Filled, encoding: Encoding, control: ControlTokens) -> Encoded:
+    _check_controls(encoding.ids, row.controls, control)
+    if not row.borders:
+        return Encoded(encoding.ids, [], [], row.answer, row.control_tokens_as_text, 0, row.counts)
+    laid, causes = continued(row.marked, row.borders, encoding, control)
+    for cause in causes:
+        row.counts[cause] = row.counts.get(cause, 0) + 1
+    turns = [(laid.first(border), laid.at(border.end)) for border in row.borders]
+    prompt_ids, opened = laid.asked(row.borders[-1], control)
     weights = None
     if row.weights is not None:
-        weights = token_weights(encoding, [(*turn, own) for turn, own in zip(turns, row.weights, strict=True)])
-    return Encoded(ids, turns, prompt_ids, row.answer, row.control_tokens_as_text, hidden, row.untrained, weights)
+        weights = token_weights(laid, [(*turn, own) for turn, own in zip(turns, row.weights, strict=True)])
+    return Encoded(laid.ids, turns, prompt_ids, row.answer, row.control_tokens_as_text, opened, row.counts, weights)
 
 
-def _token_at(encoding: Encoding, position: int) -> int:
-    token = encoding.char_to_token(position)
-    assert token is not None, "a control token is a token"
-    return token
-
-
-def _first_token(encoding: Encoding, start: int, end: int) -> int:
-    """The first token whose characters all belong to the turn."""
-    # A token may hold characters of both sides: of the header's last line end and of one that the answer begins with.
-    # It is not trained: a prompt ends with the header's own tokens, after which the model could never produce it.
-    for position in range(start, end + 1):
-        token = encoding.char_to_token(position)
-        if token is None:
-            continue  # the tokenizer drops some white space
-        chars = encoding.token_to_chars(token)
-        assert chars is not None
-        return token + 1 if chars[0] < start else token
-    raise AssertionError("the end token is a token")
+def _check_controls(ids: list[int], written: int, control: ControlTokens) -> None:
+    if control.count(ids) != written:
+        text = "its vocabulary builds a control token from plain text; take the text out of the row"
+        raise BadRow("control token in text", f"the tokenizer cannot encode this row's text as text: {text}")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from hybrid_ft.finetune.data.messages.judgement import Judgement
 from hybrid_ft.finetune.data.messages.preference import Unusable
 from hybrid_ft.finetune.data.sources.rows import BadRow
 from hybrid_ft.finetune.data.tokens.control_tokens import ControlTokens
-from hybrid_ft.finetune.data.tokens.encode import HIDDEN_REASONING, encode
-from hybrid_ft.finetune.data.tokens.encode_pairs import SPLIT_LINE_ENDS, side_of
+from hybrid_ft.finetune.data.tokens.encode import OF_TURNS, encode
+from hybrid_ft.finetune.data.tokens.encode_pairs import answer_alone, cut, side_of
+from hybrid_ft.finetune.data.tokens.reasoning import AS_GIVEN, Thoughts
 from hybrid_ft.finetune.data.tokens.template import ChatTemplate
 
 
@@ -23,8 +24,7 @@ class TokenAnswer:
     completion: list[int]
     good: bool
     control_tokens_as_text: tuple[str, ...] = ()
-    hidden_reasoning: int = 0
-    split_line_ends: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
 
     @property
     def tokens(self) -> int:
@@ -39,37 +39,26 @@ class TokenAnswer:
         return {"prompt": len(self.prompt), "completion": len(self.completion), "good": int(self.good)}
 
     def happened(self) -> dict[str, int]:
-        """What a user should know of, with how often."""
-        return {HIDDEN_REASONING: bool(self.hidden_reasoning), SPLIT_LINE_ENDS: self.split_line_ends}
+        """What a user should know of, with how often: in answers, but for OF_TURNS."""
+        return {kind: count if kind in OF_TURNS else bool(count) for kind, count in self.counts.items()}
 
 
 def encode_judged(
-    rows: list[Judgement], template: ChatTemplate, control: ControlTokens
+    rows: list[Judgement], template: ChatTemplate, control: ControlTokens, thoughts: Thoughts = AS_GIVEN
 ) -> list[TokenAnswer | BadRow | Unusable]:
     """Encode judged answers; one that cannot be encoded with certainty comes back as the reason."""
-    encoded = encode([row.conversation for row in rows], template, control)
-    opening = control.encode([control.mark(template.opening)])[0].ids
+    encoded = encode([answer_alone(row.conversation) for row in rows], template, control, thoughts)
     results: list[TokenAnswer | BadRow | Unusable] = []
     for row, tokens in zip(rows, encoded, strict=False):  # fewer where the template had to be stopped
         try:
-            side = side_of(row.conversation, tokens, template, control)
+            side = side_of(tokens, template)
         except BadRow as bad:
             results.append(bad)
             continue
-        if not side.prompt:
+        prompt, answer = cut(side, 0)
+        if not prompt:
             text = "the answer stands alone; nothing says what it answers"
             results.append(Unusable("no prompt", text))
             continue
-        # what asks for an answer may hold more than the header (<think>); an answer that begins with it begins after it
-        size = len(opening) if side.answer[: len(opening)] == opening else 0
-        results.append(
-            TokenAnswer(
-                side.prompt + opening[:size],
-                side.answer[size:],
-                row.good,
-                side.encoded.control_tokens_as_text,
-                side.encoded.hidden_reasoning,
-                int(side.split_line_end),
-            )
-        )
+        results.append(TokenAnswer(prompt, answer, row.good, side.control_tokens_as_text, side.counts))
     return results

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.data.messages.conversation import Conversation
 from hybrid_ft.finetune.data.sources.rows import BadRow
+from hybrid_ft.finetune.data.tokens.arguments import saved_arguments, wrong_name
 from hybrid_ft.finetune.data.tokens.control_tokens import ControlTokens
 from hybrid_ft.finetune.data.tokens.encode import encode
+from hybrid_ft.finetune.data.tokens.reasoning import AS_GIVEN, Thoughts
 from hybrid_ft.finetune.data.tokens.template import ChatTemplate
 from hybrid_ft.finetune.data.tokens.vocabulary import check_fits
 
@@ -32,11 +34,12 @@ _STAND_IN = (
 
 @dataclass(frozen=True)
 class Encoder:
-    """What turns conversations into tokens: a tokenizer, its control tokens and a chat template."""
+    """What turns conversations into tokens: a tokenizer, its control tokens, a chat template, and what becomes of thoughts."""
 
     tokenizer: PreTrainedTokenizerBase
     control: ControlTokens
     template: ChatTemplate
+    thoughts: Thoughts = AS_GIVEN
 
     @classmethod
     def of(cls, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Encoder:
@@ -51,7 +54,13 @@ class Encoder:
                 )
         else:
             text, name = _template_text(recipe.model.chat_template, tokenizer)
-        encoder = cls(tokenizer, control, ChatTemplate(text, name, tokenizer, control))
+        arguments = recipe.model.chat_template_kwargs
+        if arguments is None:
+            arguments = saved_arguments(tokenizer)
+        elif wrong := wrong_name(arguments, text, name):
+            raise InputError(f"model.chat_template_kwargs.{wrong}")
+        thoughts = Thoughts(recipe.data.reasoning, recipe.data.train_empty_thoughts)
+        encoder = cls(tokenizer, control, ChatTemplate(text, name, tokenizer, control, arguments), thoughts)
         encoder._check_samples(recipe.evaluate.samples)
         return encoder
 
@@ -65,7 +74,7 @@ class Encoder:
         if not text or not isinstance(text, str):
             raise InputError(f"{tokenizer.name_or_path}: its tokenizer has no chat template, so it cannot be asked")
         control = ControlTokens(tokenizer)
-        return cls(tokenizer, control, ChatTemplate(text, _OWN, tokenizer, control))
+        return cls(tokenizer, control, ChatTemplate(text, _OWN, tokenizer, control, saved_arguments(tokenizer)))
 
     @property
     def eos_token_ids(self) -> list[int]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
 from hybrid_ft.finetune.data.messages.conversation import Conversation
+from hybrid_ft.finetune.data.tokens.reasoning import END, parted
 
 # Words that templates look for in tools and calls. They cannot be taken out; nor can one become a control token,
 # since the strings around it that could complete one are.
@@ -46,7 +46,6 @@ _STRUCTURE = frozenset(
 )
 # The same names and descriptions come again in row after row; a long text is not kept for that.
 _REMEMBERED = 400
-_THINK = re.compile(r"\s*<think>(?P<inner>.*?)</think>(?P<rest>.*)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,27 +141,41 @@ def as_rendered(conversation: Conversation, reasoning_key: str | None) -> list[d
 
 
 def skeleton_of(
-    conversation: Conversation, name_of: Callable[[int], str], controls: Iterable[str], reasoning_key: str | None
+    conversation: Conversation,
+    name_of: Callable[[int], str],
+    controls: Iterable[str],
+    reasoning_key: str | None,
+    *,
+    tags: bool = False,
 ) -> Skeleton:
-    """The skeleton of a conversation. ``reasoning_key``: the name under which the template takes an assistant's reasoning."""
+    """The skeleton of a conversation.
+
+    ``reasoning_key``: the name under which the template takes an assistant's reasoning; ``tags``: ``<think>`` and
+    ``</think>`` at an answer's beginning stay in it as they are, and what is between them is a text of its own.
+    """
     names = _Names(name_of, controls)
-    messages = [_bare(message, index, names, reasoning_key) for index, message in enumerate(conversation.messages)]
+    messages = [
+        _bare(message, index, names, reasoning_key, tags) for index, message in enumerate(conversation.messages)
+    ]
     tools = None
     if conversation.tools:
         tools = [_bare_tool(tool, names) for tool in conversation.tools]
     return Skeleton(messages, tools, names.slots)
 
 
-def _bare(message: dict[str, Any], index: int, names: _Names, reasoning_key: str | None) -> dict[str, Any]:
+def _bare(message: dict[str, Any], index: int, names: _Names, reasoning_key: str | None, tags: bool) -> dict[str, Any]:
     role = message["role"]
     bare: dict[str, Any] = {"role": role}
     content, reasoning = message["content"], message.get("reasoning_content")
-    if reasoning is None and reasoning_key and role == "assistant" and (match := _THINK.fullmatch(content)):
-        # templates that know of reasoning look for these tags themselves
-        reasoning, content = match["inner"], match["rest"]
     if reasoning is not None and reasoning_key:
         bare[reasoning_key] = names.text(reasoning, index, role, "reasoning")
-    bare["content"] = names.text(content, index, role, "content")
+    if tags and role == "assistant" and (found := parted(content)):
+        inner, rest = (
+            names.text(text, index, role, of) for text, of in ((found.inner, "reasoning"), (found.rest, "content"))
+        )
+        bare["content"] = f"{found.lead}{inner}{END}{rest}"
+    else:
+        bare["content"] = names.text(content, index, role, "content")
     for key in ("functions", "function_calls"):
         if key in message:
             bare[key] = names.text(message[key], index, role, key)

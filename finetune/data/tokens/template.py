@@ -12,7 +12,9 @@ from __future__ import annotations
 import json
 import re
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from transformers.utils.chat_template_utils import render_jinja_template
@@ -21,17 +23,21 @@ from hybrid_ft.errors import InputError, one_line, short
 from hybrid_ft.finetune.data.limits import MEMORY, RENDER_ERRORS, SECONDS, TookTooLong, limited
 from hybrid_ft.finetune.data.messages.conversation import Conversation
 from hybrid_ft.finetune.data.sources.rows import BadRow
+from hybrid_ft.finetune.data.tokens.asked import Openings
 from hybrid_ft.finetune.data.tokens.control_tokens import ControlTokens
+from hybrid_ft.finetune.data.tokens.reasoning import BEGIN, END, Habits
 from hybrid_ft.finetune.data.tokens.skeleton import Skeleton, skeleton_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MOST_PLANS = 4096
+_MOST_VARIANTS = 64
 RUNAWAY = "runaway chat template"
 """The kind of a row on which a template ran into one of these limits."""
 
 _NAMED_TOKEN = re.compile(r"<\|[^\s<>|]{1,40}\|>")
+_REASONING_FIELD = re.compile(r"""(?:\.|['"])(reasoning_content|thinking|reasoning)\b""")
 _MARKERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -48,12 +54,16 @@ class Place:
 class Span:
     """One assistant turn: from its first character to learn to the token that ends it, which is learned as well.
 
-    ``message``: the turn's index in its conversation.
+    ``message``: the turn's index in its conversation. ``opening``: what asking for the turn adds behind its header, None
+    where the template asks after other text than the row's. ``tail``: the template's own text, control tokens renamed,
+    from its last control token before ``start`` up to there, and where in the literal it begins; None without one.
     """
 
     start: Place
     end: Place
     message: int
+    opening: str | None
+    tail: tuple[str, int] | None
 
 
 @dataclass
@@ -73,21 +83,33 @@ class ChatTemplate:
 
     ``opening`` is what the template writes to ask for an answer, beyond what every assistant turn begins with
     (``<think>`` in some). Raises InputError for a template that is no template, that needs tokens the tokenizer does
-    not have, or whose turns have no end. ``reasoning``: the name under which it takes an assistant's reasoning, if any.
+    not have, or whose turns have no end. ``arguments``: what it is given beside the conversation (``enable_thinking``).
     """
 
-    def __init__(self, text: str, name: str, tokenizer: PreTrainedTokenizerBase, control: ControlTokens) -> None:
+    def __init__(
+        self,
+        text: str,
+        name: str,
+        tokenizer: PreTrainedTokenizerBase,
+        control: ControlTokens,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> None:
         self.text = text
         self.name = name
+        self.arguments = dict(arguments or {})
+        self._tokenizer = tokenizer
         self._control = control
         self._special = dict(tokenizer.special_tokens_map)
-        self._plans: dict[str, Plan] = {}
+        self._plans: dict[tuple[str, bool], Plan] = {}
+        self._variants: dict[str, ChatTemplate] = {}
         # "x" so that neither number runs into a digit
         self._open, self._close = (f"x{secrets.token_hex(6)}x" for _ in range(2))
         # The quote shows how often a template has written a text as JSON: each time puts backslashes before it.
         self._slot = re.compile(rf'{self._open}(\d+)(\\*)"{self._close}')
         self._marks_answers = bool(_MARKERS.search(text))
-        self.reasoning = next((key for key in ("reasoning_content", "thinking", "reasoning") if key in text), None)
+        named = set(_REASONING_FIELD.findall(text))
+        self._reasoning = next((key for key in ("reasoning_content", "thinking", "reasoning") if key in named), None)
+        self._openings = Openings(lambda messages, tools: self.render(messages, tools, ask=True))
         self._header, self.opening, ends = self._probed()
         self.eos_token_ids = [control.ids[end] for end in ends]
         self._ends = frozenset(ends)
@@ -96,25 +118,56 @@ class ChatTemplate:
         """The text of a conversation; ``ask``: with the beginning of an assistant's turn after it."""
         return self._rendered(messages, tools, ask)[0]
 
-    def skeleton(self, conversation: Conversation) -> Skeleton:
-        return skeleton_of(conversation, self._name_of, self._control.ids, self.reasoning)
+    def variant(self, arguments: Mapping[str, Any]) -> ChatTemplate:
+        """The template with a row's own arguments over the run's. Raises BadRow where it cannot be used with them."""
+        if not arguments:
+            return self
+        key = json.dumps(arguments, sort_keys=True)
+        if key not in self._variants:
+            if len(self._variants) >= _MOST_VARIANTS:
+                self._variants.clear()
+            both = self.arguments | dict(arguments)
+            try:
+                self._variants[key] = ChatTemplate(self.text, self.name, self._tokenizer, self._control, both)
+            except InputError as error:
+                reason = str(error).removeprefix("model.chat_template: ")
+                raise BadRow("chat template", f"chat_template_kwargs: got {short(key)}; {reason}") from None
+        return self._variants[key]
+
+    @cached_property
+    def habits(self) -> Habits:
+        """What it does with reasoning."""
+        names = [self._name_of(number) for number in range(4)]
+        tagged = f"{BEGIN}\n{names[0]}\n{END}\n\n{names[1]}"
+        turns = [{"role": "user", "content": names[2]}, {"role": "assistant", "content": tagged}]
+        try:
+            texts = [self.render(turns), self.render([*turns, {"role": "user", "content": names[3]}])]
+        except BadRow:
+            texts = []
+        return Habits(self._reasoning, self.opening, any(tagged not in text for text in texts))
+
+    def skeleton(self, conversation: Conversation, *, tags: bool = False) -> Skeleton:
+        return skeleton_of(conversation, self._name_of, self._control.ids, self._reasoning, tags=tags)
 
     def mentions(self, field: str) -> bool:
         """Whether the template's text holds the name of a message field."""
         return field in self.text
 
-    def plan(self, skeleton: Skeleton) -> Plan:
-        """Where the template puts the texts of a conversation. Raises BadRow where that is not certain."""
-        key = skeleton.key()
+    def plan(self, skeleton: Skeleton, *, ask: bool = False) -> Plan:
+        """Where the template puts the texts of a conversation, ``ask``: and asks for the next answer.
+
+        Raises BadRow where that is not certain.
+        """
+        key = skeleton.key(), ask
         if key not in self._plans:
             if len(self._plans) >= MOST_PLANS:
                 self._plans.clear()
-            self._plans[key] = self._made(skeleton)
+            self._plans[key] = self._made(skeleton, ask)
         return self._plans[key]
 
-    def forget(self, skeleton: Skeleton) -> None:
+    def forget(self, skeleton: Skeleton, *, ask: bool = False) -> None:
         """Drop a plan that may have aged: a template can write today's date."""
-        self._plans.pop(skeleton.key(), None)
+        self._plans.pop((skeleton.key(), ask), None)
 
     def _name_of(self, number: int) -> str:
         return f'{self._open}{number}"{self._close}'
@@ -129,7 +182,7 @@ class ChatTemplate:
                     chat_template=self.text,
                     return_assistant_tokens_mask=self._marks_answers,
                     add_generation_prompt=ask,
-                    **self._special,
+                    **self._special | self.arguments,
                 )
         except (TookTooLong, MemoryError) as error:
             slow = isinstance(error, TookTooLong)
@@ -165,11 +218,11 @@ class ChatTemplate:
             ends.append(tokens[0][0])
         added = asking[len(question) :] if asking.startswith(question) else ""
         before = text[found[0].end() : found[1].start()]
-        header = added if added in before else _longest_shared(added, before)
+        header = _header(added, before)
         return header, added.removeprefix(header) if header else "", list(dict.fromkeys(ends))
 
-    def _made(self, skeleton: Skeleton) -> Plan:
-        text, generated = self._rendered(skeleton.messages, skeleton.tools)
+    def _made(self, skeleton: Skeleton, ask: bool) -> Plan:
+        text, generated = self._rendered(skeleton.messages, skeleton.tools, ask)
         matches = list(self._slot.finditer(text))
         literals, slots, position = [], [], 0
         for match in matches:
@@ -185,7 +238,7 @@ class ChatTemplate:
         spans = [
             self._span(skeleton, index, text, matches, generated)
             for index, message in enumerate(skeleton.messages)
-            if message["role"] == "assistant"
+            if message["role"] == "assistant" and not ask
         ]
         controls = sum(self._control.count_in(literal) for literal in literals)
         hidden = sum(1 for slot in skeleton.slots if slot.field == "reasoning") - sum(
@@ -226,10 +279,16 @@ class ChatTemplate:
             start = self._where_another_text_would_begin(skeleton, index, text)
         if not before <= start <= first.start():
             raise self._uncertain(f"turn {index + 1} has no clear beginning")
+        literal = text[before:start]
+        controls = self._control.found_in(literal)
+        at = controls[-1].start() if controls else 0
+        tail = self._control.mark(literal[at:]), len(self._control.mark(literal[:at]))
         return Span(
             self._place(text, matches, start, own[0]),
             self._place(text, matches, last.end() + ends[0].start(), own[-1] + 1),
             index,
+            self._openings.before(skeleton, index, text[:start], text[start:]),
+            tail if controls else None,
         )
 
     def _where_another_text_would_begin(self, skeleton: Skeleton, index: int, text: str) -> int:
@@ -256,8 +315,12 @@ class ChatTemplate:
         return BadRow("chat template", f"chat template {self.name}: {why}; {rule}")
 
 
-def _longest_shared(added: str, before: str) -> str:
-    """The longest beginning of ``added`` with which ``before`` ends."""
+def _header(added: str, before: str) -> str:
+    """What every assistant's turn begins with: the part of ``added``, which asks for one, that stands ``before`` an answer."""
+    # A thought is no part of it: some templates ask with ``<think>`` and begin a turn without one in ``<think></think>``.
+    header, _, thought = added.partition(BEGIN)
+    if header and header in before and (thought or added in before):
+        return header
     return next((added[:size] for size in range(len(added), 0, -1) if before.endswith(added[:size])), "")
 
 

@@ -53,6 +53,7 @@ class Pairs:
     report: Any
     eos_token_ids: list[int]
     chat_template: str | None
+    template_arguments: dict[str, Any]
     digests: dict[str, list[bytes]]
     kept: Any
     """what was prepared, whose folder goes when it does"""
@@ -68,6 +69,7 @@ class Pairs:
             prepared.report,
             prepared.eos_token_ids,
             prepared.chat_template,
+            prepared.template_arguments,
             digests,
             prepared,
         )

@@ -94,6 +94,7 @@ class Answers:
     report: Any
     eos_token_ids: list[int]
     chat_template: str | None
+    template_arguments: dict[str, Any]
     kept: Any
     """what was prepared, whose folder goes when it does"""
 
@@ -117,7 +118,8 @@ def prepare_answers(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Answe
                 "measures its KL term on; give more rows, or set kto.loss: apo_zero_unpaired"
             )
     splits = {key: Split.of(rows, recipe) for key, rows in both.items()}
-    return Answers(splits, prepared.report, prepared.eos_token_ids, prepared.chat_template, prepared)
+    template, arguments = prepared.chat_template, prepared.template_arguments
+    return Answers(splits, prepared.report, prepared.eos_token_ids, template, arguments, prepared)
 
 
 def _section(recipe: Recipe) -> Kto:

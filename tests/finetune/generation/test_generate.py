@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,64 @@ def test_a_users_text_cannot_become_a_control_token(tiny_tokenizer: Any) -> None
 def test_turns_that_cannot_be_answered(tiny_tokenizer: Any, messages: Any, said: str) -> None:
     with pytest.raises(ValueError, match="^" + said.replace("[", r"\[").replace("]", r"\]")):
         PromptEncoder(tiny_tokenizer)(messages)
+
+
+THINKING = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{{ 'no' if not thinks else 'yes' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("saved", "option", "row", "asked"),
+    [
+        (None, None, None, "no"),
+        (True, None, None, "yes"),
+        (True, False, None, "no"),
+        (None, True, None, "yes"),
+        (None, False, True, "yes"),
+    ],
+)
+def test_the_template_is_given_what_was_saved_then_the_option_then_the_rows(
+    tiny_base: Path,
+    tiny_tokenizer: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    saved: bool | None,
+    option: bool | None,
+    row: bool | None,
+    asked: str,
+) -> None:
+    model, prompts = tmp_path / "model", tmp_path / "p.jsonl"
+    shutil.copytree(tiny_base, model)
+    tiny_tokenizer.save_pretrained(model)
+    config = json.loads((model / "tokenizer_config.json").read_text())
+    if saved is not None:
+        config["chat_template_kwargs"] = {"thinks": saved}
+    (model / "tokenizer_config.json").write_text(json.dumps(config))
+    (model / "chat_template.jinja").write_text(THINKING)
+    own = {} if row is None else {"chat_template_kwargs": {"thinks": row}}
+    prompts.write_text(json.dumps({"prompt": "a"} | own) + "\n")
+    given: list[str] = []
+
+    def answered(model: Any, tokenizer: Any, prompts: list[list[int]], *rest: Any) -> list[str]:
+        given.extend(tokenizer.decode(ids) for ids in prompts)
+        return ["x"] * len(prompts)
+
+    monkeypatch.setattr(generate, "answer", answered)
+    more = [] if option is None else ["--chat-template-kwargs", json.dumps({"thinks": option})]
+    assert cli.main(["generate", str(model), "--prompts", str(prompts), *more]) == 0
+    assert [text.replace(" ", "").rpartition("assistant\n")[2] for text in given] == [asked]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "1", '{"messages": 1}', '{"eos_token": "x"}'])
+def test_an_option_that_is_no_arguments_is_one_line(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in (["chat", "tiny"], ["generate", "tiny", "--prompts", str(tmp_path / "none.jsonl")]):
+        assert cli.main([*command, "--chat-template-kwargs", text]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("error: --chat-template-kwargs: ") and said.count("\n") == 1
 
 
 def test_a_file_of_prompts_is_answered_in_its_order(
@@ -327,9 +386,9 @@ def test_a_conversation_over_a_pipe(
     given: list[list[dict[str, Any]]] = []
 
     class Watched(PromptEncoder):
-        def __call__(self, messages: list[dict[str, Any]], tools: Any = None) -> list[int]:
+        def __call__(self, messages: list[dict[str, Any]], *rest: Any) -> list[int]:
             given.append([dict(message) for message in messages])
-            return super().__call__(messages, tools)
+            return super().__call__(messages, *rest)
 
     monkeypatch.setattr(chat, "PromptEncoder", Watched)
     lines = ["hi", "", "more", "/wrong", "/reset", "again", "/system be brief", "last", "/exit", "never"]

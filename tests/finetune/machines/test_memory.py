@@ -1,4 +1,4 @@
-"""The closed form of a step's memory beside its trace, operation by operation, on fake tensors."""
+"""The closed form of a step's memory beside its trace."""
 
 from typing import Any
 

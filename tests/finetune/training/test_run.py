@@ -2,7 +2,7 @@
 
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,7 @@ class Rows:
     eval: Dataset | None
     eos_token_ids: list[int]
     chat_template: str
+    template_arguments: dict[str, Any] = field(default_factory=dict)
 
     @property
     def report(self) -> Any:
@@ -62,6 +63,9 @@ class Rows:
 
     def summary(self) -> list[str]:
         return [f"{len(self.train)} rows of its own"]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {}
 
 
 def prepare(recipe: Recipe, tokenizer: Any) -> Rows:

@@ -73,7 +73,7 @@ def test_a_line_end_that_would_join_the_headers_becomes_a_token_of_the_answer(to
     pair = as_pair(encoded(tokenizer, pair_of(prompt, "\n\nBecause.", "No.")))
     assert pair.prompt == rendered(tokenizer, prompt, add_generation_prompt=True)
     assert tokenizer.convert_ids_to_tokens(pair.chosen[:2]) == ["\n\n", "B"]
-    assert pair.split_line_ends == 1
+    assert pair.happened()["line_ends_split_from_header"]
 
 
 texts = st.text(st.sampled_from("ab \n<|>"), min_size=1, max_size=8).filter(lambda text: bool(text.strip()))
@@ -136,7 +136,7 @@ def test_texts_that_the_template_makes_alike_are_identical_answers(tokenizer: An
     assert isinstance(result, Unusable) and result.kind == "identical answers"
 
 
-def test_a_template_that_marks_only_some_turns_is_refused(tokenizer: Any) -> None:
+def test_a_template_that_does_not_mark_the_answer_is_refused(tokenizer: Any) -> None:
     marked = (
         "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
         "{% if m['role'] == 'assistant' and not loop.last %}{% generation %}{{ m['content'] + '<|im_end|>' }}{% endgeneration %}"
@@ -145,4 +145,4 @@ def test_a_template_that_marks_only_some_turns_is_refused(tokenizer: Any) -> Non
     )
     prompt = [said("user", "Why?"), said("assistant", "Hm."), said("user", "So?")]
     result = encoded(tokenizer, pair_of(prompt, "Because.", "No."), marked)
-    assert isinstance(result, BadRow) and "marks only some" in str(result)
+    assert isinstance(result, BadRow) and "does not mark the last answer" in str(result)

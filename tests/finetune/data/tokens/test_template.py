@@ -22,6 +22,7 @@ from hybrid_ft.finetune.data.tokens.template import ChatTemplate
 
 Make = Callable[[str], ChatTemplate]
 SPEAKING = ["chatml", "chatml, default system", "llama", "gemma", "mistral", "opened thought", "marked", "system last"]
+APART = {"line_ends_split_from_header", "merges_split_from_prompt"}
 END = {"llama": "<|eot_id|>", "gemma": "<end_of_turn>", "mistral": "</s>"}
 WEATHER = {"type": "function", "function": {"name": "get_weather", "arguments": {"city": "Paris", "days": 2}}}
 
@@ -63,9 +64,12 @@ def test_tokens_are_those_of_the_rendered_text(
     def check(texts: list[str]) -> None:
         turns = chat(*(text if text.strip() else f"{text}x" for text in texts[: len(texts) // 2 * 2]))
         row = one(Conversation(turns), made, control)
-        text = made.render(turns)
-        assert row.ids == tokenizer(text, add_special_tokens=False).input_ids
+        text, asked = made.render(turns), made.render(turns[:-1], ask=True)
+        assert row.ids == tokenizer(text, add_special_tokens=False).input_ids or APART & row.counts.keys()
         assert tokenizer.decode(row.ids) == text
+        assert row.prompt_ids == tokenizer(asked, add_special_tokens=False).input_ids
+        # a model asked with <think> is never asked for these answers
+        assert row.ids[: len(row.prompt_ids)] == row.prompt_ids or name == "opened thought"
 
     check()
 
@@ -108,6 +112,11 @@ def test_learned_tokens_by_the_tokenizers_own_offsets(
     turns = chat("What is 12", "the fox jumps", "  over\n", "lazy dog. 42")
     template = ChatTemplate(templates[name], "test", tokenizer, control)
     row = one(Conversation(turns), template, control)
+    if APART & row.counts.keys():
+        # by GPT-2's rule two line ends are one token, and two tokens before a word
+        assert (kind, name) == ("byte-level", "llama")
+        assert learned(row, tokenizer) == ["the fox jumps<|eot_id|>", "lazy dog. 42<|eot_id|>"]
+        return
     text = template.render(turns)
     plain = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     assert row.ids == plain.input_ids
@@ -120,17 +129,31 @@ def test_learned_tokens_by_the_tokenizers_own_offsets(
     assert row.labels() == wanted
 
 
-def test_a_token_shared_by_header_and_answer_is_not_learned(
+def test_a_token_that_header_and_answer_would_share_is_two(
     template: Make, control: ControlTokens, tokenizer: Any, chat: Any
 ) -> None:
     ids = tokenizer("\n\n", add_special_tokens=False).input_ids
     assert len(ids) == 1, "the tokenizer has a token of two line ends, or this test shows nothing"
     # three line ends in a row: the header's and the answer's first are one token, the answer's second is another
     row = one(Conversation(chat("Hi", "\n\nfox")), template("chatml"), control)
-    assert row.ids == tokenizer(template("chatml").render(chat("Hi", "\n\nfox")), add_special_tokens=False).input_ids
-    assert learned(row, tokenizer) == ["\nfox<|im_end|>"]
+    assert tokenizer.decode(row.ids) == template("chatml").render(chat("Hi", "\n\nfox"))
+    assert learned(row, tokenizer) == ["\n\nfox<|im_end|>"]
     asked = template("chatml").render(chat("Hi"), ask=True)
     assert row.prompt_ids == tokenizer(asked, add_special_tokens=False).input_ids
+    assert row.ids[: len(row.prompt_ids)] == row.prompt_ids
+    assert row.happened() == {"line_ends_split_from_header": True}
+
+
+def test_a_token_that_is_shared_in_an_earlier_answer_is_not_learned(
+    template: Make, control: ControlTokens, tokenizer: Any, chat: Any
+) -> None:
+    """In the prompt for the last answer it is one token, as in any other."""
+    turns = chat("Hi", "\n\nfox", "And?", "dog")
+    row = one(Conversation(turns), template("chatml"), control)
+    assert row.ids == tokenizer(template("chatml").render(turns), add_special_tokens=False).input_ids
+    assert learned(row, tokenizer) == ["\nfox<|im_end|>", "dog<|im_end|>"]
+    assert row.ids[: len(row.prompt_ids)] == row.prompt_ids
+    assert row.happened() == {"not_asked_merge": True}
 
 
 def test_tool_calls_are_learned_whole(template: Make, control: ControlTokens, tokenizer: Any) -> None:
@@ -272,10 +295,10 @@ def test_reasoning_is_learned_where_the_template_shows_it(
         f"<think>\nfirst thought\n</think>\n\nfox{end}",
         f"<think>\n\n</think>\n\ndog{end}",
     ]
-    assert row.hidden_reasoning == 0
+    assert "reasoning_not_shown" not in row.counts
     inline = chat("Hi", "<think>\nfirst thought\n</think>\n\nfox", "And?", "dog")
     assert one(Conversation(inline), template("thinking"), control).ids == row.ids
-    assert one(Conversation(turns), template("chatml"), control).hidden_reasoning == 1
+    assert one(Conversation(turns), template("chatml"), control).counts == {"reasoning_not_shown": 1}
 
 
 def test_a_header_inside_the_templates_own_marks_is_not_learned(
@@ -315,7 +338,9 @@ def test_templates_of_many_models(tokenizers: dict[str, Any], chat: Any) -> None
             continue
         turns = chat("Hi there", "Hello fox", "And 12?", "It is 42.")
         row = one(Conversation(turns), template, control)
-        assert row.ids == tokenizer(template.render(turns), add_special_tokens=False).input_ids, path.stem
+        assert tokenizer.decode(row.ids) == template.render(turns), path.stem
+        if not APART & row.counts.keys():
+            assert row.ids == tokenizer(template.render(turns), add_special_tokens=False).input_ids, path.stem
         ends = {tokenizer.decode([end]) for end in template.eos_token_ids}
         for text, answer in zip(learned(row, tokenizer), ("Hello fox", "It is 42."), strict=True):
             before, _, end = text.partition(answer)

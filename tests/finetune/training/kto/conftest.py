@@ -133,6 +133,7 @@ def start_answers(tmp_path: Path, tiny_base: Path, tiny_tokenizer: Any, monkeypa
             report=SimpleNamespace(summary=lambda: [f"{rows} rows"], as_dict=dict),
             eos_token_ids=[3, 0],
             chat_template=tiny_tokenizer.chat_template,
+            template_arguments={},
         )
         monkeypatch.setattr(kto, "prepare", lambda recipe, tokenizer: prepared)
         screen = io.StringIO()

@@ -32,6 +32,16 @@ def test_full_result_opens_in_plain_transformers(start, tiny_tokenizer):
     assert f"next      talk      hybrid-ft chat {folder}\n" in run.screen
 
 
+def test_a_result_keeps_what_its_template_was_given(start):
+    from transformers import AutoTokenizer
+
+    run = start(model=LORA | {"chat_template_kwargs": {"enable_thinking": False}})
+    for name in ("adapter", "merged"):
+        config = json.loads((run.folder / name / "tokenizer_config.json").read_text())
+        assert config["chat_template_kwargs"] == {"enable_thinking": False}
+        assert AutoTokenizer.from_pretrained(run.folder / name)("a").input_ids
+
+
 def test_lora_results_open_with_peft_on_plain_transformers(start, tiny_base):
     from peft import PeftModel
     from transformers import GenerationConfig

@@ -1,0 +1,78 @@
+"""``hybrid-ft doctor``: is this machine sound, and can it run this recipe?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hybrid_ft.errors import ENVIRONMENT, InputError
+from hybrid_ft.finetune.doctor import arithmetic, collectives, hub, nvidia, system
+from hybrid_ft.finetune.doctor.finding import Finding, absent
+from hybrid_ft.finetune.runs import device
+
+if TYPE_CHECKING:
+    from hybrid_ft.finetune.recipe.schema import Recipe
+
+
+def run(recipe: Recipe | None, say: Callable[[str], None]) -> int:
+    """Say each check's line as soon as it is known. Returns 3 where one is red, else 0."""
+    red = 0
+    for finding in findings(recipe):
+        say(str(finding))
+        red += finding.red
+    return ENVIRONMENT if red else 0
+
+
+def check_quickly() -> None:
+    """What takes a second, before a launch on GPUs. Raises InputError, status 3, with a line for each red one."""
+    gpus = device.count() if device.is_gpu() else 0
+    if not gpus:
+        return
+    red = [str(one) for one in [*of_gpus(), system.shared_memory(gpus), system.limits()] if one.red]
+    if red:
+        raise InputError("\n".join(red), ENVIRONMENT)
+
+
+def findings(recipe: Recipe | None) -> Iterator[Finding]:
+    gpus = device.count() if device.is_gpu() else 0
+    yield arithmetic.versions()
+    yield from of_gpus()
+    yield arithmetic.kernels()
+    yield arithmetic.rates()
+    yield collectives.check(gpus)
+    yield system.shared_memory(gpus)
+    yield system.limits()
+    weights, kept = _needed(recipe)
+    yield system.memory(weights)
+    yield system.disk(Path(recipe.output) if recipe and recipe.output else Path.cwd(), kept)
+    yield hub.token()
+    if recipe is not None:
+        yield hub.model(recipe)
+        yield hub.tokenizer(recipe)
+        yield hub.data(recipe)
+
+
+def of_gpus() -> Iterator[Finding]:
+    text = nvidia.query()
+    if not text or not text.strip():
+        yield absent("GPUs")
+        return
+    yield from nvidia.findings_of_gpus(text)
+    yield nvidia.finding_of_log(nvidia.kernel_log())
+
+
+def _needed(recipe: Recipe | None) -> tuple[int | None, int | None]:
+    """Bytes of host memory to load the weights in, and of disk for a run's checkpoints; None where it is not known."""
+    if recipe is None:
+        return None, None
+    from hybrid_ft.finetune.machines.empty_model import empty_model
+    from hybrid_ft.finetune.models import in_bfloat16
+    from hybrid_ft.finetune.runs.storage import checkpoint_bytes
+
+    try:
+        model = empty_model(recipe, in_bfloat16(recipe))
+    except InputError:  # its own line says so
+        return None, None
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    return weights, (recipe.train.keep + 1) * checkpoint_bytes(model)

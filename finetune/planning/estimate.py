@@ -1,0 +1,128 @@
+"""Whether a recipe fits a kind of GPU; time and money from and to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hybrid_ft.finetune.machines.memory import MARGIN, Batch, Memory, Shape, peak
+from hybrid_ft.finetune.planning.gpus import Gpu
+from hybrid_ft.finetune.planning.work import Work
+
+if TYPE_CHECKING:
+    from hybrid_ft.finetune.recipe.schema import Recipe
+
+OUTSIDE = 2e9
+"""bytes outside torch's tensors: CUDA's context, NCCL's buffers, gaps in the allocator; 1 to 3 GB as people report"""
+COUNTS = (1, 2, 4, 8)
+LAUNCHES = (0.0005, 0.0015)
+"""seconds, from and to, that a layer's forward, second forward and backward take at least: some 100 to 150 kernels, 5 to
+10 microseconds each to start"""
+DISK = 1e9
+"""bytes a second that a rented machine's own disk is taken to write"""
+
+
+@dataclass(frozen=True)
+class Case:
+    """``count`` GPUs of a kind. ``seconds``: from and to, None where the tokens are not known."""
+
+    gpu: Gpu
+    count: int
+    memory: Memory
+    seconds: tuple[float, float] | None
+
+    @property
+    def needed(self) -> float:
+        return self.memory.total + OUTSIDE
+
+    @property
+    def fits(self) -> bool:
+        return self.memory.total * (1 + MARGIN) + OUTSIDE <= self.gpu.memory
+
+    @property
+    def tight(self) -> bool:
+        """Not with certainty: the tensors alone would go in."""
+        return not self.fits and self.memory.total * (1 - MARGIN) <= self.gpu.memory
+
+    def dollars(self) -> tuple[float, float] | None:
+        if self.seconds is None:
+            return None
+        return tuple(one / 3600 * self.count * self.gpu.offer.price for one in self.seconds)  # type: ignore[return-value]
+
+
+def case(recipe: Recipe, shape: Shape, work: Work, gpu: Gpu, count: int, save_bytes: int) -> Case:
+    checkpointing = recipe.model.gradient_checkpointing
+    batch = Batch(work.batch.tokens, work.batch.labelled, work.batch.prompts, work.micro_batches > count)
+    memory = peak(shape, batch, count, recipe.train.sharded, checkpointing)
+    seconds = (
+        None if not work.tokens else _seconds(recipe, shape, work, gpu, count, checkpointing is not False, save_bytes)
+    )
+    return Case(gpu, count, memory, seconds)
+
+
+def _seconds(
+    recipe: Recipe, shape: Shape, work: Work, gpu: Gpu, count: int, checkpointing: bool, save_bytes: int
+) -> tuple[float, float]:
+    """Of the whole run. A kind's share of its peak is that of full training with every layer recomputed: what is done,
+    recomputation counted, over the time is the same for adapters."""
+    idle = math.ceil(work.micro_batches / count) * count / work.micro_batches
+    done = (work.operations + (work.again if checkpointing else 0)) * idle / count
+    over = 4 / 3  # what is done of full training with recomputation, over what counts
+    slow, fast = (done / (gpu.flops * share * over) for share in gpu.mfu)
+    micro = work.tokens / max(sum(work.typical), 1) / count * idle if work.tokens else 0.0
+    least, most = (len(shape.layers) * micro * seconds for seconds in LAUNCHES)
+    traffic = _traffic(shape, work, count, recipe.train.sharded) / gpu.link
+    saves = math.floor((work.steps or 0) / recipe.train.save_every) * save_bytes / DISK
+    # at best the GPUs send and start kernels while they compute, and a save waits for nobody
+    return max(fast, traffic, least) * work.epochs, (max(slow, most) + traffic) * work.epochs + saves
+
+
+def _traffic(shape: Shape, work: Work, count: int, sharded: bool) -> float:
+    """Bytes that each GPU sends in an epoch: weights twice and gradients once for each micro-batch in pieces; gradients
+    twice a step where each has a copy."""
+    if count == 1 or not work.tokens:
+        return 0.0
+    micro = work.tokens / max(work.batch.tokens, 1) / count
+    gradients = 4 * shape.trained
+    sent = (2 * shape.bytes + gradients) * micro if sharded else 2 * gradients * micro * count / work.micro_batches
+    return sent * (count - 1) / count
+
+
+def cases(
+    recipe: Recipe, shape: Shape, work: Work, kinds: list[Gpu], counts: tuple[int, ...], save_bytes: int
+) -> Iterator[Case]:
+    """Of each kind the smallest number that fits, or else the largest."""
+    for gpu in kinds:
+        found = None
+        for count in counts:
+            found = case(recipe, shape, work, gpu, count, save_bytes)
+            if found.fits:
+                break
+        assert found is not None
+        yield found
+
+
+def changes(recipe: Recipe, count: int) -> Iterator[tuple[tuple[str, str, Any], ...]]:
+    """Keys that lower the memory, the least costly first: (section, key, value) of each, in combinations."""
+    single: list[tuple[tuple[str, str, Any], ...]] = []
+    if recipe.model.gradient_checkpointing is False:
+        single.append((("model", "gradient_checkpointing", True),))
+    if count > 1 and not recipe.train.sharded:
+        single.append((("train", "sharded", True),))
+    both = [*single, tuple(one for some in single for one in some)] if len(single) > 1 else single
+    yield from both
+    base = both[-1] if both else ()
+    shorter = []
+    for half in (2, 4, 8, 16):
+        tokens = recipe.train.batch_tokens // half
+        if tokens >= 1024 and recipe.data.packing:
+            cut = (("data", "max_length", tokens),) if recipe.data.max_length > tokens else ()
+            shorter.append((("train", "batch_tokens", tokens), *cut))
+    for some in shorter:
+        yield (*base, *some)
+    if recipe.model.lora is None:
+        yield (*base, ("model", "lora", {}))
+        for some in shorter:
+            yield (*base, ("model", "lora", {}), *some)

@@ -1,0 +1,133 @@
+"""``hybrid-ft plan``: what a recipe needs, before anything is rented."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from hybrid_ft.errors import InputError
+from hybrid_ft.finetune.machines.empty_model import empty_model
+from hybrid_ft.finetune.machines.memory import Shape, shape_of
+from hybrid_ft.finetune.planning import view
+from hybrid_ft.finetune.planning.estimate import COUNTS, Case, case, cases, changes
+from hybrid_ft.finetune.planning.gpus import Gpu, Offer, find, read_table
+from hybrid_ft.finetune.planning.work import Work, read_rows, work_of
+from hybrid_ft.finetune.recipe.model_section import Lora
+from hybrid_ft.finetune.recipe.schema import Recipe, changed
+from hybrid_ft.finetune.runs.storage import checkpoint_bytes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The options. ``gpu``: a key of the table; ``gpus``: how many; ``price``: USD for one and an hour; ``prices``: a
+    file in the table's form; ``tokens``: of an epoch, where the rows are not here."""
+
+    gpu: str | None = None
+    gpus: int | None = None
+    price: float | None = None
+    prices: str | None = None
+    tokens: int | None = None
+    measure: bool = False
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A recipe's model without weights. ``save``: bytes of a checkpoint."""
+
+    config: PreTrainedConfig
+    shape: Shape
+    save: int
+    weights: int
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> _Model:
+        bfloat16 = recipe.model.dtype != "float32"  # as on a GPU, wherever this is asked
+        model = empty_model(recipe, bfloat16)
+        shape = shape_of(model, model.config, bfloat16)
+        return cls(model.config, shape, checkpoint_bytes(model), sum(p.numel() for p in model.parameters()))
+
+
+def run(recipe: Recipe, asked: Asked, say: Callable[[str], None]) -> int:
+    """Print the plan. Returns 0. Raises InputError for a recipe, an option or a table that is wrong."""
+    kinds = _kinds(asked)
+    model = _Model.of(recipe)
+    prepared, why = read_rows(recipe)
+    counts = (asked.gpus,) if asked.gpus else COUNTS
+    work = work_of(recipe, model.config, prepared, why, asked.tokens, counts[0])
+    trained = model.shape.trained
+    how = "all trained" if trained == model.weights else f"{trained:,} trained"
+    say(view.line("model", f"{recipe.model.path}: {model.weights:,} parameters, {how}"))
+    say(view.line("data", work.rows + (f" ({work.source})" if prepared is None else "")))
+    if asked.measure:
+        from hybrid_ft.finetune.planning.measure import measure
+
+        for text in measure(recipe, model.config, work, model.shape.trained):
+            say(text)
+    found = list(cases(recipe, model.shape, work, kinds, counts, model.save))
+    shown = _shown(found, asked)
+    for text in view.described(shown, work):
+        say(text)
+    say(view.saves(recipe, model.save, work))
+    others = [one for one in found if one is not shown]
+    if not shown.fits:
+        say(view.line("change", _mend(recipe, model, work, shown)))
+    for text in view.alternatives(others, lambda one: _mend(recipe, model, work, one)):
+        say(text)
+    return 0
+
+
+def _kinds(asked: Asked) -> list[Gpu]:
+    """Those of the table, the wanted one first, at the wanted price."""
+    table = read_table(asked.prices)
+    if asked.gpu is None:
+        if asked.price is not None:
+            raise InputError("--price: goes with --gpu, whose hour it is; --prices FILE sets those of several kinds")
+        return list(table.values())
+    wanted = find(table, asked.gpu)
+    if asked.price is not None:
+        table[wanted.key] = replace(wanted, offers=(Offer(asked.price, "--price", None),))
+    return [table[wanted.key], *(gpu for key, gpu in table.items() if key != wanted.key)]
+
+
+def _shown(found: Sequence[Case], asked: Asked) -> Case:
+    """In full: the wanted kind; or the cheapest that fits; or the one with the most memory."""
+    if asked.gpu is not None:
+        return found[0]
+    fitting = [one for one in found if one.fits]
+    if fitting:
+        return min(fitting, key=view.cost)
+    return max(found, key=lambda one: one.gpu.memory)
+
+
+def _mend(recipe: Recipe, model: _Model, work: Work, shown: Case) -> str:
+    """The first combination of keys with which it fits."""
+    adapted: _Model | None = None
+    for combination in changes(recipe, shown.count):
+        other, of = recipe, model
+        for section, key, value in combination:
+            other = changed(other, section, **{key: Lora() if key == "lora" else value})
+        if other.model.lora != recipe.model.lora:
+            of = adapted = adapted or _Model.of(other)
+        found = case(other, of.shape, _with_tokens(work, other, recipe), shown.gpu, shown.count, of.save)
+        if found.fits:
+            keys = " ".join(f"{section}.{key}={_written(value)}" for section, key, value in combination)
+            return f"with {keys} {view.size(found.needed)}"
+    return "no key makes it fit"
+
+
+def _written(value: Any) -> str:
+    return {True: "true", False: "false"}[value] if isinstance(value, bool) else str(value)
+
+
+def _with_tokens(work: Work, other: Recipe, recipe: Recipe) -> Work:
+    """With smaller micro-batches there are more of them in a step."""
+    share = other.train.batch_tokens / recipe.train.batch_tokens
+    if share == 1:
+        return work
+    tokens = min(work.batch.tokens, other.train.batch_tokens)
+    batch = replace(work.batch, tokens=tokens, labelled=min(work.batch.labelled, tokens))
+    return replace(work, batch=batch, micro_batches=round(work.micro_batches / share))

@@ -1,0 +1,95 @@
+"""What ``hybrid-ft plan`` prints: a line or a few for each part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from hybrid_ft.finetune.planning.estimate import DISK, OUTSIDE, Case
+from hybrid_ft.finetune.planning.work import Work
+from hybrid_ft.finetune.runs.storage import size
+
+if TYPE_CHECKING:
+    from hybrid_ft.finetune.recipe.schema import Recipe
+
+_WIDTH = 10
+
+
+def line(heading: str, text: str) -> str:
+    return f"{heading:{_WIDTH}}{text}"
+
+
+def described(one: Case, work: Work, measured: bool = False) -> Iterator[str]:
+    """One case in full: every term of the memory, where the peak is, time and money."""
+    memory = one.memory
+    place = named(one)
+    fits = "fits" if one.fits else "may just fit" if one.tight else "does not fit"
+    yield line("memory", f"{place}: {fits}, {size(one.needed)} of {size(one.gpu.memory)} each, most in {memory.when}")
+    for name, count in memory.terms.items():
+        if count:
+            yield line("", f"{name:16}{size(count):>10}")
+    yield line("", f"{'outside torch':16}{size(OUTSIDE):>10}  about: CUDA, NCCL, gaps between tensors")
+    if not memory.proven:
+        yield line("", "a layer's own activations are not known for this model: what stands here is the least")
+    if one.seconds is None or not (one.fits or one.tight):
+        return
+    assert work.tokens is not None
+    per_second = sorted(work.tokens * work.epochs / seconds for seconds in one.seconds)
+    how = "measured on this machine" if measured else "not measured: from the kind's published speeds"
+    plural = "s" * (work.epochs != 1)
+    rates = " to ".join(f"{rate:,.0f}" for rate in per_second)
+    yield line("time", f"{hours(one.seconds)} for {work.epochs:.3g} epoch{plural}, {rates} tokens/s ({how})")
+    yield line("cost", f"{dollars(one)} at {one.gpu.offer}; --price sets it")
+
+
+def alternatives(found: Sequence[Case], mended: Callable[[Case], str]) -> Iterator[str]:
+    """The kinds that fit, the cheapest first, and then those that do not, with the keys that would change that."""
+    fitting = sorted((one for one in found if one.fits), key=cost)
+    for number, one in enumerate(fitting):
+        money = "" if one.seconds is None else f", {hours(one.seconds)}, {dollars(one)} at {one.gpu.offer.price:.2f}"
+        spread = f" (listed {one.gpu.dearest_and_cheapest()})" if len(one.gpu.offers) > 1 else ""
+        yield line(
+            "" if number else "fits", f"{named(one)}: {size(one.needed)} of {size(one.gpu.memory)}{money}{spread}"
+        )
+    rest = [one for one in found if not one.fits]
+    for number, one in enumerate(rest):
+        close = ", which may just fit" if one.tight else ""
+        text = f"{named(one)}: needs {size(one.needed)} of {size(one.gpu.memory)}{close}; {mended(one)}"
+        yield line("" if number else "not on", text)
+
+
+def saves(recipe: Recipe, save_bytes: int, work: Work) -> str:
+    train = recipe.train
+    count = "" if work.steps is None else f", {work.steps // train.save_every + 1:,} in all"
+    return line(
+        "saves",
+        f"{size(save_bytes)} each, {max(save_bytes / DISK, 0.1):.1f} s at 1 GB/s; every {train.save_every:,} steps{count}, "
+        f"{train.keep} kept: {size((train.keep + 1) * save_bytes)} of disk beside the result",
+    )
+
+
+def hours(seconds: tuple[float, float]) -> str:
+    return " to ".join(_span(one) for one in seconds)
+
+
+def dollars(one: Case) -> str:
+    found = one.dollars()
+    assert found is not None
+    return " to ".join(f"{value:,.0f}" if value >= 10 else f"{value:.2f}" for value in found) + " $"
+
+
+def named(one: Case) -> str:
+    return f"{one.count} x {one.gpu.name}"
+
+
+def _span(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.1f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 36_000 else f"{seconds / 3600:,.0f} h"
+
+
+def cost(one: Case) -> float:
+    found = one.dollars()
+    return found[0] + found[1] if found else one.count * one.gpu.offer.price

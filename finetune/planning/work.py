@@ -1,0 +1,165 @@
+"""What a recipe computes: rows, tokens, operations, steps."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hybrid_ft.errors import ENVIRONMENT, InputError
+from hybrid_ft.finetune.machines.memory import Batch
+from hybrid_ft.finetune.training.memory_check import batch_of, lengths, rows_of_a_step, token_columns
+from hybrid_ft.finetune.training.plan import Plan, a_step
+from hybrid_ft.hybrid_model.flops import forward_flops, training_flops
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from hybrid_ft.finetune.recipe.schema import Recipe
+
+_SAMPLE = 20_000
+"""rows whose operations are counted; the rest are taken to be like them"""
+_TRAINED = 0.5
+"""share of the tokens that carry a label, where it is not known: the head is 5 % of the operations"""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One epoch. ``operations``: those that count as use of a GPU; ``again``: those of recomputing every layer.
+
+    tokens, steps   None where neither the rows nor the recipe say them
+    micro_batches   of a step, over all processes
+    ``batch`` is the largest micro-batch; ``typical``: lengths of the rows in one as they mostly are.
+    ``source`` says where the figures are from, ``rows`` what they come to.
+    """
+
+    batch: Batch
+    tokens: int | None
+    epochs: float
+    steps: int | None
+    micro_batches: int
+    operations: float
+    again: float
+    source: str
+    rows: str
+    typical: tuple[int, ...]
+
+
+def read_rows(recipe: Recipe) -> tuple[Any | None, str]:
+    """The recipe's rows, packed, or None and why they are not read: they lie on the hub, or their tokenizer does.
+
+    Raises InputError for rows that are here and cannot be used.
+    """
+    from hybrid_ft.finetune import models
+    from hybrid_ft.finetune.data.prepare import prepare
+    from hybrid_ft.hybrid_model.families.olmo_hybrid.presets import PRESETS, TINY
+
+    away = next((source.path for source in recipe.data.sources if not _is_here(source.path)), None)
+    if away is not None:
+        return None, f"{away} is not on this machine"
+    if recipe.model.path in PRESETS and recipe.model.path != TINY and not recipe.model.tokenizer:
+        return None, f"model.path: {recipe.model.path} has no tokenizer; set model.tokenizer"
+    try:
+        tokenizer = models.load_tokenizer(recipe)
+    except InputError as error:
+        if error.status != ENVIRONMENT:
+            raise
+        return None, "the tokenizer is not on this machine"
+    return prepare(recipe, tokenizer), ""
+
+
+def _is_here(path: str) -> bool:
+    from pathlib import Path
+
+    return Path(path).expanduser().is_file()
+
+
+def work_of(
+    recipe: Recipe, config: PreTrainedConfig, prepared: Any | None, why: str, tokens: int | None, gpus: int
+) -> Work:
+    """``tokens``: of an epoch, where the user says them and the rows are not here."""
+    frozen = recipe.model.lora is not None
+    if prepared is None:
+        return _told(recipe, config, why, tokens, frozen, gpus)
+    parts = [lengths(prepared.train, name) for name in token_columns(prepared.train)]
+    pairs = len(parts) > 1
+    whole = np.sum(parts, axis=0)
+    total = int(whole.sum())
+    taken = np.linspace(0, len(whole) - 1, min(len(whole), _SAMPLE)).astype(int)
+    segments = [int(part[row]) for row in taken for part in parts]
+    first = len(parts) * np.arange(len(taken))
+    parents = [parent for n in first for parent in (-1, *[int(n)] * (len(parts) - 1))] if pairs else None
+    share = 1 - parts[0].sum() / total if pairs else prepared.report.train.trained_share
+    labelled = round(sum(segments) * float(share))
+    scale = total / max(sum(segments), 1)
+    # a row alone: its pairs of query and key do not reach into its neighbours
+    operations = _count(training_flops, config, segments, parents, labelled, frozen) * scale
+    again = _count(_layers_forward, config, segments, parents, labelled, frozen) * scale
+    if recipe.kto is not None and recipe.kto.loss == "kto":
+        operations += again  # the KL term's forward, of every answer after another prompt
+    if pairs:
+        plan = Plan.of(recipe, len(whole), rows_of_a_step(recipe))
+        batch = batch_of(recipe, prepared, gpus)
+        micro = max(math.ceil(total / plan.per_epoch / max(batch.tokens, 1)), 1)
+        rows = f"{len(whole):,} {'pairs' if recipe.dpo else 'answers'}, {total:,} tokens an epoch, a shared prompt counted once"
+    else:
+        portions = (
+            len(prepared.packs) if prepared.packs is not None else math.ceil(len(whole) / recipe.train.batch_size)
+        )
+        plan, micro = Plan.of(recipe, portions, a_step(recipe)), a_step(recipe)
+        batch = batch_of(recipe, prepared, gpus)
+        packed = f" in {portions:,} packs of at most {batch.tokens:,}" if prepared.packs is not None else ""
+        rows = f"{len(whole):,} rows, {total:,} tokens an epoch{packed}"
+    epochs = plan.steps / plan.per_epoch
+    typical = _typical(whole, None if pairs else prepared.packs, total / micro / plan.per_epoch)
+    return Work(batch, total, epochs, plan.steps, micro, operations, again, "the rows", rows, typical)
+
+
+def _typical(whole: np.ndarray, packs: list[list[int]] | None, tokens: float) -> tuple[int, ...]:
+    """Lengths of the rows of the micro-batch that is nearest to the mean of ``tokens``."""
+    if packs:
+        sums = np.array([whole[pack].sum() for pack in packs])
+        return tuple(int(n) for n in whole[packs[int(np.abs(sums - tokens).argmin())]])
+    middle = max(int(np.median(whole)), 1)
+    return (middle,) * max(round(tokens / middle), 1)
+
+
+def _told(recipe: Recipe, config: PreTrainedConfig, why: str, tokens: int | None, frozen: bool, gpus: int) -> Work:
+    """Without rows: full micro-batches of rows as long as they may be."""
+    train, longest = recipe.train, recipe.data.max_length
+    pairs = recipe.dpo is not None or recipe.kto is not None
+    if pairs:
+        full, micro = max(train.batch_tokens, longest), 2
+    elif recipe.data.packing:
+        full, micro = train.batch_tokens, a_step(recipe)
+    else:
+        full, micro = train.batch_size * longest, a_step(recipe)
+    batch = Batch(full, full, full // longest if pairs else 0, several=micro > gpus)
+    step_tokens = None if pairs else full * micro
+    steps = train.steps
+    if tokens is not None and step_tokens is not None and steps is None:
+        steps = math.ceil(train.epochs * math.ceil(tokens / step_tokens))
+    epochs = train.epochs
+    if steps is not None and step_tokens is not None and tokens is None:
+        tokens, epochs = steps * step_tokens, 1.0
+    of_rows = min(longest, full)
+    segments = [of_rows]
+    labelled = round(of_rows * _TRAINED)
+    scale = (tokens or 0) / of_rows
+    operations = _count(training_flops, config, segments, None, labelled, frozen) * scale
+    again = _count(_layers_forward, config, segments, None, labelled, frozen) * scale
+    said = f"{tokens:,} tokens" if tokens else "tokens not known: --tokens N says them"
+    rows = f"{said}; rows taken to be {of_rows:,} tokens long, as data.max_length allows, and micro-batches full"
+    return Work(batch, tokens, epochs, steps, micro, operations, again, why, rows, (of_rows,) * max(full // of_rows, 1))
+
+
+def _count(how: Any, config: Any, segments: list[int], parents: list[int] | None, labelled: int, frozen: bool) -> float:
+    return float(how(config, segments, parents, labelled, frozen))
+
+
+def _layers_forward(config: Any, segments: list[int], parents: list[int] | None, labelled: int, frozen: bool) -> int:
+    """What checkpointing computes twice: everything but the head."""
+    flops = forward_flops(config, segments, parents, labelled)
+    return flops.total - flops.head
