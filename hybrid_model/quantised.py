@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from hybrid_ft.errors import ENVIRONMENT, InputError
 from hybrid_ft.hybrid_model.adapters import ALL_LINEAR, target_modules
@@ -42,6 +42,24 @@ def quantise(model: PreTrainedModel, how: str, compute: torch.dtype) -> None:
         parent, _, last = name.rpartition(".")
         holder = model.get_submodule(parent)
         setattr(holder, last, _layer(getattr(holder, last), how, compute))
+
+
+def packed_bytes(model: nn.Module, config: PreTrainedConfig, how: str) -> dict[str, int]:
+    """Bytes of every weight that ``quantise`` packs, by its name in ``model``, which may have adapters and no memory."""
+    pattern = re.compile(target_modules(ALL_LINEAR, config))
+    found = {}
+    for name, module in model.named_modules():
+        own = name.removeprefix("base_model.model.").removesuffix(".base_layer")
+        if type(module) is not nn.Linear or not pattern.fullmatch(own):
+            continue
+        numbers = module.weight.numel()
+        if how == INT8:
+            found[f"{name}.weight"] = numbers + 4 * module.out_features  # a scale for each row
+            continue
+        blocks = -(-numbers // 64)  # each with a scale in 8 bits, and 256 of these with one in 32
+        tables = 4 * (256 + 16 + 1)
+        found[f"{name}.weight"] = -(-numbers // 2) + blocks + 4 * -(-blocks // 256) + tables
+    return found
 
 
 def _layer(linear: nn.Linear, how: str, compute: torch.dtype) -> nn.Module:

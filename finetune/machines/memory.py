@@ -22,6 +22,8 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedConfig
 
+from hybrid_ft.hybrid_model.quantised import packed_bytes
+
 MARGIN = 0.03
 """relative, between the reckoning and the trace"""
 CHUNK = 64
@@ -70,6 +72,8 @@ class Shape:
     arithmetic: int
     pair: int
     """bytes of the states that one shared prompt hands over in a layer"""
+    unpacked: int = 0
+    """bytes of the largest weight in 4 or 8 bits, unpacked for the time of its product"""
 
     @property
     def bytes(self) -> int:
@@ -107,15 +111,18 @@ class Memory:
         return sum(self.terms.values())
 
 
-def shape_of(model: nn.Module, config: PreTrainedConfig, bfloat16: bool) -> Shape:
+def shape_of(model: nn.Module, config: PreTrainedConfig, bfloat16: bool, quantize: str | None = None) -> Shape:
     """Of a model with or without adapters, on any device and also on none.
 
-    bfloat16: the arithmetic's dtype; weights without gradients are kept in it, others in float32.
+    bfloat16: the arithmetic's dtype; weights without gradients are kept in it, others in float32; quantize: how the
+    base's large ones are kept.
     """
     arithmetic = 2 if bfloat16 else _FLOAT32
     count = max(
         (int(found[1]) + 1 for name, _ in model.named_parameters() if (found := _LAYER.search(name))), default=0
     )
+    packed = packed_bytes(model, config, quantize) if quantize else {}
+    unpacked = 0
     weights, trained, sizes = ([0] * (count + 1) for _ in range(3))
     head = 0
     ends = getattr(model, "get_output_embeddings", lambda: None)()
@@ -123,7 +130,9 @@ def shape_of(model: nn.Module, config: PreTrainedConfig, bfloat16: bool) -> Shap
         found = _LAYER.search(name)
         place = int(found[1]) if found else count
         weights[place] += parameter.numel()
-        sizes[place] += parameter.numel() * parameter.element_size()
+        sizes[place] += packed.get(name, parameter.numel() * parameter.element_size())
+        if name in packed:
+            unpacked = max(unpacked, arithmetic * parameter.numel())
         if parameter.requires_grad:
             trained[place] += parameter.numel()
         if ends is not None and parameter is ends.weight and parameter.requires_grad:
@@ -159,7 +168,7 @@ def shape_of(model: nn.Module, config: PreTrainedConfig, bfloat16: bool) -> Shap
         )
     outside = Layer("", weights[count], trained[count], sizes[count], 0, 0, 0, 0, 0, 0, 0)
     states = _FLOAT32 * _state(config) if known else 0
-    return Shape(tuple(layers), outside, head, arithmetic, states)
+    return Shape(tuple(layers), outside, head, arithmetic, states, unpacked)
 
 
 def _adapters(model: nn.Module) -> dict[int, dict[str, tuple[int, float]]]:
@@ -304,7 +313,7 @@ def _moments(shape: Shape, batch: Batch, pieces: int, ddp: bool, checkpointing: 
         mixed = layer.mixed if checkpointing == "selective" else 0
         inputs = N * (layer.input + mixed if checkpointing else layer.read)
         own = N * ((layer.kept or 0) - mixed + layer.spare) + batch.prompts * 4 * shape.pair if shape.proven else 0
-        own += shape.arithmetic * (layer.copies - layer.last if layer.copies else 0)
+        own += shape.arithmetic * (layer.copies - layer.last if layer.copies else 0) + shape.unpacked
         gathered = 0
         if pieces > 1:
             before = layers[number - 1].bytes if number else 0

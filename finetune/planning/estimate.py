@@ -122,7 +122,12 @@ def changes(recipe: Recipe, count: int) -> Iterator[tuple[tuple[str, str, Any], 
             shorter.append((("train", "batch_tokens", tokens), *cut))
     for some in shorter:
         yield (*base, *some)
+    adapters: list[tuple[tuple[str, str, Any], ...]] = []
     if recipe.model.lora is None:
-        yield (*base, ("model", "lora", {}))
+        adapters.append((("model", "lora", {}),))
+    if recipe.model.quantize is None:
+        adapters.append((*(adapters[0] if adapters else ()), ("model", "quantize", "nf4")))
+    for kind in adapters:
+        yield (*base, *kind)
         for some in shorter:
-            yield (*base, ("model", "lora", {}), *some)
+            yield (*base, *kind, *some)

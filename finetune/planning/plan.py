@@ -47,7 +47,7 @@ class _Model:
     def of(cls, recipe: Recipe) -> _Model:
         bfloat16 = recipe.model.dtype != "float32"  # as on a GPU, wherever this is asked
         model = empty_model(recipe, bfloat16)
-        shape = shape_of(model, model.config, bfloat16)
+        shape = shape_of(model, model.config, bfloat16, recipe.model.quantize)
         return cls(model.config, shape, checkpoint_bytes(model), sum(p.numel() for p in model.parameters()))
 
 
@@ -105,13 +105,14 @@ def _shown(found: Sequence[Case], asked: Asked) -> Case:
 
 def _mend(recipe: Recipe, model: _Model, work: Work, shown: Case) -> str:
     """The first combination of keys with which it fits."""
-    adapted: _Model | None = None
+    made: dict[tuple[bool, str | None], _Model] = {}
     for combination in changes(recipe, shown.count):
         other, of = recipe, model
         for section, key, value in combination:
             other = changed(other, section, **{key: Lora() if key == "lora" else value})
-        if other.model.lora != recipe.model.lora:
-            of = adapted = adapted or _Model.of(other)
+        if (other.model.lora, other.model.quantize) != (recipe.model.lora, recipe.model.quantize):
+            kind = (other.model.lora is not None, other.model.quantize)
+            of = made[kind] = made.get(kind) or _Model.of(other)
         found = case(other, of.shape, _with_tokens(work, other, recipe), shown.gpu, shown.count, of.save)
         if found.fits:
             keys = " ".join(f"{section}.{key}={_written(value)}" for section, key, value in combination)

@@ -57,7 +57,7 @@ def said(memory: Memory) -> str:
 def shape_of_recipe(recipe: Recipe, bfloat16: bool) -> Shape:
     """Without weights. Raises InputError for a base whose config cannot be read."""
     model = empty_model(recipe, bfloat16)
-    return shape_of(model, model.config, bfloat16)
+    return shape_of(model, model.config, bfloat16, recipe.model.quantize)
 
 
 def batch_of(recipe: Recipe, prepared: Any, processes: int = 1) -> Batch:

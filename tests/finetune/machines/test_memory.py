@@ -10,6 +10,7 @@ from hybrid_ft.finetune.machines.memory import MARGIN, Batch, held, peak, shape_
 from hybrid_ft.hybrid_model.adapters import add_lora
 from hybrid_ft.hybrid_model.families.olmo_hybrid.model import OlmoHybridForCausalLM
 from hybrid_ft.hybrid_model.families.olmo_hybrid.presets import preset_config
+from hybrid_ft.hybrid_model.quantised import quantise
 
 
 def cut(preset: str, layers: int) -> Any:
@@ -118,3 +119,27 @@ def test_what_is_not_known_is_said() -> None:
     found = peak(of, Batch(1024, 1024))
     assert not found.proven
     assert found.total >= held(of) + 2 * 1024 * 4 * 64
+
+
+@pytest.mark.parametrize("how", ["nf4", "int8"])
+def test_a_quantised_base_weighs_what_bitsandbytes_makes_of_it(how: str) -> None:
+    pytest.importorskip("bitsandbytes")
+    torch.manual_seed(0)
+    model = OlmoHybridForCausalLM(preset_config("tiny")).bfloat16()
+    whole, config = shape_of(model, model.config, True), model.config
+    reckoned = shape_of(add_lora(model, rank=4), config, True, how)
+    adapters = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    model = OlmoHybridForCausalLM(preset_config("tiny")).bfloat16()
+    quantise(model, how, torch.bfloat16)
+    found = 0
+    for parameter in model.parameters():
+        found += parameter.numel() * parameter.element_size()
+        state = getattr(parameter, "quant_state", None)
+        if state is not None:
+            tables = (state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code)
+            found += sum(x.numel() * x.element_size() for x in tables)
+        scales = getattr(parameter, "SCB", None)
+        found += 0 if scales is None else scales.numel() * scales.element_size()
+    assert reckoned.bytes - adapters == pytest.approx(found, rel=2e-3)
+    assert found < 0.85 * whole.bytes
+    assert reckoned.unpacked == 2 * config.hidden_size * config.intermediate_size
