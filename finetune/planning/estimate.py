@@ -122,6 +122,8 @@ def changes(recipe: Recipe, count: int) -> Iterator[tuple[tuple[str, str, Any], 
             shorter.append((("train", "batch_tokens", tokens), *cut))
     for some in shorter:
         yield (*base, *some)
+    if recipe.model.from_scratch:  # there is nothing to adapt
+        return
     adapters: list[tuple[tuple[str, str, Any], ...]] = []
     if recipe.model.lora is None:
         adapters.append((("model", "lora", {}),))
