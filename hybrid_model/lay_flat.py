@@ -118,6 +118,11 @@ def _flat_model(cls: type[PreTrainedModel], family: Family) -> type[PreTrainedMo
                 raise ValueError("pass exactly one of input_ids and inputs_embeds")
             given = input_ids if input_ids is not None else inputs_embeds
             assert given is not None
+            if kwargs.get("output_attentions") or self.config.output_attentions:
+                raise ValueError(
+                    f"output_attentions: attention weights of {family.name} are not formed here; open the model in plain "
+                    'transformers with attn_implementation="eager"'
+                )
             return_dict = kwargs.pop("return_dict", None)
             forms = {name: kwargs.pop(name, None) for name in BATCH_KEYS}
             for name in ("max_length_q", "max_length_k"):

@@ -110,3 +110,9 @@ def test_a_mask_of_pairs_says_where_documents_begin(plain):
         assert not torch.allclose(got, flat(tokens).logits, atol=1e-3)
         with pytest.raises(ValueError, match="cannot fill a cache, nor rows that .* come with a mask of pairs"):
             flat(tokens, attention_mask=pairs, past_key_values=DynamicCache(config=flat.config))
+
+
+@pytest.mark.parametrize("use_cache", [False, True])
+def test_attention_weights_are_refused_and_not_left_out(plain, use_cache):
+    with pytest.raises(ValueError, match="output_attentions: attention weights of Qwen3.5.* are not formed here"):
+        lay_flat(plain)(torch.arange(1, 9)[None], output_attentions=True, use_cache=use_cache)
