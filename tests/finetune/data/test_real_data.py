@@ -31,7 +31,7 @@ FILES = [
     ("sft/rasbt_instruction_data.json", None, "alpaca", 1_100, 67_317, 14_387, 102, 0, []),
     ("sft/tulu3_sft_sample.jsonl", None, "messages", 100, 46_962, 37_786, 2_815, 0, ["id", "source"]),
     ("tools/lf_glaive_toolcall_en_demo.json", None, "sharegpt", 300, 153_201, 82_583, 4_069, 35, []),
-    ("tools/lf_reason_tool_use_demo_50.jsonl", None, "messages", 50, 38_404, 8_541, 3_011, 0, []),
+    ("tools/lf_reason_tool_use_demo_50.jsonl", None, "messages", 50, 38_274, 8_541, 3_011, 0, []),
 ]  # fmt: skip
 
 

@@ -52,6 +52,11 @@ def test_a_resolved_recipe_reads_back_the_same() -> None:
         ),
         (["train.rows_per_step=8"], "kto", "train.rows_per_step: got 8; for judged answers set kto.rows_per_step"),
         (["train.accumulation=2"], "kto", "train.accumulation: got 2; a step is kto.rows_per_step judged answers"),
+        (
+            ["data.train_empty_thoughts=false"],
+            "kto",
+            "data.train_empty_thoughts: got false; of judged answers the whole answer counts",
+        ),
         (["data.packing=false"], "kto", "data.packing: got false; judged answers are always laid end to end"),
         (["model.lora={dropout: 0.1}"], "kto", "model.lora.dropout: got 0.1; must be 0 for judged answers"),
         (["kto.reference_cache=rows.jsonl"], "kto", "kto.reference_cache: got 'rows.jsonl', which is a file"),

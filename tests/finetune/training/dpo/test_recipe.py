@@ -71,6 +71,7 @@ def test_a_recipe_of_rows_says_nothing_of_pairs(tmp_path: Path) -> None:
         (["dpo.loss=robust", "dpo.label_smoothing=0.5"], "dpo.label_smoothing: .*must be less than 0.5"),
         (["train.accumulation=4"], "train.accumulation: got 4; a step is dpo.pairs_per_step pairs"),
         (["data.packing=false"], "data.packing: got false; pairs are always"),
+        (["data.train_empty_thoughts=false"], "data.train_empty_thoughts: got false; of pairs the whole answer counts"),
         (["model.lora.dropout=0.1"], "model.lora.dropout: got 0.1; must be 0 for pairs"),
         (["dpo.reference_cache=pairs.jsonl"], "dpo.reference_cache: got 'pairs.jsonl', which is a file"),
         (["dpo.pairs=3"], r"unknown key dpo.pairs\b"),
