@@ -39,8 +39,13 @@ quickstart: $(READY)
 test: $(READY)
 	$(PYTEST) -n 2 -m 'not slow and not real_data and not kernels and not gpu and not faults'
 
-test-slow: $(READY)
+# What quantises comes now and not with the set-up: where bitsandbytes is, PEFT imports it and every start takes a second more.
+test-slow: $(READY) $(VENV)/.quantised
 	$(PYTEST) -n 2 -m 'slow or real_data'
+
+$(VENV)/.quantised: $(READY)
+	@$(BIN)/python -m pip install -q $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e '.[quantised]'
+	@touch $@
 
 test-kernels: $(READY)
 	$(PYTEST) -n 2 -m kernels tests/kernels

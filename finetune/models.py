@@ -21,7 +21,7 @@ from hybrid_ft.hybrid_model.checkpoint.config import find_folder
 from hybrid_ft.hybrid_model.checkpoint.merge_in_memory import merge_in_memory
 from hybrid_ft.hybrid_model.checkpoint.new_tokens import add_rows, add_tokens
 from hybrid_ft.hybrid_model.families.known import family_of
-from hybrid_ft.hybrid_model.quantised import known_to_peft, quantise, size
+from hybrid_ft.hybrid_model.quantised import check_installed, known_to_peft, quantise, size
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -76,6 +76,8 @@ def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrained
     """
     wanted, lora = recipe.model, recipe.model.lora
     dtype = torch.bfloat16 if in_bfloat16(recipe) and lora else torch.float32
+    if wanted.quantize:
+        check_installed()
     model = hybrid_ft.load(
         wanted.path,
         dtype=dtype,

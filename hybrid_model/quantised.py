@@ -34,7 +34,6 @@ def quantise(model: PreTrainedModel, how: str, compute: torch.dtype) -> None:
     sets decay and writing strength, convolutions, norms, routers, experts, embeddings and the head stay as they are.
     The layers are deterministic: loading the same base again gives the same weights.
     """
-    check_installed()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a line for each product in 8 bits
     pattern = re.compile(target_modules(ALL_LINEAR, model.config))
     found = [name for name, module in model.named_modules() if type(module) is nn.Linear and pattern.fullmatch(name)]

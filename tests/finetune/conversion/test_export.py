@@ -167,6 +167,7 @@ def test_the_loss_on_held_out_rows(tmp_path: Path, capsys: pytest.CaptureFixture
     assert 0 < abs(after - before) < 0.1 and "per token of 1 rows of" in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("to", "package", "smaller"), [("int8", "torchao", 3.0), ("int4", "bitsandbytes", 3.2)])
 def test_8_and_4_bits_open_in_plain_transformers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], to: str, package: str, smaller: float

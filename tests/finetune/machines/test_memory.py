@@ -121,6 +121,7 @@ def test_what_is_not_known_is_said() -> None:
     assert found.total >= held(of) + 2 * 1024 * 4 * 64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["nf4", "int8"])
 def test_a_quantised_base_weighs_what_bitsandbytes_makes_of_it(how: str) -> None:
     pytest.importorskip("bitsandbytes")

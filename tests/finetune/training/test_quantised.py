@@ -1,5 +1,6 @@
 """LoRA on a base in 4 or 8 bits: what stays whole, what is trained, merged and resumed."""
 
+import importlib.util
 from typing import Any
 
 import pytest
@@ -12,10 +13,8 @@ from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.recipe.load import load_recipe
 from hybrid_ft.finetune.training.trainer import RunTrainer
 
-bnb = pytest.importorskip("bitsandbytes")
-
 ADAPTERS = {"targets": "all-linear", "rank": 4, "alpha": 8, "merge": True}
-LAYERS = {"nf4": bnb.nn.Linear4bit, "int8": bnb.nn.Linear8bitLt}
+LAYERS = {"nf4": "Linear4bit", "int8": "Linear8bitLt"}
 
 
 def model_of(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
@@ -31,14 +30,16 @@ def model_of(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return seen
 
 
-@pytest.mark.parametrize("how", ["nf4", pytest.param("int8", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", LAYERS)
 def test_adapters_are_trained_on_a_quantised_base(start, monkeypatch, tiny_base, how):
+    pytest.importorskip("bitsandbytes")
     seen = model_of(monkeypatch)
     run = start("one", model={"quantize": how, "lora": ADAPTERS}, train={"steps": 4, "warmup": 0.0})
     assert run.status == 0
     base = seen["model"].get_base_model()
-    kinds = {name: type(getattr(module, "base_layer", module)) for name, module in base.named_modules()}
-    packed = {name for name, kind in kinds.items() if kind is LAYERS[how]}
+    kinds = {name: type(getattr(module, "base_layer", module)).__name__ for name, module in base.named_modules()}
+    packed = {name for name, kind in kinds.items() if kind == LAYERS[how]}
     adapted = {name.removesuffix(".base_layer") for name in kinds if name.endswith(".base_layer")}
     assert {name for name in packed if not name.endswith(".base_layer")} == adapted != set()
     assert not any(name.endswith(("a_proj", "b_proj", "lm_head", "conv1d", "norm")) for name in packed)
@@ -63,11 +64,14 @@ def test_adapters_are_trained_on_a_quantised_base(start, monkeypatch, tiny_base,
 @pytest.mark.slow
 def test_pairs_are_compared_with_the_quantised_base(start_pairs):
     """The run stops itself where its first loss is not that of equal models."""
+    pytest.importorskip("bitsandbytes")
     run = start_pairs("pairs", model={"quantize": "nf4", "lora": {**ADAPTERS, "merge": False}}, train={"steps": 2})
     assert run.status == 0 and (run.folder / "adapter").is_dir()
 
 
+@pytest.mark.slow
 def test_a_stopped_run_ends_where_it_would_have(start, monkeypatch):
+    pytest.importorskip("bitsandbytes")
     model = {"quantize": "nf4", "lora": {**ADAPTERS, "dropout": 0.1}}
     through = start("through", model=model, train={"steps": 6, "save_every": 2})
     step = RunTrainer.training_step
@@ -104,3 +108,12 @@ def test_what_makes_no_sense_is_refused(tmp_path, model, message):
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     with pytest.raises(InputError, match=message.replace(".", r"\.")):
         load_recipe(str(tmp_path / "recipe.yaml"), [])
+
+
+def test_a_package_that_is_missing_is_named(start, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *more: name != "bitsandbytes" and find(name, *more) or None
+    )
+    with pytest.raises(InputError, match="model.quantize: bitsandbytes is not installed; pip install"):
+        start("one", model={"quantize": "nf4", "lora": ADAPTERS})
