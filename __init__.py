@@ -1,4 +1,4 @@
-"""Post-training for models that mix Gated DeltaNet layers with attention.
+"""Post-training for models that mix recurrent layers with attention.
 
 This folder, the repository's root, is the package ``hybrid_ft``. pytest may import the file a second
 time under the clone folder's name, so it has no side effect but the idempotent one below.

@@ -42,7 +42,7 @@ ENVIRONMENT = {
 LIBRARIES = r"(accelerate|datasets|peft|torch|transformers|trl)(\.|$)"
 
 app = typer.Typer(
-    help="Fine-tune models that mix Gated DeltaNet layers with attention.",
+    help="Fine-tune models that mix recurrent layers with attention.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
