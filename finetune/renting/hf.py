@@ -75,11 +75,12 @@ def start(text: str, say: Callable[[str], None]) -> int:
     """Start what ``text`` says. Raises InputError where a secret is not set here or the hub refuses."""
     import huggingface_hub
     import yaml
+    from huggingface_hub.errors import HfHubHTTPError
 
     wanted = yaml.safe_load(text)
     wanted["secrets"] = {name: _secret(name) for name in wanted["secrets"]}
     wanted["volumes"] = [huggingface_hub.Volume(**volume) for volume in wanted["volumes"]]
-    problems: tuple[Any, ...] = (*huggingface_hub.errors.HfHubHTTPError.__bases__, OSError)  # the network's among them
+    problems: tuple[Any, ...] = (*HfHubHTTPError.__bases__, OSError)  # the network's among them
     try:
         started = huggingface_hub.run_job(**wanted)
     except problems as error:

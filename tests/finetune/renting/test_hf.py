@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import huggingface_hub
 import pytest
 import yaml
+from huggingface_hub.errors import HfHubHTTPError
 
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.recipe.load import load_recipe
@@ -55,7 +56,7 @@ def test_a_secret_that_is_not_set_starts_nothing(job, started, monkeypatch):
     assert refused.value.status == 3 and started == []
 
 
-@pytest.mark.parametrize("error", [OSError, huggingface_hub.errors.HfHubHTTPError.__bases__[0]])
+@pytest.mark.parametrize("error", [OSError, HfHubHTTPError.__bases__[0]])
 def test_what_the_hub_refuses_is_one_line(job, monkeypatch, error):
     def run_job(**given):
         raise error("no\nnetwork")
