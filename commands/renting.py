@@ -1,0 +1,57 @@
+"""The command that writes what starts a recipe on rented machines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hybrid_ft.commands.options import Overrides, RecipeName
+
+
+def rent(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    on: Annotated[str, typer.Option("--on", metavar="PLACE", help="sky, hf (Hugging Face Jobs) or slurm.")] = "",
+    gpu: Annotated[
+        str | None, typer.Option(help="A kind of GPU, as plan knows them: h100.", show_default=False)
+    ] = None,
+    gpus: Annotated[int, typer.Option(min=1, max=64, help="GPUs of one machine.")] = 1,
+    nodes: Annotated[int | None, typer.Option(min=1, max=1024, help="Machines; slurm.", show_default=False)] = None,
+    spot: Annotated[bool, typer.Option("--spot", help="Machines that may be taken away, for less; sky.")] = False,
+    time: Annotated[str | None, typer.Option(help="The limit, such as 12h; hf, slurm.", show_default=False)] = None,
+    bucket: Annotated[
+        str | None,
+        typer.Option(help="Where the run's folder lies: s3://my-runs, or me/runs for hf.", show_default=False),
+    ] = None,
+    package: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHEEL",
+            help="This program there, a wheel or a requirement; else the release that runs here.",
+            show_default=False,
+        ),
+    ] = None,
+    image: Annotated[
+        str | None, typer.Option(help="A container's image that has this program; sky, hf.", show_default=False)
+    ] = None,
+    secret: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A variable that the job needs: HF_TOKEN.", show_default=False),
+    ] = None,
+    restarts: Annotated[
+        int | None, typer.Option(min=0, max=1000, help="How often it goes on by itself; hf, slurm.", show_default=False)
+    ] = None,
+    write: Annotated[Path | None, typer.Option(metavar="FILE", help="The file to write.", show_default=False)] = None,
+    start: Annotated[
+        bool, typer.Option("--start", help="Start it, which costs money. Else only the file is written.")
+    ] = False,
+) -> int:
+    """Write the file that trains a recipe on rented machines or a cluster: a SkyPilot task, a Hugging Face Job, an sbatch script."""
+    from hybrid_ft.finetune.renting.order import Order
+
+    order = Order(on, gpu, gpus, nodes, spot, time, bucket, package, image, tuple(secret or ()), restarts, write)
+    from hybrid_ft.finetune.renting.run import run
+
+    return run(recipe, overrides or [], order, start, typer.echo)
