@@ -213,6 +213,19 @@ def test_pairs_of_the_domains() -> None:
     assert form.convert(judged).chosen == {"role": "assistant", "content": "Light."}
 
 
+def test_the_page_has_them_with_their_data_and_tasks(root: Path) -> None:
+    page = (root / "docs" / "domains.md").read_text()
+    for name in DOMAINS:
+        line = re.search(rf"(?m)^\| `{name}` \|.*$", page)
+        assert line is not None, name
+        files = [file for file in FILES if file in (f"domains/{name}/sft", f"domains/{name}/dpo")]
+        named = {source.path for file in files for source in load_recipe(file, stage=stage_of(file)).data.sources}
+        for path in named - {"allenai/Dolci-Instruct-SFT", "allenai/Dolci-Instruct-DPO"}:
+            assert path.startswith(("/", "datasets/")) or all(part in line[0] for part in path.split("/")), path
+        tasks = re.findall("`([a-z0-9-]+)`", line[0].rpartition("|")[0].rpartition("|")[2])
+        assert {task for task in tasks if not task.endswith("-")} <= set(evaluation_names())
+
+
 def test_they_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipes"]) == 0
     listed = capsys.readouterr().out.split()
