@@ -83,10 +83,15 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, refuse: bool 
         stop = refusal(store.sources, data.max_dropped, key)
         if stop and (refuse or not len(store)):
             raise InputError(stop)
-        rows = mix_sources(store.source, sources, data.seed, key)
+        trained = store.trained(np.arange(len(store)))
+        by_tokens = trained if data.weight_by == "tokens" else None
+        rows = mix_sources(store.source, sources, data.seed, key, by_tokens)
         taken = np.bincount(store.source[rows], minlength=len(sources))
-        for counts, source, size in zip(store.sources, sources, taken, strict=True):
-            counts.taken, counts.repeat = int(size), source.repeat
+        tokens = np.bincount(store.source[rows], trained[rows], minlength=len(sources))
+        for counts, source, size, share in zip(
+            store.sources, sources, taken, tokens / max(tokens.sum(), 1), strict=True
+        ):
+            counts.taken, counts.repeat, counts.share = int(size), source.repeat, float(share)
         return store, rows, stop
 
     def split(store: TokenStore, rows: np.ndarray) -> tuple[list[list[int]] | None, SplitCounts]:

@@ -13,12 +13,19 @@ if TYPE_CHECKING:
     from hybrid_ft.finetune.recipe.data_section import HeldOut, Source
 
 
-def mix_sources(source: np.ndarray, sources: Sequence[Source], seed: int, key: str = "data.sources") -> np.ndarray:
+def mix_sources(
+    source: np.ndarray,
+    sources: Sequence[Source],
+    seed: int,
+    key: str = "data.sources",
+    trained: np.ndarray | None = None,
+) -> np.ndarray:
     """Indices of the rows that the mix takes, in the order of the sources and their rows; none twice but by ``repeat``.
 
     ``source`` [rows] says which of ``sources`` a row is from. A ``count`` is a sample of that many rows. By ``weight``
     the mix is the largest in which every source has its share and none has a row more often than ``repeat`` says.
-    ``key`` is the recipe's, for errors.
+    ``trained`` [rows], given where shares are of them: the trained tokens of each row. A source then comes to its share
+    but for less than the tokens of one row. ``key`` is the recipe's, for errors.
     """
     taken = []
     for number, recipe in enumerate(sources):
@@ -34,15 +41,18 @@ def mix_sources(source: np.ndarray, sources: Sequence[Source], seed: int, key: s
     weights = np.array([recipe.weight or 0.0 for recipe in sources])
     if weights.any():
         shares = weights / weights.sum()
-        total = min(len(rows) / share for rows, share in zip(taken, shares, strict=True))
+        amounts = [len(rows) if trained is None else trained[rows].sum() for rows in taken]
+        total = min(amount / share for amount, share in zip(amounts, shares, strict=True))
         # the least bit up: 0.3 * 10 / 0.3 may come to just below 10
         sizes = [int(total * share + 1e-6) for share in shares]
-        if 0 in sizes:
-            text = f"the mix by weight leaves no row of {sources[sizes.index(0)].path}"
-            raise InputError(f"{key}: {text}; give it more weight, or the others more rows")
-        taken = [
-            _sample(rows, size, seed, number) for number, (rows, size) in enumerate(zip(taken, sizes, strict=True))
+        mix = [
+            _sample(rows, size, seed, number) if trained is None else _filled(rows, size, trained, seed, number)
+            for number, (rows, size) in enumerate(zip(taken, sizes, strict=True))
         ]
+        if without := [source.path for source, rows in zip(sources, mix, strict=True) if not len(rows)]:
+            text = f"the mix by weight leaves no row of {without[0]}"
+            raise InputError(f"{key}: {text}; give it more weight, or the others more rows")
+        taken = mix
     return np.concatenate(taken)
 
 
@@ -50,6 +60,12 @@ def _sample(rows: np.ndarray, size: int, seed: int, number: int) -> np.ndarray:
     if size == len(rows):
         return rows
     return np.sort(np.random.default_rng((seed, number)).choice(rows, size, replace=False))
+
+
+def _filled(rows: np.ndarray, size: int, trained: np.ndarray, seed: int, number: int) -> np.ndarray:
+    """The first rows of a seeded order whose trained tokens together are at most ``size``."""
+    order = np.random.default_rng((seed, number)).permutation(rows)
+    return np.sort(order[: np.searchsorted(trained[order].cumsum(), size, side="right")])
 
 
 def split_held_out(prompts: np.ndarray, wanted: HeldOut, seed: int) -> np.ndarray:

@@ -126,6 +126,11 @@ class TokenStore:
         """One of the numbers of these rows, [rows]."""
         return np.array(self._sizes[name], dtype=np.int64)[rows]
 
+    def trained(self, rows: np.ndarray) -> np.ndarray:
+        """Trained tokens of these rows, of a pair those of both answers, [rows]."""
+        named = [name for name in ("trained", "chosen", "rejected", "completion") if name in self._sizes]
+        return sum((self.sizes(name, rows) for name in named), start=np.zeros(len(rows), dtype=np.int64))
+
     @property
     def source(self) -> np.ndarray:
         """Which source each row is from, [all rows]."""

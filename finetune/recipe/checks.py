@@ -45,6 +45,13 @@ def contradictions(recipe: Recipe) -> Iterator[Wrong]:
         yield Wrong(("data", "eval", "count"), f"got {data.eval.count}; give fraction or count, not both")
     yield from _weights(data.sources, ("data", "sources"))
     yield from _weights(data.eval.sources, ("data", "eval", "sources"))
+    if data.weight_by != "rows" and all(source.weight is None for source in (*data.sources, *data.eval.sources)):
+        unweighed: tuple[Loc, ...] = tuple(("data", "sources", index, "weight") for index in range(len(data.sources)))
+        yield Wrong(
+            ("data", "weight_by"),
+            f"got {data.weight_by}; no source has a weight; give each data.sources[].weight",
+            unweighed,
+        )
     for index, source in enumerate(data.eval.sources):
         if source.repeat != 1:
             loc = ("data", "eval", "sources", index, "repeat")

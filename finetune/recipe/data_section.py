@@ -155,7 +155,7 @@ class Source(Section):
     only: dict[str, Scalar | list[Scalar]] | None = Field(None, min_length=1, examples=[{"label": True}])
     """Rows with these values alone, of each column one value or a list of them; null: all."""
     weight: float | None = Field(None, gt=0, examples=[0.5])
-    """Share of the mix, which is the largest that the sources can fill: no row is taken more often than repeat says."""
+    """Share of the mix, by rows or as data.weight_by says, which is the largest that the sources can fill: no row is taken more often than repeat says."""
     count: AtLeastOne | None = Field(None, examples=[5000])
     """Take this many rows, a seeded sample; null: all."""
     repeat: int = Field(1, ge=1, le=1000, examples=[3])
@@ -183,6 +183,8 @@ class Data(Section):
 
     sources: list[Source] = Field(min_length=1, examples=[[{"path": "data/train.jsonl"}]])
     """What to train on, a list of files and hub datasets."""
+    weight_by: Literal["rows", "tokens"] = Field("rows", examples=["tokens"])
+    """What the sources' weights are shares of. tokens: those that are trained, of a pair those of both answers; where rows of one source are longer than those of another, a share of rows says little."""
     eval: Annotated[HeldOut, NULL_IS_EMPTY] = Field(default_factory=HeldOut, examples=[{"fraction": 0.01}])
     """Held-out rows; none by default."""
     max_length: int = Field(4096, ge=2, le=2**20, examples=[16384])

@@ -37,7 +37,7 @@ class Lora(Section):
     rank: int = Field(32, ge=1, le=1024, examples=[16])
     """Rank of the update."""
     alpha: AtLeastOne = Field(64, examples=[32])
-    """The update is scaled by alpha / rank."""
+    """The update is scaled by alpha / rank. What travels between ranks and tools is alpha times the learning rate, so leave alpha as it is when you change the rank."""
     dropout: float = Field(0.0, ge=0, lt=1, examples=[0.05])
     """Dropout before the adapter. Must be 0 for dpo and kto."""
     modules: list[Pattern] | None = Field(None, min_length=1, examples=[["self_attn.q_proj", "mlp.*"]])

@@ -83,7 +83,7 @@ class Train(Section):
     """Micro-batches of one optimizer step, over all processes, where the two keys above are null. Set
     dpo.pairs_per_step or kto.rows_per_step instead for these stages."""
     learning_rate: float | None = Field(None, gt=0, le=1, examples=[1e-5])
-    """Peak learning rate. null: 2.5e-5 for all weights and 2e-4 for LoRA; for dpo and kto 1e-6 and 1e-5."""
+    """Peak learning rate. null: 2.5e-5 for all weights and 2e-4 for LoRA; for dpo and kto 1e-6 and 1e-5. Those for all weights are Ai2's for Olmo Hybrid; LoRA takes about ten times as much. With Gated DeltaNet at alpha 32 (tinker-cookbook's sweep on Qwen3.5) 3e-4 is best at every rank from 4 to 128, the same product as 1.5e-4 at alpha 64, and 1e-3 does harm."""
     loraplus_ratio: float | None = Field(None, ge=1, le=1000, examples=[16])
     """LoRA+: B learns this many times as fast as A, and so do single vectors (DoRA's lengths, norms). null: all at one rate. Lower the learning rate to half or so with it."""
     neftune_alpha: float | None = Field(None, gt=0, le=1000, examples=[5])

@@ -148,6 +148,7 @@ RULES: dict[str, Rule] = {
     "model.lora.dora": flag,
     **{f"data.sources.*.{key}": rule for key, rule in SOURCE.items()},
     **{f"data.eval.sources.*.{key}": rule for key, rule in SOURCE.items()},
+    "data.weight_by": one_of("rows", "tokens"),
     "data.eval.sources": lambda value: value == [],
     "data.eval.fraction": number(0, 1, below=True),
     "data.eval.count": or_null(whole(1, 10**9)),
@@ -251,6 +252,8 @@ def broken_rules(recipe: dict[str, Any]) -> list[str]:
         "nothing held out": not any(ways) and (evaluate["every"] or evaluate["answers"]),
         "best of nothing": evaluate["load_best"] and not evaluate["every"],
         "some weights": any(weights) and not all(weights),
+        "shares of nothing": data["weight_by"] == "tokens"
+        and all(source["weight"] is None for source in (*data["sources"], *data["eval"]["sources"])),
         "adapters of nothing": recipe["model"]["from_scratch"] and recipe["model"]["lora"],
         "two stages": sum(bool(recipe.get(name)) for name in PREFERENCE) > 1,
         "pairs": any(recipe.get(name) for name in PREFERENCE) and (train["accumulation"] != 1 or not data["packing"]),

@@ -48,7 +48,7 @@ class SourceCounts:
     """What one source holds and what became of it.
 
     ``kept``: rows in tokens, before the mix takes its share. ``taken``: rows of the mix, each as often as it is there;
-    ``repeat``: how often that is at most. ``happened``: by the keys of NOTES; ``left_out``: rows by a column that belongs
+    ``repeat``: how often that is at most; ``share``: of the trained tokens of all sources. ``happened``: by the keys of NOTES; ``left_out``: rows by a column that belongs
     to what is asked or trained and that nothing reads; ``rated_bad``: rows by a column of true and false that says false
     of them. ``passed_over``: rows that the source's ``only`` leaves out, which are not read.
     """
@@ -62,6 +62,7 @@ class SourceCounts:
     kept: int = 0
     taken: int = 0
     repeat: int = 1
+    share: float = 1.0
     dropped: Counts = field(default_factory=Counts)
     control_tokens_as_text: Counts = field(default_factory=Counts)
     happened: Counts = field(default_factory=Counts)
@@ -84,6 +85,7 @@ class SourceCounts:
             "rows_kept": self.kept,
             "rows_taken": self.taken,
             "repeat": self.repeat,
+            "share_of_trained_tokens": round(self.share, 4),
             "dropped": self.dropped.as_dict(),
             "control_strings_as_text": self.control_tokens_as_text.as_dict(),
             "columns_left_out": self.left_out.as_dict(),

@@ -44,7 +44,8 @@ def _draw_source(source: SourceCounts, console: Console, note: str) -> None:
     lines.append(("unused", ", ".join(source.ignored) or "nothing"))
     taken = "" if source.taken == source.kept else f", {source.taken:,} taken into the mix{source.times()}"
     passed = f" ({source.passed_over:,} passed over, as only says)" if source.passed_over else ""
-    lines.append(("rows", f"{source.read:,} read{passed}, {source.kept:,} usable{taken}"))
+    share = f", {100 * source.share:.1f} % of the trained tokens" if source.share < 1 else ""
+    lines.append(("rows", f"{source.read:,} read{passed}, {source.kept:,} usable{taken}{share}"))
     lines.append(("dropped", f"{source.dropped.count:,}"))
     lines += [("", f"{reason}: {count}") for reason, count in source.dropped.most_first()]
     for name, text in lines:

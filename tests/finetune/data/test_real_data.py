@@ -26,7 +26,7 @@ FILES = [
     ("sft/legalbench_overruling_train.tsv", "legalbench-overruling", "columns legalbench-overruling", 6, 453, 12, 82, 0, ["index"]),
     ("sft/lf_identity.json", None, "alpaca", 91, 8_361, 4_228, 185, 0, []),
     ("sft/lf_v1_sft_demo.jsonl", None, "messages", 500, 90_686, 64_212, 551, 1, []),
-    ("sft/mbpp.jsonl", "mbpp", "columns mbpp", 974, 195_931, 57_045, 2_686, 0, ["challenge_test_list", "task_id", "test_setup_code"]),
+    ("sft/mbpp.jsonl", "mbpp", "columns mbpp", 974, 195_859, 56_973, 2_686, 0, ["challenge_test_list", "task_id", "test_setup_code"]),
     ("sft/pubmedqa_ori_pqal.json", "pubmedqa", "columns pubmedqa", 1_000, 422_247, 52_292, 945, 0, ["LABELS", "MESHES", "YEAR", "reasoning_free_pred", "reasoning_required_pred"]),
     ("sft/rasbt_instruction_data.json", None, "alpaca", 1_100, 67_317, 14_387, 102, 0, []),
     ("sft/tulu3_sft_sample.jsonl", None, "messages", 100, 46_962, 37_786, 2_815, 0, ["id", "source"]),

@@ -61,6 +61,41 @@ def test_weights_are_shares_of_the_largest_mix(sources: list[tuple[int, float]],
     assert any(count == available for count, (available, _) in zip(counts, sources, strict=True))
 
 
+@given(
+    st.lists(
+        st.tuples(st.lists(st.integers(1, 40), min_size=20, max_size=60), st.floats(0.5, 4)), min_size=2, max_size=4
+    ),
+    st.integers(0, 3),
+)
+@settings(max_examples=100, deadline=None)
+def test_weights_by_tokens_are_shares_of_the_trained_tokens(sources: list[tuple[list[int], float]], seed: int) -> None:
+    source = np.repeat(np.arange(len(sources)), [len(rows) for rows, _ in sources])
+    trained = np.array([size for rows, _ in sources for size in rows])
+    recipes = [Source(path=f"{number}", weight=weight) for number, (_, weight) in enumerate(sources)]
+    total_weight = sum(weight for _, weight in sources)
+    largest = min(sum(rows) / (weight / total_weight) for rows, weight in sources)
+    try:
+        rows = mix_sources(source, recipes, seed, trained=trained)
+    except InputError as error:
+        assert "leaves no row of" in str(error)
+        assert min(largest * weight / total_weight for _, weight in sources) < 40
+        return
+    assert len(set(rows.tolist())) == len(rows)
+    tokens = np.bincount(source[rows], trained[rows], minlength=len(sources))
+    for found, (_, weight) in zip(tokens, sources, strict=True):
+        wanted = largest * weight / total_weight
+        assert wanted - 41 < found <= wanted + 1e-3
+    assert any(found == sum(rows) for found, (rows, _) in zip(tokens, sources, strict=True))
+
+
+def test_by_tokens_long_rows_are_fewer() -> None:
+    source = np.repeat([0, 1], [1000, 1000])
+    trained = np.repeat([10, 90], [1000, 1000])
+    half = [Source(path="a", weight=1), Source(path="b", weight=1)]
+    assert np.bincount(source[mix_sources(source, half, 0)]).tolist() == [1000, 1000]
+    assert np.bincount(source[mix_sources(source, half, 0, trained=trained)]).tolist() == [1000, 111]
+
+
 def test_repeat_is_the_one_way_to_a_row_twice() -> None:
     source = np.repeat([0, 1], [10, 40])
     rows = mix_sources(source, [Source(path="a", repeat=3), Source(path="b")], 0)

@@ -39,6 +39,7 @@ KEYS = [
     "model.lora.merge",
     "data",
     "data.sources",
+    "data.weight_by",
     "data.eval",
     "data.eval.fraction",
     "data.eval.count",

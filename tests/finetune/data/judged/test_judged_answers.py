@@ -191,3 +191,15 @@ def test_the_account_is_drawn(prepared: Any) -> None:
     screen = io.StringIO()
     draw(prepared([row(number == 0, f"{number}?") for number in range(6)]).report, Console(file=screen, width=100))
     assert "good 【c d <|im_end|>】" in screen.getvalue() and "bad 【c d <|im_end|>】" in screen.getvalue()
+
+
+def test_shares_of_trained_tokens(prepared: Any, tmp_path: Path) -> None:
+    other = tmp_path / "other.jsonl"
+    other.write_text("".join(json.dumps(row(True, f"{n}?", "cd" * 4)) + "\n" for n in range(4)))
+    sources = [{"path": str(tmp_path / "rows.jsonl"), "weight": 1}, {"path": str(other), "weight": 1}]
+    rows = [row(n % 2 == 0, f"{n}!") for n in range(8)]
+    found = prepared(rows, data={"sources": sources, "weight_by": "tokens"}).report.sources
+    # 8 answers of 3 tokens, the one that ends the turn included; of 9 tokens two fit into as many
+    assert [counts.taken for counts in found] == [8, 2]
+    assert [counts.share for counts in found] == [24 / 42, 18 / 42]
+    assert [counts.as_dict()["share_of_trained_tokens"] for counts in found] == [0.5714, 0.4286]
