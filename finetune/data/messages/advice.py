@@ -133,7 +133,7 @@ def _of_turns(column: str, rows: Sequence[Row]) -> Iterator[Try]:
         return
     roles = _meanings(said)
     if roles is not None:
-        yield {"turns": column, "role": role, "content": held[0]}, roles
+        yield {"turns": column, "role": role, "content": held[0]} | _beside(rows), roles
 
 
 def _meanings(said: list[str]) -> dict[str, str] | None:
@@ -166,7 +166,7 @@ def _one_of(columns: list[str], names: tuple[str, ...], rows: Sequence[Row]) -> 
 
 def _prompt(question: str, columns: list[str], rows: Sequence[Row]) -> Mapped | None:
     """The question, with what belongs to it; None where that is no text."""
-    before, after, beside = "", "", {}
+    before, after = "", ""
     for name in columns:
         values = [row.values.get(name) for row in rows]
         some = [value for value in values if value not in (None, "", [], {})]
@@ -175,7 +175,6 @@ def _prompt(question: str, columns: list[str], rows: Sequence[Row]) -> Mapped | 
         if name.lower() in (*MEDIA, *_TURNS):
             return None
         if name.lower() in _SYSTEM or name.lower() in _TOOLS:
-            beside["system" if name.lower() in _SYSTEM else "tools"] = name
             continue
         first = name.lower() in _BEFORE
         text = _written(name, some, first)
@@ -185,7 +184,17 @@ def _prompt(question: str, columns: list[str], rows: Sequence[Row]) -> Mapped | 
             text = f"{{% if {_ref(name)} is defined and {_ref(name)} %}}{text}{{% endif %}}"
         before, after = (before + text, after) if first else (before, after + text)
     own = f"{{{{ {_ref(question)} }}}}"
-    return {"prompt": before + own + after if before or after else question} | beside
+    return {"prompt": before + own + after if before or after else question} | _beside(rows)
+
+
+def _beside(rows: Sequence[Row]) -> Mapped:
+    """The columns of the system text and of tools."""
+    have = [name for row in rows for name, value in row.values.items() if value]
+    found = {
+        ours: [name for name in have if name.lower() in names]
+        for ours, names in (("system", _SYSTEM), ("tools", _TOOLS))
+    }
+    return {ours: names[0] for ours, names in found.items() if names}
 
 
 def _written(name: str, values: list[Any], before: bool) -> str | None:

@@ -9,8 +9,10 @@ import pytest
 from rich.console import Console
 
 from hybrid_ft.errors import InputError
+from hybrid_ft.finetune.data import one_row
 from hybrid_ft.finetune.data.one_row import find_row
 from hybrid_ft.finetune.data.prepare import prepare
+from hybrid_ft.finetune.data.report.account import SourceCounts
 from hybrid_ft.finetune.data.report.whole_row import WholeRow, draw_row
 from hybrid_ft.finetune.recipe.schema import Recipe
 
@@ -138,6 +140,16 @@ def test_rows_of_held_out_sources_and_of_several_are_found(folder: Path, tiny_to
     recipe = recipe_of({"path": "a.jsonl"}, {"path": "*.jsonl"}, eval={"sources": [{"path": "b.jsonl"}]})
     assert [row.key for row in find_row(recipe, tiny_tokenizer, "b.jsonl:1")] == ["data.sources", "data.eval.sources"]
     assert len(find_row(recipe, tiny_tokenizer, str(folder / "a.jsonl") + ":1")) == 2
+
+
+def test_what_stands_behind_the_row_is_not_read(
+    folder: Path, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[SourceCounts] = []
+    monkeypatch.setattr(one_row, "SourceCounts", lambda name: counts.append(SourceCounts(name)) or counts[-1])
+    Path("rows.jsonl").write_text(lines([{"prompt": f"q{n}", "completion": "a"} for n in range(500)]))
+    assert len(find_row(recipe_of({"path": "rows.jsonl"}), tiny_tokenizer, "rows.jsonl:3")) == 1
+    assert [one.read for one in counts] == [4]
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,8 @@ def test_turns_keep_calls_and_reasoning(tmp_path: Path) -> None:
         {"from": "tool", "text": "1"},
         {"from": "Agent", "text": "a"},
     ]
-    (made,), counts = follow(tmp_path, [{"events": turns}])
+    (made,), counts = follow(tmp_path, [{"events": turns, "functions": TOOLS}])
+    assert made.tools == TOOLS
     assert made.messages[1]["tool_calls"] == [CALL] and made.messages[1]["reasoning_content"] == "t"
     assert [turn["role"] for turn in made.messages] == ["user", "assistant", "tool", "assistant"]
     assert counts.ignored == []
@@ -121,6 +122,8 @@ def test_turns_keep_calls_and_reasoning(tmp_path: Path) -> None:
         {"question": "q", "answer": "a", "options": [{"text": "x"}]},
         {"question": "q", "answer": "a", "solution": "b", "choices": ["a"]},
         {"turns": [{"role": "x", "content": "q"}, {"role": "y", "content": "a"}, {"role": "z", "content": "b"}]},
+        {"dialog": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "context": "c"},
+        {"dialog": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "images": ["cat.png"]},
         {"foo": 1},
     ],
 )
