@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hybrid_ft.errors import InputError
+from hybrid_ft.finetune.data.messages.answer_lists import holds_pairs
 from hybrid_ft.finetune.data.messages.columns import pair_format, part_of_question, row_format, suggested
 from hybrid_ft.finetune.data.messages.judged_forms import judged_format, label_of
 from hybrid_ft.finetune.data.messages.preference import Unusable
@@ -37,8 +38,9 @@ _MOST_ROLES = 4
 
 
 def advice(source: Source, rows: Sequence[Row], kind: str) -> str:
-    """``set columns: {...}`` for the first mapping that reads the rows and leaves out nothing that belongs to a question;
-    nothing where there is none. ``kind``: rows, pairs or judged."""
+    """``set columns: {...}`` for the first mapping that reads the rows and leaves out nothing that belongs to a question,
+    and that rows are pairs where they are; nothing where there is neither. ``kind``: rows, pairs or judged."""
+    pairs = "the rows hold pairs, which hybrid-ft dpo trains on" if kind == "rows" and holds_pairs(list(rows)) else ""
     columns = list(dict.fromkeys(name for row in rows for name in row.values if name.isprintable()))
     for mapped, roles in _tries(columns, rows, kind):
         left = _left_out(source, rows, mapped, roles, kind)
@@ -48,8 +50,9 @@ def advice(source: Source, rows: Sequence[Row], kind: str) -> str:
         if isinstance(mapped, str):
             text = f"looks like {mapped}: {text}"
         text += f" and roles: {_flow(roles)}" if roles else ""
+        text = f"{pairs}; for one answer of each {text}" if pairs else text
         return text + (f" (unused then: {', '.join(left[:6])}{', ...' if len(left) > 6 else ''})" if left else "")
-    return ""
+    return pairs
 
 
 def _tries(columns: list[str], rows: Sequence[Row], kind: str) -> Iterator[Try]:

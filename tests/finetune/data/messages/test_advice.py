@@ -139,6 +139,20 @@ def test_advice_for_pairs_and_judged_answers(tmp_path: Path) -> None:
     assert not any(isinstance(row, BadRow) for row in judged) and [row.good for row in judged] == [False, True]
 
 
+def test_pairs_given_for_rows_are_called_pairs(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    row = {"chosen": turns, "rejected": [turns[0], turns[1] | {"content": "b"}]}
+    text = message(written(tmp_path, [row]), "rows")
+    assert (
+        "the rows hold pairs, which hybrid-ft dpo trains on; for one answer of each set columns: {turns: chosen" in text
+    )
+    (made,), _ = follow(tmp_path, [row])
+    assert [turn["content"] for turn in made.messages] == ["q", "a"]
+    path = written(tmp_path, [{"prompt": "q", "chosen": "a", "rejected": "b"}])
+    assert message(path, "rows").endswith("; the rows hold pairs, which hybrid-ft dpo trains on")
+    assert len(list(preferences(Source(path=path), SourceCounts(path)))) == 1
+
+
 def test_no_pair_is_advised_without_its_context(tmp_path: Path) -> None:
     row = {"query": "q", "history": ["x"], "preferred": "a", "dispreferred": "b"}
     assert "set columns" not in message(written(tmp_path, [row]), "pairs")
