@@ -2,27 +2,58 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
 from hybrid_ft.commands.options import Overrides, RecipeName
 from hybrid_ft.errors import InputError
 
 
-def data(recipe: RecipeName, overrides: Overrides = None) -> int:
+def data(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the rows, in tokens, as parquet.", show_default=False)
+    ] = None,
+    row: Annotated[
+        str | None,
+        typer.Option(metavar="FILE:LINE", help="Show one row alone, token by token.", show_default=False),
+    ] = None,
+) -> int:
     """Show what a recipe would train on: rows, lengths, padding, and examples with the trained tokens marked."""
+    if out is not None and row is not None:
+        raise InputError("--row: shows a row and writes nothing; leave out --out, or --row")
     from hybrid_ft.finetune.recipe.load import load_recipe
 
     resolved = load_recipe(recipe, overrides or [])
     from rich.console import Console
 
-    from hybrid_ft.finetune.data.prepare import prepare
-    from hybrid_ft.finetune.data.report.view import draw
     from hybrid_ft.finetune.models import load_tokenizer
 
-    account = prepare(resolved, load_tokenizer(resolved), refuse=False).report
-    draw(account, Console())
-    if account.refusal:
-        raise InputError(account.refusal)
+    if row is not None:
+        from hybrid_ft.finetune.data.one_row import find_row
+        from hybrid_ft.finetune.data.report.whole_row import draw_row
+
+        for one in find_row(resolved, load_tokenizer(resolved), row):
+            draw_row(one, Console())
+        return 0
+    from hybrid_ft.finetune.data.prepare import prepare
+    from hybrid_ft.finetune.data.report.view import draw
+    from hybrid_ft.finetune.data.trained_rows import check_out, write_rows
+    from hybrid_ft.finetune.runs.atomic import whole_file
+
+    if out is not None:
+        check_out(out, resolved)
+    prepared = prepare(resolved, load_tokenizer(resolved), refuse=False)
+    draw(prepared.report, Console())
+    if prepared.report.refusal:
+        raise InputError(prepared.report.refusal)
+    if out is not None:
+        with whole_file(out) as staged:
+            rows = write_rows(prepared, staged)
+        typer.echo(f"{out}: {rows:,} rows written")
     return 0
 
 

@@ -1,6 +1,7 @@
 """Every example of docs/data.md is run, and what stands under it is what the program says."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -10,18 +11,23 @@ from hybrid_ft import cli
 _BLOCK = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-def examples(page: str) -> list[tuple[str, list[str]]]:
-    """The recipes in their order, each with the lines that stand under it. Files are written as they come."""
-    found: list[tuple[str, list[str]]] = []
+def examples(page: str) -> list[tuple[str, list[str], list[str]]]:
+    """The recipes in their order, each with a command's further arguments and the lines that stand under it. Files are
+    written as they come."""
+    found: list[tuple[str, list[str], list[str]]] = []
     for kind, name, text in _BLOCK.findall(page):
         if name:
             Path(name).parent.mkdir(parents=True, exist_ok=True)
             Path(name).write_text(text, encoding="utf-8")
         elif kind == "yaml":
-            found.append((text, []))
+            found.append((text, [], []))
+        elif kind == "sh":
+            (command,) = text.splitlines()
+            assert command.startswith("hybrid-ft data RECIPE "), command
+            found.append((found[-1][0], shlex.split(command)[3:], []))
         else:
             assert kind == "text" and found, kind
-            found[-1][1].extend(line for line in text.splitlines() if line)
+            found[-1][2].extend(line for line in text.splitlines() if line)
     return found
 
 
@@ -32,9 +38,9 @@ def test_examples_are_what_they_say(
     monkeypatch.setenv("COLUMNS", "200")
     found = examples((root / "docs" / "data.md").read_text(encoding="utf-8"))
     assert len(found) >= 9
-    for recipe, lines in found:
+    for recipe, arguments, lines in found:
         Path("recipe.yaml").write_text(f"model: {{path: tiny}}\n{recipe}", encoding="utf-8")
-        status = cli.main(["data", "recipe.yaml"])
+        status = cli.main(["data", "recipe.yaml", *arguments])
         said = capsys.readouterr()
         assert status == 0, f"{recipe}\n{said.err}"
         for line in lines:

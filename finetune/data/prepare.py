@@ -59,7 +59,7 @@ class Prepared:
 
 
 @dataclass(frozen=True)
-class _Kind:
+class Kind:
     """What differs between supervised rows, pairs and judged answers."""
 
     way: Way[Any, Any]
@@ -75,7 +75,7 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, refuse: bool 
     allows, which then stands in ``report.refusal``, so that the account can be shown first.
     """
     data, encoder = recipe.data, Encoder.of(recipe, tokenizer)
-    kind = _kind(recipe, encoder)
+    kind = kind_of(recipe, encoder)
     folder = tempfile.TemporaryDirectory(prefix="hybrid-ft-", ignore_cleanup_errors=True)
 
     def read(sources: Sequence[Source], key: str, held_out: bool) -> tuple[TokenStore, np.ndarray, str | None]:
@@ -131,10 +131,11 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, refuse: bool 
     return Prepared(train, eval_set, packs, eval_packs, account, ends, text, template.arguments, folder)
 
 
-def _kind(recipe: Recipe, encoder: Encoder) -> _Kind:
+def kind_of(recipe: Recipe, encoder: Encoder) -> Kind:
+    """What a recipe's stage makes of its rows."""
     if recipe.kto is not None:
-        return _Kind(way_of_answers(recipe, recipe.kto, encoder), False, count_answers, answer_example)
+        return Kind(way_of_answers(recipe, recipe.kto, encoder), False, count_answers, answer_example)
     if recipe.dpo is None:
         texts = recipe.model.chat_template is None
-        return _Kind(way_of_rows(recipe.data, encoder, texts), recipe.data.packing, count_rows, row_example)
-    return _Kind(way_of_pairs(recipe, recipe.dpo, encoder), False, count_pairs, pair_example)
+        return Kind(way_of_rows(recipe.data, encoder, texts), recipe.data.packing, count_rows, row_example)
+    return Kind(way_of_pairs(recipe, recipe.dpo, encoder), False, count_pairs, pair_example)

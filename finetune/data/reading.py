@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.data.labels import Only, rated_bad
+from hybrid_ft.finetune.data.messages.advice import advice
 from hybrid_ft.finetune.data.messages.answer_lists import as_pairs, holds_pairs
 from hybrid_ft.finetune.data.messages.beside import NOT_TO_BE_MISSED, is_blank
 from hybrid_ft.finetune.data.messages.column_templates import RUNAWAY_COLUMNS
-from hybrid_ft.finetune.data.messages.columns import pair_format, row_format, suggested
+from hybrid_ft.finetune.data.messages.columns import pair_format, row_format
 from hybrid_ft.finetune.data.messages.conversation import Conversation
 from hybrid_ft.finetune.data.messages.joined_answers import joined
 from hybrid_ft.finetune.data.messages.judged_forms import JudgedForm, Label, judged_format, label_of, reader_of
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 # Rows whose columns decide the form: optional columns may be missing from the first.
 _LOOK_AHEAD = 64
+_SAY = "say which column is which with"
+_JOINED = 'where "{{ a }} {{ b }}" joins two'
 
 
 def conversations(
@@ -178,12 +181,12 @@ def _form(source: Source, rows: list[Row], name: str, texts: bool) -> Form:
         raise InputError(f"{text}; set format: text to train every token of them, or say by columns which are turns")
     if form is not None:
         return form
-    columns, found = _columns(rows)
+    found = _columns(rows)
     if source.format:
         raise InputError(f"{where}: format {source.format} needs {needed(source.format)} (columns found: {found})")
     known = "messages | prompt, completion | instruction, output | conversations | text"
-    fix = "say which column is which, such as columns: {prompt: question, completion: answer}"
-    fix = _looks_like(columns, pairs=False) or f"known formats: {known}; for anything else {fix}"
+    fix = f"known formats: {known}; for anything else {_SAY} columns: {{prompt: ..., completion: ...}}, {_JOINED}"
+    fix = advice(source, rows, "rows") or fix
     raise InputError(f"{where}: columns in no known format (found {found}); {fix}")
 
 
@@ -191,10 +194,10 @@ def _pair_form(source: Source, rows: list[Row], name: str) -> PairForm:
     form = pair_format(source, rows)
     if form is not None:
         return form
-    columns, found = _columns(rows)
+    found = _columns(rows)
     known = "known formats: chosen, rejected | output_1, output_2, preference | responses, scores, beside a prompt"
-    fix = "say which column is which, such as columns: {prompt: question, chosen: good, rejected: bad}"
-    fix = _looks_like(columns, pairs=True) or f"{known}; for anything else {fix}"
+    fix = f"{known}; for anything else {_SAY} columns: {{prompt: ..., chosen: ..., rejected: ...}}, {_JOINED}"
+    fix = advice(source, rows, "pairs") or fix
     raise InputError(f"{origin(name, rows[0])}: no columns that hold a pair (found {found}); {fix}")
 
 
@@ -202,17 +205,13 @@ def _judged_form(source: Source, label: Label | None, rows: list[Row], name: str
     form = pair_format(source, rows) if label is None else judged_format(source, label, rows)
     if form is not None:
         return form
-    _, found = _columns(rows)
+    found = _columns(rows)
     known = "known formats: prompt, completion | messages | instruction, output, beside a label; chosen, rejected"
-    fix = "say which column is which, such as columns: {prompt: question, completion: answer, label: thumbs}"
-    raise InputError(f"{origin(name, rows[0])}: no columns that hold judged answers (found {found}); {known}; or {fix}")
+    fix = f"{known}; or {_SAY} columns: {{prompt: ..., completion: ..., label: ...}}, {_JOINED}"
+    fix = advice(source, rows, "judged") or fix
+    raise InputError(f"{origin(name, rows[0])}: no columns that hold judged answers (found {found}); {fix}")
 
 
-def _columns(rows: list[Row]) -> tuple[list[str], str]:
+def _columns(rows: list[Row]) -> str:
     columns = list(dict.fromkeys(column for row in rows for column in row.values))
-    return columns, ", ".join(columns[:12]) + (", ..." if len(columns) > 12 else "") or "none"
-
-
-def _looks_like(columns: list[str], *, pairs: bool) -> str:
-    name = suggested(columns, pairs=pairs)
-    return f"looks like {name}: set columns: {name}" if name else ""
+    return ", ".join(columns[:12]) + (", ..." if len(columns) > 12 else "") or "none"

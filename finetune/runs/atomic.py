@@ -6,8 +6,9 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 from hybrid_ft.hybrid_model.checkpoint.weight_files import give_usual_mode
@@ -21,6 +22,20 @@ def write_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(staged, path)
+    _sync(path.parent)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A path beside ``path`` to write a file to: at the block's end it takes that name at once, after an error it goes."""
+    staged = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield staged
+        _sync(staged)
+        os.replace(staged, path)
+    except BaseException:
+        staged.unlink(missing_ok=True)
+        raise
     _sync(path.parent)
 
 

@@ -220,6 +220,12 @@ CASES = [
     Case("judged: empty", ("judged.jsonl: 0 rows",), ("kto", "r.yaml"), JUDGED, {"judged.jsonl": ""}),
     *FILES,
     Case("eval: a bad row", ("held.jsonl:1: messages is empty",), recipe=RECIPE.replace("max_length", "eval: {sources: [{path: held.jsonl}]}, max_length"), files={"held.jsonl": lines({"messages": []})}),
+    Case("data: a place of no file", ("--row: the recipe reads no file row.jsonl; it reads rows.jsonl",), ("data", "r.yaml", "--row", "row.jsonl:1")),
+    Case("data: a place of no row", ("--row: no row that is read begins at rows.jsonl:99; the nearest is rows.jsonl:",), ("data", "r.yaml", "--row", "rows.jsonl:99")),
+    Case("data: a place without a line", ("--row: got 'rows.jsonl'; must be FILE:LINE",), ("data", "r.yaml", "--row", "rows.jsonl")),
+    Case("data: out of no known form", ("--out: o.json: must be a name in .parquet",), ("data", "r.yaml", "--out", "o.json")),
+    Case("data: out over a source", ("--out: o.parquet: the recipe reads .; write to another place",), ("data", "r.yaml", "--out", "o.parquet"), RECIPE.replace("rows.jsonl", ".")),
+    Case("data: a bad row and out", ("rows.jsonl:1: messages is empty",), ("data", "r.yaml", "--out", "o.parquet"), files={"rows.jsonl": lines({"messages": []})}),
     Case("data: a bad row", ("rows.jsonl:1: messages is empty",), ("data", "r.yaml"), files={"rows.jsonl": lines({"messages": []})}),
     *ACCEPTED,
 ]  # fmt: skip

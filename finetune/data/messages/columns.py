@@ -24,6 +24,7 @@ from hybrid_ft.finetune.data.messages.conversation import Conversation, finished
 from hybrid_ft.finetune.data.messages.pair_forms import PairForm, recognise_pairs
 from hybrid_ft.finetune.data.messages.row_forms import Form, recognise
 from hybrid_ft.finetune.data.messages.text_lists import with_lists
+from hybrid_ft.finetune.data.messages.turns import MEDIA
 from hybrid_ft.finetune.data.sources.rows import BadRow, Row, repr_number
 from hybrid_ft.finetune.recipe.data_section import Columns, Preferred, Roles, Source, Turn
 from hybrid_ft.finetune.recipe.mistakes import Mistakes, Wrong
@@ -34,9 +35,16 @@ from hybrid_ft.finetune.recipe.yaml_file import read_yaml
 
 Values = Mapping[str, Any]
 Noticed = dict[str, int]
-# Columns of a file that a suggested mapping must not leave out: a question without them is another question.
-_PART_OF_THE_QUESTION = {"options", "choices", "context", "contexts", "passage", "article", "input", "history", "table"}
-_PART_OF_THE_QUESTION |= {"system", "system_prompt", "tools", "functions", "document", "documents", "image", "images"}
+# Columns that an advised mapping must not leave out: a question without them is another question.
+_OF_QUESTION = {"options", "choices", "context", "contexts", "passage", "article", "input", "history", "table", "story"}
+_OF_QUESTION |= {"system", "system_prompt", "tools", "functions", "document", "documents", "background", "hypothesis"}
+_OF_QUESTION |= {"premise", "evidence", "facts", "schema", "paragraph", "passages", "starter_code", *MEDIA}
+_AN_OPTION = re.compile(r"[a-e]|(opt|option|choice|answer|distractor|sol|ending)s?[ _]?[a-e0-9]|\w+_(options|choices)")
+
+
+def part_of_question(column: str) -> bool:
+    """Whether a column's name says that it belongs to what is asked."""
+    return column.lower() in _OF_QUESTION or _AN_OPTION.fullmatch(column.lower()) is not None
 
 
 class ColumnFile(Section):
@@ -84,8 +92,8 @@ def suggested(columns: Iterable[str], *, pairs: bool) -> str | None:
     for name in column_names():
         file = load_column_file(name)
         sizes = [len(names) for names in file.signature if set(names) <= have]
-        left = {column.lower() for column in have - _Read(file.columns).columns}
-        if sizes and file.columns.pairs == pairs and not left & _PART_OF_THE_QUESTION:
+        left = any(map(part_of_question, have - _Read(file.columns).columns))
+        if sizes and file.columns.pairs == pairs and not left:
             fits[name] = max(sizes)
     best = [name for name, size in fits.items() if size == max(fits.values())]
     return best[0] if len(best) == 1 else None

@@ -49,7 +49,7 @@ def recognise(rows: Iterable[Row], wanted: str | None) -> Form | None:
     columns = {name for row in rows for name in row.values}
     turns = next((name for name in _TURNS if name in columns), None)
     if turns and wanted in (None, "messages", "sharegpt"):
-        return _turn_form(turns, wanted or _kind_of_turns(rows, turns))
+        return _turn_form(turns, wanted or _kind_of_turns(rows, turns), of_each=wanted is None)
     if wanted in (None, "prompt-completion") and {"prompt", "completion"} <= columns:
         reads = "prompt is the user's turn, completion the assistant's"
         return Form(
@@ -87,16 +87,24 @@ def _kind_of_turns(rows: list[Row], column: str) -> str:
     for row in rows:
         turns = row.values.get(column)
         if isinstance(turns, list) and turns and isinstance(turns[0], dict):
-            return "sharegpt" if "from" in turns[0] and "role" not in turns[0] else "messages"
+            return _kind_of_turn(turns[0])
     return "sharegpt" if column.startswith("conversation") else "messages"
 
 
-def _turn_form(column: str, kind: str) -> Form:
-    turns_from = sharegpt_messages_from if kind == "sharegpt" else messages_from
+def _kind_of_turn(turn: Values) -> str:
+    return "sharegpt" if "from" in turn and "role" not in turn else "messages"
+
+
+def _turn_form(column: str, kind: str, of_each: bool) -> Form:
+    """``of_each``: a row's own first turn says which of the two forms it has, where it says so."""
 
     def convert(values: Values) -> Conversation:
         row = Conversation([])
-        turns = turns_from(_column(values, column), column, row.unused, row.weights)
+        given = _column(values, column)
+        first = given[0] if isinstance(given, list) and given and of_each else None
+        own = _kind_of_turn(first) if isinstance(first, dict) and first.keys() & {"role", "from"} else kind
+        read = sharegpt_messages_from if own == "sharegpt" else messages_from
+        turns = read(given, column, row.unused, row.weights)
         _set_messages(row, with_system(turns, system_from(values)), turns)
         row.unused |= left_beside_turns(values)
         labels = [column] * (len(row.messages) - len(turns)) + [f"{column}[{index}]" for index in range(len(turns))]

@@ -165,7 +165,7 @@ def _content(value: Any, at: str, role: str, unused: set[str]) -> tuple[str, dic
     for index, item in enumerate(value):
         part_at = f"{at}[{index}]"
         part = _an_object(item, part_at, "content is a text or a list of {type: text, text: ...} parts")
-        kind = part.get("type")
+        kind = part.get("type", "text" if isinstance(part.get("text"), str) else None)
         inner = next((part[key] for key in ("text", "value", "content", str(kind)) if part.get(key) is not None), None)
         if kind == "text":
             texts.append(text_from(inner, f"{part_at}.text"))

@@ -27,12 +27,14 @@ Rows = Iterator[Row | BadRow]
 class Opened:
     """A source being read. ``notes`` fills while ``rows`` are taken: what the files turned out to be.
 
-    ``rows``: Row and BadRow; whoever makes pairs of them puts other reasons in the place of rows too.
+    ``rows``: Row and BadRow; whoever makes pairs of them puts other reasons in the place of rows too. ``files``: what the
+    places of its rows begin with.
     """
 
     name: str
     rows: Iterator[Any]
     notes: list[str] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
 
 
 def open_source(source: Source) -> Opened:
@@ -94,7 +96,7 @@ def _open_splits(source: Source, folder: Folder) -> Opened:
         notes.append(f"{files} file{'s' * (files != 1)} of {' and '.join(sorted(read))}")
     if left := [one for one in splits if one not in read]:
         notes.append(f"splits not read: {', '.join(left)}")
-    opened = Opened(name, iter(()), notes)
+    opened = Opened(name, iter(()), notes, [file for one in splits if one in read for file in splits[one]])
     opened.rows = _sliced(parts, splits, opened)
     for one in read:  # what is no kind of file is said at once
         for file in splits[one]:
@@ -143,7 +145,7 @@ def _add_new(found: list[str], notes: list[str]) -> None:
 
 def _open_hub(source: Source) -> Opened:
     name = f"{source.path}[{source.split or 'train'}]"
-    return Opened(name, _hub_rows(source, name))
+    return Opened(name, _hub_rows(source, name), files=[name])
 
 
 def _hub_rows(source: Source, name: str) -> Iterator[Row]:

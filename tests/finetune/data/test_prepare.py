@@ -208,7 +208,7 @@ def test_only_bad_rows(tmp_path: Path, recipe: MakeRecipe, tokenizer: Any) -> No
     ("row", "source", "says"),
     [
         ({"question": "q", "answer": "a"}, {}, ":1: columns in no known format (found question, answer); looks like gsm8k: set columns: gsm8k"),
-        ({"body": "x"}, {}, "say which column is which, such as columns: {prompt: question, completion: answer}"),
+        ({"body": "x"}, {}, "say which column is which with columns: {prompt: ..., completion: ...}"),
         ({"prompt": "q", "completion": "a"}, {"format": "alpaca"}, "format alpaca needs instruction and output (columns found: prompt, completion)"),
         ({"prompt": "q", "completion": "a"}, {"columns": "gsm8k"}, "columns gsm8k: no column answer (found completion, prompt)"),
     ],
