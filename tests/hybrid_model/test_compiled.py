@@ -30,6 +30,7 @@ def test_a_training_step(make_pair, relative, assert_gradients):
     assert_gradients(own, gradients, 1e-5)
 
 
+@pytest.mark.slow
 def test_decoding(make_pair):
     model = make_pair(seed=1)[1]
     call = {"attention_mask": MASK, "do_sample": False, "max_new_tokens": 6}

@@ -108,6 +108,7 @@ def test_what_was_begun_for_another_adapter_is_begun_anew(adapter: Path, tmp_pat
     assert not (tmp_path / "merged.part").exists()
 
 
+@pytest.mark.slow
 def test_two_at_once_are_refused(adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     program = (
         "import sys, pathlib\nfrom hybrid_ft.finetune.conversion.place import Place\n"
@@ -193,6 +194,7 @@ WATCHED = (
 )
 
 
+@pytest.mark.slow
 def test_the_memory_is_not_that_of_the_model(tmp_path: Path, tiny_tokenizer: Any) -> None:
     """512 MB of weights in eight files, all of them adapted, the embedding too; 4 MB blocks."""
     config = OlmoHybridConfig(

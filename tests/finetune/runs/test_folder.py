@@ -243,6 +243,7 @@ for check in (held, ReferenceCache("cache", {"dtype": "float32"}).check, lambda:
 """
 
 
+@pytest.mark.slow
 def test_damaged_records_are_refused_by_an_optimising_interpreter_too(tmp_path):
     """python -O leaves assertions out."""
     files = {

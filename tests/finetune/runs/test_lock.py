@@ -48,6 +48,7 @@ def test_a_lock_goes_with_its_process_however_that_ends(other: subprocess.Popen[
         assert (tmp_path / "run/.lock").exists()
 
 
+@pytest.mark.slow
 def test_who_waits_goes_on_with_a_lock_that_keeps_others_out(other: subprocess.Popen[str], tmp_path: Path) -> None:
     """The holder leaves nothing behind, and so takes the very file away that the other one waits for."""
     waiting, seen = threading.Event(), []

@@ -112,6 +112,7 @@ def test_slow_but_alive(begin):
     assert ended.status == 9, ended.stderr
 
 
+@pytest.mark.slow
 def test_a_pause_is_not_held_against_it_and_does_not_make_it_more_patient(begin):
     ended = end(begin("dog.beat()\ngo()\nwith dog.paused():\n    time.sleep(2)\nbeating(0.3)\nsys.exit(9)"))
     assert ended.status == 9, ended.stderr

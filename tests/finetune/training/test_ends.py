@@ -44,7 +44,7 @@ SFT, DPO = (
 )
 
 
-@pytest.mark.parametrize("model", [{}, LORA], ids=["full", "lora"])
+@pytest.mark.parametrize("model", [{}, pytest.param(LORA, marks=pytest.mark.slow)], ids=["full", "lora"])
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
 def test_it_ends_as_one_longer_run_would_have(
     start: Any, start_pairs: Any, monkeypatch: pytest.MonkeyPatch, kind: str, model: dict[str, Any]

@@ -234,6 +234,7 @@ def test_a_mapping_that_does_not_fit_the_columns() -> None:
         row_format(source("shp"), rows)
 
 
+@pytest.mark.slow
 def test_shipped_mappings_are_suggested_for_the_files_they_read() -> None:
     assert len(column_names()) >= 16
     for name in column_names():
