@@ -39,12 +39,13 @@ quickstart: $(READY)
 test: $(READY)
 	$(PYTEST) -n 2 -m 'not slow and not real_data and not kernels and not gpu and not faults'
 
-# What quantises comes now and not with the set-up: where bitsandbytes is, PEFT imports it and every start takes a second more.
+# bitsandbytes comes now and not with the set-up: where it is, PEFT imports it and every start takes a second more. torchao, whose
+# imports write to the screen, does not come at all: without it the test of int8 exports skips.
 test-slow: $(READY) $(VENV)/.quantised
 	$(PYTEST) -n 2 -m 'slow or real_data'
 
 $(VENV)/.quantised: $(READY)
-	@$(BIN)/python -m pip install -q $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e '.[quantised]'
+	@$(BIN)/python -m pip install -q $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) bitsandbytes
 	@touch $@
 
 test-kernels: $(READY)
