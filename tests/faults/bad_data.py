@@ -82,7 +82,7 @@ SHAREGPT: list[tuple[str, Any, str]] = [
     ("value is null", {"conversations": [{"from": "human", "value": None}]}, "conversations[0].value is null"),
     ("value is missing", {"conversations": [{"from": "human"}]}, "conversations[0]"),
     ("from is a list", {"conversations": [{"from": ["human"], "value": "q"}]}, "conversations[0].from"),
-    ("the other form", {"conversations": ROW["messages"]}, "conversations[0]"),
+    ("neither form", {"conversations": [{"speaker": "human", "text": "q"}]}, "conversations[0]"),
 ]
 
 PREFERENCES: list[tuple[str, Any, str]] = [
