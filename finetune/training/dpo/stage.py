@@ -5,22 +5,18 @@ TRL's DPOTrainer trains.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 from rich.console import Console
-from rich.progress import Progress
 from transformers import PreTrainedTokenizerBase
 from trl import DPOConfig
 
 from hybrid_ft.finetune import models
 from hybrid_ft.finetune.data.prepare import prepare
-from hybrid_ft.finetune.evaluation import answers
 from hybrid_ft.finetune.recipe.schema import Dpo, Recipe
-from hybrid_ft.finetune.runs.console import duration
 from hybrid_ft.finetune.runs.folder import RunFolder
 from hybrid_ft.finetune.runs.identity import digest
 from hybrid_ft.finetune.training import run as training
@@ -29,6 +25,7 @@ from hybrid_ft.finetune.training.dpo.checks import check_first_loss, check_whole
 from hybrid_ft.finetune.training.dpo.metrics import measures, show_progress
 from hybrid_ft.finetune.training.dpo.trainer import PairTrainer
 from hybrid_ft.finetune.training.plan import Plan
+from hybrid_ft.finetune.training.preference import fill_reference, show_measures
 from hybrid_ft.finetune.training.progress import ShowProgress
 from hybrid_ft.finetune.training.reference_cache import ReferenceCache, digests_of, reference_key, with_reference
 from hybrid_ft.finetune.training.stuck_loss import StuckLoss
@@ -154,28 +151,13 @@ def _trial(start: training.Start, trainer: PairTrainer) -> ReferenceCache:
 
 def _ready(start: training.Start, trainer: PairTrainer, cache: ReferenceCache) -> None:
     """Both splits with the reference's log-probabilities, from the cache or computed now; the model is its reference."""
-    began, pairs, values = time.perf_counter(), start.prepared, dict[bytes, Any]()
-    with Progress(console=start.console, transient=True, disable=not start.console.is_terminal) as live:
-        for name, rows in pairs.splits().items():
-            task = live.add_task(f"reference, {name}", total=len(rows))
-            values |= cache.fill(
-                rows,
-                pairs.digests[name],
-                start.recipe.train.batch_tokens,
-                trainer.reference,
-                start.say,
-                partial(_advance, live, task),
-                start.folder.processes,
-            )
-    start.say(f"reference {cache.folder} ({duration(time.perf_counter() - began)})")
+    pairs = start.prepared
+    splits = {name: (rows, pairs.digests[name]) for name, rows in pairs.splits().items()}
+    values = fill_reference(start, cache, splits, trainer.reference)
     trainer.train_dataset = with_reference(pairs.train, pairs.digests["train"], values)
     if pairs.eval is not None:
         trainer.eval_dataset = with_reference(pairs.eval, pairs.digests["eval"], values)
     trainer.add_callback(StuckLoss(start.say, check_first_loss(trainer, cache.folder)))
-
-
-def _advance(live: Progress, task: Any, done: int, total: int) -> None:
-    live.update(task, completed=done)
 
 
 def _questions(pairs: Pairs, tokenizer: PreTrainedTokenizerBase) -> Dataset | None:
@@ -184,13 +166,6 @@ def _questions(pairs: Pairs, tokenizer: PreTrainedTokenizerBase) -> Dataset | No
         return None
     texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in pairs.eval["chosen_ids"]]
     return pairs.eval.add_column("answer", texts)
-
-
-def _show(start: training.Start, before: dict[str, Any], after: dict[str, Any]) -> None:
-    if after["held_out"]:
-        start.say(f"held-out  before {measures(before['held_out'])}")
-        start.say(f"          after  {measures(after['held_out'])}")
-    answers.show(start.console, before | {"loss": None}, after | {"loss": None})
 
 
 DPO = training.Stage(
@@ -204,5 +179,5 @@ DPO = training.Stage(
     trial=_trial,
     ready=_ready,
     questions=_questions,
-    show=_show,
+    show=partial(show_measures, measures=measures),
 )

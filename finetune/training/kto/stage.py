@@ -5,7 +5,6 @@ TRL's KTOTrainer trains.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,17 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from datasets import Dataset
-from rich.progress import Progress
 from transformers import PreTrainedTokenizerBase
 from trl import KTOConfig
 
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune import models
 from hybrid_ft.finetune.data.prepare import prepare
-from hybrid_ft.finetune.evaluation import answers
 from hybrid_ft.finetune.recipe.preference_section import Kto
 from hybrid_ft.finetune.recipe.schema import Recipe
-from hybrid_ft.finetune.runs.console import duration
 from hybrid_ft.finetune.runs.folder import RunFolder
 from hybrid_ft.finetune.runs.identity import digest
 from hybrid_ft.finetune.training import run as training
@@ -32,6 +28,7 @@ from hybrid_ft.finetune.training.kto.batches import bounds_of, divided, forks_of
 from hybrid_ft.finetune.training.kto.metrics import measures, show_progress
 from hybrid_ft.finetune.training.kto.trainer import AnswerTrainer
 from hybrid_ft.finetune.training.plan import Plan
+from hybrid_ft.finetune.training.preference import fill_reference, show_measures
 from hybrid_ft.finetune.training.progress import ShowProgress
 from hybrid_ft.finetune.training.reference_cache import (
     ANSWERS,
@@ -196,21 +193,8 @@ def _trial(start: training.Start, trainer: AnswerTrainer) -> ReferenceCache:
 
 def _ready(start: training.Start, trainer: AnswerTrainer, cache: ReferenceCache) -> None:
     """Both splits with the reference's log-probabilities, from the cache or computed now; the model is its reference."""
-    began, values, budget = time.perf_counter(), dict[bytes, Any](), start.recipe.train.batch_tokens
-    with Progress(console=start.console, transient=True, disable=not start.console.is_terminal) as live:
-        for name, split in start.prepared.splits.items():
-            task = live.add_task(f"reference, {name}", total=len(split.forks))
-            values |= cache.fill(
-                split.forks,
-                split.digests,
-                budget,
-                trainer.reference,
-                start.say,
-                partial(_advance, live, task),
-                start.folder.processes,
-                divided,
-            )
-    start.say(f"reference {cache.folder} ({duration(time.perf_counter() - began)})")
+    splits = {name: (split.forks, split.digests) for name, split in start.prepared.splits.items()}
+    values = fill_reference(start, cache, splits, trainer.reference, divided)
     train = start.prepared.splits["train"]
     trainer.train_dataset = train.with_reference(values)
     if (held_out := start.prepared.splits.get("eval")) is not None:
@@ -219,10 +203,6 @@ def _ready(start: training.Start, trainer: AnswerTrainer, cache: ReferenceCache)
     kto = _section(start.recipe)
     if kto.desirable_weight == kto.undesirable_weight:
         trainer.add_callback(StuckLoss(start.say, kto.desirable_weight / 2))
-
-
-def _advance(live: Progress, task: Any, done: int, total: int) -> None:
-    live.update(task, completed=done)
 
 
 def check_reference(trainer: AnswerTrainer, split: Split, values: Values, cache: ReferenceCache) -> None:
@@ -253,13 +233,6 @@ def _questions(prepared: Answers, tokenizer: PreTrainedTokenizerBase) -> Dataset
     )
 
 
-def _show(start: training.Start, before: dict[str, Any], after: dict[str, Any]) -> None:
-    if after["held_out"]:
-        start.say(f"held-out  before {measures(before['held_out'])}")
-        start.say(f"          after  {measures(after['held_out'])}")
-    answers.show(start.console, before | {"loss": None}, after | {"loss": None})
-
-
 KTO = training.Stage(
     name="kto",
     prepare=prepare_answers,
@@ -271,5 +244,5 @@ KTO = training.Stage(
     trial=_trial,
     ready=_ready,
     questions=_questions,
-    show=_show,
+    show=partial(show_measures, measures=measures),
 )

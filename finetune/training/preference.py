@@ -1,0 +1,61 @@
+"""What stages with a reference share: its log-probabilities at hand, measures shown."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from datasets import Dataset
+from rich.progress import Progress
+
+from hybrid_ft.finetune.evaluation import answers
+from hybrid_ft.finetune.runs.console import duration
+from hybrid_ft.finetune.training.reference_cache import ReferenceCache, Values
+
+if TYPE_CHECKING:
+    from hybrid_ft.finetune.training.run import Start
+
+
+def fill_reference(
+    start: Start,
+    cache: ReferenceCache,
+    splits: Mapping[str, tuple[Dataset, Sequence[bytes]]],
+    compute: Callable[..., Any],
+    *more: Any,
+) -> Values:
+    """The reference's log-probabilities of every row, by its digest, from the cache or computed now.
+
+    splits: rows and their digests, by name; ``compute`` and ``more``: as ``ReferenceCache.fill`` takes them
+    """
+    began, values = time.perf_counter(), dict[bytes, Any]()
+    with Progress(console=start.console, transient=True, disable=not start.console.is_terminal) as live:
+        for name, (rows, digests) in splits.items():
+            task = live.add_task(f"reference, {name}", total=len(rows))
+            values |= cache.fill(
+                rows,
+                digests,
+                start.recipe.train.batch_tokens,
+                compute,
+                start.say,
+                partial(_advance, live, task),
+                start.folder.processes,
+                *more,
+            )
+    start.say(f"reference {cache.folder} ({duration(time.perf_counter() - began)})")
+    return values
+
+
+def _advance(live: Progress, task: Any, done: int, total: int) -> None:
+    live.update(task, completed=done)
+
+
+def show_measures(
+    start: Start, before: dict[str, Any], after: dict[str, Any], measures: Callable[[dict[str, float]], str]
+) -> None:
+    """Held-out measures in words, and answers, before and after."""
+    if after["held_out"]:
+        start.say(f"held-out  before {measures(before['held_out'])}")
+        start.say(f"          after  {measures(after['held_out'])}")
+    answers.show(start.console, before | {"loss": None}, after | {"loss": None})
