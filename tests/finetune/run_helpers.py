@@ -1,6 +1,9 @@
 """What tests of training share: an adapter, transformers' own model, and a hand on the loss of every micro-batch."""
 
 import itertools
+import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -36,3 +39,40 @@ def rows_in(batch: dict[str, Any]) -> list[tuple[int, ...]]:
         edges = batch["cu_seq_lens_q"].tolist()
         return [tuple(ids[0, a:b].tolist()) for a, b in itertools.pairwise(edges)]
     return [tuple(row[mask.bool()].tolist()) for row, mask in zip(ids, batch["attention_mask"], strict=True)]
+
+
+class Killed(BaseException):
+    """The end of the process, as the code sees it."""
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def timeless(folder: Path) -> list[dict[str, Any]]:
+    """The metrics without what depends on the machine."""
+    return [{k: v for k, v in line.items() if k not in ("tokens_per_s", "seconds", "memory")} for line in lines(folder)]
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, trainer: type, step: int, how: str) -> None:
+    """In the second micro-batch of that step of ``trainer``: a signal, or ``kill``."""
+    compute_loss = trainer.compute_loss  # type: ignore[attr-defined]
+    seen: list[int] = []
+
+    def interrupted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        seen.append(self.state.global_step + 1)
+        if self.optimizer is not None and seen.count(step) == 2 and seen[-1] == step:
+            if how == "kill":
+                raise Killed
+            os.kill(os.getpid(), getattr(signal, how))
+        return compute_loss(self, *args, **kwargs)
+
+    monkeypatch.setattr(trainer, "compute_loss", interrupted)
+
+
+def move(model: torch.nn.Module, by: float) -> None:
+    """Add noise to every trained weight, the same for the same names."""
+    for name, parameter in model.named_parameters():
+        if by and parameter.requires_grad:
+            generator = torch.Generator().manual_seed(sum(name.encode()))
+            parameter.data += by * torch.randn(parameter.shape, generator=generator)

@@ -2,47 +2,17 @@
 
 import json
 import math
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from run_helpers import Killed, interrupt_at, lines, timeless
 
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.training.dpo.trainer import PairTrainer
 
 LORA = {"lora": {"targets": "all-linear", "rank": 4, "alpha": 8, "merge": True}}
-
-
-class Killed(BaseException):
-    pass
-
-
-def lines(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def timeless(folder: Path) -> list[dict[str, Any]]:
-    """The metrics without what depends on the machine."""
-    return [{k: v for k, v in line.items() if k not in ("tokens_per_s", "seconds", "memory")} for line in lines(folder)]
-
-
-def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int, how: str) -> None:
-    """In the second micro-batch of that step: a signal, or the end of the process as the code sees it."""
-    compute_loss = PairTrainer.compute_loss
-    seen: list[int] = []
-
-    def interrupted(self: Any, *args: Any, **kwargs: Any) -> Any:
-        seen.append(self.state.global_step + 1)
-        if self.optimizer is not None and seen.count(step) == 2 and seen[-1] == step:
-            if how == "kill":
-                raise Killed
-            os.kill(os.getpid(), getattr(signal, how))
-        return compute_loss(self, *args, **kwargs)
-
-    monkeypatch.setattr(PairTrainer, "compute_loss", interrupted)
 
 
 @pytest.mark.parametrize("model", [{}, LORA], ids=["full", "lora"])
@@ -52,11 +22,11 @@ def test_resumed_equals_uninterrupted(start_pairs: Any, monkeypatch: pytest.Monk
     whole = start_pairs("whole", model=model, held_out=4, evaluate={"every": 3})
     assert whole.status == 0
     with monkeypatch.context() as patched:
-        interrupt_at(patched, 4, "kill")
+        interrupt_at(patched, PairTrainer, 4, "kill")
         with pytest.raises(Killed):
             start_pairs("cut", model=model, held_out=4, evaluate={"every": 3})
     with monkeypatch.context() as patched:
-        interrupt_at(patched, 5, "SIGTERM")
+        interrupt_at(patched, PairTrainer, 5, "SIGTERM")
         stopped = start_pairs("cut", model=model, held_out=4, evaluate={"every": 3})
     assert stopped.status == 75 and "going on from checkpoint-2" in stopped.screen
     resumed = start_pairs("cut", model=model, held_out=4, evaluate={"every": 3})
@@ -182,7 +152,7 @@ def test_a_loss_that_sorts_needs_its_step_whole(start_pairs: Any, tmp_path: Path
 
 def test_a_stopped_run_keeps_to_its_recipe_and_pairs(start_pairs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched, pytest.raises(Killed):
-        interrupt_at(patched, 2, "kill")
+        interrupt_at(patched, PairTrainer, 2, "kill")
         start_pairs()
     with pytest.raises(InputError, match="belongs to another run: dpo.beta was 5.0, is 4.0"):
         start_pairs(dpo={"beta": 4.0})

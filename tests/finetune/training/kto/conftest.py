@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from run_helpers import move
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -106,14 +107,6 @@ def make_trainer(steady_base: Path, tiny_tokenizer: Any, tmp_path: Path) -> Call
 @pytest.fixture(scope="session")
 def move_weights() -> Callable[[torch.nn.Module, float], None]:
     return move
-
-
-def move(model: torch.nn.Module, by: float) -> None:
-    """Add noise to every trained weight, the same for the same names."""
-    for name, parameter in model.named_parameters():
-        if by and parameter.requires_grad:
-            generator = torch.Generator().manual_seed(sum(name.encode()))
-            parameter.data += by * torch.randn(parameter.shape, generator=generator)
 
 
 @pytest.fixture

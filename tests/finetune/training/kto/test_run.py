@@ -1,43 +1,16 @@
 """Whole runs on judged answers: how they begin, stop, go on and end, and what stands in their folder."""
 
 import json
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
+from run_helpers import Killed, interrupt_at, timeless
 
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.training.kto.trainer import AnswerTrainer
 
 LORA = {"lora": {"targets": "all-linear", "rank": 4, "alpha": 8, "merge": True}}
-
-
-class Killed(BaseException):
-    pass
-
-
-def timeless(folder: Path) -> list[dict[str, Any]]:
-    """The metrics without what depends on the machine."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("tokens_per_s", "seconds", "memory")} for line in lines]
-
-
-def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int, how: str) -> None:
-    """In the second micro-batch of that step: a signal, or the end of the process as the code sees it."""
-    compute_loss = AnswerTrainer.compute_loss
-    seen: list[int] = []
-
-    def interrupted(self: Any, *args: Any, **kwargs: Any) -> Any:
-        seen.append(self.state.global_step + 1)
-        if self.optimizer is not None and seen.count(step) == 2 and seen[-1] == step:
-            if how == "kill":
-                raise Killed
-            os.kill(os.getpid(), getattr(signal, how))
-        return compute_loss(self, *args, **kwargs)
-
-    monkeypatch.setattr(AnswerTrainer, "compute_loss", interrupted)
 
 
 @pytest.mark.parametrize(
@@ -56,11 +29,11 @@ def test_resumed_equals_uninterrupted(start_answers: Any, monkeypatch: pytest.Mo
     whole = start_answers("whole", **more)
     assert whole.status == 0
     with monkeypatch.context() as patched:
-        interrupt_at(patched, 4, "kill")
+        interrupt_at(patched, AnswerTrainer, 4, "kill")
         with pytest.raises(Killed):
             start_answers("cut", **more)
     with monkeypatch.context() as patched:
-        interrupt_at(patched, 5, "SIGTERM")
+        interrupt_at(patched, AnswerTrainer, 5, "SIGTERM")
         stopped = start_answers("cut", **more)
     assert stopped.status == 75 and "going on from checkpoint-2" in stopped.screen
     resumed = start_answers("cut", **more)
