@@ -1,6 +1,6 @@
 """Thousands of mutated rows and recipes: what comes out is right, or one readable line with the right place.
 
-What is right is decided by strict_rows and by the rules in mutated_recipes, which share nothing with the code.
+What is right is decided by strict_rows and by those in recipe_rules, which share nothing with the code.
 """
 
 import re
@@ -19,8 +19,9 @@ import pytest
 import strict_rows
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from mutated_recipes import FILLED, RECIPES, Mutated, broken_rules
+from mutated_recipes import FILLED, RECIPES, Mutated
 from mutations import PREFERENCES, SUPERVISED, File, files
+from recipe_rules import broken_rules
 
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.data.messages.preference import Unusable
