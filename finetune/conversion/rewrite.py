@@ -7,8 +7,6 @@ Hybrid). A shard is whole or not there: what was cut short goes on with the next
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 from collections.abc import Callable, Iterator
 from math import prod
 from pathlib import Path
@@ -23,13 +21,11 @@ from hybrid_ft.hybrid_model.checkpoint.tensor_files import (
     StoredTensor,
     row_blocks,
     stored_tensors,
-    write_tensors,
+    write_files,
 )
 from hybrid_ft.hybrid_model.checkpoint.weight_files import (
-    INDEX,
     SINGLE,
     check_weight_files,
-    give_usual_mode,
     read_headers,
 )
 from hybrid_ft.hybrid_model.families.known import family_of
@@ -71,18 +67,8 @@ class Rewrite:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def write(self, out: Path, show: Callable[[int, int], None] = lambda done, total: None) -> None:
-        """The shards that ``out`` does not hold yet, and their index. ``show`` is called with shards done, of all."""
-        for number, (file, names) in enumerate(self.files.items()):
-            show(number, len(self.files))
-            path, staged = out / file, out / f".{file}"
-            if not path.exists():
-                write_tensors(staged, [self._new(name) for name in names])
-                give_usual_mode([staged])
-                os.replace(staged, path)
-        if list(self.files) != [SINGLE]:
-            weight_map = {name: file for file, names in self.files.items() for name in names}
-            index = {"metadata": {"total_size": self.bytes}, "weight_map": dict(sorted(weight_map.items()))}
-            (out / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        """The shards that ``out`` does not hold yet, and their index. ``show``: as ``write_files``."""
+        write_files(out, self.files, self._new, self.bytes, show)
 
     def verify(self, out: Path) -> None:
         """Read every tensor back and compare it with the source, rounded. Raises RuntimeError for one that differs."""

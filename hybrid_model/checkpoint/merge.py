@@ -8,8 +8,6 @@ cut short goes on with the next one.
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 from collections.abc import Callable, Iterator
 from math import prod
 from pathlib import Path
@@ -25,13 +23,10 @@ from hybrid_ft.hybrid_model.checkpoint.tensor_files import (
     StoredTensor,
     row_blocks,
     stored_tensors,
-    write_tensors,
+    write_files,
 )
 from hybrid_ft.hybrid_model.checkpoint.weight_files import (
-    INDEX,
-    SINGLE,
     check_weight_files,
-    give_usual_mode,
     read_headers,
 )
 from hybrid_ft.hybrid_model.families.olmo_hybrid.names import (
@@ -100,20 +95,8 @@ class Merge:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def write(self, out: Path, show: Callable[[int, int], None] = lambda done, total: None) -> None:
-        """The weight files that ``out`` does not hold yet, and their index. ``show`` is called with files done, of all."""
-        single = list(self._of_file) == [SINGLE]
-        for number, (file, names) in enumerate(self._of_file.items()):
-            show(number, len(self._of_file))
-            path, staged = out / file, out / f".{file}"
-            if not path.exists():
-                write_tensors(staged, [self._new(name) for name in names])
-                give_usual_mode([staged])
-                os.replace(staged, path)
-        show(len(self._of_file), len(self._of_file))
-        if not single:
-            weight_map = {name: file for file, names in self._of_file.items() for name in names}
-            index = {"metadata": {"total_size": self.bytes}, "weight_map": dict(sorted(weight_map.items()))}
-            (out / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        """The weight files that ``out`` does not hold yet, and their index. ``show``: as ``write_files``."""
+        write_files(out, self._of_file, self._new, self.bytes, show)
 
     def verify(self, out: Path) -> None:
         """Read the files back: every name and shape of the config; what was not trained equal to the base; each merged

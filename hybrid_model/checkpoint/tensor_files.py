@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from hybrid_ft.hybrid_model.checkpoint.weight_files import read_header
+from hybrid_ft.hybrid_model.checkpoint.weight_files import INDEX, SINGLE, give_usual_mode, read_header
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -92,6 +92,32 @@ def write_tensors(path: Path, tensors: list[NewTensor]) -> None:
                 raise ValueError(f"{tensor.name}: {written} elements written, {prod(tensor.shape)} promised")
         file.flush()
         os.fsync(file.fileno())
+
+
+def write_files(
+    out: Path,
+    files: Mapping[str, Sequence[str]],
+    new: Callable[[str], NewTensor],
+    size: int,
+    show: Callable[[int, int], None],
+) -> None:
+    """The weight files that ``out`` does not hold yet, each whole or not there, and their index.
+
+    files: names of tensors by file; ``new`` gives a tensor by its name; size: bytes of all; ``show`` is called with files
+    done, of all
+    """
+    for number, (file, names) in enumerate(files.items()):
+        show(number, len(files))
+        path, staged = out / file, out / f".{file}"
+        if not path.exists():
+            write_tensors(staged, [new(name) for name in names])
+            give_usual_mode([staged])
+            os.replace(staged, path)
+    show(len(files), len(files))
+    if list(files) != [SINGLE]:
+        weight_map = {name: file for file, names in files.items() for name in names}
+        index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))}
+        (out / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def row_blocks(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:

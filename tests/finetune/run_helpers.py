@@ -76,3 +76,17 @@ def move(model: torch.nn.Module, by: float) -> None:
         if by and parameter.requires_grad:
             generator = torch.Generator().manual_seed(sum(name.encode()))
             parameter.data += by * torch.randn(parameter.shape, generator=generator)
+
+
+def refused_keys(folder: Path, monkeypatch: pytest.MonkeyPatch, model: str) -> list[str]:
+    """The complaints about a recipe of the base tiny with these keys of ``model``."""
+    from hybrid_ft.errors import InputError
+    from hybrid_ft.finetune.recipe.load import load_recipe
+
+    monkeypatch.chdir(folder)
+    (folder / "rows.jsonl").write_text("{}\n")
+    (folder / "a").mkdir()
+    (folder / "r.yaml").write_text(f"model: {{path: tiny, {model}}}\ndata: {{sources: [{{path: rows.jsonl}}]}}\n")
+    with pytest.raises(InputError) as refused:
+        load_recipe("r.yaml", [])
+    return str(refused.value).splitlines()

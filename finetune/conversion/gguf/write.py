@@ -189,7 +189,11 @@ def _verify(file: Path, source: Source, architecture: Architecture, rewrite: Rew
 
 def _quantise(file: Path, small: Path) -> None:
     staged = small.with_name(f".{small.name}")
-    done = subprocess.run([QUANTIZE, str(file), str(staged), "Q4_K_M"], capture_output=True, text=True, check=False)
+    command = [QUANTIZE, str(file), str(staged), "Q4_K_M"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise InputError(f"{QUANTIZE}: cannot be started: {error.strerror}; install it again", ENVIRONMENT) from None
     if done.returncode or not staged.is_file():
         raise InputError(f"{QUANTIZE}: failed: {one_line(done.stderr[-300:])}", ENVIRONMENT)
     os.replace(staged, small)

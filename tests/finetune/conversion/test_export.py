@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from hybrid_ft import cli
-from hybrid_ft.finetune.conversion import rewrite
 from hybrid_ft.finetune.conversion.source import cache_bytes
+from hybrid_ft.hybrid_model.checkpoint import tensor_files
 from hybrid_ft.hybrid_model.checkpoint.config import BUNDLED
 from hybrid_ft.hybrid_model.families.known import family_of_type
 
@@ -86,7 +86,7 @@ def test_what_a_family_keeps_in_float32_stays(other: Path, tmp_path: Path) -> No
 
 def test_cut_short_it_goes_on_with_the_next_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = (BUNDLED, tmp_path / "out", "--to", "transformers", "--dtype", "bfloat16", "--shard-size", "300kB")
-    write = rewrite.write_tensors
+    write = tensor_files.write_tensors
     written: list[str] = []
 
     def killed(path: Path, new: Any) -> None:
@@ -97,10 +97,10 @@ def test_cut_short_it_goes_on_with_the_next_shard(tmp_path: Path, monkeypatch: p
         write(path, new)
 
     with monkeypatch.context() as patched:
-        patched.setattr(rewrite, "write_tensors", killed)
+        patched.setattr(tensor_files, "write_tensors", killed)
         assert export(*arguments) in (75, 130)
     assert not (tmp_path / "out").exists() and len(list((tmp_path / "out.part").glob("model-*.safetensors"))) == 3
-    monkeypatch.setattr(rewrite, "write_tensors", lambda path, new: (written.append(path.name), write(path, new)))
+    monkeypatch.setattr(tensor_files, "write_tensors", lambda path, new: (written.append(path.name), write(path, new)))
     assert export(*arguments) == 0
     assert len(written) == 9 and len(set(written)) == 9 and not (tmp_path / "out.part").exists()
     monkeypatch.undo()
@@ -111,7 +111,7 @@ def test_cut_short_it_goes_on_with_the_next_shard(tmp_path: Path, monkeypatch: p
 
 
 def test_a_shard_that_is_not_what_was_to_be_written_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = rewrite.write_tensors
+    write = tensor_files.write_tensors
 
     def wrong(path: Path, new: Any) -> None:
         write(path, new)
@@ -120,7 +120,7 @@ def test_a_shard_that_is_not_what_was_to_be_written_is_found(tmp_path: Path, mon
         found[name].view(-1)[7] += 1
         save_file(found, path)
 
-    monkeypatch.setattr(rewrite, "write_tensors", wrong)
+    monkeypatch.setattr(tensor_files, "write_tensors", wrong)
     with pytest.raises(RuntimeError, match="is not what was to be written"):
         export(BUNDLED, tmp_path / "out", "--to", "transformers")
     assert not (tmp_path / "out").exists()

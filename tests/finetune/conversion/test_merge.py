@@ -74,13 +74,13 @@ def test_a_dtype_is_stamped(adapter: Path, tmp_path: Path) -> None:
 
 
 KILL = (
-    "import os, signal, sys\nfrom hybrid_ft.hybrid_model.checkpoint import merge\nfrom hybrid_ft.cli import main\n"
+    "import os, signal, sys\nfrom hybrid_ft.hybrid_model.checkpoint import tensor_files\nfrom hybrid_ft.cli import main\n"
     "replace, left = os.replace, [{after}]\n"
     "def counted(*args):\n"
     "    left[0] -= str(args[1]).endswith('.safetensors')\n"
     "    if left[0] < 0: os.kill(os.getpid(), signal.{signal})\n"
     "    replace(*args)\n"
-    "merge.os.replace = counted\nsys.exit(main(sys.argv[1:]))\n"
+    "tensor_files.os.replace = counted\nsys.exit(main(sys.argv[1:]))\n"
 )
 
 

@@ -1,6 +1,7 @@
 """GGUF files read back by the gguf package, and by transformers where it knows the architecture."""
 
 import os
+import shlex
 import stat
 import sys
 from pathlib import Path
@@ -111,8 +112,10 @@ def test_what_is_read_back_and_differs_is_found(made: Any, tmp_path: Path, monke
 
 def tool(folder: Path, body: str) -> None:
     folder.mkdir(exist_ok=True)
+    (folder / "tool.py").write_text(f"import shutil, sys\n{body}\n")
     path = folder / write.QUANTIZE
-    path.write_text(f"#!{sys.executable}\nimport shutil, sys\n{body}\n")
+    # a first line cannot name an interpreter whose path has a space
+    path.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {shlex.quote(str(folder / "tool.py"))} "$@"\n')
     path.chmod(0o755)
 
 
@@ -130,6 +133,10 @@ def test_q4_k_m_is_made_by_the_tool(
     tool(tmp_path / "bin", "sys.exit('no such type')")
     assert export(base, tmp_path / "other", "--type", "q4_k_m") == 3
     assert "llama-quantize: failed: no such type" in capsys.readouterr().err and not (tmp_path / "other").exists()
+    (tmp_path / "bin" / write.QUANTIZE).write_text("#!/nowhere/python\n")
+    assert export(base, tmp_path / "other", "--type", "q4_k_m") == 3
+    error = capsys.readouterr().err
+    assert "llama-quantize: cannot be started" in error and error.count("\n") == 1 and not (tmp_path / "other").exists()
 
 
 def test_what_cannot_be_converted_is_said_before_work_begins(

@@ -70,8 +70,3 @@ def make_trainer(steady_base: Path, tiny_tokenizer: Any, tmp_path: Path) -> Call
         return trainer
 
     return make
-
-
-@pytest.fixture(scope="session")
-def move_weights() -> Callable[[torch.nn.Module, float], None]:
-    return move

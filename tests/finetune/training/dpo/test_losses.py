@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from run_helpers import move
 from trl import DPOConfig, DPOTrainer
 
 LOSSES = re.findall(r"`'(\w+)'`", DPOConfig.__dataclass_fields__["loss_type"].metadata["help"])
@@ -24,13 +25,13 @@ def gradients(model: torch.nn.Module) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def stock(steady_base: Path, tiny_tokenizer: Any, make_pairs: Any, move_weights: Any, tmp_path_factory: Any) -> Any:
+def stock(steady_base: Path, tiny_tokenizer: Any, make_pairs: Any, tmp_path_factory: Any) -> Any:
     """TRL's trainer whose model has left its reference, and the pairs."""
     from transformers import OlmoHybridForCausalLM
 
     pairs = make_pairs(12)
     policy, reference = (OlmoHybridForCausalLM.from_pretrained(steady_base, dtype=torch.float32) for _ in range(2))
-    move_weights(policy, 0.02)
+    move(policy, 0.02)
     args = DPOConfig(
         str(tmp_path_factory.mktemp("stock")),
         max_length=None,
@@ -75,14 +76,14 @@ def test_every_loss_is_trl_s(stock: Any, make_trainer: Any, loss: str) -> None:
 
 
 def test_trl_s_own_trainer_shares_prompts_too(
-    stock: Any, steady_base: Path, tiny_tokenizer: Any, move_weights: Any, tmp_path: Path
+    stock: Any, steady_base: Path, tiny_tokenizer: Any, tmp_path: Path
 ) -> None:
     """A user's script needs our model and our collator: the two columns reach the model as keywords."""
     import hybrid_ft
     from hybrid_ft.finetune.training.dpo.batches import padded_pairs
 
     policy, reference = (hybrid_ft.load(steady_base, dtype=torch.float32) for _ in range(2))
-    move_weights(policy, 0.02)
+    move(policy, 0.02)
     ran: list[int] = []
     policy.model.layers[0].register_forward_hook(lambda module, inputs, output: ran.append(output.shape[:2].numel()))
     args = DPOConfig(str(tmp_path), max_length=None, use_cpu=True, bf16=False, report_to="none", loss_type=["sigmoid"])

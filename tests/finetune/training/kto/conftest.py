@@ -104,11 +104,6 @@ def make_trainer(steady_base: Path, tiny_tokenizer: Any, tmp_path: Path) -> Call
     return make
 
 
-@pytest.fixture(scope="session")
-def move_weights() -> Callable[[torch.nn.Module, float], None]:
-    return move
-
-
 @pytest.fixture
 def start_answers(tmp_path: Path, tiny_base: Path, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """``start_answers(rows=..., train={...}, kto={...}, ...)`` runs a recipe on random answers into ``tmp_path / output``."""

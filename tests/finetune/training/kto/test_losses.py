@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from run_helpers import move
 from trl import KTOConfig, KTOTrainer
 
 from hybrid_ft.finetune.training.kto.batches import bounds_of, mismatched
@@ -49,7 +50,7 @@ def test_trl_s_losses_are_these() -> None:
 @pytest.mark.parametrize("weights", [(1.0, 1.0), (1.5, 0.25)])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_every_loss_is_trl_s(
-    make_trainer: Any, make_answers: Any, move_weights: Any, steady_base: Path, tiny_tokenizer: Any, tmp_path: Path, loss: str, weights: Any
+    make_trainer: Any, make_answers: Any, steady_base: Path, tiny_tokenizer: Any, tmp_path: Path, loss: str, weights: Any
 ) -> None:  # fmt: skip
     """One batch of TRL's against a step of several micro-batches, the reference's numbers given to both."""
     from transformers import OlmoHybridForCausalLM
@@ -60,7 +61,7 @@ def test_every_loss_is_trl_s(
         trainer = lowered(trainer, 12.0)
     rows = list(trainer.train_dataset)
     policy = OlmoHybridForCausalLM.from_pretrained(steady_base, dtype=torch.float32)
-    move_weights(policy, 0.02)
+    move(policy, 0.02)
     args = KTOConfig(
         str(tmp_path / "stock"), max_length=None, use_cpu=True, bf16=False, report_to="none", loss_type=loss, beta=0.3,
         desirable_weight=weights[0], undesirable_weight=weights[1], gradient_checkpointing=False,
