@@ -27,6 +27,17 @@ def check_installed() -> None:
         )
 
 
+def large_layers(model: nn.Module, config: PreTrainedConfig) -> dict[str, nn.Linear]:
+    """The layers that may be kept in fewer bits, by name: those that LoRA's all-linear would adapt. ``model`` may have adapters."""
+    pattern = re.compile(target_modules(ALL_LINEAR, config))
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if type(module) is nn.Linear
+        and pattern.fullmatch(name.removeprefix("base_model.model.").removesuffix(".base_layer"))
+    }
+
+
 def quantise(model: PreTrainedModel, how: str, compute: torch.dtype) -> None:
     """Put nf4 (with double quantisation) or int8 layers in the place of those that LoRA's all-linear would adapt.
 
@@ -35,9 +46,7 @@ def quantise(model: PreTrainedModel, how: str, compute: torch.dtype) -> None:
     The layers are deterministic: loading the same base again gives the same weights.
     """
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a line for each product in 8 bits
-    pattern = re.compile(target_modules(ALL_LINEAR, model.config))
-    found = [name for name, module in model.named_modules() if type(module) is nn.Linear and pattern.fullmatch(name)]
-    for name in found:
+    for name in large_layers(model, model.config):
         parent, _, last = name.rpartition(".")
         holder = model.get_submodule(parent)
         setattr(holder, last, _layer(getattr(holder, last), how, compute))
@@ -45,12 +54,8 @@ def quantise(model: PreTrainedModel, how: str, compute: torch.dtype) -> None:
 
 def packed_bytes(model: nn.Module, config: PreTrainedConfig, how: str) -> dict[str, int]:
     """Bytes of every weight that ``quantise`` packs, by its name in ``model``, which may have adapters and no memory."""
-    pattern = re.compile(target_modules(ALL_LINEAR, config))
     found = {}
-    for name, module in model.named_modules():
-        own = name.removeprefix("base_model.model.").removesuffix(".base_layer")
-        if type(module) is not nn.Linear or not pattern.fullmatch(own):
-            continue
+    for name, module in large_layers(model, config).items():
         numbers = module.weight.numel()
         if how == INT8:
             found[f"{name}.weight"] = numbers + 4 * module.out_features  # a scale for each row

@@ -140,6 +140,8 @@ ROOMS = (
     ("evaluation",),
     ("reports",),
     ("training",),
+    ("conversion", "doctor", "hub", "planning"),
+    ("renting",),
     ("pipeline", "study"),
 )
 DATA_ROOMS = (("limits", "packing"), ("sources",), ("messages",), ("tokens",), ("report",))

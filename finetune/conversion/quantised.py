@@ -6,7 +6,6 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import logging
-import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,14 +25,11 @@ from hybrid_ft.hybrid_model.checkpoint.config import json_object
 from hybrid_ft.hybrid_model.checkpoint.text_model import text_class
 from hybrid_ft.hybrid_model.checkpoint.weight_files import check_weight_files, give_usual_mode, read_headers
 from hybrid_ft.hybrid_model.families.known import family_of
+from hybrid_ft.hybrid_model.quantised import large_layers
 
 PACKAGES = {"int8": "torchao", "int4": "bitsandbytes"}
 """Of each the one that gives on reopening, on a CPU too, exactly the logits that it gave before saving. torchao's 4 bits do
 not open on a CPU."""
-# They set each head's decay or choose experts: little memory, and an error in them acts on every later token.
-_KEPT = re.compile(
-    r"(.*\.)?(lm_head|a_proj|b_proj|in_proj_a|in_proj_b|in_proj_ba|x_proj|dt_proj|gate|shared_expert_gate|router|layer)"
-)
 _BLOCK = {"int8": 1, "int4": 64}
 """Values of a row that share a scale; rows of bitsandbytes on a CPU are whole blocks."""
 
@@ -114,8 +110,9 @@ def _choose(source: Source, to: str) -> tuple[list[str], int]:
     """Names of the linear layers that stay as they are, and how many do not."""
     with torch.device("meta"):
         model = text_class(source.config)(source.config)
-    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    kept = [name for name, module in linear.items() if _KEPT.fullmatch(name) or module.in_features % _BLOCK[to]]
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    large = large_layers(model, source.config)
+    kept = [name for name in linear if name not in large or large[name].in_features % _BLOCK[to]]
     return kept, len(linear) - len(kept)
 
 

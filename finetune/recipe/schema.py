@@ -141,7 +141,7 @@ class Recipe(Section):
     data: Annotated[Data, NULL_IS_EMPTY] = Field(examples=[{"sources": [{"path": "data/train.jsonl"}]}])
     """What it is trained on."""
     dpo: Dpo | None = Field(None, examples=[{"beta": 5}])
-    """Preference tuning; null: the rows are conversations, for supervised fine-tuning. {} means the defaults below."""
+    """Preference tuning; null: the rows are not pairs. {} means the defaults below."""
     kto: Kto | None = Field(None, examples=[{"beta": 0.2}])
     """Preference tuning on answers judged good or bad, alone; in place of dpo. {} means the defaults below."""
     train: Annotated[Train, NULL_IS_EMPTY] = Field(
