@@ -137,7 +137,7 @@ def _facts(run: KeptRun) -> dict[str, str]:
         "tokens": f"{max(tokens):,.0f}" if tokens else "",
         "time in steps": duration(seconds),
         "peak memory": f"{max(memory) / 2**30:.2f} GiB" if memory else "",
-        "device": f"{record.get('device', '')}, {record.get('processes', 1)} processes",
+        "device": f"{record.get('device', '')}, {_processes(record.get('processes', 1))}",
         "begun": str(record.get("started", "")),
         "versions": _versions(identity),
     }
@@ -223,3 +223,7 @@ def _row(was: dict[str, Any], now: dict[str, Any], head: str, reference: str | N
         "now": words[1],
         "reference": None if reference is None else cut(reference),
     }
+
+
+def _processes(count: int) -> str:
+    return f"{count} process{'es' if count != 1 else ''}"

@@ -154,6 +154,8 @@ def test_what_a_page_says(tmp_path: Path) -> None:
     titles = [a.get("aria-label") for tag, a in page.elements if tag == "svg"]
     assert titles[:5] == ["loss", "held-out loss", "learning rate", "gradient norm", "tokens per second"]
     lines = [a["points"] for tag, a in page.elements if tag == "polyline"]
+    # readers that leave a page's style out of its pictures would fill what a curve encloses
+    assert all(a["fill"] == "none" and a["stroke"] for tag, a in page.elements if tag == "polyline")
     assert all(re.fullmatch(r"[\d. ,e+-]+", line or "") for line in lines)
     # a value that is not finite is no point
     assert len(lines[3].split()) == 29 and "nan" not in page.raw
