@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from hybrid_ft.errors import InputError, one_line
+from hybrid_ft.finetune.data.report.account import counted
 from hybrid_ft.finetune.doctor.finding import Finding, absent
 
 if TYPE_CHECKING:
@@ -69,4 +70,6 @@ def data(recipe: Recipe) -> Finding:
             return Finding("data", f"{name}: the hub cannot be asked ({type(error).__name__})", red=True)
     if not names:
         return absent("data")
-    return Finding("data", f"{len(names) - len(remote)} files here, {len(remote)} data sets on the hub")
+    return Finding(
+        "data", f"{counted(len(names) - len(remote), 'file')} here, {counted(len(remote), 'data set')} on the hub"
+    )
