@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import shlex
 from collections.abc import Callable
@@ -39,7 +40,7 @@ def specification(job: Job) -> str:
         "secrets": list(order.secret),
         "flavor": flavor(order.gpu or "", order.gpus),
         "timeout": order.time,
-        "attempts": 1 + (order.restarts or 0),
+        **({"attempts": 1 + order.restarts} if order.restarts else {}),
         "name": job.name,
         "volumes": [{"type": "bucket", "source": order.hub_bucket, "mount_path": RUNS}],
     }
@@ -78,6 +79,9 @@ def start(text: str, say: Callable[[str], None]) -> int:
     from huggingface_hub.errors import HfHubHTTPError
 
     wanted = yaml.safe_load(text)
+    if "attempts" in wanted and "attempts" not in inspect.signature(huggingface_hub.run_job).parameters:
+        found = f"huggingface_hub {huggingface_hub.__version__} starts a job once"
+        raise InputError(f"--restarts: {found}; pip install -U huggingface_hub, or leave the option out", ENVIRONMENT)
     wanted["secrets"] = {name: _secret(name) for name in wanted["secrets"]}
     wanted["volumes"] = [huggingface_hub.Volume(**volume) for volume in wanted["volumes"]]
     problems: tuple[Any, ...] = (*HfHubHTTPError.__bases__, OSError)  # the network's among them

@@ -19,9 +19,9 @@ TOKEN = "hf_" + "AbcdEfgh1234567890"
 
 
 def test_it_is_what_run_job_takes(job):
-    wanted = yaml.safe_load(hf.specification(job("hf", secret=("HF_TOKEN",), restarts=4)))
+    wanted = yaml.safe_load(hf.specification(job("hf", secret=("HF_TOKEN",))))
     inspect.signature(huggingface_hub.run_job).bind(**wanted)
-    assert wanted["flavor"] == "h200x2" and wanted["timeout"] == "12h" and wanted["attempts"] == 5
+    assert wanted["flavor"] == "h200x2" and wanted["timeout"] == "12h"
     assert wanted["secrets"] == ["HF_TOKEN"]
     assert wanted["volumes"] == [{"type": "bucket", "source": "me/runs", "mount_path": "/runs"}]
 
@@ -31,7 +31,7 @@ def started(monkeypatch):
     """What run_job was called with."""
     calls: list[dict] = []
 
-    def run_job(**given):
+    def run_job(attempts=1, **given):
         calls.append(given)
         return SimpleNamespace(url="https://huggingface.co/jobs/me/1")
 
@@ -47,6 +47,20 @@ def test_a_secret_s_value_goes_to_the_hub_alone(job, started, monkeypatch):
     (given,) = started
     assert given["secrets"] == {"HF_TOKEN": TOKEN} and given["volumes"][0].to_dict()["mountPath"] == "/runs"
     assert said == ["started https://huggingface.co/jobs/me/1"]
+
+
+def test_restarts_are_attempts_and_an_older_hub_library_does_not_lose_them(job, started, monkeypatch):
+    text = hf.specification(job("hf", restarts=4))
+    assert yaml.safe_load(text)["attempts"] == 5
+    assert hf.start(text, print) == 0 and len(started) == 1
+
+    def older(*, image, command, env, secrets, flavor, timeout, name, volumes):
+        raise AssertionError("a job was started")
+
+    monkeypatch.setattr(huggingface_hub, "run_job", older)
+    with pytest.raises(InputError, match="^--restarts: huggingface_hub .* starts a job once; pip install -U") as refused:
+        hf.start(text, print)
+    assert refused.value.status == 3
 
 
 def test_a_secret_that_is_not_set_starts_nothing(job, started, monkeypatch):
