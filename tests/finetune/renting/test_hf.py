@@ -58,7 +58,9 @@ def test_restarts_are_attempts_and_an_older_hub_library_does_not_lose_them(job, 
         raise AssertionError("a job was started")
 
     monkeypatch.setattr(huggingface_hub, "run_job", older)
-    with pytest.raises(InputError, match="^--restarts: huggingface_hub .* starts a job once; pip install -U") as refused:
+    with pytest.raises(
+        InputError, match="^--restarts: huggingface_hub .* starts a job once; pip install -U"
+    ) as refused:
         hf.start(text, print)
     assert refused.value.status == 3
 
