@@ -97,10 +97,15 @@ def open_shared_door(
 
 
 def select_tokens(door: Door, x: torch.Tensor, keep_positions: torch.Tensor) -> torch.Tensor:
-    """[N, ...] -> [M, ...]: the M places of the batch where ``keep_positions``, bool [B, T], is set, row by row.
+    """[N, ...] -> [M, ...]: the M places of the batch where ``keep_positions``, bool [B, T], is set, row by row; or those
+    that it names, int64 [M], of a batch that is one row of real tokens alone, as one with a layout is.
 
     The rows with their padding are never formed. Raises ValueError where ``keep_positions`` is set at padding.
     """
+    if keep_positions.dtype == torch.int64:
+        if door.index is not None or door.shape[0] != 1:
+            raise ValueError("keep_positions by number is for one row without padding; pass bool [B, T]")
+        return take_rows(x, keep_positions)
     if tuple(keep_positions.shape) != door.shape:
         raise ValueError(f"keep_positions is {tuple(keep_positions.shape)}; the batch is {door.shape}")
     places, sources = (door.places, door.sources) if isinstance(door, SharedDoor) else (door.index, None)

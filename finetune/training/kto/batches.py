@@ -14,11 +14,11 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import torch
 from datasets import Dataset
 from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 
 from hybrid_ft.finetune.data.packing import pack
+from hybrid_ft.finetune.training.answer_tokens import answer_tokens
 from hybrid_ft.finetune.training.portions import Row, in_portions, micro_batches
 from hybrid_ft.finetune.training.shared_prompts import shared_prompts
 
@@ -72,6 +72,12 @@ def padded_answers(rows: Sequence[Row], pad_token_id: int) -> dict[str, Any]:
     return batch | shared_prompts([row["prompt_ids"] for row in rows])
 
 
+def laid_out_answers(rows: Sequence[Row], pad_token_id: int, forks: bool) -> dict[str, Any]:
+    """The same, and ``answers``, by which the model takes it; ``forks``: whether prompts can be shared."""
+    batch = padded_answers(rows, pad_token_id)
+    return batch | {"answers": answer_tokens(batch, forks)}
+
+
 def clusters_of(rows: Sequence[Row], budget: int) -> tuple[list[list[int]], list[int]]:
     """Answers to one prompt together, as many as ``budget`` takes, and the tokens of each cluster, its prompt once."""
     clusters: list[list[int]] = []
@@ -110,6 +116,7 @@ class StepCollator:
     budget      tokens of a micro-batch, prompts counted once
     max_length  tokens of a prompt with a mismatched answer; None for a loss without a KL term
     work        counts a micro-batch's operations: with shared prompts, and with a prompt in every row
+    forks       whether prompts can be shared
     forward     share of these operations that a forward pass alone is
     """
 
@@ -117,6 +124,7 @@ class StepCollator:
     budget: int
     max_length: int | None
     work: Callable[[Sequence[Row]], tuple[int, int]]
+    forks: bool
     forward: float
     processes: int = 1
     process: int = 0
@@ -124,7 +132,7 @@ class StepCollator:
     def __call__(self, rows: list[Row]) -> dict[str, Any]:
         """``micro_batches`` and ``mismatched``: TRL's batches with ``share`` and ``rows``; ``rows`` and ``tokens`` of the
         whole step, ``work`` of this process's part."""
-        pad = partial(padded_answers, pad_token_id=self.pad_token_id)
+        pad = partial(laid_out_answers, pad_token_id=self.pad_token_id, forks=self.forks)
         portions = dealt(rows, self.budget, self.processes, self.process)
         work = self._work(rows, portions, 1.0)
         step: dict[str, Any] = {"micro_batches": micro_batches(rows, portions, pad), "mismatched": []}
@@ -162,8 +170,3 @@ def forks_of(rows: Dataset, prompts: Sequence[Hashable], bounds: Sequence[int], 
         return columns
 
     return Dataset.from_dict({"fork": list(range(sides * len(rows)))}).with_transform(put_together)
-
-
-def log_prob_labels(batch: dict[str, Any]) -> torch.Tensor:
-    """int64 [B, T]: the answers' tokens, -100 elsewhere."""
-    return batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)

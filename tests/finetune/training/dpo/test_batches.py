@@ -16,7 +16,7 @@ from hybrid_ft.finetune.training.shared_prompts import count_work
 def test_shares_of_a_step_add_up_to_one(make_pairs: Any, count: int, processes: int, by_chosen: bool) -> None:
     pairs = [pair | {"row": row} for row, pair in enumerate(make_pairs(count))]
     collators = [
-        StepCollator(1, 80, lambda pairs: (1, 2), by_chosen, processes, process) for process in range(processes)
+        StepCollator(1, 80, lambda pairs: (1, 2), True, by_chosen, processes, process) for process in range(processes)
     ]
     steps = [collate(pairs) for collate in collators]
     batches = [batch for step in steps for batch in step["micro_batches"]]

@@ -74,7 +74,9 @@ def test_portions_hold_every_row_once_within_the_budget(rows: list[dict], budget
 @settings(max_examples=30, deadline=None)
 @given(rows=rows.filter(lambda rows: len(rows) > 1), processes=st.integers(1, 3))
 def test_shares_of_a_step_add_up_to_one(rows: list[dict], processes: int) -> None:
-    steps = [StepCollator(1, 40, 40, lambda rows: (3, 6), 1 / 3, processes, rank)(rows) for rank in range(processes)]
+    steps = [
+        StepCollator(1, 40, 40, lambda rows: (3, 6), True, 1 / 3, processes, rank)(rows) for rank in range(processes)
+    ]
     for kind in ("micro_batches", "mismatched"):
         batches = [batch for step in steps for batch in step[kind]]
         assert sum(batch["share"] for batch in batches) == pytest.approx(1)
