@@ -1,4 +1,4 @@
-"""The answers of a micro-batch as the model takes them, laid out before a GPU is asked for anything."""
+"""A micro-batch of answers, laid out before a GPU is asked for anything."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch.nn import functional as F
 
-from hybrid_ft.hybrid_model.door.layout import SequenceLayout, open_door
-from hybrid_ft.hybrid_model.door.shared_prompts import SharedDoor, open_shared_door
+from hybrid_ft.hybrid_model.door.layout import Door, SequenceLayout, open_door
+from hybrid_ft.hybrid_model.door.shared_prompts import open_shared_door
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,10 +50,10 @@ def answer_tokens(batch: Mapping[str, torch.Tensor], forks: bool) -> AnswerToken
     ids, mask = batch["input_ids"], batch["attention_mask"]
     shape = (ids.shape[0], ids.shape[1])
     flat_of = torch.full((shape[0] * shape[1],), -1)
+    door: Door
     if forks:
-        door = open_shared_door(ids, batch["prompt_lengths"], batch["prompt_rows"], mask)
-        assert isinstance(door, SharedDoor)
-        flat_of[slice(None) if door.places is None else door.places] = door.sources
+        door = shared = open_shared_door(ids, batch["prompt_lengths"], batch["prompt_rows"], mask)
+        flat_of[slice(None) if shared.places is None else shared.places] = shared.sources
     else:
         door = open_door(shape, attention_mask=mask)
         flat_of[slice(None) if door.index is None else door.index] = torch.arange(len(door.layout.positions))

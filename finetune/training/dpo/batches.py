@@ -11,14 +11,15 @@ import torch
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from hybrid_ft.finetune.training.answer_tokens import answer_tokens
-from hybrid_ft.finetune.training.portions import in_portions, micro_batches, tokens_of
-from hybrid_ft.finetune.training.shared_prompts import shared_prompts
+from hybrid_ft.finetune.training.portions import micro_batches
+from hybrid_ft.finetune.training.shared_prompts import dealt, shared_prompts
 
 Pair = dict[str, Any]
 """prompt_ids, chosen_ids, rejected_ids: list[int]; with a reference also ref_chosen_logps, ref_rejected_logps: float"""
 
 PARTS = ("prompt_ids", "chosen_ids", "rejected_ids")
 """What a pair takes of a micro-batch's budget: prompt once and both answers."""
+ANSWERS = PARTS[1:]
 
 
 def padded_pairs(pairs: Sequence[Pair], pad_token_id: int) -> dict[str, torch.Tensor]:
@@ -54,14 +55,13 @@ class StepCollator:
     def __call__(self, pairs: list[Pair]) -> dict[str, Any]:
         """``micro_batches``: TRL's batches with ``share`` (of the step's loss) and ``rows``; ``rows`` and ``tokens`` of
         the whole step, ``work`` of this process's part."""
-        sizes = [tokens_of(pair, PARTS) for pair in pairs]
-        portions = in_portions(sizes, self.budget, self.processes)[self.process]
+        portions, tokens = dealt(pairs, ANSWERS, self.budget, self.processes, self.process)
         pad = partial(laid_out_pairs, pad_token_id=self.pad_token_id, forks=self.forks)
         work = [self.work([pairs[pair] for pair in portion or [0]]) for portion in portions]
         return {
             "micro_batches": micro_batches(pairs, portions, pad, self._weight),
             "rows": [pair["row"] for pair in pairs],
-            "tokens": sum(sizes),
+            "tokens": tokens,
             "work": [sum(both) for both in zip(*work, strict=True)],
         }
 

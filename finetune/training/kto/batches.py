@@ -13,27 +13,17 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 from datasets import Dataset
 from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 
-from hybrid_ft.finetune.data.packing import pack
 from hybrid_ft.finetune.training.answer_tokens import answer_tokens
-from hybrid_ft.finetune.training.portions import Row, in_portions, micro_batches
-from hybrid_ft.finetune.training.shared_prompts import shared_prompts
+from hybrid_ft.finetune.training.portions import Row, micro_batches
+from hybrid_ft.finetune.training.shared_prompts import dealt, shared_prompts
 
 PARTS = ("prompt_ids", "completion_ids")
 """What a judged answer takes of a micro-batch's budget. A row has also ``label``, bool, and with a reference
 ``ref_logps`` and, where there is a KL term, ``ref_KL_logps``: float."""
-
-
-def order_of(prompts: Sequence[Hashable], seed: int) -> list[int]:
-    """The rows in a random order in which answers to one prompt stand side by side."""
-    of_prompt: dict[Hashable, list[int]] = {}
-    for row, prompt in enumerate(prompts):
-        of_prompt.setdefault(prompt, []).append(row)
-    groups = list(of_prompt.values())
-    return [row for group in np.random.default_rng(seed).permutation(len(groups)) for row in groups[group]]
+ANSWER = ("completion_ids",)
 
 
 def bounds_of(rows: int, a_step: int) -> list[int]:
@@ -78,37 +68,6 @@ def laid_out_answers(rows: Sequence[Row], pad_token_id: int, forks: bool) -> dic
     return batch | {"answers": answer_tokens(batch, forks)}
 
 
-def clusters_of(rows: Sequence[Row], budget: int) -> tuple[list[list[int]], list[int]]:
-    """Answers to one prompt together, as many as ``budget`` takes, and the tokens of each cluster, its prompt once."""
-    clusters: list[list[int]] = []
-    sizes: list[int] = []
-    open_cluster: dict[tuple[int, ...], int] = {}
-    for number, row in enumerate(rows):
-        prompt, size = tuple(row["prompt_ids"]), len(row["completion_ids"])
-        place = open_cluster.get(prompt)
-        if place is None or sizes[place] + size > budget:
-            open_cluster[prompt] = len(clusters)
-            clusters.append([number])
-            sizes.append(len(prompt) + size)
-        else:
-            clusters[place].append(number)
-            sizes[place] += size
-    return clusters, sizes
-
-
-def divided(rows: Sequence[Row], budget: int) -> list[list[int]]:
-    """The rows in portions of at most ``budget`` tokens, answers to one prompt together."""
-    clusters, sizes = clusters_of(rows, budget)
-    return [[row for cluster in portion for row in clusters[cluster]] for portion in pack(sizes, budget)]
-
-
-def dealt(rows: Sequence[Row], budget: int, processes: int, process: int) -> list[list[int]]:
-    """The same for one process: as many portions as another has, empty where there is nothing left."""
-    clusters, sizes = clusters_of(rows, budget)
-    mine = in_portions(sizes, budget, processes)[process]
-    return [[row for cluster in portion for row in clusters[cluster]] for portion in mine]
-
-
 @dataclass(frozen=True)
 class StepCollator:
     """Makes of a step's rows, the same in every process, the micro-batches of this process.
@@ -133,15 +92,14 @@ class StepCollator:
         """``micro_batches`` and ``mismatched``: TRL's batches with ``share`` and ``rows``; ``rows`` and ``tokens`` of the
         whole step, ``work`` of this process's part."""
         pad = partial(laid_out_answers, pad_token_id=self.pad_token_id, forks=self.forks)
-        portions = dealt(rows, self.budget, self.processes, self.process)
+        portions, tokens = dealt(rows, ANSWER, self.budget, self.processes, self.process)
         work = self._work(rows, portions, 1.0)
         step: dict[str, Any] = {"micro_batches": micro_batches(rows, portions, pad), "mismatched": []}
         if self.max_length is not None:
             others = mismatched(rows, self.max_length)
-            portions = dealt(others, self.budget, self.processes, self.process)
+            portions, _ = dealt(others, ANSWER, self.budget, self.processes, self.process)
             step["mismatched"] = micro_batches(others, portions, pad)
             work = [sum(both) for both in zip(work, self._work(others, portions, self.forward), strict=True)]
-        tokens = sum(clusters_of(rows, self.budget)[1])
         return step | {"rows": [row["row"] for row in rows], "tokens": tokens, "work": work}
 
     def _work(self, rows: Sequence[Row], portions: list[list[int]], share: float) -> list[int]:

@@ -23,17 +23,17 @@ from hybrid_ft.finetune.runs.processes import Processes
 from hybrid_ft.finetune.training import seams
 from hybrid_ft.finetune.training.answer_log_probs import answer_log_probs
 from hybrid_ft.finetune.training.kto.batches import (
+    ANSWER,
     PARTS,
     StepCollator,
     bounds_of,
-    dealt,
     laid_out_answers,
     mismatched,
 )
 from hybrid_ft.finetune.training.kto.metrics import AnswerSums
 from hybrid_ft.finetune.training.kto.sampler import StepSampler
 from hybrid_ft.finetune.training.portions import Row, micro_batches
-from hybrid_ft.finetune.training.shared_prompts import count_work
+from hybrid_ft.finetune.training.shared_prompts import count_work, dealt
 from hybrid_ft.finetune.training.step_trainer import StepTrainer
 from hybrid_ft.hybrid_model.families.known import family_of
 
@@ -65,7 +65,7 @@ class AnswerTrainer(StepTrainer, KTOTrainer):
             self.pad_token_id,
             self.batch_tokens,
             self.most,
-            count_work(plain.config, frozen, ("completion_ids",)),
+            count_work(plain.config, frozen, ANSWER),
             self.forks,
             # backward computes the gradients of activations, and of weights where these are trained
             1 / 2 if frozen else 1 / 3,
@@ -147,7 +147,7 @@ class AnswerTrainer(StepTrainer, KTOTrainer):
                         self.stop.agreed = True
                         break
                     others = mismatched(list(rows.select(range(first, last))), self.most or 0)
-                    portions = dealt(others, self.batch_tokens, processes.count, processes.rank)
+                    portions, _ = dealt(others, ANSWER, self.batch_tokens, processes.count, processes.rank)
                     total += self.kl_sum(self.model, micro_batches(others, portions, self.padded))
             self.kl = max(0.0, processes.sum([total])[0] / len(rows))
         return super().held_out(alone)
