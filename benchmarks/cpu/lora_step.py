@@ -1,4 +1,4 @@
-"""A LoRA step on a CPU: adapters added by one product, and PEFT's own forward.
+"""A LoRA step on a CPU: one product for adapters, and PEFT's forward.
 
     python benchmarks/cpu/lora_step.py [--model tiny] [--tokens 2048] [--rank 32]
 
