@@ -52,7 +52,7 @@ def lay_flat(model: PreTrainedModel) -> PreTrainedModel:
             f"{family.architecture}.from_pretrained or hybrid_ft.load"
         )
     if base_class.__name__ not in family.own:
-        base.__class__ = _flat_model(base_class, family)
+        _swap(base, _flat_model(base_class, family))
         model.set_attn_implementation(flat_attention.NAME)
     swap_classes(model, family)
     return model
@@ -63,17 +63,20 @@ def swap_classes(root: nn.Module, family: Family) -> None:
     for module in list(root.modules()):
         cls: Any = type(module)
         if (own := family.own.get(cls.__name__)) is not None:
-            module.__class__ = own(cls)
+            _swap(module, own(cls))
         elif isinstance(module, PreTrainedModel):
             continue
         elif isinstance(module, GradientCheckpointingLayer):
-            module.__class__ = _flat_layer(cls)
+            _swap(module, _flat_layer(cls))
         elif is_mixer(module):
-            module.__class__ = segment_wise(cls, family.forks)
-        else:
-            continue
-        if "_old_forward" in vars(module):  # accelerate has put its own in place, and calls the former's from there
-            vars(module)["_old_forward"] = MethodType(type(module).forward, module)
+            _swap(module, segment_wise(cls, family.forks))
+
+
+def _swap(module: nn.Module, cls: Any) -> None:
+    module.__class__ = cls
+    # where accelerate has put a forward of its own, it calls the one that it has found
+    if "_old_forward" in vars(module):
+        vars(module)["_old_forward"] = MethodType(cls.forward, module)
 
 
 def is_flat(model: nn.Module) -> bool:
