@@ -1,4 +1,4 @@
-"""The tasks of a run: its model asked at some of its steps, answers kept."""
+"""A run's tasks: its model asked at some steps, answers kept."""
 
 from __future__ import annotations
 

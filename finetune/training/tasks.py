@@ -1,4 +1,4 @@
-"""A recipe's tasks on the way: measured every so many steps, and where they choose the result."""
+"""A recipe's tasks before, on the way and after the training."""
 
 from __future__ import annotations
 
