@@ -16,7 +16,7 @@ import typer
 
 import hybrid_ft
 from hybrid_ft.commands.data import data, recipes
-from hybrid_ft.commands.evaluation import evaluate, report
+from hybrid_ft.commands.evaluation import evaluate, report, watch
 from hybrid_ft.commands.machines import doctor, plan
 from hybrid_ft.commands.models import chat, export, generate, merge, push
 from hybrid_ft.commands.renting import rent
@@ -79,6 +79,7 @@ COMMANDS = (
     data,
     evaluate,
     report,
+    watch,
     chat,
     generate,
     merge,

@@ -1,4 +1,4 @@
-"""Commands that measure, and show what was measured: evaluate, report."""
+"""Commands that measure, and show what was measured: evaluate, report, watch."""
 
 from __future__ import annotations
 
@@ -80,6 +80,20 @@ def evaluate(
 
         say(console, report_at_end(out))
         return status
+
+
+def watch(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run's folder, or that of stages; also on a file share.")
+    ],
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="Show it as it stands, and end.")] = False,
+) -> int:
+    """Watch a run as it goes: state, curves, last answers. Ends when the run does; Ctrl-C ends the watching alone."""
+    from hybrid_ft.finetune.reports.watch import watch as look
+    from hybrid_ft.finetune.runs.console import screen
+
+    return look(run, screen(), every, once)
 
 
 def report(

@@ -11,6 +11,7 @@ from typing import Any
 
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.evaluation.compared import RESULTS, SUITE_FOLDER, Measure
+from hybrid_ft.finetune.evaluation.hard_rows import FILE
 from hybrid_ft.finetune.recipe.yaml_file import read_yaml
 
 Lines = list[dict[str, Any]]
@@ -28,6 +29,7 @@ class KeptRun:
     metrics: Lines
     answers: tuple[Lines, Lines] = field(default_factory=lambda: ([], []))
     samples: tuple[Lines, Lines] = field(default_factory=lambda: ([], []))
+    hard_rows: Lines = field(default_factory=list)
 
     def series(self, name: str) -> tuple[list[float], list[float]]:
         """Steps and values of a measure, those that are finite."""
@@ -75,20 +77,20 @@ def read_places(places: list[Path]) -> tuple[list[KeptRun], list[KeptEvaluation]
 
 def read_run(path: Path, name: str) -> KeptRun:
     """A run's folder. A line of metrics that is cut short is left out. Raises InputError for a record that is damaged."""
-    record = _object(path / "run.json")
+    record = read_object(path / "run.json")
     recipe = path / "recipe.yaml"
     text = _text(recipe) if recipe.is_file() else ""
     both = {
-        kind: (_lines(path / f"{kind}-before.jsonl"), _lines(path / f"{kind}-after.jsonl"))
+        kind: (read_lines(path / f"{kind}-before.jsonl"), read_lines(path / f"{kind}-after.jsonl"))
         for kind in ("answers", "samples")
     }
-    metrics = [line for line in _lines(path / "metrics.jsonl") if isinstance(line.get("step"), int)]
+    metrics = [line for line in read_lines(path / "metrics.jsonl") if isinstance(line.get("step"), int)]
     values = read_yaml(recipe).value if text else {}
-    return KeptRun(name, path, record, values, text, metrics, both["answers"], both["samples"])
+    return KeptRun(name, path, record, values, text, metrics, both["answers"], both["samples"], read_lines(path / FILE))
 
 
 def _evaluation(place: Path, name: str) -> KeptEvaluation:
-    table = _object(place / RESULTS)
+    table = read_object(place / RESULTS)
     try:
         measures = [Measure.of_dict(measure) for measure in table["measures"]]
         return KeptEvaluation(name, table["models"], table["method"], measures, table["examples"])
@@ -103,7 +105,7 @@ def _text(path: Path) -> str:
         raise InputError(f"{path}: cannot be read ({error})") from None
 
 
-def _object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(_text(path))
     except ValueError:
@@ -113,7 +115,7 @@ def _object(path: Path) -> dict[str, Any]:
     return value
 
 
-def _lines(path: Path) -> Lines:
+def read_lines(path: Path) -> Lines:
     """Objects of a file of lines, nothing where there is none; what is no object, as the cut end of a file, is left out."""
     found = []
     for line in _text(path).splitlines() if path.is_file() else []:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -191,6 +192,7 @@ def _shown_run(run: KeptRun, most: int) -> dict[str, Any]:
         "name": run.name,
         "rows": _rows(run, most),
         "all_rows": sum(len(_pairs(both)) for both in (run.samples, run.answers)),
+        "hard_rows": [_hard_row(line) for line in run.hard_rows[:most]],
         "data": data.get("summary", []),
         "sources": sources,
         "lengths": lengths,
@@ -229,6 +231,13 @@ def _row(was: dict[str, Any], now: dict[str, Any], head: str, reference: str | N
         "now": words[1],
         "reference": None if reference is None else cut(reference),
     }
+
+
+def _hard_row(line: dict[str, Any]) -> dict[str, Any]:
+    texts = [(name, cut(str(line[name]), 600)) for name in ("prompt", "chosen", "rejected", "answer") if name in line]
+    loss = line.get("loss")
+    value = shown(loss) if isinstance(loss, int | float) and math.isfinite(loss) else ""
+    return {"place": f"{line.get('origin', '')}, {line.get('split', '')}", "loss": value, "texts": texts}
 
 
 def _processes(count: int) -> str:

@@ -13,25 +13,24 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from peft.helpers import disable_input_dtype_casting
-from transformers import set_seed
+from transformers import TrainerState, set_seed
 
 from hybrid_ft.errors import STORAGE, InputError
 from hybrid_ft.finetune import models
 from hybrid_ft.finetune.data.tokens.arguments import save_arguments
-from hybrid_ft.finetune.evaluation import answers
+from hybrid_ft.finetune.evaluation import answers, hard_rows
 from hybrid_ft.finetune.machines.hardware import check_hardware
 from hybrid_ft.finetune.reports.page import report_at_end
 from hybrid_ft.finetune.runs import checkpoints, device
 from hybrid_ft.finetune.runs.console import duration, say
-from hybrid_ft.finetune.runs.export import Exporter, relative_error
 from hybrid_ft.finetune.runs.folder import RunFolder
 from hybrid_ft.finetune.runs.identity import run_identity, tokenizer_digest
 from hybrid_ft.finetune.runs.launcher import agreed
 from hybrid_ft.finetune.runs.session import begin_or_go_on, check_storage, in_folder, newest_checkpoint
 from hybrid_ft.finetune.training import ends, fsdp, seams, tasks
+from hybrid_ft.finetune.training.exported import export
 from hybrid_ft.finetune.training.memory_check import held_line, memory_line
-from hybrid_ft.finetune.training.trainer import LOWEST_LOSS
-from hybrid_ft.hybrid_model.adapter_weights import merged
+from hybrid_ft.finetune.training.trainer import LOWEST_LOSS, STATE
 from hybrid_ft.hybrid_model.checkpoint.generation_config import GenerationDefaults, generation_defaults
 from hybrid_ft.hybrid_model.gpu_trust import check_gpu
 
@@ -194,6 +193,8 @@ def _run(recipe: Recipe, stage: Stage, folder: RunFolder, console: Console, stop
         check_gpu(trainer.model, torch.bfloat16 if models.in_bfloat16(recipe) else torch.float32)
     tried = stage.trial(start, trainer)
     begin_or_go_on(folder, recipe, stage.name, identity, changed, start.say)
+    if folder.record.get("steps") != plan.steps:
+        folder.note(steps=plan.steps)
     if "data" not in folder.record:
         folder.note(data={"summary": prepared.report.summary(), "account": prepared.report.as_dict()})
     stage.ready(start, trainer, tried)
@@ -204,6 +205,7 @@ def _run(recipe: Recipe, stage: Stage, folder: RunFolder, console: Console, stop
     with console.status("measuring after the training"):
         after = _measure(stage, start, trainer, defaults, "after")
         then = tasks.after(trainer, suite)
+        start.say(f"hard rows {_hard_rows(start, trainer)}")
     results = export(trainer, recipe, folder, tokenizer, defaults, start.say)
     stage.show(start, before, after)
     if suite is not None and asked and then:
@@ -269,6 +271,17 @@ def _measure(
     return {"held_out": held_out, "answers": answered, "samples": samples}
 
 
+def _hard_rows(start: Start, trainer: RunTrainer) -> str:
+    """Keep the rows of highest loss, and say which they are."""
+    prepared, model = start.prepared, seams.plain_model(trainer.accelerator.unwrap_model(trainer.model))
+    splits = {"training": prepared.train} | ({"held-out": prepared.eval} if prepared.eval is not None else {})
+    tokens = int(hard_rows.SHARE * trainer.state.num_input_tokens_seen)
+    with trainer.measuring():
+        found = hard_rows.hard_rows(model, start.tokenizer, splits, tokens, start.recipe.train.seed)
+    answers.write_lines(start.folder.path / hard_rows.FILE, found.rows)
+    return found.summary()
+
+
 def _train(start: Start, trainer: RunTrainer, progress: ShowProgress, resumed: Path | None) -> bool:
     """The loop, from the beginning or from a checkpoint, to the plan's steps; then the best weights where they are the
     result. Of several processes all but number 0 are done after it: returns whether this one goes on."""
@@ -283,6 +296,7 @@ def _train(start: Start, trainer: RunTrainer, progress: ShowProgress, resumed: P
         processes.part()
         if processes.main:
             trainer.load_weights(last)
+            trainer.state = TrainerState.load_from_json(str(last / STATE))
     else:
         if resumed:
             trainer.load_weights(resumed)
@@ -319,31 +333,3 @@ def _train(start: Start, trainer: RunTrainer, progress: ShowProgress, resumed: P
         start.say(f"result    the weights of {best.name}, with the {trainer.best_of}")
         trainer.load_weights(best)
     return True
-
-
-def export(
-    trainer: RunTrainer,
-    recipe: Recipe,
-    folder: RunFolder,
-    tokenizer: PreTrainedTokenizerBase,
-    defaults: GenerationDefaults,
-    say: Callable[[str], None],
-) -> list[Path]:
-    """Every result, verified; the last is the one to talk to."""
-    model: Any = seams.without_fused_head(trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False))
-    wanted = recipe.model
-    exporter = Exporter(folder.path, tokenizer, defaults, wanted.path, wanted.revision, wanted.quantize)
-    if not wanted.lora:
-        return [exporter.whole(model.to(torch.bfloat16) if models.in_bfloat16(recipe) else model)]
-    # an adapter on a base that was merged in memory would have nothing to be opened on
-    results = [] if wanted.merge_adapter else [exporter.adapter(model)]
-    if wanted.lora.merge:
-        if wanted.quantize:
-            whole = models.on_whole_base(recipe, tokenizer, model)
-            off = relative_error(whole, model)
-            say(
-                f"merged    onto the base as it was: logits {off:.1%} from those of the training, on its {wanted.quantize} base"
-            )
-            model = whole
-        results.append(exporter.whole(merged(model), "merged"))
-    return results

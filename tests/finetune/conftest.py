@@ -121,6 +121,13 @@ def random_rows(rows: int, held_out: int, seed: int, recipe: Any, chat_template:
 
 
 @pytest.fixture(scope="session")
+def make_rows() -> Callable[[int], Any]:
+    """So many rows as ``start`` trains on."""
+    unpacked = SimpleNamespace(data=SimpleNamespace(packing=False), model=SimpleNamespace(chat_template_kwargs=None))
+    return lambda count: random_rows(count, 0, 0, unpacked, "").train
+
+
+@pytest.fixture(scope="session")
 def make_pairs() -> Callable[..., Any]:
     return random_pairs
 
