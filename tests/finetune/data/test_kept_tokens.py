@@ -173,6 +173,7 @@ class Forked:
             warnings.simplefilter("ignore", DeprecationWarning)  # of threads, from Python 3.12 on
             self.pid = os.fork()
         if self.pid == 0:
+            os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads are the parent's, which a fork does not have
             sys.stderr = open(its_out, "w", buffering=1)  # noqa: SIM115
             real = source_rows.SourceRows.batches
 
