@@ -20,6 +20,7 @@ from hybrid_ft.finetune import models
 from hybrid_ft.finetune.data.tokens.arguments import save_arguments
 from hybrid_ft.finetune.evaluation import answers
 from hybrid_ft.finetune.machines.hardware import check_hardware
+from hybrid_ft.finetune.mirror.mirror import Mirror, mirrored
 from hybrid_ft.finetune.reports.page import report_at_end
 from hybrid_ft.finetune.runs import checkpoints, device
 from hybrid_ft.finetune.runs.console import duration, say
@@ -75,6 +76,7 @@ class Start:
     tokenizer: PreTrainedTokenizerBase
     prepared: Any
     plan: Plan
+    mirror: Mirror | None = None
 
     def say(self, text: str) -> None:
         say(self.console, text)
@@ -92,6 +94,7 @@ class Start:
             "arithmetic": partial(models.arithmetic, self.recipe),
             "save_best": self.recipe.evaluate.load_best,
             "loraplus_ratio": self.recipe.train.loraplus_ratio,
+            "mirror": self.mirror,
         }
 
 
@@ -143,16 +146,35 @@ def run(recipe: Recipe, stage: Stage, console: Console, accept_changes: bool = F
     folder = RunFolder(recipe.output or f"runs/{stage.name}")
     check_hardware(recipe.model.dtype == "bfloat16", recipe.train.loader_workers)
     recipe, how = agreed(recipe, models.in_bfloat16(recipe)), GoOn(accept_changes, extend)
-    return in_folder(folder, console, lambda stop: _run(recipe, stage, folder, console, stop, how))
+
+    def work(stop: StopRequest) -> int:
+        return mirrored(
+            recipe.mirror,
+            folder,
+            partial(say, console),
+            lambda mirror: _run(recipe, stage, folder, console, stop, how, mirror),
+        )
+
+    return in_folder(folder, console, work)
 
 
-def _run(recipe: Recipe, stage: Stage, folder: RunFolder, console: Console, stop: StopRequest, how: GoOn) -> int:
+def _run(
+    recipe: Recipe,
+    stage: Stage,
+    folder: RunFolder,
+    console: Console,
+    stop: StopRequest,
+    how: GoOn,
+    mirror: Mirror | None,
+) -> int:
     began = time.perf_counter()
     identity = run_identity(recipe)
     changed = folder.check(identity, how.accept, how.extend)
     if how.extend and not folder.begun:
         raise InputError(f"--extend: {folder.path} holds no run to go on with; start it without, or name its output")
     if folder.finished and not (how.extend and ends.is_longer(changed)):
+        if mirror:
+            mirror.end()
         return ends.at_the_end(recipe, folder, console)
     tokenizer = models.load_tokenizer(recipe)
     prepared = stage.prepare(recipe, tokenizer)
@@ -163,13 +185,13 @@ def _run(recipe: Recipe, stage: Stage, folder: RunFolder, console: Console, stop
     changed = folder.check(identity, how.accept, how.extend)
     plan = stage.plan(recipe, prepared, folder.processes.count)
     ends.check_longer(folder, plan.steps)
-    start = Start(recipe, folder, console, stop, tokenizer, prepared, plan)
+    start = Start(recipe, folder, console, stop, tokenizer, prepared, plan, mirror)
     memory = memory_line(recipe, prepared, folder.processes.count) if device.is_gpu() else None
 
     model = models.load_model(recipe, tokenizer)
     defaults = generation_defaults(model, tokenizer, prepared.eos_token_ids)
     saves = check_storage(folder, recipe, model, models.in_bfloat16(recipe))
-    resumed = newest_checkpoint(folder, start.say)
+    resumed = newest_checkpoint(folder, start.say, mirror.fetch if mirror else lambda newest: newest)
     ends.check_goes_on(folder, resumed)
     memory = memory or held_line(model, folder.processes.count, recipe.train.sharded)
     _introduce(stage, start, model, resumed, (memory, saves))
@@ -181,7 +203,11 @@ def _run(recipe: Recipe, stage: Stage, folder: RunFolder, console: Console, stop
     with console.status("the GPU's self-test"):
         check_gpu(trainer.model, torch.bfloat16 if models.in_bfloat16(recipe) else torch.float32)
     tried = stage.trial(start, trainer)
+    if mirror:
+        mirror.claim()
     begin_or_go_on(folder, recipe, stage.name, identity, changed, start.say)
+    if mirror:
+        mirror.begin(resumed)
     if "data" not in folder.record:
         folder.note(data={"summary": prepared.report.summary(), "account": prepared.report.as_dict()})
     stage.ready(start, trainer, tried)

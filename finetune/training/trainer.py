@@ -26,6 +26,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerContr
 from transformers.trainer_callback import PrinterCallback
 
 from hybrid_ft.errors import NUMERICS, InputError
+from hybrid_ft.finetune.mirror.mirror import Mirror
 from hybrid_ft.finetune.runs import checkpoints, device, storage, training_state, weights
 from hybrid_ft.finetune.runs.atomic import write_text
 from hybrid_ft.finetune.runs.folder import RunFolder
@@ -61,6 +62,7 @@ class RunTrainer(Trainer):
 
     ``origins`` names a training row by its index. ``stop`` is looked at when a step ends. ``save_best``: keep the
     checkpoint of the lowest held-out loss as well. ``loraplus_ratio``: of B's learning rate to A's. ``arithmetic`` gives the context of every forward.
+    ``mirror`` hears of every checkpoint.
     """
 
     data_collator: Any
@@ -81,10 +83,12 @@ class RunTrainer(Trainer):
         arithmetic: Callable[[], AbstractContextManager[object]] = nullcontext,
         save_best: bool = False,
         loraplus_ratio: float | None = None,
+        mirror: Mirror | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.folder, self.keep, self.stop, self.origins = folder, keep, stop, origins
+        self.mirror = mirror
         self.processes, self.save_best, self.arithmetic = folder.processes, save_best, arithmetic
         # its autocast around the model's forward; see models.arithmetic
         self.accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
@@ -284,7 +288,8 @@ class RunTrainer(Trainer):
                 self.state.save_to_json(str(staged / _STATE))
                 checkpoints.commit(staged, staging.with_name(name), self.watchdog.beat)
                 best = self.state.best_global_step if self.save_best else None
-                checkpoints.rotate(self.folder.checkpoints, self.keep, best)
+                held = self.mirror.take(staging.with_name(name), best) if self.mirror else set()
+                checkpoints.rotate(self.folder.checkpoints, self.keep, held | ({best} if best else set()))
             self.processes.wait()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
