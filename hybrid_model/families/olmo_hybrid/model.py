@@ -80,7 +80,8 @@ class OlmoHybridModel(hf.OlmoHybridModel):
         seq_idx say where documents begin. layout describes one row of tokens, [1, N], where documents may continue one
         another; no mask then. prompt_lengths and prompt_rows, int64 [B], name the first tokens that rows share: they
         are computed once, as ``open_shared_door`` says, unless noise is added to the embeddings of each row.
-        keep_positions, bool [B, T]: hand back these places alone, [1, M, D], row by row.
+        keep_positions, bool [B, T]: hand back these places alone, [1, M, D], row by row; with a layout also int64 [M],
+        the numbers of places, in any order.
         use_cache defaults to the config's, and to False in training. A cache holds rows of one document each.
 
         output_attentions: also the weights [B, H, T, S] of the attention layers, in a slow path that needs a cache.
