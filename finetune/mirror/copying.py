@@ -38,7 +38,7 @@ class Copying:
     def __init__(self, place: Place, folder: Path, run: str, say: Callable[[str], None]) -> None:
         self._place, self._folder, self.run, self._say = place, folder, run, say
         self._start = uuid.uuid4().hex
-        self._claimed, self.begun = False, False
+        self._claimed, self.begun, self._over = False, False, False
         self._changed = threading.Condition()
         self._asked = self._done = 0
         self._newest: Path | None = None
@@ -99,6 +99,12 @@ class Copying:
                 self._changed.wait(min(0.5, end - now))
             return not self.taken
 
+    def stop(self) -> None:
+        """The thread ends when what it is at is done, or has failed."""
+        with self._changed:
+            self._over = True
+            self._changed.notify_all()
+
     @property
     def up_to_date(self) -> bool:
         with self._changed:
@@ -108,8 +114,10 @@ class Copying:
         pause = FIRST_PAUSE
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._done < self._asked)
+                self._changed.wait_for(lambda: self._done < self._asked or self._over)
                 asked = self._asked
+                if self._over:
+                    return
             try:
                 whole = self._catch_up()
             except Taken as error:
@@ -119,7 +127,7 @@ class Copying:
             except Exception as error:  # noqa: BLE001
                 self._failed(error)
                 with self._changed:
-                    self._changed.wait_for(lambda: self._asked != asked, pause)  # noqa: B023
+                    self._changed.wait_for(lambda: self._asked != asked or self._over, pause)  # noqa: B023
                 pause = min(2 * pause, LONGEST_PAUSE)
                 continue
             pause = FIRST_PAUSE

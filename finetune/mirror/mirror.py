@@ -47,6 +47,7 @@ class Mirror:
         self._names: dict[str, int] | None = {}
         self._copying: Copying | None = None
         self._left = False
+        self._last: tuple[int, int | None] | None = None
 
     def look(self) -> None:
         """Learn what is there. A folder where no run has begun gets the record of the run that is.
@@ -55,19 +56,20 @@ class Mirror:
         one that cannot be read: the run might be there.
         """
         try:
-            self._names = self._asked(self.place.listing)
             holder = record_of(self._asked(lambda: self.place.read(HOLDER)))
+            if holder is None and (foreign := self._asked(self.place.first)):
+                raise InputError(
+                    f"mirror: {self.place.name} holds {foreign} and is no run's mirror; give another mirror"
+                )
             content = self._asked(lambda: self.place.read(RECORD))
+            self._names = self._asked(self.place.listing) if content is not None else {}
         except InputError as error:
-            if not self._folder.begun:
+            if not self._folder.begun or error.status != ENVIRONMENT:
                 raise
             self._names = None
             self._say(f"mirror    behind: {error}")
             return
         name, record = self.place.name, record_of(content)
-        foreign = sorted(file for file in self._names if not file.startswith(".") and "/." not in file)
-        if holder is None and foreign:
-            raise InputError(f"mirror: {name} holds {foreign[0]} and is no run's mirror; give another mirror")
         if content is not None and (record is None or not isinstance(record.get("identity"), dict)):
             raise InputError(f"mirror: {name}/{RECORD} is damaged; restore it, or give another mirror")
         if record is None:
@@ -133,9 +135,13 @@ class Mirror:
             saved = checkpoints.committed(self._folder.checkpoints)
             self.begin(saved[-1] if saved else None)
 
-    def take(self, checkpoint: Path, best: int | None) -> set[int]:
-        """A checkpoint was committed, and that of step ``best`` is kept. Returns the steps that must not be removed yet."""
-        return self._copying.take(checkpoint, best) if self._copying else set()
+    def take(self, checkpoint: Path, keep: int, best: int | None) -> None:
+        """A checkpoint was committed: it is copied, and older ones go but for ``keep``, that of step ``best``, and what is
+        still being copied, which goes with the next."""
+        assert self._copying is not None  # it has begun with the run
+        self._last = (keep, best)
+        held = self._copying.take(checkpoint, best)
+        checkpoints.rotate(self._folder.checkpoints, keep, {best} | held)
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -170,7 +176,10 @@ class Mirror:
         if not copying.wait(min(2.0, seconds), idle) and not copying.taken:
             self._say(f"mirror    waiting until {self.place.name} has everything")
             copying.wait(seconds, idle)
+        copying.stop()
         if copying.up_to_date:
+            if self._last:
+                checkpoints.rotate(self._folder.checkpoints, self._last[0], {self._last[1]})
             return
         self._left = not copying.taken
         saved = checkpoints.committed(self._folder.checkpoints)

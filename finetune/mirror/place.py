@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import posixpath
-from pathlib import Path
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fsspec.core import url_to_fs
@@ -98,6 +99,16 @@ class Place:
         sizes = {path.strip("/").removeprefix(start): entry for path, entry in found.items() if not path.endswith("/")}
         return {name: int(entry["size"] or 0) for name, entry in sizes.items() if name and f"{name}/" != start}
 
+    def first(self) -> str | None:
+        """A name that lies at the place's top and is not hidden, if there is any."""
+        self.files.invalidate_cache()
+        try:
+            found = self.files.ls(self.root, detail=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        names = (posixpath.basename(path.rstrip("/")) for path in found if path.strip("/") != self.root.strip("/"))
+        return min((name for name in names if name and not name.startswith(".")), default=None)
+
     def remove(self, name: str) -> None:
         """A file, if it is there."""
         try:
@@ -106,10 +117,17 @@ class Place:
             return
 
     def remove_folder(self, name: str) -> None:
-        try:
-            self.files.rm(self._path(name), recursive=True)
-        except FileNotFoundError:
-            return
+        """File by file: a recursive removal of the library's takes brackets in a name for a pattern."""
+        files = self.listing(name)
+        for file in files:
+            self.remove(f"{name}/{file}")
+        if self.folders:
+            inner = {above.as_posix() for file in files for above in PurePosixPath(name, file).parents}
+            for folder in sorted(
+                {name, *(path for path in inner if path.startswith(f"{name}/"))}, key=len, reverse=True
+            ):
+                with suppress(OSError):
+                    self.files.rmdir(self._path(folder))
 
     def _path(self, name: str) -> str:
         return f"{self.root}/{name}".rstrip("/")

@@ -80,7 +80,7 @@ def newest(checkpoints: Path, say: Callable[[str], None]) -> Path | None:
     return None
 
 
-def rotate(checkpoints: Path, keep: int, spared: Container[int] = ()) -> None:
+def rotate(checkpoints: Path, keep: int, spared: Container[int | None] = ()) -> None:
     """Remove all but the ``keep`` checkpoints of the highest steps and those of the steps in ``spared``."""
     for checkpoint in committed(checkpoints)[:-keep]:
         if step_of(checkpoint) not in spared:

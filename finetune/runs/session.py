@@ -98,10 +98,12 @@ def check_storage(folder: RunFolder, recipe: Recipe, model: torch.nn.Module, bfl
     if not folder.processes.main:
         return ""
     each = storage.checkpoint_bytes(model)
-    # one stays longer while it is copied to the mirror
-    keep = recipe.train.keep + recipe.evaluate.load_best + (recipe.mirror is not None)
+    keep = recipe.train.keep + recipe.evaluate.load_best
     present = sum(file.stat().st_size for file in folder.checkpoints.rglob("*") if file.is_file())
-    storage.check_room(folder.path, each, keep, _result_bytes(recipe, model, bfloat16), present)
+    # one more stays while it is copied to the mirror
+    storage.check_room(
+        folder.path, each, keep + (recipe.mirror is not None), _result_bytes(recipe, model, bfloat16), present
+    )
     return storage.describe(each, storage.probe(folder.path), recipe.train.save_every, keep)
 
 

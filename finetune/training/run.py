@@ -24,14 +24,12 @@ from hybrid_ft.finetune.mirror.mirror import Mirror, mirrored
 from hybrid_ft.finetune.reports.page import report_at_end
 from hybrid_ft.finetune.runs import checkpoints, device
 from hybrid_ft.finetune.runs.console import duration, say
-from hybrid_ft.finetune.runs.export import Exporter, relative_error
 from hybrid_ft.finetune.runs.folder import RunFolder
 from hybrid_ft.finetune.runs.identity import run_identity, tokenizer_digest
 from hybrid_ft.finetune.runs.launcher import agreed
 from hybrid_ft.finetune.runs.session import begin_or_go_on, check_storage, in_folder, newest_checkpoint
 from hybrid_ft.finetune.training import ends, fsdp, seams
 from hybrid_ft.finetune.training.memory_check import held_line, memory_line
-from hybrid_ft.hybrid_model.adapter_weights import merged
 from hybrid_ft.hybrid_model.checkpoint.generation_config import GenerationDefaults, generation_defaults
 from hybrid_ft.hybrid_model.gpu_trust import check_gpu
 
@@ -216,7 +214,7 @@ def _run(
         return 0
     with console.status("measuring after the training"):
         after = _measure(stage, start, trainer, defaults, "after")
-    results = export(trainer, recipe, folder, tokenizer, defaults, start.say)
+    results = ends.export(trainer, recipe, folder, tokenizer, defaults, start.say)
     stage.show(start, before, after)
     folder.finish(step=plan.steps, results=[path.name for path in results], held_out=after["held_out"])
     start.say(f"done in {duration(time.perf_counter() - began)}")
@@ -243,6 +241,8 @@ def _introduce(stage: Stage, start: Start, model: torch.nn.Module, resumed: Path
         how = "in pieces over them (FSDP2)" if train.sharded else "a copy in each (DDP)"
         start.say(f"processes {processes.count}, the model {how}")
     start.say(f"output    {start.folder.path}" + (f", going on from {resumed.name}" if resumed else ""))
+    if start.mirror:
+        start.say(f"mirror    {start.mirror.place.name}")
 
 
 def _before(stage: Stage, start: Start, trainer: RunTrainer, defaults: GenerationDefaults) -> dict[str, Any]:
@@ -329,31 +329,3 @@ def _train(start: Start, trainer: RunTrainer, progress: ShowProgress, resumed: P
         start.say(f"result    the weights of {best.name}, whose held-out loss was the lowest")
         trainer.load_weights(best)
     return True
-
-
-def export(
-    trainer: RunTrainer,
-    recipe: Recipe,
-    folder: RunFolder,
-    tokenizer: PreTrainedTokenizerBase,
-    defaults: GenerationDefaults,
-    say: Callable[[str], None],
-) -> list[Path]:
-    """Every result, verified; the last is the one to talk to."""
-    model: Any = seams.without_fused_head(trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False))
-    wanted = recipe.model
-    exporter = Exporter(folder.path, tokenizer, defaults, wanted.path, wanted.revision, wanted.quantize)
-    if not wanted.lora:
-        return [exporter.whole(model.to(torch.bfloat16) if models.in_bfloat16(recipe) else model)]
-    # an adapter on a base that was merged in memory would have nothing to be opened on
-    results = [] if wanted.merge_adapter else [exporter.adapter(model)]
-    if wanted.lora.merge:
-        if wanted.quantize:
-            whole = models.on_whole_base(recipe, tokenizer, model)
-            off = relative_error(whole, model)
-            say(
-                f"merged    onto the base as it was: logits {off:.1%} from those of the training, on its {wanted.quantize} base"
-            )
-            model = whole
-        results.append(exporter.whole(merged(model), "merged"))
-    return results

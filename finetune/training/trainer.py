@@ -288,8 +288,10 @@ class RunTrainer(Trainer):
                 self.state.save_to_json(str(staged / _STATE))
                 checkpoints.commit(staged, staging.with_name(name), self.watchdog.beat)
                 best = self.state.best_global_step if self.save_best else None
-                held = self.mirror.take(staging.with_name(name), best) if self.mirror else set()
-                checkpoints.rotate(self.folder.checkpoints, self.keep, held | ({best} if best else set()))
+                if self.mirror:
+                    self.mirror.take(staging.with_name(name), self.keep, best)
+                else:
+                    checkpoints.rotate(self.folder.checkpoints, self.keep, {best})
             self.processes.wait()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:

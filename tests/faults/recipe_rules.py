@@ -156,6 +156,7 @@ RULES: dict[str, Rule] = {
     "evaluate.samples": all_of(text),
     "evaluate.max_new_tokens": whole(1, 10**9),
     "output": or_null(text),
+    "mirror": or_null(text),
 }
 
 

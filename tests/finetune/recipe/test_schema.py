@@ -98,6 +98,7 @@ KEYS = [
     "evaluate.samples",
     "evaluate.max_new_tokens",
     "output",
+    "mirror",
 ]
 SOURCE = [
     "path",
@@ -125,6 +126,7 @@ FREE = [
     "train.trackers",
     "evaluate.every",
     "output",
+    "mirror",
 ]
 
 
