@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ class Mirror:
         self._names: dict[str, int] | None = {}
         self._copying: Copying | None = None
         self._left = False
-        self._last: tuple[int, int | None] | None = None
+        self._last: tuple[int, Collection[int | None]] | None = None
 
     def look(self) -> None:
         """Learn what is there. A folder where no run has begun gets the record of the run that is.
@@ -135,13 +135,14 @@ class Mirror:
             saved = checkpoints.committed(self._folder.checkpoints)
             self.begin(saved[-1] if saved else None)
 
-    def take(self, checkpoint: Path, keep: int, best: int | None) -> None:
-        """A checkpoint was committed: it is copied, and older ones go but for ``keep``, that of step ``best``, and what is
-        still being copied, which goes with the next."""
+    def take(self, folder: Path, keep: int, spared: Collection[int | None]) -> None:
+        """As ``checkpoints.rotate``, of which the newest is now copied, and those in ``spared``: what is still being copied
+        stays too, and goes with the next."""
         assert self._copying is not None  # it has begun with the run
-        self._last = (keep, best)
-        held = self._copying.take(checkpoint, best)
-        checkpoints.rotate(self._folder.checkpoints, keep, {best} | held)
+        self._last = (keep, spared)
+        best = next((step for step in spared if step), None)
+        held = self._copying.take(checkpoints.committed(folder)[-1], best)
+        checkpoints.rotate(folder, keep, {*spared, *held})
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -179,7 +180,7 @@ class Mirror:
         copying.stop()
         if copying.up_to_date:
             if self._last:
-                checkpoints.rotate(self._folder.checkpoints, self._last[0], {self._last[1]})
+                checkpoints.rotate(self._folder.checkpoints, *self._last)
             return
         self._left = not copying.taken
         saved = checkpoints.committed(self._folder.checkpoints)

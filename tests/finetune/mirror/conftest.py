@@ -37,7 +37,7 @@ class Run:
         checkpoints.commit(staged, final)
         with open(self.folder.metrics, "a") as out:
             out.write(json.dumps({"step": step}) + "\n")
-        self.mirror.take(final, keep, best)
+        self.mirror.take(self.folder.checkpoints, keep, {best})
         return final
 
     def finish(self, step: int) -> None:
