@@ -1,4 +1,4 @@
-"""A run's mirror, from the start that may fetch from it to the end that waits for it."""
+"""A run's mirror: what a start fetches, and what its end waits for."""
 
 from __future__ import annotations
 
