@@ -97,6 +97,13 @@ KEYS = [
     "evaluate.answers",
     "evaluate.samples",
     "evaluate.max_new_tokens",
+    "evaluate.suite",
+    "evaluate.suite.tasks",
+    "evaluate.suite.forgetting",
+    "evaluate.suite.limit",
+    "evaluate.suite.every",
+    "evaluate.suite.best",
+    "evaluate.suite.run_code",
     "output",
 ]
 SOURCE = [
@@ -124,6 +131,7 @@ FREE = [
     "train.check_memory",
     "train.trackers",
     "evaluate.every",
+    "evaluate.suite",
     "output",
 ]
 
