@@ -18,7 +18,7 @@ from transformers import TrainerState, set_seed
 from hybrid_ft.errors import STORAGE, InputError
 from hybrid_ft.finetune import models
 from hybrid_ft.finetune.data.tokens.arguments import save_arguments
-from hybrid_ft.finetune.evaluation import answers, hard_rows
+from hybrid_ft.finetune.evaluation import answers
 from hybrid_ft.finetune.machines.hardware import check_hardware
 from hybrid_ft.finetune.mirror.mirror import Mirror, mirrored
 from hybrid_ft.finetune.reports.page import report_at_end
@@ -30,7 +30,7 @@ from hybrid_ft.finetune.runs.launcher import agreed
 from hybrid_ft.finetune.runs.session import begin_or_go_on, check_storage, in_folder, newest_checkpoint
 from hybrid_ft.finetune.training import ends, fsdp, seams, tasks
 from hybrid_ft.finetune.training.memory_check import held_line, memory_line
-from hybrid_ft.finetune.training.trainer import LOWEST_LOSS, STATE
+from hybrid_ft.finetune.training.trainer import STATE
 from hybrid_ft.hybrid_model.checkpoint.generation_config import GenerationDefaults, generation_defaults
 from hybrid_ft.hybrid_model.gpu_trust import check_gpu
 
@@ -93,18 +93,10 @@ class Start:
             "stop": self.stop,
             "origins": lambda row: origins[row],
             "arithmetic": partial(models.arithmetic, self.recipe),
-            "best_of": _chosen_by(self.recipe),
+            "best_of": tasks.chosen_by(self.recipe),
             "loraplus_ratio": self.recipe.train.loraplus_ratio,
             "mirror": self.mirror,
         }
-
-
-def _chosen_by(recipe: Recipe) -> str | None:
-    """What the result's checkpoint is the best of; None: it is the last."""
-    suite = recipe.evaluate.suite
-    if recipe.evaluate.load_best:
-        return LOWEST_LOSS
-    return f"best score in {suite.best}" if suite and suite.best else None
 
 
 @dataclass(frozen=True)
@@ -230,7 +222,8 @@ def _run(
     with console.status("measuring after the training"):
         after = _measure(stage, start, trainer, defaults, "after")
         then = tasks.after(trainer, suite)
-        start.say(f"hard rows {_hard_rows(start, trainer)}")
+        hard = tasks.find_hard_rows(trainer, prepared, tokenizer, recipe.train.seed)
+        start.say(f"hard rows {hard}")
     results = ends.export(trainer, recipe, folder, tokenizer, defaults, start.say)
     stage.show(start, before, after)
     if suite is not None and asked and then:
@@ -296,17 +289,6 @@ def _measure(
         if lines:
             answers.write_lines(start.folder.path / f"{kind}-{when}.jsonl", lines)
     return {"held_out": held_out, "answers": answered, "samples": samples}
-
-
-def _hard_rows(start: Start, trainer: RunTrainer) -> str:
-    """Keep the rows of highest loss, and say which they are."""
-    prepared, model = start.prepared, seams.plain_model(trainer.accelerator.unwrap_model(trainer.model))
-    splits = {"training": prepared.train} | ({"held-out": prepared.eval} if prepared.eval is not None else {})
-    tokens = int(hard_rows.SHARE * trainer.state.num_input_tokens_seen)
-    with trainer.measuring():
-        found = hard_rows.hard_rows(model, start.tokenizer, splits, tokens, start.recipe.train.seed)
-    answers.write_lines(start.folder.path / hard_rows.FILE, found.rows)
-    return found.summary()
 
 
 def _train(start: Start, trainer: RunTrainer, progress: ShowProgress, resumed: Path | None) -> bool:

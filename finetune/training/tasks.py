@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from hybrid_ft.finetune.evaluation import answers, hard_rows
 from hybrid_ft.finetune.evaluation.suite import Suite
 from hybrid_ft.finetune.runs.checkpoints import step_of
 from hybrid_ft.finetune.runs.processes import Processes
 from hybrid_ft.finetune.runs.signals import Stopped
 from hybrid_ft.finetune.training import seams
+from hybrid_ft.finetune.training.trainer import LOWEST_LOSS, RunTrainer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
     from hybrid_ft.finetune.recipe import schema
     from hybrid_ft.finetune.recipe.schema import Recipe
     from hybrid_ft.finetune.runs.folder import RunFolder
-    from hybrid_ft.finetune.training.trainer import RunTrainer
 
 
 class TasksOnTheWay(TrainerCallback):
@@ -102,6 +103,25 @@ def after(trainer: RunTrainer, suite: Suite | None) -> list[Scored] | None:
         return None
     assert trainer.result_step is not None
     return measured(trainer, suite, trainer.result_step)
+
+
+def chosen_by(recipe: Recipe) -> str | None:
+    """What the result's checkpoint is the best of; None: it is the last."""
+    suite = recipe.evaluate.suite
+    if recipe.evaluate.load_best:
+        return LOWEST_LOSS
+    return f"best score in {suite.best}" if suite and suite.best else None
+
+
+def find_hard_rows(trainer: RunTrainer, prepared: Any, tokenizer: PreTrainedTokenizerBase, seed: int) -> str:
+    """Keep the rows of highest loss in the run's folder, and say which they are."""
+    model = seams.plain_model(trainer.accelerator.unwrap_model(trainer.model))
+    splits = {"training": prepared.train} | ({"held-out": prepared.eval} if prepared.eval is not None else {})
+    tokens = int(hard_rows.SHARE * trainer.state.num_input_tokens_seen)
+    with trainer.measuring():
+        found = hard_rows.hard_rows(model, tokenizer, splits, tokens, seed)
+    answers.write_lines(trainer.folder.path / hard_rows.FILE, found.rows)
+    return found.summary()
 
 
 def measured(trainer: RunTrainer, suite: Suite, step: int, processes: Processes | None = None) -> list[Scored] | None:

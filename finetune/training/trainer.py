@@ -240,10 +240,9 @@ class RunTrainer(Trainer):
         measured = self.held_out()
         if self.stop.now:
             return {}
-        step, loss = self.state.global_step, measured["loss"]
-        self.held_out_at = (step, measured)
+        self.held_out_at = (self.state.global_step, measured)
         if self.best_of == LOWEST_LOSS:
-            self.note_best(loss)
+            self.note_best(measured["loss"])
         metrics = {f"eval_{name}": value for name, value in measured.items()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
