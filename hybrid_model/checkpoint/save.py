@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.olmo_hybrid import OlmoHybridConfig
 from transformers.models.olmo_hybrid import modeling_olmo_hybrid as hf
 
@@ -15,6 +15,7 @@ from hybrid_ft.hybrid_model.checkpoint.base_layout import save_in_base_layout, v
 from hybrid_ft.hybrid_model.checkpoint.tokenizer import check_vocabulary
 from hybrid_ft.hybrid_model.checkpoint.torch_functions import torch_functions
 from hybrid_ft.hybrid_model.checkpoint.weight_files import give_usual_mode
+from hybrid_ft.hybrid_model.families.family import is_scorer
 from hybrid_ft.hybrid_model.families.olmo_hybrid.model import OlmoHybridForCausalLM
 from hybrid_ft.hybrid_model.families.olmo_hybrid.names import released_shapes
 
@@ -32,6 +33,8 @@ def save(model: OlmoHybridForCausalLM, folder: str | Path, tokenizer: PreTrained
     if tokenizer is not None:
         check_vocabulary(tokenizer, model.config)
     folder = Path(folder)
+    if is_scorer(model.config):
+        return _save_scorer(model, folder, tokenizer)
     if model.config.model_type != "olmo_hybrid":
         save_in_base_layout(model, folder)
         give_usual_mode(folder.glob("*.safetensors"))
@@ -43,6 +46,18 @@ def save(model: OlmoHybridForCausalLM, folder: str | Path, tokenizer: PreTrained
     model.save_pretrained(folder, state_dict=state_dict, max_shard_size="5GB")
     give_usual_mode(folder.glob("*.safetensors"))
     write_config(model.config, folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _save_scorer(model: PreTrainedModel, folder: Path, tokenizer: PreTrainedTokenizerBase | None) -> Path:
+    """A reward model in transformers' own layout, in one dtype."""
+    state_dict = {name: tensor.to(model.dtype) for name, tensor in model.state_dict().items()}
+    model.save_pretrained(folder, state_dict=state_dict, max_shard_size="5GB")
+    give_usual_mode(folder.glob("*.safetensors"))
+    if model.config.model_type == "olmo_hybrid":
+        write_config(model.config, folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     return folder
@@ -65,7 +80,7 @@ def verify(folder: str | Path, model: OlmoHybridForCausalLM) -> float:
     rope where the model has none, and for end tokens outside the vocabulary.
     """
     folder = Path(folder)
-    if model.config.model_type != "olmo_hybrid":
+    if model.config.model_type != "olmo_hybrid" or is_scorer(model.config):
         return verify_in_base_layout(folder, model)
     half = model.dtype in (torch.bfloat16, torch.float16)
     compared = torch.float32 if half else model.dtype
