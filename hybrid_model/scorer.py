@@ -14,7 +14,13 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, MODEL_MAPPING, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    MODEL_MAPPING,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.modeling_layers import GenericForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
@@ -48,6 +54,12 @@ def scorer_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     return own or _generic(type(config), family_of(config).model_types[config.model_type])
 
 
+def refuse_scorer(config: PreTrainedConfig, place: object) -> None:
+    """Refuse a reward model where one that writes is needed; ``place`` goes into the message. Raises InputError."""
+    if is_scorer(config):
+        raise InputError(f"{place}: holds a reward model, which gives scores and writes nothing; name a language model")
+
+
 def in_plain_transformers(config: PreTrainedConfig) -> bool:
     """Whether ``AutoModelForSequenceClassification`` opens it."""
     return type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
@@ -73,6 +85,7 @@ def flat_scorer(model: PreTrainedModel) -> PreTrainedModel:
         lay_flat(model)
     if not hasattr(model, "scores_last_tokens"):
         model.__class__ = _flat(type(model))
+    model.generation_config = GenerationConfig()  # what reads it finds nothing
     return model
 
 

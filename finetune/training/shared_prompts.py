@@ -30,9 +30,10 @@ def count_work(
     config: PreTrainedConfig,
     frozen_weights: bool,
     answers: Sequence[str] = ("chosen_ids", "rejected_ids"),
+    head: bool = True,
 ) -> Callable[[Sequence[dict[str, Any]]], tuple[int, int]]:
     """Operations of a training step on rows with these answers: each prompt once, and each prompt in every answer's row;
-    padding is not counted."""
+    padding is not counted. ``head``: the answers' tokens are projected to the vocabulary."""
 
     def count(rows: Sequence[dict[str, Any]]) -> tuple[int, int]:
         prompts = list(dict.fromkeys(tuple(row["prompt_ids"]) for row in rows))
@@ -43,7 +44,7 @@ def count_work(
                 lengths.append(len(answer))
                 parents.append(place[tuple(row["prompt_ids"])])
                 whole.append(len(row["prompt_ids"]) + len(answer))
-        projected = sum(lengths[len(prompts) :])
+        projected = sum(lengths[len(prompts) :]) if head else 0
         return (
             training_flops(config, lengths, parents, projected, frozen_weights),
             training_flops(config, whole, None, projected, frozen_weights),

@@ -56,6 +56,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     return raw
 
 
+def scores(raw: dict[str, Any]) -> bool:
+    """Whether a described adapter makes a reward model of its base."""
+    return raw.get("task_type") == "SEQ_CLS"
+
+
 def read_adapter(folder: Path) -> Adapter:
     """An adapter folder's description, for a model to talk to. Raises InputError for one that is not plain LoRA."""
     from peft import LoraConfig
@@ -91,7 +96,7 @@ def read_adapter(folder: Path) -> Adapter:
         modules_to_save=_names(path, raw),
         trainable_token_indices=_token_rows(path, raw),
         ensure_weight_tying=raw.get("ensure_weight_tying") is True,
-        task_type="CAUSAL_LM",
+        task_type="SEQ_CLS" if scores(raw) else "CAUSAL_LM",
     )
     return Adapter(base, revision, config)
 

@@ -110,7 +110,9 @@ def verify_in_base_layout(folder: Path, model: PreTrainedModel) -> float:
         if float((ours - theirs).norm()) > eps * float(ours.norm()):
             raise RuntimeError(f"{folder}: {name} is not as it is in memory")
     # a reward model gives one number a row
-    tokens = torch.randint(config.vocab_size, (8, 64) if is_scorer(config) else (1, 64), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(
+        config.vocab_size, (8, 64) if is_scorer(config) else (1, 64), generator=torch.Generator().manual_seed(0)
+    )
     ran = copy.deepcopy(model).cpu().float().eval()
     ran.load_state_dict(plain.state_dict())
     with torch.no_grad(), torch_functions():

@@ -134,7 +134,9 @@ def load_scorer(
             raise
         raise InputError(f"{folder}: transformers cannot open it: {one_line(error)[:300]}") from None
     known = {HEAD} if new else set()
-    unexpected = [name for name in info["unexpected_keys"] if not (is_carried(family, name) or (new and is_of_head(name)))]
+    unexpected = [
+        name for name in info["unexpected_keys"] if not (is_carried(family, name) or (new and is_of_head(name)))
+    ]
     _refuse_others(folder, [name for name in info["missing_keys"] if name not in known], unexpected, info)
     return flat_scorer(model.eval()) if flat else model.eval()
 
