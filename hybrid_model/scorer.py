@@ -1,4 +1,4 @@
-"""Reward models: a family's text model under a head that gives each row one score.
+"""Reward models: a text model under a head of one score a row.
 
 transformers calls them models for sequence classification with one label: ``score`` is applied to the hidden state of a
 row's last token that is not padding. Where transformers has no such class of an architecture, its generic one is put over
@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Hashable
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -51,7 +52,7 @@ def scorer_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     Raises InputError for an architecture over which the generic class cannot be put.
     """
     own = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(config), None)
-    return own or _generic(type(config), family_of(config).model_types[config.model_type])
+    return own or _generic(cast(Hashable, type(config)), family_of(config).model_types[config.model_type])
 
 
 def refuse_scorer(config: PreTrainedConfig, place: object) -> None:
@@ -66,7 +67,7 @@ def in_plain_transformers(config: PreTrainedConfig) -> bool:
 
 
 @cache
-def _generic(config_class: type[PreTrainedConfig], causal_name: str) -> type[PreTrainedModel]:
+def _generic(config_class: Any, causal_name: str) -> type[PreTrainedModel]:
     causal: Any = getattr(transformers, causal_name)
     parent = next((cls for cls in causal.__mro__[1:] if issubclass(cls, PreTrainedModel)), PreTrainedModel)
     base: Any = MODEL_MAPPING.get(config_class, None)
@@ -84,7 +85,7 @@ def flat_scorer(model: PreTrainedModel) -> PreTrainedModel:
     if not isinstance(model, OlmoHybridForSequenceClassification):
         lay_flat(model)
     if not hasattr(model, "scores_last_tokens"):
-        model.__class__ = _flat(type(model))
+        model.__class__ = _flat(cast(Hashable, type(model)))
     model.generation_config = GenerationConfig()  # what reads it finds nothing
     return model
 

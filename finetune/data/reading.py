@@ -145,7 +145,7 @@ def converted(
             if COLUMN in row.values and not isinstance(made, PlainText):
                 made.template_arguments = row_arguments(row.values[COLUMN])
                 read.add(COLUMN)
-            if margins and MARGIN in row.values:
+            if margins and isinstance(made, Preference) and MARGIN in row.values:
                 made.margin = margin_from(row.values[MARGIN])
                 read.add(MARGIN)
         except reason as why:

@@ -160,10 +160,8 @@ def load_stages(path: str | Path, overrides: Sequence[str] = ()) -> Stages:
         )
     for number, entry in enumerate(entries[1:], start=1):
         if _kind(entries[number - 1]) == "reward" and (kind := _kind(entry)) not in ("reward", "export"):
-            text = (
-                f"got {kind} after reward, whose model gives scores and writes nothing; let reward be the last to train"
-            )
-            mistakes.found_in_values([Wrong(("stages", number), text)])
+            why = f"got {kind} after reward, whose model writes nothing; let reward be the last stage that trains"
+            mistakes.found_in_values([Wrong(("stages", number), why)])
     if mistakes:
         raise InputError(mistakes.render())
     assert whole is not None

@@ -61,6 +61,11 @@ OVERRIDDEN = {
         "compute_ref_log_probs": "each prompt is computed once",
         "_compute_loss": "each prompt is computed once; measures are summed",
     },
+    "ScoreTrainer": {
+        "__init__": "micro-batches by tokens, each prompt once",
+        "_prepare_dataset": "nothing: the pairs are prepared",
+        "compute_loss": "scores are summed for the measures",
+    },
     "AnswerTrainer": {
         "__init__": "no reference model, a head of log-probabilities alone",
         "_prepare_dataset": "nothing: the answers are prepared",
@@ -84,6 +89,7 @@ USED = {
     ),
     "DPOTrainer": ("_compute_loss", "_metrics", "_tokenizer", "loss_types", "beta", "label_smoothing"),
     "KTOTrainer": ("_compute_loss", "_metrics", "_tokenizer", "beta", "calculate_KL"),
+    "RewardTrainer": ("_metrics",),
 }
 """What else of theirs is used that is not documented: methods, and names that their methods set."""
 

@@ -134,6 +134,8 @@ def _check_named(
     path = folder / CONFIG
     for ending in adapter.config.modules_to_save or ():
         named = [name for name in shapes if name.rpartition(".")[0].endswith(ending)]
+        if not named and ending == "classifier" and adapter.config.task_type == "SEQ_CLS":
+            continue  # PEFT names it beside score, whichever the model has
         if lost := [name for name in named if name not in held] or ([] if named else [ending]):
             raise InputError(f"{path}: modules_to_save names {ending}, and {WEIGHTS} does not hold {lost[0]}")
         if tied and not adapter.config.ensure_weight_tying and {_module(name) for name in named} & set(_EMBEDDINGS):

@@ -6,10 +6,10 @@ A multimodal checkpoint holds more than its text model. The rest stays in its fo
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Hashable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -59,7 +59,7 @@ def text_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     """transformers' class of the text model, which keeps in float32 what the family says."""
     family = family_of(config)
     if is_scorer(config):
-        return _keeping(scorer_class(config), family)
+        return _keeping(cast(Hashable, scorer_class(config)), family)
     return _keeping(getattr(transformers, family.model_types[config.model_type]), family)
 
 
@@ -115,7 +115,8 @@ def load_scorer(
     """
     new, config = not is_scorer(config), as_scorer(config)
     family = family_of(config)
-    cls: Any = _keeping(flat_class(config) if flat else scorer_class(config), family)
+    plain: Any = flat_class(config) if flat else scorer_class(config)
+    cls: Any = _keeping(plain, family)
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
