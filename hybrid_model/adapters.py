@@ -142,6 +142,7 @@ def add_lora(
     from peft import LoraConfig, get_peft_model
 
     from hybrid_ft.hybrid_model.adapter_weights import keep_start, train_in_float32
+    from hybrid_ft.hybrid_model.layers.lora_linear import add_by_one_product
 
     more: dict[str, Any] = {}
     if parameters := target_parameters(targets, model.config):
@@ -179,6 +180,7 @@ def add_lora(
         warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys did not match", RuntimeWarning)
         adapted = get_peft_model(model, config)
     train_in_float32(adapted)
+    add_by_one_product(adapted)
     if init in FROM_THE_BASE:
         # a second adapter of this config, as TRL adds one, would take its own part out of the base
         adapted.peft_config["default"].init_lora_weights = True

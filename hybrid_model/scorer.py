@@ -8,6 +8,7 @@ the architecture's own base model; that is how its own classes are made.
 from __future__ import annotations
 
 import copy
+import os
 import re
 from collections.abc import Hashable
 from functools import cache
@@ -28,7 +29,6 @@ from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 from hybrid_ft.errors import InputError
 from hybrid_ft.hybrid_model.families.family import is_scorer
 from hybrid_ft.hybrid_model.families.known import family_of
-from hybrid_ft.hybrid_model.families.olmo_hybrid.scorer import OlmoHybridForSequenceClassification
 from hybrid_ft.hybrid_model.lay_flat import lay_flat
 from hybrid_ft.hybrid_model.layers.adapter import disguised
 
@@ -82,17 +82,11 @@ def _generic(config_class: Any, causal_name: str) -> type[PreTrainedModel]:
 
 def flat_scorer(model: PreTrainedModel) -> PreTrainedModel:
     """A reward model of transformers', laid flat, in place: packed documents, shared prompts, and only last tokens scored."""
-    if not isinstance(model, OlmoHybridForSequenceClassification):
-        lay_flat(model)
+    lay_flat(model)
     if not hasattr(model, "scores_last_tokens"):
         model.__class__ = _flat(cast(Hashable, type(model)))
     model.generation_config = GenerationConfig()  # what reads it finds nothing
     return model
-
-
-def flat_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
-    """What is loaded before ``flat_scorer``: of Olmo Hybrid this project's own."""
-    return OlmoHybridForSequenceClassification if config.model_type == "olmo_hybrid" else scorer_class(config)
 
 
 @cache
@@ -128,6 +122,19 @@ def _flat(cls: Any) -> type[PreTrainedModel]:
                 keep_positions=last, **kwargs,
             )  # fmt: skip
             return SequenceClassifierOutputWithPast(logits=self.score(outputs.last_hidden_state.squeeze(0)))
+
+        def save_pretrained(
+            self,
+            save_directory: str | os.PathLike[str],
+            is_main_process: bool = True,
+            state_dict: dict[str, torch.Tensor] | None = None,
+            **kwargs: Any,
+        ) -> None:
+            """transformers' own, with the released checkpoint's tensor names where the family has its own way of them."""
+            if (released := family_of(self.config).released) is not None:
+                state_dict = released.named(self.state_dict() if state_dict is None else state_dict, self.config)
+                kwargs["save_original_format"] = False
+            super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
 
     return disguised(FlatScorer, cls)
 

@@ -37,7 +37,6 @@ from hybrid_ft.finetune.data.prepare import prepare
 from hybrid_ft.finetune.recipe.schema import Recipe
 from hybrid_ft.finetune.runs.folder import RunFolder
 from hybrid_ft.finetune.runs.signals import StopRequest
-from hybrid_ft.finetune.training.dpo.batches import Pair
 from hybrid_ft.finetune.training.dpo.metrics import show_progress
 from hybrid_ft.finetune.training.dpo.stage import dpo_arguments, plan_of
 from hybrid_ft.finetune.training.dpo.trainer import PairTrainer
@@ -56,19 +55,6 @@ class StockTrainer(DPOTrainer):
 
     def _precompute_ref_logps(self, dataset: Dataset, *args: Any) -> Dataset:
         return dataset
-
-
-@dataclass(frozen=True)
-class Unshared:
-    """Our batches as if no two rows had a token in common: every row runs its prompt, and counts it."""
-
-    collate: Callable[[list[Pair]], dict[str, Any]]
-
-    def __call__(self, pairs: list[Pair]) -> dict[str, Any]:
-        step = self.collate(pairs)
-        for batch in step["micro_batches"]:
-            del batch["prompt_lengths"], batch["prompt_rows"]
-        return step
 
 
 @dataclass
@@ -100,7 +86,7 @@ class Task:
 
     def unshared(self) -> Trainer:
         trainer = self.ours()
-        trainer.data_collator = Unshared(replace(trainer.data_collator, budget=self.recipe.train.batch_tokens))
+        trainer.data_collator = replace(trainer.data_collator, forks=False)
         return trainer
 
     def stock(self) -> Trainer:

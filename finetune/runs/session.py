@@ -94,7 +94,7 @@ def check_storage(folder: RunFolder, recipe: Recipe, model: torch.nn.Module, bfl
     if not folder.processes.main:
         return ""
     each = storage.checkpoint_bytes(model)
-    keep = recipe.train.keep + recipe.evaluate.load_best
+    keep = recipe.train.keep + recipe.evaluate.keeps_best
     present = sum(file.stat().st_size for file in folder.checkpoints.rglob("*") if file.is_file())
     storage.check_room(folder.path, each, keep, _result_bytes(recipe, model, bfloat16), present)
     return storage.describe(each, storage.probe(folder.path), recipe.train.save_every, keep)

@@ -7,29 +7,35 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch.nn import functional as F
+
+from hybrid_ft.finetune.training.answer_tokens import AnswerTokens
+
+_OF_ROWS = {"input_ids", "attention_mask", "prompt_lengths", "prompt_rows"}
 
 
 def answer_log_probs(
     model: Callable[..., Any],
+    answers: AnswerTokens,
     labels: torch.Tensor,
-    attention_mask: torch.Tensor,
     seen: list[torch.Tensor] | None = None,
     **inputs: Any,
 ) -> SimpleNamespace:
-    """What TRL reads from its fused head, [B, T - 1] each; the model hands back the tokens before a labelled one alone.
+    """What TRL reads from its fused head, [B, T - 1] each, for ``answers``, which hold the tokens of its padded rows.
 
-    The padded hidden states, which the head would look through for them, are never formed. Rows are padded on the
-    right. Entropies, mean logits and hits, which TRL only reports, are zeros. ``seen`` receives the log-probabilities.
+    The model hands back the places before an answer's tokens alone: padded hidden states, which the head would look
+    through for them, are never formed, and nothing is asked of the GPU. Entropies, mean logits and hits, which TRL only
+    reports, are zeros. ``seen`` receives the log-probabilities.
     """
-    labels = labels[:, 1:]
-    wanted = labels != -100
-    keep = F.pad(wanted, (0, 1))
-    # a head leaves out the last place it is given: the batch's last token, which predicts nothing, comes for that
-    keep[-1, attention_mask[-1].sum() - 1] = True
-    targets = F.pad(labels[wanted], (1, 0), value=-100).unsqueeze(0)
-    found = model(**inputs, attention_mask=attention_mask, keep_positions=keep, labels=targets).log_probs
-    log_probs = found.new_zeros(wanted.shape).masked_scatter(wanted, found)
+    answers = answers.to(labels.device)
+    found = model(
+        input_ids=answers.input_ids,
+        layout=answers.layout,
+        keep_positions=answers.before,
+        labels=answers.targets,
+        **{name: value for name, value in inputs.items() if name not in _OF_ROWS},
+    ).log_probs
+    log_probs = found.new_zeros(answers.shape[0] * answers.shape[1]).index_copy(0, answers.places, found.flatten())
+    log_probs = log_probs.view(answers.shape)
     if seen is not None:
         seen.append(log_probs.detach())
     nothing = torch.zeros_like(log_probs, requires_grad=False)

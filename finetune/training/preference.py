@@ -23,11 +23,10 @@ def fill_reference(
     cache: ReferenceCache,
     splits: Mapping[str, tuple[Dataset, Sequence[bytes]]],
     compute: Callable[..., Any],
-    *more: Any,
 ) -> Values:
     """The reference's log-probabilities of every row, by its digest, from the cache or computed now.
 
-    splits: rows and their digests, by name; ``compute`` and ``more``: as ``ReferenceCache.fill`` takes them
+    splits: rows and their digests, by name; ``compute``: as ``ReferenceCache.fill`` takes it
     """
     began, values = time.perf_counter(), dict[bytes, Any]()
     with Progress(console=start.console, transient=True, disable=not start.console.is_terminal) as live:
@@ -41,7 +40,6 @@ def fill_reference(
                 start.say,
                 partial(_advance, live, task),
                 start.folder.processes,
-                *more,
             )
     start.say(f"reference {cache.folder} ({duration(time.perf_counter() - began)})")
     return values

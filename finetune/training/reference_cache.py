@@ -25,12 +25,12 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from hybrid_ft.errors import NUMERICS, InputError
-from hybrid_ft.finetune.data.packing import pack
 from hybrid_ft.finetune.runs import lock
 from hybrid_ft.finetune.runs.atomic import sha256, write_text
 from hybrid_ft.finetune.runs.identity import digest, short_digest
 from hybrid_ft.finetune.runs.processes import Processes
-from hybrid_ft.finetune.training.portions import Row, tokens_of
+from hybrid_ft.finetune.training.portions import Row
+from hybrid_ft.finetune.training.shared_prompts import divided
 from hybrid_ft.hybrid_model.checkpoint.weight_files import give_usual_mode
 
 PIECE = 512
@@ -39,7 +39,6 @@ PIECE = 512
 Values = dict[bytes, tuple[float, ...]]
 """Log-probabilities of a row's answers by its digest."""
 Compute = Callable[[Sequence[Row]], tuple[torch.Tensor, ...]]
-Divide = Callable[[Sequence[Row], int], list[list[int]]]
 
 
 @dataclass(frozen=True)
@@ -155,16 +154,14 @@ class ReferenceCache:
         say: Callable[[str], None],
         show: Callable[[int, int], None] = lambda done, total: None,
         processes: Processes | None = None,
-        divide: Divide | None = None,
     ) -> Values:
         """The values of all rows; those that are not in the folder are computed, piece by piece, and written.
 
-        ``compute`` gets micro-batches of at most ``batch_tokens``, as ``divide`` makes them, and gives float32 [rows] for
-        each of the answers. Several processes share the pieces; number 0 reads and writes. Raises InputError for a
+        ``compute`` gets micro-batches of at most ``batch_tokens``, rows of one prompt together, and gives float32 [rows]
+        for each of the answers. Several processes share the pieces; number 0 reads and writes. Raises InputError for a
         value that is not finite.
         """
         processes = processes or Processes()
-        divide = divide or self._divide
         with self._opened(say) if processes.main else nullcontext():
             values, total = processes.of_main(self._read(say) if processes.main else None), len(rows)
             missing = {digest: row for row, digest in enumerate(digests) if digest not in values}
@@ -175,7 +172,9 @@ class ReferenceCache:
                 mine = pieces[turn + processes.rank] if turn + processes.rank < len(pieces) else []
                 named = [digests[row] for row in mine]
                 members = list(rows.select(mine))
-                for found in processes.gather(_computed(members, named, divide(members, batch_tokens), compute)):
+                for found in processes.gather(
+                    _computed(members, named, divided(members, self.kind.tokens[1:], batch_tokens), compute)
+                ):
                     values |= found
                     if found and processes.main:
                         self._add(found)
@@ -190,9 +189,6 @@ class ReferenceCache:
             if not (self.folder / _MANIFEST).exists():
                 self._write({"key": self.key, "pieces": {}})
             yield
-
-    def _divide(self, rows: Sequence[Row], budget: int) -> list[list[int]]:
-        return pack([tokens_of(row, self.kind.tokens) for row in rows], budget)
 
     def _add(self, values: Values) -> None:
         manifest = self._manifest()

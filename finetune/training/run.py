@@ -28,8 +28,9 @@ from hybrid_ft.finetune.runs.folder import RunFolder
 from hybrid_ft.finetune.runs.identity import run_identity, tokenizer_digest
 from hybrid_ft.finetune.runs.launcher import agreed
 from hybrid_ft.finetune.runs.session import begin_or_go_on, check_storage, in_folder, newest_checkpoint
-from hybrid_ft.finetune.training import ends, fsdp, seams
+from hybrid_ft.finetune.training import ends, fsdp, seams, tasks
 from hybrid_ft.finetune.training.memory_check import held_line, memory_line
+from hybrid_ft.finetune.training.trainer import LOWEST_LOSS
 from hybrid_ft.hybrid_model.adapter_weights import merged
 from hybrid_ft.hybrid_model.checkpoint.generation_config import GenerationDefaults, generation_defaults
 from hybrid_ft.hybrid_model.gpu_trust import check_gpu
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from transformers import PreTrainedTokenizerBase
 
+    from hybrid_ft.finetune.evaluation.suite import Suite
     from hybrid_ft.finetune.recipe.schema import Recipe
     from hybrid_ft.finetune.runs.signals import StopRequest
     from hybrid_ft.finetune.training.plan import Plan
@@ -75,6 +77,7 @@ class Start:
     tokenizer: PreTrainedTokenizerBase
     prepared: Any
     plan: Plan
+    suite: Suite | None = None
 
     def say(self, text: str) -> None:
         say(self.console, text)
@@ -90,9 +93,17 @@ class Start:
             "stop": self.stop,
             "origins": lambda row: origins[row],
             "arithmetic": partial(models.arithmetic, self.recipe),
-            "save_best": self.recipe.evaluate.load_best,
+            "best_of": _chosen_by(self.recipe),
             "loraplus_ratio": self.recipe.train.loraplus_ratio,
         }
+
+
+def _chosen_by(recipe: Recipe) -> str | None:
+    """What the result's checkpoint is the best of; None: it is the last."""
+    suite = recipe.evaluate.suite
+    if recipe.evaluate.load_best:
+        return LOWEST_LOSS
+    return f"best score in {suite.best}" if suite and suite.best else None
 
 
 @dataclass(frozen=True)
@@ -159,11 +170,12 @@ def _run(recipe: Recipe, stage: Stage, folder: RunFolder, console: Console, stop
     # what the rows were rendered with is what the result answers with
     tokenizer.chat_template = prepared.chat_template
     save_arguments(tokenizer, prepared.template_arguments)
-    identity |= {"tokenizer": tokenizer_digest(tokenizer)} | stage.identity(prepared)
+    suite = tasks.suite_of(recipe, tokenizer, folder)
+    identity |= {"tokenizer": tokenizer_digest(tokenizer)} | stage.identity(prepared) | tasks.identity(recipe, suite)
     changed = folder.check(identity, how.accept, how.extend)
     plan = stage.plan(recipe, prepared, folder.processes.count)
     ends.check_longer(folder, plan.steps)
-    start = Start(recipe, folder, console, stop, tokenizer, prepared, plan)
+    start = Start(recipe, folder, console, stop, tokenizer, prepared, plan, suite)
     memory = memory_line(recipe, prepared, folder.processes.count) if device.is_gpu() else None
 
     model = models.load_model(recipe, tokenizer)
@@ -175,7 +187,7 @@ def _run(recipe: Recipe, stage: Stage, folder: RunFolder, console: Console, stop
     _introduce(stage, start, model, resumed, (memory, saves))
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder.path / "tensorboard")
     progress = stage.progress(console, folder.metrics)
-    trainer = stage.trainer(start, model, progress)
+    trainer = tasks.with_tasks(stage.trainer(start, model, progress), suite, recipe.evaluate.suite)
     if not folder.begun and folder.processes.main:
         folder.checkpoints.rmdir()  # transformers makes it at once
     with console.status("the GPU's self-test"):
@@ -185,13 +197,17 @@ def _run(recipe: Recipe, stage: Stage, folder: RunFolder, console: Console, stop
     if "data" not in folder.record:
         folder.note(data={"summary": prepared.report.summary(), "account": prepared.report.as_dict()})
     stage.ready(start, trainer, tried)
+    asked = tasks.before(trainer, suite, resumed, recipe.train.sharded)
     before = _before(stage, start, trainer, defaults)
     if not _train(start, trainer, progress, resumed):
         return 0
     with console.status("measuring after the training"):
         after = _measure(stage, start, trainer, defaults, "after")
+        then = tasks.after(trainer, suite)
     results = export(trainer, recipe, folder, tokenizer, defaults, start.say)
     stage.show(start, before, after)
+    if suite is not None and asked and then:
+        suite.conclude(console, asked, then, [recipe.model.path, *map(str, results[-1:])])
     folder.finish(step=plan.steps, results=[path.name for path in results], held_out=after["held_out"])
     start.say(f"done in {duration(time.perf_counter() - began)}")
     start.say(report_at_end(folder.path))
@@ -296,11 +312,11 @@ def _train(start: Start, trainer: RunTrainer, progress: ShowProgress, resumed: P
     if best is not None and best != last:
         if wrong := checkpoints.fault(best):
             raise InputError(
-                f"{best}: {wrong}; it had the lowest held-out loss. Restore it, or take the last weights: start again with "
-                "evaluate.load_best=false --accept-changes",
+                f"{best}: {wrong}; it had the {trainer.best_of}. Restore it, or take the last weights: start again with "
+                f"{'evaluate.load_best=false' if recipe.evaluate.load_best else 'evaluate.suite.best=null'} --accept-changes",
                 STORAGE,
             )
-        start.say(f"result    the weights of {best.name}, whose held-out loss was the lowest")
+        start.say(f"result    the weights of {best.name}, with the {trainer.best_of}")
         trainer.load_weights(best)
     return True
 

@@ -44,6 +44,7 @@ def open_adapter(model: PreTrainedModel, folder: Path, *, trained: bool = False,
     from safetensors.torch import load_file
 
     from hybrid_ft.hybrid_model.adapter_weights import train_in_float32
+    from hybrid_ft.hybrid_model.layers.lora_linear import add_by_one_product
 
     adapter = read_adapter(folder)
     resize(model, check_adapter(folder, adapter, model.config))
@@ -52,6 +53,7 @@ def open_adapter(model: PreTrainedModel, folder: Path, *, trained: bool = False,
         opened = PeftModel.from_pretrained(model, str(folder), config=adapter.config, is_trainable=trained)
     except (ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{folder}: the adapter does not fit {adapter.base} ({one_line(error)[:200]})") from None
+    add_by_one_product(opened)
     if trained:
         train_in_float32(opened)
         # again: what is trained whole was rounded to the base's dtype

@@ -21,7 +21,7 @@ from hybrid_ft.errors import InputError, one_line
 from hybrid_ft.hybrid_model.families.family import Family, is_of_sizes, is_scorer
 from hybrid_ft.hybrid_model.families.known import family_of, family_of_type
 from hybrid_ft.hybrid_model.lay_flat import lay_flat
-from hybrid_ft.hybrid_model.scorer import HEAD, as_scorer, flat_class, flat_scorer, is_of_head, scorer_class
+from hybrid_ft.hybrid_model.scorer import HEAD, as_scorer, flat_scorer, is_of_head, scorer_class
 
 _FAULTS = (StrictDataclassError, ArithmeticError, AttributeError, KeyError, TypeError, ValueError)
 
@@ -48,10 +48,10 @@ def text_config(raw: dict[str, Any], path: Path) -> PreTrainedConfig:
         raise InputError(
             f"{path}: quantization_config: quantised weights cannot be trained; name the checkpoint before it"
         )
-    text = family.repair(PreTrainedConfig._decode_special_floats(text))
     try:
+        text = family.repair(PreTrainedConfig._decode_special_floats(text))
         return CONFIG_MAPPING[text["model_type"]].from_dict(text)
-    except _FAULTS as error:
+    except (InputError, *_FAULTS) as error:
         raise InputError(f"{path}: {one_line(error)}") from None
 
 
@@ -115,7 +115,7 @@ def load_scorer(
     """
     new, config = not is_scorer(config), as_scorer(config)
     family = family_of(config)
-    plain: Any = flat_class(config) if flat else scorer_class(config)
+    plain: Any = scorer_class(config)
     cls: Any = _keeping(plain, family)
     try:
         with torch.random.fork_rng(devices=[]):

@@ -52,7 +52,8 @@ def open_shared_door(
     attention_mask  [B, T] of 0 and 1, padding on the left, the right or both
 
     The flat run depends on the rows' tokens alone and not on their order, so exchanging rows changes no number in it.
-    A prompt that no other row shares is not cut off. Raises ValueError where rows that should share a prompt differ
+    A prompt that no other row shares is not cut off; of rows that are the same to the last token, as an answer is that
+    stands in several pairs, one is computed for all. Raises ValueError where rows that should share a prompt differ
     in it, and for lengths or rows out of range.
     """
     device, shape = input_ids.device, (input_ids.shape[0], input_ids.shape[1])
@@ -70,12 +71,15 @@ def open_shared_door(
     owners = [owner if cut and sharing[owner] > 1 else -1 for owner, cut in zip(owners, cuts)]
     cuts = [cut if owner >= 0 else 0 for owner, cut in zip(owners, cuts)]
 
+    first: dict[tuple[int, tuple[int, ...]], int] = {}
+    alike = [first.setdefault((owner, tuple(row)), r) for r, (owner, row) in enumerate(zip(owners, rows))]
+
     # equal lengths stand side by side, so that attention can take them in one call
     prompts = {owner: cut for owner, cut in zip(owners, cuts) if owner >= 0}
     segments = [(cut, rows[r][:cut], r, True) for r, cut in prompts.items()]
-    segments += [(len(row), row, r, False) for r, row in enumerate(rows) if owners[r] < 0]
+    segments += [(len(rows[r]), rows[r], r, False) for r in first.values() if owners[r] < 0]
     segments.sort()
-    segments += sorted((len(row) - cuts[r], row, r, False) for r, row in enumerate(rows) if owners[r] >= 0)
+    segments += sorted((len(rows[r]) - cuts[r], rows[r], r, False) for r in first.values() if owners[r] >= 0)
     place_of = {(r, is_prompt): s for s, (_, _, r, is_prompt) in enumerate(segments)}
     parents = [-1 if is_prompt or owners[r] < 0 else place_of[owners[r], True] for _, _, r, is_prompt in segments]
     layout = build_layout([length for length, *_ in segments], parents, device)
@@ -87,7 +91,7 @@ def open_shared_door(
         for r, row in enumerate(rows)
         for run in (
             (begins[place_of[owners[r], True]] if owners[r] >= 0 else 0, cuts[r]),
-            (begins[place_of[r, False]], len(row) - cuts[r]),
+            (begins[place_of[alike[r], False]], len(row) - cuts[r]),
         )
     ]
     index = _runs(order, device)
@@ -97,10 +101,15 @@ def open_shared_door(
 
 
 def select_tokens(door: Door, x: torch.Tensor, keep_positions: torch.Tensor) -> torch.Tensor:
-    """[N, ...] -> [M, ...]: the M places of the batch where ``keep_positions``, bool [B, T], is set, row by row.
+    """[N, ...] -> [M, ...]: the M places of the batch where ``keep_positions``, bool [B, T], is set, row by row; or those
+    that it names, int64 [M], of a batch that is one row of real tokens alone, as one with a layout is.
 
     The rows with their padding are never formed. Raises ValueError where ``keep_positions`` is set at padding.
     """
+    if keep_positions.dtype == torch.int64:
+        if door.index is not None or door.shape[0] != 1:
+            raise ValueError("keep_positions by number is for one row without padding; pass bool [B, T]")
+        return take_rows(x, keep_positions)
     if tuple(keep_positions.shape) != door.shape:
         raise ValueError(f"keep_positions is {tuple(keep_positions.shape)}; the batch is {door.shape}")
     places, sources = (door.places, door.sources) if isinstance(door, SharedDoor) else (door.index, None)

@@ -10,14 +10,16 @@ from typing import Any
 import torch
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from hybrid_ft.finetune.training.portions import in_portions, micro_batches, tokens_of
-from hybrid_ft.finetune.training.shared_prompts import shared_prompts
+from hybrid_ft.finetune.training.answer_tokens import answer_tokens
+from hybrid_ft.finetune.training.portions import micro_batches
+from hybrid_ft.finetune.training.shared_prompts import dealt, shared_prompts
 
 Pair = dict[str, Any]
 """prompt_ids, chosen_ids, rejected_ids: list[int]; with a reference also ref_chosen_logps, ref_rejected_logps: float"""
 
 PARTS = ("prompt_ids", "chosen_ids", "rejected_ids")
 """What a pair takes of a micro-batch's budget: prompt once and both answers."""
+ANSWERS = PARTS[1:]
 
 
 def padded_pairs(pairs: Sequence[Pair], pad_token_id: int) -> dict[str, torch.Tensor]:
@@ -26,11 +28,18 @@ def padded_pairs(pairs: Sequence[Pair], pad_token_id: int) -> dict[str, torch.Te
     return batch | shared_prompts([pair["prompt_ids"] for pair in pairs] * 2)
 
 
+def laid_out_pairs(pairs: Sequence[Pair], pad_token_id: int, forks: bool) -> dict[str, Any]:
+    """The same, and ``answers``, by which the model takes it; ``forks``: whether prompts can be shared."""
+    batch = padded_pairs(pairs, pad_token_id)
+    return batch | {"answers": answer_tokens(batch, forks)}
+
+
 @dataclass(frozen=True)
 class StepCollator:
     """Makes of a step's pairs, the same in every process, the micro-batches of this process.
 
     budget          tokens of a micro-batch, prompts counted once
+    forks           whether prompts can be shared
     by_chosen       the loss is per token of the chosen answers (TRL's ``sft``), so that is what parts of a step weigh
     work            counts a micro-batch's operations: with shared prompts, and with a prompt in every row
     """
@@ -38,6 +47,7 @@ class StepCollator:
     pad_token_id: int
     budget: int
     work: Callable[[Sequence[Pair]], tuple[int, int]]
+    forks: bool = True
     by_chosen: bool = False
     processes: int = 1
     process: int = 0
@@ -45,14 +55,13 @@ class StepCollator:
     def __call__(self, pairs: list[Pair]) -> dict[str, Any]:
         """``micro_batches``: TRL's batches with ``share`` (of the step's loss) and ``rows``; ``rows`` and ``tokens`` of
         the whole step, ``work`` of this process's part."""
-        sizes = [tokens_of(pair, PARTS) for pair in pairs]
-        portions = in_portions(sizes, self.budget, self.processes)[self.process]
-        pad = partial(padded_pairs, pad_token_id=self.pad_token_id)
+        portions, tokens = dealt(pairs, ANSWERS, self.budget, self.processes, self.process)
+        pad = partial(laid_out_pairs, pad_token_id=self.pad_token_id, forks=self.forks)
         work = [self.work([pairs[pair] for pair in portion or [0]]) for portion in portions]
         return {
             "micro_batches": micro_batches(pairs, portions, pad, self._weight),
             "rows": [pair["row"] for pair in pairs],
-            "tokens": sum(sizes),
+            "tokens": tokens,
             "work": [sum(both) for both in zip(*work, strict=True)],
         }
 

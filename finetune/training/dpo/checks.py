@@ -7,14 +7,14 @@ from pathlib import Path
 from datasets import Dataset
 
 from hybrid_ft.errors import InputError
-from hybrid_ft.finetune.data.packing import pack
 from hybrid_ft.finetune.recipe.losses import LOSSES
 from hybrid_ft.finetune.recipe.schema import Dpo
 from hybrid_ft.finetune.runs.processes import asked_for
-from hybrid_ft.finetune.training.dpo.batches import PARTS
+from hybrid_ft.finetune.training.dpo.batches import ANSWERS, PARTS
 from hybrid_ft.finetune.training.dpo.trainer import PairTrainer
 from hybrid_ft.finetune.training.portions import sizes_of
 from hybrid_ft.finetune.training.reference_cache import PIECE
+from hybrid_ft.finetune.training.shared_prompts import divided
 
 
 def check_whole_steps(dpo: Dpo, pairs: Dataset, batch_tokens: int) -> None:
@@ -42,7 +42,7 @@ def check_first_loss(trainer: PairTrainer, reference: Path) -> float | None:
     expected = when_equal(trainer.beta, trainer.label_smoothing)
     # the pairs that were computed together when the reference was made: what is the same on both sides rounds the same
     rows = trainer.train_dataset.select(range(min(PIECE, len(trainer.train_dataset))))
-    first = pack(sizes_of(rows, PARTS), trainer.batch_tokens)[0]
+    first = divided(list(rows), ANSWERS, trainer.batch_tokens)[0]
     batch = trainer._prepare_inputs(trainer.padded(list(rows.select(first))))
     with trainer.measuring():
         loss = float(trainer.compute_loss(trainer.model, batch))

@@ -27,7 +27,13 @@ from hybrid_ft.finetune.training.dpo.trainer import PairTrainer
 from hybrid_ft.finetune.training.plan import Plan
 from hybrid_ft.finetune.training.preference import fill_reference, show_measures
 from hybrid_ft.finetune.training.progress import ShowProgress
-from hybrid_ft.finetune.training.reference_cache import ReferenceCache, digests_of, reference_key, with_reference
+from hybrid_ft.finetune.training.reference_cache import (
+    ReferenceCache,
+    digest_of_tokens,
+    digests_of,
+    reference_key,
+    with_reference,
+)
 from hybrid_ft.finetune.training.stuck_loss import StuckLoss
 from hybrid_ft.finetune.training.trial import try_longest
 
@@ -133,9 +139,17 @@ def _trainer(start: training.Start, model: PreTrainedModel | PeftModel, progress
         train_dataset=start.prepared.train,
         eval_dataset=start.prepared.eval,
         pairs_per_step=_section(start.recipe).pairs_per_step,
+        prompts=_prompts(start),
         batch_tokens=start.recipe.train.batch_tokens,
         **start.of_trainer(progress),
     )
+
+
+def _prompts(start: training.Start) -> list[bytes] | None:
+    """Where lists give all their pairs, what stands for the prompt of each: those of one prompt go into one step."""
+    if all(source.pairs != "all" for source in start.recipe.data.sources):
+        return None
+    return [digest_of_tokens([prompt]) for prompt in start.prepared.train["prompt_ids"]]
 
 
 def _trial(start: training.Start, trainer: PairTrainer) -> ReferenceCache:

@@ -5,7 +5,7 @@ Its losses run unchanged on the log-probabilities.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,10 +17,12 @@ from trl import DPOTrainer
 from hybrid_ft.finetune.recipe.losses import LOSSES
 from hybrid_ft.finetune.training import seams
 from hybrid_ft.finetune.training.answer_log_probs import answer_log_probs
-from hybrid_ft.finetune.training.dpo.batches import PARTS, Pair, StepCollator, padded_pairs
+from hybrid_ft.finetune.training.dpo.batches import PARTS, Pair, StepCollator, laid_out_pairs
 from hybrid_ft.finetune.training.dpo.metrics import PairSums
+from hybrid_ft.finetune.training.dpo.sampler import PromptSampler
 from hybrid_ft.finetune.training.shared_prompts import count_work
 from hybrid_ft.finetune.training.step_trainer import StepTrainer
+from hybrid_ft.hybrid_model.families.known import family_of
 
 
 class PairTrainer(StepTrainer, DPOTrainer):
@@ -28,12 +30,21 @@ class PairTrainer(StepTrainer, DPOTrainer):
 
     pairs_per_step  over all processes
     batch_tokens    of a micro-batch, each prompt counted once
+    prompts         what stands for the prompt of each row where those of one prompt are to stay together; None: any order
     """
 
     parts = PARTS
 
-    def __init__(self, *args: Any, pairs_per_step: int, batch_tokens: int, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        pairs_per_step: int,
+        batch_tokens: int,
+        prompts: Sequence[Hashable] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, rows_per_step=pairs_per_step, batch_tokens=batch_tokens, **kwargs)
+        self.prompts = prompts
         self.pad_token_id = self._tokenizer.pad_token_id
         if isinstance(self.model, PeftModel):
             # TRL keeps a copy of the adapter for the reference, whose log-probabilities are computed before it is moved
@@ -41,19 +52,26 @@ class PairTrainer(StepTrainer, DPOTrainer):
         plain = seams.plain_model(self.model)
         # without the entropies and mean logits that TRL has its head report
         seams.use_fused_head(plain)
+        self.forks = family_of(plain.config).forks
         loss = LOSSES[self.loss_types[0]]
         self.sums = {mode: PairSums(self.beta, loss.normalised) for mode in ("train", "eval")}
         self.data_collator = StepCollator(
             self.pad_token_id,
             batch_tokens,
             count_work(plain.config, frozen_weights=plain is not self.model),
+            self.forks,
             loss.weighs_by == "chosen tokens",
             self.accelerator.num_processes,
             self.accelerator.process_index,
         )
 
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> Any:
+        if self.prompts is None:
+            return super()._get_train_sampler(dataset)
+        return PromptSampler(self.prompts, self.args.data_seed)
+
     def padded(self, rows: Sequence[Pair]) -> dict[str, Any]:
-        return padded_pairs(rows, self.pad_token_id)
+        return laid_out_pairs(rows, self.pad_token_id, self.forks)
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any) -> Dataset:
         return dataset
@@ -76,7 +94,7 @@ class PairTrainer(StepTrainer, DPOTrainer):
 
     def reference(self, pairs: Sequence[Pair]) -> tuple[torch.Tensor, torch.Tensor]:
         """The model's log-probabilities of both answers as it starts, float32 [P] each, in one micro-batch."""
-        batch = self._prepare_inputs(padded_pairs(pairs, self.pad_token_id))
+        batch = self._prepare_inputs(self.padded(pairs))
         with self.measuring():
             # without a model of its own TRL takes the base without adapters, and one may have been trained before
             self.ref_model = self.model

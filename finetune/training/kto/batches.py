@@ -13,27 +13,17 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
-import torch
 from datasets import Dataset
 from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 
-from hybrid_ft.finetune.data.packing import pack
-from hybrid_ft.finetune.training.portions import Row, in_portions, micro_batches
-from hybrid_ft.finetune.training.shared_prompts import shared_prompts
+from hybrid_ft.finetune.training.answer_tokens import answer_tokens
+from hybrid_ft.finetune.training.portions import Row, micro_batches
+from hybrid_ft.finetune.training.shared_prompts import dealt, shared_prompts
 
 PARTS = ("prompt_ids", "completion_ids")
 """What a judged answer takes of a micro-batch's budget. A row has also ``label``, bool, and with a reference
 ``ref_logps`` and, where there is a KL term, ``ref_KL_logps``: float."""
-
-
-def order_of(prompts: Sequence[Hashable], seed: int) -> list[int]:
-    """The rows in a random order in which answers to one prompt stand side by side."""
-    of_prompt: dict[Hashable, list[int]] = {}
-    for row, prompt in enumerate(prompts):
-        of_prompt.setdefault(prompt, []).append(row)
-    groups = list(of_prompt.values())
-    return [row for group in np.random.default_rng(seed).permutation(len(groups)) for row in groups[group]]
+ANSWER = ("completion_ids",)
 
 
 def bounds_of(rows: int, a_step: int) -> list[int]:
@@ -72,35 +62,10 @@ def padded_answers(rows: Sequence[Row], pad_token_id: int) -> dict[str, Any]:
     return batch | shared_prompts([row["prompt_ids"] for row in rows])
 
 
-def clusters_of(rows: Sequence[Row], budget: int) -> tuple[list[list[int]], list[int]]:
-    """Answers to one prompt together, as many as ``budget`` takes, and the tokens of each cluster, its prompt once."""
-    clusters: list[list[int]] = []
-    sizes: list[int] = []
-    open_cluster: dict[tuple[int, ...], int] = {}
-    for number, row in enumerate(rows):
-        prompt, size = tuple(row["prompt_ids"]), len(row["completion_ids"])
-        place = open_cluster.get(prompt)
-        if place is None or sizes[place] + size > budget:
-            open_cluster[prompt] = len(clusters)
-            clusters.append([number])
-            sizes.append(len(prompt) + size)
-        else:
-            clusters[place].append(number)
-            sizes[place] += size
-    return clusters, sizes
-
-
-def divided(rows: Sequence[Row], budget: int) -> list[list[int]]:
-    """The rows in portions of at most ``budget`` tokens, answers to one prompt together."""
-    clusters, sizes = clusters_of(rows, budget)
-    return [[row for cluster in portion for row in clusters[cluster]] for portion in pack(sizes, budget)]
-
-
-def dealt(rows: Sequence[Row], budget: int, processes: int, process: int) -> list[list[int]]:
-    """The same for one process: as many portions as another has, empty where there is nothing left."""
-    clusters, sizes = clusters_of(rows, budget)
-    mine = in_portions(sizes, budget, processes)[process]
-    return [[row for cluster in portion for row in clusters[cluster]] for portion in mine]
+def laid_out_answers(rows: Sequence[Row], pad_token_id: int, forks: bool) -> dict[str, Any]:
+    """The same, and ``answers``, by which the model takes it; ``forks``: whether prompts can be shared."""
+    batch = padded_answers(rows, pad_token_id)
+    return batch | {"answers": answer_tokens(batch, forks)}
 
 
 @dataclass(frozen=True)
@@ -110,6 +75,7 @@ class StepCollator:
     budget      tokens of a micro-batch, prompts counted once
     max_length  tokens of a prompt with a mismatched answer; None for a loss without a KL term
     work        counts a micro-batch's operations: with shared prompts, and with a prompt in every row
+    forks       whether prompts can be shared
     forward     share of these operations that a forward pass alone is
     """
 
@@ -117,6 +83,7 @@ class StepCollator:
     budget: int
     max_length: int | None
     work: Callable[[Sequence[Row]], tuple[int, int]]
+    forks: bool
     forward: float
     processes: int = 1
     process: int = 0
@@ -124,16 +91,15 @@ class StepCollator:
     def __call__(self, rows: list[Row]) -> dict[str, Any]:
         """``micro_batches`` and ``mismatched``: TRL's batches with ``share`` and ``rows``; ``rows`` and ``tokens`` of the
         whole step, ``work`` of this process's part."""
-        pad = partial(padded_answers, pad_token_id=self.pad_token_id)
-        portions = dealt(rows, self.budget, self.processes, self.process)
+        pad = partial(laid_out_answers, pad_token_id=self.pad_token_id, forks=self.forks)
+        portions, tokens = dealt(rows, ANSWER, self.budget, self.processes, self.process)
         work = self._work(rows, portions, 1.0)
         step: dict[str, Any] = {"micro_batches": micro_batches(rows, portions, pad), "mismatched": []}
         if self.max_length is not None:
             others = mismatched(rows, self.max_length)
-            portions = dealt(others, self.budget, self.processes, self.process)
+            portions, _ = dealt(others, ANSWER, self.budget, self.processes, self.process)
             step["mismatched"] = micro_batches(others, portions, pad)
             work = [sum(both) for both in zip(work, self._work(others, portions, self.forward), strict=True)]
-        tokens = sum(clusters_of(rows, self.budget)[1])
         return step | {"rows": [row["row"] for row in rows], "tokens": tokens, "work": work}
 
     def _work(self, rows: Sequence[Row], portions: list[list[int]], share: float) -> list[int]:
@@ -162,8 +128,3 @@ def forks_of(rows: Dataset, prompts: Sequence[Hashable], bounds: Sequence[int], 
         return columns
 
     return Dataset.from_dict({"fork": list(range(sides * len(rows)))}).with_transform(put_together)
-
-
-def log_prob_labels(batch: dict[str, Any]) -> torch.Tensor:
-    """int64 [B, T]: the answers' tokens, -100 elsewhere."""
-    return batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)

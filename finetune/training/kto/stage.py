@@ -24,7 +24,7 @@ from hybrid_ft.finetune.runs.folder import RunFolder
 from hybrid_ft.finetune.runs.identity import digest
 from hybrid_ft.finetune.training import run as training
 from hybrid_ft.finetune.training.arguments import arguments
-from hybrid_ft.finetune.training.kto.batches import bounds_of, divided, forks_of, order_of
+from hybrid_ft.finetune.training.kto.batches import ANSWER, bounds_of, forks_of
 from hybrid_ft.finetune.training.kto.metrics import measures, show_progress
 from hybrid_ft.finetune.training.kto.trainer import AnswerTrainer
 from hybrid_ft.finetune.training.plan import Plan
@@ -38,6 +38,7 @@ from hybrid_ft.finetune.training.reference_cache import (
     digest_of_tokens,
     reference_key,
 )
+from hybrid_ft.finetune.training.shared_prompts import divided, order_of
 from hybrid_ft.finetune.training.stuck_loss import StuckLoss
 from hybrid_ft.finetune.training.trial import try_longest
 
@@ -194,7 +195,7 @@ def _trial(start: training.Start, trainer: AnswerTrainer) -> ReferenceCache:
 def _ready(start: training.Start, trainer: AnswerTrainer, cache: ReferenceCache) -> None:
     """Both splits with the reference's log-probabilities, from the cache or computed now; the model is its reference."""
     splits = {name: (split.forks, split.digests) for name, split in start.prepared.splits.items()}
-    values = fill_reference(start, cache, splits, trainer.reference, divided)
+    values = fill_reference(start, cache, splits, trainer.reference)
     train = start.prepared.splits["train"]
     trainer.train_dataset = train.with_reference(values)
     if (held_out := start.prepared.splits.get("eval")) is not None:
@@ -210,7 +211,7 @@ def check_reference(trainer: AnswerTrainer, split: Split, values: Values, cache:
     # the answers that were computed together when the reference was made: what is the same on both sides rounds the same
     size = min(PIECE, len(split.forks))
     rows = list(split.forks.select(range(size)))
-    first = divided(rows, trainer.batch_tokens)[0]
+    first = divided(rows, ANSWER, trainer.batch_tokens)[0]
     (now,) = trainer.reference([rows[row] for row in first])
     drift = trainer.beta * float(np.mean(now.numpy() - [values[split.digests[row]][0] for row in first]))
     if not abs(drift) <= MOST_DRIFT:

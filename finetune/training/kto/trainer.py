@@ -23,19 +23,19 @@ from hybrid_ft.finetune.runs.processes import Processes
 from hybrid_ft.finetune.training import seams
 from hybrid_ft.finetune.training.answer_log_probs import answer_log_probs
 from hybrid_ft.finetune.training.kto.batches import (
+    ANSWER,
     PARTS,
     StepCollator,
     bounds_of,
-    dealt,
-    log_prob_labels,
+    laid_out_answers,
     mismatched,
-    padded_answers,
 )
 from hybrid_ft.finetune.training.kto.metrics import AnswerSums
 from hybrid_ft.finetune.training.kto.sampler import StepSampler
 from hybrid_ft.finetune.training.portions import Row, micro_batches
-from hybrid_ft.finetune.training.shared_prompts import count_work
+from hybrid_ft.finetune.training.shared_prompts import count_work, dealt
 from hybrid_ft.finetune.training.step_trainer import StepTrainer
+from hybrid_ft.hybrid_model.families.known import family_of
 
 
 class AnswerTrainer(StepTrainer, KTOTrainer):
@@ -59,13 +59,14 @@ class AnswerTrainer(StepTrainer, KTOTrainer):
         plain = seams.plain_model(self.model)
         # without the entropies and mean logits that TRL has its head report
         seams.use_fused_head(plain)
-        frozen = plain is not self.model
+        frozen, self.forks = plain is not self.model, family_of(plain.config).forks
         self.sums = {mode: AnswerSums(self.beta) for mode in ("train", "eval")}
         self.data_collator = StepCollator(
             self.pad_token_id,
             self.batch_tokens,
             self.most,
-            count_work(plain.config, frozen, ("completion_ids",)),
+            count_work(plain.config, frozen, ANSWER),
+            self.forks,
             # backward computes the gradients of activations, and of weights where these are trained
             1 / 2 if frozen else 1 / 3,
             self.accelerator.num_processes,
@@ -73,7 +74,7 @@ class AnswerTrainer(StepTrainer, KTOTrainer):
         )
 
     def padded(self, rows: Sequence[Row]) -> dict[str, Any]:
-        return padded_answers(rows, self.pad_token_id)
+        return laid_out_answers(rows, self.pad_token_id, self.forks)
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any) -> Dataset:
         return dataset
@@ -112,8 +113,7 @@ class AnswerTrainer(StepTrainer, KTOTrainer):
 
     def _log_probs(self, model: Any, batch: dict[str, Any]) -> torch.Tensor:
         """Of each answer, [B]."""
-        shared = {name: batch[name] for name in ("input_ids", "attention_mask", "prompt_lengths", "prompt_rows")}
-        found = answer_log_probs(model, log_prob_labels(batch), use_cache=False, fused_lm_head=True, **shared)
+        found = answer_log_probs(model, batch["answers"], batch["input_ids"], use_cache=False, fused_lm_head=True)
         return found.log_probs.sum(-1)
 
     def _compute_kl_logps(self, model: torch.nn.Module, batch: dict[str, Any]) -> torch.Tensor | None:
@@ -147,7 +147,7 @@ class AnswerTrainer(StepTrainer, KTOTrainer):
                         self.stop.agreed = True
                         break
                     others = mismatched(list(rows.select(range(first, last))), self.most or 0)
-                    portions = dealt(others, self.batch_tokens, processes.count, processes.rank)
+                    portions, _ = dealt(others, ANSWER, self.batch_tokens, processes.count, processes.rank)
                     total += self.kl_sum(self.model, micro_batches(others, portions, self.padded))
             self.kl = max(0.0, processes.sum([total])[0] / len(rows))
         return super().held_out(alone)

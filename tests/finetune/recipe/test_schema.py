@@ -101,6 +101,13 @@ KEYS = [
     "evaluate.answers",
     "evaluate.samples",
     "evaluate.max_new_tokens",
+    "evaluate.suite",
+    "evaluate.suite.tasks",
+    "evaluate.suite.forgetting",
+    "evaluate.suite.limit",
+    "evaluate.suite.every",
+    "evaluate.suite.best",
+    "evaluate.suite.run_code",
     "output",
 ]
 SOURCE = [
@@ -128,6 +135,7 @@ FREE = [
     "train.check_memory",
     "train.trackers",
     "evaluate.every",
+    "evaluate.suite",
     "output",
 ]
 

@@ -171,6 +171,22 @@ def test_answer_that_begins_the_other(make_pair: Callable, relative: Callable) -
     assert_same(make_pair(2), batch, relative)
 
 
+def test_an_answer_of_several_rows_is_computed_once(make_pair: Callable, relative: Callable) -> None:
+    """All pairs of three answers: a prompt and three answers, whatever the rows weigh."""
+    best, middle, worst = [9, 10, 4], [9, 10], [7] * 5
+    batch = make_batch([[5, 6, 7, 1], [8, 2]], [[best, best, middle, middle, worst, worst], [[3], [3]]])
+    batch.rows += [[4, 4]] * 2
+    batch.cuts += [0, 0]
+    batch.owners += [len(batch.rows) - 2] * 2
+    batch.weights += [torch.tensor([0.3, 0.7], dtype=torch.float64)] * 2
+    inputs = batch.tensors()
+    door = open_shared_door(
+        inputs["input_ids"], inputs["prompt_lengths"], inputs["prompt_rows"], inputs["attention_mask"]
+    )
+    assert sorted(door.layout.lengths) == [1, 2, 2, 2, 3, 4, 5]
+    assert_same(make_pair(2), batch, relative)
+
+
 @settings(max_examples=8, deadline=None)
 @given(
     lengths=st.lists(

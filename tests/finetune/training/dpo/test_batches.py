@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hybrid_ft.finetune.training.dpo.batches import PARTS, StepCollator, padded_pairs
-from hybrid_ft.finetune.training.portions import tokens_of
-from hybrid_ft.finetune.training.shared_prompts import count_work
+from hybrid_ft.finetune.training.shared_prompts import clusters_of, count_work
 
 
 @settings(max_examples=30, deadline=None)
@@ -16,7 +15,7 @@ from hybrid_ft.finetune.training.shared_prompts import count_work
 def test_shares_of_a_step_add_up_to_one(make_pairs: Any, count: int, processes: int, by_chosen: bool) -> None:
     pairs = [pair | {"row": row} for row, pair in enumerate(make_pairs(count))]
     collators = [
-        StepCollator(1, 80, lambda pairs: (1, 2), by_chosen, processes, process) for process in range(processes)
+        StepCollator(1, 80, lambda pairs: (1, 2), True, by_chosen, processes, process) for process in range(processes)
     ]
     steps = [collate(pairs) for collate in collators]
     batches = [batch for step in steps for batch in step["micro_batches"]]
@@ -27,7 +26,7 @@ def test_shares_of_a_step_add_up_to_one(make_pairs: Any, count: int, processes: 
         if batch["share"]:
             mine = sum(len(pairs[row]["chosen_ids"]) if by_chosen else 1 for row in batch["rows"])
             assert batch["share"] == pytest.approx(mine / whole)
-    assert {step["tokens"] for step in steps} == {sum(tokens_of(pair, PARTS) for pair in pairs)}
+    assert {step["tokens"] for step in steps} == {sum(clusters_of(pairs, PARTS[1:], 80)[1])}
 
 
 def test_rows_name_the_first_of_their_prompt() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from run_helpers import move
 from trl import DPOConfig, DPOTrainer
 
@@ -105,6 +106,32 @@ def test_trl_s_own_trainer_shares_prompts_too(
     prompts = {tuple(pair["prompt_ids"]) for pair in stock[1]}
     answers = sum(len(pair["chosen_ids"]) + len(pair["rejected_ids"]) for pair in stock[1])
     assert ran == [sum(map(len, prompts)) + answers]
+
+
+@pytest.mark.parametrize("budget", [10_000, 60])
+def test_all_pairs_of_a_list_are_trl_s_step(stock: Any, make_trainer: Any, budget: int) -> None:
+    """The prompt and each of its four answers are computed once, in one micro-batch; a small one takes what it can."""
+    prompt, answers = list(stock[1]["prompt_ids"][0]), list(stock[1]["chosen_ids"][:4])
+    both = [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
+    pairs = Dataset.from_list(
+        [
+            {"prompt_ids": prompt, "chosen_ids": answers[good], "rejected_ids": answers[bad], "origin": f"list:{n}"}
+            for n, (good, bad) in enumerate(both)
+        ]
+    )
+    expected, expected_gradient = stock_step((stock[0], pairs), "sigmoid", 0.3, 0.0)
+    trainer = make_trainer(pairs, batch_tokens=budget, moved=0.02, loss="sigmoid", beta=0.3)
+    ran: list[int] = []
+    trainer.model.model.layers[0].register_forward_hook(lambda module, inputs, output: ran.append(output.shape[1]))
+    value, gradient = our_step(trainer)
+    assert value == pytest.approx(expected, rel=1e-5)
+    assert (gradient - expected_gradient).norm() < 1e-5 * expected_gradient.norm()
+    if budget == 10_000:
+        assert ran == [len(prompt) + sum(map(len, answers))]
+    trainer.prompts = [0, 1, 0, 1, 2, 2]
+    trainer.rows_per_step = 2
+    steps = [sorted(step["rows"]) for step in trainer.get_train_dataloader()]
+    assert sorted(steps) == [[0, 2], [1, 3], [4, 5]]
 
 
 def test_micro_batches_do_not_change_the_step(make_trainer: Any, make_pairs: Any) -> None:

@@ -1,7 +1,6 @@
 """How judged answers fall into steps and micro-batches, and whose answer is put to whose prompt."""
 
 from collections import Counter
-from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -10,10 +9,6 @@ from hypothesis import strategies as st
 from hybrid_ft.finetune.training.kto.batches import (
     StepCollator,
     bounds_of,
-    clusters_of,
-    dealt,
-    divided,
-    order_of,
     partners_of,
 )
 
@@ -42,16 +37,6 @@ def test_no_step_is_of_one_row(rows: int, a_step: int, bounds: list[int]) -> Non
     assert bounds_of(rows, a_step) == bounds
 
 
-@settings(max_examples=50, deadline=None)
-@given(prompts=st.lists(st.integers(0, 9), min_size=1, max_size=40), seed=st.integers(0, 5))
-def test_the_order_keeps_a_prompt_s_answers_together(prompts: list[int], seed: int) -> None:
-    order = order_of(prompts, seed)
-    assert sorted(order) == list(range(len(prompts)))
-    changes = sum(prompts[one] != prompts[other] for one, other in pairwise(order))
-    assert changes == len(set(prompts)) - 1
-    assert order == order_of(prompts, seed)
-
-
 rows = st.lists(st.tuples(st.integers(0, 4), st.integers(1, 20)), min_size=1, max_size=30).map(
     lambda pairs: [
         {"prompt_ids": [prompt] * (prompt + 1), "completion_ids": [7] * size, "label": True, "row": number}
@@ -60,21 +45,12 @@ rows = st.lists(st.tuples(st.integers(0, 4), st.integers(1, 20)), min_size=1, ma
 )
 
 
-@settings(max_examples=60, deadline=None)
-@given(rows=rows, budget=st.integers(30, 90), processes=st.integers(1, 3))
-def test_portions_hold_every_row_once_within_the_budget(rows: list[dict], budget: int, processes: int) -> None:
-    shares = [dealt(rows, budget, processes, process) for process in range(processes)]
-    assert len({len(share) for share in shares}) == 1
-    for portions in (divided(rows, budget), [portion for share in shares for portion in share]):
-        assert sorted(row for portion in portions for row in portion) == list(range(len(rows)))
-        for portion in portions:
-            assert sum(clusters_of([rows[row] for row in portion], budget)[1]) <= budget
-
-
 @settings(max_examples=30, deadline=None)
 @given(rows=rows.filter(lambda rows: len(rows) > 1), processes=st.integers(1, 3))
 def test_shares_of_a_step_add_up_to_one(rows: list[dict], processes: int) -> None:
-    steps = [StepCollator(1, 40, 40, lambda rows: (3, 6), 1 / 3, processes, rank)(rows) for rank in range(processes)]
+    steps = [
+        StepCollator(1, 40, 40, lambda rows: (3, 6), True, 1 / 3, processes, rank)(rows) for rank in range(processes)
+    ]
     for kind in ("micro_batches", "mismatched"):
         batches = [batch for step in steps for batch in step[kind]]
         assert sum(batch["share"] for batch in batches) == pytest.approx(1)
