@@ -310,10 +310,6 @@ class RunTrainer(Trainer):
             setattr(self.callback_handler, name, None)
         self.accelerator.free_memory()
         self.model = self.model_wrapped = load().to(self.args.device)
-        self.use_head()
-
-    def use_head(self) -> None:
-        """What a stage puts on a model that is loaded anew."""
         seams.use_fused_head(self.model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:

@@ -42,9 +42,6 @@ class ScoreTrainer(StepTrainer, RewardTrainer):
             self.accelerator.process_index,
         )
 
-    def use_head(self) -> None:
-        """Nothing: the score's head is the model's own."""
-
     def padded(self, rows: Sequence[Row]) -> dict[str, Any]:
         return padded_pairs(rows, self.pad_token_id)
 
