@@ -109,6 +109,7 @@ KEYS = [
     "evaluate.suite.best",
     "evaluate.suite.run_code",
     "output",
+    "mirror",
 ]
 SOURCE = [
     "path",
@@ -137,6 +138,7 @@ FREE = [
     "evaluate.every",
     "evaluate.suite",
     "output",
+    "mirror",
 ]
 
 
