@@ -40,7 +40,11 @@ def chat(
 def generate(
     path: ModelPath,
     prompts: Annotated[
-        Path, typer.Option(help=".txt: a prompt a line. .jsonl: an object a line with prompt or messages.")
+        Path,
+        typer.Option(
+            help=".txt: a prompt a line. .jsonl: an object a line with prompt or messages. With --as-rejected a file of "
+            "rows or a recipe."
+        ),
     ],
     out: Annotated[Path | None, typer.Option(help="Where the JSON lines go; to the terminal if not given.")] = None,
     max_new_tokens: MaxNewTokens = 512,
@@ -48,19 +52,58 @@ def generate(
     top_p: TopP = 1.0,
     seed: Seed = 0,
     chat_template_kwargs: TemplateArguments = None,
+    as_rejected: Annotated[
+        bool,
+        typer.Option(
+            "--as-rejected", help="Pairs for DPO: chosen the rows' own answers, rejected the model's; resumes."
+        ),
+    ] = False,
+    count: Annotated[
+        int | None, typer.Option(min=1, help="Of --as-rejected: so many rows, a seeded sample.", show_default=False)
+    ] = None,
 ) -> int:
     """Answer every prompt of a file, as JSON lines in the file's order."""
+    if as_rejected:
+        return _as_rejected(path, prompts, out, max_new_tokens, (temperature, top_p, seed), chat_template_kwargs, count)
+    if count is not None:
+        raise InputError("--count: is for --as-rejected; leave it out")
     arguments = template_arguments(chat_template_kwargs)
     from hybrid_ft.finetune.generation.prompt_file import read_prompts
 
     rows = read_prompts(prompts)
+    _check_out(out)
+    from hybrid_ft.finetune.generation.generate import Sampling, run
+
+    return run(path, prompts, rows, out, max_new_tokens, Sampling(temperature, top_p, seed), arguments)
+
+
+def _check_out(out: Path | None) -> None:
     if out is not None and not out.absolute().parent.is_dir():
         raise InputError(f"{out}: its folder does not exist")
     if out is not None and out.is_dir():
         raise InputError(f"{out}: is a folder; name a file for the answers")
-    from hybrid_ft.finetune.generation.generate import Sampling, run
 
-    return run(path, prompts, rows, out, max_new_tokens, Sampling(temperature, top_p, seed), arguments)
+
+def _as_rejected(
+    path: str,
+    rows: Path,
+    out: Path | None,
+    max_new_tokens: int,
+    sampling: tuple[float, float, int],
+    arguments: str | None,
+    count: int | None,
+) -> int:
+    if out is None or out.suffix != ".jsonl":
+        raise InputError(f"--out: got {out}; --as-rejected needs a file in .jsonl")
+    if arguments:
+        raise InputError("--chat-template-kwargs: --as-rejected asks as the rows say; leave it out")
+    _check_out(out)
+    with resumable():
+        from hybrid_ft.finetune.generation.as_rejected import run
+        from hybrid_ft.finetune.generation.generate import Sampling
+        from hybrid_ft.finetune.runs.console import screen
+
+        return run(path, str(rows), out, max_new_tokens, Sampling(*sampling), screen(), count)
 
 
 def merge(

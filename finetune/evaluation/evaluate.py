@@ -21,11 +21,9 @@ from hybrid_ft.finetune.evaluation.kept import Kept
 from hybrid_ft.finetune.evaluation.named_tasks import MEASURES, NamedTask, named_tasks
 from hybrid_ft.finetune.evaluation.scoring import Scored, examples, missing, of_items, score_missing
 from hybrid_ft.finetune.generation.generate import model_for_answers, tokenizer_for_answers
+from hybrid_ft.finetune.generation.model_digest import model_digest
 from hybrid_ft.finetune.runs.atomic import write_text
 from hybrid_ft.finetune.runs.console import say
-from hybrid_ft.finetune.runs.identity import digest_of, with_contents
-from hybrid_ft.hybrid_model.checkpoint.adapter_files import CONFIG, read_adapter
-from hybrid_ft.hybrid_model.checkpoint.config import find_folder
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -100,7 +98,7 @@ def _opened(paths: Sequence[str], tasks: list[NamedTask], wanted: Wanted, consol
         with console.status(f"reading the rows for {name}"):
             tokenizer = tokenizer_for_answers(path)
             items = [read_items(task, tokenizer, wanted.limit) for _, task, _ in tasks]
-            opened.append(_Model(name, path, _digest(path), tokenizer, items))
+            opened.append(_Model(name, path, model_digest(path), tokenizer, items))
     return opened
 
 
@@ -112,18 +110,6 @@ def _names(paths: Sequence[str]) -> list[str]:
         if len(set(names)) == len(names):
             return names
     raise InputError(f"{next(path for path in paths if list(paths).count(path) > 1)}: is given twice")
-
-
-def _digest(path: str) -> str:
-    """Of a model's or an adapter's files, the base's with it; of a hub name its commit."""
-    folder = Path(path).expanduser()
-    if not (folder / CONFIG).is_file():
-        return digest_of(with_contents({"path": str(find_folder(path, weights=True))}))[7:]
-    adapter = read_adapter(folder)
-    base = str(find_folder(adapter.base, adapter.revision, weights=True))
-    kinds = ("adapter_model*", "*.json", "*.jinja")
-    own = sorted({str(file) for kind in kinds for file in folder.glob(kind) if file.is_file()})
-    return digest_of([with_contents({"path": file}) for file in (base, *own)])[7:]
 
 
 def _of_model(model: _Model, tasks: list[NamedTask], wanted: Wanted, console: Console) -> list[Scored]:
