@@ -74,6 +74,8 @@ def _of_reward(recipe: Recipe) -> Iterator[Wrong]:
     for key, got in (("answers", evaluate.answers), ("samples", evaluate.samples)):
         if got:
             yield Wrong(("evaluate", key), f"got {shown(got)}; a reward model writes no answers, leave it out")
+    if evaluate.suite is not None:
+        yield Wrong(("evaluate", "suite"), "is there; a reward model writes no answers, leave it out")
     if model.from_scratch:
         yield Wrong(("model", "from_scratch"), "got true; a reward model needs trained weights under its new head")
     for key in ("new_tokens", "new_special_tokens"):

@@ -222,8 +222,9 @@ def _run(
     with console.status("measuring after the training"):
         after = _measure(stage, start, trainer, defaults, "after")
         then = tasks.after(trainer, suite)
-        hard = tasks.find_hard_rows(trainer, prepared, tokenizer, recipe.train.seed)
-        start.say(f"hard rows {hard}")
+        if recipe.reward is None:  # such a model has no likelihoods
+            hard = tasks.find_hard_rows(trainer, prepared, tokenizer, recipe.train.seed)
+            start.say(f"hard rows {hard}")
     results = ends.export(trainer, recipe, folder, tokenizer, defaults, start.say)
     stage.show(start, before, after)
     if suite is not None and asked and then:
