@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from datasets import Dataset
 
 from hybrid_ft.errors import InputError
+from hybrid_ft.finetune.data.decontaminate import decontaminated
 from hybrid_ft.finetune.data.judged_answers import answer_example, count_answers, way_of_answers
 from hybrid_ft.finetune.data.packing import pack
 from hybrid_ft.finetune.data.preference_pairs import count_pairs, pair_example, way_of_pairs
@@ -136,6 +137,11 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, refuse: bool 
 
 def kind_of(recipe: Recipe, encoder: Encoder) -> Kind:
     """What a recipe's stage makes of its rows."""
+    kind = _kind_of(recipe, encoder)
+    return replace(kind, way=decontaminated(kind.way, recipe))
+
+
+def _kind_of(recipe: Recipe, encoder: Encoder) -> Kind:
     if recipe.kto is not None:
         return Kind(way_of_answers(recipe, recipe.kto, encoder), False, count_answers, answer_example)
     if recipe.of_pairs is None:

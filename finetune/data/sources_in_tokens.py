@@ -54,7 +54,9 @@ class SourcesInTokens:
 
                 key = None
                 if self._kept is not None and self._worth_keeping(sizes):
-                    self._parts = self._parts or recipe_parts(self._recipe, self._encoder)
+                    self._parts = self._parts or (
+                        recipe_parts(self._recipe, self._encoder) | {"decides": self._way.decides}
+                    )
                     key = source_key(source, self._parts, schema.names)
                 return make(elsewhere) if self._kept is None or key is None else self._kept.get(key, make, elsewhere)
 

@@ -83,3 +83,5 @@ class Way(Generic[Made, Tokens]):
     mentions: Callable[[str], bool]
     schema: pa.Schema
     trained_columns: tuple[str, ...]
+    decides: str = ""
+    """What else decides which rows it makes, beside the recipe and the source's files."""

@@ -188,6 +188,8 @@ class Data(Section):
     """What the sources' weights are shares of. tokens: those that are trained, of a pair those of both answers; where rows of one source are longer than those of another, a share of rows says little."""
     eval: Annotated[HeldOut, NULL_IS_EMPTY] = Field(default_factory=HeldOut, examples=[{"fraction": 0.01}])
     """Held-out rows; none by default."""
+    decontaminate: list[Text] = Field(default_factory=list, examples=[["gsm8k", "test.jsonl"]])
+    """Evaluation tasks, by name or file, and files of rows: training rows that hold half of the runs of eight words of one of their questions are dropped and counted, as Ai2 does (Olmo 3's report, 4.2.1)."""
     max_length: int = Field(4096, ge=2, le=2**20, examples=[16384])
     """Tokens of the longest row."""
     on_long_row: Literal["drop", "cut", "split", "error"] = Field("drop", examples=["cut"])

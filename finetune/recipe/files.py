@@ -43,6 +43,7 @@ def resolve_files(recipe: Recipe, folder: Path, made: bool = False) -> tuple[Rec
         "data": data.model_copy(
             update={
                 "sources": files.sources(data.sources, ("data", "sources")),
+                "decontaminate": [files.task_or_rows(at, name) for at, name in enumerate(data.decontaminate)],
                 "eval": data.eval.model_copy(update={"sources": held_out}),
                 "cache": files.folder_to_write(("data", "cache"), data.cache or None, "name a folder") or data.cache,
             }
@@ -101,6 +102,11 @@ class Files:
             file = self.named_or_file((*loc, "columns"), columns.file, column_names(), ".yaml")
             columns = columns.model_copy(update={"file": file})
         return source.model_copy(update={"path": path, "columns": columns})
+
+    def task_or_rows(self, at: int, name: str) -> str:
+        """A shipped task's name as it is, or a task's file, or rows as in a source."""
+        loc: Loc = ("data", "decontaminate", at)
+        return name if name in evaluation_names() else self.local_or_hub(loc, name, "data file")
 
     def evaluate(self, evaluate: Evaluate) -> Evaluate:
         suite = evaluate.suite

@@ -106,6 +106,7 @@ RULES: dict[str, Rule] = {
     "data.eval.sources": lambda value: value == [],
     "data.eval.fraction": number(0, 1, below=True),
     "data.eval.count": or_null(whole(1, 10**9)),
+    "data.decontaminate": all_of(text),
     "data.max_length": whole(2, 2**20),
     "data.on_long_row": one_of("drop", "cut", "split", "error"),
     "data.on_bad_row": one_of("error", "skip"),

@@ -43,6 +43,10 @@ UNITS = dict.fromkeys(OF_TURNS, "turns") | noticed.UNITS
 """What is counted, where it is not rows."""
 
 
+IN_A_TEST = "asked in an evaluation"
+"""Why a row is dropped that data.decontaminate has found."""
+
+
 @dataclass
 class SourceCounts:
     """What one source holds and what became of it.
@@ -245,10 +249,11 @@ def refusal(sources: Sequence[SourceCounts], most: float, what: str) -> str | No
     """Why a run may not start: too large a share of the rows would be dropped, or none is left."""
     read = sum(source.read for source in sources)
     dropped = added_up([source.dropped for source in sources])
+    wanted = dropped.by_reason.get(IN_A_TEST, Count()).count
     fix = "Fix the rows, or raise the limit that they meet"
     if dropped.count == read:
         return f"{what}: no row can be trained on; dropped {dropped_text(dropped, read)}. {fix}"
-    if dropped.count > most * read:
+    if dropped.count - wanted > most * read:
         return f"{what}: dropped {dropped_text(dropped, read)}; data.max_dropped allows {share(most)}. {fix}"
     return None
 

@@ -44,6 +44,7 @@ KEYS = [
     "data.eval.fraction",
     "data.eval.count",
     "data.eval.sources",
+    "data.decontaminate",
     "data.max_length",
     "data.on_long_row",
     "data.on_bad_row",
