@@ -89,7 +89,7 @@ def seconds_to_stop(recipe: Recipe) -> float:
     assert recipe.output is not None  # a loaded recipe has one
     place = next(path for path in [Path(recipe.output), *Path(recipe.output).absolute().parents] if path.is_dir())
     size = storage.checkpoint_bytes(empty_model(recipe, in_bfloat16(recipe)))
-    return LEAST_GRACE + SLOWER * size / storage.probe(place)
+    return LEAST_GRACE + SLOWER * size / storage.probe(place, size)
 
 
 def _processes(how: Launch) -> int:

@@ -97,7 +97,7 @@ def check_storage(folder: RunFolder, recipe: Recipe, model: torch.nn.Module, bfl
     keep = recipe.train.keep + recipe.evaluate.keeps_best
     present = sum(file.stat().st_size for file in folder.checkpoints.rglob("*") if file.is_file())
     storage.check_room(folder.path, each, keep, _result_bytes(recipe, model, bfloat16), present)
-    return storage.describe(each, storage.probe(folder.path), recipe.train.save_every, keep)
+    return storage.describe(each, storage.probe(folder.path, each), recipe.train.save_every, keep)
 
 
 def _result_bytes(recipe: Recipe, model: torch.nn.Module, bfloat16: bool) -> int:

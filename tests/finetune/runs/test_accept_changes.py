@@ -53,7 +53,7 @@ def test_changed_rows_are_refused_and_then_accepted(stopped, start):
 
 @pytest.mark.parametrize(
     ("what", "value", "key"),
-    [("code_digest", lambda: "sha256:other", "code"), ("version", lambda name: "9.9", "version.")],
+    [("code_digest", lambda: "sha256:other", "code"), ("library_versions", lambda: {"version.trl": "9.9"}, "version.")],
 )
 def test_changed_code_is_refused(stopped, start, monkeypatch, what, value, key):
     monkeypatch.setattr(identity, what, value)
