@@ -163,6 +163,7 @@ RULES: dict[str, Rule] = {
     "evaluate.suite.best": or_null(text),
     "evaluate.suite.run_code": flag,
     "output": or_null(text),
+    "mirror": or_null(text),
 }
 
 

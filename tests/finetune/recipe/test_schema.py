@@ -105,6 +105,7 @@ KEYS = [
     "evaluate.suite.best",
     "evaluate.suite.run_code",
     "output",
+    "mirror",
 ]
 SOURCE = [
     "path",
@@ -133,6 +134,7 @@ FREE = [
     "evaluate.every",
     "evaluate.suite",
     "output",
+    "mirror",
 ]
 
 
