@@ -61,6 +61,8 @@ class Counts:
 class RunTrainer(Trainer):
     """To be named before a TRL trainer: ``class X(RunTrainer, SFTTrainer)``, so that ``super()`` here is TRL's.
 
+    The overrides stand in the order in which a step meets them; ``seams.OVERRIDDEN`` gives the reason for each.
+
     ``origins`` names a training row by its index. ``stop`` is looked at when a step ends. ``best_of``: the
     checkpoint with this, in words, is kept as well. ``loraplus_ratio``: of B's learning rate to A's. ``arithmetic`` gives the context of every forward. ``mirror`` hears of every checkpoint.
     """
@@ -145,6 +147,7 @@ class RunTrainer(Trainer):
         return batches, trained_tokens
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        # summed as tensors: a number would have a GPU waited for in every micro-batch
         loss = super().training_step(*args, **kwargs)
         self._loss_of_step = loss if self._loss_of_step is None else self._loss_of_step + loss
         self.watchdog.beat()
