@@ -82,7 +82,7 @@ class ChatTemplate:
     """A chat template with a tokenizer. ``eos_token_ids``: the tokens that end an assistant's turn, the last turn's first.
 
     ``opening`` is what the template writes to ask for an answer, beyond what every assistant turn begins with
-    (``<think>`` in some). Raises InputError for a template that is no template, that needs tokens the tokenizer does
+    (``<think>`` in some). Raises InputError for what is not a template, that needs tokens the tokenizer does
     not have, or whose turns have no end. ``arguments``: what it is given beside the conversation (``enable_thinking``).
     """
 
