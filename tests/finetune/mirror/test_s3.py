@@ -114,13 +114,13 @@ def a_run(make: Callable[..., Any], where: str, confirmed: Path, number: int, lo
 
 
 def test_killed_at_each_request(run, place, tmp_path):
-    """The machine is lost with its disk; a fresh one never goes back behind what was told to be there."""
+    """The machine is lost with its disk, and a fresh one goes on. Each fourth request: HYBRID_FT_EACH=1 tries all."""
     log = tmp_path / "requests"
     assert apart(a_run, run, f"{place}/whole", tmp_path / "confirmed", 10**9, log) == 0
     requests = len(log.read_text().splitlines())
     assert requests > 40
     wrong = []
-    for number in range(requests):
+    for number in range(0, requests, int(os.environ.get("HYBRID_FT_EACH", "4"))):
         folder = tmp_path / str(number)
         folder.mkdir()
         confirmed, where = folder / "confirmed", f"{place}/{number}"
@@ -130,15 +130,17 @@ def test_killed_at_each_request(run, place, tmp_path):
 
         assert apart(a_run, make, where, confirmed, number) == -signal.SIGKILL
         was = int(confirmed.read_text()) if confirmed.exists() else 0
+        before = max(saved_steps(Place(where).listing()), default=0)
+        if before < min(was, 3):
+            wrong.append(f"request {number}: step {was} was said to be there, and {before} is")
         if apart(a_run, make, where, confirmed, 10**9) != 0:
             wrong.append(f"request {number}: the fresh machine failed")
             continue
-        said = [line for line in (folder / "fresh").glob("checkpoints/checkpoint-*")]
         there = Place(where)
         steps, finished = saved_steps(there.listing()), json.loads(there.read("run.json") or b"{}").get("finished")
-        if steps != [3] or not finished or there.read("model/model.safetensors") != b"result" or not said:
+        if steps != [3] or not finished or there.read("model/model.safetensors") != b"result":
             wrong.append(f"request {number}: {steps} {finished}")
-        if (folder / "fresh/metrics.jsonl").read_text().count("\n") < 3 or was > 4:
+        if (folder / "fresh/metrics.jsonl").read_text().count("\n") < 3:
             wrong.append(f"request {number}: metrics are missing")
     assert wrong == []
 
