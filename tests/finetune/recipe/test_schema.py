@@ -97,7 +97,15 @@ KEYS = [
     "evaluate.answers",
     "evaluate.samples",
     "evaluate.max_new_tokens",
+    "evaluate.suite",
+    "evaluate.suite.tasks",
+    "evaluate.suite.forgetting",
+    "evaluate.suite.limit",
+    "evaluate.suite.every",
+    "evaluate.suite.best",
+    "evaluate.suite.run_code",
     "output",
+    "mirror",
 ]
 SOURCE = [
     "path",
@@ -124,7 +132,9 @@ FREE = [
     "train.check_memory",
     "train.trackers",
     "evaluate.every",
+    "evaluate.suite",
     "output",
+    "mirror",
 ]
 
 
