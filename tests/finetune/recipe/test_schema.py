@@ -52,6 +52,7 @@ KEYS = [
     "data.train_empty_thoughts",
     "data.packing",
     "data.seed",
+    "data.cache",
     "dpo",
     "dpo.loss",
     "dpo.beta",
@@ -125,6 +126,7 @@ SOURCE = [
 ]
 FREE = [
     "model.lora.merge",
+    "data.cache",
     "train.save_every",
     "train.keep",
     "train.log_every",
