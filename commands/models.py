@@ -79,7 +79,7 @@ def generate(
 
 def _check_out(out: Path | None) -> None:
     if out is not None and not out.absolute().parent.is_dir():
-        raise InputError(f"{out}: its folder does not exist")
+        raise InputError(f"{out}: its folder does not exist; make it first")
     if out is not None and out.is_dir():
         raise InputError(f"{out}: is a folder; name a file for the answers")
 
