@@ -21,8 +21,6 @@ from hybrid_ft.finetune.runs.console import duration
 PROBE_BYTES = 64 * 2**20
 
 _BLOCK = bytes(range(256)) * 4096
-_MOMENTS = 2 * torch.float32.itemsize
-"""bytes of AdamW's two moments of one trained weight"""
 _STATE_BYTES = 24_000
 """of random states, schedule, trainer state and manifest"""
 _NAME_BYTES = 350
@@ -80,15 +78,23 @@ def probe(folder: Path) -> float:
 
 
 def checkpoint_bytes(model: torch.nn.Module) -> int:
-    """Bytes of one checkpoint: the weights (of LoRA the adapter's alone), two float32 moments of each trained weight,
-    and the small files beside them.
+    """Bytes of one checkpoint: the weights (of LoRA the adapter's alone), two moments of each trained weight, and
+    the small files beside them.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     saved = trained if isinstance(model, PeftModel) else list(model.parameters())
     weights = sum(parameter.numel() * parameter.element_size() for parameter in saved)
     return (
-        weights + sum(parameter.numel() for parameter in trained) * _MOMENTS + len(saved) * _NAME_BYTES + _STATE_BYTES
+        weights
+        + sum(parameter.numel() * _moments(parameter) for parameter in trained)
+        + len(saved) * _NAME_BYTES
+        + _STATE_BYTES
     )
+
+
+def _moments(parameter: torch.Tensor) -> int:
+    """Bytes of AdamW's two moments of one trained weight, and of the bits that bfloat16 has no room for."""
+    return 5 if parameter.dtype == torch.bfloat16 else 8
 
 
 def check_room(folder: Path, checkpoint_bytes: int, keep: int, result_bytes: int, present: int) -> None:

@@ -92,6 +92,7 @@ class Start:
             "arithmetic": partial(models.arithmetic, self.recipe),
             "save_best": self.recipe.evaluate.load_best,
             "loraplus_ratio": self.recipe.train.loraplus_ratio,
+            "weights_in_bfloat16": self.recipe.train.optimizer == "adamw_bf16",
         }
 
 

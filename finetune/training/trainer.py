@@ -32,6 +32,7 @@ from hybrid_ft.finetune.runs.folder import RunFolder
 from hybrid_ft.finetune.runs.signals import StopRequest
 from hybrid_ft.finetune.runs.watchdog import Watchdog
 from hybrid_ft.finetune.training import seams
+from hybrid_ft.finetune.training.adamw_bf16 import AdamWBF16
 from hybrid_ft.finetune.training.lora_plus import loraplus_optimizer
 from hybrid_ft.finetune.training.packs import collate_with_rows
 
@@ -60,7 +61,8 @@ class RunTrainer(Trainer):
     """To be named before a TRL trainer: ``class X(RunTrainer, SFTTrainer)``, so that ``super()`` here is TRL's.
 
     ``origins`` names a training row by its index. ``stop`` is looked at when a step ends. ``save_best``: keep the
-    checkpoint of the lowest held-out loss as well. ``loraplus_ratio``: of B's learning rate to A's. ``arithmetic`` gives the context of every forward.
+    checkpoint of the lowest held-out loss as well. ``loraplus_ratio``: of B's learning rate to A's.
+    ``arithmetic`` gives the context of every forward. ``weights_in_bfloat16``: train with AdamWBF16.
     """
 
     data_collator: Any
@@ -81,6 +83,7 @@ class RunTrainer(Trainer):
         arithmetic: Callable[[], AbstractContextManager[object]] = nullcontext,
         save_best: bool = False,
         loraplus_ratio: float | None = None,
+        weights_in_bfloat16: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -91,6 +94,10 @@ class RunTrainer(Trainer):
         precision = self.accelerator.mixed_precision
         assert (precision == "bf16") == self.args.bf16, f"accelerate computes in {precision}: the environment says so"
         self.loraplus_ratio = loraplus_ratio
+        if weights_in_bfloat16:
+            args_ = self.args
+            options = {"lr": args_.learning_rate, "betas": (args_.adam_beta1, args_.adam_beta2), "seed": args_.seed}
+            self.optimizer_cls_and_kwargs = AdamWBF16, options | {"eps": args_.adam_epsilon}
         self.counts, self.watchdog = Counts(), Watchdog()
         self.skipped_in_a_row = 0
         self._loss_of_step: torch.Tensor | None = None
