@@ -23,6 +23,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
+from hybrid_ft.hybrid_model.families.known import family_of_type, is_known
 from hybrid_ft.hybrid_model.quantised import packed_bytes
 
 MARGIN = 0.03
@@ -151,7 +152,8 @@ def shape_of(model: nn.Module, config: PreTrainedConfig, bfloat16: bool, quantiz
     small = not adapters and arithmetic != _FLOAT32 and _trained_dtype(model) == torch.bfloat16
     full = not adapters and not small
     stream = _FLOAT32 if full else arithmetic
-    known = getattr(config, "model_type", None) == "olmo_hybrid" and not _unusual(model)
+    kind = getattr(config, "model_type", None)
+    known = is_known(kind) and family_of_type(kind).traced and not _unusual(model)
     layers = []
     for number in range(count):
         kind = config.layer_types[number] if known else ""

@@ -71,6 +71,12 @@ class AdamWBF16(torch.optim.Optimizer):
                 _update(parameter, state, group, steps, generator)
 
 
+def adamw_bf16_options(args: Any) -> dict[str, Any]:
+    """Of transformers' arguments of a training; ``create_optimizer`` gives each group its weight decay."""
+    betas = (args.adam_beta1, args.adam_beta2)
+    return {"lr": args.learning_rate, "betas": betas, "eps": args.adam_epsilon, "seed": args.seed}
+
+
 def _seed(*numbers: int) -> int:
     return int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:8], "little") >> 1
 

@@ -7,8 +7,8 @@ from typing import Any
 from torch import nn
 
 from hybrid_ft.errors import InputError
-from hybrid_ft.hybrid_model.families.family import Config, Family, Mixing, attention, delta
-from hybrid_ft.hybrid_model.families.olmo_hybrid import decoder_layers, model
+from hybrid_ft.hybrid_model.families.family import Config, Family, Mixing, Released, attention, delta
+from hybrid_ft.hybrid_model.families.olmo_hybrid import decoder_layers, model, names
 from hybrid_ft.hybrid_model.layers import norm_and_mlp
 from hybrid_ft.hybrid_model.layers.attention import OlmoHybridAttention
 from hybrid_ft.hybrid_model.layers.gated_delta_net import OlmoHybridGatedDeltaNet
@@ -61,6 +61,16 @@ FAMILY = Family(
     },
     own={cls.__name__: lambda _, cls=cls: cls for cls in _OWN},  # type: ignore[misc]
     repair=_repair,
+    released=Released(
+        shapes=names.released_shapes,
+        named=names.released_state_dict,
+        joined=names.joined_convolution,
+        current=names.current_name,
+        counted=names.split_fused,
+    ),
+    traced=True,
+    # without these vLLM's answers score far lower: a state in 16 bits, graphs and cascade attention lose digits
+    serve_flags="--enforce-eager --disable-cascade-attn --mamba_ssm_cache_dtype float32",
     tiny={
         "olmo_hybrid": {
             "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 4,

@@ -52,6 +52,7 @@ KEYS = [
     "data.train_empty_thoughts",
     "data.packing",
     "data.seed",
+    "data.cache",
     "dpo",
     "dpo.loss",
     "dpo.beta",
@@ -98,7 +99,15 @@ KEYS = [
     "evaluate.answers",
     "evaluate.samples",
     "evaluate.max_new_tokens",
+    "evaluate.suite",
+    "evaluate.suite.tasks",
+    "evaluate.suite.forgetting",
+    "evaluate.suite.limit",
+    "evaluate.suite.every",
+    "evaluate.suite.best",
+    "evaluate.suite.run_code",
     "output",
+    "mirror",
 ]
 SOURCE = [
     "path",
@@ -118,6 +127,7 @@ SOURCE = [
 ]
 FREE = [
     "model.lora.merge",
+    "data.cache",
     "train.save_every",
     "train.keep",
     "train.log_every",
@@ -125,7 +135,9 @@ FREE = [
     "train.check_memory",
     "train.trackers",
     "evaluate.every",
+    "evaluate.suite",
     "output",
+    "mirror",
 ]
 
 
