@@ -1,6 +1,6 @@
-"""AdamW on bfloat16 weights with 8 more bits of each, moments in bfloat16, rounded at random: 7 bytes for a weight.
+"""AdamW on bfloat16 weights with 8 more bits of each, rounded at random.
 
-An update of 2.5e-5 to a weight of 0.02 is lost in bfloat16's 8 bits, and one that is rounded at random there adds noise
+Weight and moments take 7 bytes, its gradient 2. An update of 2.5e-5 to a weight of 0.02 is lost in bfloat16's 8 bits, and one that is rounded at random there adds noise
 of the weight's own size within thousands of steps. With 8 bits more it does not (2010.06192 keeps 16, by Kahan's sum).
 The weight itself is always the bfloat16 nearest to what is kept.
 """
