@@ -28,8 +28,7 @@ def held_out(recipe: str, kind: str, seed: int, keys: list[str]) -> float:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             sys.exit(done.stdout + done.stderr)
-        lines = [json.loads(line) for line in (Path(folder) / "run/metrics.jsonl").read_text().splitlines()]
-        return float([line["eval_loss"] for line in lines if "eval_loss" in line][-1])
+        return float(json.loads((Path(folder) / "run/run.json").read_text())["finished"]["held_out"]["loss"])
 
 
 def main() -> None:
