@@ -13,7 +13,7 @@ from hybrid_ft.errors import InputError
 from hybrid_ft.hybrid_model.checkpoint.load import open_plain
 from hybrid_ft.hybrid_model.checkpoint.save import save, verify
 from hybrid_ft.hybrid_model.families.known import FAMILIES, family_of_type
-from hybrid_ft.hybrid_model.scorer import in_plain_transformers, scorer_class
+from hybrid_ft.hybrid_model.scorer import _generic, in_plain_transformers, scorer_class
 
 FAST = ("olmo_hybrid", "qwen3_next", "nemotron_h")
 KINDS = [
@@ -82,6 +82,11 @@ def test_a_classifier_of_several_labels_is_refused(tmp_path: Path) -> None:
     AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
     with pytest.raises(InputError, match="num_labels is 3; must be 1"):
         hybrid_ft.load(tmp_path)
+
+
+def test_an_architecture_without_a_base_model_of_its_own_is_refused() -> None:
+    with pytest.raises(InputError, match="transformers has no reward model of Olmo3 and no base model of its own"):
+        _generic(type(None), "Olmo3ForCausalLM")
 
 
 def test_scores_need_trained_weights() -> None:
