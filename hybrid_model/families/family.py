@@ -60,6 +60,7 @@ class Family:
     experts       parameter names of routed experts that LoRA can adapt, after ``layers.N.``; a set of their own
     router        pattern of the names of the parameters that choose experts
     own           class name of a module to a function from its class to ours; other recurrent mixers are transformers'
+    remembers     whether its decoder layers are own ones, which take a layout and keep caches of ours
     forks         whether a segment may continue another one exactly
     continues     whether a filled cache can be continued with several tokens at once
     carried       patterns of tensor names in checkpoints that no text model has and an export copies
@@ -83,6 +84,7 @@ class Family:
     router: str = r"(?!)"
     frames: Mapping[str, str] = field(default_factory=dict)
     own: Mapping[str, Callable[[type[nn.Module]], type[nn.Module]]] = field(default_factory=dict)
+    remembers: bool = False
     forks: bool = True
     continues: bool = True
     carried: tuple[str, ...] = ()
