@@ -44,6 +44,7 @@ def resolve_files(recipe: Recipe, folder: Path, made: bool = False) -> tuple[Rec
             update={
                 "sources": files.sources(data.sources, ("data", "sources")),
                 "eval": data.eval.model_copy(update={"sources": held_out}),
+                "cache": files.folder_to_write(("data", "cache"), data.cache or None, "name a folder") or data.cache,
             }
         ),
         "evaluate": files.evaluate(recipe.evaluate),

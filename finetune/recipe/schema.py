@@ -176,6 +176,8 @@ class Recipe(Section):
     """What is measured on held-out rows."""
     output: Annotated[Text | None, Free()] = Field(None, examples=["runs/mine"])
     """The run's folder; null: runs/ and the recipe file's stem."""
+    mirror: Annotated[Text | None, Free()] = Field(None, examples=["s3://my-runs/mine"])
+    """A place that every checkpoint and the result are copied to, and that a start on a fresh machine goes on from: s3://, gs://, hf://buckets/, ssh:// or a folder. null: none."""
 
     @field_validator("train")
     @classmethod

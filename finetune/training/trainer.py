@@ -26,6 +26,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerContr
 from transformers.trainer_callback import PrinterCallback
 
 from hybrid_ft.errors import NUMERICS, InputError
+from hybrid_ft.finetune.mirror.mirror import Mirror
 from hybrid_ft.finetune.runs import checkpoints, device, storage, training_state, weights
 from hybrid_ft.finetune.runs.atomic import write_text
 from hybrid_ft.finetune.runs.folder import RunFolder
@@ -61,7 +62,7 @@ class RunTrainer(Trainer):
     """To be named before a TRL trainer: ``class X(RunTrainer, SFTTrainer)``, so that ``super()`` here is TRL's.
 
     ``origins`` names a training row by its index. ``stop`` is looked at when a step ends. ``best_of``: the
-    checkpoint with this, in words, is kept as well. ``loraplus_ratio``: of B's learning rate to A's. ``arithmetic`` gives the context of every forward.
+    checkpoint with this, in words, is kept as well. ``loraplus_ratio``: of B's learning rate to A's. ``arithmetic`` gives the context of every forward. ``mirror`` hears of every checkpoint.
     """
 
     data_collator: Any
@@ -82,10 +83,11 @@ class RunTrainer(Trainer):
         arithmetic: Callable[[], AbstractContextManager[object]] = nullcontext,
         best_of: str | None = None,
         loraplus_ratio: float | None = None,
+        mirror: Mirror | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.folder, self.keep, self.stop, self.origins = folder, keep, stop, origins
+        self.folder, self.keep, self.stop, self.origins, self.mirror = folder, keep, stop, origins, mirror
         self.processes, self.best_of, self.arithmetic = folder.processes, best_of, arithmetic
         # its autocast around the model's forward; see models.arithmetic
         self.accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
@@ -290,7 +292,8 @@ class RunTrainer(Trainer):
                 self.state.save_to_json(str(staged / _STATE))
                 checkpoints.commit(staged, staging.with_name(name), self.watchdog.beat)
                 best = self.state.best_global_step if self.best_of else None
-                checkpoints.rotate(self.folder.checkpoints, self.keep, best)
+                rotate = self.mirror.take if self.mirror else checkpoints.rotate
+                rotate(self.folder.checkpoints, self.keep, {best})
             self.processes.wait()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:

@@ -114,6 +114,7 @@ RULES: dict[str, Rule] = {
     "data.train_empty_thoughts": flag,
     "data.packing": flag,
     "data.seed": whole(0, 2**32 - 1),
+    "data.cache": lambda value: value is False or or_null(text)(value),
     "train.epochs": number(0, 10_000, above=True),
     "train.steps": or_null(whole(1, 10**9)),
     "train.batch_tokens": whole(1, 2**24),
@@ -163,6 +164,7 @@ RULES: dict[str, Rule] = {
     "evaluate.suite.best": or_null(text),
     "evaluate.suite.run_code": flag,
     "output": or_null(text),
+    "mirror": or_null(text),
 }
 
 

@@ -52,6 +52,7 @@ KEYS = [
     "data.train_empty_thoughts",
     "data.packing",
     "data.seed",
+    "data.cache",
     "dpo",
     "dpo.loss",
     "dpo.beta",
@@ -105,6 +106,7 @@ KEYS = [
     "evaluate.suite.best",
     "evaluate.suite.run_code",
     "output",
+    "mirror",
 ]
 SOURCE = [
     "path",
@@ -124,6 +126,7 @@ SOURCE = [
 ]
 FREE = [
     "model.lora.merge",
+    "data.cache",
     "train.save_every",
     "train.keep",
     "train.log_every",
@@ -133,6 +136,7 @@ FREE = [
     "evaluate.every",
     "evaluate.suite",
     "output",
+    "mirror",
 ]
 
 
