@@ -1,4 +1,4 @@
-"""A flat model with its head: loss of packed rows, generation, files under released names."""
+"""A flat model with its head: packed loss, generation, files under released names."""
 
 from __future__ import annotations
 

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig as Config
 
+VLLM = "0.20.2"
+"""The version whose classes docs/families.md lists."""
 PEFT_REFUSES = "PEFT opens no such adapter, because mamba-ssm's fused kernel would leave it out"
 
 
@@ -72,6 +74,7 @@ class Family:
     released      how its files are written, where that is not as transformers does it or as the base has it
     traced        whether the memory of its training step is counted, layer by layer, and proven by a trace
     serve_flags   what ``vllm serve`` needs for it
+    unserved      those of ``model_types`` that vLLM, in the version ``VLLM``, has no class for
     tiny          sizes of a random model for tests, by model_type
     """
 
@@ -96,6 +99,7 @@ class Family:
     released: Released | None = None
     traced: bool = False
     serve_flags: str = ""
+    unserved: tuple[str, ...] = ()
     tiny: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
