@@ -202,7 +202,7 @@ class Data(Section):
     train_empty_thoughts: bool = Field(True, examples=[False])
     """Whether a thought without text is trained that the chat template itself puts before an answer. Must be true for pairs."""
     packing: bool = Field(True, examples=[False])
-    """Rows laid end to end without padding; no row can see another. Always on for dpo and kto."""
+    """Rows laid end to end without padding; no row can see another. Always on for dpo, kto and reward."""
     seed: Seed = Field(0, examples=[1])
     """Seed of samples and of the held-out split."""
     cache: Annotated[Text | Literal[False] | None, Free()] = Field(None, examples=["runs/tokens", False])
