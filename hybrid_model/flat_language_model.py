@@ -58,6 +58,7 @@ def flat_language_model(cls: Any, family: Family) -> type[PreTrainedModel]:
                 and given is not None
             ):
                 last = _last_tokens(attention_mask, given.shape[1])
+            # the head is then asked for all the places that are kept, [1, B]: one for each row
             if last is not None:
                 logits_to_keep, kwargs["keep_positions"] = 0, last
             outputs = super().forward(

@@ -77,6 +77,7 @@ def remembering_model(cls: Any) -> type[PreTrainedModel]:
                 use_cache, past_key_values = False, None
             elif output_attentions:
                 use_cache = True
+            # noise on the embeddings (NEFTune) comes from a hook, and is another in each of the rows that share a prompt
             noisy = self.training and input_ids is not None and hooks_below(self.embed_tokens)
             by_rows = partial(goes_by_rows, self)
             batch = read_batch(
@@ -95,6 +96,8 @@ def remembering_model(cls: Any) -> type[PreTrainedModel]:
                     "output_attentions: attention weights are formed for rows of one document each, without gradient "
                     "checkpointing; pass no packed rows, shared prompts or layout"
                 )
+            # Padded rows, packed rows, documents by bounds, shared prompts and a step of a filled cache have become two forms
+            # here: a door, which has laid all tokens end to end, or none, where each row has one token and its cache.
             hidden = batch.flat(given) if input_ids is None else self._embed(input_ids, batch)
             if output_hidden_states is None:
                 output_hidden_states = self.config.output_hidden_states
@@ -106,6 +109,7 @@ def remembering_model(cls: Any) -> type[PreTrainedModel]:
                         seen.append(batch.rows(hidden))
                     # by place: checkpointing drops keywords that are called as a cache is
                     hidden = layer(hidden, batch.layout, rope, cache, batch.call)
+            # the norm last: where few places are kept, it is spared the others
             if keep_positions is not None:
                 hidden = self.norm(batch.kept(hidden, keep_positions))
             else:

@@ -57,6 +57,7 @@ def _micro_batches(recipe: Recipe, prepared: Prepared) -> int:
 
 
 def plan_of(recipe: Recipe, prepared: Prepared, processes: int = 1) -> Plan:
+    """A step is its packs, or its rows, however many processes share them."""
     return Plan.of(recipe, _micro_batches(recipe, prepared), a_step(recipe))
 
 
