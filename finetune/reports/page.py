@@ -57,7 +57,7 @@ def write_report(places: Sequence[Path], out: Path) -> Path:
     try:
         write_text(out, text)
     except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror})") from None
+        raise InputError(f"{out}: cannot be written ({error.strerror}); name another file with --out") from None
     return out
 
 
