@@ -33,9 +33,12 @@ _CURVES = (
     ("padding", "padding", False),
     ("margin of chosen over rejected", "rewards/margins", False),
     ("pairs in the right order", "rewards/accuracies", False),
+    ("score of chosen over rejected", "margin", False),
+    ("accuracy", "accuracy", False),
     ("chosen answers against the reference, nats a token", "chosen_gain", False),
     ("rejected answers against the reference, nats a token", "rejected_gain", False),
     ("held-out margin", "eval_rewards/margins", True),
+    ("held-out accuracy", "eval_accuracy", True),
 )
 
 
