@@ -39,8 +39,8 @@ def data(
         for one in find_row(resolved, load_tokenizer(resolved), row):
             draw_row(one, Console())
         return 0
-    from hybrid_ft.finetune.data.prepare import prepare
     from hybrid_ft.finetune.data.report.view import draw
+    from hybrid_ft.finetune.data.streaming.prepared import prepare
     from hybrid_ft.finetune.data.trained_rows import check_out, write_rows
     from hybrid_ft.finetune.runs.atomic import whole_file
 

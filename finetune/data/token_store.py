@@ -169,7 +169,7 @@ def tokenize_sources(
     try:
         with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
             for number, (source, counts) in enumerate(zip(sources, store.sources, strict=True)):
-                for batch in _SourceRows(number, counts, way).batches(way.convert(source, counts), store):
+                for batch in SourceRows(number, counts, way).batches(way.convert(source, counts), store):
                     writer.write_batch(_record_batch(batch, schema))
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
@@ -179,7 +179,7 @@ def tokenize_sources(
     return store
 
 
-class _SourceRows(Generic[Made, Tokens]):
+class SourceRows(Generic[Made, Tokens]):
     """The rows of one source on their way into the store; bad, useless and long ones sorted out."""
 
     def __init__(self, number: int, counts: SourceCounts, way: Way[Made, Tokens]) -> None:
