@@ -45,6 +45,8 @@ def data(
     from hybrid_ft.finetune.runs.atomic import whole_file
 
     if out is not None:
+        if resolved.data.streaming:
+            raise InputError("--out: a stream is not written whole; leave --out out, or data.streaming")
         check_out(out, resolved)
     prepared = prepare(resolved, load_tokenizer(resolved), refuse=False)
     draw(prepared.report, Console())

@@ -13,14 +13,9 @@ if TYPE_CHECKING:
 
 
 def stream_contradictions(recipe: Recipe) -> Iterator[Wrong]:
-    """Keys that need all rows at once, or that only a stream has."""
+    """Keys that need all rows at once."""
     data, streaming = recipe.data, (("data", "streaming"),)
     if not data.streaming:
-        if data.shuffle_buffer != type(data).model_fields["shuffle_buffer"].default:
-            yield Wrong(
-                ("data", "shuffle_buffer"),
-                f"got {data.shuffle_buffer}; is for data.streaming: true; all rows are shuffled without it",
-            )
         return
     if recipe.stage != "sft":
         yield Wrong(("data", "streaming"), f"got true; {recipe.stage} reads its rows whole; leave it out")

@@ -188,7 +188,6 @@ def broken_rules(recipe: dict[str, Any]) -> list[str]:
         "a stream of pairs": data["streaming"] and any(recipe.get(name) for name in PREFERENCE),
         "a stream counted before": data["streaming"]
         and (data["weight_by"] == "tokens" or any(source["count"] for source in data["sources"])),
-        "a buffer of nothing": not data["streaming"] and data["shuffle_buffer"] != 10_000,
         "nothing held out": not any(ways) and (evaluate["every"] or evaluate["answers"]),
         "best of nothing": evaluate["load_best"] and not evaluate["every"],
         "some weights": any(weights) and not all(weights),

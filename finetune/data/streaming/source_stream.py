@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +72,9 @@ class SourceStream:
     ``load`` goes on from, reading at most one chunk again.
     """
 
+    after_chunk: Callable[[], None] = staticmethod(lambda: None)
+    """called when a chunk has been read"""
+
     def __init__(self, source: Source, way: Way[Any, Any], texts: bool, rule: HeldOutRule) -> None:
         check_supervised(source)
         self._source, self._way, self._rule = source, way, rule
@@ -101,6 +104,7 @@ class SourceStream:
         """The next row; None at the end of a pass, until ``rewind``."""
         while self._taken == len(self._rows):
             if self._next_chunk():
+                self.after_chunk()
                 continue
             if not self._left:
                 return None

@@ -64,11 +64,14 @@ class RowStream:
     def windows(self, judged: bool = True) -> Iterator[Window]:
         """From where the stream stands. Raises InputError where the data must not be trained on; with ``judged=False``
         not for the share of the rows that is dropped."""
+        if judged:
+            for source in self.sources:
+                source.after_chunk = self._check
         while True:
             start = self._state()
             rows, sources = self._draw()
             ended = len(rows) < self._size
-            if judged:
+            if judged and ended:
                 self._check(ended)
             if rows:
                 yield self._packed(rows, sources, start)
@@ -134,7 +137,7 @@ class RowStream:
     def _seeds(self, what: str) -> Sequence[int]:
         return (self._recipe.data.seed, self.passes, self._window, ("mix", "order").index(what))
 
-    def _check(self, ended: bool) -> None:
+    def _check(self, ended: bool = False) -> None:
         """Raise InputError where more rows are dropped than the recipe allows, of those that were read so far."""
         if self.passes:
             return
