@@ -9,11 +9,12 @@ from typing import Any
 MASK = "***"
 
 # Forms that nothing but a credential has: of Hugging Face, OpenAI, GitHub, GitLab, Slack, AWS, a JSON web token, and a
-# URL's user and password.
+# URL's user and password; of ssh, where a user is no secret, the two together.
 _CREDENTIAL = re.compile(
     r"\bhf_(?=[A-Za-z]*[0-9A-Z])[A-Za-z0-9]{16,}|\bsk-[\w-]{20,}|\bgh[pousr]_\w{20,}|\bgithub_pat_\w{20,}"
     r"|\bglpat-[\w-]{16,}|\bxox[abeprs]-[\w-]{10,}|\bA[KS]IA[0-9A-Z]{16}\b|\beyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]+"
-    r"|(?<=://)[^/\s@'\"]+@"
+    r"|(?<=ssh://)[^/\s@:'\"]*:[^/\s@'\"]+@|(?<=sftp://)[^/\s@:'\"]*:[^/\s@'\"]+@"
+    r"|(?<!ssh://)(?<!sftp://)(?<=://)[^/\s@'\"]+@"
 )
 # What may be one: masked where it is shown, not refused where it is given.
 _LIKELY = re.compile(r"\b(?:hf|wandb)_\w{6,}|(?i:\b\w*(?:token|secret|passw(?:or)?d|api_?key)=)[^\s&'\"]+")

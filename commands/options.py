@@ -22,6 +22,14 @@ Extend = Annotated[
     bool,
     typer.Option("--extend", help="Go on to another train.steps or train.epochs, also from a finished run's end."),
 ]
+Mirror = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PLACE",
+        help="Copy checkpoints and result to s3://, gs://, hf://buckets/, ssh:// or a folder, and go on from there.",
+        show_default=False,
+    ),
+]
 ModelPath = Annotated[
     str, typer.Argument(metavar="PATH", help="A saved model or adapter folder, a hub name, or the preset tiny.")
 ]
@@ -40,6 +48,11 @@ TemplateArguments = Annotated[
         show_default=False,
     ),
 ]
+
+
+def with_mirror(overrides: list[str] | None, mirror: str | None) -> list[str]:
+    """The overrides with what ``--mirror`` says, as the text that it is."""
+    return [*(overrides or []), *([f"mirror={json.dumps(mirror, ensure_ascii=False)}"] if mirror is not None else [])]
 
 
 def template_arguments(text: str | None) -> dict[str, Any]:

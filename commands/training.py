@@ -7,36 +7,48 @@ from typing import Annotated
 
 import typer
 
-from hybrid_ft.commands.options import AcceptChanges, Extend, Overrides, RecipeName
+from hybrid_ft.commands.options import AcceptChanges, Extend, Mirror, Overrides, RecipeName, with_mirror
 from hybrid_ft.finetune.runs.signals import resumable
 
 
 def sft(
-    recipe: RecipeName, overrides: Overrides = None, accept_changes: AcceptChanges = False, extend: Extend = False
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    accept_changes: AcceptChanges = False,
+    extend: Extend = False,
+    mirror: Mirror = None,
 ) -> int:
     """Fine-tune a model (SFT) as a recipe says. The same command resumes a run that was stopped."""
-    return _train("sft", recipe, overrides, accept_changes, extend)
+    return _train("sft", recipe, with_mirror(overrides, mirror), accept_changes, extend)
 
 
 def dpo(
-    recipe: RecipeName, overrides: Overrides = None, accept_changes: AcceptChanges = False, extend: Extend = False
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    accept_changes: AcceptChanges = False,
+    extend: Extend = False,
+    mirror: Mirror = None,
 ) -> int:
     """Preference-tune (DPO) a model on pairs of answers. The same command resumes a run that was stopped."""
-    return _train("dpo", recipe, overrides, accept_changes, extend)
+    return _train("dpo", recipe, with_mirror(overrides, mirror), accept_changes, extend)
 
 
 def kto(
-    recipe: RecipeName, overrides: Overrides = None, accept_changes: AcceptChanges = False, extend: Extend = False
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    accept_changes: AcceptChanges = False,
+    extend: Extend = False,
+    mirror: Mirror = None,
 ) -> int:
     """Preference-tune (KTO) a model on answers judged good or bad. The same command resumes a run that was stopped."""
-    return _train("kto", recipe, overrides, accept_changes, extend)
+    return _train("kto", recipe, with_mirror(overrides, mirror), accept_changes, extend)
 
 
-def _train(stage: str, recipe: str, overrides: list[str] | None, accept_changes: bool, extend: bool) -> int:
+def _train(stage: str, recipe: str, overrides: list[str], accept_changes: bool, extend: bool) -> int:
     with resumable():
         from hybrid_ft.finetune.recipe.load import load_recipe
 
-        resolved = load_recipe(recipe, overrides or [], stage=stage)
+        resolved = load_recipe(recipe, overrides, stage=stage)
         from hybrid_ft.finetune.runs.console import screen
         from hybrid_ft.finetune.training.stages import run
 
@@ -48,13 +60,14 @@ def run_stages(
         str, typer.Argument(metavar="FILE", help="A YAML file of stages, or the name of one that ships.")
     ],
     overrides: Overrides = None,
+    mirror: Mirror = None,
 ) -> int:
     """Run a file of stages (sft, dpo, kto, export), each from the last one's model. Finished stages are not repeated."""
     with resumable():
         from hybrid_ft.finetune.pipeline import run
         from hybrid_ft.finetune.runs.console import screen
 
-        return run(stages, overrides or [], screen())
+        return run(stages, with_mirror(overrides, mirror), screen())
 
 
 def launch(
@@ -76,6 +89,7 @@ def launch(
     ] = None,
     accept_changes: AcceptChanges = False,
     extend: Extend = False,
+    mirror: Mirror = None,
 ) -> int:
     """Train a recipe or a file of stages in one process per GPU. Passes on signals and the exit status of the run."""
     with resumable():
@@ -84,7 +98,7 @@ def launch(
         from hybrid_ft.finetune.runs.console import screen
 
         how = Launch(processes, Nodes(nodes, node_rank, rendezvous), restarts, logs)
-        return run(recipe, overrides or [], how, screen(), accept_changes, extend)
+        return run(recipe, with_mirror(overrides, mirror), how, screen(), accept_changes, extend)
 
 
 def status(output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="A run's folder.")]) -> int:

@@ -81,15 +81,18 @@ def _launch(command: list[str], recipe: Recipe, how: Launch, processes: int) -> 
 
 
 def seconds_to_stop(recipe: Recipe) -> float:
-    """How long workers may take to end: a step, and a save at the speed of the disk that it goes to."""
+    """How long workers may take to end: a step, a save at the speed of the disk that it goes to, and
+    the copy of it."""
     from hybrid_ft.finetune.machines.empty_model import empty_model
+    from hybrid_ft.finetune.mirror.mirror import STOP_SECONDS
     from hybrid_ft.finetune.models import in_bfloat16
     from hybrid_ft.finetune.runs import storage
 
     assert recipe.output is not None  # a loaded recipe has one
     place = next(path for path in [Path(recipe.output), *Path(recipe.output).absolute().parents] if path.is_dir())
     size = storage.checkpoint_bytes(empty_model(recipe, in_bfloat16(recipe)))
-    return LEAST_GRACE + SLOWER * size / storage.probe(place)
+    copying = STOP_SECONDS if recipe.mirror else 0.0
+    return LEAST_GRACE + SLOWER * size / storage.probe(place) + copying
 
 
 def _processes(how: Launch) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from types import MethodType
 from typing import Any
 
 import torch
@@ -50,19 +51,32 @@ def lay_flat(model: PreTrainedModel) -> PreTrainedModel:
             f"{type(model).__name__} holds its text model beside others; open the text model alone, with "
             f"{family.architecture}.from_pretrained or hybrid_ft.load"
         )
-    base.__class__ = _flat_model(base_class, family)
-    for module in list(base.modules()):
-        cls: Any = type(module)
-        if isinstance(module, PreTrainedModel):
-            continue
-        if isinstance(module, GradientCheckpointingLayer):
-            module.__class__ = _flat_layer(cls)
-        elif (own := family.own.get(cls.__name__)) is not None:
-            module.__class__ = own(cls)
-        elif is_mixer(module):
-            module.__class__ = segment_wise(cls, family.forks)
-    model.set_attn_implementation(flat_attention.NAME)
+    if base_class.__name__ not in family.own:
+        _swap(base, _flat_model(base_class, family))
+        model.set_attn_implementation(flat_attention.NAME)
+    swap_classes(model, family)
     return model
+
+
+def swap_classes(root: nn.Module, family: Family) -> None:
+    """Give the modules from ``root`` down, which may be one layer alone, their flat classes."""
+    for module in list(root.modules()):
+        cls: Any = type(module)
+        if (own := family.own.get(cls.__name__)) is not None:
+            _swap(module, own(cls))
+        elif isinstance(module, PreTrainedModel):
+            continue
+        elif isinstance(module, GradientCheckpointingLayer):
+            _swap(module, _flat_layer(cls))
+        elif is_mixer(module):
+            _swap(module, segment_wise(cls, family.forks))
+
+
+def _swap(module: nn.Module, cls: Any) -> None:
+    module.__class__ = cls
+    # where accelerate has put a forward of its own, it calls the one that it has found
+    if "_old_forward" in vars(module):
+        vars(module)["_old_forward"] = MethodType(cls.forward, module)
 
 
 def is_flat(model: nn.Module) -> bool:

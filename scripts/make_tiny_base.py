@@ -25,11 +25,10 @@ from typing import NamedTuple
 import torch
 from tiny_base_text import document, documents, notes
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GenerationConfig, PreTrainedTokenizerFast
+from transformers import GenerationConfig, OlmoHybridForCausalLM, PreTrainedTokenizerFast
 
 import hybrid_ft
 from hybrid_ft.hybrid_model.checkpoint.save import save, verify
-from hybrid_ft.hybrid_model.families.olmo_hybrid.model import OlmoHybridForCausalLM
 
 ROOT = Path(__file__).resolve().parent.parent
 PAD, END = "<|pad|>", "<|endoftext|>"

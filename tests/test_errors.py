@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from hybrid_ft.errors import one_line, shown
+from hybrid_ft.errors import holds_secret, masked, one_line, shown
 
 
 @pytest.mark.parametrize(
@@ -33,3 +33,19 @@ def test_one_line() -> None:
     assert one_line(ValueError("a\n  b\t c")) == "a b c"
     assert one_line(OSError()) == "OSError"
     assert one_line("x" * 400) == "x" * 297 + "..."
+
+
+@pytest.mark.parametrize(
+    ("text", "seen"),
+    [
+        ("https://me:pass@host/x", "https://***@host/x"),
+        ("https://token@host/x", "https://***@host/x"),
+        ("ssh://me:pass@host/x", "ssh://***@host/x"),
+        ("sftp://me:pass@host/x", "sftp://***@host/x"),
+        ("ssh://me@host/x", "ssh://me@host/x"),
+        ("sftp://me@host:22/x", "sftp://me@host:22/x"),
+    ],
+)
+def test_a_password_in_an_address_is_masked_and_a_user_of_ssh_is_not(text: str, seen: str) -> None:
+    assert masked(text) == seen
+    assert holds_secret(text) == (text != seen)

@@ -135,6 +135,7 @@ ROOMS = (
     ("recipe",),
     ("data",),
     ("runs", "machines"),
+    ("mirror",),
     ("models",),
     ("generation",),
     ("evaluation",),

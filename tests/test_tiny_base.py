@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, OlmoHybridForCausalLM, PreTrainedTokenizerBase
 from transformers.models.olmo_hybrid import modeling_olmo_hybrid as hf
 
 import hybrid_ft
-from hybrid_ft.hybrid_model.families.olmo_hybrid.model import OlmoHybridForCausalLM
 
 
 @pytest.fixture(scope="module")

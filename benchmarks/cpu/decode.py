@@ -20,10 +20,9 @@ import torch
 from transformers import OlmoHybridForCausalLM
 
 import hybrid_ft
-from hybrid_ft.hybrid_model.families.olmo_hybrid.model import OlmoHybridForCausalLM as Ours
 
 
-def build(name: str) -> tuple[OlmoHybridForCausalLM, Ours]:
+def build(name: str) -> tuple[OlmoHybridForCausalLM, OlmoHybridForCausalLM]:
     """transformers' model and ours with the same random weights, in float32."""
     ours = hybrid_ft.load(name, from_scratch=True, dtype="float32")
     plain = OlmoHybridForCausalLM(ours.config).eval()
@@ -50,7 +49,7 @@ def read_rate() -> float:
     return 4 * block.numel() * 4 / (time.process_time() - start)
 
 
-def bytes_per_step(model: Ours, batch: int, length: int) -> int:
+def bytes_per_step(model: OlmoHybridForCausalLM, batch: int, length: int) -> int:
     """Weights once; of each row the recurrent states read and written, and keys and values read."""
     config = model.config
     delta = config.layer_types.count("linear_attention")
@@ -68,7 +67,9 @@ def quartiles(values: list[float]) -> dict[str, float]:
     return {"median": round(median(values), 2), "low": round(low, 2), "high": round(high, 2)}
 
 
-def measure(plain: OlmoHybridForCausalLM, ours: Ours, batch: int, prompt_tokens: int, new: int, rounds: int) -> dict:
+def measure(
+    plain: OlmoHybridForCausalLM, ours: OlmoHybridForCausalLM, batch: int, prompt_tokens: int, new: int, rounds: int
+) -> dict:
     generator = torch.Generator().manual_seed(batch)
     prompt = torch.randint(2, ours.config.vocab_size, (batch, prompt_tokens), generator=generator)
     warm = [timed(model, prompt, 16)[1] for model in (plain, ours)]

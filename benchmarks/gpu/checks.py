@@ -37,14 +37,25 @@ def error_of(rule: Any, device: str) -> str:
     return ", ".join(off) or "results right"
 
 
+def delta_layer(config: Any) -> Any:
+    """One of random weights, laid flat."""
+    from transformers.models.olmo_hybrid.modeling_olmo_hybrid import OlmoHybridGatedDeltaNet
+
+    from hybrid_ft.hybrid_model.families.known import family_of
+    from hybrid_ft.hybrid_model.lay_flat import swap_classes
+
+    made = OlmoHybridGatedDeltaNet(config, 0)
+    swap_classes(made, family_of(config))
+    return made
+
+
 def layer(config: Any, device: str) -> None:
     """A delta layer in bfloat16 on the device against itself in float64 on the CPU, over documents of 70 and 60 tokens."""
     from hybrid_ft.hybrid_model.door.layout import build_layout
-    from hybrid_ft.hybrid_model.layers.gated_delta_net import OlmoHybridGatedDeltaNet
 
     torch.manual_seed(0)
-    tested = narrow(OlmoHybridGatedDeltaNet(config, 0))
-    true = OlmoHybridGatedDeltaNet(config, 0).double()
+    tested = narrow(delta_layer(config))
+    true = delta_layer(config).double()
     true.load_state_dict(tested.state_dict())
     x = torch.randn(130, config.hidden_size).bfloat16()
     up = torch.randn(130, config.hidden_size).bfloat16()
@@ -127,15 +138,17 @@ def _compare(
 
 def model(preset: str, device: str) -> None:
     """Two layers of the preset's width, bfloat16 on the device against float32 on the CPU: logits and all gradients."""
-    from hybrid_ft.hybrid_model.families.olmo_hybrid.model import OlmoHybridForCausalLM
+    from transformers import OlmoHybridForCausalLM
+
     from hybrid_ft.hybrid_model.families.olmo_hybrid.presets import preset_config
+    from hybrid_ft.hybrid_model.lay_flat import lay_flat
 
     config = preset_config(preset)
     config.update({"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"], "vocab_size": 512})
     config.update({"pad_token_id": None, "eos_token_id": None})
     torch.manual_seed(0)
-    tested = narrow(OlmoHybridForCausalLM(config))
-    true = OlmoHybridForCausalLM(config).float()
+    tested = narrow(lay_flat(OlmoHybridForCausalLM(config)))
+    true = lay_flat(OlmoHybridForCausalLM(config)).float()
     true.load_state_dict(tested.state_dict())
     ids = torch.randint(512, (2, 70))
     got, wanted = (_logits_and_gradient(m, ids.to(w)) for m, w in ((tested.to(device), device), (true, "cpu")))

@@ -17,13 +17,12 @@ from common import Clock, Setting, Taken, Turn, in_short, other, record, side_by
 def measure(setting: Setting, sequences: int) -> list[dict[str, Any]]:
     from hybrid_ft.hybrid_model.door.layout import build_layout
     from hybrid_ft.hybrid_model.families.olmo_hybrid.presets import preset_config
-    from hybrid_ft.hybrid_model.layers.gated_delta_net import OlmoHybridGatedDeltaNet
 
     config = preset_config(setting.preset)
     checks.layer(config, setting.device)
     torch.manual_seed(0)
     with torch.device(setting.device):
-        ours = checks.narrow(OlmoHybridGatedDeltaNet(config, 0))
+        ours = checks.narrow(checks.delta_layer(config))
         x, up = (torch.randn(setting.tokens, config.hidden_size).bfloat16() for _ in range(2))
     x.requires_grad_()
     length = setting.tokens // sequences

@@ -57,8 +57,10 @@ def layer_kernels(dry: bool) -> None:
 
 def model(dry: bool) -> None:
     """Two layers of the 7B's width and a small vocabulary: a pair, packed documents, a decoded token."""
-    from hybrid_ft.hybrid_model.families.olmo_hybrid.model import OlmoHybridForCausalLM
+    from transformers import OlmoHybridForCausalLM
+
     from hybrid_ft.hybrid_model.families.olmo_hybrid.presets import preset_config
+    from hybrid_ft.hybrid_model.lay_flat import lay_flat
     from hybrid_ft.hybrid_model.layers import attention
     from hybrid_ft.kernels.token_log_probs import token_log_probs
     from hybrid_ft.kernels.token_log_probs.gpu import launch
@@ -67,7 +69,7 @@ def model(dry: bool) -> None:
     config.update({"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"], "vocab_size": 512})
     config.update({"pad_token_id": None, "eos_token_id": None})
     with torch.device("meta"):
-        whole = OlmoHybridForCausalLM(config).bfloat16()
+        whole = lay_flat(OlmoHybridForCausalLM(config)).bfloat16()
     for name, parameter in whole.named_parameters():
         if name.endswith(("A_log", "dt_bias")):
             parameter.data = parameter.data.float()

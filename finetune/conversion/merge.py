@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import transformers
-from transformers import GenerationConfig, OlmoHybridForCausalLM, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.conversion.place import Place
@@ -25,6 +25,7 @@ from hybrid_ft.hybrid_model.checkpoint.merge_in_memory import merge_in_memory
 from hybrid_ft.hybrid_model.checkpoint.save import save, verify, write_config
 from hybrid_ft.hybrid_model.checkpoint.tokenizer import check_vocabulary, load_tokenizer
 from hybrid_ft.hybrid_model.checkpoint.whole_merge import OPENED_WHOLE, compare_with_peft
+from hybrid_ft.hybrid_model.families.known import FAMILIES, family_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,7 +51,7 @@ def run(adapter: str, out: str, dtype: str | None, console: Console) -> int:
         base = find_folder(raw["base_model_name_or_path"], raw.get("revision"), weights=True)
         _refuse_quantised(base, raw)
         config = read_base_config(base)
-        if config.model_type != "olmo_hybrid":
+        if family_of(config).released is None:
             return _in_memory(folder, base, dtype, place, console)
         merge = Merge(folder, base, config, None if dtype is None else dtype_of(dtype))
     except InputError as error:
@@ -80,11 +81,10 @@ def run(adapter: str, out: str, dtype: str | None, console: Console) -> int:
 
 
 def _in_memory(folder: Path, base: Path, dtype: str | None, place: Place, console: Console) -> int:
-    """For families other than Olmo Hybrid, whose files are written by way of transformers' own conversions."""
+    """For families whose files are written by way of transformers' own conversions."""
     if dtype is not None:
-        raise InputError(
-            "--dtype: only Olmo Hybrid's can be changed; results of other families have their base's dtypes"
-        )
+        able = ", ".join(family.name for family in FAMILIES if family.released is not None)
+        raise InputError(f"--dtype: only {able}'s can be changed; results of other families have their base's dtypes")
     with console.status("loading the base"):
         model = load(base)
     tokenizer = load_tokenizer(folder if _has_tokenizer(folder) else base)
@@ -160,7 +160,7 @@ def _write_small_files(
     config = merge.config
     if merge.dtype is not None:
         config.dtype = merge.dtype
-    config.architectures = [OlmoHybridForCausalLM.__name__]
+    config.architectures = [family_of(config).architecture]
     write_config(config, part)
     defaults.config.save_pretrained(part)
     tokenizer.save_pretrained(part)

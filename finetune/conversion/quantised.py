@@ -24,7 +24,7 @@ from hybrid_ft.finetune.runs import storage
 from hybrid_ft.hybrid_model.checkpoint.config import json_object
 from hybrid_ft.hybrid_model.checkpoint.text_model import text_class
 from hybrid_ft.hybrid_model.checkpoint.weight_files import check_weight_files, give_usual_mode, read_headers
-from hybrid_ft.hybrid_model.families.known import family_of
+from hybrid_ft.hybrid_model.families.known import family_of, family_of_type
 from hybrid_ft.hybrid_model.quantised import large_layers
 
 PACKAGES = {"int8": "torchao", "int4": "bitsandbytes"}
@@ -59,7 +59,7 @@ def export_quantised(source: Source, place: Place, to: str, dtype: torch.dtype |
             device_map="cpu",
         ).eval()
         model.save_pretrained(part)
-        _say_no_rope(part / "config.json")
+        _mend_config(part / "config.json")
         give_usual_mode(part.glob("*.safetensors"))
         source.copy_small_files(part)
         opened = open_quantised(part)
@@ -83,11 +83,12 @@ def open_quantised(folder: Path) -> Any:
     return model.eval()
 
 
-def _say_no_rope(path: Path) -> None:
-    """Null and absent mean a theta of 10,000 to some readers."""
+def _mend_config(path: Path) -> None:
+    """Where some readers would take it for another model's, as no rope for a theta of 10,000."""
     raw = json_object(path)
-    if raw["model_type"] == "olmo_hybrid" and not (raw.get("rope_parameters") or {}).get("rope_theta"):
-        write_config(path.parent, raw | {"rope_parameters": {"rope_theta": None}})
+    mended = family_of_type(raw["model_type"]).repair(raw)
+    if mended != raw:
+        write_config(path.parent, mended)
 
 
 def _settings(to: str, dtype: torch.dtype, kept: list[str]) -> Any:

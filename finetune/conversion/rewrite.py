@@ -1,7 +1,7 @@
 """A checkpoint in another dtype and other shards, a few rows at a time.
 
-Names are the source's. Tensors that a family keeps in float32 stay as they are, unless servers want one dtype (Olmo
-Hybrid). A shard is whole or not there: what was cut short goes on with the next one.
+Names are the source's. Tensors that a family keeps in float32 stay as they are, unless its released files have one
+dtype. A shard is whole or not there: what was cut short goes on with the next one.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class Rewrite:
         self.stored: dict[str, StoredTensor] = {}
         for path in read_headers(source):
             self.stored |= stored_tensors(path)
-        kept = () if config.model_type == "olmo_hybrid" else family_of(config).float32
+        family = family_of(config)
+        kept = family.float32 if family.released is None else ()
         self.dtypes = {
             name: stored.dtype if dtype is None or name.endswith(kept) else dtype
             for name, stored in self.stored.items()

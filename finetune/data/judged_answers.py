@@ -15,10 +15,11 @@ from hybrid_ft.finetune.data.messages.preference import Unusable
 from hybrid_ft.finetune.data.reading import judgements
 from hybrid_ft.finetune.data.report.account import CUT, CUT_PROMPT, Example, Part
 from hybrid_ft.finetune.data.report.answers import AnswerCounts
-from hybrid_ft.finetune.data.token_store import TOKENS, TokenStore, Way
+from hybrid_ft.finetune.data.token_store import TokenStore
 from hybrid_ft.finetune.data.tokens.encode_judged import TokenAnswer, encode_judged
 from hybrid_ft.finetune.data.tokens.encoder import Encoder
 from hybrid_ft.finetune.data.tokens.fit_pairs import NOTHING_LEFT, PROMPT_TOO_LONG
+from hybrid_ft.finetune.data.way import TOKENS, Way
 
 if TYPE_CHECKING:
     from hybrid_ft.finetune.recipe.preference_section import Kto

@@ -13,7 +13,7 @@ from hybrid_ft.finetune.data.messages.preference import Preference
 from hybrid_ft.finetune.data.reading import preferences
 from hybrid_ft.finetune.data.report.account import CUT, CUT_PROMPT, Example, Part
 from hybrid_ft.finetune.data.report.pairs import PairCounts
-from hybrid_ft.finetune.data.token_store import TOKENS, TokenStore, Way
+from hybrid_ft.finetune.data.token_store import TokenStore
 from hybrid_ft.finetune.data.tokens.encode_pairs import TokenPair, encode_pairs
 from hybrid_ft.finetune.data.tokens.encoder import Encoder
 from hybrid_ft.finetune.data.tokens.fit_pairs import (
@@ -24,6 +24,7 @@ from hybrid_ft.finetune.data.tokens.fit_pairs import (
     Limits,
     fit,
 )
+from hybrid_ft.finetune.data.way import TOKENS, Way
 
 if TYPE_CHECKING:
     from hybrid_ft.finetune.recipe.schema import Dpo, Recipe

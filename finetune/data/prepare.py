@@ -17,9 +17,11 @@ from hybrid_ft.finetune.data.packing import pack
 from hybrid_ft.finetune.data.preference_pairs import count_pairs, pair_example, way_of_pairs
 from hybrid_ft.finetune.data.report.account import Account, Example, SplitCounts, refusal, rows_to_show
 from hybrid_ft.finetune.data.selection import mix_sources, split_held_out
+from hybrid_ft.finetune.data.sources_in_tokens import SourcesInTokens
 from hybrid_ft.finetune.data.supervised import count_rows, row_example, way_of_rows
-from hybrid_ft.finetune.data.token_store import TokenStore, Way, tokenize_sources
+from hybrid_ft.finetune.data.token_store import TokenStore
 from hybrid_ft.finetune.data.tokens.encoder import NO_TEMPLATE, Encoder
+from hybrid_ft.finetune.data.way import Way
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,7 +46,7 @@ class Prepared:
     ``chat_template``: the template's text, None where rows are plain text and there is none, and ``template_arguments``:
     what it was given beside the rows, for the tokenizer that is saved.
 
-    The rows lie in a temporary folder that goes when this object does.
+    The rows lie among the kept tokens, or in a temporary folder that goes when this object does.
     """
 
     train: Dataset
@@ -77,9 +79,10 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, refuse: bool 
     data, encoder = recipe.data, Encoder.of(recipe, tokenizer)
     kind = kind_of(recipe, encoder)
     folder = tempfile.TemporaryDirectory(prefix="hybrid-ft-", ignore_cleanup_errors=True)
+    in_tokens = SourcesInTokens(recipe, encoder, kind.way, Path(folder.name))
 
     def read(sources: Sequence[Source], key: str, held_out: bool) -> tuple[TokenStore, np.ndarray, str | None]:
-        store = tokenize_sources(sources, kind.way, Path(folder.name, f"{key}.arrow"), held_out=held_out)
+        store = in_tokens.store(sources, key, held_out)
         stop = refusal(store.sources, data.max_dropped, key)
         if stop and (refuse or not len(store)):
             raise InputError(stop)

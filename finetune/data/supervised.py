@@ -17,10 +17,11 @@ from hybrid_ft.finetune.data.reading import conversations
 from hybrid_ft.finetune.data.report.account import CUT, IN_PIECES, Example, Part
 from hybrid_ft.finetune.data.report.rows import RowCounts
 from hybrid_ft.finetune.data.sources.rows import BadRow
-from hybrid_ft.finetune.data.token_store import TOKENS, WEIGHTS, TokenStore, Way
+from hybrid_ft.finetune.data.token_store import TokenStore
 from hybrid_ft.finetune.data.tokens.encode import Encoded, encode
 from hybrid_ft.finetune.data.tokens.encoder import Encoder
 from hybrid_ft.finetune.data.tokens.texts import EncodedText, encode_texts
+from hybrid_ft.finetune.data.way import TOKENS, WEIGHTS, Way
 
 if TYPE_CHECKING:
     from hybrid_ft.finetune.recipe.data_section import Data

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hybrid_ft.errors import STORAGE, InputError
-from hybrid_ft.finetune.data.token_store import WEIGHTS
+from hybrid_ft.finetune.data.way import WEIGHTS
 
 if TYPE_CHECKING:
     from datasets import Dataset

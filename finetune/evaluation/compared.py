@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 RESULTS = "results.json"
 """The table's file, beside the answers."""
+SUITE_FOLDER = "suite"
+"""In a run's folder: answers by step and task, and the table."""
 
 
 @dataclass(frozen=True)

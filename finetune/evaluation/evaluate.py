@@ -18,9 +18,8 @@ from hybrid_ft.finetune.evaluation.batches import Budget
 from hybrid_ft.finetune.evaluation.compared import RESULTS, as_json, compared
 from hybrid_ft.finetune.evaluation.items import Items, read_items
 from hybrid_ft.finetune.evaluation.kept import Kept
-from hybrid_ft.finetune.evaluation.scorers.code import check_jail
-from hybrid_ft.finetune.evaluation.scoring import Scored, missing, of_items, score_missing
-from hybrid_ft.finetune.evaluation.task import Task, load_task
+from hybrid_ft.finetune.evaluation.named_tasks import MEASURES, NamedTask, named_tasks
+from hybrid_ft.finetune.evaluation.scoring import Scored, examples, missing, of_items, score_missing
 from hybrid_ft.finetune.generation.generate import model_for_answers, tokenizer_for_answers
 from hybrid_ft.finetune.runs.atomic import write_text
 from hybrid_ft.finetune.runs.console import say
@@ -31,18 +30,6 @@ from hybrid_ft.hybrid_model.checkpoint.config import find_folder
 if TYPE_CHECKING:
     from rich.console import Console
     from transformers import PreTrainedTokenizerBase
-
-_MEASURES = {
-    "exact": ["exact"],
-    "contains": ["contains"],
-    "number": ["number"],
-    "choice": ["accuracy"],
-    "json": ["fields", "whole", "valid", "invented"],
-    "calls": ["calls", "functions"],
-    "code": ["pass"],
-    "instructions": ["prompt", "instruction"],
-    "loss": ["loss"],
-}
 
 
 @dataclass(frozen=True)
@@ -74,9 +61,10 @@ class _Model:
 
 def run(models: Sequence[str], wanted: Wanted, console: Console) -> int:
     """Evaluate and show. Returns 0, or ``gate.BELOW`` where a limit is missed. Raises InputError."""
-    tasks = _tasks(wanted)
+    changes = [*wanted.changes, *([f"samples={wanted.samples}"] if wanted.samples else [])]
+    tasks = named_tasks(wanted.tasks, wanted.forgetting, changes, "--run-code", wanted.run_code)
     limits = gate.read_limits(wanted.fail_below, [name for name, _, _ in tasks]) if wanted.fail_below else {}
-    gate.check_measures(limits, {name: _MEASURES[task.evaluator] for name, task, _ in tasks})
+    gate.check_measures(limits, {name: MEASURES[task.evaluator] for name, task, _ in tasks})
     trained_on = contamination.recipe_of(wanted.trained_on) if wanted.trained_on else None
     if wanted.out.exists() and not wanted.out.is_dir():
         raise InputError(f"{wanted.out}: is a file; name a folder for the answers")
@@ -96,7 +84,7 @@ def run(models: Sequence[str], wanted: Wanted, console: Console) -> int:
     names = [model.name for model in opened]
     table.show(console, names, measures, by_task)
     wanted.out.mkdir(parents=True, exist_ok=True)
-    more = {"paths": [model.path for model in opened], "examples": _examples(by_task)}
+    more = {"paths": [model.path for model in opened], "examples": examples(by_task)}
     write_text(wanted.out / RESULTS, as_json(names, measures, **more))
     say(console, f"answers   {wanted.out}")
     missed = gate.failures(limits, measures)
@@ -105,41 +93,7 @@ def run(models: Sequence[str], wanted: Wanted, console: Console) -> int:
     return gate.BELOW if missed else 0
 
 
-def _tasks(wanted: Wanted) -> list[tuple[str, Task, bool]]:
-    """Name, task, and whether it stands for what may be forgotten. Raises InputError with every mistake."""
-    changes = [*wanted.changes, *([f"samples={wanted.samples}"] if wanted.samples else [])]
-    found: list[tuple[str, Task, bool]] = []
-    mistakes = []
-    for name, forgetting in [*((n, False) for n in wanted.tasks), *((n, True) for n in wanted.forgetting)]:
-        try:
-            called, task = load_task(name, [text for change in changes if (text := _for_task(change, name))])
-        except InputError as error:
-            mistakes.append(str(error))
-            continue
-        if any(called == other for other, _, _ in found):
-            mistakes.append(f"{name}: a task of this name is there already; rename the file")
-        if task.evaluator == "code" and not wanted.run_code:
-            mistakes.append(f"{name}: runs code that the model writes; allow it with --run-code")
-        found.append((called, task, forgetting))
-    if mistakes:
-        raise InputError("\n".join(mistakes))
-    if any(task.evaluator == "code" for _, task, _ in found):
-        check_jail()
-    return found
-
-
-def _for_task(change: str, task: str) -> str:
-    """The ``key=value`` of a change that is for this task, or for all; nothing where it is for another."""
-    key, equals, value = change.partition("=")
-    of, colon, own = key.partition(":")
-    if not colon:
-        return change
-    return f"{own}{equals}{value}" if of == Path(task).stem else ""
-
-
-def _opened(
-    paths: Sequence[str], tasks: list[tuple[str, Task, bool]], wanted: Wanted, console: Console
-) -> list[_Model]:
+def _opened(paths: Sequence[str], tasks: list[NamedTask], wanted: Wanted, console: Console) -> list[_Model]:
     """Every model's tokenizer, and all rows in its tokens, before any weights are loaded."""
     opened = []
     for name, path in zip(_names(paths), paths, strict=True):
@@ -172,7 +126,7 @@ def _digest(path: str) -> str:
     return digest_of([with_contents({"path": file}) for file in (base, *own)])[7:]
 
 
-def _of_model(model: _Model, tasks: list[tuple[str, Task, bool]], wanted: Wanted, console: Console) -> list[Scored]:
+def _of_model(model: _Model, tasks: list[NamedTask], wanted: Wanted, console: Console) -> list[Scored]:
     """All tasks by one model, which is loaded once, and only if an answer is missing."""
     loaded: Any = None
     budget = Budget(tokens=wanted.batch_tokens)
@@ -198,7 +152,7 @@ def _of_model(model: _Model, tasks: list[tuple[str, Task, bool]], wanted: Wanted
     return found
 
 
-def _met(recipe: Any, tasks: list[tuple[str, Task, bool]], first: _Model) -> dict[str, float]:
+def _met(recipe: Any, tasks: list[NamedTask], first: _Model) -> dict[str, float]:
     """Of each task the share of rows that were met in training."""
     questions = [[item.asked.question for item in items.items] for items in first.items]
     seen = iter(contamination.met([text for part in questions for text in part], contamination.training_texts(recipe)))
@@ -206,31 +160,3 @@ def _met(recipe: Any, tasks: list[tuple[str, Task, bool]], first: _Model) -> dic
         name: sum(next(seen) for _ in part) / max(1, len(part))
         for (name, _, _), part in zip(tasks, questions, strict=True)
     }
-
-
-_EXAMPLES = 3
-
-
-def _examples(by_task: list[list[Scored]]) -> list[dict[str, Any]]:
-    """Of each task a few rows with the models' answers, those first whose score has changed most."""
-    found = []
-    for models in by_task:
-        measure = next(iter(models[0].lines[0]["scores"]))
-        if measure == "loss":
-            continue
-        rows = range(len(models[0].lines))
-        moved = sorted(
-            rows, key=lambda at: -abs(models[-1].lines[at]["scores"][measure] - models[0].lines[at]["scores"][measure])
-        )
-        found += [
-            {
-                "task": models[0].name,
-                "origin": models[0].lines[at]["origin"],
-                "question": models[0].lines[at]["question"],
-                "reference": models[0].lines[at]["reference"],
-                "answers": [model.lines[at]["answer"] for model in models],
-                "scores": [model.lines[at]["scores"][measure] for model in models],
-            }
-            for at in moved[:_EXAMPLES]
-        ]
-    return found

@@ -196,3 +196,31 @@ def of_items(task: Task, items: Items, kept: Kept) -> list[dict[str, Any]]:
             samples[0] | {"item": number, "scores": means, "cluster": cluster, "question": item.asked.question}
         )
     return lines
+
+
+_EXAMPLES = 3
+
+
+def examples(by_task: list[list[Scored]]) -> list[dict[str, Any]]:
+    """Of each task a few rows with the models' answers, those first whose score has changed most."""
+    found = []
+    for models in by_task:
+        measure = next(iter(models[0].lines[0]["scores"]))
+        if measure == "loss":
+            continue
+        rows = range(len(models[0].lines))
+        moved = sorted(
+            rows, key=lambda at: -abs(models[-1].lines[at]["scores"][measure] - models[0].lines[at]["scores"][measure])
+        )
+        found += [
+            {
+                "task": models[0].name,
+                "origin": models[0].lines[at]["origin"],
+                "question": models[0].lines[at]["question"],
+                "reference": models[0].lines[at]["reference"],
+                "answers": [model.lines[at]["answer"] for model in models],
+                "scores": [model.lines[at]["scores"][measure] for model in models],
+            }
+            for at in moved[:_EXAMPLES]
+        ]
+    return found

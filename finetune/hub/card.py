@@ -16,7 +16,13 @@ from hybrid_ft.finetune.hub.bundle import Kind, hub_name
 from hybrid_ft.hybrid_model.checkpoint.config import json_object
 
 # Of the machine that trained, not of the model.
-_LEFT_OUT = (("output",), ("train", "trackers"), ("train", "loader_workers"), ("dpo", "reference_cache"))
+_LEFT_OUT = (
+    ("output",),
+    ("data", "cache"),
+    ("train", "trackers"),
+    ("train", "loader_workers"),
+    ("dpo", "reference_cache"),
+)
 _LIBRARY = {"model": "transformers", "adapter": "peft", "gguf": "gguf"}
 _RELATION = {"model": "finetune", "adapter": "adapter", "gguf": "quantized"}
 _USE = {

@@ -22,6 +22,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedConfig
 
+from hybrid_ft.hybrid_model.families.known import family_of_type, is_known
 from hybrid_ft.hybrid_model.quantised import packed_bytes
 
 MARGIN = 0.03
@@ -140,7 +141,8 @@ def shape_of(model: nn.Module, config: PreTrainedConfig, bfloat16: bool, quantiz
     adapters = _adapters(model)
     full = not adapters
     stream = _FLOAT32 if full else arithmetic
-    known = getattr(config, "model_type", None) == "olmo_hybrid" and not _unusual(model)
+    kind = getattr(config, "model_type", None)
+    known = is_known(kind) and family_of_type(kind).traced and not _unusual(model)
     layers = []
     for number in range(count):
         kind = config.layer_types[number] if known else ""

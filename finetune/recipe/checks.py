@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from hybrid_ft.errors import holds_secret, shown
 from hybrid_ft.finetune.recipe.mistakes import Wrong
+from hybrid_ft.finetune.recipe.nearest import did_you_mean
 from hybrid_ft.finetune.recipe.streaming_checks import stream_contradictions
 from hybrid_ft.finetune.recipe.template_arguments import refused_argument
 from hybrid_ft.finetune.recipe.yaml_file import Loc
@@ -15,7 +17,7 @@ from hybrid_ft.finetune.recipe.yaml_file import Loc
 if TYPE_CHECKING:
     from hybrid_ft.finetune.recipe.data_section import Source
     from hybrid_ft.finetune.recipe.model_section import Model
-    from hybrid_ft.finetune.recipe.schema import Recipe
+    from hybrid_ft.finetune.recipe.schema import Recipe, Suite
 
 TRAINED_PRESETS = ("tiny",)
 SHAPE_PRESETS = ("190M", "1B", "7B")
@@ -67,6 +69,8 @@ def contradictions(recipe: Recipe) -> Iterator[Wrong]:
             yield Wrong(("evaluate", "answers"), f"got {evaluate.answers}; {needs}", ways)
     if evaluate.load_best and not evaluate.every:
         yield Wrong(("evaluate", "load_best"), "needs held-out losses on the way; set evaluate.every")
+    if evaluate.suite is not None:
+        yield from _suite(evaluate.suite, recipe)
     if model.from_scratch and model.lora:
         yield Wrong(
             ("model", "lora"), "needs trained weights to adapt; set model.from_scratch: false or model.lora: null"
@@ -99,6 +103,29 @@ def contradictions(recipe: Recipe) -> Iterator[Wrong]:
     for index, tracker in enumerate(train.trackers):
         if importlib.util.find_spec(tracker) is None:
             yield Wrong(("train", "trackers", index), f"got {tracker}, which is not installed; pip install {tracker}")
+
+
+def _suite(suite: Suite, recipe: Recipe) -> Iterator[Wrong]:
+    """Which tasks there are by name, when they are asked, and which of them chooses."""
+    loc: Loc = ("evaluate", "suite")
+    names = [PurePath(task).stem for task in (*suite.tasks, *suite.forgetting)]
+    for at, name in enumerate(names):
+        if name in names[:at]:
+            key = ("tasks", at) if at < len(suite.tasks) else ("forgetting", at - len(suite.tasks))
+            yield Wrong((*loc, *key), f"a task {name} is there already; rename the file")
+    if suite.every and recipe.train.sharded:
+        text = f"got {suite.every}; a model in pieces writes no answers, leave it out: before and after are measured"
+        yield Wrong((*loc, "every"), text, (("train", "sharded"),))
+    if not suite.best:
+        return
+    if suite.best not in names:
+        near = did_you_mean(suite.best, names)
+        yield Wrong((*loc, "best"), f"got {shown(suite.best)}; must be one of {', '.join(names)}{near}")
+    if not suite.every:
+        yield Wrong((*loc, "best"), f"got {shown(suite.best)}; needs scores on the way; set evaluate.suite.every")
+    if recipe.evaluate.load_best:
+        text = f"got {shown(suite.best)}; evaluate.load_best chooses by the held-out loss; one of them can"
+        yield Wrong((*loc, "best"), text, (("evaluate", "load_best"),))
 
 
 def _template_arguments(model: Model) -> Iterator[Wrong]:

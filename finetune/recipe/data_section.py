@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from hybrid_ft.finetune.recipe.keys import Free
 from hybrid_ft.finetune.recipe.section import NULL_IS_EMPTY, AtLeastOne, Section, Seed, Text
 
 
@@ -208,6 +209,8 @@ class Data(Section):
     """Rows laid end to end without padding; no row can see another. Always on for dpo and kto."""
     seed: Seed = Field(0, examples=[1])
     """Seed of samples and of the held-out split."""
+    cache: Annotated[Text | Literal[False] | None, Free()] = Field(None, examples=["runs/tokens", False])
+    """A folder for the rows in tokens, which runs may share: a start with the same rows reads them there. false: none are kept; null: HYBRID_FT_CACHE of the environment, or .tokens beside the run's folder, without sources of less than 1 MB."""
 
     @property
     def plain_text(self) -> bool:

@@ -13,14 +13,14 @@ from hybrid_ft.errors import shown
 from hybrid_ft.finetune.recipe.checks import SHAPE_PRESETS, TRAINED_PRESETS
 from hybrid_ft.finetune.recipe.mistakes import Wrong
 from hybrid_ft.finetune.recipe.nearest import did_you_mean, nearest_file
-from hybrid_ft.finetune.recipe.shipped import column_names, shipped
+from hybrid_ft.finetune.recipe.shipped import column_names, evaluation_names, shipped
 from hybrid_ft.finetune.recipe.yaml_file import Loc
 
 if TYPE_CHECKING:
     from hybrid_ft.finetune.recipe.data_section import Source
     from hybrid_ft.finetune.recipe.model_section import Model
     from hybrid_ft.finetune.recipe.preference_section import Kto
-    from hybrid_ft.finetune.recipe.schema import Dpo, Recipe
+    from hybrid_ft.finetune.recipe.schema import Dpo, Evaluate, Recipe
 
     Cached = TypeVar("Cached", Dpo, Kto)
 
@@ -44,8 +44,10 @@ def resolve_files(recipe: Recipe, folder: Path, made: bool = False) -> tuple[Rec
             update={
                 "sources": files.sources(data.sources, ("data", "sources")),
                 "eval": data.eval.model_copy(update={"sources": held_out}),
+                "cache": files.folder_to_write(("data", "cache"), data.cache or None, "name a folder") or data.cache,
             }
         ),
+        "evaluate": files.evaluate(recipe.evaluate),
         "output": files.folder_to_write(("output",), recipe.output, "the run needs a folder"),
         "dpo": files.with_cache("dpo", recipe.dpo) if recipe.dpo else None,
         "kto": files.with_cache("kto", recipe.kto) if recipe.kto else None,
@@ -99,6 +101,19 @@ class Files:
             file = self.named_or_file((*loc, "columns"), columns.file, column_names(), ".yaml")
             columns = columns.model_copy(update={"file": file})
         return source.model_copy(update={"path": path, "columns": columns})
+
+    def evaluate(self, evaluate: Evaluate) -> Evaluate:
+        suite = evaluate.suite
+        if suite is None:
+            return evaluate
+        found = {
+            key: [
+                self.named_or_file(("evaluate", "suite", key, at), task, evaluation_names(), ".yaml")
+                for at, task in enumerate(getattr(suite, key))
+            ]
+            for key in ("tasks", "forgetting")
+        }
+        return evaluate.model_copy(update={"suite": suite.model_copy(update=found)})
 
     def with_cache(self, name: str, section: Cached) -> Cached:
         cache = self.folder_to_write((name, "reference_cache"), section.reference_cache, "name a folder")

@@ -48,5 +48,5 @@ def free_keys(values: BaseModel) -> list[str]:
 
 def _value(values: Any, key: str) -> Any:
     for part in key.split("."):
-        values = getattr(values, part)
+        values = getattr(values, part, None)  # of a section that is null
     return values

@@ -118,6 +118,23 @@ class Train(Section):
     """Where metrics go beside metrics.jsonl, which is always written."""
 
 
+class Suite(Section):
+    """Evaluation tasks that the run's model is asked, before and after, with the table of ``hybrid-ft evaluate``."""
+
+    tasks: list[Text] = Field(min_length=1, examples=[["gsm8k", "mine.yaml"]])
+    """Names of shipped tasks, or files."""
+    forgetting: list[Text] = Field(default_factory=list, examples=[["ifeval"]])
+    """Tasks of what may be forgotten, in a block of their own."""
+    limit: AtLeastOne | None = Field(None, examples=[200])
+    """Rows of each task, a seeded sample; null: all."""
+    every: AtLeastOne | None = Field(None, examples=[500])
+    """Steps between measures on the way; null: before and after alone."""
+    best: Text | None = Field(None, examples=["gsm8k"])
+    """A task; the result is the checkpoint with the best score in it, by its first measure, of those measured on the way and the last."""
+    run_code: bool = Field(False, examples=[True])
+    """Allow tasks that run code which the model writes."""
+
+
 class Evaluate(Section):
     """What is measured on held-out rows, and which prompts are answered before and after."""
 
@@ -131,6 +148,13 @@ class Evaluate(Section):
     """Fixed prompts answered before and after."""
     max_new_tokens: AtLeastOne = Field(256, examples=[512])
     """Tokens of the longest answer."""
+    suite: Annotated[Suite | None, Free(unless="evaluate.suite.best")] = Field(None, examples=[{"tasks": ["gsm8k"]}])
+    """Tasks as hybrid-ft evaluate has them; null: none."""
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether a checkpoint is chosen, and so kept beside the newest ones."""
+        return self.load_best or bool(self.suite and self.suite.best)
 
 
 class Recipe(Section):
@@ -152,6 +176,8 @@ class Recipe(Section):
     """What is measured on held-out rows."""
     output: Annotated[Text | None, Free()] = Field(None, examples=["runs/mine"])
     """The run's folder; null: runs/ and the recipe file's stem."""
+    mirror: Annotated[Text | None, Free()] = Field(None, examples=["s3://my-runs/mine"])
+    """A place that every checkpoint and the result are copied to, and that a start on a fresh machine goes on from: s3://, gs://, hf://buckets/, ssh:// or a folder. null: none."""
 
     @field_validator("train")
     @classmethod

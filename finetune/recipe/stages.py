@@ -7,6 +7,7 @@ stages:
 evaluate:                         # prompts that the base and every stage's model are asked
   sources: [held-out.jsonl]
 output: runs/instruct             # null: runs/ and the file's stem
+mirror: s3://my-runs/instruct     # where the stages' folders are copied to
 """
 
 from __future__ import annotations
@@ -107,6 +108,8 @@ class StagesFile(Section):
     """What every model is asked."""
     output: Text | None = Field(None, examples=["runs/instruct"])
     """The folder that the stages' folders lie in; null: runs/ and the file's stem."""
+    mirror: Text | None = Field(None, examples=["s3://my-runs/instruct"])
+    """A place that every stage's folder is mirrored to, under the folder's name; null: none."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,7 @@ def load_stages(path: str | Path, overrides: Sequence[str] = ()) -> Stages:
     Raises InputError with one line per mistake.
     """
     file = find_recipe(str(path))
-    text = read_yaml(file, "file of stages", "stages:, evaluate:, output:")
+    text = read_yaml(file, "file of stages", "stages:, evaluate:, output:, mirror:")
     raw, mistakes = text.value, Mistakes(file, text)
     if "stages" not in raw and raw.keys() & Recipe.model_fields.keys() - StagesFile.model_fields.keys():
         raise InputError(f"{file}: stages is missing: this is a recipe; run it with hybrid-ft {_command(raw)}")
@@ -143,7 +146,7 @@ def load_stages(path: str | Path, overrides: Sequence[str] = ()) -> Stages:
     of_recipes = _apply_own(raw, entries, overrides, mistakes)
     output = raw.get("output")
     place = Path(os.path.expanduser(output if isinstance(output, str) and output else f"runs/{file.stem}"))
-    mistakes.found_in_values(secrets(str(place), ("output",)))
+    mistakes.found_in_values([*secrets(str(place), ("output",)), *secrets(raw.get("mirror"), ("mirror",))])
     whole = validated(raw, StagesFile, mistakes)
     recipes = _recipes(entries, place, file, text, of_recipes, mistakes)
     questions = _asked(whole.evaluate, file, mistakes) if whole and whole.evaluate else None
@@ -159,6 +162,10 @@ def load_stages(path: str | Path, overrides: Sequence[str] = ()) -> Stages:
     if mistakes:
         raise InputError(mistakes.render())
     assert whole is not None
+    if whole.mirror:
+        for number, recipe in recipes.items():
+            name = _folder(place, number, _kind(entries[number])).name
+            recipes[number] = recipe.model_copy(update={"mirror": f"{whole.mirror.rstrip('/')}/{name}"})
     stages = [
         Stage(kind, _folder(place, number, kind), recipes.get(number), entry.export.dtype)
         for number, entry in enumerate(whole.stages)
@@ -182,7 +189,7 @@ def _folder(place: Path, number: int, kind: str) -> Path:
 def _apply_own(raw: dict[str, Any], entries: list[Any], overrides: Sequence[str], mistakes: Mistakes) -> list[str]:
     """Lay the overrides that concern the file itself over it, and return those of the recipes in it."""
     kinds = list(map(_kind, entries))
-    known = [*dict.fromkeys(filter(None, kinds)), "evaluate", "output"]
+    known = [*dict.fromkeys(filter(None, kinds)), "evaluate", "output", "mirror"]
     of_recipes: list[str] = []
     for override in overrides:
         key = override.partition("=")[0]
@@ -192,7 +199,7 @@ def _apply_own(raw: dict[str, Any], entries: list[Any], overrides: Sequence[str]
         elif first == "export" and first in kinds:
             numbered = [f"stages.{number}.{override}" for number, kind in enumerate(kinds) if kind == first]
             apply_overrides(raw, numbered, mistakes)
-        elif first in ("evaluate", "output"):
+        elif first in ("evaluate", "output", "mirror"):
             apply_overrides(raw, [override], mistakes)
         elif rest == "output":
             mistakes.add(Place(0, f"override {key}"), "a stage's folder lies in that of the file; set output")

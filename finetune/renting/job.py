@@ -48,6 +48,7 @@ class Job:
         recipe = self.given if self.file is None else f"{self.name}.yaml"
         caches = [name for name in PREFERENCE if (section := getattr(self.recipe, name)) and section.reference_cache]
         own = [f"{name}.reference_cache=null" for name in caches]  # in the run's folder, which stays
+        own += ["data.cache=null"] if self.recipe.data.cache else []  # beside it
         return [
             "launch",
             recipe,

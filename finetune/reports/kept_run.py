@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hybrid_ft.errors import InputError
-from hybrid_ft.finetune.evaluation.compared import RESULTS, Measure
+from hybrid_ft.finetune.evaluation.compared import RESULTS, SUITE_FOLDER, Measure
 from hybrid_ft.finetune.recipe.yaml_file import read_yaml
 
 Lines = list[dict[str, Any]]
@@ -52,6 +52,7 @@ def read_places(places: list[Path]) -> tuple[list[KeptRun], list[KeptEvaluation]
     runs: list[KeptRun] = []
     evaluations: list[KeptEvaluation] = []
     for place in places:
+        first = len(runs)
         if (place / "run.json").is_file():
             runs.append(read_run(place, place.name))
         elif (place / "pipeline.json").is_file():
@@ -62,10 +63,13 @@ def read_places(places: list[Path]) -> tuple[list[KeptRun], list[KeptEvaluation]
             stages.sort(key=lambda one: int(one.name.partition("-")[0]))
             runs += [read_run(one, f"{place.name}/{one.name}") for one in stages]
         elif (place / RESULTS).is_file():
-            evaluations.append(_evaluation(place))
+            evaluations.append(_evaluation(place, place.name))
         else:
             kinds = f"a run (run.json), of stages (pipeline.json) or of an evaluation ({RESULTS})"
             raise InputError(f"{place}: must be the folder of {kinds}")
+        for run in runs[first:]:
+            if (run.path / SUITE_FOLDER / RESULTS).is_file():
+                evaluations.append(_evaluation(run.path / SUITE_FOLDER, run.name))
     return runs, evaluations
 
 
@@ -83,11 +87,11 @@ def read_run(path: Path, name: str) -> KeptRun:
     return KeptRun(name, path, record, values, text, metrics, both["answers"], both["samples"])
 
 
-def _evaluation(place: Path) -> KeptEvaluation:
+def _evaluation(place: Path, name: str) -> KeptEvaluation:
     table = _object(place / RESULTS)
     try:
         measures = [Measure.of_dict(measure) for measure in table["measures"]]
-        return KeptEvaluation(place.name, table["models"], table["method"], measures, table["examples"])
+        return KeptEvaluation(name, table["models"], table["method"], measures, table["examples"])
     except (KeyError, TypeError) as error:
         raise InputError(f"{place / RESULTS}: is damaged ({error}); evaluate again") from None
 

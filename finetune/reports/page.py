@@ -115,9 +115,15 @@ def _printable(text: str) -> str:
 def _charts(runs: list[KeptRun]) -> list[Chart]:
     found = [
         chart(title, [(run.name, number, *run.series(name)) for number, run in enumerate(runs)], dotted)
-        for title, name, dotted in _CURVES
+        for title, name, dotted in (*_CURVES, *_tasks(runs))
     ]
     return [one for one in found if one is not None]
+
+
+def _tasks(runs: list[KeptRun]) -> list[tuple[str, str, bool]]:
+    """Scores that were measured on the way."""
+    names = dict.fromkeys(name for run in runs for line in run.metrics for name in line if name.startswith("suite/"))
+    return [(name.removeprefix("suite/").replace("/", ": "), name, True) for name in names]
 
 
 def _facts(run: KeptRun) -> dict[str, str]:

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 
 from hybrid_ft.finetune.runs.atomic import publish, remove, sha256
@@ -80,8 +80,8 @@ def newest(checkpoints: Path, say: Callable[[str], None]) -> Path | None:
     return None
 
 
-def rotate(checkpoints: Path, keep: int, best: int | None = None) -> None:
-    """Remove all but the ``keep`` checkpoints of the highest steps and that of step ``best``."""
+def rotate(checkpoints: Path, keep: int, spared: Container[int | None] = ()) -> None:
+    """Remove all but the ``keep`` checkpoints of the highest steps and those of the steps in ``spared``."""
     for checkpoint in committed(checkpoints)[:-keep]:
-        if step_of(checkpoint) != best:
+        if step_of(checkpoint) not in spared:
             remove(checkpoint)

@@ -37,6 +37,8 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.metrics = self.path / "metrics.jsonl"
         self.record: dict[str, Any] = {}
+        self.known_from = f"output: {self.path}"
+        """where the record lies, as a refusal names it"""
 
     @property
     def finished(self) -> bool:
@@ -132,16 +134,17 @@ class RunFolder:
         first = refused[0]
         more = f" (also changed: {', '.join(refused[1:])})" if len(refused) > 1 else ""
         raise InputError(
-            f"output: {self.path} belongs to another run: {first} was {short_digest(known.get(first))}, "
+            f"{self.known_from} belongs to another run: {first} was {short_digest(known.get(first))}, "
             f"is {short_digest(identity.get(first))}{more}; {self._ways_out(refused, bool(length))}"
         )
 
     def _ways_out(self, refused: list[str], longer: bool) -> str:
-        undo = "give another output, undo the change, or"
+        another = f"give another {self.known_from.partition(':')[0]}"
+        undo = f"{another}, undo the change, or"
         if not self.finished or longer:
             return f"{undo} go on with it all the same by --accept-changes"
         if all(key in LENGTH for key in refused):
-            return "it is finished: give another output, or take it further by --extend"
+            return f"it is finished: {another}, or take it further by --extend"
         return f"it is finished: {undo} take it further by more train.steps --extend --accept-changes"
 
     def forget_metrics_after(self, step: int) -> None:

@@ -9,9 +9,6 @@ from pathlib import Path
 from hybrid_ft.hybrid_model.checkpoint.adapter_files import CONFIG
 from hybrid_ft.hybrid_model.families.known import family_of_type
 
-# Without these vLLM's answers of Olmo Hybrid score far lower: a state in 16 bits, graphs and cascade attention lose digits.
-_FLAGS = {"olmo_hybrid": "--enforce-eager --disable-cascade-attn --mamba_ssm_cache_dtype float32"}
-_NOT_SERVED = ("nemotron_flash", "samba", "phi4flash")
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes for --max-lora-rank."""
 
@@ -35,10 +32,7 @@ def next_commands(results: list[Path], model_type: str) -> list[str]:
 
 
 def _serve(result: Path, model_type: str) -> str:
-    family = family_of_type(model_type).name
-    if model_type in _NOT_SERVED:
-        return f"vLLM does not serve {family} yet"
-    flags = f" {_FLAGS[model_type]}" if model_type in _FLAGS else ""
+    flags = f" {family_of_type(model_type).serve_flags}".rstrip()
     if not (result / CONFIG).is_file():
         return f"vllm serve {shlex.quote(str(result))}{flags}"
     config = json.loads((result / CONFIG).read_text(encoding="utf-8"))

@@ -82,9 +82,13 @@ def begin_or_go_on(
         folder.note(processes=count)
 
 
-def newest_checkpoint(folder: RunFolder, tell: Callable[[str], None]) -> Path | None:
-    """As process 0 finds it: it sets damaged ones aside."""
-    found = checkpoints.newest(folder.checkpoints, tell) if folder.begun and folder.processes.main else None
+def newest_checkpoint(
+    folder: RunFolder, tell: Callable[[str], None], fetch: Callable[[Path | None], Path | None]
+) -> Path | None:
+    """As process 0 finds it: it sets damaged ones aside, and lets ``fetch`` find a newer one."""
+    found = None
+    if folder.begun and folder.processes.main:
+        found = fetch(checkpoints.newest(folder.checkpoints, tell))
     return folder.processes.of_main(found)
 
 
@@ -94,9 +98,12 @@ def check_storage(folder: RunFolder, recipe: Recipe, model: torch.nn.Module, bfl
     if not folder.processes.main:
         return ""
     each = storage.checkpoint_bytes(model)
-    keep = recipe.train.keep + recipe.evaluate.load_best
+    keep = recipe.train.keep + recipe.evaluate.keeps_best
     present = sum(file.stat().st_size for file in folder.checkpoints.rglob("*") if file.is_file())
-    storage.check_room(folder.path, each, keep, _result_bytes(recipe, model, bfloat16), present)
+    # one more stays while it is copied to the mirror
+    storage.check_room(
+        folder.path, each, keep + (recipe.mirror is not None), _result_bytes(recipe, model, bfloat16), present
+    )
     return storage.describe(each, storage.probe(folder.path), recipe.train.save_every, keep)
 
 

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from hybrid_ft.errors import NUMERICS, RESUMABLE, InputError
+from hybrid_ft.finetune.runs.mirror_account import account, behind
 
 _RUN, _STAGES = "run.json", "pipeline.json"
 
 
 @dataclass(frozen=True)
 class Status:
-    """``code``: 0 finished, 75 the same command goes on, 4 a number was not finite and the same command fails again."""
+    """``code``: 0 finished, 75 the same command goes on (also where only the mirror lacks something), 4 a number was not finite and the same command fails again."""
 
     code: int
     text: str
@@ -39,9 +40,11 @@ def _of_run(folder: Path) -> Status:
     finished = record.get("finished")
     if finished:
         step = finished.get("step") if isinstance(finished, dict) else None
-        return Status(0, f"{folder}: finished" + (f" at step {step}" if step is not None else ""))
+        done = f"{folder}: finished" + (f" at step {step}" if step is not None else "")
+        lacks = _mirror_lacks(folder, step or 0, True)
+        return Status(RESUMABLE, f"{done}{lacks}; the same command goes on copying") if lacks else Status(0, done)
     saved = max(_numbers(folder / "checkpoints", r"checkpoint-(\d+)"), default=0)
-    at = f"the last save is step {saved}" if saved else "nothing saved yet"
+    at = (f"the last save is step {saved}" if saved else "nothing saved yet") + _mirror_lacks(folder, saved, False)
     broken = max(_numbers(folder, r"not-finite-step-(\d+)(?:-process-\d+)?\.json"), default=0)
     if broken > saved:
         return Status(NUMERICS, f"{folder}: stopped at step {broken}, whose loss or gradient was not finite; {at}")
@@ -61,6 +64,12 @@ def _of_stages(place: Path) -> Status:
     if done:
         return Status(0, f"{place}: all stages are finished")
     return Status(RESUMABLE, f"{place}: stages are left; the same command goes on")
+
+
+def _mirror_lacks(folder: Path, saved: int, finished: bool) -> str:
+    known = account(folder)
+    lacks = behind(known, saved, finished) if known else ""
+    return f"; {lacks}" if lacks else ""
 
 
 def _numbers(folder: Path, pattern: str) -> list[int]:

@@ -1,27 +1,32 @@
-"""What a finished run still can: go on, or have its adapter merged."""
+"""The end of a run, and what a finished one still can."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune import models
 from hybrid_ft.finetune.runs import checkpoints
 from hybrid_ft.finetune.runs.console import say
-from hybrid_ft.finetune.runs.export import Exporter
+from hybrid_ft.finetune.runs.export import Exporter, relative_error
 from hybrid_ft.finetune.runs.folder import LENGTH
 from hybrid_ft.finetune.runs.next_commands import next_commands
+from hybrid_ft.finetune.training import seams
 from hybrid_ft.hybrid_model import adapter_weights
-from hybrid_ft.hybrid_model.checkpoint.generation_config import generation_defaults
+from hybrid_ft.hybrid_model.checkpoint.generation_config import GenerationDefaults, generation_defaults
 from hybrid_ft.hybrid_model.checkpoint.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from transformers import PreTrainedTokenizerBase
 
     from hybrid_ft.finetune.recipe.schema import Recipe
     from hybrid_ft.finetune.runs.folder import RunFolder
+    from hybrid_ft.finetune.training.trainer import RunTrainer
 
 _MERGED = "merged"
 
@@ -87,3 +92,31 @@ def show_results(results: list[Path], model_type: str, tell: Callable[[str], Non
         tell(f"{path.name}: {path}")
     for number, line in enumerate(next_commands(results, model_type)):
         tell(f"{'' if number else 'next':10}{line}")
+
+
+def export(
+    trainer: RunTrainer,
+    recipe: Recipe,
+    folder: RunFolder,
+    tokenizer: PreTrainedTokenizerBase,
+    defaults: GenerationDefaults,
+    say: Callable[[str], None],
+) -> list[Path]:
+    """Every result, verified; the last is the one to talk to."""
+    model: Any = seams.without_fused_head(trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False))
+    wanted = recipe.model
+    exporter = Exporter(folder.path, tokenizer, defaults, wanted.path, wanted.revision, wanted.quantize)
+    if not wanted.lora:
+        return [exporter.whole(model.to(torch.bfloat16) if models.in_bfloat16(recipe) else model)]
+    # an adapter on a base that was merged in memory would have nothing to be opened on
+    results = [] if wanted.merge_adapter else [exporter.adapter(model)]
+    if wanted.lora.merge:
+        if wanted.quantize:
+            whole = models.on_whole_base(recipe, tokenizer, model)
+            off = relative_error(whole, model)
+            say(
+                f"merged    onto the base as it was: logits {off:.1%} from those of the training, on its {wanted.quantize} base"
+            )
+            model = whole
+        results.append(exporter.whole(adapter_weights.merged(model), _MERGED))
+    return results

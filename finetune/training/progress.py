@@ -28,6 +28,9 @@ KEPT = (
 )
 """Of a step, whatever the stage."""
 
+SUITE = "suite/"
+"""before the name of a task's measure"""
+
 SPACING = 10.0
 """seconds between two lines where there is no terminal: a log of thousands of steps stays readable"""
 
@@ -79,13 +82,18 @@ class ShowProgress(TrainerCallback):
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **kwargs: Any
     ) -> None:
-        kept = {name: value for name, value in logs.items() if name in self.kept}
+        kept = {name: value for name, value in logs.items() if name in self.kept or name.startswith(SUITE)}
         if not kept or not state.is_world_process_zero:
             return
         line = {"step": state.global_step, "epoch": round(state.epoch or 0.0, 4), **kept}
         with open(self.metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         self.shown |= kept
+        if scores := [
+            f"{name.removeprefix(SUITE)} {value:.4g}" for name, value in kept.items() if name.startswith(SUITE)
+        ]:
+            say(self.console, f"step {state.global_step}/{state.max_steps}  {', '.join(scores)}")
+            return
         if "loss" not in kept:
             say(self.console, f"step {state.global_step}/{state.max_steps}  held-out {self.held_out(kept)}")
             return

@@ -20,17 +20,17 @@ from hybrid_ft.finetune import models
 from hybrid_ft.finetune.data.tokens.arguments import save_arguments
 from hybrid_ft.finetune.evaluation import answers
 from hybrid_ft.finetune.machines.hardware import check_hardware
+from hybrid_ft.finetune.mirror.mirror import Mirror, mirrored
 from hybrid_ft.finetune.reports.page import report_at_end
 from hybrid_ft.finetune.runs import checkpoints, device
 from hybrid_ft.finetune.runs.console import duration, say
-from hybrid_ft.finetune.runs.export import Exporter, relative_error
 from hybrid_ft.finetune.runs.folder import RunFolder
 from hybrid_ft.finetune.runs.identity import run_identity, tokenizer_digest
 from hybrid_ft.finetune.runs.launcher import agreed
 from hybrid_ft.finetune.runs.session import begin_or_go_on, check_storage, in_folder, newest_checkpoint
-from hybrid_ft.finetune.training import ends, fsdp, seams
+from hybrid_ft.finetune.training import ends, fsdp, seams, tasks
 from hybrid_ft.finetune.training.memory_check import held_line, memory_line
-from hybrid_ft.hybrid_model.adapter_weights import merged
+from hybrid_ft.finetune.training.trainer import LOWEST_LOSS
 from hybrid_ft.hybrid_model.checkpoint.generation_config import GenerationDefaults, generation_defaults
 from hybrid_ft.hybrid_model.gpu_trust import check_gpu
 
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from transformers import PreTrainedTokenizerBase
 
+    from hybrid_ft.finetune.evaluation.suite import Suite
     from hybrid_ft.finetune.recipe.schema import Recipe
     from hybrid_ft.finetune.runs.signals import StopRequest
     from hybrid_ft.finetune.training.plan import Plan
@@ -75,6 +76,8 @@ class Start:
     tokenizer: PreTrainedTokenizerBase
     prepared: Any
     plan: Plan
+    suite: Suite | None = None
+    mirror: Mirror | None = None
 
     def say(self, text: str) -> None:
         say(self.console, text)
@@ -90,9 +93,18 @@ class Start:
             "stop": self.stop,
             "origins": lambda row: origins[row],
             "arithmetic": partial(models.arithmetic, self.recipe),
-            "save_best": self.recipe.evaluate.load_best,
+            "best_of": _chosen_by(self.recipe),
             "loraplus_ratio": self.recipe.train.loraplus_ratio,
+            "mirror": self.mirror,
         }
+
+
+def _chosen_by(recipe: Recipe) -> str | None:
+    """What the result's checkpoint is the best of; None: it is the last."""
+    suite = recipe.evaluate.suite
+    if recipe.evaluate.load_best:
+        return LOWEST_LOSS
+    return f"best score in {suite.best}" if suite and suite.best else None
 
 
 @dataclass(frozen=True)
@@ -143,48 +155,73 @@ def run(recipe: Recipe, stage: Stage, console: Console, accept_changes: bool = F
     folder = RunFolder(recipe.output or f"runs/{stage.name}")
     check_hardware(recipe.model.dtype == "bfloat16", recipe.train.loader_workers)
     recipe, how = agreed(recipe, models.in_bfloat16(recipe)), GoOn(accept_changes, extend)
-    return in_folder(folder, console, lambda stop: _run(recipe, stage, folder, console, stop, how))
+
+    def work(stop: StopRequest) -> int:
+        return mirrored(
+            recipe.mirror,
+            folder,
+            partial(say, console),
+            lambda mirror: _run(recipe, stage, folder, console, stop, how, mirror),
+        )
+
+    return in_folder(folder, console, work)
 
 
-def _run(recipe: Recipe, stage: Stage, folder: RunFolder, console: Console, stop: StopRequest, how: GoOn) -> int:
+def _run(
+    recipe: Recipe,
+    stage: Stage,
+    folder: RunFolder,
+    console: Console,
+    stop: StopRequest,
+    how: GoOn,
+    mirror: Mirror | None,
+) -> int:
     began = time.perf_counter()
     identity = run_identity(recipe)
     changed = folder.check(identity, how.accept, how.extend)
     if how.extend and not folder.begun:
         raise InputError(f"--extend: {folder.path} holds no run to go on with; start it without, or name its output")
     if folder.finished and not (how.extend and ends.is_longer(changed)):
+        if mirror:
+            mirror.end()
         return ends.at_the_end(recipe, folder, console)
     tokenizer = models.load_tokenizer(recipe)
     prepared = stage.prepare(recipe, tokenizer)
     # what the rows were rendered with is what the result answers with
     tokenizer.chat_template = prepared.chat_template
     save_arguments(tokenizer, prepared.template_arguments)
-    identity |= {"tokenizer": tokenizer_digest(tokenizer)} | stage.identity(prepared)
+    suite = tasks.suite_of(recipe, tokenizer, folder)
+    identity |= {"tokenizer": tokenizer_digest(tokenizer)} | stage.identity(prepared) | tasks.identity(recipe, suite)
     changed = folder.check(identity, how.accept, how.extend)
     plan = stage.plan(recipe, prepared, folder.processes.count)
     ends.check_longer(folder, plan.steps)
-    start = Start(recipe, folder, console, stop, tokenizer, prepared, plan)
+    start = Start(recipe, folder, console, stop, tokenizer, prepared, plan, suite, mirror)
     memory = memory_line(recipe, prepared, folder.processes.count) if device.is_gpu() else None
 
     model = models.load_model(recipe, tokenizer)
     defaults = generation_defaults(model, tokenizer, prepared.eos_token_ids)
     saves = check_storage(folder, recipe, model, models.in_bfloat16(recipe))
-    resumed = newest_checkpoint(folder, start.say)
+    resumed = newest_checkpoint(folder, start.say, mirror.fetch if mirror else lambda newest: newest)
     ends.check_goes_on(folder, resumed)
     memory = memory or held_line(model, folder.processes.count, recipe.train.sharded)
     _introduce(stage, start, model, resumed, (memory, saves))
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder.path / "tensorboard")
     progress = stage.progress(console, folder.metrics)
-    trainer = stage.trainer(start, model, progress)
+    trainer = tasks.with_tasks(stage.trainer(start, model, progress), suite, recipe.evaluate.suite)
     if not folder.begun and folder.processes.main:
         folder.checkpoints.rmdir()  # transformers makes it at once
     with console.status("the GPU's self-test"):
         check_gpu(trainer.model, torch.bfloat16 if models.in_bfloat16(recipe) else torch.float32)
     tried = stage.trial(start, trainer)
+    if mirror:
+        mirror.claim()
     begin_or_go_on(folder, recipe, stage.name, identity, changed, start.say)
+    if mirror:
+        mirror.begin(resumed)
     if "data" not in folder.record:
         folder.note(data={"summary": prepared.report.summary(), "account": prepared.report.as_dict()})
     stage.ready(start, trainer, tried)
+    asked = tasks.before(trainer, suite, resumed, recipe.train.sharded)
     before = _before(stage, start, trainer, defaults)
     if not _train(start, trainer, progress, resumed):
         return 0
@@ -194,8 +231,11 @@ def _run(recipe: Recipe, stage: Stage, folder: RunFolder, console: Console, stop
             start.say(f"data      {line}")
     with console.status("measuring after the training"):
         after = _measure(stage, start, trainer, defaults, "after")
-    results = export(trainer, recipe, folder, tokenizer, defaults, start.say)
+        then = tasks.after(trainer, suite)
+    results = ends.export(trainer, recipe, folder, tokenizer, defaults, start.say)
     stage.show(start, before, after)
+    if suite is not None and asked and then:
+        suite.conclude(console, asked, then, [recipe.model.path, *map(str, results[-1:])])
     folder.finish(step=plan.steps, results=[path.name for path in results], held_out=after["held_out"])
     start.say(f"done in {duration(time.perf_counter() - began)}")
     start.say(report_at_end(folder.path))
@@ -222,6 +262,8 @@ def _introduce(stage: Stage, start: Start, model: torch.nn.Module, resumed: Path
         how = "in pieces over them (FSDP2)" if train.sharded else "a copy in each (DDP)"
         start.say(f"processes {processes.count}, the model {how}")
     start.say(f"output    {start.folder.path}" + (f", going on from {resumed.name}" if resumed else ""))
+    if start.mirror:
+        start.say(f"mirror    {start.mirror.place.name}")
 
 
 def _before(stage: Stage, start: Start, trainer: RunTrainer, defaults: GenerationDefaults) -> dict[str, Any]:
@@ -301,38 +343,10 @@ def _train(start: Start, trainer: RunTrainer, progress: ShowProgress, resumed: P
     if best is not None and best != last:
         if wrong := checkpoints.fault(best):
             raise InputError(
-                f"{best}: {wrong}; it had the lowest held-out loss. Restore it, or take the last weights: start again with "
-                "evaluate.load_best=false --accept-changes",
+                f"{best}: {wrong}; it had the {trainer.best_of}. Restore it, or take the last weights: start again with "
+                f"{'evaluate.load_best=false' if recipe.evaluate.load_best else 'evaluate.suite.best=null'} --accept-changes",
                 STORAGE,
             )
-        start.say(f"result    the weights of {best.name}, whose held-out loss was the lowest")
+        start.say(f"result    the weights of {best.name}, with the {trainer.best_of}")
         trainer.load_weights(best)
     return True
-
-
-def export(
-    trainer: RunTrainer,
-    recipe: Recipe,
-    folder: RunFolder,
-    tokenizer: PreTrainedTokenizerBase,
-    defaults: GenerationDefaults,
-    say: Callable[[str], None],
-) -> list[Path]:
-    """Every result, verified; the last is the one to talk to."""
-    model: Any = seams.without_fused_head(trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False))
-    wanted = recipe.model
-    exporter = Exporter(folder.path, tokenizer, defaults, wanted.path, wanted.revision, wanted.quantize)
-    if not wanted.lora:
-        return [exporter.whole(model.to(torch.bfloat16) if models.in_bfloat16(recipe) else model)]
-    # an adapter on a base that was merged in memory would have nothing to be opened on
-    results = [] if wanted.merge_adapter else [exporter.adapter(model)]
-    if wanted.lora.merge:
-        if wanted.quantize:
-            whole = models.on_whole_base(recipe, tokenizer, model)
-            off = relative_error(whole, model)
-            say(
-                f"merged    onto the base as it was: logits {off:.1%} from those of the training, on its {wanted.quantize} base"
-            )
-            model = whole
-        results.append(exporter.whole(merged(model), "merged"))
-    return results

@@ -26,6 +26,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerContr
 from transformers.trainer_callback import PrinterCallback
 
 from hybrid_ft.errors import NUMERICS, InputError
+from hybrid_ft.finetune.mirror.mirror import Mirror
 from hybrid_ft.finetune.runs import checkpoints, device, storage, training_state, weights
 from hybrid_ft.finetune.runs.atomic import write_text
 from hybrid_ft.finetune.runs.folder import RunFolder
@@ -38,6 +39,7 @@ from hybrid_ft.finetune.training.packs import collate_with_rows
 MOST_SKIPPED = 3
 """Steps in a row that may be left out because their gradient overflowed in bfloat16."""
 
+LOWEST_LOSS = "lowest held-out loss"
 _STATE = "trainer_state.json"
 _STATE_FILES = (training_state.FIRST_OPTIMIZER, training_state.SCHEDULE, training_state.RANDOM, _STATE)
 
@@ -59,8 +61,8 @@ class Counts:
 class RunTrainer(Trainer):
     """To be named before a TRL trainer: ``class X(RunTrainer, SFTTrainer)``, so that ``super()`` here is TRL's.
 
-    ``origins`` names a training row by its index. ``stop`` is looked at when a step ends. ``save_best``: keep the
-    checkpoint of the lowest held-out loss as well. ``loraplus_ratio``: of B's learning rate to A's. ``arithmetic`` gives the context of every forward.
+    ``origins`` names a training row by its index. ``stop`` is looked at when a step ends. ``best_of``: the
+    checkpoint with this, in words, is kept as well. ``loraplus_ratio``: of B's learning rate to A's. ``arithmetic`` gives the context of every forward. ``mirror`` hears of every checkpoint.
     """
 
     data_collator: Any
@@ -79,13 +81,14 @@ class RunTrainer(Trainer):
         stop: StopRequest,
         origins: Callable[[int], str],
         arithmetic: Callable[[], AbstractContextManager[object]] = nullcontext,
-        save_best: bool = False,
+        best_of: str | None = None,
         loraplus_ratio: float | None = None,
+        mirror: Mirror | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.folder, self.keep, self.stop, self.origins = folder, keep, stop, origins
-        self.processes, self.save_best, self.arithmetic = folder.processes, save_best, arithmetic
+        self.folder, self.keep, self.stop, self.origins, self.mirror = folder, keep, stop, origins, mirror
+        self.processes, self.best_of, self.arithmetic = folder.processes, best_of, arithmetic
         # its autocast around the model's forward; see models.arithmetic
         self.accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
         precision = self.accelerator.mixed_precision
@@ -239,13 +242,18 @@ class RunTrainer(Trainer):
             return {}
         step, loss = self.state.global_step, measured["loss"]
         self.held_out_at = (step, measured)
-        if self.save_best and (self.state.best_metric is None or loss < self.state.best_metric):
-            self.state.best_metric, self.state.best_global_step = loss, step
-            self.control.should_save = True
+        if self.best_of == LOWEST_LOSS:
+            self.note_best(loss)
         metrics = {f"eval_{name}": value for name, value in measured.items()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def note_best(self, value: float) -> None:
+        """Keep the checkpoint of this step where no earlier one has as small a value."""
+        if self.state.best_metric is None or value < self.state.best_metric:
+            self.state.best_metric, self.state.best_global_step = value, self.state.global_step
+            self.control.should_save = True
 
     def _init_training_state(self, max_steps: int, *args: Any) -> tuple[int, int]:
         done = super()._init_training_state(max_steps, *args)
@@ -284,8 +292,9 @@ class RunTrainer(Trainer):
                 self.save_more(staged)
                 self.state.save_to_json(str(staged / _STATE))
                 checkpoints.commit(staged, staging.with_name(name), self.watchdog.beat)
-                best = self.state.best_global_step if self.save_best else None
-                checkpoints.rotate(self.folder.checkpoints, self.keep, best)
+                best = self.state.best_global_step if self.best_of else None
+                rotate = self.mirror.take if self.mirror else checkpoints.rotate
+                rotate(self.folder.checkpoints, self.keep, {best})
             self.processes.wait()
 
     def save_more(self, staged: Path) -> None:
@@ -327,9 +336,9 @@ class RunTrainer(Trainer):
         training_state.load_random(Path(checkpoint), self.processes.rank)
 
     def best_checkpoint(self, last: Path) -> Path | None:
-        """The checkpoint of the lowest held-out loss, as ``last`` knows it."""
+        """The one that was chosen, as ``last`` knows it."""
         best = TrainerState.load_from_json(str(last / _STATE)).best_global_step
-        return last.with_name(f"checkpoint-{best}") if self.save_best and best else None
+        return last.with_name(f"checkpoint-{best}") if self.best_of and best else None
 
 
 class _StepEnds(TrainerCallback):

@@ -7,9 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
 from transformers import GenerationConfig, PreTrainedConfig
-from transformers.models.olmo_hybrid import OlmoHybridConfig
 
 from hybrid_ft.errors import ENVIRONMENT, InputError, one_line
 from hybrid_ft.hybrid_model.checkpoint.text_model import text_config
@@ -28,10 +26,9 @@ _MOST_LAYERS = 1000  # transformers lists the kinds of all layers; a million tak
 
 
 def read_config(folder: Path) -> PreTrainedConfig:
-    """The config of a checkpoint folder's text model; of Olmo Hybrid rope only where it is asked for by a number.
+    """The config of a checkpoint folder's text model.
 
-    transformers turns null and absent into a theta of 10,000; the released weights were trained without rope and say
-    so by null. Raises InputError for a file that is missing or of an architecture that is not known.
+    Raises InputError for a file that is missing or of an architecture that is not known.
     """
     path = folder / "config.json"
     if not path.exists():
@@ -54,19 +51,7 @@ def read_config(folder: Path) -> PreTrainedConfig:
         )
     for key in [key for key in raw if key.startswith(FOREIGN)]:
         del raw[key]
-    if kind != "olmo_hybrid":
-        return text_config(raw, path)
-    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    if not isinstance(rope, dict):
-        raise InputError(f"{path}: rope_parameters is {rope!r}; must be an object or null")
-    if rope.get("rope_theta", raw.get("rope_theta")) is None:
-        raw.pop("rope_scaling", None)
-        raw.pop("rope_theta", None)
-        raw["rope_parameters"] = {"rope_theta": None}
-    try:
-        return OlmoHybridConfig.from_dict(raw)
-    except (StrictDataclassError, AttributeError, ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{path}: {one_line(error)}") from None
+    return text_config(raw, path)
 
 
 def find_config(path: str | Path, revision: str | None = None, *, weights: bool = False) -> PreTrainedConfig:

@@ -12,7 +12,6 @@ from hybrid_ft.errors import InputError
 from hybrid_ft.hybrid_model.checkpoint.config import check_generation_config, find_folder, lasting_name, read_config
 from hybrid_ft.hybrid_model.checkpoint.text_model import load_text_model, random_text_model, text_class
 from hybrid_ft.hybrid_model.checkpoint.weight_files import check_weight_files
-from hybrid_ft.hybrid_model.families.olmo_hybrid.model import OlmoHybridForCausalLM
 from hybrid_ft.hybrid_model.families.olmo_hybrid.presets import PRESETS, TINY, preset_config
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -63,29 +62,11 @@ def load(
             _drop_tokens_outside(config)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            if config.model_type != "olmo_hybrid":
-                model = random_text_model(config, wanted)
-            else:
-                model = OlmoHybridForCausalLM._from_config(config, dtype=wanted).eval()
-        for parameter_name, parameter in model.named_parameters():
-            if parameter_name.endswith(("A_log", "dt_bias")):
-                parameter.data = parameter.data.float()
+            model = random_text_model(config, wanted)
     else:
         check_weight_files(folder, config)
         check_generation_config(folder, config)
-        if config.model_type != "olmo_hybrid":
-            model = load_text_model(folder, config, wanted, device_map=device_map, offload_folder=offload_folder)
-        else:
-            model, info = OlmoHybridForCausalLM.from_pretrained(
-                folder,
-                config=config,
-                dtype=wanted,
-                use_safetensors=True,
-                device_map=device_map,
-                offload_folder=offload_folder,
-                output_loading_info=True,
-            )
-            assert not any(info.values()), info
+        model = load_text_model(folder, config, wanted, device_map=device_map, offload_folder=offload_folder)
         check_finite(folder, model)
         # what PEFT calls an adapter's base: not a folder of the hub's cache
         model.name_or_path = model.config._name_or_path = lasting_name(name)

@@ -13,7 +13,7 @@ from math import prod
 from pathlib import Path
 
 import torch
-from transformers.models.olmo_hybrid import OlmoHybridConfig
+from transformers import PreTrainedConfig
 
 from hybrid_ft.errors import NUMERICS, InputError
 from hybrid_ft.hybrid_model.checkpoint.adapter_changes import EMBEDDING, HEAD, Change, Changes, read_changes
@@ -29,12 +29,7 @@ from hybrid_ft.hybrid_model.checkpoint.weight_files import (
     check_weight_files,
     read_headers,
 )
-from hybrid_ft.hybrid_model.families.olmo_hybrid.names import (
-    current_name,
-    joined_convolution,
-    released_shapes,
-    released_state_dict,
-)
+from hybrid_ft.hybrid_model.families.known import family_of
 
 _PROBES = 4
 _ROUNDINGS = 2.0
@@ -42,25 +37,28 @@ _ROUNDINGS = 2.0
 
 
 class Merge:
-    """An adapter ``folder`` on the checkpoint ``base`` of ``config``; ``dtype``: of all tensors, or None for the base's.
+    """An adapter ``folder`` on the checkpoint ``base`` of ``config``, whose family writes released files; ``dtype``: of all tensors, or None for the base's.
 
     ``config`` becomes that of the result: a resized vocabulary, embeddings that are no longer one. Only headers are read.
     Raises InputError for a base or an adapter that is damaged, and where merging would be wrong.
     """
 
-    def __init__(self, folder: Path, base: Path, config: OlmoHybridConfig, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, folder: Path, base: Path, config: PreTrainedConfig, dtype: torch.dtype | None = None) -> None:
         self.folder, self.base, self.config, self.dtype = folder, base, config, dtype
+        released = family_of(config).released
+        assert released is not None
+        self._released = released
         check_weight_files(base, config)
         self._stored: dict[str, StoredTensor] = {}
         for path in read_headers(base):
-            self._stored |= {current_name(name): stored for name, stored in stored_tensors(path).items()}
+            self._stored |= {released.current(name): stored for name, stored in stored_tensors(path).items()}
         self.tied_base = bool(config.tie_word_embeddings)
         self.changes: Changes = read_changes(folder, self._in_memory(), self.tied_base)
         self.config.tie_word_embeddings = self.changes.tied
         self.config.vocab_size = self.changes.vocabulary
         self.dtypes: dict[str, torch.dtype] = {}
         self._of_file: dict[str, list[str]] = {}
-        self._shapes = released_shapes(self.config)
+        self._shapes = released.shapes(self.config)
         for name in self._shapes:
             source = self._source(name)
             self.dtypes[name] = dtype or source.dtype
@@ -146,9 +144,9 @@ class Merge:
 
     def _new(self, name: str) -> NewTensor:
         shape, dtype, change = self._shapes[name], self.dtypes[name], self._change(name)
-        joined = joined_convolution(name)
+        joined = self._released.joined(name)
         if joined is not None:
-            part = released_state_dict({joined: self._convolution(joined)}, self.config)[name]
+            part = self._released.named({joined: self._whole(joined)}, self.config)[name]
             return NewTensor(name, dtype, shape, (part[start:stop].to(dtype) for start, stop in row_blocks(shape)))
         source = self._source(name)
 
@@ -165,18 +163,18 @@ class Merge:
 
         return NewTensor(name, dtype, shape, blocks())
 
-    def _convolution(self, joined: str) -> torch.Tensor:
+    def _whole(self, joined: str) -> torch.Tensor:
         """However the base's files cut it."""
         change = self.changes.of.get(joined)
         if change is not None and change.whole is not None:
             return change.whole.read()
         if joined in self._stored:
             return self._stored[joined].read()
-        parts = [joined.replace("conv1d", f"{part}_conv1d") for part in "qkv"]
+        parts = [name for name in self._shapes if self._released.joined(name) == joined]
         return torch.cat([self._stored[part].read() for part in parts])
 
     def _change(self, name: str) -> Change | None:
-        return self.changes.of.get(joined_convolution(name) or name)
+        return self.changes.of.get(self._released.joined(name) or name)
 
     def _source(self, name: str) -> StoredTensor:
         """The base's tensor that a released one comes from."""
@@ -184,7 +182,7 @@ class Merge:
             return self._stored[EMBEDDING]
         if name in self._stored:
             return self._stored[name]
-        joined = joined_convolution(name)
+        joined = self._released.joined(name)
         assert joined is not None
         return self._stored[joined]
 
@@ -195,8 +193,8 @@ class Merge:
     def _in_memory(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the base by the names that PEFT knows: convolutions joined."""
         shapes: dict[str, tuple[int, ...]] = {}
-        for name, shape in released_shapes(self.config).items():
-            joined = joined_convolution(name)
+        for name, shape in self._released.shapes(self.config).items():
+            joined = self._released.joined(name)
             if joined is None:
                 shapes[name] = shape
             else:

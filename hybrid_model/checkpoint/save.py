@@ -7,22 +7,21 @@ import json
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedTokenizerBase
-from transformers.models.olmo_hybrid import OlmoHybridConfig
-from transformers.models.olmo_hybrid import modeling_olmo_hybrid as hf
+import transformers
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hybrid_ft.hybrid_model.checkpoint.base_layout import save_in_base_layout, verify_in_base_layout
 from hybrid_ft.hybrid_model.checkpoint.tokenizer import check_vocabulary
 from hybrid_ft.hybrid_model.checkpoint.torch_functions import torch_functions
 from hybrid_ft.hybrid_model.checkpoint.weight_files import give_usual_mode
-from hybrid_ft.hybrid_model.families.olmo_hybrid.model import OlmoHybridForCausalLM
-from hybrid_ft.hybrid_model.families.olmo_hybrid.names import released_shapes
+from hybrid_ft.hybrid_model.families.family import Released
+from hybrid_ft.hybrid_model.families.known import family_of
 
 # relative L2 between two implementations' logits in float32; a wrong norm eps alone moves them by 0.38
 _TOLERANCE = 1e-4
 
 
-def save(model: OlmoHybridForCausalLM, folder: str | Path, tokenizer: PreTrainedTokenizerBase | None = None) -> Path:
+def save(model: PreTrainedModel, folder: str | Path, tokenizer: PreTrainedTokenizerBase | None = None) -> Path:
     """Write a checkpoint that transformers and vLLM open: released tensor names, one dtype, config, generation config.
 
     Every tensor is written in the model's dtype, ``A_log`` and ``dt_bias`` too, because vLLM wants one dtype and the
@@ -32,7 +31,7 @@ def save(model: OlmoHybridForCausalLM, folder: str | Path, tokenizer: PreTrained
     if tokenizer is not None:
         check_vocabulary(tokenizer, model.config)
     folder = Path(folder)
-    if model.config.model_type != "olmo_hybrid":
+    if family_of(model.config).released is None:
         save_in_base_layout(model, folder)
         give_usual_mode(folder.glob("*.safetensors"))
         if tokenizer is not None:
@@ -48,16 +47,14 @@ def save(model: OlmoHybridForCausalLM, folder: str | Path, tokenizer: PreTrained
     return folder
 
 
-def write_config(config: OlmoHybridConfig, folder: Path) -> None:
-    """``config.json``, with rope only where the model has it: null and absent mean a theta of 10,000 to some readers."""
-    written = json.loads(config.to_json_string(use_diff=True))
-    if not (config.rope_parameters or {}).get("rope_theta"):
-        written["rope_parameters"] = {"rope_theta": None}
+def write_config(config: PreTrainedConfig, folder: Path) -> None:
+    """``config.json``, mended where some readers would take it for another model's (no rope for a theta of 10,000)."""
+    written = family_of(config).repair(json.loads(config.to_json_string(use_diff=True)))
     text = json.dumps(written, indent=2, sort_keys=True) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")
 
 
-def verify(folder: str | Path, model: OlmoHybridForCausalLM) -> float:
+def verify(folder: str | Path, model: PreTrainedModel) -> float:
     """Open a saved folder as a stranger would, with plain transformers, and compare it with the model in memory.
 
     Returns the relative L2 difference of the logits of 64 tokens. Raises RuntimeError for a tensor that is missing,
@@ -65,16 +62,19 @@ def verify(folder: str | Path, model: OlmoHybridForCausalLM) -> float:
     rope where the model has none, and for end tokens outside the vocabulary.
     """
     folder = Path(folder)
-    if model.config.model_type != "olmo_hybrid":
+    family = family_of(model.config)
+    if family.released is None:
         return verify_in_base_layout(folder, model)
     half = model.dtype in (torch.bfloat16, torch.float16)
     compared = torch.float32 if half else model.dtype
-    plain, info = hf.OlmoHybridForCausalLM.from_pretrained(folder, dtype=compared, output_loading_info=True)
+    plain, info = getattr(transformers, family.architecture).from_pretrained(
+        folder, dtype=compared, output_loading_info=True
+    )
     problems = {kind: sorted(map(str, names)) for kind, names in info.items() if names}
     if problems:
         raise RuntimeError(f"{folder}: transformers reports {problems}")
-    _check_names(folder, model.config)
-    if (plain.model.rotary_emb is None) != (model.model.rotary_emb is None):
+    _check_names(folder, family.released, model.config)
+    if (plain.base_model.rotary_emb is None) != (model.base_model.rotary_emb is None):
         raise RuntimeError(f"{folder}: the saved config and the model differ in whether they have rope")
     ends = plain.generation_config.eos_token_id
     for end in ends if isinstance(ends, list) else [ends]:
@@ -98,7 +98,7 @@ def verify(folder: str | Path, model: OlmoHybridForCausalLM) -> float:
     return difference
 
 
-def _check_names(folder: Path, config: OlmoHybridConfig) -> None:
+def _check_names(folder: Path, released: Released, config: PreTrainedConfig) -> None:
     """The files hold the released names and no others: transformers reads more than vLLM does."""
     from safetensors import safe_open
 
@@ -106,6 +106,6 @@ def _check_names(folder: Path, config: OlmoHybridConfig) -> None:
     for path in folder.glob("*.safetensors"):
         with safe_open(path, framework="pt") as file:
             names.update(file.keys())
-    differing = names.symmetric_difference(released_shapes(config))
+    differing = names.symmetric_difference(released.shapes(config))
     if differing:
         raise RuntimeError(f"{folder}: tensor names differ from the released layout: {sorted(differing)[:4]}")

@@ -46,10 +46,10 @@ def text_config(raw: dict[str, Any], path: Path) -> PreTrainedConfig:
         raise InputError(
             f"{path}: quantization_config: quantised weights cannot be trained; name the checkpoint before it"
         )
-    text = family.repair(PreTrainedConfig._decode_special_floats(text))
     try:
+        text = family.repair(PreTrainedConfig._decode_special_floats(text))
         return CONFIG_MAPPING[text["model_type"]].from_dict(text)
-    except _FAULTS as error:
+    except (InputError, *_FAULTS) as error:
         raise InputError(f"{path}: {one_line(error)}") from None
 
 

@@ -12,21 +12,22 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from transformers.models.olmo_hybrid import OlmoHybridConfig
+from transformers import PreTrainedConfig
 
 from hybrid_ft.errors import InputError
-from hybrid_ft.hybrid_model.families.olmo_hybrid.names import current_name, released_shapes, split_fused
+from hybrid_ft.hybrid_model.families.known import family_of
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 _LARGEST_HEADER = 2**24  # bytes; the 523 tensors of the 7B take 60 kB
 
 
-def check_weight_files(folder: Path, config: OlmoHybridConfig) -> None:
+def check_weight_files(folder: Path, config: PreTrainedConfig) -> None:
     """Refuse a checkpoint whose files are cut short or whose tensors are not those of the config.
 
     Only headers are read. Raises InputError that names the file and the tensor.
     """
+    released = family_of(config).released
     found: dict[str, tuple[Path, tuple[int, ...]]] = {}
     for path, header in read_headers(folder).items():
         for name, entry in header.items():
@@ -34,12 +35,12 @@ def check_weight_files(folder: Path, config: OlmoHybridConfig) -> None:
                 raise InputError(
                     f"{path}: tensor {name} is {entry['dtype']}; weights are read as {', '.join(_BYTES)} only"
                 )
-            found[current_name(name)] = (path, tuple(entry["shape"]))
-    if config.model_type != "olmo_hybrid":
+            found[name if released is None else released.current(name)] = (path, tuple(entry["shape"]))
+    if released is None:
         return  # transformers' own conversions decide, when it loads them
-    split_fused(found, config)
+    released.counted(found, config)
     try:
-        expected = released_shapes(config)
+        expected = released.shapes(config)
     except InputError as error:
         raise InputError(f"{folder}/{error}") from None
     missing = [name for name in expected if name not in found]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedConfig as Config
 
@@ -24,6 +26,25 @@ class Mixing:
     per_token: int = 0
     per_pair: int = 0
     window: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Released:
+    """Files that are read and written tensor by tensor, in one dtype, because transformers writes others than it reads.
+
+    shapes     of a config: name and shape of every tensor of a released checkpoint
+    named      of tensors by their names in memory, and a config: the same under the released names
+    joined     of a released name: the tensor in memory that it is a part of; None where it is a tensor of its own
+    current    of a name: what it is called today
+    counted    of what files hold and a config: changed in place, so that tensors that others cut in another way count
+               as the released ones
+    """
+
+    shapes: Callable[[Config], dict[str, tuple[int, ...]]]
+    named: Callable[[dict[str, torch.Tensor], Config], dict[str, torch.Tensor]]
+    joined: Callable[[str], str | None]
+    current: Callable[[str], str]
+    counted: Callable[[dict[str, tuple[Path, tuple[int, ...]]], Config], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +68,9 @@ class Family:
     misread       of a loaded config: why the model built from it is wrong; None where it is right
     float32       endings of parameter names that stay in float32
     logit_scale   of a config: what transformers multiplies the head's logits with
+    released      how its files are written, where that is not as transformers does it or as the base has it
+    traced        whether the memory of its training step is counted, layer by layer, and proven by a trace
+    serve_flags   what ``vllm serve`` needs for it
     tiny          sizes of a random model for tests, by model_type
     """
 
@@ -67,6 +91,9 @@ class Family:
     misread: Callable[[Config], str | None] = lambda config: None
     float32: tuple[str, ...] = ("A_log", "dt_bias")
     logit_scale: Callable[[Config], float] = lambda config: 1.0
+    released: Released | None = None
+    traced: bool = False
+    serve_flags: str = ""
     tiny: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property

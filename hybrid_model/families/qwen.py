@@ -17,6 +17,7 @@ from hybrid_ft.hybrid_model.door.current import current_layout
 from hybrid_ft.hybrid_model.families.family import Config, Family, Mixing, attention, delta
 from hybrid_ft.hybrid_model.layers.adapter import disguised
 from hybrid_ft.hybrid_model.layers.delta_levels import delta_over_levels
+from hybrid_ft.hybrid_model.layers.watched import weights_of
 from hybrid_ft.kernels.delta_gates import delta_gates
 from hybrid_ft.kernels.gated_rms_norm import gated_rms_norm
 from hybrid_ft.kernels.rms_norm import rms_norm
@@ -46,10 +47,11 @@ def _mixer(cls: type[nn.Module]) -> type[nn.Module]:
                 return super().forward(hidden_states, *args, **kwargs)
             qkv, z, b, a = project(self, hidden_states.squeeze(0))
             g, beta = delta_gates(a, b, self.A_log, self.dt_bias, allow_neg_eigval=False)
-            o = delta_over_levels(
-                qkv, g, beta, self.conv1d.weight.squeeze(1), layout, self.num_k_heads, self.head_k_dim
-            )
-            normed = gated_rms_norm(o, z.view_as(o), self.norm.weight, eps=self.norm.variance_epsilon)
+            with weights_of(self.conv1d, self.norm):
+                o = delta_over_levels(
+                    qkv, g, beta, self.conv1d.weight.squeeze(1), layout, self.num_k_heads, self.head_k_dim
+                )
+                normed = gated_rms_norm(o, z.view_as(o), self.norm.weight, eps=self.norm.variance_epsilon)
             return self.out_proj(normed.flatten(1)).unsqueeze(0)
 
     return disguised(GatedDeltaNet, cls)

@@ -21,7 +21,6 @@ from hybrid_ft.hybrid_model.door.cached_call import CachedCall
 from hybrid_ft.hybrid_model.door.layout import SequenceLayout
 from hybrid_ft.hybrid_model.door.rows import take_rows
 from hybrid_ft.hybrid_model.layers.installed_flash import Varlen, installed_varlen
-from hybrid_ft.hybrid_model.layers.norm_and_mlp import OlmoHybridRMSNorm
 
 Rope = tuple[torch.Tensor, torch.Tensor]
 
@@ -117,11 +116,6 @@ def _causal(
 
 class OlmoHybridAttention(hf.OlmoHybridAttention):
     """transformers' parameters, another forward: keys and queries normed over all heads, rope where the config has it."""
-
-    def __init__(self, config: hf.OlmoHybridConfig, layer_idx: int) -> None:
-        super().__init__(config, layer_idx)
-        self.q_norm = OlmoHybridRMSNorm(self.q_proj.out_features, config.rms_norm_eps)
-        self.k_norm = OlmoHybridRMSNorm(self.k_proj.out_features, config.rms_norm_eps)
 
     def forward(
         self,

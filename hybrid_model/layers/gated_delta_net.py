@@ -18,7 +18,7 @@ from transformers.models.olmo_hybrid import modeling_olmo_hybrid as hf
 from hybrid_ft.hybrid_model.door.cache import DeltaCache
 from hybrid_ft.hybrid_model.door.layout import SequenceLayout
 from hybrid_ft.hybrid_model.door.rows import take_rows
-from hybrid_ft.hybrid_model.layers.norm_and_mlp import OlmoHybridRMSNormGated, gated_norm
+from hybrid_ft.hybrid_model.layers.norm_and_mlp import gated_norm
 from hybrid_ft.hybrid_model.layers.watched import weights_of
 from hybrid_ft.kernels.delta_gates import delta_gates
 from hybrid_ft.kernels.delta_step import delta_step
@@ -28,21 +28,13 @@ from hybrid_ft.kernels.short_conv import short_conv
 Tails = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-def _join_convolutions(module: torch.nn.Module, state_dict: dict[str, torch.Tensor], prefix: str, *_: Any) -> None:
-    """Let ``load_state_dict`` read the released names. Trainer resumes with strict=False and would skip them silently."""
-    names = [f"{prefix}{part}_conv1d.weight" for part in "qkv"]
-    if all(name in state_dict for name in names):
-        state_dict[f"{prefix}conv1d.weight"] = torch.cat([state_dict.pop(name) for name in names])
-
-
 class OlmoHybridGatedDeltaNet(hf.OlmoHybridGatedDeltaNet):
     """transformers' parameters, another forward."""
 
-    def __init__(self, config: hf.OlmoHybridConfig, layer_idx: int) -> None:
-        super().__init__(config, layer_idx)
-        self.widths = [self.key_dim, self.key_dim, self.value_dim]
-        self.o_norm = OlmoHybridRMSNormGated(self.head_v_dim, eps=1e-5)
-        self.register_load_state_dict_pre_hook(_join_convolutions)
+    @property
+    def widths(self) -> list[int]:
+        """Channels of q, k and v."""
+        return [self.key_dim, self.key_dim, self.value_dim]
 
     def forward(
         self, hidden_states: torch.Tensor, layout: SequenceLayout | None, cache: DeltaCache | None = None
@@ -61,6 +53,13 @@ class OlmoHybridGatedDeltaNet(hf.OlmoHybridGatedDeltaNet):
         # the gate comes late: the rule runs without it in memory
         gate = self.g_proj(hidden_states).view_as(o)
         return self.o_proj(gated_norm(self.o_norm, o, gate, few=layout is None).flatten(2))
+
+    def _load_from_state_dict(self, state_dict: dict[str, torch.Tensor], prefix: str, *args: Any) -> None:
+        """Also the released names: Trainer resumes with strict=False, which would pass over them silently."""
+        names = [f"{prefix}{part}_conv1d.weight" for part in "qkv"]
+        if all(name in state_dict for name in names):
+            state_dict[f"{prefix}conv1d.weight"] = torch.cat([state_dict.pop(name) for name in names])
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _segments(
         self, projected: list[torch.Tensor], layout: SequenceLayout, cache: DeltaCache | None

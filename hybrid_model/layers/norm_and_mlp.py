@@ -8,7 +8,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers.activations import ACT2FN
-from transformers.models.olmo_hybrid import OlmoHybridConfig
 from transformers.models.olmo_hybrid import modeling_olmo_hybrid as hf
 
 from hybrid_ft.hybrid_model.layers.watched import is_watched
@@ -87,12 +86,7 @@ def gated_norm(norm: nn.Module, x: torch.Tensor, gate: torch.Tensor, few: bool =
 
 
 class OlmoHybridMLP(hf.OlmoHybridMLP):
-    """down(silu(gate) up), silu and product in one kernel. Raises ValueError for another activation."""
-
-    def __init__(self, config: OlmoHybridConfig) -> None:
-        if config.hidden_act != "silu":
-            raise ValueError(f"hidden_act is {config.hidden_act!r}; the kernels know silu alone")
-        super().__init__(config)
+    """down(silu(gate) up), silu and product in one kernel; another activation as transformers has it."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         # no names for gate and up: they would be kept while down runs

@@ -116,6 +116,7 @@ RULES: dict[str, Rule] = {
     "data.train_empty_thoughts": flag,
     "data.packing": flag,
     "data.seed": whole(0, 2**32 - 1),
+    "data.cache": lambda value: value is False or or_null(text)(value),
     "train.epochs": number(0, 10_000, above=True),
     "train.steps": or_null(whole(1, 10**9)),
     "train.batch_tokens": whole(1, 2**24),
@@ -157,7 +158,15 @@ RULES: dict[str, Rule] = {
     "evaluate.answers": whole(0),
     "evaluate.samples": all_of(text),
     "evaluate.max_new_tokens": whole(1, 10**9),
+    "evaluate.suite": lambda value: value is None,
+    "evaluate.suite.tasks": lambda value: value != [] and all_of(text)(value),
+    "evaluate.suite.forgetting": all_of(text),
+    "evaluate.suite.limit": or_null(whole(1, 10**9)),
+    "evaluate.suite.every": or_null(whole(1, 10**9)),
+    "evaluate.suite.best": or_null(text),
+    "evaluate.suite.run_code": flag,
     "output": or_null(text),
+    "mirror": or_null(text),
 }
 
 
@@ -179,6 +188,7 @@ def broken_rules(recipe: dict[str, Any]) -> list[str]:
     data, train, evaluate, held_out = recipe["data"], recipe["train"], recipe["evaluate"], recipe["data"]["eval"]
     ways = [bool(held_out["fraction"]), bool(held_out["count"]), bool(held_out["sources"])]
     weights = [source["weight"] is None for source in data["sources"]]
+    suite = evaluate["suite"] or {"best": None, "every": None}
     wrong = {
         "no sources": not data["sources"],
         "rows longer than a batch": data["packing"] and train["batch_tokens"] < data["max_length"],
@@ -190,6 +200,8 @@ def broken_rules(recipe: dict[str, Any]) -> list[str]:
         and (data["weight_by"] == "tokens" or any(source["count"] for source in data["sources"])),
         "nothing held out": not any(ways) and (evaluate["every"] or evaluate["answers"]),
         "best of nothing": evaluate["load_best"] and not evaluate["every"],
+        "best of no measure": suite["best"] and (not suite["every"] or evaluate["load_best"]),
+        "answers of pieces": suite["every"] and train["sharded"],
         "some weights": any(weights) and not all(weights),
         "shares of nothing": data["weight_by"] == "tokens"
         and all(source["weight"] is None for source in (*data["sources"], *data["eval"]["sources"])),

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from transformers import OlmoHybridForCausalLM
+
 from hybrid_ft import cli
 from hybrid_ft.hybrid_model.checkpoint.config import BUNDLED
-from hybrid_ft.hybrid_model.families.olmo_hybrid.model import OlmoHybridForCausalLM
 
 MOST_SECONDS = 10.0
 RECIPE = "model: {path: tiny}\ndata: {sources: [{path: rows.jsonl}], max_length: 256}\ntrain: {steps: 1}\noutput: run\n"

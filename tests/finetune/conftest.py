@@ -57,6 +57,7 @@ def start(tmp_path: Path, tiny_base: Path, tiny_tokenizer: Any, monkeypatch: pyt
                 | sections.get("train", {}),
                 "evaluate": {"max_new_tokens": 4} | sections.get("evaluate", {}),
                 "output": str(tmp_path / output),
+                "mirror": sections.get("mirror"),
             }
         )
         prepared = go.prepared = random_rows(rows, held_out, seed, recipe, tiny_tokenizer.chat_template, weights)

@@ -195,16 +195,17 @@ def _stepping(model: Any, plain: Any, layout: SequenceLayout, labelled: int, cac
 
 def _fake_model(config: Any, lora: int, targets: str, dropout: float) -> Any:
     """The program's model with parameters that have no memory."""
+    from transformers import OlmoHybridForCausalLM
     from transformers.initialization import no_init_weights
 
     from hybrid_ft.hybrid_model.adapters import add_lora
-    from hybrid_ft.hybrid_model.families.olmo_hybrid.model import OlmoHybridForCausalLM
+    from hybrid_ft.hybrid_model.lay_flat import lay_flat
 
     before = torch.get_default_dtype()
     with no_init_weights(), torch.device("meta"):
         torch.set_default_dtype(torch.bfloat16 if lora else torch.float32)
         try:
-            model: Any = OlmoHybridForCausalLM(config)
+            model: Any = lay_flat(OlmoHybridForCausalLM(config))
         finally:
             torch.set_default_dtype(before)
         if lora:

@@ -26,13 +26,13 @@ def arithmetic_seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[torch.dtyp
             seen[output.dtype] = seen.get(output.dtype, 0) + 1
 
     handle = torch.nn.modules.module.register_module_forward_hook(look)
-    export = training.export
+    export = training.ends.export
 
     def exported(*args: Any) -> list[Path]:
         handle.remove()
         return export(*args)
 
-    monkeypatch.setattr(training, "export", exported)
+    monkeypatch.setattr(training.ends, "export", exported)
     try:
         yield seen
     finally:

@@ -6,9 +6,9 @@ import torch
 from transformers import OlmoHybridConfig, OlmoHybridForCausalLM
 from transformers.models.olmo_hybrid import modeling_olmo_hybrid
 
-from hybrid_ft.hybrid_model.families.olmo_hybrid import model as modeling
+from hybrid_ft.hybrid_model.lay_flat import lay_flat
 
-Pair = tuple[OlmoHybridForCausalLM, modeling.OlmoHybridForCausalLM]
+Pair = tuple[OlmoHybridForCausalLM, OlmoHybridForCausalLM]
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -70,7 +70,7 @@ def make_pair(make_config: Callable[..., OlmoHybridConfig]) -> Callable[..., Pai
         config = make_config(**fields)
         plain = OlmoHybridForCausalLM(config).to(dtype).eval()
         randomise(plain, seed)
-        ours = modeling.OlmoHybridForCausalLM(config).to(dtype).eval()
+        ours = lay_flat(OlmoHybridForCausalLM(config)).to(dtype).eval()
         ours.load_state_dict(plain.state_dict())
         return plain, ours
 

@@ -11,7 +11,6 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import hybrid_ft
 from hybrid_ft.hybrid_model.families.known import family_of_type
-from hybrid_ft.hybrid_model.families.olmo_hybrid.model import OlmoHybridForCausalLM
 
 NAMES = ["a", "b", "__base__"]
 TOKENS = torch.randint(1, 60, (3, 12), generator=torch.Generator().manual_seed(0))
@@ -26,8 +25,7 @@ def adapted(request: pytest.FixtureRequest) -> tuple[Any, Any]:
     torch.manual_seed(0)
     config = AutoConfig.for_model(kind, vocab_size=64, pad_token_id=0, **family_of_type(kind).tiny[kind])
     plain = AutoModelForCausalLM.from_config(config).eval()
-    ours = OlmoHybridForCausalLM(config) if kind == "olmo_hybrid" else hybrid_ft.lay_flat(copy.deepcopy(plain))
-    ours.load_state_dict(plain.state_dict())
+    ours = hybrid_ft.lay_flat(copy.deepcopy(plain))
     for model in (plain, ours.eval()):
         config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
         with warnings.catch_warnings(action="ignore"):

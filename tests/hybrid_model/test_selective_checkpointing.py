@@ -5,9 +5,10 @@ import importlib
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import OlmoHybridForCausalLM
 
-from hybrid_ft.hybrid_model.families.olmo_hybrid.model import OlmoHybridForCausalLM
 from hybrid_ft.hybrid_model.families.olmo_hybrid.presets import preset_config
+from hybrid_ft.hybrid_model.lay_flat import lay_flat
 from hybrid_ft.hybrid_model.selective_checkpointing import KEPT, selective_contexts
 
 ATTENTION = "aten::_scaled_dot_product_flash_attention_for_cpu"
@@ -26,7 +27,7 @@ class Calls(TorchDispatchMode):
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    return OlmoHybridForCausalLM(preset_config("tiny")).train()
+    return lay_flat(OlmoHybridForCausalLM(preset_config("tiny"))).train()
 
 
 def gradients(model, how):

@@ -11,9 +11,9 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from transformers import OlmoHybridForCausalLM
 
 from hybrid_ft.hybrid_model.door.layout import build_layout
-from hybrid_ft.hybrid_model.families.olmo_hybrid.model import OlmoHybridForCausalLM
 from hybrid_ft.hybrid_model.layers import gated_delta_net, norm_and_mlp
 
 pytest.importorskip("triton")

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import OlmoHybridForCausalLM
 
-from hybrid_ft.hybrid_model.families.olmo_hybrid.model import OlmoHybridForCausalLM
 from hybrid_ft.hybrid_model.families.olmo_hybrid.presets import preset_config
+from hybrid_ft.hybrid_model.lay_flat import lay_flat
 from hybrid_ft.hybrid_model.layers import attention
 from hybrid_ft.kernels.token_log_probs import token_log_probs
 
@@ -83,7 +84,7 @@ def seven_b() -> OlmoHybridForCausalLM:
     config.update({"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"], "vocab_size": WORDS})
     config.update({"pad_token_id": None, "eos_token_id": None})
     with torch.device("meta"):
-        model = OlmoHybridForCausalLM(config).bfloat16()
+        model = lay_flat(OlmoHybridForCausalLM(config)).bfloat16()
     for name, parameter in model.named_parameters():
         if name.endswith(("A_log", "dt_bias")):
             parameter.data = parameter.data.float()

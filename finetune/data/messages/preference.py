@@ -28,6 +28,10 @@ class Unusable(Exception):
         self.line = 0
         self.which = self.file = ""
 
+    def __reduce__(self) -> Any:
+        """Whole from one process to another, as a BadRow."""
+        return type(self), (self.kind, str(self)), {"line": self.line, "which": self.which, "file": self.file}
+
 
 @dataclass(slots=True)
 class Preference:

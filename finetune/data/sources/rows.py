@@ -38,6 +38,10 @@ class BadRow(Exception):
         self.which = ""
         self.file = ""
 
+    def __reduce__(self) -> Any:
+        """Whole from one process to another: an exception's arguments are its message alone."""
+        return type(self), (self.kind, str(self), self.line), {"which": self.which, "file": self.file}
+
 
 class NoRows(InputError):
     """A file without a row; one of several may be."""

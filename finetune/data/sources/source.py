@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from hybrid_ft.finetune.recipe.data_section import Source
 
 Rows = Iterator[Row | BadRow]
+
+_MANY = 10**9  # rows, enough for any part of a split to be one
 
 
 @dataclass
@@ -43,14 +45,20 @@ def open_source(source: Source) -> Opened:
     Raises InputError, at once or while rows are taken, for what cannot be opened or read to its end: status 2 for a
     file, 3 where the hub cannot be reached.
     """
+    folder = folder_of(source)
+    return _open_hub(source) if folder is None else _open_splits(source, folder)
+
+
+def folder_of(source: Source) -> Folder | None:
+    """The splits of local data, and their files; None for a dataset of the hub. Raises InputError."""
     path = source.path
     if os.path.isdir(path):
-        return _open_splits(source, read_folder(path, source.name))
+        return read_folder(path, source.name)
     if not os.path.exists(path) and glob.has_magic(path):
         files = sorted(file for file in glob.glob(path, recursive=True) if os.path.isfile(file))
         if not files:
             raise InputError(f"{path}: no file has such a name")
-        return _open_splits(source, Folder({_split_of(files, source.split): files}))
+        return Folder({_split_of(files, source.split): files})
     if os.path.exists(path) or _only_a_file(path):
         if not os.path.exists(path):
             raise InputError(f"{path}: no such file{nearest_file(path)}")
@@ -58,8 +66,8 @@ def open_source(source: Source) -> Opened:
             raise InputError(
                 f"{path}: describes the data set in its folder; name the folder, {os.path.dirname(path) or '.'}"
             )
-        return _open_splits(source, Folder({_split_of([path], source.split): [path]}))
-    return _open_hub(source)
+        return Folder({_split_of([path], source.split): [path]})
+    return None
 
 
 def _only_a_file(path: str) -> bool:
@@ -77,19 +85,8 @@ def _split_of(files: list[str], wanted: str | None) -> str:
 
 def _open_splits(source: Source, folder: Folder) -> Opened:
     splits, notes = folder.splits, list(folder.notes)
-    split, name = source.split, source.path if source.split is None else f"{source.path}[{source.split}]"
-    if split is None:
-        if "train" not in splits and len(splits) > 1:
-            first = next(iter(splits))
-            raise InputError(f"{source.path}: has the splits {', '.join(splits)}; choose one: split: {first}")
-        parts = [Slice("train" if "train" in splits else next(iter(splits)))]
-    else:
-        try:
-            parts = slices(split, lambda one: sum(1 for _ in _rows(splits[one], [])), splits)
-        except InputError:
-            raise
-        except ValueError as error:
-            raise InputError(f"{source.path}: split: got {shown(split)}; {error}") from None
+    name = source.path if source.split is None else f"{source.path}[{source.split}]"
+    parts = _parts(source, splits, lambda one: sum(1 for _ in _rows(splits[one], [])))
     read = {part.split for part in parts}
     files = sum(len(splits[one]) for one in read)
     if files > 1 or len(splits) > 1:
@@ -102,6 +99,27 @@ def _open_splits(source: Source, folder: Folder) -> Opened:
         for file in splits[one]:
             file_rows(file, [])
     return opened
+
+
+def files_read(source: Source, folder: Folder) -> list[str]:
+    """The files of the splits that a source reads, which are not opened. Raises InputError."""
+    read = {part.split for part in _parts(source, folder.splits, lambda _: _MANY)}
+    return [file for split, files in folder.splits.items() if split in read for file in files]
+
+
+def _parts(source: Source, splits: dict[str, list[str]], count: Callable[[str], int]) -> list[Slice]:
+    """What a source takes of each split; ``count``: the rows of one, where that must be known."""
+    if source.split is None:
+        if "train" not in splits and len(splits) > 1:
+            first = next(iter(splits))
+            raise InputError(f"{source.path}: has the splits {', '.join(splits)}; choose one: split: {first}")
+        return [Slice("train" if "train" in splits else next(iter(splits)))]
+    try:
+        return slices(source.split, count, splits)
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{source.path}: split: got {shown(source.split)}; {error}") from None
 
 
 def _sliced(parts: Iterable[Slice], splits: dict[str, list[str]], opened: Opened) -> Rows:

@@ -2,38 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
 
 from hybrid_ft.finetune.data.report.account import SourceCounts
-from hybrid_ft.finetune.data.token_store import Encoding, Item, SourceRows, Way
-
-if TYPE_CHECKING:
-    from hybrid_ft.finetune.data.token_store import TokenStore
+from hybrid_ft.finetune.data.source_rows import ASKED, Batch, EncodedBatch, Rows, SourceRows, encoded_batch
+from hybrid_ft.finetune.data.way import Way
 
 
 def encoded_chunk(
     rows: Iterator[tuple[str, Any]], counts: SourceCounts, way: Way[Any, Any]
-) -> list[tuple[dict[str, Any], str]]:
-    """The rows that are kept, as the way's schema has them, each with what it asks. ``counts`` go on.
+) -> tuple[pa.Table, Sequence[int]]:
+    """The rows that are kept, by the way's schema, and hashes of what they ask. ``counts`` go on.
 
     Raises InputError for a row that stops the run.
     """
-    asked = _Asked()
-    store: TokenStore = asked  # type: ignore[assignment] # of which adding is all that is called
-    found = [
-        tokens.columns() | {"origin": origin}
-        for batch in SourceRows(0, counts, way).batches(rows, store)
-        for origin, tokens in batch
-    ]
-    return list(zip(found, asked.texts, strict=True))
 
+    def in_order(
+        batches: Iterator[Batch], good: Callable[[Batch], Rows | None]
+    ) -> Iterator[tuple[Batch, EncodedBatch | None]]:
+        for batch in batches:
+            wanted = good(batch)
+            yield batch, None if wanted is None else encoded_batch(way, way.schema, wanted)
 
-class _Asked:
-    """In a store's place: what each row asks."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def add(self, source: int, item: Item, encoding: Encoding, piece: int = 0) -> None:
-        self.texts.append(item.asked())
+    found = list(SourceRows(counts, way, in_order).batches(rows))
+    tables = [batch.table for batch in found if batch.table is not None]
+    asked = [number for batch in found for number in batch.numbers[ASKED]]
+    return pa.Table.from_batches(tables, schema=way.schema).combine_chunks(), asked

@@ -12,11 +12,12 @@ from datasets import Dataset
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.data.messages.preference import Unusable
 from hybrid_ft.finetune.data.report.account import SourceCounts
+from hybrid_ft.finetune.data.source_rows import text_hash
 from hybrid_ft.finetune.data.sources.rows import BadRow
 from hybrid_ft.finetune.data.streaming.source_stream import HeldOutRule, SourceStream
 
 if TYPE_CHECKING:
-    from hybrid_ft.finetune.data.token_store import Way
+    from hybrid_ft.finetune.data.way import Way
     from hybrid_ft.finetune.recipe.schema import Recipe
 
 MOST = 500
@@ -44,7 +45,7 @@ def held_out_rows(recipe: Recipe, way: Way[Any, Any], texts: bool) -> Dataset:
                 continue
             for origin, item in chunk:
                 searched += 1
-                if not isinstance(item, BadRow | Unusable) and rule.holds(asked := item.asked()):
+                if not isinstance(item, BadRow | Unusable) and rule.holds(asked := text_hash(item.asked())):
                     heapq.heappush(found, (-rule.hash(asked), origin, searched, item))
                     if len(found) > most:
                         heapq.heappop(found)
@@ -70,13 +71,13 @@ def held_out_rows(recipe: Recipe, way: Way[Any, Any], texts: bool) -> Dataset:
 def rows_of_their_own(recipe: Recipe, way: Way[Any, Any], texts: bool) -> tuple[Dataset, list[SourceCounts]]:
     """The rows of ``data.eval.sources``, all of them, with their counts. Raises InputError."""
     sources = [SourceStream(source, way, texts, HeldOutRule(0.0, 0)) for source in recipe.data.eval.sources]
-    columns: list[dict[str, Any]] = []
+    tables: list[pa.Table] = []
     for source in sources:
-        while (chunk := source.chunk_columns()) is not None:
-            columns += [row for row, _ in chunk]
-    if not columns:
+        while (chunk := source.next_table()) is not None:
+            tables.append(chunk[0])
+    if not any(len(table) for table in tables):
         raise InputError("data.eval.sources: no row can be used")
-    return as_dataset(columns, way.schema), [source.counts for source in sources]
+    return Dataset(pa.concat_tables(tables).combine_chunks()), [source.counts for source in sources]
 
 
 def as_dataset(columns: Sequence[dict[str, Any]], schema: pa.Schema) -> Dataset:

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
 from hybrid_ft.finetune.data.labels import Only
 from hybrid_ft.finetune.data.reading import LOOK_AHEAD, check_supervised, converted, form_of_rows
 from hybrid_ft.finetune.data.report.account import SourceCounts
 from hybrid_ft.finetune.data.report.count import Count, Counts
+from hybrid_ft.finetune.data.source_rows import BATCH, text_hash
 from hybrid_ft.finetune.data.sources.rows import BadRow, Row
 from hybrid_ft.finetune.data.sources.source import Opened
 from hybrid_ft.finetune.data.streaming.chunk import encoded_chunk
 from hybrid_ft.finetune.data.streaming.raw_rows import raw_rows
 
 if TYPE_CHECKING:
-    from hybrid_ft.finetune.data.token_store import Way
+    from hybrid_ft.finetune.data.way import Way
     from hybrid_ft.finetune.recipe.data_section import Source
-
-_CHUNK = 256  # rows read, converted and encoded at a time; what a resumed stream reads again
 
 State = dict[str, Any]
 
@@ -37,12 +36,11 @@ class HeldOutRule:
     fraction: float
     seed: int
 
-    def hash(self, asked: str) -> float:
-        """From 0 to below 1."""
-        text = f"{self.seed} {asked}"
-        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") / 2**64
+    def hash(self, asked: int) -> float:
+        """From 0 to 1; ``asked``: ``text_hash`` of what a row asks."""
+        return text_hash(f"{self.seed} {asked}") / 2**64
 
-    def holds(self, asked: str) -> bool:
+    def holds(self, asked: int) -> bool:
         return self.fraction > 0 and self.hash(asked) < self.fraction
 
 
@@ -60,9 +58,10 @@ class StreamRow:
         return int((self.labels != -100).sum())
 
     @classmethod
-    def of(cls, columns: dict[str, Any]) -> StreamRow:
-        ids, labels = (np.asarray(columns[name], dtype=np.int32) for name in ("input_ids", "labels"))
-        return cls(columns["origin"], ids, labels, np.asarray(columns["weights"] or [], dtype=np.float32))
+    def of(cls, table: pa.Table, row: int) -> StreamRow:
+        """A row of a chunk, copied: what is kept of a chunk does not keep all of it in memory."""
+        lists = (table[name][row].values.to_numpy().copy() for name in ("input_ids", "labels", "weights"))
+        return cls(table["origin"][row].as_py(), *lists)
 
 
 class SourceStream:
@@ -137,8 +136,8 @@ class SourceStream:
             self._next_chunk()
             self._taken = state["taken"]
 
-    def chunk_columns(self) -> list[tuple[dict[str, Any], str]] | None:
-        """The next chunk's rows whole, as the way's schema has them, each with what it asks; None at the end."""
+    def next_table(self) -> tuple[pa.Table, Sequence[int]] | None:
+        """The next chunk's rows by the way's schema, and hashes of what they ask; None at the end."""
         self._before = self._here()
         counts = self.counts if self.turns == 0 else SourceCounts(self._raw.name)
         known, counts.ignored = counts.ignored, []
@@ -153,7 +152,7 @@ class SourceStream:
 
     def converted_chunk(self, counts: SourceCounts) -> Iterator[tuple[str, Any]] | None:
         """The next chunk's rows as messages, each with its origin, or the reason why it is none; None at the end."""
-        raw = self._raw.take(_CHUNK)
+        raw = self._raw.take(BATCH)
         if not raw:
             if self._only is not None and not counts.read:
                 self._only.check(counts.passed_over)
@@ -168,14 +167,17 @@ class SourceStream:
         return converted(Opened(self._raw.name, iter(rows), self._raw.notes), counts, form, BadRow)
 
     def _next_chunk(self) -> bool:
-        chunk = self.chunk_columns()
+        chunk = self.next_table()
         self._rows, self._taken = [], 0
-        for columns, asked in chunk or ():
-            if self._rule.holds(asked):
+        if chunk is None:
+            return False
+        table, asked = chunk
+        for row, question in enumerate(asked):
+            if self._rule.holds(question):
                 self.held += self.turns == 0
             else:
-                self._rows.append(StreamRow.of(columns))
-        return chunk is not None
+                self._rows.append(StreamRow.of(table, row))
+        return True
 
     def _again(self) -> None:
         self.turns += 1

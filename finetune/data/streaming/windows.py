@@ -19,7 +19,7 @@ from hybrid_ft.finetune.data.report.account import refusal
 from hybrid_ft.finetune.data.streaming.source_stream import HeldOutRule, SourceStream, State, StreamRow
 
 if TYPE_CHECKING:
-    from hybrid_ft.finetune.data.token_store import Way
+    from hybrid_ft.finetune.data.way import Way
     from hybrid_ft.finetune.recipe.schema import Recipe
 
 _JUDGED = 1000  # rows read before a share of them says anything

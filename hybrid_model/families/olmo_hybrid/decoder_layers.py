@@ -7,28 +7,17 @@ elsewhere; without a layout the call is a step: one token of every row that a ca
 from __future__ import annotations
 
 import torch
-from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.models.olmo_hybrid import OlmoHybridConfig
 from transformers.models.olmo_hybrid import modeling_olmo_hybrid as hf
 
 from hybrid_ft.hybrid_model.door.cache import AttentionCache, DeltaCache
 from hybrid_ft.hybrid_model.door.cached_call import CachedCall
 from hybrid_ft.hybrid_model.door.layout import SequenceLayout
-from hybrid_ft.hybrid_model.layers.attention import OlmoHybridAttention, Rope
-from hybrid_ft.hybrid_model.layers.gated_delta_net import OlmoHybridGatedDeltaNet
-from hybrid_ft.hybrid_model.layers.norm_and_mlp import OlmoHybridMLP, OlmoHybridRMSNorm, norm_of_sum, plus_norm
+from hybrid_ft.hybrid_model.layers.attention import Rope
+from hybrid_ft.hybrid_model.layers.norm_and_mlp import norm_of_sum, plus_norm
 
 
 class OlmoHybridAttentionDecoderLayer(hf.OlmoHybridAttentionDecoderLayer):
     """x + norm(attention(x)), then x + norm(mlp(x))."""
-
-    def __init__(self, config: OlmoHybridConfig, layer_idx: int) -> None:
-        GradientCheckpointingLayer.__init__(self)
-        self.hidden_size = config.hidden_size
-        self.self_attn = OlmoHybridAttention(config, layer_idx)
-        self.mlp = OlmoHybridMLP(config)
-        self.post_attention_layernorm = OlmoHybridRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.post_feedforward_layernorm = OlmoHybridRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def forward(
         self,
@@ -46,14 +35,6 @@ class OlmoHybridAttentionDecoderLayer(hf.OlmoHybridAttentionDecoderLayer):
 
 class OlmoHybridLinearAttentionDecoderLayer(hf.OlmoHybridLinearAttentionDecoderLayer):
     """x + delta(norm(x)), then x + mlp(norm(x))."""
-
-    def __init__(self, config: OlmoHybridConfig, layer_idx: int) -> None:
-        GradientCheckpointingLayer.__init__(self)
-        self.hidden_size = config.hidden_size
-        self.mlp = OlmoHybridMLP(config)
-        self.input_layernorm = OlmoHybridRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.post_attention_layernorm = OlmoHybridRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.linear_attn = OlmoHybridGatedDeltaNet(config, layer_idx)
 
     def forward(
         self,

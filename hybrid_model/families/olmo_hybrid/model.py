@@ -8,33 +8,22 @@ from __future__ import annotations
 
 import os
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from torch import nn
 from transformers.cache_utils import Cache
-from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.models.olmo_hybrid import OlmoHybridConfig
 from transformers.models.olmo_hybrid import modeling_olmo_hybrid as hf
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from hybrid_ft.hybrid_model.door.batch import BATCH_KEYS, Batch, read_batch
 from hybrid_ft.hybrid_model.door.cache_name import CACHE, under_both_names
 from hybrid_ft.hybrid_model.door.labels import predictable
-from hybrid_ft.hybrid_model.families.olmo_hybrid.decoder_layers import (
-    OlmoHybridAttentionDecoderLayer,
-    OlmoHybridLinearAttentionDecoderLayer,
-)
 from hybrid_ft.hybrid_model.families.olmo_hybrid.names import released_state_dict
 from hybrid_ft.hybrid_model.layers.attention import Rope
 from hybrid_ft.hybrid_model.layers.attention_weights import recorded_weights
 from hybrid_ft.hybrid_model.layers.embedding import embed_flat
-from hybrid_ft.hybrid_model.layers.norm_and_mlp import OlmoHybridRMSNorm
 from hybrid_ft.hybrid_model.layers.watched import goes_by_rows, hooks_below
-
-# transformers converts a checkpoint's tensor names for classes of its own only, unless the mapping is registered
-register_checkpoint_conversion_mapping("olmo_hybrid", get_checkpoint_conversion_mapping("olmo_hybrid"), overwrite=True)
 
 
 class OlmoHybridModel(hf.OlmoHybridModel):
@@ -43,20 +32,7 @@ class OlmoHybridModel(hf.OlmoHybridModel):
     Between the layers they are flat, [1, N, D] without padding, so that no layer can mix documents.
     """
 
-    def __init__(self, config: OlmoHybridConfig) -> None:
-        hf.OlmoHybridPreTrainedModel.__init__(self, config)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
-        self.layers = nn.ModuleList(
-            OlmoHybridLinearAttentionDecoderLayer(config, i)
-            if kind == "linear_attention"
-            else OlmoHybridAttentionDecoderLayer(config, i)
-            for i, kind in enumerate(config.layer_types)
-        )
-        self.norm = OlmoHybridRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        rope = config.rope_parameters
-        self.rotary_emb = hf.OlmoHybridRotaryEmbedding(config) if rope and rope.get("rope_theta") else None
-        self.gradient_checkpointing = False
-        self.post_init()
+    laid_flat = True
 
     @under_both_names
     @can_return_tuple
@@ -160,16 +136,6 @@ class OlmoHybridModel(hf.OlmoHybridModel):
 
 class OlmoHybridForCausalLM(hf.OlmoHybridForCausalLM):
     """The model and its head, with transformers' loss, generation and files in the released names."""
-
-    # both stand in an exponent, so that rounding them to bfloat16 moves the decay over a long document
-    _keep_in_fp32_modules_strict: ClassVar[set[str]] = {"A_log", "dt_bias"}
-
-    def __init__(self, config: OlmoHybridConfig) -> None:
-        hf.OlmoHybridPreTrainedModel.__init__(self, config)
-        self.model = OlmoHybridModel(config)
-        self.vocab_size = config.vocab_size
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
 
     @under_both_names
     @can_return_tuple

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from hybrid_ft.errors import InputError
-from hybrid_ft.finetune.evaluation import contamination, evaluate, gate, scoring
+from hybrid_ft.finetune.evaluation import contamination, evaluate, gate, named_tasks, scoring
 from hybrid_ft.finetune.evaluation.compared import Measure
 from hybrid_ft.finetune.evaluation.evaluate import Wanted
 from hybrid_ft.finetune.evaluation.statistics import Interval
@@ -151,7 +150,7 @@ def test_samples_and_written_code(place: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(
         scoring.code, "passes", lambda programs: ran.extend(programs) or [True, False, False] * (len(programs) // 3)
     )
-    monkeypatch.setattr(evaluate, "check_jail", lambda: None)
+    monkeypatch.setattr(named_tasks, "check_jail", lambda: None)
     run(["first"], tasks=["code.yaml"], run_code=True, limit=4)
     table = json.loads(Path("out/results.json").read_text())
     assert len(ran) == 12 and table["measures"][0]["items"] == 4
@@ -218,8 +217,10 @@ def test_every_mistake_of_a_command_at_once(place: Path) -> None:
 
 
 def test_changes_are_for_all_tasks_or_for_one(place: Path) -> None:
-    wanted = Wanted(["exact.yaml", "choice.yaml"], changes=["exact:max_new_tokens=3", "choice:shots=1", "about=x"])
-    tasks = {name: task for name, task, _ in evaluate._tasks(wanted)}
+    files = ["exact.yaml", "choice.yaml"]
+    changes = ["exact:max_new_tokens=3", "choice:shots=1", "about=x"]
+    tasks = {name: task for name, task, _ in named_tasks.named_tasks(files, (), changes, "", False)}
     assert tasks["exact"].max_new_tokens == 3 and tasks["choice"].shots == 1
     assert {task.about for task in tasks.values()} == {"x"}
-    assert evaluate._tasks(replace(wanted, changes=["exact:samples=2", "exact:temperature=1"]))[0][1].samples == 2
+    changes = ["exact:samples=2", "exact:temperature=1"]
+    assert named_tasks.named_tasks(files, (), changes, "", False)[0][1].samples == 2

@@ -5,11 +5,12 @@ from typing import Any
 import pytest
 import torch
 from memory_trace import trace
+from transformers import OlmoHybridForCausalLM
 
 from hybrid_ft.finetune.machines.memory import MARGIN, Batch, held, peak, shape_of
 from hybrid_ft.hybrid_model.adapters import add_lora
-from hybrid_ft.hybrid_model.families.olmo_hybrid.model import OlmoHybridForCausalLM
 from hybrid_ft.hybrid_model.families.olmo_hybrid.presets import preset_config
+from hybrid_ft.hybrid_model.lay_flat import lay_flat
 from hybrid_ft.hybrid_model.quantised import quantise
 
 
@@ -24,7 +25,7 @@ def shape(config: Any, lora: int = 0, targets: str = "all-linear") -> Any:
     torch.set_default_dtype(torch.bfloat16 if lora else torch.float32)
     try:
         with torch.device("meta"):
-            model = OlmoHybridForCausalLM(config)
+            model = lay_flat(OlmoHybridForCausalLM(config))
     finally:
         torch.set_default_dtype(before)
     with torch.device("meta"):
@@ -126,11 +127,11 @@ def test_what_is_not_known_is_said() -> None:
 def test_a_quantised_base_weighs_what_bitsandbytes_makes_of_it(how: str) -> None:
     pytest.importorskip("bitsandbytes")
     torch.manual_seed(0)
-    model = OlmoHybridForCausalLM(preset_config("tiny")).bfloat16()
+    model = lay_flat(OlmoHybridForCausalLM(preset_config("tiny"))).bfloat16()
     whole, config = shape_of(model, model.config, True), model.config
     reckoned = shape_of(add_lora(model, rank=4), config, True, how)
     adapters = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    model = OlmoHybridForCausalLM(preset_config("tiny")).bfloat16()
+    model = lay_flat(OlmoHybridForCausalLM(preset_config("tiny"))).bfloat16()
     quantise(model, how, torch.bfloat16)
     found = 0
     for parameter in model.parameters():

@@ -54,6 +54,7 @@ KEYS = [
     "data.shuffle_buffer",
     "data.packing",
     "data.seed",
+    "data.cache",
     "dpo",
     "dpo.loss",
     "dpo.beta",
@@ -99,7 +100,15 @@ KEYS = [
     "evaluate.answers",
     "evaluate.samples",
     "evaluate.max_new_tokens",
+    "evaluate.suite",
+    "evaluate.suite.tasks",
+    "evaluate.suite.forgetting",
+    "evaluate.suite.limit",
+    "evaluate.suite.every",
+    "evaluate.suite.best",
+    "evaluate.suite.run_code",
     "output",
+    "mirror",
 ]
 SOURCE = [
     "path",
@@ -119,6 +128,7 @@ SOURCE = [
 ]
 FREE = [
     "model.lora.merge",
+    "data.cache",
     "train.save_every",
     "train.keep",
     "train.log_every",
@@ -126,7 +136,9 @@ FREE = [
     "train.check_memory",
     "train.trackers",
     "evaluate.every",
+    "evaluate.suite",
     "output",
+    "mirror",
 ]
 
 

@@ -106,6 +106,17 @@ def test_overrides_reach_their_stages() -> None:
     assert (export.dtype, found.questions.max_new_tokens) == ("float32", 9)
 
 
+def test_every_stage_has_its_part_of_the_mirror() -> None:
+    found = load_stages(write(ALL + "mirror: s3://runs/all/\n"))
+    assert [stage.recipe and stage.recipe.mirror for stage in found.stages] == [
+        "s3://runs/all/1-sft",
+        "s3://runs/all/2-dpo",
+        None,
+    ]
+    found = load_stages(write(ALL), ["mirror=there"])
+    assert found.stages[0].recipe and found.stages[0].recipe.mirror == "there/1-sft"
+
+
 def test_questions_are_sources_or_paths() -> None:
     text = (
         ALL
@@ -126,7 +137,7 @@ def test_all_mistakes_of_all_stages_at_once() -> None:
     assert rest == [
         "all.yaml:7: stages.2.export.dtype: got 'int4'; must be 'float32' or 'bfloat16'",
         "all.yaml:8: unknown key evalute; did you mean evaluate?",
-        "override quant.bits: must begin with sft, dpo, export, evaluate or output, such as sft.train.steps=3",
+        "override quant.bits: must begin with sft, dpo, export, evaluate, output or mirror, such as sft.train.steps=3",
         "override sft.output: a stage's folder lies in that of the file; set output",
         "sft.yaml:3: train.keep: got 0; must be greater than or equal to 1",
         "sft.yaml:3: unknown key train.stepps; did you mean train.steps?",

@@ -118,6 +118,11 @@ def test_the_reference_s_cache_stays_with_the_run(job, place):
     assert words.index(f"dpo.reference_cache={place}/cache") < at < words.index("output=/runs/hub")
 
 
+def test_kept_tokens_stay_beside_the_run(job, place):
+    words = command(yaml.safe_load(sky.task(job("sky", "hub.yaml", f"data.cache={place}/cache")))["run"])
+    assert words.index(f"data.cache={place}/cache") < words.index("data.cache=null") < words.index("output=/runs/hub")
+
+
 def test_what_cannot_be_brought_is_refused(job, place):
     base = place / "base"
     base.mkdir()

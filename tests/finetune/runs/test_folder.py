@@ -192,7 +192,7 @@ def test_changed_rows_are_told_though_every_file_is_the_same(start, monkeypatch)
     from hybrid_ft.finetune.training import run as training
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(training, "export", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr(training.ends, "export", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
         start(train={"steps": 2})
     with pytest.raises(InputError, match="belongs to another run: rows was sha256:"):
         start(train={"steps": 2, "save_every": 1}, seed=1)

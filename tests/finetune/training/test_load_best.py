@@ -77,7 +77,7 @@ def test_a_damaged_best_checkpoint_is_told_and_not_replaced_by_another(start, tm
     from hybrid_ft.finetune.training import run as training
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(training, "export", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr(training.ends, "export", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
         start(**BEST)
     folder = tmp_path / "run"
     step = min(

@@ -5,17 +5,18 @@ import json
 import pytest
 import torch
 from checkpoint_files import edit, logits
+from transformers import OlmoHybridForCausalLM
 
 import hybrid_ft
 from hybrid_ft.errors import InputError
 from hybrid_ft.hybrid_model.adapters import add_lora
 from hybrid_ft.hybrid_model.checkpoint.save import save, verify
 from hybrid_ft.hybrid_model.checkpoint.tokenizer import load_tokenizer
-from hybrid_ft.hybrid_model.families.olmo_hybrid import model as modeling
 
 
-def test_from_pretrained_reads_it_too(saved, ours):
-    assert torch.equal(logits(modeling.OlmoHybridForCausalLM.from_pretrained(saved)), logits(ours))
+def test_a_model_that_the_user_has_opened_is_laid_flat(saved, ours):
+    plain = OlmoHybridForCausalLM.from_pretrained(saved)
+    assert torch.equal(logits(hybrid_ft.lay_flat(plain)), logits(ours))
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import OlmoHybridForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, OlmoHybridForCausalLM
 
 import hybrid_ft
 from hybrid_ft.errors import InputError
+from hybrid_ft.hybrid_model.families.known import family_of_type
 
 
 def test_a_device_map_is_transformers_own(tmp_path: Path) -> None:
@@ -24,6 +25,21 @@ def test_a_device_map_is_transformers_own(tmp_path: Path) -> None:
         assert torch.equal(mapped(row).logits, whole(row).logits)
     with pytest.raises(InputError, match="load: device_map places the weights of a checkpoint"):
         hybrid_ft.load("tiny", device_map="cpu", from_scratch=True)
+
+
+def test_a_device_map_of_another_family_keeps_documents_apart(tmp_path: Path) -> None:
+    """accelerate calls the forward that a module had when it was placed."""
+    sizes = family_of_type("qwen3_5_text").tiny["qwen3_5_text"]
+    config = AutoConfig.for_model("qwen3_5_text", vocab_size=64, pad_token_id=0, **sizes)
+    folder = tmp_path / "saved"
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    row = torch.tensor([[5, 9, 33, 60, 12, 7, 8]])
+    packed = {"input_ids": row, "position_ids": torch.tensor([[0, 1, 2, 3, 0, 1, 2]])}
+    places = {name: "cpu" for name in ("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head")}
+    places |= {f"model.layers.{n}": "cpu" for n in (0, 2, 3)} | {"model.layers.1": "disk"}
+    mapped = hybrid_ft.load(folder, device_map=places, offload_folder=tmp_path / "offloaded")
+    with torch.no_grad():
+        assert torch.equal(mapped(**packed).logits, hybrid_ft.load(folder)(**packed).logits)
 
 
 @pytest.mark.parametrize("keyword", [{"quantization_config": {"bits": 4}}, {"attn_implementation": "eager"}])

@@ -2,10 +2,10 @@ import pytest
 import torch
 from transformers import OlmoHybridForCausalLM
 
-from hybrid_ft.hybrid_model.families.olmo_hybrid import model as modeling
 from hybrid_ft.hybrid_model.families.olmo_hybrid.names import released_shapes
 from hybrid_ft.hybrid_model.families.olmo_hybrid.presets import PRESETS, preset_config
 from hybrid_ft.hybrid_model.flops import forward_flops
+from hybrid_ft.hybrid_model.lay_flat import lay_flat
 
 # Olmo Hybrid 7B as released: 24 delta layers of 18 tensors, 8 of attention of 11, embedding, norm and head
 RELEASED = (
@@ -42,7 +42,7 @@ RELEASED = (
 
 def meta(name):
     with torch.device("meta"):
-        return modeling.OlmoHybridForCausalLM(preset_config(name))
+        return lay_flat(OlmoHybridForCausalLM(preset_config(name)))
 
 
 def parameters(model):

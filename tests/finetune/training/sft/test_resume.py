@@ -131,7 +131,7 @@ def test_a_run_killed_after_its_last_step_trains_no_more(start, monkeypatch):
 
     whole = start("whole")
     with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(training, "export", lambda *args: (_ for _ in ()).throw(Killed))
+        patched.setattr(training.ends, "export", lambda *args: (_ for _ in ()).throw(Killed))
         start("cut")
     with monkeypatch.context() as patched:
         interrupt_at(patched, 7, "kill")
