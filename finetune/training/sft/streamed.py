@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -41,6 +42,7 @@ class StreamSteps(IterableDataset[Any]):
         if torch.utils.data.get_worker_info() is None:
             yield from self._steps()
             return
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a fork does not have the threads, and would wait for them
         try:
             yield from self._steps()
         except InputError as error:
@@ -129,6 +131,8 @@ class StreamedSFTTrainer(PackedSFTTrainer):
 
     def load_weights(self, folder: Path) -> None:
         super().load_weights(folder)
+        if self.state_of_stream is not None:  # the best weights, at the end: the stream stays where it came to
+            return
         try:
             self.state_of_stream = self.steps.start = json.loads((folder / STREAM).read_text(encoding="utf-8"))
         except (OSError, ValueError):
