@@ -1,4 +1,4 @@
-"""A chunk of a stream's rows in tokens; bad, useless and long ones sorted out."""
+"""A chunk of a stream in tokens; what cannot be trained sorted out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Held-out rows of a stream: found by a hash of what they ask, a bounded number kept."""
+"""Held-out rows of a stream, by a hash of what they ask."""
 
 from __future__ import annotations
 

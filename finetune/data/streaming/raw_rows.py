@@ -1,4 +1,4 @@
-"""Rows of a source as they lie on disk or the hub, from any of them on."""
+"""Rows as they lie on disk or the hub, from any on."""
 
 from __future__ import annotations
 
