@@ -20,7 +20,7 @@ from hybrid_ft.commands.evaluation import evaluate, report
 from hybrid_ft.commands.machines import doctor, plan
 from hybrid_ft.commands.models import chat, export, generate, merge, push
 from hybrid_ft.commands.renting import rent
-from hybrid_ft.commands.training import dpo, kto, launch, run_stages, sft, status
+from hybrid_ft.commands.training import dpo, kto, launch, reward, run_stages, sft, status
 from hybrid_ft.errors import BAD_INPUT, INTERRUPTED, InputError, masked
 from hybrid_ft.finetune.runs.signals import nothing_left_to_stop
 
@@ -70,6 +70,7 @@ COMMANDS = (
     sft,
     dpo,
     kto,
+    reward,
     run_stages,
     launch,
     status,

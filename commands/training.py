@@ -44,6 +44,17 @@ def kto(
     return _train("kto", recipe, with_mirror(overrides, mirror), accept_changes, extend)
 
 
+def reward(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    accept_changes: AcceptChanges = False,
+    extend: Extend = False,
+    mirror: Mirror = None,
+) -> int:
+    """Train a reward model, which scores answers, on pairs. The same command resumes a run that was stopped."""
+    return _train("reward", recipe, with_mirror(overrides, mirror), accept_changes, extend)
+
+
 def _train(stage: str, recipe: str, overrides: list[str], accept_changes: bool, extend: bool) -> int:
     with resumable():
         from hybrid_ft.finetune.recipe.load import load_recipe
@@ -62,7 +73,7 @@ def run_stages(
     overrides: Overrides = None,
     mirror: Mirror = None,
 ) -> int:
-    """Run a file of stages (sft, dpo, kto, export), each from the last one's model. Finished stages are not repeated."""
+    """Run a file of stages (sft, dpo, kto, reward, export), each from the last one's model. Finished stages are not repeated."""
     with resumable():
         from hybrid_ft.finetune.pipeline import run
         from hybrid_ft.finetune.runs.console import screen
@@ -72,7 +83,8 @@ def run_stages(
 
 def launch(
     recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="A recipe, or a file of stages, as for sft, dpo, kto and run.")
+        str,
+        typer.Argument(metavar="RECIPE", help="A recipe, or a file of stages, as for sft, dpo, kto, reward and run."),
     ],
     overrides: Overrides = None,
     processes: Annotated[

@@ -12,16 +12,19 @@ from peft import PeftModel
 from transformers import GenerationConfig, set_seed
 
 import hybrid_ft
+from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.recipe.schema import changed
 from hybrid_ft.finetune.runs import device
 from hybrid_ft.hybrid_model import adapters
 from hybrid_ft.hybrid_model.checkpoint import tokenizer as tokenizers
+from hybrid_ft.hybrid_model.checkpoint.adapter_files import read_config, scores
 from hybrid_ft.hybrid_model.checkpoint.adapter_start import check_base, open_adapter
 from hybrid_ft.hybrid_model.checkpoint.config import find_folder
 from hybrid_ft.hybrid_model.checkpoint.merge_in_memory import merge_in_memory
 from hybrid_ft.hybrid_model.checkpoint.new_tokens import add_rows, add_tokens
 from hybrid_ft.hybrid_model.families.known import family_of
 from hybrid_ft.hybrid_model.quantised import check_installed, known_to_peft, quantise, size
+from hybrid_ft.hybrid_model.scorer import refuse_scorer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -85,7 +88,12 @@ def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrained
         vocab_size=math.ceil(len(tokenizer) / 64) * 64 if wanted.from_scratch else None,
         seed=recipe.train.seed,
         revision=wanted.revision,
+        scores=recipe.reward is not None,
     )
+    if recipe.reward is None:
+        refuse_scorer(model.config, f"model.path: {wanted.path}")
+    else:
+        model.config.pad_token_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     freeze_routers(model)
     # a model from scratch knows nothing of the pieces
     named = wanted.new_tokens or wanted.new_special_tokens
@@ -98,6 +106,7 @@ def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrained
     if wanted.adapter:
         folder = find_folder(wanted.adapter, weights=True)
         check_base(folder, wanted.path)
+        _check_adapters_kind(recipe, folder)
         if (folder / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(str(folder))
         if wanted.merge_adapter:
@@ -114,6 +123,19 @@ def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrained
         if going_on is not None:
             return open_adapter(model, going_on, trained=True, dropout=lora.dropout)
         return adapters.add_lora(model, **lora.adapters, token_rows=sorted(pieces))
+
+
+def _check_adapters_kind(recipe: Recipe, folder: Path) -> None:
+    """An adapter that goes on is one of a reward model if, and only if, one is trained."""
+    of_scorer = scores(read_config(folder))
+    if of_scorer and (recipe.reward is None or recipe.model.merge_adapter):
+        raise InputError(
+            f"model.adapter: {folder} makes a reward model of its base; it goes on under hybrid-ft reward alone"
+        )
+    if recipe.reward is not None and not of_scorer and not recipe.model.merge_adapter:
+        raise InputError(
+            f"model.adapter: {folder} is a language model's and has no head that scores; set model.merge_adapter: true"
+        )
 
 
 def on_whole_base(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, trained: PeftModel) -> PeftModel:
@@ -133,8 +155,15 @@ def trained_adapter(recipe: Recipe, folder: Path) -> PeftModel:
     """The base with the adapter that a run of this recipe has left in ``folder``, in the dtypes of its training."""
     wanted = recipe.model
     dtype = torch.bfloat16 if in_bfloat16(recipe) else torch.float32
-    model = hybrid_ft.load(wanted.path, dtype=dtype, seed=recipe.train.seed, revision=wanted.revision)
-    model.generation_config = GenerationConfig.from_pretrained(str(folder))
+    model = hybrid_ft.load(
+        wanted.path,
+        dtype=dtype,
+        seed=recipe.train.seed,
+        revision=wanted.revision,
+        scores=recipe.reward is not None,
+    )
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(str(folder))
     return open_adapter(model, folder)
 
 

@@ -97,7 +97,7 @@ class _Models:
     def ask(self, stage: Stage, result: Path, digest: str) -> None:
         """A stage's model; with the first one also the base."""
         first = self._first
-        if not self._questions or not first or stage.recipe is None:
+        if not self._questions or not first or stage.recipe is None or stage.kind == "reward":
             return
         if stage.recipe is first:
             model = {key: value for key, value in _identity(first).items() if key.startswith("model.")}

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from hybrid_ft.errors import InputError
+from hybrid_ft.hybrid_model.families.family import is_scorer
 from hybrid_ft.hybrid_model.families.known import family_of
 from hybrid_ft.hybrid_model.named_modules import EMBEDDING, HEAD, adapted_pattern, whole_modules
 
@@ -171,7 +172,7 @@ def add_lora(
         use_rslora=rslora,
         use_dora=dora,
         bias="none",
-        task_type="CAUSAL_LM",
+        task_type="SEQ_CLS" if is_scorer(model.config) else "CAUSAL_LM",  # PEFT trains the score's head whole
         **more,
     )
     with warnings.catch_warnings():

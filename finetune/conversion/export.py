@@ -18,6 +18,7 @@ from hybrid_ft.hybrid_model.checkpoint.adapter_files import CONFIG as ADAPTER
 from hybrid_ft.hybrid_model.checkpoint.config import find_folder, json_object, read_config
 from hybrid_ft.hybrid_model.checkpoint.load import dtype_of
 from hybrid_ft.hybrid_model.families.known import family_of
+from hybrid_ft.hybrid_model.scorer import refuse_scorer
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -108,4 +109,6 @@ def _source(model: str) -> Source:
     inner = folder / "model"
     if not (folder / "config.json").is_file() and (inner / "config.json").is_file():
         raise InputError(f"{folder}: no config.json; did you mean {inner}?")
-    return Source(folder, read_config(folder))
+    config = read_config(folder)
+    refuse_scorer(config, folder)
+    return Source(folder, config)

@@ -15,7 +15,7 @@ from hybrid_ft.finetune.data.tokens.prompts import PromptEncoder
 from hybrid_ft.finetune.runs import storage
 from hybrid_ft.finetune.runs.console import say
 from hybrid_ft.finetune.runs.next_commands import next_commands
-from hybrid_ft.hybrid_model.checkpoint.adapter_files import CONFIG, read_config
+from hybrid_ft.hybrid_model.checkpoint.adapter_files import CONFIG, read_config, scores
 from hybrid_ft.hybrid_model.checkpoint.config import check_generation_config, find_folder, json_object
 from hybrid_ft.hybrid_model.checkpoint.config import read_config as read_base_config
 from hybrid_ft.hybrid_model.checkpoint.generation_config import GenerationDefaults, generation_defaults
@@ -25,6 +25,7 @@ from hybrid_ft.hybrid_model.checkpoint.merge_in_memory import merge_in_memory
 from hybrid_ft.hybrid_model.checkpoint.save import save, verify, write_config
 from hybrid_ft.hybrid_model.checkpoint.tokenizer import check_vocabulary, load_tokenizer
 from hybrid_ft.hybrid_model.checkpoint.whole_merge import OPENED_WHOLE, compare_with_peft
+from hybrid_ft.hybrid_model.families.family import is_scorer
 from hybrid_ft.hybrid_model.families.known import FAMILIES, family_of
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def run(adapter: str, out: str, dtype: str | None, console: Console) -> int:
         base = find_folder(raw["base_model_name_or_path"], raw.get("revision"), weights=True)
         _refuse_quantised(base, raw)
         config = read_base_config(base)
-        if family_of(config).released is None:
+        if family_of(config).released is None or scores(raw):
             return _in_memory(folder, base, dtype, place, console)
         merge = Merge(folder, base, config, None if dtype is None else dtype_of(dtype))
     except InputError as error:
@@ -81,14 +82,18 @@ def run(adapter: str, out: str, dtype: str | None, console: Console) -> int:
 
 
 def _in_memory(folder: Path, base: Path, dtype: str | None, place: Place, console: Console) -> int:
-    """For families whose files are written by way of transformers' own conversions."""
+    """For families whose files are written by way of transformers' own conversions, and for reward models."""
     if dtype is not None:
         able = ", ".join(family.name for family in FAMILIES if family.released is not None)
-        raise InputError(f"--dtype: only {able}'s can be changed; results of other families have their base's dtypes")
+        raise InputError(
+            f"--dtype: only language models of {able} can be changed; other results have their base's dtypes"
+        )
     with console.status("loading the base"):
-        model = load(base)
+        model = load(base, scores=scores(read_config(folder)))
     tokenizer = load_tokenizer(folder if _has_tokenizer(folder) else base)
     check_vocabulary(tokenizer, model.config)
+    if is_scorer(model.config):
+        model.config.pad_token_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     needed = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     place.check_room(needed)
     defaults = _defaults(folder, base, model.config, tokenizer)
@@ -97,7 +102,8 @@ def _in_memory(folder: Path, base: Path, dtype: str | None, place: Place, consol
     say(console, f"adapter   {folder}: {changed:,} tensors change; {model.config.model_type} is merged in memory")
     with place.held(f"{folder} {base}") as part, storage.saving(place.out, needed):
         save(model, part, tokenizer)
-        defaults.config.save_pretrained(part)
+        if not is_scorer(model.config):
+            defaults.config.save_pretrained(part)
         difference = verify(part, model)
         place.publish(part)
     say(console, f"verified  logits in plain transformers within {difference:.0e} of the model in memory")
@@ -107,7 +113,7 @@ def _in_memory(folder: Path, base: Path, dtype: str | None, place: Place, consol
 
 def _show(place: Place, config: Any, console: Console) -> None:
     say(console, f"model: {place.out}")
-    for number, line in enumerate(next_commands([place.out], config.model_type)):
+    for number, line in enumerate(next_commands([place.out], config.model_type, is_scorer(config))):
         say(console, f"{'' if number else 'next':10}{line}")
 
 

@@ -105,7 +105,7 @@ class _Finder:
     def __init__(self, recipe: Recipe, encoder: Encoder, kind: Kind) -> None:
         self._recipe, self._way, self._encoder = recipe, kind.way, encoder
         self._pieces = Pieces(encoder.tokenizer, encoder.control)
-        self._unit = "row" if recipe.dpo is None else "pair"
+        self._unit = "row" if recipe.of_pairs is None else "pair"
 
     def rows(self, source: Source, key: str, place: str) -> list[WholeRow]:
         found: list[WholeRow] = []

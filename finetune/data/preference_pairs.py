@@ -27,37 +27,39 @@ from hybrid_ft.finetune.data.tokens.fit_pairs import (
 from hybrid_ft.finetune.data.way import TOKENS, Way
 
 if TYPE_CHECKING:
+    from hybrid_ft.finetune.recipe.preference_section import Reward
     from hybrid_ft.finetune.recipe.schema import Dpo, Recipe
 
 _PARTS = ("prompt", "chosen", "rejected")
 _SCHEMA = pa.schema([*((f"{part}_ids", TOKENS) for part in _PARTS), ("origin", pa.string())])
 
 
-def way_of_pairs(recipe: Recipe, dpo: Dpo, encoder: Encoder) -> Way[Preference, TokenPair]:
-    """The way of a recipe's pairs."""
+def way_of_pairs(recipe: Recipe, section: Dpo | Reward, encoder: Encoder) -> Way[Preference, TokenPair]:
+    """The way of a recipe's pairs; to a reward model they bring margins."""
     limits = Limits(
         max_length=recipe.data.max_length,
         batch_tokens=recipe.train.batch_tokens,
-        on_long_prompt=dpo.on_long_prompt,
+        on_long_prompt=section.on_long_prompt,
         on_long_row=recipe.data.on_long_row,
         header=encoder.header_tokens(),
     )
+    schema = _SCHEMA if recipe.reward is None else _SCHEMA.append(pa.field("margin", pa.float32()))
     return Way(
-        convert=preferences,
+        convert=partial(preferences, margins=recipe.reward is not None),
         encode=lambda pairs: encode_pairs(pairs, encoder.template, encoder.control, encoder.thoughts),
         fit=partial(_fit, limits=limits),
-        stops=_stops(limits),
+        stops=_stops(limits, recipe.stage),
         bad_rows_stop=recipe.data.on_bad_row == "error",
         mentions=encoder.template.mentions,
-        schema=_SCHEMA,
-        trained_columns=tuple(_SCHEMA.names),
+        schema=schema,
+        trained_columns=tuple(schema.names),
     )
 
 
-def _stops(limits: Limits) -> dict[str, str]:
+def _stops(limits: Limits, stage: str) -> dict[str, str]:
     stops = {}
     if limits.on_long_prompt == "error":
-        fix = "Raise data.max_length, or set dpo.on_long_prompt: drop (or cut_start)"
+        fix = f"Raise data.max_length, or set {stage}.on_long_prompt: drop (or cut_start)"
         stops = {PROMPT_TOO_LONG: fix, NOTHING_LEFT: fix}
     if limits.on_long_row == "error":
         stops[PAIR_TOO_LONG] = "Raise data.max_length, or set data.on_long_row: drop (or cut)"

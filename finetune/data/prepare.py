@@ -138,7 +138,7 @@ def kind_of(recipe: Recipe, encoder: Encoder) -> Kind:
     """What a recipe's stage makes of its rows."""
     if recipe.kto is not None:
         return Kind(way_of_answers(recipe, recipe.kto, encoder), False, count_answers, answer_example)
-    if recipe.dpo is None:
+    if recipe.of_pairs is None:
         texts = recipe.model.chat_template is None
         return Kind(way_of_rows(recipe.data, encoder, texts), recipe.data.packing, count_rows, row_example)
-    return Kind(way_of_pairs(recipe, recipe.dpo, encoder), False, count_pairs, pair_example)
+    return Kind(way_of_pairs(recipe, recipe.of_pairs, encoder), False, count_pairs, pair_example)

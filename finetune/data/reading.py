@@ -19,7 +19,7 @@ from hybrid_ft.finetune.data.messages.judged_forms import JudgedForm, Label, jud
 from hybrid_ft.finetune.data.messages.judgement import Judgement, taken_apart
 from hybrid_ft.finetune.data.messages.pair_forms import PairForm
 from hybrid_ft.finetune.data.messages.plain_text import PlainText
-from hybrid_ft.finetune.data.messages.preference import Preference, Unusable
+from hybrid_ft.finetune.data.messages.preference import MARGIN, Preference, Unusable, margin_from
 from hybrid_ft.finetune.data.messages.row_forms import Form, needed
 from hybrid_ft.finetune.data.report.account import SourceCounts
 from hybrid_ft.finetune.data.sources.rows import BadRow, Row, origin
@@ -59,11 +59,13 @@ def check_supervised(source: Source) -> None:
         raise InputError(f"data.sources: {source.path}: pairs: got {source.pairs}; only pairs have it, leave it out")
 
 
-def preferences(source: Source, counts: SourceCounts) -> Iterator[tuple[str, Preference | BadRow | Unusable]]:
+def preferences(
+    source: Source, counts: SourceCounts, margins: bool = False
+) -> Iterator[tuple[str, Preference | BadRow | Unusable]]:
     """The pairs of a source, each with its origin (``file:line``); in the place of one that is none, the reason.
 
-    ``counts`` fills meanwhile: rows read, form, notes, and at the end the columns and fields that nothing used. Raises
-    InputError where the source cannot be read or holds no pairs.
+    ``counts`` fills meanwhile: rows read, form, notes, and at the end the columns and fields that nothing used. ``margins``:
+    what a pair's row says of its margin is read. Raises InputError where the source cannot be read or holds no pairs.
     """
     if source.format is not None:
         text = f"data.sources: {source.path}: format: {source.format} is for supervised rows"
@@ -79,7 +81,7 @@ def preferences(source: Source, counts: SourceCounts) -> Iterator[tuple[str, Pre
         )
         return joined(judged, source.pairs == "all", opened.notes)
     opened.rows, read_as = as_pairs(opened.rows, source, opened.notes)
-    return converted(opened, counts, lambda rows: _pair_form(read_as, rows, opened.name), (BadRow, Unusable))
+    return converted(opened, counts, lambda rows: _pair_form(read_as, rows, opened.name), (BadRow, Unusable), margins)
 
 
 def _label_of_pairs(source: Source, rows: list[Row]) -> Label | None:
@@ -120,6 +122,7 @@ def converted(
     counts: SourceCounts,
     form_of: Callable[[list[Row]], Form | PairForm | JudgedForm],
     reason: type[BadRow] | tuple[type[BadRow], type[Unusable]],
+    margins: bool = False,
 ) -> Iterator[tuple[str, Any]]:
     """The rows of a source as its form converts them, each with its origin; for a row that is none, the ``reason``.
 
@@ -147,6 +150,9 @@ def converted(
             if COLUMN in row.values and not isinstance(made, PlainText):
                 made.template_arguments = row_arguments(row.values[COLUMN])
                 read.add(COLUMN)
+            if margins and isinstance(made, Preference) and MARGIN in row.values:
+                made.margin = margin_from(row.values[MARGIN])
+                read.add(MARGIN)
         except reason as why:
             yield place, why
             if why.kind == RUNAWAY_COLUMNS:

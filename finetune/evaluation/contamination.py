@@ -68,7 +68,7 @@ def training_texts(recipe: Recipe) -> Iterator[str]:
                 if not isinstance(judged, BadRow | Unusable):
                     yield "\n".join(str(turn["content"]) for turn in judged.conversation.messages)
             continue
-        if recipe.dpo is None:
+        if recipe.of_pairs is None:
             for _, row in conversations(source, counts):
                 if isinstance(row, PlainText):
                     yield row.text

@@ -29,6 +29,7 @@ from hybrid_ft.hybrid_model.checkpoint.config import check_generation_config, fi
 from hybrid_ft.hybrid_model.checkpoint.generation_config import end_tokens
 from hybrid_ft.hybrid_model.checkpoint.load import check_finite
 from hybrid_ft.hybrid_model.checkpoint.tokenizer import check_vocabulary, load_tokenizer
+from hybrid_ft.hybrid_model.scorer import refuse_scorer
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -139,6 +140,8 @@ def tokenizer_for_answers(path: str) -> PreTrainedTokenizerBase:
             config = find_config(adapter.base, adapter.revision, weights=True)
         except InputError as error:
             raise InputError(f"{folder / CONFIG}: base_model_name_or_path: {error}", error.status) from None
+        if adapter.config.task_type == "SEQ_CLS":
+            raise InputError(f"{folder}: makes a reward model of its base, which gives scores and writes nothing")
         config.vocab_size = check_adapter(folder, adapter, config)
         check_generation_config(folder, config)
         # PEFT alone saves an adapter without one
@@ -146,6 +149,7 @@ def tokenizer_for_answers(path: str) -> PreTrainedTokenizerBase:
         tokenizer = load_tokenizer(folder) if own else load_tokenizer(adapter.base, adapter.revision)
     else:
         config = find_config(path, weights=True)
+        refuse_scorer(config, path)
         tokenizer = load_tokenizer(folder if folder.is_dir() else path)
     check_vocabulary(tokenizer, config)
     return tokenizer

@@ -12,6 +12,7 @@ from hybrid_ft.hybrid_model.adapters import add_lora
 from hybrid_ft.hybrid_model.checkpoint.adapter_files import check_adapter, read_adapter
 from hybrid_ft.hybrid_model.checkpoint.config import find_config, find_folder
 from hybrid_ft.hybrid_model.checkpoint.new_tokens import resize
+from hybrid_ft.hybrid_model.scorer import as_scorer, refuse_scorer, scorer_class
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -28,7 +29,13 @@ def empty_model(recipe: Recipe, bfloat16: bool) -> PreTrainedModel | PeftModel:
     config = find_config(recipe.model.path, recipe.model.revision)
     lora = recipe.model.lora
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16 if bfloat16 and lora else torch.float32)
+        dtype = torch.bfloat16 if bfloat16 and lora else torch.float32
+        if recipe.reward is not None:
+            config = as_scorer(config)
+            model = scorer_class(config)._from_config(config, dtype=dtype)
+        else:
+            refuse_scorer(config, f"model.path: {recipe.model.path}")
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
         if recipe.model.adapter and not recipe.model.merge_adapter:
             folder = find_folder(recipe.model.adapter, weights=True)
             adapter = read_adapter(folder)

@@ -92,7 +92,7 @@ def work_of(
     first = len(parts) * np.arange(len(taken))
     parents = [parent for n in first for parent in (-1, *[int(n)] * (len(parts) - 1))] if pairs else None
     share = 1 - parts[0].sum() / total if pairs else prepared.report.train.trained_share
-    labelled = round(sum(segments) * float(share))
+    labelled = 0 if recipe.reward else round(sum(segments) * float(share))
     scale = total / max(sum(segments), 1)
     # a row alone: its pairs of query and key do not reach into its neighbours
     operations = _count(training_flops, config, segments, parents, labelled, frozen) * scale
@@ -103,7 +103,7 @@ def work_of(
         plan = Plan.of(recipe, len(whole), rows_of_a_step(recipe))
         batch = batch_of(recipe, prepared, gpus)
         micro = max(math.ceil(total / plan.per_epoch / max(batch.tokens, 1)), 1)
-        rows = f"{len(whole):,} {'pairs' if recipe.dpo else 'answers'}, {total:,} tokens an epoch, a shared prompt counted once"
+        rows = f"{len(whole):,} {'pairs' if recipe.of_pairs else 'answers'}, {total:,} tokens an epoch, a shared prompt counted once"
     else:
         portions = (
             len(prepared.packs) if prepared.packs is not None else math.ceil(len(whole) / recipe.train.batch_size)
@@ -135,7 +135,7 @@ def _typical(whole: np.ndarray, packs: list[list[int]] | None, tokens: float) ->
 def _told(recipe: Recipe, config: PreTrainedConfig, why: str, tokens: int | None, frozen: bool, gpus: int) -> Work:
     """Without rows: full micro-batches of rows as long as they may be."""
     train, longest = recipe.train, recipe.data.max_length
-    pairs = recipe.dpo is not None or recipe.kto is not None
+    pairs = recipe.stage != "sft"
     if pairs:
         full, micro = max(train.batch_tokens, longest), 2
     elif recipe.data.packing:
@@ -152,7 +152,7 @@ def _told(recipe: Recipe, config: PreTrainedConfig, why: str, tokens: int | None
         tokens, epochs = steps * step_tokens, 1.0
     of_rows = min(longest, full)
     segments = [of_rows]
-    labelled = round(of_rows * _TRAINED)
+    labelled = 0 if recipe.reward else round(of_rows * _TRAINED)
     scale = (tokens or 0) / of_rows
     operations = _count(training_flops, config, segments, None, labelled, frozen) * scale
     again = _count(_layers_forward, config, segments, None, labelled, frozen) * scale

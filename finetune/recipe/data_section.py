@@ -206,7 +206,7 @@ class Data(Section):
     shuffle_buffer: AtLeastOne = Field(10_000, examples=[50_000])
     """Of a stream: rows that are shuffled and packed together, and held in memory at 8 bytes a token."""
     packing: bool = Field(True, examples=[False])
-    """Rows laid end to end without padding; no row can see another. Always on for dpo and kto."""
+    """Rows laid end to end without padding; no row can see another. Always on for dpo, kto and reward."""
     seed: Seed = Field(0, examples=[1])
     """Seed of samples and of the held-out split."""
     cache: Annotated[Text | Literal[False] | None, Free()] = Field(None, examples=["runs/tokens", False])

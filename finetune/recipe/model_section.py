@@ -39,7 +39,7 @@ class Lora(Section):
     alpha: AtLeastOne = Field(64, examples=[32])
     """The update is scaled by alpha / rank. What travels between ranks and tools is alpha times the learning rate, so leave alpha as it is when you change the rank."""
     dropout: float = Field(0.0, ge=0, lt=1, examples=[0.05])
-    """Dropout before the adapter. Must be 0 for dpo and kto."""
+    """Dropout before the adapter. Must be 0 for dpo, kto and reward."""
     modules: list[Pattern] | None = Field(None, min_length=1, examples=[["self_attn.q_proj", "mlp.*"]])
     """Modules to adapt in place of `targets`: ends of their names (`q_proj`, `self_attn.q_proj`), or regular expressions of them. Each must be one that `all-linear` holds."""
     modules_to_save: list[Pattern] | None = Field(None, min_length=1, examples=[["embed_tokens", "lm_head"]])

@@ -1,10 +1,11 @@
-"""Contradictions in a recipe of a preference stage: dpo, kto."""
+"""Contradictions in a recipe of a preference stage: dpo, kto, reward."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from hybrid_ft.errors import shown
 from hybrid_ft.finetune.recipe.losses import LOSSES
 from hybrid_ft.finetune.recipe.mistakes import Wrong
 
@@ -12,8 +13,8 @@ if TYPE_CHECKING:
     from hybrid_ft.finetune.recipe.preference_section import Kto
     from hybrid_ft.finetune.recipe.schema import Dpo, Recipe
 
-_ROWS = {"dpo": "pairs", "kto": "judged answers"}
-_STEP = {"dpo": "pairs_per_step", "kto": "rows_per_step"}
+_ROWS = {"dpo": "pairs", "kto": "judged answers", "reward": "pairs"}
+_STEP = {"dpo": "pairs_per_step", "kto": "rows_per_step", "reward": "pairs_per_step"}
 
 
 def preference_contradictions(recipe: Recipe, stage: str | None) -> Iterator[Wrong]:
@@ -21,15 +22,16 @@ def preference_contradictions(recipe: Recipe, stage: str | None) -> Iterator[Wro
     sections = [name for name in _ROWS if getattr(recipe, name) is not None]
     for name in sections:
         if stage is not None and name != stage:
-            yield Wrong(
-                (name,), f"this recipe is for {_ROWS[name]}; run it with hybrid-ft {name}, or remove the section"
-            )
+            what = "a reward model" if name == "reward" else _ROWS[name]
+            yield Wrong((name,), f"this recipe is for {what}; run it with hybrid-ft {name}, or remove the section")
     if stage is None and len(sections) > 1:
         yield Wrong((sections[1],), f"got {' and '.join(sections)}; a recipe is one stage, keep one of them")
     if recipe.dpo is not None:
         yield from _of_dpo(recipe.dpo)
     if recipe.kto is not None:
         yield from _of_kto(recipe.kto)
+    if recipe.reward is not None:
+        yield from _of_reward(recipe)
     if sections:
         yield from _of_any(recipe, sections[0])
 
@@ -66,6 +68,19 @@ def _of_kto(kto: Kto) -> Iterator[Wrong]:
         )
 
 
+def _of_reward(recipe: Recipe) -> Iterator[Wrong]:
+    """What asks for words of a model that gives scores."""
+    model, evaluate = recipe.model, recipe.evaluate
+    for key, got in (("answers", evaluate.answers), ("samples", evaluate.samples)):
+        if got:
+            yield Wrong(("evaluate", key), f"got {shown(got)}; a reward model writes no answers, leave it out")
+    if model.from_scratch:
+        yield Wrong(("model", "from_scratch"), "got true; a reward model needs trained weights under its new head")
+    for key in ("new_tokens", "new_special_tokens"):
+        if got := getattr(model, key):
+            yield Wrong(("model", key), f"got {shown(got)}; no model that it is to score has them, leave them out")
+
+
 def _of_any(recipe: Recipe, section: str) -> Iterator[Wrong]:
     train, lora = recipe.train, recipe.model.lora
     rows, key_of_step = _ROWS[section], f"{section}.{_STEP[section]}"
@@ -82,7 +97,7 @@ def _of_any(recipe: Recipe, section: str) -> Iterator[Wrong]:
     if train.neftune_alpha is not None:
         yield Wrong(
             ("train", "neftune_alpha"),
-            f"got {train.neftune_alpha:g}; must be null for {rows}: it would add noise to every comparison with the reference",
+            f"got {train.neftune_alpha:g}; must be null for {rows}: it would add noise to every comparison",
         )
     if recipe.data.on_long_row == "split":
         yield Wrong(("data", "on_long_row"), f"got split, which is for plain text; {rows} take drop, cut or error")
@@ -93,5 +108,5 @@ def _of_any(recipe: Recipe, section: str) -> Iterator[Wrong]:
     if lora and lora.dropout:
         yield Wrong(
             ("model", "lora", "dropout"),
-            f"got {lora.dropout:g}; must be 0 for {rows}: it would add noise to every comparison with the reference",
+            f"got {lora.dropout:g}; must be 0 for {rows}: it would add noise to every comparison",
         )

@@ -1,4 +1,4 @@
-"""The recipe's sections of preference stages on judged answers: kto."""
+"""The recipe's sections of other preference stages than DPO: kto, reward."""
 
 from __future__ import annotations
 
@@ -37,3 +37,20 @@ class Kto(Section):
     def has_kl(self) -> bool:
         """Whether the loss has a KL term."""
         return self.loss == "kto"
+
+
+class Reward(Section):
+    """A reward model: a score for every answer (TRL's RewardTrainer). Present: the rows are pairs, as for dpo.
+
+    The base's head gives way to one of a single score, which is read at an answer's last token; the loss is
+    -log sigmoid(score of chosen - score of rejected - margin), Bradley-Terry. A number in a row's `margin` column is by how
+    much at least the chosen answer is to be better; 0 without. The new head is drawn by train.seed, and LoRA trains it whole.
+    """
+
+    center_rewards_coefficient: float | None = Field(None, gt=0, examples=[0.01])
+    """Adds this much of (score of chosen + score of rejected)^2 to the loss, so that scores lie around 0 (2312.09244);
+    null: nothing."""
+    pairs_per_step: AtLeastOne = Field(32, examples=[128])
+    """Pairs of one optimizer step, over all processes, however many micro-batches they fill."""
+    on_long_prompt: Literal["drop", "cut_start", "error"] = Field("drop", examples=["cut_start"])
+    """What becomes of a prompt that leaves its answers no room. cut_start: its oldest tokens go."""

@@ -13,7 +13,7 @@ from hybrid_ft.finetune.recipe.data_section import Data
 from hybrid_ft.finetune.recipe.keys import Free
 from hybrid_ft.finetune.recipe.losses import DEFAULT, LOSSES
 from hybrid_ft.finetune.recipe.model_section import Model
-from hybrid_ft.finetune.recipe.preference_section import Kto
+from hybrid_ft.finetune.recipe.preference_section import Kto, Reward
 from hybrid_ft.finetune.recipe.section import NULL_IS_EMPTY, AtLeastOne, Section, Seed, Text
 from hybrid_ft.finetune.recipe.yaml_file import dump_yaml
 
@@ -26,8 +26,9 @@ LEARNING_RATES = {
     "sft": {"full": 2.5e-5, "lora": 2e-4},
     "dpo": {"full": 1e-6, "lora": 1e-5},
     "kto": {"full": 1e-6, "lora": 1e-5},
+    "reward": {"full": 1e-5, "lora": 1e-4},
 }
-PREFERENCE = ("dpo", "kto")
+PREFERENCE = ("dpo", "kto", "reward")
 """The sections of a recipe that are stages; without one of them it is for supervised fine-tuning."""
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -81,9 +82,9 @@ class Train(Section):
     """Rows of one optimizer step, over all processes, where they are not packed: a multiple of batch_size."""
     accumulation: AtLeastOne = Field(1, examples=[4])
     """Micro-batches of one optimizer step, over all processes, where the two keys above are null. Set
-    dpo.pairs_per_step or kto.rows_per_step instead for these stages."""
+    dpo.pairs_per_step, kto.rows_per_step or reward.pairs_per_step instead for these stages."""
     learning_rate: float | None = Field(None, gt=0, le=1, examples=[1e-5])
-    """Peak learning rate. null: 2.5e-5 for all weights and 2e-4 for LoRA; for dpo and kto 1e-6 and 1e-5. Those for all weights are Ai2's for Olmo Hybrid; LoRA takes about ten times as much. With Gated DeltaNet at alpha 32 (tinker-cookbook's sweep on Qwen3.5) 3e-4 is best at every rank from 4 to 128, the same product as 1.5e-4 at alpha 64, and 1e-3 does harm."""
+    """Peak learning rate. null: 2.5e-5 for all weights and 2e-4 for LoRA; for dpo and kto 1e-6 and 1e-5, for reward 1e-5 and 1e-4 (TRL's). Those for all weights are Ai2's for Olmo Hybrid; LoRA takes about ten times as much. With Gated DeltaNet at alpha 32 (tinker-cookbook's sweep on Qwen3.5) 3e-4 is best at every rank from 4 to 128, the same product as 1.5e-4 at alpha 64, and 1e-3 does harm."""
     loraplus_ratio: float | None = Field(None, ge=1, le=1000, examples=[16])
     """LoRA+: B learns this many times as fast as A, and so do single vectors (DoRA's lengths, norms). null: all at one rate. Lower the learning rate to half or so with it."""
     neftune_alpha: float | None = Field(None, gt=0, le=1000, examples=[5])
@@ -168,6 +169,8 @@ class Recipe(Section):
     """Preference tuning; null: the rows are not pairs. {} means the defaults below."""
     kto: Kto | None = Field(None, examples=[{"beta": 0.2}])
     """Preference tuning on answers judged good or bad, alone; in place of dpo. {} means the defaults below."""
+    reward: Reward | None = Field(None, examples=[{"center_rewards_coefficient": 0.01}])
+    """A reward model, trained on pairs; in place of dpo. {} means the defaults below."""
     train: Annotated[Train, NULL_IS_EMPTY] = Field(
         default_factory=Train, validate_default=True, examples=[{"epochs": 2}]
     )
@@ -197,7 +200,12 @@ class Recipe(Section):
     @property
     def pairs_or_rows(self) -> int | None:
         """Of a step in a preference stage."""
-        return self.dpo.pairs_per_step if self.dpo else self.kto.rows_per_step if self.kto else None
+        return self.kto.rows_per_step if self.kto else self.of_pairs.pairs_per_step if self.of_pairs else None
+
+    @property
+    def of_pairs(self) -> Dpo | Reward | None:
+        """The section of a stage whose rows are pairs."""
+        return self.dpo or self.reward
 
     def to_yaml(self) -> str:
         """The resolved recipe, every default written out; ``load_recipe`` reads it back as an equal recipe."""

@@ -65,6 +65,8 @@ class Entry(Section):
     """Preference tuning: a recipe, or the name of its file."""
     kto: RecipeOrFile = Field(None, examples=["judged.yaml"])
     """Preference tuning on judged answers: a recipe, or the name of its file."""
+    reward: RecipeOrFile = Field(None, examples=["reward.yaml"])
+    """A reward model: a recipe, or the name of its file."""
     export: Annotated[Export, NULL_IS_EMPTY] = Field(default_factory=Export, examples=[{"dtype": "bfloat16"}])
     """The last model as one folder."""
 
@@ -159,6 +161,10 @@ def load_stages(path: str | Path, overrides: Sequence[str] = ()) -> Stages:
                 )
             ]
         )
+    for number, entry in enumerate(entries[1:], start=1):
+        if _kind(entries[number - 1]) == "reward" and (kind := _kind(entry)) not in ("reward", "export"):
+            why = f"got {kind} after reward, whose model writes nothing; let reward be the last stage that trains"
+            mistakes.found_in_values([Wrong(("stages", number), why)])
     if mistakes:
         raise InputError(mistakes.render())
     assert whole is not None

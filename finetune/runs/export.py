@@ -26,6 +26,7 @@ from hybrid_ft.hybrid_model.checkpoint.load import open_plain
 from hybrid_ft.hybrid_model.checkpoint.new_tokens import resize
 from hybrid_ft.hybrid_model.checkpoint.save import save, verify
 from hybrid_ft.hybrid_model.checkpoint.torch_functions import torch_functions
+from hybrid_ft.hybrid_model.families.family import is_scorer
 from hybrid_ft.hybrid_model.quantised import known_to_peft, quantise
 
 # float32 sums in another order; the same weights through transformers' own layers stay well below these
@@ -56,7 +57,8 @@ class Exporter:
         with self._staged(name) as staged:
             model.config.use_cache = self.defaults.use_cache
             save(model, staged, self.tokenizer)
-            self.defaults.config.save_pretrained(staged)
+            if not is_scorer(model.config):
+                self.defaults.config.save_pretrained(staged)
             verify(staged, model)
         return self.folder / name
 
@@ -68,7 +70,7 @@ class Exporter:
         self._refuse_not_finite(model)
         with self._staged(name) as staged:
             base = lasting_name(self.base)
-            plain = open_plain(base, self.revision, model.dtype)
+            plain = open_plain(base, self.revision, model.dtype, is_scorer(model.config))
             vocabulary = model.get_input_embeddings().weight.shape[0]
             grown = plain.get_input_embeddings().weight.shape[0] != vocabulary
             tensors, config = as_plain_lora(
@@ -81,7 +83,10 @@ class Exporter:
             config.save_pretrained(str(staged))
             _sort_target_modules(staged / CONFIG)
             self.tokenizer.save_pretrained(str(staged))
-            self.defaults.config.save_pretrained(staged)
+            if is_scorer(model.config):
+                plain.config.pad_token_id = model.config.pad_token_id
+            else:
+                self.defaults.config.save_pretrained(staged)
             resize(plain, vocabulary)
             if self.quantize:
                 quantise(plain, self.quantize, model.dtype)
@@ -129,7 +134,10 @@ def relative_error(other: PreTrainedModel | PeftModel, trained: PeftModel) -> fl
     """How far the other model's logits of a made-up row are from the trained one's, in relative L2."""
     was_training, device = trained.training, next(trained.parameters()).device
     vocabulary = trained.get_input_embeddings().weight.shape[0]
-    row = torch.randint(vocabulary, (1, 48), generator=torch.Generator().manual_seed(0)).to(device)
+    # a reward model gives one number a row
+    row = torch.randint(
+        vocabulary, (8 if is_scorer(trained.config) else 1, 48), generator=torch.Generator().manual_seed(0)
+    ).to(device)
     other, dtype = other.to(device).eval(), next(trained.parameters()).dtype
     # what is trained whole is in float32, on a base that is not
     half = torch.autocast(device.type, dtype, cache_enabled=False) if dtype == torch.bfloat16 else nullcontext()

@@ -13,11 +13,16 @@ _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes for --max-lora-rank."""
 
 
-def next_commands(results: list[Path], model_type: str) -> list[str]:
-    """Lines for the last of ``results``, model folders or an adapter's: what each does, and its command."""
+def next_commands(results: list[Path], model_type: str, scores: bool = False) -> list[str]:
+    """Lines for the last of ``results``, model folders or an adapter's: what each does, and its command. ``scores``: of a reward model."""
     last = results[-1]
     adapter = next((path for path in results if (path / CONFIG).is_file()), None)
     place = shlex.quote(str(last))
+    if scores:
+        lines = ["score     docs/in-your-own-script.md says how, with transformers alone"]
+        if adapter == last:
+            lines.append(f"merge     hybrid-ft merge {place} {shlex.quote(str(last.with_name('merged')))}")
+        return [*lines, f"publish   hybrid-ft push {place} OWNER/NAME --private"]
     lines = [
         f"talk      hybrid-ft chat {place}",
         f"answer    hybrid-ft generate {place} --prompts prompts.jsonl --out answers.jsonl",

@@ -19,6 +19,7 @@ from hybrid_ft.finetune.training import seams
 from hybrid_ft.hybrid_model import adapter_weights
 from hybrid_ft.hybrid_model.checkpoint.generation_config import GenerationDefaults, generation_defaults
 from hybrid_ft.hybrid_model.checkpoint.tokenizer import load_tokenizer
+from hybrid_ft.hybrid_model.families.family import is_scorer
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -82,15 +83,15 @@ def at_the_end(recipe: Recipe, folder: RunFolder, console: Console) -> int:
         merged = exporter.whole(adapter_weights.merged(model), _MERGED)
     folder.renew(recipe)
     folder.note(finished=finished | {"results": [*finished["results"], merged.name]})
-    show_results([place, merged], model.config.model_type, lambda text: say(console, text))
+    show_results([place, merged], model.config, lambda text: say(console, text))
     return 0
 
 
-def show_results(results: list[Path], model_type: str, tell: Callable[[str], None]) -> None:
+def show_results(results: list[Path], config: Any, tell: Callable[[str], None]) -> None:
     """Where they are, and what can be done with the last."""
     for path in results:
         tell(f"{path.name}: {path}")
-    for number, line in enumerate(next_commands(results, model_type)):
+    for number, line in enumerate(next_commands(results, config.model_type, is_scorer(config))):
         tell(f"{'' if number else 'next':10}{line}")
 
 

@@ -86,7 +86,7 @@ def largest_of_pairs(whole: np.ndarray, pairs_per_step: int, batch_tokens: int) 
 
 def rows_of_a_step(recipe: Recipe) -> int:
     """Pairs, or judged answers."""
-    return recipe.dpo.pairs_per_step if recipe.dpo else recipe.kto.rows_per_step if recipe.kto else a_step(recipe)
+    return recipe.pairs_or_rows or a_step(recipe)
 
 
 def token_columns(rows: Dataset) -> list[str]:

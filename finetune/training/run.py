@@ -239,7 +239,7 @@ def _run(
     folder.finish(step=plan.steps, results=[path.name for path in results], held_out=after["held_out"])
     start.say(f"done in {duration(time.perf_counter() - began)}")
     start.say(report_at_end(folder.path))
-    ends.show_results(results, model.config.model_type, start.say)
+    ends.show_results(results, model.config, start.say)
     return 0
 
 

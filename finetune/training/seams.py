@@ -15,6 +15,7 @@ from peft import PeftModel
 from trl.trainer.utils import add_fused_lm_head
 
 from hybrid_ft.finetune.training.log_prob_head import use_own_head_on_cpu
+from hybrid_ft.hybrid_model.families.family import is_scorer
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -67,6 +68,11 @@ OVERRIDDEN = {
         "compute_ref_log_probs": "each prompt is computed once",
         "_compute_loss": "each prompt is computed once; measures are summed",
     },
+    "ScoreTrainer": {
+        "__init__": "micro-batches by tokens, each prompt once",
+        "_prepare_dataset": "nothing: the pairs are prepared",
+        "compute_loss": "scores are summed for the measures",
+    },
     "AnswerTrainer": {
         "__init__": "no reference model, a head of log-probabilities alone",
         "_prepare_dataset": "nothing: the answers are prepared",
@@ -90,6 +96,7 @@ USED = {
     ),
     "DPOTrainer": ("_compute_loss", "_metrics", "_tokenizer", "loss_types", "beta", "label_smoothing"),
     "KTOTrainer": ("_compute_loss", "_metrics", "_tokenizer", "beta", "calculate_KL"),
+    "RewardTrainer": ("_metrics",),
 }
 """What else of theirs is used that is not documented: methods, and names that their methods set."""
 
@@ -102,9 +109,11 @@ def plain_model(model: Any) -> PreTrainedModel:
 def use_fused_head(model: Any, trl_has_put_one: bool = False) -> None:
     """Replace ``forward`` on the instance: with ``fused_lm_head=True`` it gives log-probabilities and never logits.
 
-    TRL's head, and on a CPU this project's over it. Undone by ``without_fused_head``.
+    TRL's head, and on a CPU this project's over it. Undone by ``without_fused_head``. A reward model has a head of its own.
     """
     plain = plain_model(model)
+    if is_scorer(plain.config):
+        return
     if not trl_has_put_one:
         add_fused_lm_head(plain)
     use_own_head_on_cpu(plain)

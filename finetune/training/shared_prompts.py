@@ -79,9 +79,10 @@ def count_work(
     config: PreTrainedConfig,
     frozen_weights: bool,
     answers: Sequence[str] = ("chosen_ids", "rejected_ids"),
+    head: bool = True,
 ) -> Callable[[Sequence[dict[str, Any]]], tuple[int, int]]:
     """Operations of a training step on rows with these answers: each prompt and each answer to it once, and each in every
-    row; padding is not counted."""
+    row; padding is not counted. ``head``: the answers' tokens are projected to the vocabulary."""
 
     def count(rows: Sequence[dict[str, Any]]) -> tuple[int, int]:
         forks: dict[tuple[int, ...], dict[tuple[int, ...], None]] = {}
@@ -91,7 +92,7 @@ def count_work(
             for name in answers:
                 own[tuple(row[name])] = None
                 whole.append(len(row["prompt_ids"]) + len(row[name]))
-                projected += len(row[name])
+                projected += len(row[name]) if head else 0
         lengths, parents = [len(prompt) for prompt in forks], [-1] * len(forks)
         for place, own in enumerate(forks.values()):
             lengths += map(len, own)

@@ -25,6 +25,8 @@ def stage_of(kind: str) -> training.Stage:
         from hybrid_ft.finetune.training.dpo.stage import DPO as stage
     elif kind == "kto":
         from hybrid_ft.finetune.training.kto.stage import KTO as stage
+    elif kind == "reward":
+        from hybrid_ft.finetune.training.reward.stage import REWARD as stage
     else:
         raise AssertionError(f"{kind} is no stage")
     return stage

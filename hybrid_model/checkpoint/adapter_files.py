@@ -56,6 +56,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     return raw
 
 
+def scores(raw: dict[str, Any]) -> bool:
+    """Whether a described adapter makes a reward model of its base."""
+    return raw.get("task_type") == "SEQ_CLS"
+
+
 def read_adapter(folder: Path) -> Adapter:
     """An adapter folder's description, for a model to talk to. Raises InputError for one that is not plain LoRA."""
     from peft import LoraConfig
@@ -91,7 +96,7 @@ def read_adapter(folder: Path) -> Adapter:
         modules_to_save=_names(path, raw),
         trainable_token_indices=_token_rows(path, raw),
         ensure_weight_tying=raw.get("ensure_weight_tying") is True,
-        task_type="CAUSAL_LM",
+        task_type="SEQ_CLS" if scores(raw) else "CAUSAL_LM",
     )
     return Adapter(base, revision, config)
 
@@ -129,6 +134,8 @@ def _check_named(
     path = folder / CONFIG
     for ending in adapter.config.modules_to_save or ():
         named = [name for name in shapes if name.rpartition(".")[0].endswith(ending)]
+        if not named and ending == "classifier" and adapter.config.task_type == "SEQ_CLS":
+            continue  # PEFT names it beside score, whichever the model has
         if lost := [name for name in named if name not in held] or ([] if named else [ending]):
             raise InputError(f"{path}: modules_to_save names {ending}, and {WEIGHTS} does not hold {lost[0]}")
         if tied and not adapter.config.ensure_weight_tying and {_module(name) for name in named} & set(_EMBEDDINGS):

@@ -27,6 +27,7 @@ from hybrid_ft.hybrid_model.checkpoint.config import FOREIGN, json_object, read_
 from hybrid_ft.hybrid_model.checkpoint.text_model import is_carried, text_class
 from hybrid_ft.hybrid_model.checkpoint.torch_functions import torch_functions
 from hybrid_ft.hybrid_model.checkpoint.weight_files import INDEX, read_headers
+from hybrid_ft.hybrid_model.families.family import is_scorer
 from hybrid_ft.hybrid_model.families.known import family_of
 
 _BESIDE = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
@@ -108,7 +109,10 @@ def verify_in_base_layout(folder: Path, model: PreTrainedModel) -> float:
         ours, theirs = tensor.detach().cpu().double(), plain.state_dict()[name].double()
         if float((ours - theirs).norm()) > eps * float(ours.norm()):
             raise RuntimeError(f"{folder}: {name} is not as it is in memory")
-    tokens = torch.randint(config.vocab_size, (1, 64), generator=torch.Generator().manual_seed(0))
+    # a reward model gives one number a row
+    tokens = torch.randint(
+        config.vocab_size, (8, 64) if is_scorer(config) else (1, 64), generator=torch.Generator().manual_seed(0)
+    )
     ran = copy.deepcopy(model).cpu().float().eval()
     ran.load_state_dict(plain.state_dict())
     with torch.no_grad(), torch_functions():

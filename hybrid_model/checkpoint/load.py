@@ -10,8 +10,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from hybrid_ft.errors import InputError
 from hybrid_ft.hybrid_model.checkpoint.config import check_generation_config, find_folder, lasting_name, read_config
-from hybrid_ft.hybrid_model.checkpoint.text_model import load_text_model, random_text_model, text_class
+from hybrid_ft.hybrid_model.checkpoint.text_model import load_scorer, load_text_model, random_text_model, text_class
 from hybrid_ft.hybrid_model.checkpoint.weight_files import check_weight_files
+from hybrid_ft.hybrid_model.families.family import is_scorer
 from hybrid_ft.hybrid_model.families.olmo_hybrid.presets import PRESETS, TINY, preset_config
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -30,6 +31,7 @@ def load(
     offload_folder: str | Path | None = None,
     quantization_config: Any = None,
     attn_implementation: str | None = None,
+    scores: bool = False,
 ) -> PreTrainedModel:
     """A hybrid from a folder, a name on the Hugging Face hub, or a preset (tiny, 190M, 1B, 7B), in eval mode.
 
@@ -37,6 +39,9 @@ def load(
     ``rope_parameters`` are null, hold a null ``rope_theta`` or are absent gives a model without rope.
     from_scratch gives random weights, the same for the same seed, and leaves the global generator as it was;
     vocab_size then replaces the config's. Of the presets only tiny comes with weights.
+
+    scores: a reward model, which gives each row one score in place of logits; over a language model's weights its head is new,
+    drawn by seed. A checkpoint that is a reward model is opened as one in any case.
 
     device_map and offload_folder are transformers', for weights of a checkpoint. quantization_config and attn_implementation are refused.
 
@@ -46,6 +51,8 @@ def load(
     _refuse_keywords(quantization_config, attn_implementation)
     if device_map is not None and (from_scratch or device is not None):
         raise InputError("load: device_map places the weights of a checkpoint; leave device and from_scratch out")
+    if scores and from_scratch:
+        raise InputError("load: scores needs trained weights; leave from_scratch out")
     if vocab_size is not None and not from_scratch:
         raise InputError(f"model {name}: vocab_size can be chosen with from_scratch only; the weights have their own")
     if from_scratch and name in PRESETS:
@@ -66,7 +73,10 @@ def load(
     else:
         check_weight_files(folder, config)
         check_generation_config(folder, config)
-        model = load_text_model(folder, config, wanted, device_map=device_map, offload_folder=offload_folder)
+        if scores or is_scorer(config):
+            model = load_scorer(folder, config, wanted, seed, device_map=device_map, offload_folder=offload_folder)
+        else:
+            model = load_text_model(folder, config, wanted, device_map=device_map, offload_folder=offload_folder)
         check_finite(folder, model)
         # what PEFT calls an adapter's base: not a folder of the hub's cache
         model.name_or_path = model.config._name_or_path = lasting_name(name)
@@ -87,10 +97,12 @@ def _refuse_keywords(quantization_config: Any, attn_implementation: str | None) 
         )
 
 
-def open_plain(name: str, revision: str | None, dtype: torch.dtype) -> PreTrainedModel:
+def open_plain(name: str, revision: str | None, dtype: torch.dtype, scores: bool = False) -> PreTrainedModel:
     """What ``load`` opens, as plain transformers has it. Raises InputError as ``load`` does."""
     folder = find_folder(name, revision, weights=True)
     config = read_config(folder)
+    if scores:
+        return load_scorer(folder, config, dtype, flat=False)
     cls: Any = text_class(config)
     # a base's config may name an attention of the hub
     return cls.from_pretrained(folder, config=config, dtype=dtype, use_safetensors=True, attn_implementation="sdpa")

@@ -14,7 +14,7 @@ from hybrid_ft.hybrid_model.checkpoint.base_layout import save_in_base_layout, v
 from hybrid_ft.hybrid_model.checkpoint.tokenizer import check_vocabulary
 from hybrid_ft.hybrid_model.checkpoint.torch_functions import torch_functions
 from hybrid_ft.hybrid_model.checkpoint.weight_files import give_usual_mode
-from hybrid_ft.hybrid_model.families.family import Released
+from hybrid_ft.hybrid_model.families.family import Released, is_scorer
 from hybrid_ft.hybrid_model.families.known import family_of
 
 # relative L2 between two implementations' logits in float32; a wrong norm eps alone moves them by 0.38
@@ -31,7 +31,7 @@ def save(model: PreTrainedModel, folder: str | Path, tokenizer: PreTrainedTokeni
     if tokenizer is not None:
         check_vocabulary(tokenizer, model.config)
     folder = Path(folder)
-    if family_of(model.config).released is None:
+    if family_of(model.config).released is None and not is_scorer(model.config):
         save_in_base_layout(model, folder)
         give_usual_mode(folder.glob("*.safetensors"))
         if tokenizer is not None:
@@ -63,7 +63,7 @@ def verify(folder: str | Path, model: PreTrainedModel) -> float:
     """
     folder = Path(folder)
     family = family_of(model.config)
-    if family.released is None:
+    if family.released is None or is_scorer(model.config):
         return verify_in_base_layout(folder, model)
     half = model.dtype in (torch.bfloat16, torch.float16)
     compared = torch.float32 if half else model.dtype

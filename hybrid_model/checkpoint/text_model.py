@@ -6,9 +6,10 @@ A multimodal checkpoint holds more than its text model. The rest stays in its fo
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Hashable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -17,9 +18,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from hybrid_ft.errors import InputError, one_line
-from hybrid_ft.hybrid_model.families.family import Family, is_of_sizes
+from hybrid_ft.hybrid_model.families.family import Family, is_of_sizes, is_scorer
 from hybrid_ft.hybrid_model.families.known import family_of, family_of_type
 from hybrid_ft.hybrid_model.lay_flat import lay_flat
+from hybrid_ft.hybrid_model.scorer import HEAD, as_scorer, flat_scorer, is_of_head, scorer_class
 
 _FAULTS = (StrictDataclassError, ArithmeticError, AttributeError, KeyError, TypeError, ValueError)
 
@@ -56,6 +58,8 @@ def text_config(raw: dict[str, Any], path: Path) -> PreTrainedConfig:
 def text_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     """transformers' class of the text model, which keeps in float32 what the family says."""
     family = family_of(config)
+    if is_scorer(config):
+        return _keeping(cast(Hashable, scorer_class(config)), family)
     return _keeping(getattr(transformers, family.model_types[config.model_type]), family)
 
 
@@ -93,16 +97,49 @@ def load_text_model(folder: Path, config: PreTrainedConfig, dtype: torch.dtype, 
             raise
         raise InputError(f"{folder}: transformers cannot open it: {one_line(error)[:300]}") from None
     unexpected = [name for name in info["unexpected_keys"] if not is_carried(family, name)]
-    for found, fault in ((info["missing_keys"], "is missing"), (unexpected, "is not part of the model")):
-        if found:
-            raise InputError(
-                f"{folder}: tensor {min(found)} {fault} ({len(found)} such); "
-                "the weights are not those of its config.json"
-            )
-    for name, got, wanted in info["mismatched_keys"]:
-        raise InputError(f"{folder}: tensor {name} has shape {list(got)}, its config.json asks for {list(wanted)}")
+    _refuse_others(folder, info["missing_keys"], unexpected, info)
     model.checkpoint_folder = folder
     return lay_flat(model.eval())
+
+
+def load_scorer(
+    folder: Path, config: PreTrainedConfig, dtype: torch.dtype, seed: int = 0, *, flat: bool = True, **places: Any
+) -> PreTrainedModel:
+    """A reward model in ``folder``, or one with a new head over the text model there, in eval mode.
+
+    seed  of the new head, whose weights are drawn as transformers draws them
+    flat  laid flat; else as plain transformers has it
+
+    Raises InputError as ``load_text_model`` does, for an architecture without reward models, and for a classifier of
+    several labels.
+    """
+    new, config = not is_scorer(config), as_scorer(config)
+    family = family_of(config)
+    plain: Any = scorer_class(config)
+    cls: Any = _keeping(plain, family)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model, info = cls.from_pretrained(
+                folder,
+                config=config,
+                dtype=dtype,
+                use_safetensors=True,
+                **places,
+                attn_implementation="sdpa",
+                ignore_mismatched_sizes=True,  # reported below, in one line
+                output_loading_info=True,
+            )
+    except (*_FAULTS, RuntimeError, OSError) as error:
+        if not is_of_sizes(error):
+            raise
+        raise InputError(f"{folder}: transformers cannot open it: {one_line(error)[:300]}") from None
+    known = {HEAD} if new else set()
+    unexpected = [
+        name for name in info["unexpected_keys"] if not (is_carried(family, name) or (new and is_of_head(name)))
+    ]
+    _refuse_others(folder, [name for name in info["missing_keys"] if name not in known], unexpected, info)
+    return flat_scorer(model.eval()) if flat else model.eval()
 
 
 def random_text_model(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
@@ -113,6 +150,18 @@ def random_text_model(config: PreTrainedConfig, dtype: torch.dtype) -> PreTraine
         if name.endswith(family.float32):
             parameter.data = parameter.data.float()
     return lay_flat(model.eval())
+
+
+def _refuse_others(folder: Path, missing: Collection[str], unexpected: Collection[str], info: dict[str, Any]) -> None:
+    """Refuse files whose tensors are not those of the model."""
+    for found, fault in ((missing, "is missing"), (unexpected, "is not part of the model")):
+        if found:
+            raise InputError(
+                f"{folder}: tensor {min(found)} {fault} ({len(found)} such); "
+                "the weights are not those of its config.json"
+            )
+    for name, got, wanted in info["mismatched_keys"]:
+        raise InputError(f"{folder}: tensor {name} has shape {list(got)}, its config.json asks for {list(wanted)}")
 
 
 def is_carried(family: Family, name: str) -> bool:

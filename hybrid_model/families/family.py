@@ -102,6 +102,11 @@ class Family:
         return next(iter(self.model_types.values()))
 
 
+def is_scorer(config: Any) -> bool:
+    """Whether a checkpoint's config says that it holds a reward model, or another classifier, and no language model."""
+    return any(str(name).endswith("ForSequenceClassification") for name in config.architectures or ())
+
+
 def at(layers: list[int], pattern: str) -> str:
     """A pattern of module names in these layers alone, for families whose layers call different mixers the same."""
     return rf"({'|'.join(map(str, layers))})\.{pattern}" if layers else r"(?!)"

@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from refusals import JUDGED, JUDGEMENT, PAIR, PAIRS, RECIPE, ROW, Case, lines
+from refusals import JUDGED, JUDGEMENT, PAIR, PAIRS, RECIPE, REWARD, ROW, Case, lines
 
 
 def turns(*pairs: Any) -> dict[str, Any]:
@@ -210,6 +210,11 @@ CASES = [
     Case("pairs: all too long", ("max_length",), ("dpo", "r.yaml"), PAIRS, {"pairs.jsonl": lines(PAIR | {"prompt": "q" * 5000})}),
     Case("pairs: both the same", ("data.max_dropped",), ("dpo", "r.yaml"), PAIRS, {"pairs.jsonl": lines(PAIR, PAIR | {"rejected": "Blue."})}),
     Case("pairs: empty", ("pairs.jsonl: 0 rows",), ("dpo", "r.yaml"), PAIRS, {"pairs.jsonl": ""}),
+    *(
+        Case(f"margin: {name}", ("pairs.jsonl:2: margin is", "must be a number"), ("reward", "r.yaml"), REWARD, {"pairs.jsonl": lines(PAIR, PAIR | {"margin": value}, PAIR)})
+        for name, value in (("a word", "much"), ("true", True), ("a list", [1]), ("endless", "inf"), ("huge", 1e300))
+    ),
+    Case("reward: no pair", ("pairs.jsonl:1: no columns that hold a pair",), ("reward", "r.yaml"), REWARD, {"pairs.jsonl": lines(ROW)}),
     *(
         Case(f"judged: {name}", ("judged.jsonl:2", says), ("kto", "r.yaml"), JUDGED, {"judged.jsonl": lines(JUDGEMENT, JUDGEMENT | row, JUDGEMENT)})
         for name, row, says in JUDGEMENTS

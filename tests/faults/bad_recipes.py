@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from refusals import JUDGED, PAIRS, RECIPE, ROW, Case, lines
+from refusals import JUDGED, PAIRS, RECIPE, REWARD, ROW, Case, lines
 
 SOURCES = "{sources: [{path: rows.jsonl}], max_length: 256"
 
@@ -183,6 +183,12 @@ KEYS = [
     Case("recipe: a beta of 0", ("r.yaml:5: dpo.beta: got 0",), ("dpo", "r.yaml"), PAIRS.replace("{pairs_", "{beta: 0, pairs_")),
     Case("recipe: accumulation for pairs", ("r.yaml:3: train.accumulation: got 2",), ("dpo", "r.yaml"), PAIRS.replace("{steps: 1}", "{steps: 1, accumulation: 2}")),
     changed("a section for judged answers", "output: run", "output: run\nkto: {}", "r.yaml:5: kto: this recipe is for judged answers"),
+    changed("a section for scores", "output: run", "output: run\nreward: {}", "r.yaml:5: reward: this recipe is for a reward model"),
+    Case("recipe: answers of scores", ("evaluate.answers: got 3; a reward model writes no answers",), ("reward", "r.yaml"), REWARD.replace("max_length", "eval: {count: 1}, max_length") + "evaluate: {answers: 3}\n"),
+    Case("recipe: samples of scores", ("evaluate.samples: got a list of 1; a reward model writes no answers",), ("reward", "r.yaml"), REWARD + "evaluate: {samples: [hm]}\n"),
+    Case("recipe: scores from scratch", ("model.from_scratch: got true; a reward model needs",), ("reward", "r.yaml"), REWARD.replace("path: tiny", "path: tiny, from_scratch: true")),
+    Case("recipe: new tokens for scores", ("model.new_tokens: got a list of 1; no model that it is to score",), ("reward", "r.yaml"), REWARD.replace("path: tiny", "path: tiny, new_tokens: [<x>]")),
+    Case("recipe: scores drawn by nothing", ("reward.center_rewards_coefficient: got 0",), ("reward", "r.yaml"), REWARD.replace("{pairs_", "{center_rewards_coefficient: 0, pairs_")),
     Case("recipe: two stages", ("r.yaml:6: kto: got dpo and kto",), ("data", "r.yaml"), PAIRS + "kto: {}\n"),
     Case("recipe: a KL term of one row", ("r.yaml:5: kto.rows_per_step: got 1",), ("kto", "r.yaml"), JUDGED.replace("step: 2", "step: 1")),
     Case("recipe: no weight at all", ("kto.undesirable_weight: got 0",), ("kto", "r.yaml"), JUDGED.replace("{rows_", "{desirable_weight: 0, undesirable_weight: 0, rows_")),

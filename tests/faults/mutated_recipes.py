@@ -22,10 +22,13 @@ WHOLE = Recipe.model_validate(
         "evaluate": {"samples": ["hello"], "every": 3},
         "output": "runs/x",
     }
-).model_dump(exclude={"kto"})
+).model_dump(exclude={"kto", "reward"})
 SFT = {key: value for key, value in WHOLE.items() if key not in PREFERENCE}
 DPO = Recipe.model_validate(SFT | {"dpo": {}}).model_dump(exclude=set(PREFERENCE) - {"dpo"})
 KTO = Recipe.model_validate(SFT | {"kto": {}}).model_dump(exclude=set(PREFERENCE) - {"kto"})
+REWARD = Recipe.model_validate(SFT | {"reward": {}, "evaluate": {"every": 3}}).model_dump(
+    exclude=set(PREFERENCE) - {"reward"}
+)
 
 VALUES = st.sampled_from(
     [None, True, False, 0, 1, -1, 2**64, 10**299, 1e-5, 1e308, float("inf"), float("nan"), "", "no", "012", "x" * 300, "~/x",
@@ -139,7 +142,7 @@ def valued(loc: str) -> st.SearchStrategy[tuple[str, Any]]:
 
 @st.composite
 def changed(draw: st.DrawFn) -> Mutated:
-    recipe = copy.deepcopy(draw(st.sampled_from([SFT, DPO, KTO])))
+    recipe = copy.deepcopy(draw(st.sampled_from([SFT, DPO, KTO, REWARD])))
     for _ in range(draw(st.integers(1, 3))):
         loc = draw(st.sampled_from(paths_in(recipe)))
         action, key, value = draw(st.sampled_from(["set", "delete", "add"])), draw(KEYS), draw(VALUES)
@@ -151,7 +154,7 @@ def changed(draw: st.DrawFn) -> Mutated:
 
 @st.composite
 def damaged(draw: st.DrawFn) -> Mutated:
-    raw = dump_yaml(draw(st.sampled_from([SFT, DPO, KTO]))).encode()
+    raw = dump_yaml(draw(st.sampled_from([SFT, DPO, KTO, REWARD]))).encode()
     for _ in range(draw(st.integers(1, 4))):
         where, cut = draw(st.integers(0, len(raw))), draw(st.integers(0, 3))
         raw = raw[:where] + draw(st.sampled_from(MORE_PIECES)) + raw[where + cut :]
@@ -160,7 +163,7 @@ def damaged(draw: st.DrawFn) -> Mutated:
 
 @st.composite
 def overridden(draw: st.DrawFn) -> Mutated:
-    recipe = draw(st.sampled_from([SFT, DPO, KTO]))
+    recipe = draw(st.sampled_from([SFT, DPO, KTO, REWARD]))
     raw = dump_yaml(recipe).encode()
     if draw(st.integers(0, 3)) == 0:
         return Mutated("overrides", raw, [draw(st.text(max_size=30))])
@@ -174,7 +177,7 @@ def overridden(draw: st.DrawFn) -> Mutated:
 @st.composite
 def spoiled(draw: st.DrawFn, how: str) -> Mutated:
     """One line of a whole recipe made wrong, comments and blank lines around it: the complaint's line is known."""
-    lines = list(written(draw(st.sampled_from([SFT, DPO, KTO]))))
+    lines = list(written(draw(st.sampled_from([SFT, DPO, KTO, REWARD]))))
     at = draw(st.sampled_from([index for index, (_, line) in enumerate(lines) if not line.endswith(":")]))
     loc, line = lines[at]
     head, key = line[: line.index(":")], loc.rpartition(".")[2]

@@ -153,6 +153,9 @@ RULES: dict[str, Rule] = {
     "kto.rows_per_step": whole(1, 10**9),
     "kto.reference_cache": or_null(text),
     "kto.on_long_prompt": one_of("drop", "cut_start", "error"),
+    "reward.center_rewards_coefficient": or_null(number(0, above=True)),
+    "reward.pairs_per_step": whole(1, 10**9),
+    "reward.on_long_prompt": one_of("drop", "cut_start", "error"),
     "evaluate.every": or_null(whole(1, 10**9)),
     "evaluate.load_best": flag,
     "evaluate.answers": whole(0),
@@ -213,6 +216,8 @@ def broken_rules(recipe: dict[str, Any]) -> list[str]:
         "a KL term of one row": recipe.get("kto")
         and recipe["kto"]["loss"] == "kto"
         and recipe["kto"]["rows_per_step"] < 2,
+        "words of a reward model": recipe.get("reward")
+        and (evaluate["answers"] or evaluate["samples"] or recipe["model"]["from_scratch"]),
         "a step of another kind": train["rows_per_step" if data["packing"] else "tokens_per_step"],
         "parts of micro-batches": (train["tokens_per_step"] or 0) % train["batch_tokens"]
         or (train["rows_per_step"] or 0) % train["batch_size"],

@@ -21,6 +21,7 @@ MOST_SECONDS = 10.0
 RECIPE = "model: {path: tiny}\ndata: {sources: [{path: rows.jsonl}], max_length: 256}\ntrain: {steps: 1}\noutput: run\n"
 PAIRS = RECIPE.replace("rows.jsonl", "pairs.jsonl") + "dpo: {pairs_per_step: 2}\n"
 JUDGED = RECIPE.replace("rows.jsonl", "judged.jsonl") + "kto: {rows_per_step: 2}\n"
+REWARD = PAIRS.replace("dpo:", "reward:")
 OF_MODEL = RECIPE.replace("tiny", "model")
 
 ROW = {"messages": [{"role": "user", "content": "Name a colour."}, {"role": "assistant", "content": "Blue."}]}

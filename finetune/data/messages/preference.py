@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from hybrid_ft.errors import short
+from hybrid_ft.errors import short, shown
 from hybrid_ft.finetune.data.messages.calls import settled
 from hybrid_ft.finetune.data.messages.conversation import Conversation, checked
 from hybrid_ft.finetune.data.sources.rows import BadRow
 
 Messages = list[dict[str, Any]]
+
+
+MARGIN = "margin"
+"""The column of what ``margin_from`` reads, as in TRL."""
+MOST_MARGIN = 1e6
+
+
+def margin_from(value: Any) -> float:
+    """A row's margin; 0 where it says nothing. Raises BadRow."""
+    if value is None or value == "":
+        return 0.0
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not abs(number) <= MOST_MARGIN:
+        raise BadRow("margin", f"{MARGIN} is {shown(value)}; must be a number, by how much chosen is to be better")
+    return number
 
 
 class Unusable(Exception):
@@ -37,7 +56,8 @@ class Unusable(Exception):
 class Preference:
     """``prompt`` is every message before the answer; ``chosen`` and ``rejected`` are one assistant message each.
 
-    ``noticed`` is as in Conversation, the prompt counted once.
+    ``noticed`` is as in Conversation, the prompt counted once; ``margin``: by how much chosen is to be better, for a reward
+    model.
     """
 
     prompt: Messages
@@ -47,6 +67,7 @@ class Preference:
     unused: set[str] = field(default_factory=set)
     noticed: dict[str, int] = field(default_factory=dict)
     template_arguments: dict[str, Any] = field(default_factory=dict)
+    margin: float = 0.0
 
     def sides(self) -> Iterator[Conversation]:
         """The two conversations as a supervised row has them: chosen, then rejected."""

@@ -29,6 +29,7 @@ class TokenPair:
     rejected: list[int]
     control_tokens_as_text: tuple[str, ...] = ()
     counts: dict[str, int] = field(default_factory=dict)
+    margin: float = 0.0
 
     @property
     def longest(self) -> int:
@@ -42,7 +43,8 @@ class TokenPair:
 
     def columns(self) -> dict[str, Any]:
         """The pair for the file of tokens, its origin apart."""
-        return {"prompt_ids": self.prompt, "chosen_ids": self.chosen, "rejected_ids": self.rejected}
+        ids = {"prompt_ids": self.prompt, "chosen_ids": self.chosen, "rejected_ids": self.rejected}
+        return ids | {"margin": self.margin}
 
     def sizes(self) -> dict[str, int]:
         """Tokens of the three parts."""
@@ -62,7 +64,7 @@ def encode_pairs(
     for index in range((len(encoded) + 1) // 2):  # fewer where the template had to be stopped
         try:
             chosen, rejected = (side_of(row, template) for row in encoded[2 * index : 2 * index + 2])
-            results.append(_joined(chosen, rejected))
+            results.append(replace(_joined(chosen, rejected), margin=pairs[index].margin))
         except (BadRow, Unusable) as reason:
             results.append(reason)
     return results

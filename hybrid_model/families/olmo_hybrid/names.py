@@ -14,7 +14,7 @@ import torch
 from transformers.models.olmo_hybrid import OlmoHybridConfig, OlmoHybridForCausalLM
 
 from hybrid_ft.errors import InputError
-from hybrid_ft.hybrid_model.families.family import is_of_sizes
+from hybrid_ft.hybrid_model.families.family import is_of_sizes, is_scorer
 
 _FUSED = re.compile(r"(.*linear_attn\.)conv1d\.weight")
 _FIRST = re.compile(r".*linear_attn\.q_conv1d\.weight")
@@ -61,6 +61,9 @@ def released_shapes(config: OlmoHybridConfig) -> dict[str, tuple[int, ...]]:
                 shapes[f"{match[1]}{part}_conv1d.weight"] = (width, *tensor.shape[1:])
         elif not (config.tie_word_embeddings and name == "lm_head.weight"):
             shapes[name] = tuple(tensor.shape)
+    if is_scorer(config):
+        shapes.pop("lm_head.weight", None)
+        shapes["score.weight"] = (config.num_labels, config.hidden_size)
     return shapes
 
 

@@ -44,6 +44,7 @@ def test_a_resolved_recipe_reads_back_the_same() -> None:
         ([], "sft", "mine.yaml:5: kto: this recipe is for judged answers; run it with hybrid-ft kto, or remove"),
         ([], "dpo", "kto: this recipe is for judged answers; run it with hybrid-ft kto, or remove the section"),
         (["dpo={}"], None, "kto: got dpo and kto; a recipe is one stage, keep one of them"),
+        (["reward={}"], "kto", "reward: this recipe is for a reward model; run it with hybrid-ft reward, or remove"),
         (["kto.rows_per_step=1"], "kto", "kto.rows_per_step: got 1; must be at least 2 for loss kto"),
         (
             ["kto.desirable_weight=0", "kto.undesirable_weight=0"],
@@ -68,6 +69,31 @@ def test_mistakes(overrides: list[str], stage: str | None, said: str) -> None:
         load_recipe("mine.yaml", overrides, stage)
     lines = [line.replace("override ", "") for line in str(refused.value).splitlines()]
     assert any(re.search(said, line) for line in lines), lines
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        (
+            "evaluate.samples=['hm']",
+            r"evaluate.samples: got a list of 1; a reward model writes no answers, leave it out",
+        ),
+        ("model.from_scratch=true", "model.from_scratch: got true; a reward model needs trained weights"),
+        ("model.new_special_tokens=['<x>']", "model.new_special_tokens: got .*; no model that it is to score has them"),
+        ("train.rows_per_step=8", "train.rows_per_step: got 8; for pairs set reward.pairs_per_step"),
+        ("data.packing=false", "data.packing: got false; pairs are always laid end to end"),
+    ],
+)
+def test_what_a_reward_model_does_not_take(override: str, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        load_recipe("rows.yaml", [override], "reward")
+
+
+def test_a_reward_model_learns_at_trl_s_rate() -> None:
+    for overrides, rate in (([], 1e-5), (["model.lora={}"], 1e-4)):
+        recipe = load_recipe("rows.yaml", overrides, "reward")
+        assert recipe.stage == "reward" and recipe.reward and recipe.train.learning_rate == rate
+        assert recipe.pairs_or_rows == recipe.reward.pairs_per_step == 32
 
 
 def test_one_row_a_step_is_enough_without_a_kl_term() -> None:

@@ -144,7 +144,7 @@ def test_all_mistakes_of_all_stages_at_once() -> None:
     ]
 
 
-ONE = "must be one of sft, dpo, kto, export with what it needs, such as {sft: mine.yaml}"
+ONE = "must be one of sft, dpo, kto, reward, export with what it needs, such as {sft: mine.yaml}"
 
 
 @pytest.mark.parametrize(
@@ -155,16 +155,23 @@ ONE = "must be one of sft, dpo, kto, export with what it needs, such as {sft: mi
         ("stages:\n", "all.yaml:1: stages: got null; must be a list"),
         ("output: x\n", "all.yaml: stages is missing"),
         (SFT, "all.yaml: stages is missing: this is a recipe; run it with hybrid-ft sft"),
-        ("stages:\n  - export: {}\n", "all.yaml:2: stages.0: got export; the first stage must train: sft, dpo or kto"),
+        (
+            "stages:\n  - export: {}\n",
+            "all.yaml:2: stages.0: got export; the first stage must train: sft, dpo, kto or reward",
+        ),
         (
             "stages:\n  - sft: sft.yaml\n  - dop: {}\n",
             "all.yaml:3: unknown key stages.1.dop; did you mean stages.1.dpo?",
         ),
         (
             "stages:\n  - sft: sft.yaml\n  - rlo: {}\n",
-            "all.yaml:3: unknown key stages.1.rlo; must be one of sft, dpo, kto, export",
+            "all.yaml:3: unknown key stages.1.rlo; must be one of sft, dpo, kto, reward, export",
         ),
         ("stages:\n  - sft: sft.yaml\n  - dpo\n", f"all.yaml:3: stages.1: got 'dpo'; {ONE}"),
+        (
+            "stages:\n  - reward: sft.yaml\n  - sft: sft.yaml\n",
+            "all.yaml:3: stages.1: got sft after reward, whose model writes nothing; let reward be the last",
+        ),
         ("stages:\n  - {}\n", f"all.yaml:2: stages.0: got an empty mapping; {ONE}"),
         ("stages:\n  - {sft: sft.yaml, export: {}}\n", f"all.yaml:2: stages.0: got a mapping with sft, export; {ONE}"),
         ("stages:\n  - sft: sft.yaml\n  - export: {to: x}\n", "all.yaml:3: unknown key stages.1.export.to"),

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 from transformers import Trainer
-from trl import DPOTrainer, KTOTrainer, SFTTrainer
+from trl import DPOTrainer, KTOTrainer, RewardTrainer, SFTTrainer
 
 from hybrid_ft.finetune.training import seams
 from hybrid_ft.finetune.training.dpo.trainer import PairTrainer
 from hybrid_ft.finetune.training.kto.trainer import AnswerTrainer
+from hybrid_ft.finetune.training.reward.trainer import ScoreTrainer
 from hybrid_ft.finetune.training.sft.trainer import PackedSFTTrainer
 from hybrid_ft.finetune.training.step_trainer import StepTrainer
 from hybrid_ft.finetune.training.trainer import RunTrainer
@@ -77,6 +78,15 @@ UPSTREAM: dict[type, tuple[type, dict[str, str]]] = {
             "_compute_loss": "model inputs return_outputs",
         },
     ),
+    ScoreTrainer: (
+        RewardTrainer,
+        {
+            "__init__": "model args data_collator train_dataset eval_dataset processing_class compute_metrics callbacks "
+            "optimizers optimizer_cls_and_kwargs preprocess_logits_for_metrics quantization_config peft_config",
+            "_prepare_dataset": "dataset processing_class args dataset_name",
+            "compute_loss": "model inputs return_outputs num_items_in_batch",
+        },
+    ),
     AnswerTrainer: (
         KTOTrainer,
         {
@@ -113,7 +123,7 @@ def test_upstream_has_the_parameters_that_the_override_knows(ours: type, name: s
     assert parameters == known[name], f"{theirs.__name__}.{name} takes other parameters: look at {ours.__name__}.{name}"
 
 
-@pytest.mark.parametrize("theirs", [Trainer, DPOTrainer, KTOTrainer], ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("theirs", [Trainer, DPOTrainer, KTOTrainer, RewardTrainer], ids=lambda cls: cls.__name__)
 def test_what_else_is_used_is_there(theirs: type) -> None:
     """Methods, and names that a class sets on itself somewhere."""
     text = "".join(

@@ -59,7 +59,8 @@ def recipe_of() -> Any:
                 "model": {"path": "tiny"} | sections.get("model", {}),
                 "data": data | sections.get("data", {}),
                 "train": {"batch_tokens": 2048} | sections.get("train", {}),
-                "dpo": sections.get("dpo", {}),
+                "dpo": sections.get("dpo", None if "reward" in sections else {}),
+                "reward": sections.get("reward"),
             }
         )
 

@@ -267,3 +267,17 @@ def test_pairs_of_which_the_contrary_is_there_are_counted(write: Any, recipe_of:
     assert report.train.reversed_too == 4 and report.as_dict()["train"]["pairs_there_both_ways"] == 4
     assert "pairs of which the contrary, A over B beside B over A, is there: 4" in report.warnings()
     assert prepare(recipe_of(write(rows_of(5))), tokenizer).report.train.reversed_too == 0
+
+
+def test_margins_are_read_for_a_reward_model_alone(write: Any, tokenizer: Any, recipe_of: Any) -> None:
+    """A number or its text, none where a row has none; a pair that only another stage reads may hold anything there."""
+    pair = {"prompt": "q", "chosen": "good", "rejected": "bad"}
+    values = [0.5, "-1.5", None, 2]
+    path = write([pair | {"chosen": f"good{n}", "margin": value} for n, value in enumerate(values)])
+    prepared = prepare(recipe_of(path, reward={}), tokenizer)
+    assert prepared.train["margin"] == [0.5, -1.5, 0.0, 2.0]
+    assert "margin" not in prepared.report.sources[0].ignored
+    words = write([pair | {"margin": "much"}] * 2, "words.jsonl")
+    assert "margin" in prepare(recipe_of(words, dpo={}), tokenizer).report.sources[0].ignored
+    with pytest.raises(InputError, match=r"words.jsonl:1: margin is .much.; must be a number"):
+        prepare(recipe_of(words, reward={}), tokenizer)

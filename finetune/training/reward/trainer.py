@@ -1,0 +1,70 @@
+"""TRL's RewardTrainer on pairs whose prompts are computed once.
+
+Its loss runs unchanged on the scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset
+from trl import RewardTrainer
+
+from hybrid_ft.finetune.training import seams
+from hybrid_ft.finetune.training.portions import Row
+from hybrid_ft.finetune.training.reward.batches import PARTS, StepCollator, padded_pairs
+from hybrid_ft.finetune.training.reward.metrics import ScoreSums
+from hybrid_ft.finetune.training.shared_prompts import count_work
+from hybrid_ft.finetune.training.step_trainer import StepTrainer
+
+
+class ScoreTrainer(StepTrainer, RewardTrainer):
+    """``train_dataset`` and ``eval_dataset`` have the columns of ``PARTS``, ``margin`` and ``row``.
+
+    pairs_per_step  over all processes
+    batch_tokens    of a micro-batch, each prompt counted once
+    """
+
+    parts = PARTS
+
+    def __init__(self, *args: Any, pairs_per_step: int, batch_tokens: int, **kwargs: Any) -> None:
+        super().__init__(*args, rows_per_step=pairs_per_step, batch_tokens=batch_tokens, **kwargs)
+        plain = seams.plain_model(self.model)
+        self.pad_token_id = plain.config.pad_token_id
+        self.sums = {mode: ScoreSums() for mode in ("train", "eval")}
+        self.data_collator = StepCollator(
+            self.pad_token_id,
+            batch_tokens,
+            count_work(plain.config, frozen_weights=plain is not self.model, head=False),
+            self.accelerator.num_processes,
+            self.accelerator.process_index,
+        )
+
+    def padded(self, rows: Sequence[Row]) -> dict[str, Any]:
+        return padded_pairs(rows, self.pad_token_id)
+
+    def _prepare_dataset(self, dataset: Dataset, *args: Any) -> Dataset:
+        return dataset
+
+    def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        mode = "train" if self.model.training else "eval"
+        seen: list[torch.Tensor] = []
+        loss = super().compute_loss(_heard(model, seen), inputs, *args, **kwargs)
+        if self.counted:
+            self.sums[mode].add(seen[0])
+        return loss
+
+
+def _heard(model: Any, seen: list[torch.Tensor]) -> Any:
+    """``model``, whose scores ``seen`` receives."""
+
+    def forward(margin: Any = None, **inputs: Any) -> Any:
+        outputs = model(**inputs)
+        # the loss in 32 bits, also where no trainer has made the model's outputs that
+        outputs.logits = outputs.logits.float()
+        seen.append(outputs.logits.detach())
+        return outputs
+
+    return forward
