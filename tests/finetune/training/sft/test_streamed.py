@@ -41,10 +41,10 @@ def go(tmp_path, tiny_base, monkeypatch):
                     "on_bad_row": "skip",
                     "max_dropped": 0.1,
                     "eval": {"fraction": 0.1},
-                    "max_length": 64,
+                    "max_length": 96,
                 }
                 | sections.get("data", {}),
-                "train": {"steps": 7, "batch_tokens": 96, "batch_size": 3, "accumulation": 2, "save_every": 2}
+                "train": {"steps": 7, "batch_tokens": 192, "batch_size": 3, "accumulation": 2, "save_every": 2}
                 | {"learning_rate": 1e-2}
                 | sections.get("train", {}),
                 "output": str(tmp_path / output),
