@@ -34,7 +34,7 @@ def load_from_hub(source: Source, name: str, near: str = "", streaming: bool = F
                 source.name,
                 split=source.split or "train",
                 revision=source.revision,
-                streaming=streaming,
+                **({"streaming": True} if streaming else {}),
             )
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         fix = f"there is no such local file either{near}; check the name, the network and, for a gated set, your login"
