@@ -40,12 +40,12 @@ test: $(READY)
 	$(PYTEST) -n 2 -m 'not slow and not real_data and not kernels and not gpu and not faults'
 
 # bitsandbytes comes now and not with the set-up: where it is, PEFT imports it and every start takes a second more. torchao, whose
-# imports write to the screen, does not come at all: without it the test of int8 exports skips.
-test-slow: $(READY) $(VENV)/.quantised
+# imports write to the screen, does not come at all: without it the test of int8 exports skips. The S3 server on loopback is 200 MB.
+test-slow: $(READY) $(VENV)/.slow
 	$(PYTEST) -n 2 -m 'slow or real_data'
 
-$(VENV)/.quantised: $(READY)
-	@$(BIN)/python -m pip install -q $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) bitsandbytes
+$(VENV)/.slow: $(READY)
+	@$(BIN)/python -m pip install -q $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) bitsandbytes s3fs 'moto[server]'
 	@touch $@
 
 test-kernels: $(READY)

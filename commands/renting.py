@@ -25,6 +25,14 @@ def rent(
         str | None,
         typer.Option(help="Where the run's folder lies: s3://my-runs, or me/runs for hf.", show_default=False),
     ] = None,
+    mirror: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PLACE",
+            help="Where the run is copied to, in place of --bucket: s3://my-runs/mine.",
+            show_default=False,
+        ),
+    ] = None,
     package: Annotated[
         str | None,
         typer.Option(
@@ -51,7 +59,9 @@ def rent(
     """Write the file that trains a recipe on rented machines or a cluster: a SkyPilot task, a Hugging Face Job, an sbatch script."""
     from hybrid_ft.finetune.renting.order import Order
 
-    order = Order(on, gpu, gpus, nodes, spot, time, bucket, package, image, tuple(secret or ()), restarts, write)
+    order = Order(
+        on, gpu, gpus, nodes, spot, time, bucket, package, image, tuple(secret or ()), restarts, write, mirror
+    )
     from hybrid_ft.finetune.renting.run import run
 
     return run(recipe, overrides or [], order, start, typer.echo)

@@ -92,7 +92,7 @@ def seconds_to_stop(recipe: Recipe) -> float:
     place = next(path for path in [Path(recipe.output), *Path(recipe.output).absolute().parents] if path.is_dir())
     size = storage.checkpoint_bytes(empty_model(recipe, in_bfloat16(recipe)))
     copying = STOP_SECONDS if recipe.mirror else 0.0
-    return LEAST_GRACE + SLOWER * size / storage.probe(place) + copying
+    return LEAST_GRACE + SLOWER * size / storage.probe(place, size) + copying
 
 
 def _processes(how: Launch) -> int:

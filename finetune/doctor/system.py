@@ -68,7 +68,7 @@ def disk(place: Path, needed: int | None = None) -> Finding:
             "disk", f"{said}; a run keeps {size(needed)}: free some, lower train.keep or take another", red=True
         )
     if kind and kind.startswith("a bucket"):
-        return Finding("disk", f"{said}; a bucket is no disk to train on: set output to the machine's own", red=True)
+        return Finding("disk", f"{said}; a bucket is not a disk to train on: set output to the machine's own", red=True)
     if speed < _SLOW:
         return Finding("disk", f"{said}; less than {size(_SLOW)} a second: set output to a faster one", red=True)
     return Finding("disk", said)

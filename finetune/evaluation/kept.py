@@ -30,7 +30,7 @@ class Kept:
                 with path.open("r+b") as file:
                     file.truncate(whole)
         except (ValueError, KeyError, TypeError):
-            raise InputError(f"{path}: is no file of kept answers; remove it, or give another --out") from None
+            raise InputError(f"{path}: is not a file of kept answers; remove it, or give another --out") from None
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror})", STORAGE) from None
 

@@ -59,7 +59,7 @@ class Mirror:
             holder = record_of(self._asked(lambda: self.place.read(HOLDER)))
             if holder is None and (foreign := self._asked(self.place.first)):
                 raise InputError(
-                    f"mirror: {self.place.name} holds {foreign} and is no run's mirror; give another mirror"
+                    f"mirror: {self.place.name} holds {foreign} and is not the mirror of a run; give another mirror"
                 )
             content = self._asked(lambda: self.place.read(RECORD))
             self._names = self._asked(self.place.listing) if content is not None else {}

@@ -13,9 +13,9 @@ from fsspec.registry import known_implementations
 from hybrid_ft.errors import ENVIRONMENT, InputError, masked, one_line, shown
 from hybrid_ft.finetune.recipe.nearest import did_you_mean
 
-_INSTALL = {
-    "s3": "'hybrid-ft[mirror]'",
-    "s3a": "'hybrid-ft[mirror]'",
+PACKAGES = {
+    "s3": "s3fs",
+    "s3a": "s3fs",
     "gs": "gcsfs",
     "gcs": "gcsfs",
     "ssh": "paramiko",
@@ -23,6 +23,7 @@ _INSTALL = {
     "az": "adlfs",
     "abfs": "adlfs",
 }
+"""What a place needs that this program does not bring, by the protocol."""
 _FOLDERS = ("file", "local", "ssh", "sftp")
 """Protocols where a file that is being written can be read half, and where folders must be made."""
 
@@ -47,8 +48,9 @@ class Place:
         try:
             found: tuple[Any, str] = url_to_fs(text, skip_instance_cache=True)
         except ImportError as error:
-            package = _INSTALL.get(protocol)
-            how = f"pip install {package}" if package else one_line(error)
+            package = PACKAGES.get(protocol)
+            own = "'hybrid-ft[mirror]'" if package == "s3fs" else package
+            how = f"pip install {own}" if own else one_line(error)
             raise InputError(f"mirror: {self.name} needs a package that is not installed; {how}", ENVIRONMENT) from None
         except Exception as error:
             raise unreachable(self.name, "opened", error) from error

@@ -45,6 +45,7 @@ class _Model:
 
     @classmethod
     def of(cls, recipe: Recipe) -> _Model:
+        """Without its weights: shapes alone are read."""
         bfloat16 = recipe.model.dtype != "float32"  # as on a GPU, wherever this is asked
         model = empty_model(recipe, bfloat16)
         shape = shape_of(model, model.config, bfloat16, recipe.model.quantize)

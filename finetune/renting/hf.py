@@ -42,7 +42,7 @@ def specification(job: Job) -> str:
         "timeout": order.time,
         **({"attempts": 1 + order.restarts} if order.restarts else {}),
         "name": job.name,
-        "volumes": [{"type": "bucket", "source": order.hub_bucket, "mount_path": RUNS}],
+        "volumes": [] if order.mirror else [{"type": "bucket", "source": order.hub_bucket, "mount_path": RUNS}],
     }
     return readable(wanted)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hybrid_ft.errors import InputError, shown
+from hybrid_ft.finetune.mirror.place import PACKAGES
 
 if TYPE_CHECKING:
     from hybrid_ft.finetune.recipe.schema import Recipe
@@ -67,7 +68,9 @@ def _pins() -> list[str]:
 
 def _of_recipe(recipe: Recipe) -> list[str]:
     """What a recipe needs beside the program's requirements."""
-    return [_pin(name) for name in (*(["bitsandbytes"] if recipe.model.quantize else []), *recipe.train.trackers)]
+    backend = PACKAGES.get((recipe.mirror or "").partition("://")[0])
+    beside = [*(["bitsandbytes"] if recipe.model.quantize else []), *([backend] if backend else [])]
+    return [_pin(name) for name in (*beside, *recipe.train.trackers)]
 
 
 def _pin(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Sequence
@@ -55,7 +56,8 @@ class Job:
             *self.overrides,
             *(item.override for item in self.brought),
             *own,
-            f"output={RUNS}/{self.name}",
+            # with a mirror on the machine's own disk, below the folder that the command runs in
+            f"output={'runs' if self.order.mirror else RUNS}/{self.name}",
             "--processes",
             str(self.order.gpus),
         ]
@@ -64,9 +66,15 @@ class Job:
 def make_job(file: str, overrides: Sequence[str], order: Order) -> Job:
     """The job of a recipe. Raises InputError for a recipe that is wrong here and for a file of stages."""
     found = find_recipe(file)
+    if order.mirror is not None:
+        overrides = [*overrides, f"mirror={json.dumps(order.mirror, ensure_ascii=False)}"]
     if "stages" in read_yaml(found).value:
         raise InputError(f"{file}: holds stages; a job trains one recipe: give those of its stages one after the other")
     recipe = load_recipe(file, overrides)
+    if recipe.mirror and "://" not in recipe.mirror and order.place != "slurm":
+        raise InputError(
+            f"mirror: {shown(recipe.mirror)} goes with the machine; give a place such as s3://my-runs/mine"
+        )
     shipped = shipped_name(file)
     name = re.sub(r"[^a-z0-9]+", "-", Path(str(recipe.output)).name.lower()).strip("-")[:40].strip("-") or "run"
     return Job(

@@ -43,8 +43,14 @@ _WHY = {
 _NEEDED = {
     ("sky", "gpu"): "such as h100",
     ("hf", "gpu"): "such as h200",
-    ("sky", "bucket"): "the machine's disk goes with it, and the run's folder must stay: a bucket such as s3://my-runs",
-    ("hf", "bucket"): "the job's disk goes with it, and the run's folder must stay: a bucket of yours such as me/runs",
+    (
+        "sky",
+        "bucket",
+    ): "the machine's disk goes with it, and the run's folder must stay: a bucket such as s3://my-runs, or --mirror",
+    (
+        "hf",
+        "bucket",
+    ): "the job's disk goes with it, and the run's folder must stay: a bucket of yours such as me/runs, or --mirror",
     ("hf", "time"): "without a limit a job there ends after 30 minutes: such as 12h",
     ("slurm", "time"): "the run is told to save before the limit: such as 12h",
 }
@@ -68,6 +74,7 @@ class Order:
     bucket    where the runs' folders lie
     package   what is installed there: a wheel's file, or a requirement that pip knows
     image     a container's image; with no ``package`` it has the program already
+    mirror    where the run is copied to, in place of a bucket that its folder lies in; sky, hf
     secret    names of environment variables; their values are never written
     restarts  how often the job goes on by itself after status 75 (slurm), or is started again (hf)
     """
@@ -84,6 +91,7 @@ class Order:
     secret: tuple[str, ...] = ()
     restarts: int | None = None
     write: Path | None = None
+    mirror: str | None = None
 
     def __post_init__(self) -> None:
         """Raises InputError for a place that is not known and options that it does not have, or needs."""
@@ -97,12 +105,15 @@ class Order:
             if given and self.place not in places:
                 raise InputError(f"--{option}: not with --on {self.place}; {_WHY[self.place, option]}")
         for (place, option), why in _NEEDED.items():
-            if place == self.place and getattr(self, option) is None:
+            elsewhere = option == "bucket" and self.mirror is not None
+            if place == self.place and getattr(self, option) is None and not elsewhere:
                 raise InputError(f"--{option}: must be given with --on {place}; {why}")
         if self.bucket is not None:
             form, example = _BUCKETS[self.place]
             if not form.fullmatch(self.bucket.removeprefix(_HF_BUCKET)):
                 raise InputError(f"--bucket: {shown(self.bucket)} must be a bucket for --on {self.place}, {example}")
+        if self.mirror is not None and self.bucket is not None:
+            raise InputError("--mirror: not with --bucket; the run is on the machine's own disk, or in a bucket")
         for name in self.secret:
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
                 raise InputError(

@@ -72,7 +72,10 @@ def _tell(job: Job, target: Path, checked: bool, start: bool, say: Callable[[str
     machines = f"{order.nodes} machines with " if order.nodes and order.nodes > 1 else ""
     say(f"{target}: {PLACES[order.place]}, {machines}{order.gpus} x {gpu}{', spot' if order.spot else ''}")
     if order.place != "slurm":
-        say(f"the run's folder will be {order.bucket or ''}/{job.name}, mounted at {RUNS}/{job.name}")
+        if order.mirror:
+            say(f"the run will be on the machine's own disk and its mirror at {order.mirror}")
+        else:
+            say(f"the run's folder will be {order.bucket or ''}/{job.name}, mounted at {RUNS}/{job.name}")
     if order.place == "sky":
         said = "SkyPilot takes it" if checked else "not checked: SkyPilot is not installed here"
         size = sum(map(_bytes, {here for item in job.brought for here in item.files.values()}))

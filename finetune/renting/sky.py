@@ -43,13 +43,14 @@ def task(job: Job) -> str:
     }
     if order.image is not None:
         resources["image_id"] = f"docker:{order.image}"
-    mounts: dict[str, Any] = {**files, RUNS: {"source": order.bucket, "mode": "MOUNT_CACHED"}}
+    bucket = {} if order.mirror else {RUNS: {"source": order.bucket, "mode": "MOUNT_CACHED"}}
+    mounts: dict[str, Any] = {**files, **bucket}
     wanted = {
         "name": job.name,
         "resources": resources,
         # the values come from the environment of whoever starts it: sky jobs launch --secret NAME
         **({"secrets": dict.fromkeys(order.secret)} if order.secret else {}),
-        "file_mounts": mounts,
+        **({"file_mounts": mounts} if mounts else {}),
         **({"setup": _setup(found)} if found is not None else {}),
         "run": _run(job, found),
     }

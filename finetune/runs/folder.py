@@ -159,7 +159,7 @@ class RunFolder:
         if not file.exists():
             foreign = sorted(entry.name for entry in self.path.iterdir() if _holds_something(entry))
             if foreign:
-                holds = f"holds {foreign[0]} and is no run's folder (it has no run.json)"
+                holds = f"holds {foreign[0]} and is not a run's folder (it has no run.json)"
                 raise InputError(f"output: {self.path} {holds}; give another output")
             return
         try:

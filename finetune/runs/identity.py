@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,8 +38,13 @@ _PLACES = ("path", "tokenizer", "chat_template", "file", "adapter")
 
 def run_identity(recipe: Recipe) -> dict[str, Any]:
     """All that decides the weights and is known before anything heavy is loaded."""
-    known = {f"version.{name}": version(name) for name in LIBRARIES}
-    return recipe_identity(recipe) | known | {"code": code_digest()}
+    return recipe_identity(recipe) | library_versions() | {"code": code_digest()}
+
+
+@cache
+def library_versions() -> dict[str, str]:
+    """Of the libraries that compute a weight."""
+    return {f"version.{name}": version(name) for name in LIBRARIES}
 
 
 def recipe_identity(recipe: Recipe) -> dict[str, Any]:
@@ -116,8 +122,10 @@ def ends_digest(files: Sequence[str]) -> str:
     return digest_of(found)
 
 
+@cache
 def code_digest() -> str:
-    """Of this package as it lies here: a version number stays while its code is worked on."""
+    """Of this package as it lay here when it was first asked for, since that is what this process runs: a version number
+    stays while its code is worked on."""
     total = hashlib.sha256()
     for name in _CODE:
         place = PACKAGE_ROOT / name

@@ -104,7 +104,7 @@ def check_storage(folder: RunFolder, recipe: Recipe, model: torch.nn.Module, bfl
     storage.check_room(
         folder.path, each, keep + (recipe.mirror is not None), _result_bytes(recipe, model, bfloat16), present
     )
-    return storage.describe(each, storage.probe(folder.path), recipe.train.save_every, keep)
+    return storage.describe(each, storage.probe(folder.path, each), recipe.train.save_every, keep)
 
 
 def _result_bytes(recipe: Recipe, model: torch.nn.Module, bfloat16: bool) -> int:

@@ -11,18 +11,19 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-import torch
-from peft import PeftModel
+from typing import TYPE_CHECKING
 
 from hybrid_ft.errors import STORAGE, InputError
 from hybrid_ft.finetune.runs.console import duration
 
+if TYPE_CHECKING:
+    import torch
+
 PROBE_BYTES = 64 * 2**20
 
 _BLOCK = bytes(range(256)) * 4096
-_MOMENTS = 2 * torch.float32.itemsize
-"""bytes of AdamW's two moments of one trained weight"""
+_MOMENTS = 2 * 4
+"""bytes of AdamW's two float32 moments of one trained weight"""
 _STATE_BYTES = 24_000
 """of random states, schedule, trainer state and manifest"""
 _NAME_BYTES = 350
@@ -41,15 +42,17 @@ _TORCH_WRITER = re.compile(r"PytorchStreamWriter|inline_container.*unexpected po
 _NUMBER_IN_TEXT = re.compile(r"(?:os error |\[errno )(\d+)", re.IGNORECASE)
 
 
-def probe(folder: Path) -> float:
+def probe(folder: Path, expected: int | None = None) -> float:
     """Write, sync, rename and read back a file of up to 64 MiB in an existing folder.
 
-    Returns the bytes per second of write, sync and digest together. Raises InputError naming the operation that failed.
+    ``expected``: bytes that will be written there at a time; a file of that size shows what they cost, and no larger one
+    is needed. Returns the bytes per second of write, sync and digest together. Raises InputError naming the operation
+    that failed.
     """
     file, renamed = (folder / f".probe-{os.getpid()}{end}" for end in ("", "-renamed"))
     doing = "look"
     try:
-        size = min(PROBE_BYTES, shutil.disk_usage(folder).free // 4) // len(_BLOCK) * len(_BLOCK)
+        size = min(PROBE_BYTES, shutil.disk_usage(folder).free // 4, PROBE_BYTES if expected is None else expected)
         blocks = max(size // len(_BLOCK), 1)
         began = time.perf_counter()
         doing = "write"
@@ -83,6 +86,8 @@ def checkpoint_bytes(model: torch.nn.Module) -> int:
     """Bytes of one checkpoint: the weights (of LoRA the adapter's alone), two float32 moments of each trained weight,
     and the small files beside them.
     """
+    from peft import PeftModel
+
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     saved = trained if isinstance(model, PeftModel) else list(model.parameters())
     weights = sum(parameter.numel() * parameter.element_size() for parameter in saved)

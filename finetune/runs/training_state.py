@@ -80,6 +80,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, model: torch.nn.Module, fol
 
 
 def save_schedule(schedule: Any, folder: Path) -> None:
+    """How many steps were taken; the rates follow from that and the recipe."""
     (folder / SCHEDULE).write_text(json.dumps({"steps": schedule.last_epoch}) + "\n", encoding="utf-8")
 
 

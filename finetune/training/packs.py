@@ -26,6 +26,7 @@ def packs_dataset(rows: Dataset, packs: list[list[int]]) -> Dataset:
     def put_together(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         columns: dict[str, list[Any]] = {"input_ids": [], "labels": [], "weights": [], "seq_lengths": [], "rows": []}
         for pack in batch["pack"]:
+            # a process without a batch computes all the same, or the others would wait for its gradients
             filler = pack == [FILLER]
             members = tokens[[0] if filler else pack]
             ids, labels = ([token for row in members[name] for token in row] for name in ("input_ids", "labels"))

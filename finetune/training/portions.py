@@ -41,6 +41,7 @@ def in_portions(sizes: Sequence[int], budget: int, processes: int = 1) -> list[l
             continue
         portions.remove(largest)
         portions += [largest[: len(largest) // 2], largest[len(largest) // 2 :]]
+    # largest first, so that what a process lacks can be made up with smaller ones
     portions.sort(key=lambda portion: -sum(sizes[row] for row in portion))
     shares: list[list[list[int]]] = [[] for _ in range(processes)]
     for start in range(0, len(portions), processes):

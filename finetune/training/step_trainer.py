@@ -82,6 +82,7 @@ class StepTrainer(RunTrainer):
         batches, losses = inputs["micro_batches"], []
         for number, batch in enumerate(batches, start=1):
             self.counts.rows = batch.pop("rows")
+            # the last backward alone exchanges gradients among the processes: they have added up till then
             with nullcontext() if number == len(batches) else self.accelerator.no_sync(model):
                 losses.append(super().training_step(model, batch))
         self.counts.rows = inputs["rows"]
@@ -98,6 +99,7 @@ class StepTrainer(RunTrainer):
             self.counted = share > 0
         with seams.nothing_gathered(self.accelerator):
             loss = super().compute_loss(model, inputs, *args, **kwargs)
+        # TRL's own lists grow with every micro-batch, and are not shown: `sums` has the measures
         self._metrics["train" if self.model.training else "eval"].clear()
         # gradients are averaged over the processes, each of which has its share of one step
         return loss if share is None else loss * (share * self.accelerator.num_processes)

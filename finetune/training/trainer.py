@@ -14,7 +14,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from typing import Any
 import torch
 from accelerate.utils import AutocastKwargs
 from peft import PeftModel
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerControl, TrainerState
 from transformers.trainer_callback import PrinterCallback
 
 from hybrid_ft.errors import NUMERICS, InputError
@@ -35,6 +34,7 @@ from hybrid_ft.finetune.runs.watchdog import Watchdog
 from hybrid_ft.finetune.training import seams
 from hybrid_ft.finetune.training.lora_plus import loraplus_optimizer
 from hybrid_ft.finetune.training.packs import collate_with_rows
+from hybrid_ft.finetune.training.step_ends import Counts, StepEnds
 
 MOST_SKIPPED = 3
 """Steps in a row that may be left out because their gradient overflowed in bfloat16."""
@@ -44,22 +44,10 @@ _STATE = "trainer_state.json"
 _STATE_FILES = (training_state.FIRST_OPTIMIZER, training_state.SCHEDULE, training_state.RANDOM, _STATE)
 
 
-@dataclass
-class Counts:
-    """Of the steps since the last logged one, over all processes: real tokens, tokens with padding, seconds from a
-    step's data to its end, steps left out."""
-
-    tokens: int = 0
-    slots: int = 0
-    seconds: float = 0.0
-    began: float = 0.0
-    skipped: int = 0
-    rows: list[int] = field(default_factory=list)
-    """of the step at work in this process, as indices into the training rows"""
-
-
 class RunTrainer(Trainer):
     """To be named before a TRL trainer: ``class X(RunTrainer, SFTTrainer)``, so that ``super()`` here is TRL's.
+
+    The overrides stand in the order in which a step meets them; ``seams.OVERRIDDEN`` gives the reason for each.
 
     ``origins`` names a training row by its index. ``stop`` is looked at when a step ends. ``best_of``: the
     checkpoint with this, in words, is kept as well. ``loraplus_ratio``: of B's learning rate to A's. ``arithmetic`` gives the context of every forward. ``mirror`` hears of every checkpoint.
@@ -99,7 +87,7 @@ class RunTrainer(Trainer):
         self._loss_of_step: torch.Tensor | None = None
         self.data_collator = partial(collate_with_rows, self.data_collator)
         self.remove_callback(PrinterCallback)
-        self.add_callback(_StepEnds(self))
+        self.add_callback(StepEnds(self.counts, self.processes, stop))
 
     def compute_loss_context_manager(self) -> AbstractContextManager[object]:
         """transformers' is empty. accelerate's autocast is around the model's forward alone, and only once ``train`` has
@@ -145,6 +133,7 @@ class RunTrainer(Trainer):
         return batches, trained_tokens
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        # summed as tensors: a number would have a GPU waited for in every micro-batch
         loss = super().training_step(*args, **kwargs)
         self._loss_of_step = loss if self._loss_of_step is None else self._loss_of_step + loss
         self.watchdog.beat()
@@ -339,20 +328,3 @@ class RunTrainer(Trainer):
         """The one that was chosen, as ``last`` knows it."""
         best = TrainerState.load_from_json(str(last / _STATE)).best_global_step
         return last.with_name(f"checkpoint-{best}") if self.best_of and best else None
-
-
-class _StepEnds(TrainerCallback):
-    """Ends a step's time, acts on a stop request and logs what a checkpoint would otherwise cut in two."""
-
-    def __init__(self, trainer: RunTrainer) -> None:
-        self.trainer = trainer
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        trainer = self.trainer
-        trainer.counts.seconds += time.perf_counter() - trainer.counts.began
-        # a signal reaches one process before the other; none of them may take a step that another does not
-        if trainer.processes.any(trainer.stop.now):
-            trainer.stop.agreed = True
-            control.should_save = control.should_training_stop = True
-        # a resumed run has lost the sum of the losses since the last line, so that line ends where the checkpoint does
-        control.should_log |= control.should_save

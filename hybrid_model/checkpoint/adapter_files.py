@@ -77,7 +77,7 @@ def read_adapter(folder: Path) -> Adapter:
     factors = {(match[1], match[2]) for name in tensors if (match := _FACTOR.fullmatch(name))}
     modules = sorted({module for module, _ in factors})
     if not modules:
-        raise InputError(f"{weights}: holds no LoRA weights; it is no adapter, or damaged")
+        raise InputError(f"{weights}: holds no LoRA weights; it is not an adapter, or it is damaged")
     for module in modules:
         for factor in {"A", "B"} - {known for of, known in factors if of == module}:
             raise InputError(f"{weights}: tensor lora_{factor} of {module} is missing; the file is not whole")

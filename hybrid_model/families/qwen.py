@@ -39,6 +39,8 @@ def project(mixer: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, to
 
 @cache
 def _mixer(cls: type[nn.Module]) -> type[nn.Module]:
+    """transformers' mixer by this project's kernels, over the segments of a layout."""
+
     class GatedDeltaNet(cls):  # type: ignore[misc, valid-type]
         def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
             """[1, N, D] of the current layout; without one transformers' own."""
@@ -59,6 +61,8 @@ def _mixer(cls: type[nn.Module]) -> type[nn.Module]:
 
 @cache
 def _norm(cls: type[nn.Module]) -> type[nn.Module]:
+    """A norm whose weight is kept as its distance from 1."""
+
     class ZeroCentredRMSNorm(cls):  # type: ignore[misc, valid-type]
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return rms_norm(x, 1.0 + self.weight.float(), self.eps)
@@ -68,6 +72,8 @@ def _norm(cls: type[nn.Module]) -> type[nn.Module]:
 
 @cache
 def _mlp(cls: type[nn.Module]) -> type[nn.Module]:
+    """Gate and product in one kernel, where the gate is SiLU."""
+
     class SwiGLU(cls):  # type: ignore[misc, valid-type]
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             if self.config.hidden_act != "silu":

@@ -34,6 +34,8 @@ _LINEAR = ("Linear", "Linear4bit", "Linear8bitLt")
 
 @cache
 def _added(cls: type[nn.Module]) -> type[nn.Module]:
+    """PEFT's layer, which adds the adapter's product to the base's in place: one [N, out] less in memory."""
+
     class AddedLinear(cls):  # type: ignore[misc, valid-type]
         def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
             factors = None if args or kwargs else _plain_factors(self)

@@ -33,7 +33,7 @@ def token_log_probs(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Te
     and the gradient of weight. On a GPU, for 32 and 16 bits, logits are rounded to the inputs' dtype (the wider of two);
     extra memory is 4,096 rows of them and, in backward, the gradient of weight in float32.
 
-    Raises ValueError, one line, for shapes or dtypes that do not fit and, on a CPU, for a target that is no word; on a
+    Raises ValueError, one line, for shapes or dtypes that do not fit and, on a CPU, for a target outside the vocabulary; on a
     GPU its log-probability is NaN, for the device is not waited for.
     """
     check_floats(hidden=hidden, weight=weight)

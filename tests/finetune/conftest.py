@@ -30,9 +30,18 @@ class Start:
 
 
 @pytest.fixture
-def start(tmp_path: Path, tiny_base: Path, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+def start(tmp_path: Path, tiny_base: Path, tiny_tokenizer: Any) -> Any:
     """``start(rows=..., train={...}, ...)`` runs a recipe on random rows into ``tmp_path / output``; ``start.prepared`` are the rows."""
+    return starts_in(tmp_path, tiny_base, tiny_tokenizer)
 
+
+@pytest.fixture(scope="module")
+def start_once(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, tiny_tokenizer: Any) -> Any:
+    """The same into a folder of the module's: a run that several tests copy."""
+    return starts_in(tmp_path_factory.mktemp("once"), tiny_base, tiny_tokenizer)
+
+
+def starts_in(place: Path, tiny_base: Path, tiny_tokenizer: Any) -> Callable[..., Start]:
     def go(
         output: str = "run",
         rows: int = 12,
@@ -56,7 +65,7 @@ def start(tmp_path: Path, tiny_base: Path, tiny_tokenizer: Any, monkeypatch: pyt
                 "train": {"steps": 6, "batch_tokens": 48, "batch_size": 3, "learning_rate": 1e-2, "save_every": 2}
                 | sections.get("train", {}),
                 "evaluate": {"max_new_tokens": 4} | sections.get("evaluate", {}),
-                "output": str(tmp_path / output),
+                "output": str(place / output),
                 "mirror": sections.get("mirror"),
             }
         )
@@ -64,8 +73,9 @@ def start(tmp_path: Path, tiny_base: Path, tiny_tokenizer: Any, monkeypatch: pyt
         stage = replace(sft.SFT, prepare=lambda recipe, tokenizer: prepared)
         screen = io.StringIO()
         status = run(recipe, stage, Console(file=screen, width=200), accept, extend)
-        return Start(status, screen.getvalue(), tmp_path / output, prepared)
+        return Start(status, screen.getvalue(), place / output, prepared)
 
+    go.place = place  # type: ignore[attr-defined]
     return go
 
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,14 @@ def plain_model(folder: Path, dtype: torch.dtype = torch.float64) -> Any:
     from transformers import OlmoHybridForCausalLM
 
     return OlmoHybridForCausalLM.from_pretrained(folder, dtype=dtype)
+
+
+def copied(run: Path, output: Path) -> Path:
+    """A run's folder as if it had been made at ``output``."""
+    shutil.copytree(run, output)
+    recipe = output / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace(str(run), str(output)))
+    return output
 
 
 def wrap_loss(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:

@@ -111,7 +111,7 @@ def test_what_is_trained_is_float32_and_what_is_merged_its_base_s(make_pair: Any
         ),
         ({"modules": ["conv1d"]}, "conv1d, which cannot be adapted: a convolution of four weights"),
         ({"modules": ["lm_head"]}, "names lm_head, which cannot be adapted: head and embedding are no layers"),
-        ({"modules": ["model.norm"]}, "model.norm, which cannot be adapted: it is no matrix; train it whole with"),
+        ({"modules": ["model.norm"]}, "model.norm, which cannot be adapted: it is not a matrix; train it whole with"),
         ({"modules_to_save": ["mlp"]}, "model.lora.modules_to_save: 'mlp' names no module with a weight"),
         ({"modules_to_save": ["mlp.up_proj"]}, "mlp.up_proj, which is adapted; it can be one of the two"),
         ({"rank": 64, "init": "pissa"}, r"model.lora.rank: got 64; .* of model.layers.0.mlp.gate_proj is \[\d+, "),

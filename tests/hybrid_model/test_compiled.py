@@ -19,7 +19,7 @@ def _forget():
 )  # dynamo's own look
 def test_a_training_step(make_pair, relative, assert_gradients):
     results = []
-    model = make_pair(seed=1)[1].train()
+    model = make_pair(seed=1, num_hidden_layers=2, layer_types=["linear_attention", "full_attention"])[1].train()
     for forward in (model, torch.compile(model, backend="aot_eager")):
         model.zero_grad()
         out = forward(input_ids=TOKENS, attention_mask=MASK, labels=TOKENS, use_cache=False)

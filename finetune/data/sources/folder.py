@@ -98,7 +98,9 @@ def _repository(path: str, name: str | None) -> Folder:
         splits[str(split)] = [os.path.relpath(file) if not os.path.isabs(path) else str(file) for file in files]
         for file in splits[str(split)]:
             if not os.path.isfile(file):
-                raise InputError(f"{path}: split {split} names {shown(file)}, which is no file here; name local files")
+                raise InputError(
+                    f"{path}: split {split} names {shown(file)}, which is not a file here; name local files"
+                )
     read = {os.path.realpath(file) for files in splits.values() for file in files}
     left = sorted(os.path.relpath(file, path) for file in here if os.path.realpath(file) not in read)
     left = [file for file in left if not file.startswith(".") and os.path.basename(file) not in _DESCRIPTIONS]

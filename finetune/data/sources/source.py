@@ -95,7 +95,7 @@ def _open_splits(source: Source, folder: Folder) -> Opened:
         notes.append(f"splits not read: {', '.join(left)}")
     opened = Opened(name, iter(()), notes, [file for one in splits if one in read for file in splits[one]])
     opened.rows = _sliced(parts, splits, opened)
-    for one in read:  # what is no kind of file is said at once
+    for one in read:  # an unknown kind of file is said at once
         for file in splits[one]:
             file_rows(file, [])
     return opened

@@ -85,7 +85,9 @@ def check(value: Any, text: str, what: str = "") -> None:
             raise too_deep(what) from None
         if lone:
             where = f"first such escape: {escape[0]} at column {escape.start() + 1}"
-            raise BadRow("half a character", f"{what}an escape is half of a surrogate pair, which is no text ({where})")
+            raise BadRow(
+                "half a character", f"{what}an escape is half of a surrogate pair, which is not text ({where})"
+            )
 
 
 def too_deep(what: str = "") -> BadRow:

@@ -173,6 +173,8 @@ def _encoded(row: _Filled, encoding: Encoding, control: ControlTokens) -> Encode
     _check_controls(encoding.ids, row.controls, control)
     if not row.borders:
         return Encoded(encoding.ids, [], [], row.answer, row.control_tokens_as_text, 0, row.counts)
+    # a tokenizer may join the prompt's last characters with the answer's first: the last answer is then encoded apart, so
+    # that training begins at the token where generation begins
     laid, causes = continued(row.marked, row.borders, encoding, control)
     for cause in causes:
         row.counts[cause] = row.counts.get(cause, 0) + 1

@@ -82,7 +82,7 @@ class ChatTemplate:
     """A chat template with a tokenizer. ``eos_token_ids``: the tokens that end an assistant's turn, the last turn's first.
 
     ``opening`` is what the template writes to ask for an answer, beyond what every assistant turn begins with
-    (``<think>`` in some). Raises InputError for a template that is no template, that needs tokens the tokenizer does
+    (``<think>`` in some). Raises InputError for what is not a template, that needs tokens the tokenizer does
     not have, or whose turns have no end. ``arguments``: what it is given beside the conversation (``enable_thinking``).
     """
 
@@ -258,6 +258,8 @@ class ChatTemplate:
         self, skeleton: Skeleton, index: int, text: str, matches: list[re.Match[str]], generated: list[list[int]]
     ) -> Span | None:
         """The assistant turn ``index`` in ``text``, the rendered skeleton; None where the template says it is not trained."""
+        # matches are the stand-ins for texts as the template wrote them; a turn's own must stand side by side, because
+        # what lies between its first and last is trained
         owners = [skeleton.slots[int(match[1])].message for match in matches]
         own = [number for number, owner in enumerate(owners) if owner == index]
         if not own or own != list(range(own[0], own[-1] + 1)):
@@ -265,12 +267,15 @@ class ChatTemplate:
         first, last = matches[own[0]], matches[own[-1]]
         before = matches[own[0] - 1].end() if own[0] else 0
         after = matches[own[-1] + 1].start() if own[-1] + 1 < len(matches) else len(text)
+        # a template may write several control tokens after an answer: the first that ends a turn is the last one trained
         ends = [token for token in self._control.found_in(text[last.end() : after]) if token[0] in self._ends]
         if not ends:
             raise self._uncertain(f"no end token follows turn {index + 1}")
         marked = next((begin for begin, end in generated if begin <= first.start() < end), None)
         if self._marks_answers and marked is None:
             return None
+        # Where the answer begins, by the surest sign that this template gives: the last header before it, the
+        # {% generation %} mark, or else the place where every text differs
         if self._header and (at := text.rfind(self._header, before, first.start())) >= 0:
             start = max(at + len(self._header), marked or 0)
         elif marked is not None:
@@ -282,6 +287,8 @@ class ChatTemplate:
         literal = text[before:start]
         controls = self._control.found_in(literal)
         at = controls[-1].start() if controls else 0
+        # No tokenizer joins across a control token, so the text from the last one on is enough to tell whether the answer's
+        # first tokens are those that would follow the prompt
         tail = self._control.mark(literal[at:]), len(self._control.mark(literal[:at]))
         return Span(
             self._place(text, matches, start, own[0]),

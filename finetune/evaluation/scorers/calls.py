@@ -115,6 +115,8 @@ def _literal(node: ast.expr) -> Any:
     """A constant, also with JSON's true, false and null in it. Raises ValueError for anything else."""
 
     class Words(ast.NodeTransformer):
+        """Puts Python's constants in the place of JSON's names."""
+
         def visit_Name(self, name: ast.Name) -> ast.expr:
             return ast.Constant(_WORDS[name.id]) if name.id in _WORDS else name
 

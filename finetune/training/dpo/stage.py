@@ -63,6 +63,7 @@ class Pairs:
 
     @classmethod
     def of(cls, prepared: Any) -> Pairs:
+        """With a digest of each pair's tokens, by which the cache of reference log-probabilities knows it."""
         digests = {"train": digests_of(prepared.train)}
         if prepared.eval is not None:
             digests["eval"] = digests_of(prepared.eval)

@@ -62,6 +62,7 @@ class Split:
 
     @classmethod
     def of(cls, rows: Dataset, recipe: Recipe) -> Split:
+        """In the order of the run's steps, so that answers to one prompt fall into one step and share it."""
         kto = _section(recipe)
         prompts = [digest_of_tokens([prompt]) for prompt in rows["prompt_ids"]]
         order = order_of(prompts, recipe.train.seed)

@@ -60,6 +60,7 @@ def _micro_batches(recipe: Recipe, prepared: Prepared) -> int:
 
 
 def plan_of(recipe: Recipe, prepared: Prepared, processes: int = 1) -> Plan:
+    """A step is its packs, or its rows, however many processes share them."""
     if recipe.data.streaming:
         steps = recipe.train.steps or 1
         return Plan(steps, steps, math.floor(recipe.train.warmup * steps))

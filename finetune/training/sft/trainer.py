@@ -55,6 +55,7 @@ class PackedSFTTrainer(RunTrainer, SFTTrainer):
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         if self.weighted:
             model = _weighing(model, inputs.pop("weights", None), self._per_weight)
+        # TRL gathers three measures in every micro-batch, which no screen shows, and each makes the processes wait
         with seams.nothing_gathered(self.accelerator):
             return super().compute_loss(model, inputs, *args, **kwargs)
 

@@ -78,6 +78,7 @@ class OlmoHybridModel(hf.OlmoHybridModel):
             use_cache, past_key_values = False, None
         elif output_attentions:
             use_cache = True
+        # noise on the embeddings (NEFTune) comes from a hook, and is another in each of the rows that share a prompt
         noisy = self.training and input_ids is not None and hooks_below(self.embed_tokens)
         by_rows = partial(goes_by_rows, self)
         batch = read_batch(
@@ -96,6 +97,8 @@ class OlmoHybridModel(hf.OlmoHybridModel):
                 "output_attentions: attention weights are formed for rows of one document each, without gradient "
                 "checkpointing; pass no packed rows, shared prompts or layout"
             )
+        # Padded rows, packed rows, documents by bounds, shared prompts and a step of a filled cache have become two forms
+        # here: a door, which has laid all tokens end to end, or none, where each row has one token and its cache.
         hidden = batch.flat(given) if input_ids is None else self._embed(input_ids, batch)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
@@ -107,6 +110,7 @@ class OlmoHybridModel(hf.OlmoHybridModel):
                     seen.append(batch.rows(hidden))
                 # by place: checkpointing drops keywords that are called as a cache is
                 hidden = layer(hidden, batch.layout, rope, cache, batch.call)
+        # the norm last: where few places are kept, it is spared the others
         if keep_positions is not None:
             hidden = self.norm(batch.kept(hidden, keep_positions))
         else:
@@ -165,6 +169,7 @@ class OlmoHybridForCausalLM(hf.OlmoHybridForCausalLM):
         last = None
         if labels is None and isinstance(logits_to_keep, int) and logits_to_keep == 1 and given is not None:
             last = _last_tokens(attention_mask, given.shape[1])
+        # the head is then asked for all the places that are kept, [1, B]: one for each row
         if last is not None:
             logits_to_keep, kwargs["keep_positions"] = 0, last
         outputs = super().forward(

@@ -19,6 +19,7 @@ import hybrid_ft
 from hybrid_ft import cli
 from hybrid_ft.finetune.conversion.place import Place
 from hybrid_ft.hybrid_model.adapters import add_lora
+from hybrid_ft.hybrid_model.checkpoint import tensor_files
 
 
 @pytest.fixture
@@ -73,24 +74,35 @@ def test_a_dtype_is_stamped(adapter: Path, tmp_path: Path) -> None:
     assert hybrid_ft.load(tmp_path / "half").dtype == torch.bfloat16
 
 
-KILL = (
-    "import os, signal, sys\nfrom hybrid_ft.hybrid_model.checkpoint import tensor_files\nfrom hybrid_ft.cli import main\n"
-    "replace, left = os.replace, [{after}]\n"
-    "def counted(*args):\n"
-    "    left[0] -= str(args[1]).endswith('.safetensors')\n"
-    "    if left[0] < 0: os.kill(os.getpid(), signal.{signal})\n"
-    "    replace(*args)\n"
-    "tensor_files.os.replace = counted\nsys.exit(main(sys.argv[1:]))\n"
-)
+def cut_short(arguments: list[str], after: int, number: signal.Signals) -> int:
+    """The wait status of a fork that does what the command does, and is sent a signal at the next file of tensors after
+    ``after`` of them."""
+    child = os.fork()
+    if child:
+        return os.waitpid(child, 0)[1]
+    replace, left = os.replace, after
+
+    def counted(*names: Any) -> None:
+        nonlocal left
+        left -= str(names[1]).endswith(".safetensors")
+        if left < 0:
+            os.kill(os.getpid(), number)
+        replace(*names)
+
+    status = 99
+    try:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        tensor_files.os.replace = counted  # type: ignore[assignment]
+        status = cli.main(arguments)
+    finally:
+        os._exit(status)
 
 
 @pytest.mark.parametrize(("name", "status"), [("SIGKILL", -signal.SIGKILL), ("SIGTERM", 75)])
 def test_a_merge_that_was_cut_short_goes_on(adapter: Path, tmp_path: Path, name: str, status: int) -> None:
     out, part = tmp_path / "merged", tmp_path / "merged.part"
-    program = KILL.format(after=4, signal=name)
-    arguments = [sys.executable, "-c", program, "merge", str(adapter), str(out)]
-    stopped = subprocess.run(arguments, capture_output=True, text=True, check=False)
-    assert stopped.returncode == status, stopped.stderr
+    ended = cut_short(["merge", str(adapter), str(out)], 4, signal.Signals[name])
+    assert os.waitstatus_to_exitcode(ended) == status
     assert not out.exists()
     kept = {path.name: path.stat().st_mtime_ns for path in part.glob("*.safetensors") if path.name[0] != "."}
     assert len(kept) == 4

@@ -107,7 +107,7 @@ def test_it_goes_on_after_any_line(place: Path, monkeypatch: pytest.MonkeyPatch)
     assert sorted(file.read_bytes().splitlines()) == sorted(whole.splitlines())
     assert Path("out/results.json").read_bytes() == results
     file.write_bytes(b"not json\n")
-    with pytest.raises(InputError, match="is no file of kept answers"):
+    with pytest.raises(InputError, match="is not a file of kept answers"):
         run(["first"], tasks=["exact.yaml"])
 
 

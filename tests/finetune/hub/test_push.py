@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ import huggingface_hub
 import pytest
 import yaml
 from huggingface_hub.errors import HfHubHTTPError
+from run_helpers import copied
 
 from hybrid_ft import cli
 
@@ -59,11 +61,17 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
     return hub
 
 
-@pytest.fixture
-def trained(start: Any) -> Any:
+@pytest.fixture(scope="module")
+def run(start_once: Any) -> Any:
     """A LoRA run with an adapter and a merged model, held-out rows and answers."""
     lora = {"lora": LORA["lora"] | {"merge": True}}
-    return start(model=lora, held_out=4, evaluate={"answers": 2, "max_new_tokens": 3, "samples": ["Why?"]})
+    return start_once(model=lora, held_out=4, evaluate={"answers": 2, "max_new_tokens": 3, "samples": ["Why?"]})
+
+
+@pytest.fixture
+def trained(run: Any, tmp_path: Path) -> Any:
+    """A copy that a test may change."""
+    return replace(run, folder=copied(run.folder, tmp_path / "run"))
 
 
 def push(*arguments: Any) -> int:

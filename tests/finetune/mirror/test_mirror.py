@@ -142,7 +142,7 @@ def test_a_place_that_does_not_answer(run, monkeypatch):
 
 def test_a_place_that_holds_something_else(run, place):
     Place(place).write("thesis.txt", b"mine")
-    with pytest.raises(InputError, match="holds thesis.txt and is no run's mirror"):
+    with pytest.raises(InputError, match="holds thesis.txt and is not the mirror of a run"):
         run().mirror.look()
 
 

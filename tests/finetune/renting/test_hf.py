@@ -137,3 +137,14 @@ def test_what_ships_needs_nothing(job):
     wanted = yaml.safe_load(hf.specification(job("hf", "quickstart/sft", package=None, image="me/hybrid-ft")))
     assert wanted["env"] == {} and wanted["image"] == "me/hybrid-ft"
     assert "hybrid-ft launch quickstart/sft" in wanted["command"][2] and "pip" not in wanted["command"][2]
+
+
+def test_with_a_mirror_no_bucket_is_mounted(job):
+    wanted = yaml.safe_load(hf.specification(job("hf", bucket=None, mirror="hf://buckets/me/runs/hub")))
+    assert wanted["volumes"] == []
+    assert 'mirror="hf://buckets/me/runs/hub"' in wanted["command"][2] and "output=runs/hub" in wanted["command"][2]
+
+
+def test_a_mirror_on_the_jobs_own_disk_is_refused(job):
+    with pytest.raises(InputError, match="mirror: 'there' goes with the machine"):
+        job("hf", bucket=None, mirror="there")

@@ -44,6 +44,14 @@ def test_what_it_asks_for(job):
     assert command(task["run"])[-4:] == ["hub.yaml", "output=/runs/hub", "--processes", "8"]
 
 
+def test_with_a_mirror_the_run_is_on_the_machines_own_disk(job):
+    task = yaml.safe_load(sky.task(job("sky", bucket=None, mirror="s3://my runs/hub")))
+    assert list(task["file_mounts"]) == ["~/hybrid-ft/hub.yaml"]
+    words = command(task["run"])
+    assert 'mirror="s3://my runs/hub"' in words and "output=runs/hub" in words
+    assert "s3fs" in task["setup"]
+
+
 def test_the_recipe_means_the_same_there(job, place, tmp_path, monkeypatch):
     mine = job("sky", "mine.yaml", "train.epochs=2")
     text = sky.task(mine)

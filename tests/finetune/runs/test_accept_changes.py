@@ -3,13 +3,14 @@
 import json
 
 import pytest
+from run_helpers import copied
 
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.runs import identity
 
 
-@pytest.fixture
-def stopped(start, monkeypatch):
+@pytest.fixture(scope="module")
+def killed_run(start_once):
     """A run of 6 steps that was killed in step 5, of which checkpoint-4 is there."""
     from hybrid_ft.finetune.training.sft.trainer import PackedSFTTrainer
 
@@ -23,9 +24,15 @@ def stopped(start, monkeypatch):
             raise Killed
         return compute_loss(self, *args, **kwargs)
 
-    with monkeypatch.context() as patched, pytest.raises(Killed):
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(Killed):
         patched.setattr(PackedSFTTrainer, "compute_loss", killed)
-        start()
+        start_once()
+    return start_once.place / "run"
+
+
+@pytest.fixture
+def stopped(killed_run, tmp_path):
+    copied(killed_run, tmp_path / "run")
 
 
 def test_a_changed_recipe_is_refused_and_then_accepted_and_holds(stopped, start, tmp_path):
@@ -53,7 +60,7 @@ def test_changed_rows_are_refused_and_then_accepted(stopped, start):
 
 @pytest.mark.parametrize(
     ("what", "value", "key"),
-    [("code_digest", lambda: "sha256:other", "code"), ("version", lambda name: "9.9", "version.")],
+    [("code_digest", lambda: "sha256:other", "code"), ("library_versions", lambda: {"version.trl": "9.9"}, "version.")],
 )
 def test_changed_code_is_refused(stopped, start, monkeypatch, what, value, key):
     monkeypatch.setattr(identity, what, value)

@@ -166,7 +166,7 @@ def test_a_link_that_leads_nowhere_stays(tmp_path):
 
 def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
-    with pytest.raises(InputError, match="holds thesis.tex and is no run's folder"), RunFolder(tmp_path).held():
+    with pytest.raises(InputError, match="holds thesis.tex and is not a run's folder"), RunFolder(tmp_path).held():
         raise AssertionError("held")
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 

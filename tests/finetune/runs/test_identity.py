@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ from hybrid_ft.finetune.runs import identity
 
 
 @pytest.fixture
-def code(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def code(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A copy of the package that the digest is of."""
     for name in ("kernels", "hybrid_model", "finetune"):
         shutil.copytree(root / name, tmp_path / name, ignore=shutil.ignore_patterns("*.safetensors", "__pycache__"))
     monkeypatch.setattr(identity, "PACKAGE_ROOT", tmp_path)
-    return tmp_path
+    identity.code_digest.cache_clear()
+    yield tmp_path
+    identity.code_digest.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -40,6 +43,7 @@ def test_code_counts_where_it_decides_weights(code: Path, file: str, decides: bo
     assert before == identity.code_digest()
     with (code / file).open("a") as edited:
         edited.write("# a comment\n")
+    identity.code_digest.cache_clear()  # as a new process finds it
     assert (identity.code_digest() != before) is decides
 
 
@@ -49,6 +53,7 @@ def test_a_finished_run_is_not_touched_by_a_comment_in_a_command(
     assert start(train={"steps": 2}).status == 0
     with (code / "finetune/generation/chat.py").open("a") as edited:
         edited.write("# a comment\n")
+    identity.code_digest.cache_clear()  # as a new process finds it
     again = start(train={"steps": 2})
     assert again.status == 0 and "this run is finished" in again.screen
 

@@ -54,6 +54,15 @@ def test_a_good_folder_has_a_speed_and_nothing_left_in_it(tmp_path, monkeypatch)
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("expected", "written"), [(100_000, 2**20), (5 * 2**20 + 7, 5 * 2**20), (10**12, 64 * 2**20)])
+def test_a_probe_is_as_large_as_a_save_up_to_64_mib(tmp_path, monkeypatch, expected, written):
+    sizes = []
+    rename = os.rename
+    monkeypatch.setattr(os, "rename", lambda one, other: (sizes.append(one.stat().st_size), rename(one, other)))
+    storage.probe(tmp_path, expected)
+    assert sizes == [written]
+
+
 @pytest.mark.parametrize(
     ("operation", "number", "said"),
     [

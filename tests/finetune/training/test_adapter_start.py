@@ -22,10 +22,15 @@ from hybrid_ft.finetune.training.trainer import RunTrainer
 ROW = torch.tensor([[5, 9, 33, 60, 12, 8, 7, 44, 21]])
 
 
+@pytest.fixture(scope="module")
+def trained(start_once: Any) -> Path:
+    return start_once("first", model=LORA).folder / "adapter"
+
+
 @pytest.fixture
-def adapter(start: Any) -> Path:
+def adapter(trained: Path, tmp_path: Path) -> Path:
     """Trained by a run, with rank 4 and alpha 8, and dropout."""
-    return start("first", model=LORA).folder / "adapter"
+    return shutil.copytree(trained, tmp_path / "first/adapter")
 
 
 def logits(model: Any) -> torch.Tensor:

@@ -7,7 +7,7 @@ import torch
 from accelerate import cpu_offload, disk_offload, dispatch_model
 from peft import IA3Config, LNTuningConfig, LoraConfig, get_peft_model
 
-GREEDY = {"do_sample": False, "max_new_tokens": 12}
+GREEDY = {"do_sample": False, "max_new_tokens": 6}
 MODULES = [
     "model",
     "model.embed_tokens",
