@@ -22,6 +22,7 @@ CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # One thread per test process: two processes with all cores each only wait for one another.
+# worksteal: neighbours stay in one process, and with them what a file of tests makes once.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --confcutdir=tests
 
 .PHONY: help quickstart test test-slow test-kernels test-faults gpu-check gpu-wheels test-gpu bench-gpu docs setup lint typecheck clean
@@ -37,7 +38,7 @@ quickstart: $(READY)
 	$(BIN)/hybrid-ft run quickstart
 
 test: $(READY)
-	$(PYTEST) -n 2 -m 'not slow and not real_data and not kernels and not gpu and not faults'
+	$(PYTEST) -n 2 --dist worksteal -m 'not slow and not real_data and not kernels and not gpu and not faults'
 
 # bitsandbytes comes now and not with the set-up: where it is, PEFT imports it and every start takes a second more. torchao, whose
 # imports write to the screen, does not come at all: without it the test of int8 exports skips. The S3 server on loopback is 200 MB.

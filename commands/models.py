@@ -55,7 +55,7 @@ def generate(
 
     rows = read_prompts(prompts)
     if out is not None and not out.absolute().parent.is_dir():
-        raise InputError(f"{out}: its folder does not exist")
+        raise InputError(f"{out}: its folder does not exist; make it first")
     if out is not None and out.is_dir():
         raise InputError(f"{out}: is a folder; name a file for the answers")
     from hybrid_ft.finetune.generation.generate import Sampling, run

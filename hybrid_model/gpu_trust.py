@@ -26,7 +26,7 @@ def check_gpu(model: nn.Module, dtype: torch.dtype) -> None:
         if found:
             raise InputError(
                 f"{torch.cuda.get_device_name(device)} with triton {triton.__version__}: the gated delta rule's self-test "
-                f"fails, and training would go wrong without a word ({found[0]}; {len(found)} in all); install another "
+                f"fails, and training would go wrong silently ({found[0]}; {len(found)} in all); install another "
                 "release of triton or of torch, or report it",
                 ENVIRONMENT,
             )

@@ -206,22 +206,22 @@ def _pair_form(source: Source, rows: list[Row], name: str) -> PairForm:
     form = pair_format(source, rows)
     if form is not None:
         return form
-    found = _columns(rows)
     known = "known formats: chosen, rejected | output_1, output_2, preference | responses, scores, beside a prompt"
     fix = f"{known}; for anything else {_SAY} columns: {{prompt: ..., chosen: ..., rejected: ...}}, {_JOINED}"
-    fix = advice(source, rows, "pairs") or fix
-    raise InputError(f"{origin(name, rows[0])}: no columns that hold a pair (found {found}); {fix}")
+    raise _without(rows, name, "a pair", advice(source, rows, "pairs") or fix)
 
 
 def _judged_form(source: Source, label: Label | None, rows: list[Row], name: str) -> JudgedForm | PairForm:
     form = pair_format(source, rows) if label is None else judged_format(source, label, rows)
     if form is not None:
         return form
-    found = _columns(rows)
     known = "known formats: prompt, completion | messages | instruction, output, beside a label; chosen, rejected"
     fix = f"{known}; or {_SAY} columns: {{prompt: ..., completion: ..., label: ...}}, {_JOINED}"
-    fix = advice(source, rows, "judged") or fix
-    raise InputError(f"{origin(name, rows[0])}: no columns that hold judged answers (found {found}); {fix}")
+    raise _without(rows, name, "judged answers", advice(source, rows, "judged") or fix)
+
+
+def _without(rows: list[Row], name: str, what: str, fix: str) -> InputError:
+    return InputError(f"{origin(name, rows[0])}: no columns that hold {what} (found {_columns(rows)}); {fix}")
 
 
 def _columns(rows: list[Row]) -> str:

@@ -35,9 +35,9 @@ def check_out(out: Path, recipe: Recipe) -> None:
         raise InputError(f"--out: {out}: is a folder; name a file in it")
     folder = out.absolute().parent
     if not folder.is_dir():
-        raise InputError(f"--out: {out}: its folder does not exist")
+        raise InputError(f"--out: {out}: its folder does not exist; make it first")
     if not os.access(folder, os.W_OK):
-        raise InputError(f"--out: {out}: its folder cannot be written to")
+        raise InputError(f"--out: {out}: its folder cannot be written to; name another")
     for source in (*recipe.data.sources, *recipe.data.eval.sources):
         if _is_part_of(Path(os.path.realpath(out)), source.path):
             raise InputError(f"--out: {out}: the recipe reads {source.path}; write to another place")

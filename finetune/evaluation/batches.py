@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 
 from hybrid_ft.errors import ENVIRONMENT, InputError
+from hybrid_ft.finetune.runs import device
 
 Result = TypeVar("Result")
 
@@ -52,7 +53,7 @@ def in_batches(
                 )
             budget.tokens = max(1, sum(sizes[row] for row in rows) // 2 + beside)
             budget.rows = max(1, len(rows) // 2)
-            if torch.cuda.is_available():
+            if device.is_gpu():
                 torch.cuda.empty_cache()
             continue
         waiting = waiting[len(rows) :]

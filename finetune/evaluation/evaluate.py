@@ -21,6 +21,7 @@ from hybrid_ft.finetune.evaluation.kept import Kept
 from hybrid_ft.finetune.evaluation.named_tasks import MEASURES, NamedTask, named_tasks
 from hybrid_ft.finetune.evaluation.scoring import Scored, examples, missing, of_items, score_missing
 from hybrid_ft.finetune.generation.generate import model_for_answers, tokenizer_for_answers
+from hybrid_ft.finetune.runs import device
 from hybrid_ft.finetune.runs.atomic import write_text
 from hybrid_ft.finetune.runs.console import say
 from hybrid_ft.finetune.runs.identity import digest_of, with_contents
@@ -147,7 +148,7 @@ def _of_model(model: _Model, tasks: list[NamedTask], wanted: Wanted, console: Co
     if loaded is not None:
         del loaded
         gc.collect()
-        if torch.cuda.is_available():
+        if device.is_gpu():
             torch.cuda.empty_cache()
     return found
 

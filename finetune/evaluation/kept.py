@@ -32,7 +32,7 @@ class Kept:
         except (ValueError, KeyError, TypeError):
             raise InputError(f"{path}: is not a file of kept answers; remove it, or give another --out") from None
         except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror})", STORAGE) from None
+            raise InputError(f"{path}: cannot be read ({error.strerror}); give another --out", STORAGE) from None
 
     def add(self, lines: Iterable[dict[str, Any]]) -> None:
         """Append lines, on the disk when this returns."""
@@ -44,5 +44,7 @@ class Kept:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise InputError(f"{self.path}: cannot be written ({error.strerror})", STORAGE) from None
+            raise InputError(
+                f"{self.path}: cannot be written ({error.strerror}); give another --out", STORAGE
+            ) from None
         self.lines |= {line["key"]: line for line in new}

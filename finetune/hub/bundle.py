@@ -43,6 +43,14 @@ class Bundle:
     def bytes(self) -> int:
         return sum(path.stat().st_size for path in self.files) + sum(len(text) for text in self.rewritten.values())
 
+    @property
+    def scores(self) -> bool:
+        """Whether it is a reward model, or an adapter that makes one of its base."""
+        if self.kind == "adapter":
+            return adapter_files.scores(adapter_files.read_config(self.folder))
+        names = json_object(self.folder / "config.json").get("architectures") if self.kind == "model" else None
+        return any(str(name).endswith("ForSequenceClassification") for name in names or ())
+
     def fill(self, place: Path) -> None:
         """Make ``place`` what is to be sent; files as links."""
         for path in self.files:

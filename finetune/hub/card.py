@@ -44,6 +44,19 @@ llama-cli -hf {name}
 ```""",
 }
 
+_USE_OF_SCORES = {
+    "model": """A reward model: it gives each conversation one score.
+
+```python
+import hybrid_ft
+from transformers import AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+model = hybrid_ft.load("{name}", dtype="bfloat16")
+```""",
+    "adapter": """An adapter that makes a reward model of its base; `hybrid-ft merge {name} OUT` makes one model of both.""",
+}
+
 
 @dataclass(frozen=True)
 class RunRecord:
@@ -85,29 +98,37 @@ class RunRecord:
 
     @property
     def method(self) -> str:
-        kind = {"sft": "supervised fine-tuning (SFT)", "dpo": "preference tuning (DPO)"}
+        kind = {
+            "sft": "supervised fine-tuning (SFT)",
+            "dpo": "preference tuning (DPO)",
+            "reward": "training a reward model",
+        }
         lora = self.recipe["model"].get("lora")
         how = f"LoRA of rank {lora['rank']} on {lora['targets']}" if lora else "all weights"
         stage = str(self.record.get("stage"))
         return f"{kind.get(stage, stage)}, {how}"
 
 
-def make_card(name: str, kind: Kind, base: str | None, run: RunRecord | None, license_id: str | None) -> str:
-    """The text of ``README.md``. ``base``: the hub's name where the folder itself says it; what is not known is said to be so."""
+def make_card(
+    name: str, kind: Kind, base: str | None, run: RunRecord | None, license_id: str | None, scores: bool = False
+) -> str:
+    """The text of ``README.md``. ``base``: the hub's name where the folder itself says it; what is not known is said to be so.
+    ``scores``: of a reward model."""
     on_hub = base or (run.on_hub("model.path", run.base) if run else None)
     local = f"`{Path(run.base).name}`, a local folder" if run else "a base that is not recorded"
     shown = f"[{on_hub}](https://huggingface.co/{on_hub})" if on_hub else local
-    parts = [_front_matter(kind, on_hub, run, license_id), f"# {name.rpartition('/')[2]}", ""]
+    parts = [_front_matter(kind, on_hub, run, license_id, scores), f"# {name.rpartition('/')[2]}", ""]
     how = f"by {run.method} " if run else ""
     parts += [f"Made of {shown} {how}with hybrid-ft {hybrid_ft.__version__}.", "", "## Use", ""]
-    parts += [_USE[kind].format(name=name), "", "## Base", "", f"{shown}", "", "## Data", ""]
+    use = _USE_OF_SCORES if scores else _USE
+    parts += [use[kind].format(name=name), "", "## Base", "", f"{shown}", "", "## Data", ""]
     parts += [*(_data(run) if run else ["Not recorded: no run's folder was named."]), "", "## Results", ""]
     parts += [*(_results(run) if run else ["Not measured."]), "", "## Training", ""]
     parts += [*(_training(run) if run else ["Not recorded."]), ""]
     return masked("\n".join(parts))
 
 
-def _front_matter(kind: Kind, base: str | None, run: RunRecord | None, license_id: str | None) -> str:
+def _front_matter(kind: Kind, base: str | None, run: RunRecord | None, license_id: str | None, scores: bool) -> str:
     from huggingface_hub import ModelCardData
 
     names = [run.on_hub(f"{key}.path", source["path"]) for key, source in _sources(run)] if run else []
@@ -120,7 +141,7 @@ def _front_matter(kind: Kind, base: str | None, run: RunRecord | None, license_i
         datasets=list(dict.fromkeys(name for name in names if name)) or None,
         library_name=_LIBRARY[kind],
         license=license_id,
-        pipeline_tag="text-generation",
+        pipeline_tag="text-classification" if scores else "text-generation",
         tags=tags,
     )
     return f"---\n{data.to_yaml()}\n---\n"

@@ -43,7 +43,7 @@ def run(
     if not any(path.name == CARD for path in bundle.files):
         made_by = _run_of(folder, run_folder)
         record = RunRecord.read(made_by) if made_by else None
-        write_text(folder / CARD, make_card(name, bundle.kind, bundle.base, record, license_id))
+        write_text(folder / CARD, make_card(name, bundle.kind, bundle.base, record, license_id, bundle.scores))
         say(console, f"card      {folder / CARD}: made; change it as you like, it is kept from now on")
         bundle = read_bundle(folder, base)
     else:

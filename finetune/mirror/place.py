@@ -139,6 +139,6 @@ def unreachable(name: str, doing: str, error: BaseException) -> InputError:
     """The one line for a place that does not answer, or not as it must."""
     return InputError(
         f"mirror: {name} cannot be {doing} ({type(error).__name__}: {one_line(masked(str(error)), 200)}); "
-        "mend it, or start without mirror",
+        "fix it, or start without mirror",
         ENVIRONMENT,
     )

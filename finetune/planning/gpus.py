@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import datetime
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from hybrid_ft.errors import InputError, shown
+from hybrid_ft.finetune.recipe.nearest import did_you_mean
 from hybrid_ft.finetune.recipe.yaml_file import read_yaml
 
 TABLE = Path(__file__).with_name("gpus.yaml")
@@ -63,9 +63,8 @@ def find(table: dict[str, Gpu], key: str) -> Gpu:
     """Raises InputError for a kind that is not in the table."""
     if key.lower() in table:
         return table[key.lower()]
-    near = get_close_matches(key.lower(), table, n=1)
-    hint = f"did you mean {near[0]}?" if near else "--prices FILE adds one"
-    raise InputError(f"--gpu: {key!r} must be one of {', '.join(table)}; {hint}")
+    hint = did_you_mean(key.lower(), table) or "; --prices FILE adds one"
+    raise InputError(f"--gpu: {key!r} must be one of {', '.join(table)}{hint}")
 
 
 def _read(path: Path) -> dict[str, Gpu]:

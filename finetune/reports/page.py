@@ -32,9 +32,12 @@ _CURVES = (
     ("padding", "padding", False),
     ("margin of chosen over rejected", "rewards/margins", False),
     ("pairs in the right order", "rewards/accuracies", False),
+    ("score of chosen over rejected", "margin", False),
+    ("accuracy", "accuracy", False),
     ("chosen answers against the reference, nats a token", "chosen_gain", False),
     ("rejected answers against the reference, nats a token", "rejected_gain", False),
     ("held-out margin", "eval_rewards/margins", True),
+    ("held-out accuracy", "eval_accuracy", True),
 )
 
 
@@ -54,7 +57,7 @@ def write_report(places: Sequence[Path], out: Path) -> Path:
     try:
         write_text(out, text)
     except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror})") from None
+        raise InputError(f"{out}: cannot be written ({error.strerror}); name another file with --out") from None
     return out
 
 

@@ -53,10 +53,14 @@ def publish(staged: Path, final: Path, beat: Callable[[], None] = lambda: None) 
 
 
 def remove(folder: Path) -> None:
-    """Delete a folder; one half deleted no longer bears a name that anything looks for."""
+    """Delete a folder; one half deleted no longer bears a name that anything looks for.
+
+    Raises OSError where it cannot be renamed. On a bucket's mount files may still seem to be there after it, or links: what
+    cannot be deleted stays under the new name for the next start to delete.
+    """
     doomed = folder.with_name(f".removing-{folder.name}-{time.time_ns()}")
     os.rename(folder, doomed)
-    shutil.rmtree(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def sha256(paths: list[Path], beat: Callable[[], None] = lambda: None) -> dict[Path, str]:

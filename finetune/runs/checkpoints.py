@@ -12,6 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Container
+from contextlib import suppress
 from pathlib import Path
 
 from hybrid_ft.finetune.runs.atomic import publish, remove, sha256
@@ -81,7 +82,9 @@ def newest(checkpoints: Path, say: Callable[[str], None]) -> Path | None:
 
 
 def rotate(checkpoints: Path, keep: int, spared: Container[int | None] = ()) -> None:
-    """Remove all but the ``keep`` checkpoints of the highest steps and those of the steps in ``spared``."""
+    """Remove all but the ``keep`` checkpoints of the highest steps and those of the steps in ``spared``. One that cannot be
+    removed now is tried again with the next: the new one is there, and no reason to end a run."""
     for checkpoint in committed(checkpoints)[:-keep]:
         if step_of(checkpoint) not in spared:
-            remove(checkpoint)
+            with suppress(OSError):
+                remove(checkpoint)

@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 from hybrid_ft.hybrid_model.checkpoint.adapter_files import CONFIG
+from hybrid_ft.hybrid_model.families.family import VLLM
 from hybrid_ft.hybrid_model.families.known import family_of_type
 
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -37,7 +38,10 @@ def next_commands(results: list[Path], model_type: str, scores: bool = False) ->
 
 
 def _serve(result: Path, model_type: str) -> str:
-    flags = f" {family_of_type(model_type).serve_flags}".rstrip()
+    family = family_of_type(model_type)
+    if model_type in family.unserved:
+        return f"vLLM {VLLM} has no class for {model_type}; docs/families.md has what other servers know"
+    flags = f" {family.serve_flags}".rstrip()
     if not (result / CONFIG).is_file():
         return f"vllm serve {shlex.quote(str(result))}{flags}"
     config = json.loads((result / CONFIG).read_text(encoding="utf-8"))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import TrainerState
 
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune import models
@@ -16,6 +17,7 @@ from hybrid_ft.finetune.runs.export import Exporter, relative_error
 from hybrid_ft.finetune.runs.folder import LENGTH
 from hybrid_ft.finetune.runs.next_commands import next_commands
 from hybrid_ft.finetune.training import seams
+from hybrid_ft.finetune.training.trainer import STATE
 from hybrid_ft.hybrid_model import adapter_weights
 from hybrid_ft.hybrid_model.checkpoint.generation_config import GenerationDefaults, generation_defaults
 from hybrid_ft.hybrid_model.checkpoint.tokenizer import load_tokenizer
@@ -93,6 +95,16 @@ def show_results(results: list[Path], config: Any, tell: Callable[[str], None]) 
         tell(f"{path.name}: {path}")
     for number, line in enumerate(next_commands(results, config.model_type, is_scorer(config))):
         tell(f"{'' if number else 'next':10}{line}")
+
+
+def best_checkpoint(trainer: RunTrainer, last: Path) -> Path | None:
+    """The one that was chosen, as ``last`` knows it."""
+    if not trainer.best_of:
+        return None
+    # a network's file system may show a file that was just renamed as empty
+    known = trainer.state.global_step == checkpoints.step_of(last)
+    best = (trainer.state if known else TrainerState.load_from_json(str(last / STATE))).best_global_step
+    return last.with_name(f"checkpoint-{best}") if best else None
 
 
 def export(

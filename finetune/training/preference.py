@@ -57,3 +57,9 @@ def show_measures(
         start.say(f"held-out  before {measures(before['held_out'])}")
         start.say(f"          after  {measures(after['held_out'])}")
     answers.show(start.console, before | {"loss": None}, after | {"loss": None})
+
+
+def portions_of(start: Start, count: int, what: str) -> str:
+    """What a step holds, as a run says when it begins: ``count`` pairs or rows."""
+    tokens, steps = start.recipe.train.batch_tokens, start.plan.per_epoch
+    return f"steps     {count} {what} each, in micro-batches of at most {tokens:,} tokens; {steps:,} steps an epoch"

@@ -338,7 +338,7 @@ def _train(start: Start, trainer: RunTrainer, progress: ShowProgress, resumed: P
             trainer.load_weights(last)
     if not processes.main:
         return False
-    best = trainer.best_checkpoint(last)
+    best = ends.best_checkpoint(trainer, last)
     trainer.result_step = checkpoints.step_of(best or last)
     if best is not None and best != last:
         if wrong := checkpoints.fault(best):

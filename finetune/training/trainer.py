@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from accelerate.utils import AutocastKwargs
 from peft import PeftModel
-from transformers import PreTrainedModel, Trainer, TrainerControl, TrainerState
+from transformers import PreTrainedModel, Trainer, TrainerControl
 from transformers.trainer_callback import PrinterCallback
 
 from hybrid_ft.errors import NUMERICS, InputError
@@ -40,8 +40,8 @@ MOST_SKIPPED = 3
 """Steps in a row that may be left out because their gradient overflowed in bfloat16."""
 
 LOWEST_LOSS = "lowest held-out loss"
-_STATE = "trainer_state.json"
-_STATE_FILES = (training_state.FIRST_OPTIMIZER, training_state.SCHEDULE, training_state.RANDOM, _STATE)
+STATE = "trainer_state.json"
+_STATE_FILES = (training_state.FIRST_OPTIMIZER, training_state.SCHEDULE, training_state.RANDOM, STATE)
 
 
 class RunTrainer(Trainer):
@@ -279,7 +279,7 @@ class RunTrainer(Trainer):
             if self.processes.main:
                 training_state.save_schedule(self.lr_scheduler, staged)
                 self.save_more(staged)
-                self.state.save_to_json(str(staged / _STATE))
+                self.state.save_to_json(str(staged / STATE))
                 checkpoints.commit(staged, staging.with_name(name), self.watchdog.beat)
                 best = self.state.best_global_step if self.best_of else None
                 rotate = self.mirror.take if self.mirror else checkpoints.rotate
@@ -323,8 +323,3 @@ class RunTrainer(Trainer):
     def _load_rng_state(self, checkpoint: str | None) -> None:
         assert checkpoint is not None
         training_state.load_random(Path(checkpoint), self.processes.rank)
-
-    def best_checkpoint(self, last: Path) -> Path | None:
-        """The one that was chosen, as ``last`` knows it."""
-        best = TrainerState.load_from_json(str(last / _STATE)).best_global_step
-        return last.with_name(f"checkpoint-{best}") if self.best_of and best else None

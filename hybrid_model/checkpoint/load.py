@@ -120,7 +120,7 @@ def dtype_of(dtype: torch.dtype | str) -> torch.dtype:
     """A dtype by its name. Raises InputError."""
     if isinstance(dtype, str):
         if dtype not in _DTYPES:
-            raise InputError(f"dtype {dtype!r} is none of {', '.join(_DTYPES)}")
+            raise InputError(f"dtype: got {dtype!r}; must be one of {', '.join(_DTYPES)}")
         dtype = _DTYPES[dtype]
     return dtype
 

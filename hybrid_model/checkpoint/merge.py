@@ -157,7 +157,8 @@ class Merge:
                 rows = (rows if change is None else change.applied(rows, start, stop)).to(dtype)
                 if not bool(torch.isfinite(rows).all()):
                     raise InputError(
-                        f"{self.folder}: merged, {name} holds values that are not finite in {dtype}", NUMERICS
+                        f"{self.folder}: merged, {name} holds values that are not finite in {dtype}; choose another dtype",
+                        NUMERICS,
                     )
                 yield rows
 

@@ -81,25 +81,33 @@ def load_text_model(folder: Path, config: PreTrainedConfig, dtype: torch.dtype, 
     Raises InputError for a tensor that is missing, of another shape, or known neither to the model nor to its family.
     """
     family = family_of(config)
+    model, info = _opened(text_class(config), folder, config, dtype, places)
+    unexpected = [name for name in info["unexpected_keys"] if not is_carried(family, name)]
+    _refuse_others(folder, info["missing_keys"], unexpected, info)
+    model.checkpoint_folder = folder
+    return lay_flat(model.eval())
+
+
+def _opened(
+    cls: Any, folder: Path, config: PreTrainedConfig, dtype: torch.dtype, places: dict[str, Any]
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """transformers' model and what it says of the names and shapes it met, which are for the caller to judge."""
     try:
-        model, info = text_class(config).from_pretrained(
+        model, info = cls.from_pretrained(
             folder,
             config=config,
             dtype=dtype,
             use_safetensors=True,
             **places,
             attn_implementation="sdpa",
-            ignore_mismatched_sizes=True,  # reported below, in one line
+            ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
     except (*_FAULTS, RuntimeError, OSError) as error:
         if not is_of_sizes(error):
             raise
         raise InputError(f"{folder}: transformers cannot open it: {one_line(error)[:300]}") from None
-    unexpected = [name for name in info["unexpected_keys"] if not is_carried(family, name)]
-    _refuse_others(folder, info["missing_keys"], unexpected, info)
-    model.checkpoint_folder = folder
-    return lay_flat(model.eval())
+    return model, info
 
 
 def load_scorer(
@@ -117,23 +125,9 @@ def load_scorer(
     family = family_of(config)
     plain: Any = scorer_class(config)
     cls: Any = _keeping(plain, family)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model, info = cls.from_pretrained(
-                folder,
-                config=config,
-                dtype=dtype,
-                use_safetensors=True,
-                **places,
-                attn_implementation="sdpa",
-                ignore_mismatched_sizes=True,  # reported below, in one line
-                output_loading_info=True,
-            )
-    except (*_FAULTS, RuntimeError, OSError) as error:
-        if not is_of_sizes(error):
-            raise
-        raise InputError(f"{folder}: transformers cannot open it: {one_line(error)[:300]}") from None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model, info = _opened(cls, folder, config, dtype, places)
     known = {HEAD} if new else set()
     unexpected = [
         name for name in info["unexpected_keys"] if not (is_carried(family, name) or (new and is_of_head(name)))

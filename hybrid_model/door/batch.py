@@ -80,7 +80,7 @@ def read_batch(
     keep_padding: Callable[[], bool] | None = lambda: False,
     **bounds: Any,
 ) -> Batch:
-    """Read input ids [B, T] or embeddings [B, T, D] and what comes with them; ``OlmoHybridModel.forward`` says what may.
+    """Read input ids [B, T] or embeddings [B, T, D] and what comes with them; a base model's forward says what may.
 
     bounds are those of ``open_door``. share_prompts: compute a shared prompt once; without it the rows of pairs are
     documents of their own. keep_padding: whether hidden states keep the batch's rows between the layers, padding

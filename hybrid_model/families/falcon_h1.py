@@ -6,6 +6,7 @@ One of them, ``lm_head_multiplier``, scales the head's logits.
 from __future__ import annotations
 
 from hybrid_ft.hybrid_model.families.family import PEFT_REFUSES, Config, Family, Mixing, attention, ssd
+from hybrid_ft.hybrid_model.layers.mamba2 import mamba2
 
 
 def _mixings(config: Config) -> list[tuple[Mixing, ...]]:
@@ -23,6 +24,7 @@ FAMILY = Family(
         "mlp": r"\d+\.feed_forward\.(gate|up|down)_proj",
     },
     refused={r"mamba\.out_proj": PEFT_REFUSES, r"conv1d": "a convolution has no low rank"},
+    own={"FalconH1Mixer": mamba2},
     float32=("A_log", "dt_bias", ".D"),
     logit_scale=lambda config: config.lm_head_multiplier,
     tiny={

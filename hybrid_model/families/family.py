@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig as Config
 
+VLLM = "0.20.2"
+"""The version whose classes docs/families.md lists."""
 PEFT_REFUSES = "PEFT opens no such adapter, because mamba-ssm's fused kernel would leave it out"
 
 
@@ -60,6 +62,7 @@ class Family:
     experts       parameter names of routed experts that LoRA can adapt, after ``layers.N.``; a set of their own
     router        pattern of the names of the parameters that choose experts
     own           class name of a module to a function from its class to ours; other recurrent mixers are transformers'
+    remembers     whether its decoder layers are own ones, which take a layout and keep caches of ours
     forks         whether a segment may continue another one exactly
     continues     whether a filled cache can be continued with several tokens at once
     carried       patterns of tensor names in checkpoints that no text model has and an export copies
@@ -71,6 +74,7 @@ class Family:
     released      how its files are written, where that is not as transformers does it or as the base has it
     traced        whether the memory of its training step is counted, layer by layer, and proven by a trace
     serve_flags   what ``vllm serve`` needs for it
+    unserved      those of ``model_types`` that vLLM, in the version ``VLLM``, has no class for
     tiny          sizes of a random model for tests, by model_type
     """
 
@@ -83,6 +87,7 @@ class Family:
     router: str = r"(?!)"
     frames: Mapping[str, str] = field(default_factory=dict)
     own: Mapping[str, Callable[[type[nn.Module]], type[nn.Module]]] = field(default_factory=dict)
+    remembers: bool = False
     forks: bool = True
     continues: bool = True
     carried: tuple[str, ...] = ()
@@ -94,6 +99,7 @@ class Family:
     released: Released | None = None
     traced: bool = False
     serve_flags: str = ""
+    unserved: tuple[str, ...] = ()
     tiny: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property

@@ -6,6 +6,7 @@ The head's logits are divided by ``logits_scaling``: a loss computed from the he
 from __future__ import annotations
 
 from hybrid_ft.hybrid_model.families.family import Config, Family, Mixing, attention, ssd
+from hybrid_ft.hybrid_model.layers.mamba2 import mamba2
 
 
 def _mixings(config: Config) -> list[tuple[Mixing, ...]]:
@@ -25,6 +26,7 @@ FAMILY = Family(
     refused={r"block_sparse_moe\.router": "a router stays as it was trained", r"conv1d": "a convolution has no low rank"},
     experts=("block_sparse_moe.experts.gate_up_proj", "block_sparse_moe.experts.down_proj"),
     router=r".*\.block_sparse_moe\.router\..*",
+    own={"GraniteMoeHybridMambaLayer": mamba2},
     float32=("A_log", "dt_bias", ".D"),
     logit_scale=lambda config: 1.0 / config.logits_scaling,
     tiny={

@@ -61,6 +61,7 @@ KIMI = Family(
 LING = Family(
     name="Ling 3",
     model_types={"bailing_hybrid": "BailingHybridForCausalLM"},
+    unserved=("bailing_hybrid",),
     mixings=_mixings,
     lora=_lora,
     refused=_REFUSED,

@@ -38,6 +38,7 @@ _CONV = {"layer_types": ["conv", "conv", "full_attention", "conv"], "conv_L_cach
 LFM2 = Family(
     name="LFM2, LFM2.5, LFM3",
     model_types={"lfm2": "Lfm2ForCausalLM", "lfm3": "Lfm3ForCausalLM"},
+    unserved=("lfm3",),
     mixings=_mixings,
     lora=_lora,
     refused=_REFUSED,

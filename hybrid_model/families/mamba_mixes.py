@@ -7,6 +7,7 @@ several tokens at once.
 from __future__ import annotations
 
 from hybrid_ft.hybrid_model.families.family import Config, Family, Mixing, attention, ssd
+from hybrid_ft.hybrid_model.layers.mamba2 import mamba2
 
 _ROUTER = {r"feed_forward\.router": "a router stays as it was trained"}
 _CONV = {r"conv1d": "a convolution has no low rank"}
@@ -48,6 +49,7 @@ BAMBA = Family(
     mixings=_bamba_mixings,
     lora=_lora,
     refused=_CONV,
+    own={"BambaMixer": mamba2},
     float32=("A_log", "dt_bias", ".D"),
     tiny={
         "bamba": _SIZES | {
@@ -65,6 +67,7 @@ ZAMBA2 = Family(
     refused=_CONV | {
         r"shared_transformer\.(self_attn|feed_forward)\.\w+_proj$": "several layers share it, and merging would add up",
         r"adapter_list.*": "it is an adapter already", r"\d+\.linear": "it joins two streams"},
+    own={"Zamba2MambaMixer": mamba2},
     float32=("A_log", "dt_bias", ".D"),
     tiny={
         "zamba2": _SIZES | {

@@ -7,6 +7,7 @@ out the lower bound of the time step that its scan has: a token decoded with a c
 from __future__ import annotations
 
 from hybrid_ft.hybrid_model.families.family import PEFT_REFUSES, Config, Family, Mixing, at, attention, ssd
+from hybrid_ft.hybrid_model.layers.mamba2 import mamba2
 
 
 def _mixings(config: Config) -> list[tuple[Mixing, ...]]:
@@ -37,6 +38,7 @@ FAMILY = Family(
 r"mixer\.gate$": "a router stays as it was trained", r"conv1d": "a convolution has no low rank"},
     experts=("mixer.experts.up_proj", "mixer.experts.down_proj"),
     router=r".*\.mixer\.gate\..*",
+    own={"NemotronHMamba2Mixer": mamba2},
     carried=(r"mtp\..*",),
     float32=("A_log", "dt_bias", ".D", "e_score_correction_bias"),
     tiny={

@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
-from hybrid_ft.hybrid_model.door.layout import SequenceLayout
+from hybrid_ft.hybrid_model.door.layout import Level, SequenceLayout
 from hybrid_ft.hybrid_model.door.rows import take_rows
 from hybrid_ft.kernels.gated_delta_rule import gated_delta_rule
 from hybrid_ft.kernels.short_conv import short_conv
+
+Step = Callable[..., tuple[torch.Tensor, Any, Any]]
+"""(a level's parts of the inputs, its ``Level``, tail and state before it, whether they are wanted after it) to the
+level's outputs [n, ...], its tail and its state."""
+
+
+def over_levels(layout: SequenceLayout, inputs: tuple[torch.Tensor, ...], step: Step) -> torch.Tensor:
+    """Outputs [N, ...] of a recurrence whose inputs are [N, ...] each: every level begins where its parents have ended."""
+    sizes = [sum(level.lengths) for level in layout.levels]
+    tail = state = None
+    outputs = []
+    for depth, (level, *parts) in enumerate(zip(layout.levels, *(x.split(sizes) for x in inputs))):
+        if level.parents is not None:
+            assert tail is not None and state is not None
+            tail, state = take_rows(tail, level.parents), take_rows(state, level.parents)
+        o, tail, state = step(parts, level, tail, state, depth + 1 < len(layout.levels))
+        outputs.append(o)
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
 def delta_over_levels(
@@ -26,16 +47,11 @@ def delta_over_levels(
     """
     HV, keys = g.shape[1], key_heads * key_dim
     widths = [keys, keys, qkv.shape[1] - 2 * keys]
-    sizes = [sum(level.lengths) for level in layout.levels]
-    tail = state = None
-    outputs = []
-    for depth, (level, x, g_level, beta_level) in enumerate(
-        zip(layout.levels, qkv.split(sizes), g.split(sizes), beta.split(sizes))
-    ):
-        if level.parents is not None:
-            assert tail is not None and state is not None
-            tail, state = take_rows(tail, level.parents), take_rows(state, level.parents)
-        more = depth + 1 < len(layout.levels)
+
+    def step(
+        parts: list[torch.Tensor], level: Level, tail: torch.Tensor | None, state: torch.Tensor | None, more: bool
+    ) -> tuple[torch.Tensor, Any, Any]:
+        x, g_level, beta_level = parts
         convolved, tail = short_conv(
             x, conv_weight, cu_seqlens=level.cu_seqlens, initial_tail=tail, output_final_tail=more
         )
@@ -50,5 +66,6 @@ def delta_over_levels(
             initial_state=state,
             output_final_state=more,
         )
-        outputs.append(o.squeeze(0))
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        return o.squeeze(0), tail, state
+
+    return over_levels(layout, (qkv, g, beta), step)

@@ -18,16 +18,17 @@ from hybrid_ft.kernels.gated_delta_rule.checks import FLOATS, check_cu_seqlens, 
 def short_conv(
     x: Tensor,
     weight: Tensor,
+    bias: Tensor | None = None,
     *,
     cu_seqlens: Tensor | None = None,
     initial_tail: Tensor | None = None,
     output_final_tail: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """
-    x [N, D], segments end to end; weight [D, W]; cu_seqlens int32 or int64 [S+1], one segment if None.
+    x [N, D], segments end to end; weight [D, W]; bias [D] or None; cu_seqlens int32 or int64 [S+1], one segment if None.
     initial_tail, final_tail [S, W-1, D]: the last W-1 raw inputs before and after each segment, oldest first, zeros
     where there were none. Returns y [N, D] and the final tail or None, both in x's dtype; bfloat16 and float16 are
-    computed in float32. Differentiable in x, weight and initial_tail, through both outputs.
+    computed in float32. Differentiable in x, weight, bias and initial_tail, through both outputs.
     The tensors' device alone decides the path: on a GPU Triton kernels, for W up to 4, any strides, and without waiting
     for the device, so that a cu_seqlens that lies there is not read back and not checked.
     Raises ValueError, one line, for shapes, dtypes or segment edges that do not fit. See reference.py.
@@ -35,6 +36,9 @@ def short_conv(
     _check(x, weight, ("N", "D"))
     if cu_seqlens is not None:
         check_cu_seqlens(cu_seqlens, 1, len(x), readable(cu_seqlens))
+    if bias is not None and (tuple(bias.shape) != x.shape[1:] or bias.dtype not in FLOATS):
+        got = f"{tuple(bias.shape)} {bias.dtype}"
+        raise ValueError(f"bias: got {got}; it must be float with shape {tuple(x.shape[1:])}")
     segments, width = 1 if cu_seqlens is None else len(cu_seqlens) - 1, weight.shape[1]
     shape = (segments, width - 1, x.shape[1])
     if initial_tail is not None and (tuple(initial_tail.shape) != shape or initial_tail.dtype not in FLOATS):
@@ -44,20 +48,25 @@ def short_conv(
         # Triton is there wherever torch supports CUDA, and nowhere else.
         from hybrid_ft.kernels.short_conv.gpu.launch import triton_short_conv
 
-        return triton_short_conv(x, weight, cu_seqlens, initial_tail, output_final_tail)
+        return triton_short_conv(x, weight, bias, cu_seqlens, initial_tail, output_final_tail)
     if initial_tail is None:
         initial_tail = x.new_zeros(shape)
-    return _short_conv(x, weight, cu_seqlens, initial_tail, output_final_tail)
+    return _short_conv(x, weight, bias, cu_seqlens, initial_tail, output_final_tail)
 
 
 @torch.compiler.disable  # inference mode's tensors fit no graph
 def _short_conv(
-    x: Tensor, weight: Tensor, cu_seqlens: Tensor | None, initial_tail: Tensor, output_final_tail: bool
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    cu_seqlens: Tensor | None,
+    initial_tail: Tensor,
+    output_final_tail: bool,
 ) -> tuple[Tensor, Tensor | None]:
     if cu_seqlens is None:
         cu_seqlens = torch.tensor([0, len(x)])
     edges = cu_seqlens.to(x.device, torch.int64)
-    y = _ShortConv.apply(x, weight, initial_tail.to(_compute_dtype(x)), edges)
+    y = _ShortConv.apply(x, weight, bias, initial_tail.to(_compute_dtype(x)), edges)
     return y, _final_tail(x, initial_tail.to(x.dtype), edges) if output_final_tail else None
 
 
@@ -122,9 +131,11 @@ class _Heads:
         first[self.own] = x[self.rows].to(tail.dtype)
         self.window = torch.cat([tail, first], dim=1)
 
-    def convolve(self, taps: Tensor) -> Tensor:
+    def convolve(self, taps: Tensor, bias: Tensor | None) -> Tensor:
         """Pre-activations [rows, D]."""
         pre = torch.zeros_like(self.window[:, : self.count])
+        if bias is not None:
+            pre += bias
         for w, tap in enumerate(taps):
             pre.addcmul_(self.window[:, w : w + self.count], tap)
         return pre[self.own]
@@ -147,9 +158,12 @@ def _runs(x: Tensor) -> list[tuple[int, int]]:
     return [(start, min(start + rows, len(x))) for start in range(0, len(x), rows)]
 
 
-def _convolve(x: Tensor, taps: tuple[Tensor, ...], start: int, stop: int, out: Tensor) -> Tensor:
+def _convolve(x: Tensor, taps: tuple[Tensor, ...], bias: Tensor | None, start: int, stop: int, out: Tensor) -> Tensor:
     """Pre-activations of rows start to stop, as if x [N, D] were one segment without a tail; taps W of [D]."""
-    torch.mul(x[start:stop], taps[-1], out=out)
+    if bias is None:
+        torch.mul(x[start:stop], taps[-1], out=out)
+    else:
+        torch.addcmul(bias, x[start:stop], taps[-1], out=out)
     for back, tap in enumerate(taps[-2::-1], start=1):
         first = max(start, back)
         if first < stop:
@@ -159,38 +173,50 @@ def _convolve(x: Tensor, taps: tuple[Tensor, ...], start: int, stop: int, out: T
 
 class _ShortConv(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, tail: Tensor, edges: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight, tail, edges)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor, edges: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight, bias, tail, edges)
         y = torch.empty(x.shape, dtype=tail.dtype, device=x.device)
         with torch.inference_mode():
             taps, wide = weight.to(tail.dtype).T.contiguous(), x.to(tail.dtype)
-            heads = _Heads(wide, tail, edges)
+            heads, shift = _Heads(wide, tail, edges), None if bias is None else bias.to(tail.dtype)
             for start, stop in _runs(x):
-                F.silu(_convolve(wide, taps.unbind(), start, stop, y[start:stop]), inplace=True)
-            y[heads.rows] = F.silu(heads.convolve(taps))
+                F.silu(_convolve(wide, taps.unbind(), shift, start, stop, y[start:stop]), inplace=True)
+            y[heads.rows] = F.silu(heads.convolve(taps, shift))
         return y.to(x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, tail, edges = ctx.saved_tensors
+        x, weight, bias, tail, edges = ctx.saved_tensors
         dx = torch.empty(x.shape, dtype=tail.dtype, device=x.device)
         dtail, dtaps = torch.empty_like(tail), tail.new_empty(weight.shape[::-1])
+        dbias = None if bias is None else tail.new_empty(bias.shape)
         with torch.inference_mode():
             taps, wide = weight.to(tail.dtype).T.contiguous(), x.to(tail.dtype)
             heads = _Heads(wide, tail, edges)
-            dpre = torch.ops.aten.silu_backward(dy[heads.rows].to(tail.dtype), heads.convolve(taps))
+            shift = None if bias is None else bias.to(tail.dtype)
+            dpre = torch.ops.aten.silu_backward(dy[heads.rows].to(tail.dtype), heads.convolve(taps, shift))
             dwindow = heads.differentiate(dpre, taps, dtaps)
-            _differentiate_runs(wide, taps.unbind(), dy, heads.rows, dx, dtaps.unbind())
+            if dbias is not None:
+                torch.sum(dpre, 0, out=dbias)
+            _differentiate_runs(wide, taps.unbind(), shift, dy, heads.rows, dx, dtaps.unbind(), dbias)
             dx[heads.rows] += dwindow[:, heads.count :][heads.own]
             dtail.copy_(dwindow[:, : heads.count])
-        return dx.to(x.dtype), dtaps.T.to(weight.dtype), dtail, None
+        dbias = None if dbias is None else dbias.to(bias.dtype)
+        return dx.to(x.dtype), dtaps.T.to(weight.dtype), dbias, dtail, None
 
 
 def _differentiate_runs(
-    x: Tensor, taps: tuple[Tensor, ...], dy: Tensor, heads: Tensor, dx: Tensor, dtaps: tuple[Tensor, ...]
+    x: Tensor,
+    taps: tuple[Tensor, ...],
+    bias: Tensor | None,
+    dy: Tensor,
+    heads: Tensor,
+    dx: Tensor,
+    dtaps: tuple[Tensor, ...],
+    dbias: Tensor | None,
 ) -> None:
-    """Fills ``dx`` and adds to ``dtaps``, without what comes through the outputs of the rows ``heads``."""
+    """Fills ``dx`` and adds to ``dtaps`` and ``dbias``, without what comes through the outputs of the rows ``heads``."""
     runs, ahead = _runs(x), len(taps) - 1
     buffers = x.new_empty(3, max((stop - start for start, stop in runs), default=0) + ahead, x.shape[1])
     bounds = torch.tensor([(start, min(stop + ahead, len(x))) for start, stop in runs], device=x.device).view(-1, 2)
@@ -198,11 +224,13 @@ def _differentiate_runs(
         # A row's input reaches W-1 outputs further on.
         end, n = min(stop + ahead, len(x)), stop - start
         pre, dpre, product = buffers[:, : end - start].unbind()
-        _convolve(x, taps, start, end, pre)
+        _convolve(x, taps, bias, start, end, pre)
         torch.ops.aten.silu_backward.grad_input(dy[start:end].to(x.dtype), pre, grad_input=dpre)
         if first_head < last_head:
             dpre[heads[first_head:last_head] - start] = 0
 
+        if dbias is not None:
+            dbias.add_(dpre[:n].sum(0))
         torch.mul(dpre[:n], taps[-1], out=dx[start:stop])
         dtaps[-1].add_(torch.mul(dpre[:n], x[start:stop], out=product[:n]).sum(0))
         for back, tap, dtap in zip(range(1, len(taps)), taps[-2::-1], dtaps[-2::-1]):

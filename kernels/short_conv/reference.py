@@ -2,7 +2,7 @@
 
 Every channel has its own filter of W taps; taps do not cross segments.
 
-    pre[n, d] = sum_w weight[d, w] * x[n - (W - 1) + w, d]        y = pre * sigmoid(pre)
+    pre[n, d] = bias[d] + sum_w weight[d, w] * x[n - (W - 1) + w, d]        y = pre * sigmoid(pre)
 
 where rows before a segment's first come from its tail, oldest first.
 """
@@ -17,6 +17,7 @@ from torch import Tensor
 def short_conv_reference(
     x: Tensor,
     weight: Tensor,
+    bias: Tensor | None = None,
     *,
     cu_seqlens: Tensor | None = None,
     initial_tail: Tensor | None = None,
@@ -30,6 +31,7 @@ def short_conv_reference(
         tail = x.new_zeros(width - 1, x.shape[1]) if initial_tail is None else initial_tail[segment].to(x.dtype)
         history = torch.cat([tail, x[start:end]])
         if end > start:
-            outputs.append(F.silu((history.unfold(0, width, 1) * weight).sum(-1)))
+            pre = (history.unfold(0, width, 1) * weight).sum(-1)
+            outputs.append(F.silu(pre if bias is None else pre + bias))
         tails.append(history[len(history) - (width - 1) :])
     return torch.cat(outputs), torch.stack(tails) if output_final_tail else None

@@ -238,7 +238,7 @@ COMMANDS = [
     command("a prompt that is no object", "generate", "tiny", "--prompts", "p.jsonl", says="p.jsonl:1: must be an object", files={"p.jsonl": "[1]\n"}),
     command("a prompt that is a number", "generate", "tiny", "--prompts", "p.jsonl", says='p.jsonl:1: "prompt" must be a string', files={"p.jsonl": '{"prompt": 5}\n'}),
     command("a prompt twice", "generate", "tiny", "--prompts", "p.jsonl", says="p.jsonl:1: key 'prompt' is given twice", files={"p.jsonl": '{"prompt": "a", "prompt": "b"}\n'}),
-    command("NaN beside a prompt", "generate", "tiny", "--prompts", "p.jsonl", says="p.jsonl:1: NaN is no JSON number", files={"p.jsonl": '{"prompt": "a", "x": NaN}\n'}),
+    command("NaN beside a prompt", "generate", "tiny", "--prompts", "p.jsonl", says="p.jsonl:1: NaN is not a JSON number", files={"p.jsonl": '{"prompt": "a", "x": NaN}\n'}),
     command("half a character in a prompt", "generate", "tiny", "--prompts", "p.jsonl", says="p.jsonl:1: ", files={"p.jsonl": '{"prompt": "\\ud800"}\n'}),
     command("prompts nested without end", "generate", "tiny", "--prompts", "p.jsonl", says="p.jsonl:1: ", files={"p.jsonl": "[" * 100_000}),
     command("a conversation that is answered", "generate", "tiny", "--prompts", "p.jsonl", says="p.jsonl:1: messages must end on a turn that waits for an answer", files={"p.jsonl": lines(ROW)}),

@@ -99,6 +99,16 @@ def test_neftune_adds_noise_by_the_length_of_each_document(plain):
     assert torch.equal(flat.model(**batch).hidden_states[0], clean)
 
 
+def test_a_label_that_its_document_does_not_predict_is_left_out(plain):
+    """The first token of a packed document would be scored in the last state of the one before."""
+    tokens = torch.arange(1, 21)[None]
+    alone = [plain(part, labels=part).loss.item() * (part.shape[1] - 1) for part in tokens.split([12, 8], dim=1)]
+    flat = lay_flat(plain)
+    positions = torch.cat([torch.arange(12), torch.arange(8)])[None]
+    got = flat(tokens, position_ids=positions, labels=tokens, use_cache=False).loss.item()
+    assert got == pytest.approx(sum(alone) / 18, rel=1e-5)
+
+
 def test_a_mask_of_pairs_says_where_documents_begin(plain):
     flat = lay_flat(plain)
     tokens = torch.arange(1, 21)[None]

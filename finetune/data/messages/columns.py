@@ -167,7 +167,7 @@ def row_format(source: Source, rows: list[Row]) -> Form | None:
         return Form(mapping.name, mapping.in_words(), mapping.used(rows), mapping.conversation)
     form = recognise(mapping.samples(rows), None)
     if form is None:
-        raise InputError(f"{mapping.name}: maps neither turns nor prompt and completion")
+        raise InputError(f"{mapping.name}: maps neither turns nor prompt and completion; name one of the two")
     return Form(mapping.name, mapping.in_words(), mapping.used(rows), mapping.converted(form.convert, mapping.renamed))
 
 

@@ -26,7 +26,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _constant(text: str) -> float:
-    raise BadRow("not JSON", f"{text} is no JSON number; write null or leave the key out")
+    raise BadRow("not JSON", f"{text} is not a JSON number; write null or leave the key out")
 
 
 def _float(text: str) -> float:

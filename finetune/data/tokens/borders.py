@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from hybrid_ft.finetune.data.tokens.filled import Filled
 from hybrid_ft.finetune.data.tokens.template import Span
 
 if TYPE_CHECKING:
-    from tokenizers import Encoding
+    from hybrid_ft.finetune.data.tokens.parts import Tokenized
 
 SPLIT_LINE_ENDS, SPLIT_MERGES = "line_ends_split_from_header", "merges_split_from_prompt"
 NOT_ASKED_THOUGHT, NOT_ASKED_TURNS, NOT_ASKED_MERGE = "not_asked_opening", "not_asked_turns", "not_asked_merge"
@@ -108,7 +109,7 @@ def empty_thought(border: Border, filled: Filled, control: ControlTokens) -> int
 class Laid:
     """A marked row in tokens, encoded in one part or in several; a part's first character is at ``_froms`` of it."""
 
-    def __init__(self, froms: list[int], encodings: list[Encoding]) -> None:
+    def __init__(self, froms: list[int], encodings: Sequence[Tokenized]) -> None:
         self._froms, self._encodings = froms, encodings
         self._tokens = [0]
         self.ids: list[int] = list(encodings[0].ids)
@@ -165,7 +166,9 @@ class Laid:
         return self.ids[:begin] + whole, opened
 
 
-def continued(marked: str, borders: list[Border], encoding: Encoding, control: ControlTokens) -> tuple[Laid, list[str]]:
+def continued(
+    marked: str, borders: list[Border], encoding: Tokenized, control: ControlTokens
+) -> tuple[Laid, list[str]]:
     """A row whose last answer begins where the prompt that asks for it ends, as far as that can be; and what was not so.
 
     Answers before it are not encoded apart: in a later prompt they stand as the tokenizer joins them.

@@ -11,13 +11,14 @@ import itertools
 import json
 import re
 import secrets
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from hybrid_ft.errors import InputError
+from hybrid_ft.finetune.data.tokens.parts import PartTokenizer, Tokenized
 from hybrid_ft.hybrid_model.checkpoint.new_tokens import tokens_of_text
 
 if TYPE_CHECKING:
-    from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
 
 _REMEMBERED = 400  # characters
@@ -48,6 +49,7 @@ class ControlTokens:
         self._written = re.compile("\U000f0000[0-9a-f]+\U000f0001")
         self._short: dict[str, list[int]] = {}
         self._backend = _renamed_copy(parts, self._renamed, self.ids)
+        self._in_parts = PartTokenizer.of(self._backend, parts, "\U000f0000", f"\U000f0000{nonce}[0-9]+\U000f0001")
         if not self._backend.encode("any words", add_special_tokens=False).ids:
             raise InputError("model.tokenizer: makes no tokens of plain text; its vocabulary is empty or damaged")
 
@@ -59,8 +61,10 @@ class ControlTokens:
         """Every control token that text would become, left to right."""
         return list(self.pattern.finditer(literal))
 
-    def encode(self, marked: list[str]) -> list[Encoding]:
+    def encode(self, marked: list[str]) -> Sequence[Tokenized]:
         """Encode texts whose control tokens are marked. No begin or end token is put around them."""
+        if self._in_parts is not None:
+            return self._in_parts.encode(marked)
         return self._backend.encode_batch(marked, add_special_tokens=False)
 
     def ids_of(self, marked: str) -> list[int]:

@@ -17,7 +17,7 @@ from hybrid_ft.finetune.data.tokens.template import RUNAWAY, ChatTemplate
 from hybrid_ft.finetune.data.tokens.weights import check_unmoved, placed_weights, token_weights
 
 if TYPE_CHECKING:
-    from tokenizers import Encoding
+    from hybrid_ft.finetune.data.tokens.parts import Tokenized
 
 UNTRAINED, CUT = "turns_not_trained_by_flag", "cut"
 EMPTY_TRAINED, EMPTY_UNTRAINED = "empty_thoughts_trained", "empty_thoughts_not_trained"
@@ -169,7 +169,7 @@ def _filled(conversation: Conversation, template: ChatTemplate, control: Control
     return _Filled(filled.marked, borders, plan.controls, answer, tuple(sorted(found)), counts, weights)
 
 
-def _encoded(row: _Filled, encoding: Encoding, control: ControlTokens) -> Encoded:
+def _encoded(row: _Filled, encoding: Tokenized, control: ControlTokens) -> Encoded:
     _check_controls(encoding.ids, row.controls, control)
     if not row.borders:
         return Encoded(encoding.ids, [], [], row.answer, row.control_tokens_as_text, 0, row.counts)

@@ -126,4 +126,4 @@ def _template_text(wanted: str | None, tokenizer: PreTrainedTokenizerBase) -> tu
     except OSError as error:
         raise InputError(f"model.chat_template: {wanted} cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
-        raise InputError(f"model.chat_template: {wanted} is not UTF-8") from None
+        raise InputError(f"model.chat_template: {wanted} is not UTF-8; save the file as UTF-8") from None

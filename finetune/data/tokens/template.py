@@ -204,7 +204,9 @@ class ChatTemplate:
             raise InputError(f"model.chat_template: {bad}".replace(" on this row", " on any row")) from None
         found = {int(match[1]): match for match in self._slot.finditer(text)}
         if sorted(found) != [0, 1, 2, 3]:
-            raise InputError(f"model.chat_template: {self.name} does not write user and assistant turns as they are")
+            raise InputError(
+                f"model.chat_template: {self.name} does not write user and assistant turns as they are; use one that does"
+            )
         for match in _NAMED_TOKEN.finditer(text + asking):
             if match[0] not in self._control.ids:
                 text = f"{self.name} writes {match[0]}, which is not one token of the tokenizer"

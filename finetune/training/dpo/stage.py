@@ -25,7 +25,7 @@ from hybrid_ft.finetune.training.dpo.checks import check_first_loss, check_whole
 from hybrid_ft.finetune.training.dpo.metrics import measures, show_progress
 from hybrid_ft.finetune.training.dpo.trainer import PairTrainer
 from hybrid_ft.finetune.training.plan import Plan
-from hybrid_ft.finetune.training.preference import fill_reference, show_measures
+from hybrid_ft.finetune.training.preference import fill_reference, portions_of, show_measures
 from hybrid_ft.finetune.training.progress import ShowProgress
 from hybrid_ft.finetune.training.reference_cache import (
     ReferenceCache,
@@ -109,10 +109,7 @@ def plan_of(recipe: Recipe, pairs: Any, processes: int = 1) -> Plan:
 
 def _describe(start: training.Start) -> tuple[str, str]:
     dpo = _section(start.recipe)
-    portions = (
-        f"steps     {dpo.pairs_per_step} pairs each, in micro-batches of at most {start.recipe.train.batch_tokens:,} "
-        f"tokens; {start.plan.per_epoch:,} steps an epoch"
-    )
+    portions = portions_of(start, dpo.pairs_per_step, "pairs")
     return portions, f"loss {dpo.loss}, beta {dpo.beta:g}, "
 
 

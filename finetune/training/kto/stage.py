@@ -28,7 +28,7 @@ from hybrid_ft.finetune.training.kto.batches import ANSWER, bounds_of, forks_of
 from hybrid_ft.finetune.training.kto.metrics import measures, show_progress
 from hybrid_ft.finetune.training.kto.trainer import AnswerTrainer
 from hybrid_ft.finetune.training.plan import Plan
-from hybrid_ft.finetune.training.preference import fill_reference, show_measures
+from hybrid_ft.finetune.training.preference import fill_reference, portions_of, show_measures
 from hybrid_ft.finetune.training.progress import ShowProgress
 from hybrid_ft.finetune.training.reference_cache import (
     ANSWERS,
@@ -142,10 +142,7 @@ def plan_of(recipe: Recipe, prepared: Any, processes: int = 1) -> Plan:
 
 def _describe(start: training.Start) -> tuple[str, str]:
     kto = _section(start.recipe)
-    portions = (
-        f"steps     {kto.rows_per_step} rows each, in micro-batches of at most {start.recipe.train.batch_tokens:,} "
-        f"tokens; {start.plan.per_epoch:,} steps an epoch"
-    )
+    portions = portions_of(start, kto.rows_per_step, "rows")
     return portions, f"loss {kto.loss}, beta {kto.beta:g}, "
 
 

@@ -22,7 +22,7 @@ from hybrid_ft.finetune.runs.identity import digest
 from hybrid_ft.finetune.training import run as training
 from hybrid_ft.finetune.training.arguments import arguments
 from hybrid_ft.finetune.training.plan import Plan
-from hybrid_ft.finetune.training.preference import show_measures
+from hybrid_ft.finetune.training.preference import portions_of, show_measures
 from hybrid_ft.finetune.training.reference_cache import digests_of
 from hybrid_ft.finetune.training.reward.metrics import measures, show_progress
 from hybrid_ft.finetune.training.reward.trainer import ScoreTrainer
@@ -81,10 +81,7 @@ def plan_of(recipe: Recipe, pairs: Any, processes: int = 1) -> Plan:
 
 def _describe(start: training.Start) -> tuple[str, str]:
     reward = _section(start.recipe)
-    portions = (
-        f"steps     {reward.pairs_per_step} pairs each, in micro-batches of at most {start.recipe.train.batch_tokens:,} "
-        f"tokens; {start.plan.per_epoch:,} steps an epoch"
-    )
+    portions = portions_of(start, reward.pairs_per_step, "pairs")
     centred = reward.center_rewards_coefficient
     return portions, "loss Bradley-Terry, " + (f"scores drawn to 0 by {centred:g}, " if centred else "")
 

@@ -8,14 +8,12 @@ from torch import nn
 
 from hybrid_ft.errors import InputError
 from hybrid_ft.hybrid_model.families.family import Config, Family, Mixing, Released, attention, delta
-from hybrid_ft.hybrid_model.families.olmo_hybrid import decoder_layers, model, names
+from hybrid_ft.hybrid_model.families.olmo_hybrid import decoder_layers, names
 from hybrid_ft.hybrid_model.layers import norm_and_mlp
 from hybrid_ft.hybrid_model.layers.attention import OlmoHybridAttention
 from hybrid_ft.hybrid_model.layers.gated_delta_net import OlmoHybridGatedDeltaNet
 
 _OWN: tuple[type[nn.Module], ...] = (
-    model.OlmoHybridForCausalLM,
-    model.OlmoHybridModel,
     decoder_layers.OlmoHybridAttentionDecoderLayer,
     decoder_layers.OlmoHybridLinearAttentionDecoderLayer,
     OlmoHybridAttention,
@@ -60,6 +58,7 @@ FAMILY = Family(
         r"conv1d": "a convolution of four weights a channel has no low rank",
     },
     own={cls.__name__: lambda _, cls=cls: cls for cls in _OWN},  # type: ignore[misc]
+    remembers=True,
     repair=_repair,
     released=Released(
         shapes=names.released_shapes,

@@ -61,10 +61,12 @@ def _starts(cu_seqlens, first, o_n, S, steps, W: tl.constexpr):
 
 @triton.jit
 def _convolve(
-    x, x_row, weight, tail, first, o_n, o_d, start, segment, edge, mask, D: tl.constexpr, W: tl.constexpr
+    x, x_row, weight, bias, tail, first, o_n, o_d, start, segment, edge, mask, D: tl.constexpr, W: tl.constexpr
 ):  # fmt: skip
     """Pre-activations [tokens, channels]."""
     pre = tl.zeros(mask.shape, tl.float32)
+    if bias is not None:
+        pre += tl.load(bias + o_d, mask=o_d < D, other=0.0).to(tl.float32)[None, :]
     for w in tl.static_range(W):
         tap = tl.load(weight + o_d * W + w, mask=o_d < D, other=0.0).to(tl.float32)
         o = o_n - (W - 1 - w)
@@ -76,28 +78,33 @@ def _convolve(
 
 @triton.jit(do_not_specialize=["N", "S", "steps"])
 def forward_kernel(
-    x, x_row, weight, tail, cu_seqlens, y, N, S, steps,
+    x, x_row, weight, bias, tail, cu_seqlens, y, N, S, steps,
     D: tl.constexpr, W: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     first, o_n, o_d, mask = _place(N, D, BT, BD)
     segment, start, edge = _starts(cu_seqlens, first, o_n, S, steps, W)
-    pre = _convolve(x, x_row, weight, tail, first, o_n, o_d, start, segment, edge, mask, D, W)
+    pre = _convolve(x, x_row, weight, bias, tail, first, o_n, o_d, start, segment, edge, mask, D, W)
     store_tile(y, D, first, o_n, o_d, mask, pre * sigmoid(pre))
 
 
 @triton.jit(do_not_specialize=["N", "S", "steps"])
 def activation_kernel(
-    x, x_row, weight, tail, cu_seqlens, dy, dy_row, dpre, dtaps, N, S, steps,
+    x, x_row, weight, bias, tail, cu_seqlens, dy, dy_row, dpre, dtaps, N, S, steps,
     D: tl.constexpr, W: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of the pre-activations [N, D], and each tile's part of dweight, dtaps [row tiles, W, D] float32."""
+    """The gradient of the pre-activations [N, D], and each tile's part of dweight, dtaps [row tiles, W, D] float32; with
+    a bias [row tiles, W + 1, D], its gradient's part last."""
     first, o_n, o_d, mask = _place(N, D, BT, BD)
     segment, start, edge = _starts(cu_seqlens, first, o_n, S, steps, W)
-    pre = _convolve(x, x_row, weight, tail, first, o_n, o_d, start, segment, edge, mask, D, W)
+    pre = _convolve(x, x_row, weight, bias, tail, first, o_n, o_d, start, segment, edge, mask, D, W)
     sig = sigmoid(pre)
     change = load_tile(dy, dy_row, first, o_n, o_d, mask) * sig * (1.0 + pre * (1.0 - sig))
     store_tile(dpre, D, first, o_n, o_d, mask, change)
-    dtaps += first // BT * (W * D)
+    if bias is not None:
+        dtaps += first // BT * ((W + 1) * D)
+        tl.store(dtaps + W * D + o_d, tl.sum(change, 0), mask=o_d < D)
+    else:
+        dtaps += first // BT * (W * D)
     for w in tl.static_range(W):
         o = o_n - (W - 1 - w)
         past = _history(

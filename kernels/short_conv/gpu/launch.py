@@ -29,15 +29,21 @@ STEP_CHANNELS = 128
 
 
 def triton_short_conv(
-    x: Tensor, weight: Tensor, cu_seqlens: Tensor | None, initial_tail: Tensor | None, output_final_tail: bool
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    cu_seqlens: Tensor | None,
+    initial_tail: Tensor | None,
+    output_final_tail: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """The op on checked arguments."""
-    check_gpu(x=x, weight=weight, **({} if initial_tail is None else {"initial_tail": initial_tail}))
+    optional = {"bias": bias, "initial_tail": initial_tail}
+    check_gpu(x=x, weight=weight, **{name: tensor for name, tensor in optional.items() if tensor is not None})
     if weight.shape[1] > WIDEST:
         raise ValueError(f"weight: got a width of {weight.shape[1]}; on a GPU it must be at most {WIDEST}")
     if cu_seqlens is None:
         cu_seqlens = torch.arange(2, device=x.device) * x.shape[0]
-    y, final_tail = forward_op(x, weight, cu_seqlens.to(x.device), initial_tail, output_final_tail)
+    y, final_tail = forward_op(x, weight, bias, cu_seqlens.to(x.device), initial_tail, output_final_tail)
     return y, final_tail if output_final_tail else None
 
 
@@ -51,17 +57,22 @@ def _initial_memory(x: Tensor, initial_tail: Tensor | None) -> Tensor:
 
 @torch.library.custom_op("hybrid_ft::short_conv", mutates_args=())
 def forward_op(
-    x: Tensor, weight: Tensor, cu_seqlens: Tensor, initial_tail: Tensor | None, output_final_tail: bool
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    cu_seqlens: Tensor,
+    initial_tail: Tensor | None,
+    output_final_tail: bool,
 ) -> tuple[Tensor, Tensor]:
     """y, and the final tail or nothing."""
     (N, D), W, S = x.shape, weight.shape[1], cu_seqlens.shape[0] - 1
     y, final_tail = x.new_empty(N, D), _final_memory(x, weight, cu_seqlens, output_final_tail)
-    x, weight = as_rows(x), weight.contiguous()
+    x, weight, bias = as_rows(x), weight.contiguous(), None if bias is None else bias.contiguous()
     tail = None if initial_tail is None else initial_tail.contiguous()
     with on(x):
         if y.numel():
             forward_kernel[_grid(N, D, TILE)](
-                x, x.stride(0), weight, tail, cu_seqlens, y, N, S, S.bit_length(), D, W, **TILE
+                x, x.stride(0), weight, bias, tail, cu_seqlens, y, N, S, S.bit_length(), D, W, **TILE
             )
         if final_tail.numel():
             BD, warps = _channels(D)
@@ -73,28 +84,41 @@ def forward_op(
 
 @forward_op.register_fake
 def _(
-    x: Tensor, weight: Tensor, cu_seqlens: Tensor, initial_tail: Tensor | None, output_final_tail: bool
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    cu_seqlens: Tensor,
+    initial_tail: Tensor | None,
+    output_final_tail: bool,
 ) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), _final_memory(x, weight, cu_seqlens, output_final_tail)
 
 
 @torch.library.custom_op("hybrid_ft::short_conv_backward", mutates_args=())
 def backward_op(
-    dy: Tensor, d_final: Tensor | None, x: Tensor, weight: Tensor, cu_seqlens: Tensor, initial_tail: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """dx, dweight, and the gradient of the initial tail or nothing."""
+    dy: Tensor,
+    d_final: Tensor | None,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    cu_seqlens: Tensor,
+    initial_tail: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """dx, dweight, dbias or nothing, and the gradient of the initial tail or nothing."""
     (N, D), W, S = x.shape, weight.shape[1], cu_seqlens.shape[0] - 1
     dx, dpre = x.new_empty(N, D), x.new_empty(N, D)
-    dtaps = x.new_empty(triton.cdiv(N, SUMMED["BT"]), W, D, dtype=torch.float32)
+    rows = W if bias is None else W + 1
+    dtaps = x.new_empty(triton.cdiv(N, SUMMED["BT"]), rows, D, dtype=torch.float32)
     dtail = _initial_memory(x, initial_tail)
     x, dy, weight = as_rows(x), as_rows(dy), weight.contiguous()
+    bias = None if bias is None else bias.contiguous()
     tail = None if initial_tail is None else initial_tail.contiguous()
     d_final = None if d_final is None else d_final.contiguous()
     counts = N, S, S.bit_length()
     with on(x):
         if dx.numel():
             activation_kernel[_grid(N, D, SUMMED)](
-                x, x.stride(0), weight, tail, cu_seqlens, dy, dy.stride(0), dpre, dtaps, *counts, D, W, **SUMMED
+                x, x.stride(0), weight, bias, tail, cu_seqlens, dy, dy.stride(0), dpre, dtaps, *counts, D, W, **SUMMED
             )
             input_kernel[_grid(N, D, TILE)](dpre, weight, d_final, cu_seqlens, dx, *counts, D, W, **TILE)
         if dtail.numel():
@@ -102,14 +126,23 @@ def backward_op(
             initial_tail_kernel[(S * triton.cdiv(D, BD),)](
                 dpre, weight, d_final, cu_seqlens, dtail, D, W, BD, num_warps=warps
             )
-    return dx, dtaps.sum(0).T.contiguous().to(weight.dtype), dtail
+    summed = dtaps.sum(0)
+    dbias = x.new_empty(0) if bias is None else summed[W].to(bias.dtype, copy=True)
+    return dx, summed[:W].T.contiguous().to(weight.dtype), dbias, dtail
 
 
 @backward_op.register_fake
 def _(
-    dy: Tensor, d_final: Tensor | None, x: Tensor, weight: Tensor, cu_seqlens: Tensor, initial_tail: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    return x.new_empty(x.shape), weight.new_empty(weight.shape), _initial_memory(x, initial_tail)
+    dy: Tensor,
+    d_final: Tensor | None,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    cu_seqlens: Tensor,
+    initial_tail: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dbias = x.new_empty(0) if bias is None else bias.new_empty(bias.shape)
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), dbias, _initial_memory(x, initial_tail)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -119,12 +152,12 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
 
 
 def _backward(ctx: Any, dy: Tensor | None, d_final: Tensor | None) -> tuple[Tensor | None, ...]:
-    x, weight, cu_seqlens, initial_tail = ctx.saved_tensors
+    x, weight, bias, cu_seqlens, initial_tail = ctx.saved_tensors
     dy = torch.zeros_like(x) if dy is None else dy
     # the gradient of a final tail that was not asked for has no rows
     d_final = d_final if ctx.output_final_tail else None
-    dx, dweight, dtail = backward_op(dy, d_final, x, weight, cu_seqlens, initial_tail)
-    return dx, dweight, None, None if initial_tail is None else dtail, None
+    dx, dweight, dbias, dtail = backward_op(dy, d_final, x, weight, bias, cu_seqlens, initial_tail)
+    return dx, dweight, None if bias is None else dbias, None, None if initial_tail is None else dtail, None
 
 
 forward_op.register_autograd(_backward, setup_context=_setup)

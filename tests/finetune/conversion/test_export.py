@@ -140,7 +140,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(tmp_path: Path, capsys: py
     there = {path for path in tmp_path.rglob("*")}
     for arguments, message, status in (
         ((BUNDLED, "{t}/out", "--to", "onnx"), "--to: got 'onnx'; must be one of transformers, int8, int4, gguf", 2),
-        ((BUNDLED, "{t}/out", "--to", "transformers", "--dtype", "int3"), "dtype 'int3' is none of", 2),
+        ((BUNDLED, "{t}/out", "--to", "transformers", "--dtype", "int3"), "dtype: got 'int3'; must be one of", 2),
         ((BUNDLED, "{t}/out", "--to", "transformers", "--shard-size", "big"), "--shard-size: got 'big'; must be", 2),
         ((BUNDLED, "{t}/out", "--to", "int8", "--shard-size", "5GB"), "--shard-size: goes with --to transformers", 2),
         ((BUNDLED, "{t}/there", "--to", "transformers"), "is there already", 2),

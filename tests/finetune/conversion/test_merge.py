@@ -170,7 +170,7 @@ BAD = {
     "OUT is there": (lambda folder: (folder.parent / "out").mkdir(), "out: is there already; name a new folder"),
     "OUT's folder is not": (lambda folder: None, "its folder does not exist"),
     "in the way": (lambda folder: (folder.parent / "out.part").mkdir(), "out.part: is in the way"),
-    "a dtype": (lambda folder: None, "dtype 'int4' is none of float32"),
+    "a dtype": (lambda folder: None, "dtype: got 'int4'; must be one of float32"),
 }  # fmt: skip
 
 

@@ -1,7 +1,9 @@
 """A checkpoint is whole or it is not used: every damage to every file is noticed, and names what is damaged."""
 
 import json
+import os
 import random
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -111,11 +113,39 @@ def test_everything_is_synced_before_the_rename_and_the_parent_after(tmp_path, m
     assert after == [tmp_path.name]
 
 
-def test_a_removal_cut_short_is_finished_at_the_next_start(tmp_path, monkeypatch):
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("error", [Killed, OSError("Cannot call rmtree on a symbolic link")])
+def test_a_removal_cut_short_is_finished_at_the_next_start(tmp_path, monkeypatch, error):
+    """By the end of the process, or by a bucket's mount, which must not be the end of the run."""
     for step in (1, 2):
         make(tmp_path, step)
-    with monkeypatch.context() as patched, pytest.raises(OSError):
-        patched.setattr(checkpoints.shutil, "rmtree", lambda path: (_ for _ in ()).throw(OSError))
-        checkpoints.rotate(tmp_path, keep=1)
+
+    def fail(*arguments, **more):
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "rmdir", fail)
+        with pytest.raises(Killed) if error is Killed else nullcontext():
+            checkpoints.rotate(tmp_path, keep=1)
+    assert checkpoints.committed(tmp_path) == [tmp_path / "checkpoint-2"]
+    assert any(path.name.startswith(".removing-checkpoint-1-") for path in tmp_path.iterdir())
     assert checkpoints.newest(tmp_path, pytest.fail) == tmp_path / "checkpoint-2"
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
+
+
+def test_a_checkpoint_that_cannot_be_renamed_goes_with_the_next(tmp_path, monkeypatch):
+    for step in (1, 2):
+        make(tmp_path, step)
+
+    def busy(*arguments):
+        raise OSError(16, "Device or resource busy")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(atomic.os, "rename", busy)
+        checkpoints.rotate(tmp_path, keep=1)
+    assert len(checkpoints.committed(tmp_path)) == 2
+    checkpoints.rotate(tmp_path, keep=1)
+    assert checkpoints.committed(tmp_path) == [tmp_path / "checkpoint-2"]

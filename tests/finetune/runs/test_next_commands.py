@@ -1,11 +1,14 @@
 """Commands that can be copied from the screen: quoted, with what the family's server needs."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from hybrid_ft.finetune.runs.next_commands import next_commands
+from hybrid_ft.hybrid_model.families.family import VLLM
+from hybrid_ft.hybrid_model.families.known import FAMILIES
 
 FLAGS = "--enforce-eager --disable-cascade-attn --mamba_ssm_cache_dtype float32"
 
@@ -51,3 +54,16 @@ def test_of_an_adapter(tmp_path: Path, settings: dict[str, object], rank: int) -
 def test_what_a_server_cannot_do(tmp_path: Path) -> None:
     wide = next_commands([adapter(tmp_path / "adapter", r=1024)], "olmo_hybrid")
     assert wide[-2] == "serve     vLLM serves adapters up to rank 512; merge this one first"
+
+
+def test_what_is_said_of_serving_is_what_the_table_says(root: Path, tmp_path: Path) -> None:
+    table = (root / "docs/families.md").read_text().partition("## Where a result can be served")[2]
+    header, _, *rows = [line.split(" | ") for line in table.splitlines() if line.startswith("|")]
+    assert header[2] == f"vLLM {VLLM}"
+    served = {kind: row[2].startswith("yes") for row in rows for kind in re.findall(r"`(\w+)`", row[1])}
+    assert served.keys() == {kind for family in FAMILIES for kind in (*family.model_types, *family.frames)}
+    for kind, yes in served.items():
+        line = next_commands([tmp_path / "model"], kind)[-2]
+        assert line.startswith("serve     vllm serve" if yes else f"serve     vLLM {VLLM} has no class for {kind}"), (
+            kind
+        )

@@ -81,7 +81,10 @@ def test_from_scratch(tmp_path):
     [
         ({"path": "7B"}, "model 7B is a shape without weights; set from_scratch: true"),
         ({"path": "tiny", "vocab_size": 64}, "vocab_size can be chosen with from_scratch only"),
-        ({"path": "tiny", "from_scratch": True, "dtype": "int4"}, "dtype 'int4' is none of float32, bfloat16"),
+        (
+            {"path": "tiny", "from_scratch": True, "dtype": "int4"},
+            "dtype: got 'int4'; must be one of float32, bfloat16",
+        ),
         ({"path": "no-such-preset"}, "no-such-preset: no such folder; name a preset \\(tiny, 190M, 1B, 7B\\)"),
         ({"path": "./missing/folder"}, "./missing/folder: no such folder"),
     ],

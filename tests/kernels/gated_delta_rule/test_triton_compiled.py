@@ -102,6 +102,13 @@ def test_compiled(
         assert arch != 90 or built.programs >= PROGRAMS[kernel]
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_compiled_for_mamba2(kernel: str, launch_of: Callable[..., Any], build: Callable[..., Any]) -> None:
+    """States of 128 by 64, as Granite 4 H, Falcon-H1 and Nemotron-H have them."""
+    built = build(launch_of(kernel, 90, (128, 64), torch.bfloat16), 90)
+    assert built.spilled <= SPILLED_FOR_PROGRAMS and built.programs >= PROGRAMS[kernel]
+
+
 def test_versions_that_are_wrong_are_refused() -> None:
     from hybrid_ft.kernels.gated_delta_rule.gpu.settings import refuse
 

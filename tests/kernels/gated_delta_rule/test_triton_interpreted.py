@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -232,6 +233,35 @@ def test_no_norm_and_a_scale() -> None:
     options = {"scale": 0.3, "use_qk_l2norm": False}
     true = results(gated_delta_rule_reference, leaves, up, cu_seqlens, **options)
     got = results(rule, leaves, up, cu_seqlens, torch.float32, **options)
+    assert max(error(x, t) for x, t in zip(got, true)) < 1e-6
+
+
+@inside
+def test_mamba2_is_the_rule_of_small_keys_and_large_values() -> None:
+    """S_t = exp(g) S_{t-1} + dt k v^T, o = q S, with two groups for four heads and time steps beyond 2."""
+    leaves, up, cu_seqlens = case([0, 70, 71, 130], (2, 4), (32, 16))
+    leaves[4] = 4 * leaves[4]
+    small, options = 2.0**-30, {"scale": 1.0, "use_qk_l2norm": False}
+
+    def scaled(rule: Callable) -> Callable:
+        return lambda q, k, v, *rest, **given: rule(q, k * small, v / small, *rest, **given)
+
+    def ssd(q, k, v, g, beta, *, cu_seqlens, initial_state, output_final_state, **_):
+        q, k = (x.repeat_interleave(2, 2) for x in (q, k))
+        outputs, states = [], []
+        for s, (start, end) in enumerate(pairwise(cu_seqlens.tolist())):
+            state = initial_state[s]
+            for t in range(start, end):
+                write = beta[0, t, :, None, None] * k[0, t, :, :, None] * v[0, t, :, None, :]
+                state = g[0, t, :, None, None].exp() * state + write
+                outputs.append((q[0, t, :, None, :] @ state).squeeze(1))
+            states.append(state)
+        return torch.stack(outputs)[None], torch.stack(states)
+
+    true = results(ssd, leaves, up, cu_seqlens)
+    exact = results(scaled(gated_delta_rule_reference), leaves, up, cu_seqlens, **options)
+    assert max(error(x, t) for x, t in zip(exact, true)) < 1e-12
+    got = results(scaled(rule), leaves, up, cu_seqlens, torch.float32, **options)
     assert max(error(x, t) for x, t in zip(got, true)) < 1e-6
 
 

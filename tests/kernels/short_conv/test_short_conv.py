@@ -36,26 +36,37 @@ def assert_close(got: list[Tensor], true: list[Tensor], tolerance: float = 1e-12
         torch.testing.assert_close(x, y, rtol=tolerance, atol=tolerance)
 
 
+def biased(rule):
+    """The rule whose bias is the weight's last column, so that its gradient is among the results."""
+    return lambda x, weight, **options: rule(x, weight[:, :-1], weight[:, -1], **options)
+
+
 @pytest.mark.parametrize("W", [1, 2, 4])
 @pytest.mark.parametrize("edges", PACKINGS, ids=str)
 def test_definition_in_float64(edges: list[int], W: int) -> None:
     inputs = case(edges, W=W)
     assert_close(results(short_conv, *inputs), results(short_conv_reference, *inputs))
+    leaves, up, cu_seqlens = inputs
+    with_bias = [leaves[0], torch.cat([leaves[1], leaves[1][:, :1]], 1), leaves[2]], up, cu_seqlens
+    assert_close(results(biased(short_conv), *with_bias), results(biased(short_conv_reference), *with_bias))
 
 
 def test_reference_is_torchs_convolution() -> None:
     (x, weight, tail), _, _ = case([0, 20])
-    y, final_tail = short_conv_reference(x, weight, initial_tail=tail, output_final_tail=True)
+    bias = weight[:, 1]
+    y, final_tail = short_conv_reference(x, weight, bias, initial_tail=tail, output_final_tail=True)
     history = torch.cat([tail[0], x])
-    expected = F.silu(F.conv1d(history.T[None], weight[:, None], groups=6))[0].T
+    expected = F.silu(F.conv1d(history.T[None], weight[:, None], bias, groups=6))[0].T
     assert_close([y, final_tail[0]], [expected, history[-3:]])
 
 
 @pytest.mark.parametrize("D", [5000, 30000])
 def test_runs_of_rows_meet(D: int) -> None:
     """So wide that rows are worked on 16 at a time: across runs, segments and their first rows."""
-    inputs = case([0, 1, 15, 16, 18, 33, 50], D=D)
-    assert_close(results(short_conv, *inputs), results(short_conv_reference, *inputs))
+    leaves, up, cu_seqlens = case([0, 1, 15, 16, 18, 33, 50], D=D)
+    leaves[1] = torch.cat([leaves[1], leaves[1][:, :1]], 1)
+    inputs = leaves, up, cu_seqlens
+    assert_close(results(biased(short_conv), *inputs), results(biased(short_conv_reference), *inputs))
 
 
 def test_float32_error_is_at_most_twice_the_references_own() -> None:
@@ -132,6 +143,7 @@ BAD = {
     "x rank": ({"x": torch.randn(1, 6, 4)}, r"x: got \(1, 6, 4\) torch.float32; .* \[N, D\]"),
     "x integer": ({"x": torch.ones(6, 4, dtype=torch.int64)}, r"x: got \(6, 4\) torch.int64; .* float"),
     "weight shape": ({"weight": torch.randn(5, 4)}, r"weight: got \(5, 4\) torch.float32; .* D = 4 and W at least 1"),
+    "bias": ({"bias": torch.zeros(4, 1)}, r"bias: got \(4, 1\) torch.float32; it must be float with shape \(4,\)"),
     "edges": ({"cu_seqlens": torch.tensor([0, 5])}, r"cu_seqlens: got 0 \.\.\. 5; .* end at 6 tokens"),
     "tail": ({"initial_tail": torch.zeros(2, 3, 4)}, r"initial_tail: got \(2, 3, 4\) torch.float32; .* \(1, 3, 4\)"),
 }

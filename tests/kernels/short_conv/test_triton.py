@@ -21,15 +21,18 @@ def case(edges: list[int], D: int = 6, W: int = 4, tail: bool = True, final: boo
     return [x, weight, old if tail else None], up[: 1 + final], torch.tensor(edges, dtype=torch.int32)
 
 
-def rules(cu_seqlens: Tensor | None, final: bool = True):
-    """The kernels and the reference."""
+def rules(cu_seqlens: Tensor | None, final: bool = True, biased: bool = False):
+    """The kernels and the reference; ``biased``: with the weight's last column for a bias."""
     from hybrid_ft.kernels.short_conv.gpu.launch import triton_short_conv
 
     def kernels(x, weight, tail):
-        return triton_short_conv(x, weight, None if cu_seqlens is None else cu_seqlens.to(x.device), tail, final)
+        weight, bias = (weight[:, :-1], weight[:, -1]) if biased else (weight, None)
+        return triton_short_conv(x, weight, bias, None if cu_seqlens is None else cu_seqlens.to(x.device), tail, final)
 
     def reference(x, weight, tail):
-        return short_conv_reference(x, weight, cu_seqlens=cu_seqlens, initial_tail=tail, output_final_tail=final)
+        weight, bias = (weight[:, :-1], weight[:, -1]) if biased else (weight, None)
+        options = {"cu_seqlens": cu_seqlens, "initial_tail": tail, "output_final_tail": final}
+        return short_conv_reference(x, weight, bias, **options)
 
     return kernels, reference
 
@@ -47,6 +50,13 @@ EDGES = [[0, 1], [0, 63], [0, 100], [0, 64, 128], [0, 0, 1, 3, 3, 6, 70, 70], [0
 def test_segments(assert_as_good, edges: list[int], W: int) -> None:
     leaves, up, cu_seqlens = case(edges, W=W)
     assert_as_good(*rules(cu_seqlens), leaves, up)
+
+
+@pytest.mark.parametrize("edges", [EDGES[4], EDGES[3]], ids=str)
+def test_bias(assert_as_good, edges: list[int]) -> None:
+    leaves, up, cu_seqlens = case(edges)
+    leaves[1] = torch.cat([leaves[1], leaves[1][:, :1]], 1)
+    assert_as_good(*rules(cu_seqlens, biased=True), leaves, up)
 
 
 @pytest.mark.kernels
@@ -117,8 +127,9 @@ def test_operators_are_what_they_say(device: str, assert_operators) -> None:
     cu_seqlens = cu_seqlens.to(device)
     x.requires_grad_()
     for old, final in ((None, False), (tail.clone().requires_grad_(), True)):
-        back = dy, d_final if final else None, x.detach(), weight, cu_seqlens, tail if final else None
-        assert_operators(forward_op, backward_op, (x, weight, cu_seqlens, old, final), back)
+        bias = weight[:, 0].clone() if final else None
+        back = dy, d_final if final else None, x.detach(), weight, bias, cu_seqlens, tail if final else None
+        assert_operators(forward_op, backward_op, (x, weight, bias, cu_seqlens, old, final), back)
 
 
 def test_what_the_kernels_cannot_take(device: str) -> None:
@@ -235,8 +246,9 @@ def test_compiled(assert_compiles, arch: int, D: int) -> None:
     x, weight, tail, dy, d_final = (t.bfloat16() for t in (*leaves, *up))
 
     def call() -> None:
-        launch.forward_op(x, weight, cu_seqlens, tail, True)
-        launch.backward_op(dy, d_final, x, weight, cu_seqlens, tail)
+        for bias in (None, weight[:, 0]):
+            launch.forward_op(x, weight, bias, cu_seqlens, tail, True)
+            launch.backward_op(dy, d_final, x, weight, bias, cu_seqlens, tail)
         launch.step_op(x[:2], tail, weight)
 
     assert_compiles(launch, call, arch)

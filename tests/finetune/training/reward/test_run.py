@@ -148,3 +148,21 @@ def test_an_adapter_of_another_kind_does_not_go_on(start_reward: Any, tmp_path: 
         with pytest.raises(InputError, match=says):
             start_reward(model={"adapter": str(adapter), "lora": lora})
     assert not (tmp_path / "run").exists()
+
+
+def test_its_card_and_report_are_of_scores(start_reward: Any) -> None:
+    from io import StringIO
+
+    from rich.console import Console
+
+    from hybrid_ft.finetune.hub import push
+
+    folder = start_reward(
+        rows=8, held_out=4, evaluate={"every": 1}, train={"steps": 2}, reward={"pairs_per_step": 4}
+    ).folder
+    assert push.run(folder / "model", "me/scorer", Console(file=StringIO()), dry_run=True) == 0
+    card = (folder / "model" / "README.md").read_text()
+    assert "pipeline_tag: text-classification" in card and "AutoModelForCausalLM" not in card
+    assert "one score" in card and "training a reward model" in card and "| held-out accuracy |" in card
+    report = (folder / "report.html").read_text()
+    assert "score of chosen over rejected" in report and "held-out accuracy" in report

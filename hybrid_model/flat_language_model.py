@@ -1,0 +1,140 @@
+"""A flat model with its head: packed loss, generation, files under released names."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils.generic import ModelOutput, can_return_tuple
+
+from hybrid_ft.hybrid_model.door.cache_name import CACHE, under_both_names
+from hybrid_ft.hybrid_model.door.labels import predictable
+from hybrid_ft.hybrid_model.families.family import Family
+from hybrid_ft.hybrid_model.layers.adapter import disguised
+
+
+@cache
+def flat_language_model(cls: Any, family: Family) -> type[PreTrainedModel]:
+    """transformers' class with its loss, generation and saving, of a family's batches in every form."""
+
+    class FlatLanguageModel(cls):
+        @under_both_names
+        @can_return_tuple
+        def forward(
+            self,
+            input_ids: torch.Tensor | None = None,
+            attention_mask: torch.Tensor | None = None,
+            position_ids: torch.Tensor | None = None,
+            past_key_values: Cache | None = None,
+            inputs_embeds: torch.Tensor | None = None,
+            labels: torch.Tensor | None = None,
+            use_cache: bool | None = None,
+            logits_to_keep: int | torch.Tensor = 0,
+            **kwargs: Any,
+        ) -> CausalLMOutputWithPast:
+            """Logits [B, T, vocabulary], or of the last ``logits_to_keep`` columns, and the loss of shifted labels.
+
+            Where the layers remember rows, the last one of a row that is padded on the right is its last real token's:
+            ``generate`` goes on from there.
+
+            The base model says what a batch may be. A label that no token of its document predicts, because
+            it follows padding or begins a document, is left out of the loss.
+            """
+            if labels is not None:
+                bounds = {name: kwargs.get(name) for name in ("cu_seq_lens_q", "seq_idx", "layout")}
+                labels = predictable(labels, attention_mask, position_ids, **bounds)
+            given = input_ids if input_ids is not None else inputs_embeds
+            last = None
+            if (
+                family.remembers
+                and labels is None
+                and isinstance(logits_to_keep, int)
+                and logits_to_keep == 1
+                and given is not None
+            ):
+                last = _last_tokens(attention_mask, given.shape[1])
+            # the head is then asked for all the places that are kept, [1, B]: one for each row
+            if last is not None:
+                logits_to_keep, kwargs["keep_positions"] = 0, last
+            outputs = super().forward(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                inputs_embeds=inputs_embeds,
+                labels=labels,
+                use_cache=use_cache,
+                logits_to_keep=logits_to_keep,
+                return_dict=True,
+                **{CACHE: past_key_values},
+                **kwargs,
+            )
+            if last is not None:
+                outputs.logits = outputs.logits.transpose(0, 1)
+            return outputs
+
+        def save_pretrained(
+            self,
+            save_directory: str | os.PathLike[str],
+            is_main_process: bool = True,
+            state_dict: dict[str, torch.Tensor] | None = None,
+            **kwargs: Any,
+        ) -> None:
+            """transformers' own; under the released names, where transformers would write others."""
+            if family.released is not None:
+                state_dict = family.released.named(self.state_dict() if state_dict is None else state_dict, self.config)
+                kwargs["save_original_format"] = False
+            super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
+
+    if family.remembers:
+        return disguised(_generating(FlatLanguageModel), cls)
+    return disguised(FlatLanguageModel, cls)
+
+
+def _generating(cls: Any) -> Any:
+    class Generating(cls):
+        @under_both_names
+        def prepare_inputs_for_generation(
+            self,
+            input_ids: torch.Tensor,
+            next_sequence_length: int | None = None,
+            past_key_values: Cache | None = None,
+            attention_mask: torch.Tensor | None = None,
+            inputs_embeds: torch.Tensor | None = None,
+            **kwargs: Any,
+        ) -> dict[str, Any]:
+            """transformers' own, without its detours where there is one new token a row: the step needs no positions."""
+            filled = past_key_values is not None and past_key_values.get_seq_length() > 0
+            embedded = inputs_embeds is not None and kwargs.get("is_first_iteration")
+            if next_sequence_length != 1 or not filled or embedded:
+                return super().prepare_inputs_for_generation(
+                    input_ids, next_sequence_length, past_key_values, attention_mask, inputs_embeds, **kwargs
+                )
+            dropped = ("position_ids", "labels", "is_first_iteration")
+            inputs = {name: value for name, value in kwargs.items() if name not in dropped}
+            inputs.update({"input_ids": input_ids[:, -1:], CACHE: past_key_values, "attention_mask": attention_mask})
+            return inputs
+
+        def _update_model_kwargs_for_generation(
+            self, outputs: ModelOutput, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+        ) -> dict[str, Any]:
+            """transformers' own; positions are not carried along, because each row's are counted from its cache or mask."""
+            model_kwargs.pop("position_ids", None)
+            return super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
+
+    return Generating
+
+
+def _last_tokens(attention_mask: torch.Tensor | None, columns: int) -> torch.Tensor | None:
+    """bool [B, T]: the last real token of each row, where one is not in the last column; else None."""
+    if columns == 1 or not isinstance(attention_mask, torch.Tensor) or attention_mask.ndim != 2:
+        return None
+    real = attention_mask[:, -columns:] != 0
+    if bool(real[:, -1].all()) or not bool(real.any(1).all()):
+        return None
+    last = (real * torch.arange(columns, device=real.device)).argmax(1, keepdim=True)
+    return torch.zeros_like(real).scatter_(1, last, True)
