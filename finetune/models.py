@@ -56,7 +56,7 @@ def _tokenizer_as_it_lies(recipe: Recipe) -> PreTrainedTokenizerBase:
 def in_bfloat16(recipe: Recipe) -> bool:
     """Whether the arithmetic is bfloat16."""
     dtype = recipe.model.dtype
-    return dtype == "bfloat16" or (dtype == "auto" and device.is_gpu())
+    return dtype == "bfloat16" or (dtype == "auto" and (device.is_gpu() or recipe.train.optimizer == "adamw_bf16"))
 
 
 def arithmetic(recipe: Recipe) -> AbstractContextManager[object]:
@@ -72,13 +72,14 @@ def arithmetic(recipe: Recipe) -> AbstractContextManager[object]:
 
 
 def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel | PeftModel:
-    """The base, and the adapters on it: fresh ones, or one that goes on training; or with one merged. Full weights are float32 even where the arithmetic is bfloat16.
+    """The base, and the adapters on it: fresh ones, or one that goes on training; or with one merged. Full weights are float32 even where the arithmetic is bfloat16, unless the optimizer keeps more of their bits.
 
     bfloat16 keeps 8 bits: an update of 2.5e-5 to a weight of 0.02 is lost in rounding, so that a model trained in
     place in bfloat16 hardly moves. Frozen weights, under LoRA, lose nothing.
     """
     wanted, lora = recipe.model, recipe.model.lora
-    dtype = torch.bfloat16 if in_bfloat16(recipe) and lora else torch.float32
+    small = bool(lora) or recipe.train.optimizer == "adamw_bf16"
+    dtype = torch.bfloat16 if in_bfloat16(recipe) and small else torch.float32
     if wanted.quantize:
         check_installed()
     model = hybrid_ft.load(

@@ -23,13 +23,15 @@ if TYPE_CHECKING:
 def empty_model(recipe: Recipe, bfloat16: bool) -> PreTrainedModel | PeftModel:
     """transformers' own class for the recipe's base, with the adapters that the recipe asks for.
 
-    bfloat16: the run's arithmetic. Frozen weights are kept in it, trained ones in float32, as the run does.
+    bfloat16: the run's arithmetic. Frozen weights are kept in it, trained ones in float32, as the run does; with
+    adamw_bf16 all are.
     Raises InputError for a base whose config cannot be found or read.
     """
     config = find_config(recipe.model.path, recipe.model.revision)
     lora = recipe.model.lora
+    small = bool(lora) or recipe.train.optimizer == "adamw_bf16"
     with torch.device("meta"):
-        dtype = torch.bfloat16 if bfloat16 and lora else torch.float32
+        dtype = torch.bfloat16 if bfloat16 and small else torch.float32
         if recipe.reward is not None:
             config = as_scorer(config)
             model = scorer_class(config)._from_config(config, dtype=dtype)

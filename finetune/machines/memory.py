@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
@@ -31,6 +32,10 @@ CHUNK = 64
 """tokens of a chunk of the delta rule"""
 
 _FLOAT32 = 4
+_PROJECTIONS = (
+    *("q_proj", "k_proj", "v_proj", "g_proj", "a_proj", "b_proj", "o_proj"),
+    *("gate_proj", "up_proj", "down_proj"),
+)
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.(.*)")
 
 
@@ -75,6 +80,10 @@ class Shape:
     """bytes of the states that one shared prompt hands over in a layer"""
     unpacked: int = 0
     """bytes of the largest weight in 4 or 8 bits, unpacked for the time of its product"""
+    gradient: int = _FLOAT32
+    """bytes of a trained number's gradient"""
+    moments: int = 2 * _FLOAT32
+    """bytes that the optimizer keeps of it"""
 
     @property
     def bytes(self) -> int:
@@ -139,7 +148,9 @@ def shape_of(model: nn.Module, config: PreTrainedConfig, bfloat16: bool, quantiz
         if ends is not None and parameter is ends.weight and parameter.requires_grad:
             head = parameter.numel()
     adapters = _adapters(model)
-    full = not adapters
+    # weights that are trained in the arithmetic's dtype are read as they lie; an adapter of no rank keeps what they do
+    small = not adapters and arithmetic != _FLOAT32 and _trained_dtype(model) == torch.bfloat16
+    full = not adapters and not small
     stream = _FLOAT32 if full else arithmetic
     kind = getattr(config, "model_type", None)
     known = is_known(kind) and family_of_type(kind).traced and not _unusual(model)
@@ -147,7 +158,7 @@ def shape_of(model: nn.Module, config: PreTrainedConfig, bfloat16: bool, quantiz
     for number in range(count):
         kind = config.layer_types[number] if known else ""
         of_kind = _of_delta if kind == "linear_attention" else _of_attention
-        own = adapters.get(number, {})
+        own = dict.fromkeys(_PROJECTIONS, (0, 0.0)) if small else adapters.get(number, {})
         kept = of_kind(config, own, full, arithmetic, stream) if known else None
         middle = config.intermediate_size if known else 0
         keeps_middle = full or "down_proj" in own
@@ -165,12 +176,19 @@ def shape_of(model: nn.Module, config: PreTrainedConfig, bfloat16: bool, quantiz
                 mixed=_mixed(config, kind, arithmetic) if known else 0,
                 spare=(3 - keeps_middle) * arithmetic * middle + (stream - arithmetic * attends) * config.hidden_size,
                 copies=weights[number] if full and arithmetic != _FLOAT32 else 0,
-                last=config.hidden_size * middle if full else 0,
+                last=config.hidden_size * middle if full or small else 0,
             )
         )
     outside = Layer("", weights[count], trained[count], sizes[count], 0, 0, 0, 0, 0, 0, 0)
     states = _FLOAT32 * _state(config) if known else 0
-    return Shape(tuple(layers), outside, head, arithmetic, states, unpacked)
+    kept_of_each = (2, 5) if small else (_FLOAT32, 2 * _FLOAT32)
+    return Shape(tuple(layers), outside, head, arithmetic, states, unpacked, *kept_of_each)
+
+
+def _trained_dtype(model: nn.Module) -> torch.dtype | None:
+    """Of most of the trained numbers."""
+    trained = (parameter for parameter in model.parameters() if parameter.requires_grad)
+    return max(trained, key=lambda parameter: parameter.numel(), default=torch.empty(0)).dtype
 
 
 def _adapters(model: nn.Module) -> dict[int, dict[str, tuple[int, float]]]:
@@ -274,20 +292,22 @@ def peak(
 
 def held(shape: Shape, gpus: int = 1, sharded: bool = False) -> int:
     """Bytes between steps: weights and two moments."""
-    return -(-(shape.bytes + 2 * _FLOAT32 * shape.trained) // (gpus if sharded else 1))
+    return -(-(shape.bytes + shape.moments * shape.trained) // (gpus if sharded else 1))
 
 
 def _moments(shape: Shape, batch: Batch, pieces: int, ddp: bool, checkpointing: bool | str) -> Iterator[Memory]:
     """Forward's end, the head's backward, each layer's, the optimizer's step, the first gathering."""
     N, layers = batch.tokens, shape.layers
-    all_gradients = _FLOAT32 * shape.trained // pieces
-    always = {"weights": shape.bytes // pieces, "moments": 2 * _FLOAT32 * shape.trained // pieces}
+    gradient = shape.gradient
+    all_gradients = gradient * shape.trained // pieces
+    always = {"weights": shape.bytes // pieces, "moments": shape.moments * shape.trained // pieces}
     if ddp:
-        always["DDP's buckets"] = _FLOAT32 * shape.trained
+        always["DDP's buckets"] = gradient * shape.trained
     waiting = all_gradients if batch.several else 0
     root = shape.outside.bytes if pieces > 1 else 0
     stream = layers[0].input if layers else 0
-    head_copy = shape.head * shape.arithmetic if shape.head and shape.arithmetic != _FLOAT32 else 0
+    copied = shape.arithmetic != gradient  # autocast's copies, of float32 weights
+    head_copy = shape.head * shape.arithmetic if shape.head and copied else 0
 
     def memory(when: str, gradients: int, inputs: int, layer: int, gathered: int, head: int) -> Memory:
         terms = always | {"gradients": gradients}
@@ -306,10 +326,10 @@ def _moments(shape: Shape, batch: Batch, pieces: int, ddp: bool, checkpointing: 
     last = layers[-1].bytes if layers and pieces > 1 else 0
     ends = N * 2 * stream + batch.labelled * stream  # what the last norm reads and gives, rows of the labelled
     yield memory("the head's forward", waiting, below[-1], ends, root + last, head_copy)
-    grown = waiting + (_FLOAT32 * shape.head if pieces == 1 and not batch.several else 0)
-    new = _FLOAT32 * shape.head if pieces > 1 or batch.several else 0
+    grown = waiting + (gradient * shape.head if pieces == 1 and not batch.several else 0)
+    new = gradient * shape.head if pieces > 1 or batch.several else 0
     yield memory("the head's backward", grown, below[-1], ends - N * stream, root + last, head_copy + new)
-    whole_head = _FLOAT32 * shape.head if pieces > 1 else 0  # until the end of backward
+    whole_head = gradient * shape.head if pieces > 1 else 0  # until the end of backward
     for number in range(len(layers) - 1, first - 1, -1):
         layer = layers[number]
         mixed = layer.mixed if checkpointing == "selective" else 0
@@ -319,16 +339,16 @@ def _moments(shape: Shape, batch: Batch, pieces: int, ddp: bool, checkpointing: 
         gathered = 0
         if pieces > 1:
             before = layers[number - 1].bytes if number else 0
-            after = _FLOAT32 * layers[number + 1].trained if number + 1 < len(layers) else 0
+            after = gradient * layers[number + 1].trained if number + 1 < len(layers) else 0
             gathered = root + layer.bytes + before + after
         if pieces > 1 or batch.several:
-            own += _FLOAT32 * layer.last
+            own += gradient * layer.last
         else:
-            grown += _FLOAT32 * layer.last
+            grown += gradient * layer.last
         yield memory(f"the backward of {layer.name}", grown, below[number] + inputs, own, gathered, whole_head)
         if not batch.several:
-            done = _FLOAT32 * layer.trained // pieces
-            grown += done - (_FLOAT32 * layer.last if pieces == 1 else 0)
+            done = gradient * layer.trained // pieces
+            grown += done - (gradient * layer.last if pieces == 1 else 0)
     yield memory("the optimizer's step", all_gradients, 0, 0, 0, 0)
     if pieces > 1 and layers:
         yield memory("the first gathering", waiting, N * stream, 0, 2 * root + 2 * layers[0].bytes, 0)

@@ -106,13 +106,15 @@ def _shown(found: Sequence[Case], asked: Asked) -> Case:
 
 def _mend(recipe: Recipe, model: _Model, work: Work, shown: Case) -> str:
     """The first combination of keys with which it fits."""
-    made: dict[tuple[bool, str | None], _Model] = {}
+    made: dict[tuple[bool, str | None, str], _Model] = {}
     for combination in changes(recipe, shown.count):
         other, of = recipe, model
         for section, key, value in combination:
             other = changed(other, section, **{key: Lora() if key == "lora" else value})
-        if (other.model.lora, other.model.quantize) != (recipe.model.lora, recipe.model.quantize):
-            kind = (other.model.lora is not None, other.model.quantize)
+        if other.model.lora is not None:  # whose numbers are few
+            other = changed(other, "train", optimizer="adamw")
+        kind = (other.model.lora is not None, other.model.quantize, other.train.optimizer)
+        if kind != (recipe.model.lora is not None, recipe.model.quantize, recipe.train.optimizer):
             of = made[kind] = made.get(kind) or _Model.of(other)
         found = case(other, of.shape, _with_tokens(work, other, recipe), shown.gpu, shown.count, of.save)
         if found.fits:

@@ -181,6 +181,8 @@ def _new_tokens(model: Model) -> Iterator[Wrong]:
 def _lora(recipe: Recipe) -> Iterator[Wrong]:
     """What is adapted, how it begins and how fast it learns."""
     lora, train = recipe.model.lora, recipe.train
+    if train.optimizer == "adamw_bf16":
+        yield from _in_bfloat16(recipe)
     if lora is None and train.loraplus_ratio is not None:
         yield Wrong(("train", "loraplus_ratio"), f"got {train.loraplus_ratio:g}; it is LoRA's, set model.lora: {{}}")
     if lora is None:
@@ -196,6 +198,22 @@ def _lora(recipe: Recipe) -> Iterator[Wrong]:
             ("model", "lora", "init"),
             f"got orthogonal with rank {lora.rank}; its two halves need an even rank",
             (("model", "lora", "rank"),),
+        )
+
+
+def _in_bfloat16(recipe: Recipe) -> Iterator[Wrong]:
+    """What weights in fewer bits do not go with."""
+    key, got = ("train", "optimizer"), "got adamw_bf16"
+    if recipe.model.lora:
+        yield Wrong(key, f"{got}; is for training all weights, and LoRA's are few; leave it out", (("model", "lora"),))
+    if recipe.model.dtype == "float32":
+        yield Wrong(key, f"{got}; needs bfloat16 arithmetic; leave model.dtype out", (("model", "dtype"),))
+    if recipe.train.sharded:
+        yield Wrong(
+            key,
+            f"{got}; keeps decay rates in float32 beside bfloat16, which FSDP2 cannot divide together; set train.sharded: "
+            "false, or use adamw",
+            (("train", "sharded"),),
         )
 
 

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 PROBE_BYTES = 64 * 2**20
 
 _BLOCK = bytes(range(256)) * 4096
-_MOMENTS = 2 * 4
-"""bytes of AdamW's two float32 moments of one trained weight"""
 _STATE_BYTES = 24_000
 """of random states, schedule, trainer state and manifest"""
 _NAME_BYTES = 350
@@ -83,8 +81,8 @@ def probe(folder: Path, expected: int | None = None) -> float:
 
 
 def checkpoint_bytes(model: torch.nn.Module) -> int:
-    """Bytes of one checkpoint: the weights (of LoRA the adapter's alone), two float32 moments of each trained weight,
-    and the small files beside them.
+    """Bytes of one checkpoint: the weights (of LoRA the adapter's alone), two moments of each trained weight, and
+    the small files beside them.
     """
     from peft import PeftModel
 
@@ -92,8 +90,16 @@ def checkpoint_bytes(model: torch.nn.Module) -> int:
     saved = trained if isinstance(model, PeftModel) else list(model.parameters())
     weights = sum(parameter.numel() * parameter.element_size() for parameter in saved)
     return (
-        weights + sum(parameter.numel() for parameter in trained) * _MOMENTS + len(saved) * _NAME_BYTES + _STATE_BYTES
+        weights
+        + sum(parameter.numel() * _moments(parameter) for parameter in trained)
+        + len(saved) * _NAME_BYTES
+        + _STATE_BYTES
     )
+
+
+def _moments(parameter: torch.Tensor) -> int:
+    """Bytes of AdamW's two moments of one trained weight, and of the bits that bfloat16 has no room for."""
+    return 5 if parameter.element_size() == 2 else 8
 
 
 def check_room(folder: Path, checkpoint_bytes: int, keep: int, result_bytes: int, present: int) -> None:

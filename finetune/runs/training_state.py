@@ -56,9 +56,10 @@ def load_optimizer(optimizer: torch.optim.Optimizer, model: torch.nn.Module, fol
             place |= dict.fromkeys(opened.keys(), file)
     if not place and (folder / FIRST_OPTIMIZER).is_file():
         return  # saved when no step had been taken yet: the first ones were skipped
+    names = getattr(optimizer, "state_names", lambda parameter: ("exp_avg", "exp_avg_sq", "step"))
     for name, parameter in _trained(model):
         state = {}
-        for key in ("exp_avg", "exp_avg_sq", "step"):
+        for key in names(parameter):
             file = place.pop(f"{name}.{key}", Path())
             if file == Path():
                 raise InputError(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.compute as pc
+import torch
 
 from hybrid_ft.errors import ENVIRONMENT, InputError
 from hybrid_ft.finetune.machines.empty_model import empty_model
@@ -41,9 +42,10 @@ def memory_line(recipe: Recipe, prepared: Any, processes: int) -> str:
 def held_line(model: Any, processes: int, sharded: bool) -> str:
     """What is held between steps where no GPU is: a step's own share is not reckoned there."""
     whole = sum(p.numel() * p.element_size() for p in model.parameters())
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    more = sum(p.numel() * (7 if p.dtype == torch.bfloat16 else 12) for p in trained)  # see adamw_bf16
     pieces = processes if sharded else 1
-    return f"memory    {size((whole + 12 * trained) / pieces)} for weights, gradients and moments, beside a step's own"
+    return f"memory    {size((whole + more) / pieces)} for weights, gradients and moments, beside a step's own"
 
 
 def said(memory: Memory) -> str:

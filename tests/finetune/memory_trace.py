@@ -116,6 +116,7 @@ def trace(
     reduce_at_once: bool = True,
     autocast_cache: bool = False,
     cast_inputs: bool = False,
+    optimizer: str = "adamw",
 ) -> Peaks:
     """Two steps of SFT, the second of which counts: the optimizer's moments are there then.
 
@@ -124,8 +125,11 @@ def trace(
     lora       rank of adapters on ``targets``; 0: all weights
     pairs      each document is a prompt, half of it, and two answers that continue it
 
-    The last four are what the program sets, against what torch, accelerate and PEFT would do by themselves.
+    optimizer  as train.optimizer has it
+
+    The four before it are what the program sets, against what torch, accelerate and PEFT would do by themselves.
     """
+    from hybrid_ft.finetune.training.adamw_bf16 import AdamWBF16
     from hybrid_ft.finetune.training.fsdp import divide
     from hybrid_ft.hybrid_model.selective_checkpointing import selective_contexts
 
@@ -137,7 +141,7 @@ def trace(
     mesh = _pretended(processes)
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), as_on_a_gpu():
-            model = _fake_model(config, lora, targets, dropout)
+            model = _fake_model(config, lora, targets, dropout, optimizer == "adamw_bf16")
             plain = model.get_base_model() if lora else model
             model.train()
             if checkpointing:
@@ -151,7 +155,11 @@ def trace(
             live = LiveBytes()
             step = _stepping(model, plain, _fake_layout(layout), int(tokens * labelled), autocast_cache)
             trained = (parameter for parameter in model.parameters() if parameter.requires_grad)
-            optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=fused, foreach=not fused)
+            made: Any = (
+                AdamWBF16(trained, lr=1e-5)
+                if optimizer == "adamw_bf16"
+                else torch.optim.AdamW(trained, lr=1e-5, fused=fused, foreach=not fused)
+            )
             for tensor in [*model.parameters(), *model.buffers()]:
                 live.add(tensor)
             with live.seeing_resizes(), live, disable_input_dtype_casting(model, active=not cast_inputs):
@@ -167,9 +175,9 @@ def trace(
                         loss.backward()
                         backward = max(backward, live.lap())
                         del loss
-                    optimizer.step()
+                    made.step()
                     last = live.lap()
-                    optimizer.zero_grad()
+                    made.zero_grad()
             return Peaks(held, forward, backward, last)
     finally:
         if mesh is not None:
@@ -193,7 +201,7 @@ def _stepping(model: Any, plain: Any, layout: SequenceLayout, labelled: int, cac
     return lambda: model(ids)
 
 
-def _fake_model(config: Any, lora: int, targets: str, dropout: float) -> Any:
+def _fake_model(config: Any, lora: int, targets: str, dropout: float, small: bool = False) -> Any:
     """The program's model with parameters that have no memory."""
     from transformers import OlmoHybridForCausalLM
     from transformers.initialization import no_init_weights
@@ -203,7 +211,7 @@ def _fake_model(config: Any, lora: int, targets: str, dropout: float) -> Any:
 
     before = torch.get_default_dtype()
     with no_init_weights(), torch.device("meta"):
-        torch.set_default_dtype(torch.bfloat16 if lora else torch.float32)
+        torch.set_default_dtype(torch.bfloat16 if lora or small else torch.float32)
         try:
             model: Any = lay_flat(OlmoHybridForCausalLM(config))
         finally:

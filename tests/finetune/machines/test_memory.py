@@ -20,9 +20,9 @@ def cut(preset: str, layers: int) -> Any:
     return config
 
 
-def shape(config: Any, lora: int = 0, targets: str = "all-linear") -> Any:
+def shape(config: Any, lora: int = 0, targets: str = "all-linear", small: bool = False) -> Any:
     before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16 if lora else torch.float32)
+    torch.set_default_dtype(torch.bfloat16 if lora or small else torch.float32)
     try:
         with torch.device("meta"):
             model = lay_flat(OlmoHybridForCausalLM(config))
@@ -42,7 +42,7 @@ def differs(as_on_a_gpu: Any) -> Any:
         gpus, tokens = how.get("processes", 1), how["tokens"]
         prompts = how.get("documents", 1) if how.get("pairs") else 0
         batch = Batch(tokens, tokens // 2, prompts, how.get("micro_batches", 1) > 1)
-        of = shape(config, how.get("lora", 0), how.get("targets", "all-linear"))
+        of = shape(config, how.get("lora", 0), how.get("targets", "all-linear"), "optimizer" in how)
         found = peak(of, batch, gpus, gpus > 1, how.get("checkpointing", True))
         assert found.proven
         return found.total / traced.all - 1
@@ -54,6 +54,15 @@ def differs(as_on_a_gpu: Any) -> Any:
 def test_the_closed_form_is_the_trace(differs: Any, lora: int) -> None:
     """Far nearer than is asked of it, so that a tensor that is forgotten is seen."""
     assert abs(differs(tokens=16384, documents=4, lora=lora)) < 0.005
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [True, "selective", False])
+@pytest.mark.parametrize("micro_batches", [1, 2])
+@pytest.mark.parametrize("tokens", [4096, 16384])
+def test_of_weights_in_bfloat16(differs: Any, tokens: int, micro_batches: int, checkpointing: bool | str) -> None:
+    how = {"tokens": tokens, "micro_batches": micro_batches, "checkpointing": checkpointing}
+    assert abs(differs(optimizer="adamw_bf16", **how)) < MARGIN
 
 
 @pytest.mark.slow

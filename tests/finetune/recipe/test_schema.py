@@ -83,6 +83,7 @@ KEYS = [
     "train.rows_per_step",
     "train.accumulation",
     "train.learning_rate",
+    "train.optimizer",
     "train.loraplus_ratio",
     "train.neftune_alpha",
     "train.schedule",

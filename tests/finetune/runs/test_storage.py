@@ -121,7 +121,9 @@ def test_a_checkpoint_is_as_large_as_was_said(start, monkeypatch, lora):
 def test_large_models_are_counted_by_weight():
     with torch.device("meta"):
         model = torch.nn.Linear(10_000, 10_000, dtype=torch.bfloat16)
-    assert storage.checkpoint_bytes(model) == pytest.approx(1e8 * (2 + 8), rel=1e-3)
+    assert storage.checkpoint_bytes(model) == pytest.approx(
+        1e8 * (2 + 5), rel=1e-3
+    )  # moments in bfloat16, and 8 bits more of the weight
     model.weight.requires_grad_(False)
     assert storage.checkpoint_bytes(model) == pytest.approx(1e8 * 2, rel=1e-3)
 
