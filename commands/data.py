@@ -39,12 +39,14 @@ def data(
         for one in find_row(resolved, load_tokenizer(resolved), row):
             draw_row(one, Console())
         return 0
-    from hybrid_ft.finetune.data.prepare import prepare
     from hybrid_ft.finetune.data.report.view import draw
+    from hybrid_ft.finetune.data.streaming.prepared import prepare
     from hybrid_ft.finetune.data.trained_rows import check_out, write_rows
     from hybrid_ft.finetune.runs.atomic import whole_file
 
     if out is not None:
+        if resolved.data.streaming:
+            raise InputError("--out: a stream is not written whole; leave --out out, or data.streaming")
         check_out(out, resolved)
     prepared = prepare(resolved, load_tokenizer(resolved), refuse=False)
     draw(prepared.report, Console())

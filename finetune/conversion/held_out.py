@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from hybrid_ft.finetune.data.prepare import prepare
+from hybrid_ft.finetune.data.streaming.prepared import prepare
 from hybrid_ft.finetune.recipe.schema import Recipe
 from hybrid_ft.hybrid_model.checkpoint.tokenizer import load_tokenizer
 from hybrid_ft.hybrid_model.checkpoint.torch_functions import torch_functions

@@ -29,8 +29,8 @@ from hybrid_ft.finetune.data.tokens.arguments import COLUMN, row_arguments
 if TYPE_CHECKING:
     from hybrid_ft.finetune.recipe.data_section import Source
 
-# Rows whose columns decide the form: optional columns may be missing from the first.
-_LOOK_AHEAD = 64
+LOOK_AHEAD = 64
+"""Rows whose columns decide the form: optional columns may be missing from the first."""
 _SAY = "say which column is which with"
 _JOINED = 'where "{{ a }} {{ b }}" joins two'
 
@@ -44,14 +44,19 @@ def conversations(
     meanwhile: rows read, form, notes, and at the end the columns and fields that nothing used. Raises InputError where
     the source cannot be read or is in no known form.
     """
+    check_supervised(source)
+    opened = open_source(source)
+    opened.rows = _chosen(source, opened, counts)
+    return converted(opened, counts, lambda rows: form_of_rows(source, rows, opened.name, texts), BadRow)
+
+
+def check_supervised(source: Source) -> None:
+    """Raise InputError for keys of a source that are for pairs or judged answers."""
     if source.labels or reader_of(source, "label"):
         text = f"data.sources: {source.path}: label and labels are for judged answers"
         raise InputError(f"{text}; train on them with hybrid-ft kto, or leave the key out")
     if source.pairs != "best_worst":
         raise InputError(f"data.sources: {source.path}: pairs: got {source.pairs}; only pairs have it, leave it out")
-    opened = open_source(source)
-    opened.rows = _chosen(source, opened, counts)
-    return converted(opened, counts, lambda rows: _form(source, rows, opened.name, texts), BadRow)
 
 
 def preferences(
@@ -67,7 +72,7 @@ def preferences(
         raise InputError(f"{text}; leave it out, the format of pairs is recognised, or set columns")
     opened = open_source(source)
     rows = _chosen(source, opened, counts)
-    ahead = list(itertools.islice(rows, _LOOK_AHEAD))
+    ahead = list(itertools.islice(rows, LOOK_AHEAD))
     opened.rows = itertools.chain(ahead, rows)
     if (label := _label_of_pairs(source, [row for row in ahead if isinstance(row, Row)])) is not None:
         opened.notes.append("good and bad answers to one prompt are its pairs")
@@ -92,7 +97,7 @@ def judgements(source: Source, counts: SourceCounts) -> Iterator[tuple[str, Judg
     a row that holds none, the reason. ``counts`` fills meanwhile, as above."""
     opened = open_source(source)
     rows = _chosen(source, opened, counts)
-    ahead = list(itertools.islice(rows, _LOOK_AHEAD))
+    ahead = list(itertools.islice(rows, LOOK_AHEAD))
     opened.rows = itertools.chain(ahead, rows)
     label = label_of(source, [row for row in ahead if isinstance(row, Row)])
     if label is not None:
@@ -125,7 +130,7 @@ def converted(
     """
     counts.name, counts.notes = opened.name, opened.notes
     rows = iter(opened.rows)
-    ahead = list(itertools.islice(rows, _LOOK_AHEAD))
+    ahead = list(itertools.islice(rows, LOOK_AHEAD))
     good = [row for row in ahead if isinstance(row, Row)]
     form = form_of(good) if good else None
     columns: set[str] = set()
@@ -179,7 +184,8 @@ def _taken(rows: Iterator[Any], choice: Only, counts: SourceCounts) -> Iterator[
     choice.check(counts.passed_over)
 
 
-def _form(source: Source, rows: list[Row], name: str, texts: bool) -> Form:
+def form_of_rows(source: Source, rows: list[Row], name: str, texts: bool) -> Form:
+    """How the first rows of a source are read. Raises InputError for rows in no known form."""
     form = row_format(source, rows)
     where = origin(name, rows[0])
     if form is not None and form.name == "text" and not texts and source.format != "text":

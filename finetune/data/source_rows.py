@@ -90,10 +90,10 @@ def encoded_batch(way: Way[Made, Tokens], schema: pa.Schema, rows: Rows) -> Enco
 def _note(found: EncodedBatch, item: Item, sizes: Mapping[str, int], piece: int) -> None:
     for name, size in sizes.items():
         found.note(name, size)
-    found.note(ASKED, _hash(item.asked()), "Q")
-    found.note(WHOLE, _hash(f"{piece} {item.whole()}" if piece else item.whole()), "Q")
+    found.note(ASKED, text_hash(item.asked()), "Q")
+    found.note(WHOLE, text_hash(f"{piece} {item.whole()}" if piece else item.whole()), "Q")
     if (opposite := item.opposite()) is not None:
-        found.note(OPPOSITE, _hash(opposite), "Q")
+        found.note(OPPOSITE, text_hash(opposite), "Q")
 
 
 class SourceRows(Generic[Made, Tokens]):
@@ -179,5 +179,6 @@ class SourceRows(Generic[Made, Tokens]):
         return InputError(f"{origin}: {reason}; {self._stops:,} {what} {rows} of {self._counts.read:,}. {fix}")
 
 
-def _hash(text: str) -> int:
+def text_hash(text: str) -> int:
+    """64 bits, the same in every process."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")

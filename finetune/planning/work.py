@@ -53,7 +53,7 @@ def read_rows(recipe: Recipe) -> tuple[Any | None, str]:
     Raises InputError for rows that are here and cannot be used.
     """
     from hybrid_ft.finetune import models
-    from hybrid_ft.finetune.data.prepare import prepare
+    from hybrid_ft.finetune.data.streaming.prepared import prepare
     from hybrid_ft.hybrid_model.families.olmo_hybrid.presets import PRESETS, TINY
 
     away = next((source.path for source in recipe.data.sources if not _is_here(source.path)), None)
@@ -108,10 +108,16 @@ def work_of(
         portions = (
             len(prepared.packs) if prepared.packs is not None else math.ceil(len(whole) / recipe.train.batch_size)
         )
+        if recipe.data.streaming:  # the rows are a sample, and what a pass has is what the run takes
+            more = (recipe.train.steps or 1) * a_step(recipe) / portions
+            total, operations, again = round(total * more), operations * more, again * more
+            portions = round(portions * more)
         plan, micro = Plan.of(recipe, portions, a_step(recipe)), a_step(recipe)
         batch = batch_of(recipe, prepared, gpus)
         packed = f" in {portions:,} packs of at most {batch.tokens:,}" if prepared.packs is not None else ""
         rows = f"{len(whole):,} rows, {total:,} tokens an epoch{packed}"
+        if recipe.data.streaming:
+            rows = f"a stream, by a sample of {len(whole):,} rows: {total:,} tokens in all{packed}"
     epochs = plan.steps / plan.per_epoch
     typical = _typical(whole, None if pairs else prepared.packs, total / micro / plan.per_epoch)
     return Work(batch, total, epochs, plan.steps, micro, operations, again, "the rows", rows, typical)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hybrid_ft.errors import holds_secret, shown
 from hybrid_ft.finetune.recipe.mistakes import Wrong
 from hybrid_ft.finetune.recipe.nearest import did_you_mean
+from hybrid_ft.finetune.recipe.streaming_checks import stream_contradictions
 from hybrid_ft.finetune.recipe.template_arguments import refused_argument
 from hybrid_ft.finetune.recipe.yaml_file import Loc
 
@@ -43,7 +44,8 @@ def contradictions(recipe: Recipe) -> Iterator[Wrong]:
         yield Wrong(
             ("data", "eval", "sources"), f"got {shown(data.eval.sources)}; give sources, or fraction or count, not both"
         )
-    if data.eval.fraction and data.eval.count:
+    yield from stream_contradictions(recipe)
+    if data.eval.fraction and data.eval.count and not data.streaming:
         yield Wrong(("data", "eval", "count"), f"got {data.eval.count}; give fraction or count, not both")
     yield from _weights(data.sources, ("data", "sources"))
     yield from _weights(data.eval.sources, ("data", "eval", "sources"))

@@ -167,9 +167,9 @@ class HeldOut(Section):
     """Rows kept from training: a share or a number of the training rows, split by prompt, or files of their own."""
 
     fraction: float = Field(0.0, ge=0, lt=1, examples=[0.01])
-    """Share of the rows, split by prompt so that no prompt is on both sides."""
+    """Share of the rows, split by prompt so that no prompt is on both sides. Of a stream: of the prompts, by their hash."""
     count: AtLeastOne | None = Field(None, examples=[200])
-    """Number of rows, in place of fraction."""
+    """Number of rows, in place of fraction. Of a stream: how many of the held-out rows are kept and measured; null: 500."""
     sources: list[Source] = Field(default_factory=list, examples=[[{"path": "data/held-out.jsonl"}]])
     """Files of their own, in place of fraction and count; keys as in data.sources."""
 
@@ -203,6 +203,10 @@ class Data(Section):
     """What becomes of reasoning, which comes as a field (reasoning_content) or in `<think>` tags. template: the chat template writes it or leaves it out; text: it is written into the answer, in tags; drop: it is left out."""
     train_empty_thoughts: bool = Field(True, examples=[False])
     """Whether a thought without text is trained that the chat template itself puts before an answer. Must be true for pairs."""
+    streaming: bool = Field(False, examples=[True])
+    """Rows are read as they are trained on, for sets larger than the disk; needs train.steps. docs/data.md has what differs."""
+    shuffle_buffer: AtLeastOne = Field(10_000, examples=[50_000])
+    """Of a stream: rows that are shuffled and packed together, and held in memory at 8 bytes a token."""
     packing: bool = Field(True, examples=[False])
     """Rows laid end to end without padding; no row can see another. Always on for dpo, kto and reward."""
     seed: Seed = Field(0, examples=[1])

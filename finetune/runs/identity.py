@@ -32,6 +32,7 @@ LIBRARIES = ("hybrid-ft", "torch", "transformers", "trl", "peft", "accelerate")
 
 # What computes a weight. Commands, screens and the recipe's reader do not: what they say stands in the recipe's keys.
 _CODE = ("kernels", "hybrid_model", "finetune/data", "finetune/training", "finetune/models.py")
+_ENDS = 2**16  # bytes
 _PLACES = ("path", "tokenizer", "chat_template", "file", "adapter")
 
 
@@ -50,6 +51,8 @@ def recipe_identity(recipe: Recipe) -> dict[str, Any]:
     """Dotted recipe keys and their values, without those marked ``Free``; a local file stands as the sha256 of what lies
     there."""
     free = free_keys(recipe)
+    if recipe.data.streaming:  # its files may be too large to be read twice; their digest comes with the rows
+        free = [*free, *(f"data.sources.{number}.path" for number in range(len(recipe.data.sources)))]
     identity = {
         key: value
         for key, value in _flat(recipe.model_dump())
@@ -105,6 +108,18 @@ def rows_digest(parts: Iterable[tuple[Dataset | None, Any]], columns: Sequence[s
                 total.update(pc.list_value_length(lists).to_numpy())
                 total.update(lists.flatten().to_numpy())
     return "sha256:" + total.hexdigest()
+
+
+def ends_digest(files: Sequence[str]) -> str:
+    """Of files that are too large to be read twice: their sizes, and what they begin and end with."""
+    found = []
+    for file in files:
+        size = os.path.getsize(file)
+        with open(file, "rb") as stream:
+            begin = stream.read(_ENDS)
+            stream.seek(max(size - _ENDS, 0))
+            found.append([size, digest(begin + stream.read(_ENDS))])
+    return digest_of(found)
 
 
 @cache

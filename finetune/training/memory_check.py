@@ -68,7 +68,10 @@ def batch_of(recipe: Recipe, prepared: Any, processes: int = 1) -> Batch:
     whole = np.sum([lengths(prepared.train, name) for name in columns], axis=0)
     if len(columns) > 1:
         return largest_of_pairs(whole, recipe.pairs_or_rows or len(whole), recipe.train.batch_tokens)
-    if prepared.packs is not None:
+    if recipe.data.streaming:  # the rows are a sample, and longer ones may come
+        train = recipe.train
+        tokens = train.batch_tokens if recipe.data.packing else train.batch_size * recipe.data.max_length
+    elif prepared.packs is not None:
         tokens = max((int(whole[pack].sum()) for pack in prepared.packs), default=0)
     else:
         tokens = int(np.sort(whole)[-recipe.train.batch_size :].sum())

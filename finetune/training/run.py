@@ -220,6 +220,10 @@ def _run(
     before = _before(stage, start, trainer, defaults)
     if not _train(start, trainer, progress, resumed):
         return 0
+    if (report := trainer.account(prepared.report)) is not None:
+        folder.note(data={"summary": report.summary(), "account": report.as_dict()})
+        for line in report.summary():
+            start.say(f"data      {line}")
     with console.status("measuring after the training"):
         after = _measure(stage, start, trainer, defaults, "after")
         then = tasks.after(trainer, suite)
@@ -245,8 +249,9 @@ def _introduce(stage: Stage, start: Start, model: torch.nn.Module, resumed: Path
         start.say(f"data      {line}")
     portions, aim = stage.describe(start)
     start.say(portions)
+    epochs = "" if recipe.data.streaming else f" ({plan.steps / plan.per_epoch:.2f} epochs)"
     start.say(
-        f"training  {plan.steps:,} steps ({plan.steps / plan.per_epoch:.2f} epochs), {aim}learning rate "
+        f"training  {plan.steps:,} steps{epochs}, {aim}learning rate "
         f"{train.learning_rate:g}, {train.schedule}, {plan.warmup} steps of warm-up"
     )
     for line in costs:

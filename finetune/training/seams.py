@@ -46,6 +46,11 @@ OVERRIDDEN = {
         "compute_loss": "TRL's metrics are not gathered; tokens are weighed",
         "_get_num_items_in_batch": "the weights of a step are summed, over all processes",
     },
+    "StreamedSFTTrainer": {
+        "__init__": "a stream beside the sample of it",
+        "get_train_dataloader": "micro-batches of a stream, from the checkpoint's place on",
+        "get_batch_samples": "the stream's state is kept with the step",
+    },
     "StepTrainer": {
         "__init__": "no dropout",
         "get_train_dataloader": "whole steps in every process, which takes its part of each",

@@ -282,12 +282,19 @@ class RunTrainer(Trainer):
             training_state.save_random(staged, self.processes)
             if self.processes.main:
                 training_state.save_schedule(self.lr_scheduler, staged)
+                self.save_more(staged)
                 self.state.save_to_json(str(staged / STATE))
                 checkpoints.commit(staged, staging.with_name(name), self.watchdog.beat)
                 best = self.state.best_global_step if self.best_of else None
                 rotate = self.mirror.take if self.mirror else checkpoints.rotate
                 rotate(self.folder.checkpoints, self.keep, {best})
             self.processes.wait()
+
+    def save_more(self, staged: Path) -> None:
+        """What else a trainer needs to go on from a checkpoint, written beside the rest."""
+
+    def account(self, before: Any) -> Any:
+        """Of the rows, counted while they were trained on; None where that of ``before`` is whole."""
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         """Nothing: the weights are put in before a trainer divides them, by ``load_weights``."""

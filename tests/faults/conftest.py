@@ -54,7 +54,7 @@ def steady_jobs(harness: Harness, steady_base: Path) -> dict[str, Job]:
 
 
 def make_jobs(place: Path, base: Path) -> dict[str, Job]:
-    """sft-full, -weights and -lora, dpo-full and -lora: 24 rows, 8 steps over two to three passes, a checkpoint at every step."""
+    """sft-full, -weights, -stream and -lora, dpo-full and -lora: 24 rows, 8 steps over two to three passes, a checkpoint at every step."""
     chance = random.Random(0)
     place.mkdir()
     sft, dpo, weighted = [], [], []
@@ -73,6 +73,11 @@ def make_jobs(place: Path, base: Path) -> dict[str, Job]:
     texts = {
         "sft-full": head % ("null", "rows") + train % 200,
         "sft-weights": head % ("null", "weighted") + train % 200,
+        "sft-stream": head.replace(
+            "max_length", "streaming: true, shuffle_buffer: 10, eval: {fraction: 0.1}, max_length"
+        )
+        % ("null", "rows")
+        + train % 200,
         "sft-lora": head % (LORA, "rows") + train % 200,
         "dpo-full": head % ("null", "pairs") + train % 400 + "dpo: {pairs_per_step: 7}\n",
         "dpo-lora": head % (PAIR_LORA, "pairs") + train % 400 + "dpo: {pairs_per_step: 7}\n",

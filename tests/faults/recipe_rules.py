@@ -103,6 +103,8 @@ RULES: dict[str, Rule] = {
     **{f"data.sources.*.{key}": rule for key, rule in SOURCE.items()},
     **{f"data.eval.sources.*.{key}": rule for key, rule in SOURCE.items()},
     "data.weight_by": one_of("rows", "tokens"),
+    "data.streaming": flag,
+    "data.shuffle_buffer": whole(1, 10**9),
     "data.eval.sources": lambda value: value == [],
     "data.eval.fraction": number(0, 1, below=True),
     "data.eval.count": or_null(whole(1, 10**9)),
@@ -195,7 +197,12 @@ def broken_rules(recipe: dict[str, Any]) -> list[str]:
     wrong = {
         "no sources": not data["sources"],
         "rows longer than a batch": data["packing"] and train["batch_tokens"] < data["max_length"],
-        "two kinds of held-out rows": sum(ways) > 1,
+        "two kinds of held-out rows": sum(ways) > 1 and not (data["streaming"] and ways == [True, True, False]),
+        "a number of held-out rows alone": data["streaming"] and ways == [False, True, False],
+        "a stream without an end": data["streaming"] and train["steps"] is None,
+        "a stream of pairs": data["streaming"] and any(recipe.get(name) for name in PREFERENCE),
+        "a stream counted before": data["streaming"]
+        and (data["weight_by"] == "tokens" or any(source["count"] for source in data["sources"])),
         "nothing held out": not any(ways) and (evaluate["every"] or evaluate["answers"]),
         "best of nothing": evaluate["load_best"] and not evaluate["every"],
         "best of no measure": suite["best"] and (not suite["every"] or evaluate["load_best"]),

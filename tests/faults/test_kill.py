@@ -24,7 +24,7 @@ def killed_after(harness, job, output: Path, seconds: float) -> str | None:
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize(("name", "full"), [("sft-full", 70), ("sft-lora", 70), ("dpo-full", 60)])
+@pytest.mark.parametrize(("name", "full"), [("sft-full", 70), ("sft-lora", 70), ("sft-stream", 40), ("dpo-full", 60)])
 def test_killed_at_random_moments(harness, jobs, count, chance, faults_row, name, full):
     """Up to three times in a row; every fourth run with processes that load its rows, which outlive it for a while."""
     kinds, kills = [jobs[name]] * 3 + [jobs[name].but("workers", "train.loader_workers=2")], []

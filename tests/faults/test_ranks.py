@@ -16,6 +16,7 @@ CASES = {
         ("train.steps=6", "data.packing=false", "train.batch_size=3", "train.rows_per_step=6"),
     ),
     "sft-weights": ("sft-weights", ("train.steps=6", "train.accumulation=2")),
+    "sft-stream": ("sft-stream", ("train.steps=6", "train.accumulation=3")),
     "sft-lora": ("sft-lora", ("train.steps=6", "model.lora.dropout=0", "train.accumulation=2")),
     "sft-bfloat16": ("sft-full", ("train.steps=6", "model.dtype=bfloat16", "train.accumulation=2")),
     "dpo": ("dpo-full", ("train.steps=6", "train.learning_rate=1e-3")),
@@ -56,6 +57,7 @@ def run_in_two(harness, job, output: Path) -> None:
     "case",
     [
         "sft-packed",
+        "sft-stream",
         pytest.param("sft-weights", marks=pytest.mark.faults),
         pytest.param("dpo", marks=pytest.mark.faults),
     ],

@@ -174,13 +174,16 @@ class Account:
     """held-out rows from sources of their own that ask what a training row asks"""
     examples: list[Example] = field(default_factory=list)
     refusal: str | None = None
+    sample: str | None = None
+    """of what part of the rows all this was counted, where it is not of all"""
 
     def splits(self) -> dict[str, SplitCounts]:
         return {"train": self.train} | ({"held out": self.eval} if self.eval else {})
 
     def summary(self) -> list[str]:
         """The counts in a few short lines, for the start of a run."""
-        lines = [source.line() for source in self.sources]
+        lines = [self.sample] if self.sample else []
+        lines += [source.line() for source in self.sources]
         lines += [f"{source.line()}, held out" for source in self.eval_sources]
         lines += [counts.line(name) for name, counts in self.splits().items()]
         return lines + self.warnings()
@@ -221,7 +224,7 @@ class Account:
             "eval": self.eval.as_dict() if self.eval else None,
             "shared_prompts": self.shared_prompts,
             "refusal": self.refusal,
-        }
+        } | ({"sample": self.sample} if self.sample else {})
 
 
 def counted(number: int, thing: str) -> str:

@@ -20,6 +20,8 @@ _STYLES = {"context": "dim", "trained": "bold green", "prompt": "dim", "chosen":
 
 def draw(account: Account, console: Console) -> None:
     """Sources, counts, lengths, what to know of, and examples, in that order."""
+    if account.sample:
+        console.print(Text(account.sample, style="yellow"), soft_wrap=True)
     for source in account.sources:
         _draw_source(source, console, "")
     for source in account.eval_sources:

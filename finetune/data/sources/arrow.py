@@ -23,16 +23,26 @@ _MEMORY = 4 * 2**30
 _SECONDS = 60.0
 
 
-def parquet_rows(file: BinaryIO, name: str) -> Iterator[Row | BadRow]:
-    """Rows of a Parquet file, numbered from 1."""
+def parquet_rows(file: BinaryIO, name: str, read: int = 0) -> Iterator[Row | BadRow]:
+    """Rows of a Parquet file, numbered from 1, but the first ``read``."""
+    return _rows(lambda: _row_groups(file, read), name, "Parquet", read)
+
+
+def arrow_rows(file: BinaryIO, name: str, read: int = 0) -> Iterator[Row | BadRow]:
+    """Rows of an Arrow file, a stream as ``datasets`` writes it or with a table of contents at its end; without the
+    first ``read``."""
+    return _rows(lambda: (0, _slices(file)), name, "Arrow", read)
+
+
+def _row_groups(file: BinaryIO, read: int) -> tuple[int, Iterator[pa.RecordBatch]]:
+    """The batches of the row groups that hold more than the first ``read`` rows, and the rows before them."""
     import pyarrow.parquet as pq
 
-    return _rows(lambda: pq.ParquetFile(file).iter_batches(_ROWS), name, "Parquet")
-
-
-def arrow_rows(file: BinaryIO, name: str) -> Iterator[Row | BadRow]:
-    """Rows of an Arrow file, a stream as ``datasets`` writes it or with a table of contents at its end."""
-    return _rows(lambda: _slices(file), name, "Arrow")
+    whole = pq.ParquetFile(file)
+    before, group = 0, 0
+    while group < whole.num_row_groups and before + (rows := whole.metadata.row_group(group).num_rows) <= read:
+        before, group = before + rows, group + 1
+    return before, whole.iter_batches(_ROWS, row_groups=range(group, whole.num_row_groups))
 
 
 def _slices(file: BinaryIO) -> Iterator[pa.RecordBatch]:
@@ -51,15 +61,20 @@ def _slices(file: BinaryIO) -> Iterator[pa.RecordBatch]:
             yield batch.slice(start, _ROWS)
 
 
-def _rows(open_batches: Callable[[], Iterator[pa.RecordBatch]], name: str, kind: str) -> Iterator[Row | BadRow]:
+def _rows(
+    open_batches: Callable[[], tuple[int, Iterator[pa.RecordBatch]]], name: str, kind: str, read: int
+) -> Iterator[Row | BadRow]:
     import pyarrow as pa
 
     number = 0
     try:
-        batches = open_batches()
+        number, batches = open_batches()
         while True:
             with limited(_SECONDS, _MEMORY):
                 batch = next(batches, None)
+                if batch is not None and number < read:
+                    passed = min(read - number, batch.num_rows)
+                    number, batch = number + passed, batch.slice(passed)
                 rows = batch.to_pylist() if batch is not None else []
             if batch is None:
                 break

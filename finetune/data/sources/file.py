@@ -6,6 +6,7 @@ import io
 import os
 from collections.abc import Iterator
 from contextlib import closing
+from itertools import islice
 from typing import BinaryIO, cast
 
 from hybrid_ft.errors import InputError
@@ -38,8 +39,10 @@ def is_data_file(path: str) -> bool:
     return suffix in SUFFIXES or packing == ".zip"
 
 
-def file_rows(path: str, notes: list[str]) -> Iterator[Row | BadRow]:
+def file_rows(path: str, notes: list[str], read: tuple[int, int] = (0, 0)) -> Iterator[Row | BadRow]:
     """The rows of an existing file. What it turned out to be is added to ``notes`` while they are taken.
+
+    ``read``: how many rows were read before, which are passed over, and the line of the last of them.
 
     Raises InputError, at once for a file of no known kind, else while rows are taken; NoRows for a file without one.
     """
@@ -49,16 +52,16 @@ def file_rows(path: str, notes: list[str]) -> Iterator[Row | BadRow]:
     if suffix not in SUFFIXES:
         text = f"use {', '.join(SUFFIXES)}, each also {', '.join(PACKINGS)}"
         raise InputError(f"{path}: is not a kind of file that can be read; {text}")
-    return _read(path, ".jsonl" if suffix == ".ndjson" else suffix, packing, notes)
+    return _read(path, ".jsonl" if suffix == ".ndjson" else suffix, packing, notes, read)
 
 
-def _read(path: str, suffix: str, packing: str, notes: list[str]) -> Iterator[Row | BadRow]:
-    line = 0
-    some = False
+def _read(path: str, suffix: str, packing: str, notes: list[str], read: tuple[int, int]) -> Iterator[Row | BadRow]:
+    line = read[1]
+    some = read[0] > 0
     try:
         with closing(open_bytes(path, packing, SUFFIXES)) as stream:
             _refuse_other_data(stream, path, suffix)
-            for row in _parsed(stream, path, suffix, notes):
+            for row in _parsed(stream, path, suffix, notes, read):
                 some, line = True, row.line
                 yield row
     except DAMAGED as error:
@@ -84,16 +87,18 @@ def _refuse_other_data(stream: io.BufferedReader, path: str, suffix: str) -> Non
     refuse_packed(start, path)
 
 
-def _parsed(stream: io.BufferedReader, path: str, suffix: str, notes: list[str]) -> Iterator[Row | BadRow]:
+def _parsed(
+    stream: io.BufferedReader, path: str, suffix: str, notes: list[str], read: tuple[int, int]
+) -> Iterator[Row | BadRow]:
     binary = cast(BinaryIO, stream)
     if suffix in (".csv", ".tsv"):
-        return delimited_rows(binary, path, "\t" if suffix == ".tsv" else ",", notes)
+        return islice(delimited_rows(binary, path, "\t" if suffix == ".tsv" else ",", notes), read[0], None)
     if suffix in _COLUMNAR:
         seekable = binary if isinstance(stream.raw, io.FileIO) else io.BytesIO(stream.read())
-        return (parquet_rows if suffix == ".parquet" else arrow_rows)(seekable, path)
+        return (parquet_rows if suffix == ".parquet" else arrow_rows)(seekable, path, read[0])
     if suffix == ".txt":
-        return _document(stream, notes)
-    return json_rows(binary, path, suffix, notes)
+        return islice(_document(stream, notes), read[0], None)
+    return json_rows(binary, path, suffix, notes, read)
 
 
 def _document(stream: io.BufferedReader, notes: list[str]) -> Iterator[Row | BadRow]:

@@ -18,11 +18,11 @@ PATIENCE = 5.0
 """Seconds within which the hub must answer one request."""
 
 
-def load_from_hub(source: Source, name: str, near: str = "") -> Any:
+def load_from_hub(source: Source, name: str, near: str = "", streaming: bool = False) -> Any:
     """A hub dataset, or its copy in the cache where the hub cannot be reached.
 
     Raises InputError: status 2 for a split or configuration that does not exist, 3 for what cannot be had. ``name`` is
-    what the message calls the source, ``near`` names a local file that may have been meant.
+    what the message calls the source, ``near`` names a local file that may have been meant; ``streaming``: as datasets'.
     """
     import datasets
 
@@ -30,7 +30,11 @@ def load_from_hub(source: Source, name: str, near: str = "") -> Any:
     try:
         with _as_the_network_is(reachable):
             return datasets.load_dataset(
-                source.path, source.name, split=source.split or "train", revision=source.revision
+                source.path,
+                source.name,
+                split=source.split or "train",
+                revision=source.revision,
+                **({"streaming": True} if streaming else {}),
             )
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         fix = f"there is no such local file either{near}; check the name, the network and, for a gated set, your login"

@@ -11,7 +11,8 @@ import itertools
 import json
 import re
 from collections.abc import Iterator
-from typing import BinaryIO
+from io import BufferedReader
+from typing import BinaryIO, cast
 
 from hybrid_ft.errors import InputError, short, shown
 from hybrid_ft.finetune.data.sources import strict_json
@@ -53,6 +54,22 @@ class Lines:
             return None
         return raw.removeprefix(b"\xef\xbb\xbf") if self.number == 1 else raw
 
+    def skip(self, line: int) -> None:
+        """Go on behind a line, counting line ends alone: as fast as the stream is read."""
+        while self.number < line and self._back:
+            self.next()
+        while self.number < line and (held := cast(BufferedReader, self._stream).peek()):
+            ends = held.count(b"\n")
+            if self.number + ends < line:
+                self._stream.read(len(held))
+                self.number += ends
+                continue
+            end = 0
+            for _ in range(line - self.number):
+                end = held.index(b"\n", end) + 1
+            self._stream.read(end)
+            self.number = line
+
     def push_back(self, raw: bytes | None) -> None:
         self._back.append(raw)
         self.number -= 1
@@ -80,8 +97,11 @@ def decode(raw: bytes, line: int) -> str:
         raise BadRow("not UTF-8", f"{where} is not UTF-8; save the file as UTF-8", line) from None
 
 
-def json_rows(stream: BinaryIO, name: str, suffix: str, notes: list[str]) -> Iterator[Row | BadRow]:
-    """Rows of a .jsonl or .json file, whichever of the known shapes it has.
+def json_rows(
+    stream: BinaryIO, name: str, suffix: str, notes: list[str], read: tuple[int, int] = (0, 0)
+) -> Iterator[Row | BadRow]:
+    """Rows of a .jsonl or .json file, whichever of the known shapes it has, but those ``read`` before: how many, and
+    the line of the last.
 
     What the file turned out to be is added to ``notes``. Raises InputError for a file that cannot be read to its end.
     """
@@ -94,15 +114,16 @@ def json_rows(stream: BinaryIO, name: str, suffix: str, notes: list[str]) -> Ite
         if suffix == ".jsonl":
             notes.append("a JSON array in a .jsonl file")
         lines.push_back(first)
-        yield from _Whole(lines, name).array()
+        yield from itertools.islice(_Whole(lines, name).array(), read[0], None)
     elif suffix == ".json" and start == b"{" and not _is_first_of_many(first, lines):
         lines.push_back(first)
-        yield from _Whole(lines, name).keyed_or_single(notes)
+        yield from itertools.islice(_Whole(lines, name).keyed_or_single(notes), read[0], None)
     else:
         if suffix == ".json":
             notes.append("JSON lines in a .json file")
         _refuse_table(first, lines.number, name)
         lines.push_back(first)
+        lines.skip(read[1])
         yield from line_rows(lines)
 
 

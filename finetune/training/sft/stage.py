@@ -15,16 +15,18 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig
 
-from hybrid_ft.finetune.data.prepare import Prepared, prepare
+from hybrid_ft.finetune.data.prepare import Prepared
+from hybrid_ft.finetune.data.streaming.prepared import StreamPrepared, prepare
 from hybrid_ft.finetune.evaluation import answers
 from hybrid_ft.finetune.recipe.schema import Recipe
 from hybrid_ft.finetune.runs.folder import RunFolder
-from hybrid_ft.finetune.runs.identity import rows_digest
+from hybrid_ft.finetune.runs.identity import ends_digest, rows_digest
 from hybrid_ft.finetune.training import run as training
 from hybrid_ft.finetune.training.arguments import arguments
 from hybrid_ft.finetune.training.packs import FILLER, packs_dataset
 from hybrid_ft.finetune.training.plan import Plan, a_step
 from hybrid_ft.finetune.training.progress import ShowProgress
+from hybrid_ft.finetune.training.sft.streamed import StreamedSFTTrainer, StreamSteps
 from hybrid_ft.finetune.training.sft.trainer import PackedSFTTrainer
 from hybrid_ft.finetune.training.stuck_loss import StuckLoss
 
@@ -38,7 +40,8 @@ def _identity(prepared: Prepared) -> dict[str, str]:
     """The tokens, labels, weights and packs of every row, in order."""
     parts = [(prepared.train, prepared.packs), (prepared.eval, prepared.eval_packs)]
     weights = ["weights"] if any(rows is not None and _weighted(rows) for rows, _ in parts) else []
-    return {"rows": rows_digest(parts, ("input_ids", "labels", *weights))}
+    of_files = {"files": ends_digest(prepared.files)} if isinstance(prepared, StreamPrepared) else {}
+    return {"rows": rows_digest(parts, ("input_ids", "labels", *weights))} | of_files
 
 
 def _weighted(rows: Dataset) -> bool:
@@ -58,11 +61,16 @@ def _micro_batches(recipe: Recipe, prepared: Prepared) -> int:
 
 def plan_of(recipe: Recipe, prepared: Prepared, processes: int = 1) -> Plan:
     """A step is its packs, or its rows, however many processes share them."""
+    if recipe.data.streaming:
+        steps = recipe.train.steps or 1
+        return Plan(steps, steps, math.floor(recipe.train.warmup * steps))
     return Plan.of(recipe, _micro_batches(recipe, prepared), a_step(recipe))
 
 
 def _describe(start: training.Start) -> tuple[str, str]:
     recipe, train = start.recipe, start.recipe.train
+    if recipe.data.streaming:
+        return _describe_stream(start), ""
     columns = start.prepared.train.with_format("arrow").iter(10_000)
     tokens = sum(pc.sum(pc.list_value_length(table["input_ids"])).as_py() for table in columns)
     portion = (
@@ -70,19 +78,37 @@ def _describe(start: training.Start) -> tuple[str, str]:
         if recipe.data.packing
         else f"batches of {train.batch_size} rows"
     )
-    count, per_epoch, processes = a_step(recipe), start.plan.per_epoch, start.folder.processes.count
+    count, per_epoch = a_step(recipe), start.plan.per_epoch
     portions = (
         f"batches   {_micro_batches(recipe, start.prepared):,} {portion}, {count} a step: "
         f"about {tokens / per_epoch:,.0f} tokens a step, {per_epoch:,} steps an epoch"
     )
+    return portions + _idle(start), ""
+
+
+def _describe_stream(start: training.Start) -> str:
+    recipe, train, count = start.recipe, start.recipe.train, a_step(start.recipe)
+    portion = (
+        f"packs of at most {train.batch_tokens:,} tokens"
+        if recipe.data.packing
+        else f"batches of {train.batch_size} rows"
+    )
+    return f"batches   {portion}, {count} a step, of {recipe.data.shuffle_buffer:,} shuffled rows at a time" + _idle(
+        start
+    )
+
+
+def _idle(start: training.Start) -> str:
+    """That processes wait, where they do."""
+    recipe, count, processes = start.recipe, a_step(start.recipe), start.folder.processes.count
     if count % processes:
         key = "tokens_per_step" if recipe.data.packing else "rows_per_step"
         idle = -count % processes
-        portions += (
+        return (
             f"\n          {idle} of {processes} processes wait at the end of each step: its {count} micro-batches are not "
             f"a multiple of them; train.{key} sets it"
         )
-    return portions, ""
+    return ""
 
 
 def show_progress(console: Console, metrics: Path) -> ShowProgress:
@@ -114,6 +140,8 @@ def sft_arguments(recipe: Recipe, plan: Plan, folder: RunFolder, processes: int 
         per_device_train_batch_size=1 if packing else rows,
         per_device_eval_batch_size=1 if packing else rows,
         gradient_accumulation_steps=math.ceil(a_step(recipe) / processes),
+        # a stream goes on from its own state
+        ignore_data_skip=recipe.data.streaming,
         dataset_kwargs={"skip_prepare_dataset": True},
         completion_only_loss=False,
     )
@@ -128,15 +156,19 @@ def _trainer(start: training.Start, model: Any, progress: ShowProgress) -> Packe
         if prepared.eval is None
         else packs_dataset(prepared.eval, _packs(prepared.eval, prepared.eval_packs) + filler)
     )
-    return PackedSFTTrainer(
-        model,
-        sft_arguments(start.recipe, start.plan, start.folder, start.folder.processes.count),
-        train_dataset=train,
-        eval_dataset=held_out,
-        a_step=a_step(start.recipe),
-        weighted=_weighted(prepared.train),
-        **start.of_trainer(progress),
-    )
+    recipe, processes = start.recipe, start.folder.processes
+    common = {
+        "args": sft_arguments(recipe, start.plan, start.folder, processes.count),
+        "train_dataset": train,
+        "eval_dataset": held_out,
+        "a_step": a_step(recipe),
+    } | start.of_trainer(progress)
+    if isinstance(prepared, StreamPrepared):
+        steps = StreamSteps(prepared.open, a_step(recipe), processes, recipe.data.packing)
+        # whether a weight is to come is not known; a stream's rows are named by their origins
+        common |= {"weighted": True, "origins": str}
+        return StreamedSFTTrainer(model, **common, steps=steps)
+    return PackedSFTTrainer(model, **common, weighted=_weighted(prepared.train))
 
 
 def _packs(rows: Dataset, packs: list[list[int]] | None) -> list[list[int]]:

@@ -51,6 +51,8 @@ KEYS = [
     "data.max_dropped",
     "data.reasoning",
     "data.train_empty_thoughts",
+    "data.streaming",
+    "data.shuffle_buffer",
     "data.packing",
     "data.seed",
     "data.cache",

@@ -1,0 +1,65 @@
+"""What a stream held, counted as it was trained on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from hybrid_ft.finetune.data.report.account import Account, counted, share
+from hybrid_ft.finetune.data.streaming.source_stream import State, counts_of
+
+
+@dataclass
+class StreamedRows:
+    """The rows that were trained on so far. ``held``: those held out; ``passes``: that have ended; ``room``: tokens that
+    the packs, or the padded batches, have room for."""
+
+    rows: int
+    tokens: int
+    trained: int
+    packs: int
+    room: int
+    held: int
+    passes: int
+    unit: str = "row"
+    duplicates: int = 0
+    reversed_too: int = 0
+
+    def parts(self) -> dict[str, np.ndarray]:
+        """None: a stream's lengths are not kept."""
+        return {}
+
+    def table(self) -> list[tuple[str, str]]:
+        return [("rows", f"{self.rows:,}"), ("tokens", f"{self.tokens:,}")]
+
+    def line(self, name: str) -> str:
+        text = f"{name}: {counted(self.rows, 'row')}, {counted(self.tokens, 'token')}, "
+        text += (
+            f"{share(self.trained / max(1, self.tokens))} trained; {share(1 - self.tokens / max(1, self.room))} padding"
+        )
+        if self.held:
+            text += f"; {counted(self.held, 'row')} held out"
+        return text + (f"; in pass {self.passes + 1}" if self.passes else "")
+
+    def notes(self) -> list[str]:
+        return []
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "rows": self.rows,
+            "tokens": self.tokens,
+            "trained_tokens": self.trained,
+            "micro_batches": self.packs,
+            "rows_held_out": self.held,
+            "whole_passes": self.passes,
+        }
+
+
+def account_of(counted: State, sample: Account) -> Account:
+    """The account of a stream up to a window's end, which ``counted`` is; the rest as in the ``sample``'s."""
+    names = ("rows", "tokens", "trained", "packs", "room", "held", "passes")
+    rows = StreamedRows(**{name: counted[name] for name in names})
+    sources = [counts_of(counts) for counts in counted["counts"]]
+    return replace(sample, sources=sources, train=rows, examples=[], refusal=None, sample=None)
