@@ -37,6 +37,7 @@ from hybrid_ft.finetune.data.prepare import prepare
 from hybrid_ft.finetune.recipe.schema import Recipe
 from hybrid_ft.finetune.runs.folder import RunFolder
 from hybrid_ft.finetune.runs.signals import StopRequest
+from hybrid_ft.finetune.training.dpo.batches import laid_out_pairs
 from hybrid_ft.finetune.training.dpo.metrics import show_progress
 from hybrid_ft.finetune.training.dpo.stage import dpo_arguments, plan_of
 from hybrid_ft.finetune.training.dpo.trainer import PairTrainer
@@ -86,7 +87,9 @@ class Task:
 
     def unshared(self) -> Trainer:
         trainer = self.ours()
-        trainer.data_collator = replace(trainer.data_collator, forks=False)
+        trainer.data_collator = replace(
+            trainer.data_collator, pad=partial(laid_out_pairs, pad_token_id=trainer.pad_token_id, forks=False)
+        )
         return trainer
 
     def stock(self) -> Trainer:

@@ -63,7 +63,6 @@ OVERRIDDEN = {
     "PairTrainer": {
         "__init__": "no reference model, a head of log-probabilities alone",
         "_prepare_dataset": "nothing: the pairs are prepared",
-        "_get_train_sampler": "all pairs of a list go into one step",
         "_precompute_ref_logps": "nothing: the reference has its cache",
         "compute_ref_log_probs": "each prompt is computed once",
         "_compute_loss": "each prompt is computed once; measures are summed",

@@ -8,7 +8,7 @@ processes changes the update.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -20,6 +20,7 @@ from transformers import Trainer
 
 from hybrid_ft.finetune.runs.processes import Processes
 from hybrid_ft.finetune.training import seams
+from hybrid_ft.finetune.training.pair_steps import PromptSampler
 from hybrid_ft.finetune.training.portions import Row, in_portions, sizes_of
 from hybrid_ft.finetune.training.trainer import RunTrainer
 
@@ -29,6 +30,7 @@ class StepTrainer(RunTrainer):
 
     rows_per_step  over all processes
     batch_tokens   of a micro-batch
+    prompts        what stands for each row's prompt where rows of one prompt are to stay together; None: any order
     """
 
     parts: Sequence[str]
@@ -36,9 +38,16 @@ class StepTrainer(RunTrainer):
     sums: dict[str, Any]
     """measures of rows by mode, ``train`` and ``eval``: ``take`` gives their means over the processes and forgets them"""
 
-    def __init__(self, *args: Any, rows_per_step: int, batch_tokens: int, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        rows_per_step: int,
+        batch_tokens: int,
+        prompts: Sequence[Hashable] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
-        self.rows_per_step, self.batch_tokens = rows_per_step, batch_tokens
+        self.rows_per_step, self.batch_tokens, self.prompts = rows_per_step, batch_tokens, prompts
         # the loop sets it when it begins; a step is tried before
         self.current_gradient_accumulation_steps = 1
         for module in seams.plain_model(self.model).modules():
@@ -56,10 +65,13 @@ class StepTrainer(RunTrainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """Whole steps, in every process the same; the collator takes this process's part."""
+        sampler: Any = self._get_train_sampler(self.train_dataset)
+        if self.prompts is not None:
+            sampler = PromptSampler(self.prompts, self.args.data_seed)
         loader = DataLoader(
             self.train_dataset,
             batch_size=self.rows_per_step,
-            sampler=self._get_train_sampler(self.train_dataset),
+            sampler=sampler,
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
         )

@@ -10,8 +10,8 @@ from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.recipe.losses import LOSSES
 from hybrid_ft.finetune.recipe.schema import Dpo
 from hybrid_ft.finetune.runs.processes import asked_for
-from hybrid_ft.finetune.training.dpo.batches import ANSWERS, PARTS
 from hybrid_ft.finetune.training.dpo.trainer import PairTrainer
+from hybrid_ft.finetune.training.pair_steps import ANSWERS, PARTS
 from hybrid_ft.finetune.training.portions import sizes_of
 from hybrid_ft.finetune.training.reference_cache import PIECE
 from hybrid_ft.finetune.training.shared_prompts import divided

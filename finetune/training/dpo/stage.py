@@ -24,12 +24,12 @@ from hybrid_ft.finetune.training.arguments import arguments
 from hybrid_ft.finetune.training.dpo.checks import check_first_loss, check_whole_steps
 from hybrid_ft.finetune.training.dpo.metrics import measures, show_progress
 from hybrid_ft.finetune.training.dpo.trainer import PairTrainer
+from hybrid_ft.finetune.training.pair_steps import prompts_to_keep
 from hybrid_ft.finetune.training.plan import Plan
 from hybrid_ft.finetune.training.preference import fill_reference, portions_of, show_measures
 from hybrid_ft.finetune.training.progress import ShowProgress
 from hybrid_ft.finetune.training.reference_cache import (
     ReferenceCache,
-    digest_of_tokens,
     digests_of,
     reference_key,
     with_reference,
@@ -137,17 +137,10 @@ def _trainer(start: training.Start, model: PreTrainedModel | PeftModel, progress
         train_dataset=start.prepared.train,
         eval_dataset=start.prepared.eval,
         pairs_per_step=_section(start.recipe).pairs_per_step,
-        prompts=_prompts(start),
+        prompts=prompts_to_keep(start.recipe, start.prepared.train),
         batch_tokens=start.recipe.train.batch_tokens,
         **start.of_trainer(progress),
     )
-
-
-def _prompts(start: training.Start) -> list[bytes] | None:
-    """Where lists give all their pairs, what stands for the prompt of each: those of one prompt go into one step."""
-    if all(source.pairs != "all" for source in start.recipe.data.sources):
-        return None
-    return [digest_of_tokens([prompt]) for prompt in start.prepared.train["prompt_ids"]]
 
 
 def _trial(start: training.Start, trainer: PairTrainer) -> ReferenceCache:

@@ -5,7 +5,7 @@ Its losses run unchanged on the log-probabilities.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -17,9 +17,9 @@ from trl import DPOTrainer
 from hybrid_ft.finetune.recipe.losses import LOSSES
 from hybrid_ft.finetune.training import seams
 from hybrid_ft.finetune.training.answer_log_probs import answer_log_probs
-from hybrid_ft.finetune.training.dpo.batches import PARTS, Pair, StepCollator, laid_out_pairs
+from hybrid_ft.finetune.training.dpo.batches import Pair, chosen_tokens, laid_out_pairs
 from hybrid_ft.finetune.training.dpo.metrics import PairSums
-from hybrid_ft.finetune.training.dpo.sampler import PromptSampler
+from hybrid_ft.finetune.training.pair_steps import PARTS, PairCollator
 from hybrid_ft.finetune.training.shared_prompts import count_work
 from hybrid_ft.finetune.training.step_trainer import StepTrainer
 from hybrid_ft.hybrid_model.families.known import family_of
@@ -28,23 +28,13 @@ from hybrid_ft.hybrid_model.families.known import family_of
 class PairTrainer(StepTrainer, DPOTrainer):
     """``train_dataset`` and ``eval_dataset`` have the columns of ``Pair``, the reference's among them, and ``row``.
 
-    pairs_per_step  over all processes
-    batch_tokens    of a micro-batch, each prompt counted once
-    prompts         what stands for the prompt of each row where those of one prompt are to stay together; None: any order
+    pairs_per_step  over all processes; in a micro-batch of ``batch_tokens`` each prompt counts once
     """
 
     parts = PARTS
 
-    def __init__(
-        self,
-        *args: Any,
-        pairs_per_step: int,
-        batch_tokens: int,
-        prompts: Sequence[Hashable] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(*args, rows_per_step=pairs_per_step, batch_tokens=batch_tokens, **kwargs)
-        self.prompts = prompts
+    def __init__(self, *args: Any, pairs_per_step: int, **kwargs: Any) -> None:
+        super().__init__(*args, rows_per_step=pairs_per_step, **kwargs)
         self.pad_token_id = self._tokenizer.pad_token_id
         if isinstance(self.model, PeftModel):
             # TRL keeps a copy of the adapter for the reference, whose log-probabilities are computed before it is moved
@@ -55,20 +45,14 @@ class PairTrainer(StepTrainer, DPOTrainer):
         self.forks = family_of(plain.config).forks
         loss = LOSSES[self.loss_types[0]]
         self.sums = {mode: PairSums(self.beta, loss.normalised) for mode in ("train", "eval")}
-        self.data_collator = StepCollator(
-            self.pad_token_id,
-            batch_tokens,
+        self.data_collator = PairCollator(
+            partial(laid_out_pairs, pad_token_id=self.pad_token_id, forks=self.forks),
+            self.batch_tokens,
             count_work(plain.config, frozen_weights=plain is not self.model),
-            self.forks,
-            loss.weighs_by == "chosen tokens",
+            chosen_tokens if loss.weighs_by == "chosen tokens" else lambda pair: 1,
             self.accelerator.num_processes,
             self.accelerator.process_index,
         )
-
-    def _get_train_sampler(self, dataset: Dataset | None = None) -> Any:
-        if self.prompts is None:
-            return super()._get_train_sampler(dataset)
-        return PromptSampler(self.prompts, self.args.data_seed)
 
     def padded(self, rows: Sequence[Pair]) -> dict[str, Any]:
         return laid_out_pairs(rows, self.pad_token_id, self.forks)

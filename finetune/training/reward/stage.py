@@ -21,6 +21,7 @@ from hybrid_ft.finetune.runs.folder import RunFolder
 from hybrid_ft.finetune.runs.identity import digest
 from hybrid_ft.finetune.training import run as training
 from hybrid_ft.finetune.training.arguments import arguments
+from hybrid_ft.finetune.training.pair_steps import prompts_to_keep
 from hybrid_ft.finetune.training.plan import Plan
 from hybrid_ft.finetune.training.preference import portions_of, show_measures
 from hybrid_ft.finetune.training.reference_cache import digests_of
@@ -108,6 +109,7 @@ def _trainer(start: training.Start, model: PreTrainedModel | PeftModel, progress
         eval_dataset=start.prepared.eval,
         pairs_per_step=_section(start.recipe).pairs_per_step,
         batch_tokens=start.recipe.train.batch_tokens,
+        prompts=prompts_to_keep(start.recipe, start.prepared.train),
         **start.of_trainer(progress),
     )
 

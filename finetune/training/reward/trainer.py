@@ -6,6 +6,7 @@ Its loss runs unchanged on the scores.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,8 +14,9 @@ from datasets import Dataset
 from trl import RewardTrainer
 
 from hybrid_ft.finetune.training import seams
+from hybrid_ft.finetune.training.pair_steps import PARTS, PairCollator
 from hybrid_ft.finetune.training.portions import Row
-from hybrid_ft.finetune.training.reward.batches import PARTS, StepCollator, padded_pairs
+from hybrid_ft.finetune.training.reward.batches import padded_pairs
 from hybrid_ft.finetune.training.reward.metrics import ScoreSums
 from hybrid_ft.finetune.training.shared_prompts import count_work
 from hybrid_ft.finetune.training.step_trainer import StepTrainer
@@ -23,23 +25,22 @@ from hybrid_ft.finetune.training.step_trainer import StepTrainer
 class ScoreTrainer(StepTrainer, RewardTrainer):
     """``train_dataset`` and ``eval_dataset`` have the columns of ``PARTS``, ``margin`` and ``row``.
 
-    pairs_per_step  over all processes
-    batch_tokens    of a micro-batch, each prompt counted once
+    pairs_per_step  over all processes; in a micro-batch of ``batch_tokens`` each prompt counts once
     """
 
     parts = PARTS
 
-    def __init__(self, *args: Any, pairs_per_step: int, batch_tokens: int, **kwargs: Any) -> None:
-        super().__init__(*args, rows_per_step=pairs_per_step, batch_tokens=batch_tokens, **kwargs)
+    def __init__(self, *args: Any, pairs_per_step: int, **kwargs: Any) -> None:
+        super().__init__(*args, rows_per_step=pairs_per_step, **kwargs)
         plain = seams.plain_model(self.model)
         self.pad_token_id = plain.config.pad_token_id
         self.sums = {mode: ScoreSums() for mode in ("train", "eval")}
-        self.data_collator = StepCollator(
-            self.pad_token_id,
-            batch_tokens,
+        self.data_collator = PairCollator(
+            partial(padded_pairs, pad_token_id=self.pad_token_id),
+            self.batch_tokens,
             count_work(plain.config, frozen_weights=plain is not self.model, head=False),
-            self.accelerator.num_processes,
-            self.accelerator.process_index,
+            processes=self.accelerator.num_processes,
+            process=self.accelerator.process_index,
         )
 
     def padded(self, rows: Sequence[Row]) -> dict[str, Any]:

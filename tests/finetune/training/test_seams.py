@@ -72,7 +72,6 @@ UPSTREAM: dict[type, tuple[type, dict[str, str]]] = {
             "__init__": "model ref_model args data_collator train_dataset eval_dataset processing_class compute_metrics "
             "callbacks optimizers quantization_config peft_config",
             "_prepare_dataset": "dataset processing_class args dataset_name",
-            "_get_train_sampler": "train_dataset",
             "_precompute_ref_logps": "dataset name batch_size",
             "compute_ref_log_probs": "model inputs",
             "_compute_loss": "model inputs return_outputs",

@@ -1,12 +1,14 @@
 """How the pairs of a step fall into micro-batches and onto processes."""
 
+from functools import partial
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hybrid_ft.finetune.training.dpo.batches import PARTS, StepCollator, padded_pairs
+from hybrid_ft.finetune.training.dpo.batches import chosen_tokens, laid_out_pairs, padded_pairs
+from hybrid_ft.finetune.training.pair_steps import PARTS, PairCollator
 from hybrid_ft.finetune.training.shared_prompts import clusters_of, count_work
 
 
@@ -15,7 +17,15 @@ from hybrid_ft.finetune.training.shared_prompts import clusters_of, count_work
 def test_shares_of_a_step_add_up_to_one(make_pairs: Any, count: int, processes: int, by_chosen: bool) -> None:
     pairs = [pair | {"row": row} for row, pair in enumerate(make_pairs(count))]
     collators = [
-        StepCollator(1, 80, lambda pairs: (1, 2), True, by_chosen, processes, process) for process in range(processes)
+        PairCollator(
+            partial(laid_out_pairs, pad_token_id=1, forks=True),
+            80,
+            lambda pairs: (1, 2),
+            chosen_tokens if by_chosen else lambda pair: 1,
+            processes,
+            process,
+        )
+        for process in range(processes)
     ]
     steps = [collate(pairs) for collate in collators]
     batches = [batch for step in steps for batch in step["micro_batches"]]
