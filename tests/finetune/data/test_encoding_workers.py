@@ -52,6 +52,13 @@ def processes(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     return of
 
 
+@pytest.fixture
+def left() -> Callable[[], set[psutil.Process]]:
+    """The processes that have been started since and are still there."""
+    before = set(psutil.Process().children())
+    return lambda: set(psutil.Process().children()) - before
+
+
 def everything(prepared: Prepared) -> tuple[Any, ...]:
     assert prepared.eval is not None
     return prepared.train.to_list(), prepared.eval.to_list(), prepared.packs, prepared.report.as_dict()
@@ -59,20 +66,28 @@ def everything(prepared: Prepared) -> tuple[Any, ...]:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_several_give_what_one_does(
-    stage: str, recipe_of: Callable[..., Recipe], processes: Callable[[int], None], tokenizer: Any
+    stage: str,
+    recipe_of: Callable[..., Recipe],
+    processes: Callable[[int], None],
+    tokenizer: Any,
+    left: Callable[[], set[psutil.Process]],
 ) -> None:
     processes(1)
     alone = everything(prepare(recipe_of(stage), tokenizer))
     processes(3)
     assert everything(prepare(recipe_of(stage), tokenizer)) == alone
-    assert psutil.Process().children() == []
+    assert not left()
 
 
 @pytest.mark.parametrize(
     "data", [{"on_bad_row": "error"}, {"on_long_row": "error", "max_length": 40}], ids=["bad", "long"]
 )
 def test_the_same_row_stops_a_run(
-    data: dict[str, Any], recipe_of: Callable[..., Recipe], processes: Callable[[int], None], tokenizer: Any
+    data: dict[str, Any],
+    recipe_of: Callable[..., Recipe],
+    processes: Callable[[int], None],
+    tokenizer: Any,
+    left: Callable[[], set[psutil.Process]],
 ) -> None:
     said = []
     for count in (1, 3):
@@ -80,7 +95,7 @@ def test_the_same_row_stops_a_run(
         with pytest.raises(InputError) as error:
             prepare(recipe_of(**data), tokenizer)
         said.append(str(error.value))
-    assert said[0] == said[1] and psutil.Process().children() == []
+    assert said[0] == said[1] and not left()
 
 
 def test_a_process_that_is_killed_is_said(
