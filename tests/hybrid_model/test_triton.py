@@ -129,7 +129,7 @@ def operators() -> dict[str, Callable]:
         return triton_gated_delta_rule(q, k, v, g, beta, cu_seqlens, initial_state, scale, True, False)
 
     def conv(x, weight, *, cu_seqlens, initial_tail, output_final_tail):
-        return triton_short_conv(x, weight, cu_seqlens, initial_tail, output_final_tail)
+        return triton_short_conv(x, weight, None, cu_seqlens, initial_tail, output_final_tail)
 
     def gates(a, b, A_log, dt_bias, *, allow_neg_eigval):
         return triton_delta_gates(a, b, A_log, dt_bias, allow_neg_eigval)

@@ -23,6 +23,8 @@ from hybrid_ft.kernels.short_conv.gpu.kernels import (
 # The kernel that sums over a tile's tokens has more of them, for fewer partial sums.
 TILE = {"BT": 32, "BD": 64, "num_warps": 4}
 SUMMED = {"BT": 64, "BD": 32, "num_warps": 4}
+# with a bias there is one sum more, and half as many numbers to a thread
+SUMMED_WITH_BIAS = {"BT": 32, "BD": 32, "num_warps": 4}
 WIDEST = 4
 # Of one token's step: few, since all that a GPU has to do for one row are some thousands of channels.
 STEP_CHANNELS = 128
@@ -108,7 +110,8 @@ def backward_op(
     (N, D), W, S = x.shape, weight.shape[1], cu_seqlens.shape[0] - 1
     dx, dpre = x.new_empty(N, D), x.new_empty(N, D)
     rows = W if bias is None else W + 1
-    dtaps = x.new_empty(triton.cdiv(N, SUMMED["BT"]), rows, D, dtype=torch.float32)
+    summed = SUMMED if bias is None else SUMMED_WITH_BIAS
+    dtaps = x.new_empty(triton.cdiv(N, summed["BT"]), rows, D, dtype=torch.float32)
     dtail = _initial_memory(x, initial_tail)
     x, dy, weight = as_rows(x), as_rows(dy), weight.contiguous()
     bias = None if bias is None else bias.contiguous()
@@ -117,8 +120,8 @@ def backward_op(
     counts = N, S, S.bit_length()
     with on(x):
         if dx.numel():
-            activation_kernel[_grid(N, D, SUMMED)](
-                x, x.stride(0), weight, bias, tail, cu_seqlens, dy, dy.stride(0), dpre, dtaps, *counts, D, W, **SUMMED
+            activation_kernel[_grid(N, D, summed)](
+                x, x.stride(0), weight, bias, tail, cu_seqlens, dy, dy.stride(0), dpre, dtaps, *counts, D, W, **summed
             )
             input_kernel[_grid(N, D, TILE)](dpre, weight, d_final, cu_seqlens, dx, *counts, D, W, **TILE)
         if dtail.numel():
@@ -126,9 +129,9 @@ def backward_op(
             initial_tail_kernel[(S * triton.cdiv(D, BD),)](
                 dpre, weight, d_final, cu_seqlens, dtail, D, W, BD, num_warps=warps
             )
-    summed = dtaps.sum(0)
-    dbias = x.new_empty(0) if bias is None else summed[W].to(bias.dtype, copy=True)
-    return dx, summed[:W].T.contiguous().to(weight.dtype), dbias, dtail
+    sums = dtaps.sum(0)
+    dbias = x.new_empty(0) if bias is None else sums[W].to(bias.dtype, copy=True)
+    return dx, sums[:W].T.contiguous().to(weight.dtype), dbias, dtail
 
 
 @backward_op.register_fake
