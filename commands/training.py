@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -11,48 +12,27 @@ from hybrid_ft.commands.options import AcceptChanges, Extend, Mirror, Overrides,
 from hybrid_ft.finetune.runs.signals import resumable
 
 
-def sft(
-    recipe: RecipeName,
-    overrides: Overrides = None,
-    accept_changes: AcceptChanges = False,
-    extend: Extend = False,
-    mirror: Mirror = None,
-) -> int:
-    """Fine-tune a model (SFT) as a recipe says. The same command resumes a run that was stopped."""
-    return _train("sft", recipe, with_mirror(overrides, mirror), accept_changes, extend)
+def _stage(name: str, what: str) -> Callable[..., int]:
+    """The command of one stage; ``what`` begins its help."""
+
+    def train(
+        recipe: RecipeName,
+        overrides: Overrides = None,
+        accept_changes: AcceptChanges = False,
+        extend: Extend = False,
+        mirror: Mirror = None,
+    ) -> int:
+        return _train(name, recipe, with_mirror(overrides, mirror), accept_changes, extend)
+
+    train.__name__ = name
+    train.__doc__ = f"{what} The same command resumes a run that was stopped."
+    return train
 
 
-def dpo(
-    recipe: RecipeName,
-    overrides: Overrides = None,
-    accept_changes: AcceptChanges = False,
-    extend: Extend = False,
-    mirror: Mirror = None,
-) -> int:
-    """Preference-tune (DPO) a model on pairs of answers. The same command resumes a run that was stopped."""
-    return _train("dpo", recipe, with_mirror(overrides, mirror), accept_changes, extend)
-
-
-def kto(
-    recipe: RecipeName,
-    overrides: Overrides = None,
-    accept_changes: AcceptChanges = False,
-    extend: Extend = False,
-    mirror: Mirror = None,
-) -> int:
-    """Preference-tune (KTO) a model on answers judged good or bad. The same command resumes a run that was stopped."""
-    return _train("kto", recipe, with_mirror(overrides, mirror), accept_changes, extend)
-
-
-def reward(
-    recipe: RecipeName,
-    overrides: Overrides = None,
-    accept_changes: AcceptChanges = False,
-    extend: Extend = False,
-    mirror: Mirror = None,
-) -> int:
-    """Train a reward model, which scores answers, on pairs. The same command resumes a run that was stopped."""
-    return _train("reward", recipe, with_mirror(overrides, mirror), accept_changes, extend)
+sft = _stage("sft", "Fine-tune a model (SFT) as a recipe says.")
+dpo = _stage("dpo", "Preference-tune (DPO) a model on pairs of answers.")
+kto = _stage("kto", "Preference-tune (KTO) a model on answers judged good or bad.")
+reward = _stage("reward", "Train a reward model, which scores answers, on pairs.")
 
 
 def _train(stage: str, recipe: str, overrides: list[str], accept_changes: bool, extend: bool) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from functools import cache
 from typing import Any
 
@@ -16,13 +15,14 @@ from hybrid_ft.hybrid_model.door.cache_name import CACHE, under_both_names
 from hybrid_ft.hybrid_model.door.labels import predictable
 from hybrid_ft.hybrid_model.families.family import Family
 from hybrid_ft.hybrid_model.layers.adapter import disguised
+from hybrid_ft.hybrid_model.released_files import ReleasedFiles
 
 
 @cache
 def flat_language_model(cls: Any, family: Family) -> type[PreTrainedModel]:
     """transformers' class with its loss, generation and saving, of a family's batches in every form."""
 
-    class FlatLanguageModel(cls):
+    class FlatLanguageModel(ReleasedFiles, cls):
         @under_both_names
         @can_return_tuple
         def forward(
@@ -76,19 +76,6 @@ def flat_language_model(cls: Any, family: Family) -> type[PreTrainedModel]:
             if last is not None:
                 outputs.logits = outputs.logits.transpose(0, 1)
             return outputs
-
-        def save_pretrained(
-            self,
-            save_directory: str | os.PathLike[str],
-            is_main_process: bool = True,
-            state_dict: dict[str, torch.Tensor] | None = None,
-            **kwargs: Any,
-        ) -> None:
-            """transformers' own; under the released names, where transformers would write others."""
-            if family.released is not None:
-                state_dict = family.released.named(self.state_dict() if state_dict is None else state_dict, self.config)
-                kwargs["save_original_format"] = False
-            super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
 
     if family.remembers:
         return disguised(_generating(FlatLanguageModel), cls)

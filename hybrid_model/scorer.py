@@ -8,7 +8,6 @@ the architecture's own base model; that is how its own classes are made.
 from __future__ import annotations
 
 import copy
-import os
 import re
 from collections.abc import Hashable
 from functools import cache
@@ -31,6 +30,7 @@ from hybrid_ft.hybrid_model.families.family import is_scorer
 from hybrid_ft.hybrid_model.families.known import family_of
 from hybrid_ft.hybrid_model.lay_flat import lay_flat
 from hybrid_ft.hybrid_model.layers.adapter import disguised
+from hybrid_ft.hybrid_model.released_files import ReleasedFiles
 
 _ENDING = "ForSequenceClassification"
 HEAD = "score.weight"
@@ -91,7 +91,7 @@ def flat_scorer(model: PreTrainedModel) -> PreTrainedModel:
 
 @cache
 def _flat(cls: Any) -> type[PreTrainedModel]:
-    class FlatScorer(cls):
+    class FlatScorer(ReleasedFiles, cls):
         scores_last_tokens = True
 
         def forward(
@@ -122,19 +122,6 @@ def _flat(cls: Any) -> type[PreTrainedModel]:
                 keep_positions=last, **kwargs,
             )  # fmt: skip
             return SequenceClassifierOutputWithPast(logits=self.score(outputs.last_hidden_state.squeeze(0)))
-
-        def save_pretrained(
-            self,
-            save_directory: str | os.PathLike[str],
-            is_main_process: bool = True,
-            state_dict: dict[str, torch.Tensor] | None = None,
-            **kwargs: Any,
-        ) -> None:
-            """transformers' own, with the released checkpoint's tensor names where the family has its own way of them."""
-            if (released := family_of(self.config).released) is not None:
-                state_dict = released.named(self.state_dict() if state_dict is None else state_dict, self.config)
-                kwargs["save_original_format"] = False
-            super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
 
     return disguised(FlatScorer, cls)
 

@@ -3,13 +3,18 @@
 import itertools
 import json
 import os
+import random
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+Tokens = Callable[[int, int], list[int]]
+"""Random ones, at least and at most so many."""
 
 LORA = {"lora": {"targets": "all-linear", "rank": 4, "alpha": 8, "dropout": 0.1, "merge": True}}
 
@@ -77,6 +82,49 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, trainer: type, step: int, how:
         return compute_loss(self, *args, **kwargs)
 
     monkeypatch.setattr(trainer, "compute_loss", interrupted)
+
+
+def resumed_and_whole(
+    monkeypatch: pytest.MonkeyPatch, start: Callable[..., Any], trainer: type, **more: Any
+) -> tuple[Path, Path]:
+    """A run that was killed in step 4, stopped in step 5 and gone on with, and one that was not; saves are every second step.
+
+    Their metrics and the weights in them are the same.
+    """
+    whole = start("whole", **more)
+    assert whole.status == 0
+    with monkeypatch.context() as patched:
+        interrupt_at(patched, trainer, 4, "kill")
+        with pytest.raises(Killed):
+            start("cut", **more)
+    with monkeypatch.context() as patched:
+        interrupt_at(patched, trainer, 5, "SIGTERM")
+        stopped = start("cut", **more)
+    assert stopped.status == 75 and "going on from checkpoint-2" in stopped.screen
+    resumed = start("cut", **more)
+    assert resumed.status == 0 and "going on from checkpoint-5" in resumed.screen
+    assert timeless(resumed.folder) == timeless(whole.folder)
+    saved = [path for path in whole.folder.glob("*/*.safetensors") if path.parent.name != "reference"]
+    assert saved
+    for path in saved:
+        assert path.read_bytes() == (resumed.folder / path.relative_to(whole.folder)).read_bytes(), path
+    return resumed.folder, whole.folder
+
+
+def random_rows(count: int, seed: int, name: str, row_of: Callable[[random.Random, Tokens], dict[str, Any]]) -> Any:
+    """What ``prepare`` gives: prompts of 1 to 30 tokens, every fourth one the one before, and what ``row_of`` adds to each."""
+    from datasets import Dataset
+
+    chance = random.Random(seed)
+
+    def tokens(low: int, high: int) -> list[int]:
+        return [chance.randrange(4, 80) for _ in range(chance.randint(low, high))]
+
+    rows: list[dict[str, Any]] = []
+    for index in range(count):
+        prompt = rows[-1]["prompt_ids"] if index % 4 == 3 else tokens(1, 30)
+        rows.append({"prompt_ids": prompt} | row_of(chance, tokens) | {"origin": f"{name}:{index + 1}"})
+    return Dataset.from_list(rows)
 
 
 def move(model: torch.nn.Module, by: float) -> None:

@@ -58,10 +58,14 @@ def test_it_is_peft_s_in_float32(shape):
     assert ours.state_dict().keys() == peft.state_dict().keys()
 
 
-def test_it_is_used(monkeypatch):
-    _, ours = both()
-    monkeypatch.setattr(Linear, "forward", None)
-    ours(torch.randn(3, 48))
+def test_peft_s_forward_is_left_out(monkeypatch):
+    peft, ours = both()
+    x, calls, theirs = torch.randn(3, 48), [], Linear.forward
+    monkeypatch.setattr(Linear, "forward", lambda layer, *given: calls.append(layer) or theirs(layer, *given))
+    ours(x)
+    assert calls == []
+    peft(x)
+    assert len(calls) == 2  # both adapted layers, so that it would have been seen
 
 
 def test_under_autocast_it_is_as_near_to_the_truth_as_peft_s():

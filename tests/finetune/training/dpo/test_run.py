@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from run_helpers import Killed, interrupt_at, lines, timeless
+from run_helpers import Killed, interrupt_at, lines, resumed_and_whole, timeless
 
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.training.dpo.trainer import PairTrainer
@@ -19,24 +19,10 @@ LORA = {"lora": {"targets": "all-linear", "rank": 4, "alpha": 8, "merge": True}}
 def test_resumed_equals_uninterrupted(start_pairs: Any, monkeypatch: pytest.MonkeyPatch, model: dict) -> None:
     """20 pairs are steps of 8, 8 and 4. Killed in step 4, stopped in step 5, three starts in all; attention's dropout,
     on in the base's config, is off."""
-    whole = start_pairs("whole", model=model, held_out=4, evaluate={"every": 3})
-    assert whole.status == 0
-    with monkeypatch.context() as patched:
-        interrupt_at(patched, PairTrainer, 4, "kill")
-        with pytest.raises(Killed):
-            start_pairs("cut", model=model, held_out=4, evaluate={"every": 3})
-    with monkeypatch.context() as patched:
-        interrupt_at(patched, PairTrainer, 5, "SIGTERM")
-        stopped = start_pairs("cut", model=model, held_out=4, evaluate={"every": 3})
-    assert stopped.status == 75 and "going on from checkpoint-2" in stopped.screen
-    resumed = start_pairs("cut", model=model, held_out=4, evaluate={"every": 3})
-    assert resumed.status == 0 and "going on from checkpoint-5" in resumed.screen
-    assert timeless(resumed.folder) == timeless(whole.folder)
-    assert [line["step"] for line in timeless(whole.folder) if "loss" in line] == [1, 2, 3, 4, 5, 6]
-    for path in whole.folder.glob("*/*.safetensors"):
-        if path.parent.name != "reference":
-            assert path.read_bytes() == (resumed.folder / path.relative_to(whole.folder)).read_bytes(), path
-    again = start_pairs("cut", model=model, held_out=4, evaluate={"every": 3})
+    more = {"model": model, "held_out": 4, "evaluate": {"every": 3}}
+    _, whole = resumed_and_whole(monkeypatch, start_pairs, PairTrainer, **more)
+    assert [line["step"] for line in timeless(whole) if "loss" in line] == [1, 2, 3, 4, 5, 6]
+    again = start_pairs("cut", **more)
     assert again.status == 0 and "this run is finished" in again.screen
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from run_helpers import move
+from run_helpers import Tokens, move, random_rows
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -18,20 +18,12 @@ def _one_thread() -> None:
 
 
 def random_answers(count: int, seed: int = 0, name: str = "judged.jsonl") -> Any:
-    """What ``prepare`` gives: prompts of 1 to 30 tokens, every third one with two answers, of 1 to 12 tokens."""
-    from datasets import Dataset
+    """With answers of 1 to 12 tokens, most of them good."""
 
-    chance = random.Random(seed)
+    def answer(chance: random.Random, tokens: Tokens) -> dict[str, Any]:
+        return {"completion_ids": tokens(1, 12), "label": chance.random() < 0.6}
 
-    def tokens(low: int, high: int) -> list[int]:
-        return [chance.randrange(4, 80) for _ in range(chance.randint(low, high))]
-
-    rows: list[dict[str, Any]] = []
-    for index in range(count):
-        prompt = rows[-1]["prompt_ids"] if index % 4 == 3 else tokens(1, 30)
-        row = {"prompt_ids": prompt, "completion_ids": tokens(1, 12), "label": chance.random() < 0.6}
-        rows.append(row | {"origin": f"{name}:{index + 1}"})
-    return Dataset.from_list(rows)
+    return random_rows(count, seed, name, answer)
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from run_helpers import Killed, interrupt_at, timeless
+from run_helpers import resumed_and_whole, timeless
 
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.training.kto.trainer import AnswerTrainer
@@ -26,25 +26,9 @@ LORA = {"lora": {"targets": "all-linear", "rank": 4, "alpha": 8, "merge": True}}
 def test_resumed_equals_uninterrupted(start_answers: Any, monkeypatch: pytest.MonkeyPatch, model: dict) -> None:
     """21 answers are steps of 8, 8 and 5, in another order the second time. Killed in step 4, stopped in step 5."""
     more = {"model": model, "rows": 21, "held_out": 6, "evaluate": {"every": 3}, "train": {"batch_tokens": 60}}
-    whole = start_answers("whole", **more)
-    assert whole.status == 0
-    with monkeypatch.context() as patched:
-        interrupt_at(patched, AnswerTrainer, 4, "kill")
-        with pytest.raises(Killed):
-            start_answers("cut", **more)
-    with monkeypatch.context() as patched:
-        interrupt_at(patched, AnswerTrainer, 5, "SIGTERM")
-        stopped = start_answers("cut", **more)
-    assert stopped.status == 75 and "going on from checkpoint-2" in stopped.screen
-    resumed = start_answers("cut", **more)
-    assert resumed.status == 0 and "going on from checkpoint-5" in resumed.screen
-    assert timeless(resumed.folder) == timeless(whole.folder)
-    rows = [line["rows"] for line in timeless(whole.folder) if "loss" in line]
+    _, whole = resumed_and_whole(monkeypatch, start_answers, AnswerTrainer, **more)
+    rows = [line["rows"] for line in timeless(whole) if "loss" in line]
     assert sorted(rows[:3]) == sorted(rows[3:]) == [5, 8, 8] and rows[:3] != rows[3:]
-    saved = [path for path in whole.folder.glob("*/*.safetensors") if path.parent.name != "reference"]
-    assert saved
-    for path in saved:
-        assert path.read_bytes() == (resumed.folder / path.relative_to(whole.folder)).read_bytes(), path
 
 
 def test_what_is_seen_and_kept(start_answers: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from run_helpers import move
+from run_helpers import Tokens, move, random_rows
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -18,22 +18,13 @@ def _one_thread() -> None:
 
 
 def random_pairs(count: int, seed: int = 0, name: str = "pairs.jsonl") -> Any:
-    """What ``prepare`` gives: prompts of 1 to 30 tokens, every fourth one the one before, answers of 1 to 12 tokens."""
-    from datasets import Dataset
+    """With answers of 1 to 12 tokens and their end."""
 
-    chance = random.Random(seed)
-
-    def tokens(low: int, high: int) -> list[int]:
-        return [chance.randrange(4, 80) for _ in range(chance.randint(low, high))]
-
-    rows: list[dict[str, Any]] = []
-    for index in range(count):
-        prompt = rows[-1]["prompt_ids"] if index % 4 == 3 else tokens(1, 30)
+    def pair(chance: random.Random, tokens: Tokens) -> dict[str, Any]:
         sides = {"chosen_ids": [*tokens(1, 12), 3], "rejected_ids": [*tokens(1, 12), 3]}
-        rows.append(
-            {"prompt_ids": prompt} | sides | {"margin": chance.choice([0.0, 0.5]), "origin": f"{name}:{index + 1}"}
-        )
-    return Dataset.from_list(rows)
+        return sides | {"margin": chance.choice([0.0, 0.5])}
+
+    return random_rows(count, seed, name, pair)
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from run_helpers import Killed, interrupt_at, timeless
+from run_helpers import resumed_and_whole, timeless
 from safetensors.torch import load_file
 
 from hybrid_ft.errors import InputError
@@ -43,23 +43,7 @@ def scored(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 def test_resumed_equals_uninterrupted(start_reward: Any, monkeypatch: pytest.MonkeyPatch, model: dict) -> None:
     """21 pairs are steps of 8, 8 and 5. Killed in step 4, stopped in step 5."""
     more = {"model": model, "rows": 21, "held_out": 6, "evaluate": {"every": 3}, "train": {"batch_tokens": 60}}
-    whole = start_reward("whole", **more)
-    assert whole.status == 0
-    with monkeypatch.context() as patched:
-        interrupt_at(patched, ScoreTrainer, 4, "kill")
-        with pytest.raises(Killed):
-            start_reward("cut", **more)
-    with monkeypatch.context() as patched:
-        interrupt_at(patched, ScoreTrainer, 5, "SIGTERM")
-        stopped = start_reward("cut", **more)
-    assert stopped.status == 75 and "going on from checkpoint-2" in stopped.screen
-    resumed = start_reward("cut", **more)
-    assert resumed.status == 0 and "going on from checkpoint-5" in resumed.screen
-    assert timeless(resumed.folder) == timeless(whole.folder)
-    saved = list(whole.folder.glob("*/*.safetensors"))
-    assert saved
-    for path in saved:
-        assert path.read_bytes() == (resumed.folder / path.relative_to(whole.folder)).read_bytes(), path
+    resumed_and_whole(monkeypatch, start_reward, ScoreTrainer, **more)
 
 
 def test_what_is_seen_kept_and_opened(start_reward: Any, plain_scorer: Any) -> None:
