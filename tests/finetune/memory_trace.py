@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from peft.helpers import disable_input_dtype_casting
+from peft.tuners.lora import Linear, LoraLayer
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -115,7 +116,7 @@ def trace(
     fused: bool = True,
     reduce_at_once: bool = True,
     autocast_cache: bool = False,
-    cast_inputs: bool = False,
+    peft_forward: bool = False,
     optimizer: str = "adamw",
 ) -> Peaks:
     """Two steps of SFT, the second of which counts: the optimizer's moments are there then.
@@ -160,9 +161,12 @@ def trace(
                 if optimizer == "adamw_bf16"
                 else torch.optim.AdamW(trained, lr=1e-5, fused=fused, foreach=not fused)
             )
+            for module in model.modules() if peft_forward else ():
+                if isinstance(module, LoraLayer):
+                    module.__class__ = Linear
             for tensor in [*model.parameters(), *model.buffers()]:
                 live.add(tensor)
-            with live.seeing_resizes(), live, disable_input_dtype_casting(model, active=not cast_inputs):
+            with live.seeing_resizes(), live, disable_input_dtype_casting(model, active=not peft_forward):
                 for _ in range(2):
                     forward = backward = 0
                     held = live.now
