@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections import ChainMap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from itertools import accumulate, chain
 from typing import Any, Protocol
 
@@ -33,10 +33,11 @@ _LINES_APART = frozenset(
 
 _LONGEST, _MOST = 48, 2**17  # characters of a part that is remembered, and how many are
 # the first, which most parts are, is also what the others would find there
-_LINE_PART = r" [!-~]++(?= )|{c}|{n}*[\r\n](?=[!-~])|{n}*[!-~]+(?:{m}{n}*(?<![\r\n])[!-~]+)*(?:{m}{n}*)?|{n}+"
-_PART = r" [!-~]++(?= )|{c}|{n}*[!-~]+(?:{m}{n}*[!-~]+)*(?:{m}{n}*)?|{n}+"
+_LINE_PART = r" [!-~]++(?= )|{n}*[\r\n](?=[!-~])|{n}*[!-~]+(?:{m}{n}*(?<![\r\n])[!-~]+)*(?:{m}{n}*)?|{n}+"
+_PART = r" [!-~]++(?= )|{n}*[!-~]+(?:{m}{n}*[!-~]+)*(?:{m}{n}*)?|{n}+"
 
 Ids = tuple[int, ...]
+Places = list[tuple[int, int]]
 
 
 class Tokenized(Protocol):
@@ -57,42 +58,53 @@ class Tokenized(Protocol):
 
 
 class InParts:
-    """A text in tokens, put together from its parts."""
+    """A text in tokens, put together from its parts.
 
-    def __init__(self, parts: list[str], found: list[Ids], places: Mapping[str, Any]) -> None:
-        self.ids: list[int] = list(chain.from_iterable(found))
+    ``cut``: its stretches of text and its control tokens in turn; ``parts``, ``found``: the parts of each, and their ids.
+    ``places``: where the tokens of a part begin and end in it.
+    """
+
+    def __init__(
+        self, cut: list[str], parts: list[list[str]], found: list[list[Ids]], places: Callable[[str], Places]
+    ) -> None:
+        each = [list(chain.from_iterable(ids)) for ids in found]
+        self.ids: list[int] = list(chain.from_iterable(each))
+        self._starts = [0, *accumulate(map(len, cut))]
+        self._firsts = [0, *accumulate(map(len, each))]
         self._parts, self._found, self._places = parts, found, places
-        self._starts: list[int] | None = None
 
     def char_to_token(self, position: int) -> int | None:
         """As ``Tokenized``."""
-        starts, firsts = self._laid()
+        stretch = bisect_right(self._starts, position) - 1
+        if position < 0 or stretch == len(self._parts):
+            return None
+        if stretch % 2:
+            return self._firsts[stretch]
+        starts, firsts = self._laid(stretch)
         part = bisect_right(starts, position) - 1
         inside = position - starts[part]
-        if inside < 0 or part == len(self._parts):
-            return None
-        places = self._places.get(self._parts[part])
-        if places is None:
-            return firsts[part]
+        places = self._places(self._parts[stretch][part])
         found = next((number for number, (begin, end) in enumerate(places) if begin <= inside < end), None)
         return None if found is None else firsts[part] + found
 
     def token_to_chars(self, token: int) -> tuple[int, int] | None:
         """As ``Tokenized``."""
-        starts, firsts = self._laid()
-        part = bisect_right(firsts, token) - 1
-        if token < 0 or part == len(self._parts):
+        stretch = bisect_right(self._firsts, token) - 1
+        if token < 0 or stretch == len(self._parts):
             return None
-        places, start = self._places.get(self._parts[part]), starts[part]
-        begin, end = (0, len(self._parts[part])) if places is None else places[token - firsts[part]]
-        return start + begin, start + end
+        if stretch % 2:
+            return self._starts[stretch], self._starts[stretch + 1]
+        starts, firsts = self._laid(stretch)
+        part = bisect_right(firsts, token) - 1
+        begin, end = self._places(self._parts[stretch][part])[token - firsts[part]]
+        return starts[part] + begin, starts[part] + end
 
-    def _laid(self) -> tuple[list[int], list[int]]:
-        """Where each part begins, and the end, in characters and in tokens."""
-        if self._starts is None:
-            self._starts = [0, *accumulate(map(len, self._parts))]
-            self._firsts = [0, *accumulate(map(len, self._found))]
-        return self._starts, self._firsts
+    def _laid(self, stretch: int) -> tuple[list[int], list[int]]:
+        """Where each part of a stretch begins, in characters and in tokens."""
+        parts, found = self._parts[stretch], self._found[stretch]
+        starts = accumulate(map(len, parts), initial=self._starts[stretch])
+        firsts = accumulate(map(len, found), initial=self._firsts[stretch])
+        return list(starts)[:-1], list(firsts)[:-1]
 
 
 class PartTokenizer:
@@ -102,11 +114,12 @@ class PartTokenizer:
     """
 
     def __init__(self, backend: Any, mark: str, control: str, lines_apart: bool) -> None:
-        self._backend = backend
+        self._backend, self._mark = backend, mark
         pattern = _LINE_PART if lines_apart else _PART
-        self._part = re.compile(pattern.format(c=control, n=f"[^!-~{mark}]", m=f"[^ !-~{mark}]"))
+        self._part = re.compile(pattern.format(n=f"[^!-~{mark}]", m=f"[^ !-~{mark}]"))
+        self._control = re.compile(f"({control})")
         self._ids: dict[str, Ids] = {}
-        self._places: dict[str, Any] = {}  # of the tokens of a part, where it is not one
+        self._places = lru_cache(4096)(self._placed)
 
     @classmethod
     def of(cls, backend: Any, parts: Mapping[str, Any], mark: str, control: str) -> PartTokenizer | None:
@@ -128,31 +141,34 @@ class PartTokenizer:
     def encode(self, texts: Sequence[str]) -> list[Tokenized]:
         """Each text in tokens, without any around it."""
         if len(self._ids) > _MOST:
-            self._ids, self._places = {}, {}  # texts that are still in use have the old ones
-        cut = [self._part.findall(text) for text in texts]
-        fine = [sum(map(len, parts)) == len(text) for parts, text in zip(cut, texts, strict=True)]
-        known, places = self._ids, self._places
-        found: list[list[Any]] = [list(map(known.get, parts)) for parts in cut]
-        unknown = [number for number, ids in enumerate(found) if None in ids]
-        pairs = chain.from_iterable(zip(cut[number], found[number], strict=True) for number in unknown)
-        new = list(dict.fromkeys(part for part, ids in pairs if ids is None))
-        odd = [
-            text for text, good in zip(texts, fine, strict=True) if not good
-        ]  # a part of the mark, and no control token
-        encodings = self._backend.encode_batch([*new, *odd], add_special_tokens=False)
-        long_ids: dict[str, Ids] = {}
-        long_places: dict[str, Any] = {}
+            self._ids = {}
+        known, findall = self._ids, self._part.findall
+        cuts = [self._control.split(text) for text in texts]
+        # a part of a control token's name in a text: not taken apart
+        odd = [number for number, cut in enumerate(cuts) if any(self._mark in text for text in cut[::2])]
+        rows = [
+            [[text] if stretch % 2 else findall(text) for stretch, text in enumerate(cut)] if number not in odd else []
+            for number, cut in enumerate(cuts)
+        ]
+        found: list[list[list[Any]]] = [[list(map(known.get, parts)) for parts in row] for row in rows]
+        unknown = [
+            (ids, parts, stretch)
+            for ids, row in zip(found, rows, strict=True)
+            for stretch, parts in enumerate(row)
+            if None in ids[stretch]
+        ]
+        new = list(dict.fromkeys(part for _, parts, _ in unknown for part in parts if part not in known))
+        encodings = self._backend.encode_batch([*new, *(texts[number] for number in odd)], add_special_tokens=False)
+        long: dict[str, Ids] = {}
         for part, encoding in zip(new, encodings, strict=False):
-            short = len(part) <= _LONGEST
-            ids = (known if short else long_ids)[part] = tuple(encoding.ids)
-            if len(ids) != 1 or encoding.offsets != [(0, len(part))]:
-                (places if short else long_places)[part] = encoding.offsets
-        for number in unknown:
-            found[number] = [known[part] if part in known else long_ids[part] for part in cut[number]]
-        both = ChainMap(places, long_places) if long_places else places
-        rest = iter(encodings[len(new) :])
-        rows = zip(cut, found, fine, strict=True)
-        return [InParts(parts, ids, both) if good else next(rest) for parts, ids, good in rows]
+            (known if len(part) <= _LONGEST else long)[part] = tuple(encoding.ids)
+        for ids, parts, stretch in unknown:
+            ids[stretch] = [known[part] if part in known else long[part] for part in parts]
+        whole = iter(encodings[len(new) :])
+        return [InParts(*row, self._places) if row[1] else next(whole) for row in zip(cuts, rows, found, strict=True)]
+
+    def _placed(self, part: str) -> Places:
+        return self._backend.encode(part, add_special_tokens=False).offsets  # type: ignore[no-any-return]
 
 
 def _cut(pre_tokenizer: Mapping[str, Any] | None) -> bool | None:

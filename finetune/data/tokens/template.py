@@ -27,6 +27,7 @@ from hybrid_ft.finetune.data.tokens.asked import Openings
 from hybrid_ft.finetune.data.tokens.control_tokens import ControlTokens
 from hybrid_ft.finetune.data.tokens.reasoning import BEGIN, END, Habits
 from hybrid_ft.finetune.data.tokens.skeleton import Skeleton, skeleton_of
+from hybrid_ft.finetune.data.tokens.unread import Unread
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -68,7 +69,10 @@ class Span:
 
 @dataclass
 class Plan:
-    """Literals with slots between them: ``literals[0] slots[0] literals[1] ...``; a slot is (text's number, escapes)."""
+    """Literals with slots between them: ``literals[0] slots[0] literals[1] ...``; a slot is (text's number, escapes).
+
+    ``unread``: the template looks at no text, so that it writes all turns of these roles like this, whatever they say.
+    """
 
     literals: list[str]
     marked: list[str]
@@ -76,6 +80,7 @@ class Plan:
     spans: list[Span]
     controls: int
     hidden_reasoning: int
+    unread: bool
 
 
 class ChatTemplate:
@@ -113,6 +118,7 @@ class ChatTemplate:
         self._header, self.opening, ends = self._probed()
         self.eos_token_ids = [control.ids[end] for end in ends]
         self._ends = frozenset(ends)
+        self._unread = Unread(text, self._open)
 
     def render(self, messages: list[dict[str, Any]], tools: Any = None, *, ask: bool = False) -> str:
         """The text of a conversation; ``ask``: with the beginning of an assistant's turn after it."""
@@ -158,16 +164,21 @@ class ChatTemplate:
 
         Raises BadRow where that is not certain.
         """
-        key = skeleton.key(), ask
+        key = skeleton.key, ask
         if key not in self._plans:
             if len(self._plans) >= MOST_PLANS:
                 self._plans.clear()
             self._plans[key] = self._made(skeleton, ask)
         return self._plans[key]
 
+    def unread_plan(self, skeleton: Skeleton, *, ask: bool = False) -> Plan | None:
+        """A plan that is known, and is what the template writes whatever the texts are."""
+        known = self._plans.get((skeleton.key, ask))
+        return known if known and known.unread else None
+
     def forget(self, skeleton: Skeleton, *, ask: bool = False) -> None:
         """Drop a plan that may have aged: a template can write today's date."""
-        self._plans.pop((skeleton.key(), ask), None)
+        self._plans.pop((skeleton.key, ask), None)
 
     def _name_of(self, number: int) -> str:
         return f'{self._open}{number}"{self._close}'
@@ -246,7 +257,10 @@ class ChatTemplate:
         hidden = sum(1 for slot in skeleton.slots if slot.field == "reasoning") - sum(
             1 for number in {number for number, _ in slots} if skeleton.slots[number].field == "reasoning"
         )
-        return Plan(literals, marked, slots, [span for span in spans if span], controls, hidden)
+        given = self._special | self.arguments | {"add_generation_prompt": ask}
+        with limited(SECONDS, MEMORY):
+            unread = self._unread.writes(text, skeleton.messages, **given)
+        return Plan(literals, marked, slots, [span for span in spans if span], controls, hidden, unread)
 
     def _check_shown(self, skeleton: Skeleton, shown: set[int]) -> None:
         for number, slot in enumerate(skeleton.slots):
