@@ -33,8 +33,8 @@ _LINES_APART = frozenset(
 
 _LONGEST, _MOST = 48, 2**17  # characters of a part that is remembered, and how many are
 # the first, which most parts are, is also what the others would find there
-_LINE_PART = r" [!-~]++(?= )|{n}*[\r\n](?=[!-~])|{n}*[!-~]+(?:{m}{n}*(?<![\r\n])[!-~]+)*(?:{m}{n}*)?|{n}+"
-_PART = r" [!-~]++(?= )|{n}*[!-~]+(?:{m}{n}*[!-~]+)*(?:{m}{n}*)?|{n}+"
+_LINE_PART = r" [!-~]++(?= )|{c}|{n}*[\r\n](?=[!-~])|{n}*[!-~]+(?:{m}{n}*(?<![\r\n])[!-~]+)*(?:{m}{n}*)?|{n}+"
+_PART = r" [!-~]++(?= )|{c}|{n}*[!-~]+(?:{m}{n}*[!-~]+)*(?:{m}{n}*)?|{n}+"
 
 Ids = tuple[int, ...]
 Places = list[tuple[int, int]]
@@ -58,53 +58,41 @@ class Tokenized(Protocol):
 
 
 class InParts:
-    """A text in tokens, put together from its parts.
+    """A text in tokens, put together from its parts. ``places``: where the tokens of a part begin and end in it."""
 
-    ``cut``: its stretches of text and its control tokens in turn; ``parts``, ``found``: the parts of each, and their ids.
-    ``places``: where the tokens of a part begin and end in it.
-    """
-
-    def __init__(
-        self, cut: list[str], parts: list[list[str]], found: list[list[Ids]], places: Callable[[str], Places]
-    ) -> None:
-        each = [list(chain.from_iterable(ids)) for ids in found]
-        self.ids: list[int] = list(chain.from_iterable(each))
-        self._starts = [0, *accumulate(map(len, cut))]
-        self._firsts = [0, *accumulate(map(len, each))]
+    def __init__(self, parts: list[str], found: list[Ids], places: Callable[[str], Places]) -> None:
+        self.ids: list[int] = list(chain.from_iterable(found))
         self._parts, self._found, self._places = parts, found, places
+        self._starts: list[int] | None = None
 
     def char_to_token(self, position: int) -> int | None:
         """As ``Tokenized``."""
-        stretch = bisect_right(self._starts, position) - 1
-        if position < 0 or stretch == len(self._parts):
-            return None
-        if stretch % 2:
-            return self._firsts[stretch]
-        starts, firsts = self._laid(stretch)
+        starts, firsts = self._laid()
         part = bisect_right(starts, position) - 1
         inside = position - starts[part]
-        places = self._places(self._parts[stretch][part])
+        if inside < 0 or part == len(self._parts):
+            return None
+        if not inside and len(self._found[part]) == 1:
+            return firsts[part]
+        places = self._places(self._parts[part])
         found = next((number for number, (begin, end) in enumerate(places) if begin <= inside < end), None)
         return None if found is None else firsts[part] + found
 
     def token_to_chars(self, token: int) -> tuple[int, int] | None:
         """As ``Tokenized``."""
-        stretch = bisect_right(self._firsts, token) - 1
-        if token < 0 or stretch == len(self._parts):
-            return None
-        if stretch % 2:
-            return self._starts[stretch], self._starts[stretch + 1]
-        starts, firsts = self._laid(stretch)
+        starts, firsts = self._laid()
         part = bisect_right(firsts, token) - 1
-        begin, end = self._places(self._parts[stretch][part])[token - firsts[part]]
+        if token < 0 or part == len(self._parts):
+            return None
+        begin, end = self._places(self._parts[part])[token - firsts[part]]
         return starts[part] + begin, starts[part] + end
 
-    def _laid(self, stretch: int) -> tuple[list[int], list[int]]:
-        """Where each part of a stretch begins, in characters and in tokens."""
-        parts, found = self._parts[stretch], self._found[stretch]
-        starts = accumulate(map(len, parts), initial=self._starts[stretch])
-        firsts = accumulate(map(len, found), initial=self._firsts[stretch])
-        return list(starts)[:-1], list(firsts)[:-1]
+    def _laid(self) -> tuple[list[int], list[int]]:
+        """Where each part begins, and the end, in characters and in tokens."""
+        if self._starts is None:
+            self._starts = [0, *accumulate(map(len, self._parts))]
+            self._firsts = [0, *accumulate(map(len, self._found))]
+        return self._starts, self._firsts
 
 
 class PartTokenizer:
@@ -114,11 +102,11 @@ class PartTokenizer:
     """
 
     def __init__(self, backend: Any, mark: str, control: str, lines_apart: bool) -> None:
-        self._backend, self._mark = backend, mark
+        self._backend = backend
         pattern = _LINE_PART if lines_apart else _PART
-        self._part = re.compile(pattern.format(n=f"[^!-~{mark}]", m=f"[^ !-~{mark}]"))
-        self._control = re.compile(f"({control})")
-        self._ids: dict[str, Ids] = {}
+        self._part = re.compile(pattern.format(c=f"{control}|{mark * 2}", n=f"[^!-~{mark}]", m=f"[^ !-~{mark}]"))
+        self._between = mark * 2
+        self._ids: dict[str, Ids] = {self._between: ()}
         self._places = lru_cache(4096)(self._placed)
 
     @classmethod
@@ -141,31 +129,41 @@ class PartTokenizer:
     def encode(self, texts: Sequence[str]) -> list[Tokenized]:
         """Each text in tokens, without any around it."""
         if len(self._ids) > _MOST:
-            self._ids = {}
-        known, findall = self._ids, self._part.findall
-        cuts = [self._control.split(text) for text in texts]
-        # a part of a control token's name in a text: not taken apart
-        odd = [number for number, cut in enumerate(cuts) if any(self._mark in text for text in cut[::2])]
-        rows = [
-            [[text] if stretch % 2 else findall(text) for stretch, text in enumerate(cut)] if number not in odd else []
-            for number, cut in enumerate(cuts)
-        ]
-        found: list[list[list[Any]]] = [[list(map(known.get, parts)) for parts in row] for row in rows]
-        unknown = [
-            (ids, parts, stretch)
-            for ids, row in zip(found, rows, strict=True)
-            for stretch, parts in enumerate(row)
-            if None in ids[stretch]
-        ]
-        new = list(dict.fromkeys(part for _, parts, _ in unknown for part in parts if part not in known))
-        encodings = self._backend.encode_batch([*new, *(texts[number] for number in odd)], add_special_tokens=False)
-        long: dict[str, Ids] = {}
-        for part, encoding in zip(new, encodings, strict=False):
+            self._ids = {self._between: ()}
+        joined = self._between.join([*texts, ""])  # all at once: a call for each text would take as long as the parts
+        parts = self._part.findall(joined)
+        if joined.count(self._between) != len(texts) or sum(map(len, parts)) != len(joined):
+            return self._encode_odd(texts)
+        known = self._ids
+        found: list[Any] = list(map(known.get, parts))
+        if None in found:
+            found = self._learned(parts, found)
+        rows: list[Tokenized] = []
+        begin = 0
+        for _ in texts:
+            end = parts.index(self._between, begin)
+            rows.append(InParts(parts[begin:end], found[begin:end], self._places))
+            begin = end + 1
+        return rows
+
+    def _encode_odd(self, texts: Sequence[str]) -> list[Tokenized]:
+        """Texts of which one has a part of a control token's name and is not taken apart."""
+        rows = []
+        for text in texts:
+            whole = sum(map(len, self._part.findall(text))) == len(text) and self._between not in text
+            rows.append(self.encode([text])[0] if whole else self._backend.encode(text, add_special_tokens=False))
+        return rows
+
+    def _learned(self, parts: list[str], found: list[Ids | None]) -> list[Ids]:
+        """The ids of parts of which some are new."""
+        known, long = self._ids, {}
+        new = list(dict.fromkeys(part for part, ids in zip(parts, found, strict=True) if ids is None))
+        for part, encoding in zip(new, self._backend.encode_batch(new, add_special_tokens=False), strict=True):
             (known if len(part) <= _LONGEST else long)[part] = tuple(encoding.ids)
-        for ids, parts, stretch in unknown:
-            ids[stretch] = [known[part] if part in known else long[part] for part in parts]
-        whole = iter(encodings[len(new) :])
-        return [InParts(*row, self._places) if row[1] else next(whole) for row in zip(cuts, rows, found, strict=True)]
+        return [
+            ids if ids is not None else known[part] if part in known else long[part]
+            for part, ids in zip(parts, found, strict=True)
+        ]
 
     def _placed(self, part: str) -> Places:
         return self._backend.encode(part, add_special_tokens=False).offsets  # type: ignore[no-any-return]
