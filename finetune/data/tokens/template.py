@@ -70,9 +70,7 @@ class Span:
 @dataclass
 class Plan:
     """Literals with slots between them: ``literals[0] slots[0] literals[1] ...``; a slot is (text's number, escapes).
-
-    ``unread``: the template looks at no text, so that it writes all turns of these roles like this, whatever they say.
-    """
+    ``unread``: the template writes turns of these roles like this whatever they say, since it looks at no text."""
 
     literals: list[str]
     marked: list[str]
@@ -257,9 +255,9 @@ class ChatTemplate:
         hidden = sum(1 for slot in skeleton.slots if slot.field == "reasoning") - sum(
             1 for number in {number for number, _ in slots} if skeleton.slots[number].field == "reasoning"
         )
-        given = self._special | self.arguments | {"add_generation_prompt": ask}
-        with limited(SECONDS, MEMORY):
-            unread = self._unread.writes(text, skeleton.messages, **given)
+        unread = self._unread.writes(
+            text, skeleton.messages, add_generation_prompt=ask, **self._special | self.arguments
+        )
         return Plan(literals, marked, slots, [span for span in spans if span], controls, hidden, unread)
 
     def _check_shown(self, skeleton: Skeleton, shown: set[int]) -> None:

@@ -15,6 +15,8 @@ from jinja2 import Undefined, nodes
 from jinja2.environment import Environment, Template
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
+from hybrid_ft.finetune.data.limits import MEMORY, RENDER_ERRORS, SECONDS, TookTooLong, limited
+
 _TEXT, _DEEP, _WRITTEN = "looks_at_text", "looks_at_value", "writes_value"
 """The checks: refuse a text, refuse whatever holds one, refuse what is no text and holds one."""
 _OF_TYPES = frozenset(
@@ -73,8 +75,9 @@ class Unread:
         if self._copy is None:
             return False
         try:
-            return self._copy.render(messages=messages, tools=None, documents=None, **given) == text
-        except _Looked:
+            with limited(SECONDS, MEMORY):
+                return self._copy.render(messages=messages, tools=None, documents=None, **given) == text
+        except (_Looked, TookTooLong, MemoryError, *RENDER_ERRORS):
             return False
 
     def _checks(self) -> dict[str, Callable[[Any], Any]]:
