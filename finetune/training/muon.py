@@ -51,7 +51,7 @@ def muon_of(model: Any, **options: Any) -> MuonAdamW:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     matrices = [parameter for parameter in trained if parameter.ndim == 2 and id(parameter) not in ends]
     rest = [parameter for parameter in trained if parameter.ndim != 2 or id(parameter) in ends]
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [parameter for parameter in rest if parameter.ndim >= 2]},
         {"params": [parameter for parameter in rest if parameter.ndim < 2], "weight_decay": 0.0},
     ]
