@@ -1,4 +1,4 @@
-"""Nemotron-Flash: delta rule without decay, Mamba-2, attention and MLPs, one a layer, behind meta tokens.
+"""Nemotron-Flash: delta rule, Mamba-2, attention and MLPs behind meta tokens.
 
 The architecture is ours (``modeling``), because transformers has none and the released code is not run. Laid flat, its two
 recurrent mixers run on the delta rule's kernels, and the meta tokens are a segment that every document continues.

@@ -73,6 +73,8 @@ class NemotronFlashDecoderLayer(GradientCheckpointingLayer):
 
 
 class NemotronFlashPreTrainedModel(PreTrainedModel):
+    """What transformers asks of a model's classes."""
+
     config_class = NemotronFlashConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
@@ -93,6 +95,8 @@ class NemotronFlashPreTrainedModel(PreTrainedModel):
 
 
 class NemotronFlashModel(NemotronFlashPreTrainedModel):
+    """The layers, with meta tokens before every document."""
+
     def __init__(self, config: NemotronFlashConfig) -> None:
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
@@ -191,6 +195,8 @@ class NemotronFlashModel(NemotronFlashPreTrainedModel):
 
 
 class NemotronFlashForCausalLM(NemotronFlashPreTrainedModel, GenerationMixin):
+    """The layers and a head whose rows have length 1."""
+
     _tied_weights_keys: ClassVar = {"lm_head.weight": "model.embed_tokens.weight"}
 
     def __init__(self, config: NemotronFlashConfig) -> None:
