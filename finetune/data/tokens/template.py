@@ -158,10 +158,7 @@ class ChatTemplate:
         return field in self.text
 
     def plan(self, skeleton: Skeleton, *, ask: bool = False) -> Plan:
-        """Where the template puts the texts of a conversation, ``ask``: and asks for the next answer.
-
-        Raises BadRow where that is not certain.
-        """
+        """Where the template puts the texts of a conversation, ``ask``: and asks for the next answer. Raises BadRow."""
         key = skeleton.key, ask
         if key not in self._plans:
             if len(self._plans) >= MOST_PLANS:
