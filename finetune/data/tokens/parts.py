@@ -156,7 +156,7 @@ class PartTokenizer:
 
     def _learned(self, parts: list[str], found: list[Ids | None]) -> list[Ids]:
         """The ids of parts of which some are new."""
-        known, long = self._ids, {}
+        known, long = self._ids, dict[str, Ids]()
         new = list(dict.fromkeys(part for part, ids in zip(parts, found, strict=True) if ids is None))
         for part, encoding in zip(new, self._backend.encode_batch(new, add_special_tokens=False), strict=True):
             (known if len(part) <= _LONGEST else long)[part] = tuple(encoding.ids)
@@ -166,7 +166,7 @@ class PartTokenizer:
         ]
 
     def _placed(self, part: str) -> Places:
-        return self._backend.encode(part, add_special_tokens=False).offsets  # type: ignore[no-any-return]
+        return self._backend.encode(part, add_special_tokens=False).offsets
 
 
 def _cut(pre_tokenizer: Mapping[str, Any] | None) -> bool | None:

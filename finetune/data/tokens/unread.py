@@ -182,5 +182,6 @@ def _ask_arguments(node: nodes.Filter | nodes.Test | nodes.Call) -> None:
 
 
 def _asked(check: str, node: Any) -> nodes.Call:
-    called = nodes.Name(check, "load").set_lineno(node.lineno)
-    return nodes.Call(called, [node], [], None, None).set_lineno(node.lineno)
+    call = nodes.Call(nodes.Name(check, "load"), [node], [], None, None)
+    call.set_lineno(node.lineno)
+    return call
