@@ -47,9 +47,9 @@ def decontaminated(way: Way[Any, Any], recipe: Recipe) -> Way[Any, Any]:
 
     def convert(source: Source, counts: SourceCounts) -> Iterator[tuple[str, Any]]:
         rows = way.convert(source, counts)
-        if not any(source is one for one in trained):
-            yield from rows
-            return
+        return sift(rows) if any(source is one for one in trained) else rows
+
+    def sift(rows: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
         for origin, row in rows:
             met = [] if isinstance(row, BadRow | Unusable) else questions.met_in(text_of(row))
             if met:
@@ -58,7 +58,7 @@ def decontaminated(way: Way[Any, Any], recipe: Recipe) -> Way[Any, Any]:
                 yield origin, row
 
     decides = hashlib.sha256(json.dumps(texts).encode()).hexdigest()
-    return replace(way, convert=convert, decides=decides)
+    return replace(way, convert=convert, sift=sift, decides=decides)
 
 
 def text_of(row: Any) -> str:

@@ -103,6 +103,32 @@ def test_any_place_in_an_epoch_will_do(start, monkeypatch):
     assert_same_run(whole, start("cut", train=train), 6)
 
 
+def test_a_resumed_run_reads_the_tokens_that_were_kept(start, monkeypatch, tmp_path):
+    """No row is asked of the tokenizer again, and the run is the one that prepares its rows itself."""
+    from hybrid_ft.finetune.data import source_rows
+
+    encoded = []
+    real = source_rows.encoded_batch
+
+    def spy(way, schema, rows):
+        encoded.extend(origin for origin, _ in rows)
+        return real(way, schema, rows)
+
+    for module in ("encoding_workers", "streaming.chunk"):
+        monkeypatch.setattr(f"hybrid_ft.finetune.data.{module}.encoded_batch", spy)
+    whole = start("whole")
+    rows = len(encoded)
+    kept = {"data": {"cache": str(tmp_path / "kept")}}
+    with monkeypatch.context() as patched:
+        interrupt_at(patched, 4, "kill")
+        with pytest.raises(Killed):
+            start("cut", **kept)
+    assert rows and len(encoded) == 2 * rows
+    resumed = start("cut", **kept)
+    assert "going on from checkpoint-2" in resumed.screen and len(encoded) == 2 * rows
+    assert_same_run(whole, resumed, 6)
+
+
 def test_dropout_is_on_in_these_runs(start):
     """Otherwise the tests above would not see a random state that was not restored."""
     with_dropout = start("one").metrics()
