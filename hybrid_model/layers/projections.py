@@ -93,6 +93,7 @@ class _Projections(torch.autograd.Function):
             dy = dy.reshape(-1, len(weight))
             factors = [(dy, weight)]
             if low is not None:
+                assert a is not None and b is not None
                 factors.append(((dy @ b).mul_(scale), a))
             gradients.append(dy.t() @ rows if of_weight else None)
             gradients.append(factors[1][0].t() @ rows if of_a else None)
