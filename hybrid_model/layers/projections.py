@@ -97,7 +97,7 @@ class _Projections(torch.autograd.Function):
                 factors.append(((dy @ b).mul_(scale), a))
             gradients.append(dy.t() @ rows if of_weight else None)
             gradients.append(factors[1][0].t() @ rows if of_a else None)
-            gradients.append((dy.t() @ low).mul_(scale) if of_b else None)
+            gradients.append((dy.t() @ low).mul_(scale) if of_b and low is not None else None)
             for one, other in factors if wanted[0] else ():
                 dx = one @ other if dx is None else dx.addmm_(one, other)
         return None if dx is None else dx.view_as(x), None, *gradients
