@@ -1,4 +1,4 @@
-"""Which layers gradient checkpointing leaves out: as many as memory allows, or as the recipe says.
+"""Which layers gradient checkpointing leaves out: as many as memory allows.
 
 Attention's layers come first: they hold about as much as the delta rule's and take longer to compute again. Of one kind
 the last come first, whose activations are the first to go in backward.
