@@ -3,8 +3,8 @@
 A template is a program; nothing in its output says where a message begins. So every text of a conversation is
 replaced by a name that occurs nowhere else, and the template is run on that: what comes out between the names is the
 template's own, and the names show where each turn lies. The same plan serves all conversations of that shape. Each
-row is also rendered as it is, and must equal the plan filled in, letter by letter; a row for which it does not, or
-whose turns cannot be told apart, is refused.
+row is also rendered as it is, unless the template looks at no text (``unread``), and must equal the plan filled in, letter
+by letter; a row for which it does not, or whose turns cannot be told apart, is refused.
 """
 
 from __future__ import annotations
