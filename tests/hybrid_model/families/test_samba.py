@@ -68,7 +68,9 @@ def test_another_activation_and_forks_are_left_to_transformers_mixer(models, mon
         if hasattr(module, "A_log"):
             monkeypatch.setattr(module, "activation", "gelu")
     assert logits(flat).isfinite().all()
-    with pytest.raises(ValueError, match="Mixer cannot continue a segment: pass each row whole, without shared prompts"):
+    with pytest.raises(
+        ValueError, match="Mixer cannot continue a segment: pass each row whole, without shared prompts"
+    ):
         flat(input_ids=TOKENS[None], layout=build_layout([20, 20, 20], [-1, 0, 0]))
 
 
