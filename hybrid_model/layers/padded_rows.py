@@ -1,4 +1,4 @@
-"""Masks and rope of padded rows, for models of our own where no layout is set."""
+"""Masks and rope of padded rows, for models of our own without a layout."""
 
 from __future__ import annotations
 

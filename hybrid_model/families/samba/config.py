@@ -1,4 +1,4 @@
-"""Samba's config, as the ``fla`` package has it; no weights of it were ever released."""
+"""Samba's config, as the ``fla`` package has it; no weights were ever released."""
 
 from __future__ import annotations
 

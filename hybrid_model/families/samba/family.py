@@ -1,4 +1,4 @@
-"""Samba: Mamba-1 and attention with a window in turn, a shape to train from nothing.
+"""Samba: Mamba-1 and windowed attention in turn, a shape to train from nothing.
 
 Both kinds of layer call their mixer the same, so that a set of LoRA layers goes by number. A segment cannot continue
 another one: pairs are computed row by row.
