@@ -22,7 +22,8 @@ def evaluate(
     on: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="TASK", help="A task's YAML file, or the name of one that ships; several times for several."
+            metavar="TASK",
+            help="A task's YAML file, the name of one that ships, or lm_eval:NAME; several times for several.",
         ),
     ] = None,
     forgetting: Annotated[

@@ -209,7 +209,16 @@ def test_an_evaluation_s_table(tmp_path: Path) -> None:
     better, same = Interval(0.1, 0.05, 0.15), Interval(0.0, -0.02, 0.02)
     measures = [
         Measure("gsm8k", "number", 100, [Interval(0.5, 0.4, 0.6)] * 2, [better], met=0.25),
-        Measure("replay", "loss", 100, [Interval(1.5, -math.inf, math.inf)] * 2, [same], forgetting=True),
+        Measure(
+            "replay",
+            "loss",
+            100,
+            [Interval(1.5, -math.inf, math.inf)] * 2,
+            [same],
+            forgetting=True,
+            bounded=False,
+            falls=True,
+        ),
     ]
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "results.json").write_text(as_json(["base", "mine"], measures, examples=[]))
