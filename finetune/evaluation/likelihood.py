@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+from torch.nn import functional as F
 
 from hybrid_ft.finetune.evaluation.batches import Budget, common_prefix, in_batches
 from hybrid_ft.finetune.evaluation.items import Item
@@ -134,12 +135,15 @@ def _gathered(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """float32 [M], bool [M]: log-probabilities of ``targets`` [M] at ``rows`` [M] of hidden states [U, D], and whether
     each is the likeliest token there."""
-    head, scale = model.get_output_embeddings(), family_of(model.config).logit_scale(model.config)
+    head, prepared = model.get_output_embeddings(), family_of(model.config).head
+    weight = None
+    if prepared is not None:
+        hidden, weight = prepared(model.config, hidden, head.weight)
     found = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
     likeliest = torch.empty(len(targets), dtype=torch.bool, device=hidden.device)
     for start in range(0, len(hidden), _ROWS_OF_LOGITS):
         part = hidden[start : start + _ROWS_OF_LOGITS]
-        logits = head(part).float() * scale
+        logits = (head(part) if weight is None else F.linear(part, weight)).float()
         inside = (rows >= start) & (rows < start + len(part))
         own = rows[inside] - start
         found[inside] = logits[own, targets[inside]] - logits.logsumexp(-1)[own]
