@@ -1,4 +1,4 @@
-"""A model as lm_eval asks it: what prompts share is computed once, answers are kept."""
+"""A model as lm_eval asks it; what prompts share is computed once."""
 
 from __future__ import annotations
 
