@@ -15,21 +15,13 @@ from hybrid_ft.finetune.recipe.losses import DEFAULT, LOSSES
 from hybrid_ft.finetune.recipe.model_section import Model
 from hybrid_ft.finetune.recipe.preference_section import Kto, Reward
 from hybrid_ft.finetune.recipe.section import NULL_IS_EMPTY, AtLeastOne, Section, Seed, Text
+from hybrid_ft.finetune.recipe.stage_kinds import PREFERENCE, STAGE_KINDS
 from hybrid_ft.finetune.recipe.yaml_file import dump_yaml
 
 if TYPE_CHECKING:
     LossName = str
 else:
     LossName = Literal[tuple(LOSSES)]
-
-LEARNING_RATES = {
-    "sft": {"full": 2.5e-5, "lora": 2e-4},
-    "dpo": {"full": 1e-6, "lora": 1e-5},
-    "kto": {"full": 1e-6, "lora": 1e-5},
-    "reward": {"full": 1e-5, "lora": 1e-4},
-}
-PREFERENCE = ("dpo", "kto", "reward")
-"""The sections of a recipe that are stages; without one of them it is for supervised fine-tuning."""
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -191,8 +183,8 @@ class Recipe(Section):
         if train.learning_rate is not None or "model" not in info.data:
             return train
         stage = next((name for name in PREFERENCE if info.data.get(name) is not None), "sft")
-        lora = info.data["model"].lora is not None
-        return train.model_copy(update={"learning_rate": LEARNING_RATES[stage]["lora" if lora else "full"]})
+        kind = STAGE_KINDS[stage]
+        return train.model_copy(update={"learning_rate": kind.lora if info.data["model"].lora else kind.full})
 
     @property
     def stage(self) -> str:
@@ -200,14 +192,19 @@ class Recipe(Section):
         return next((name for name in PREFERENCE if getattr(self, name) is not None), "sft")
 
     @property
-    def pairs_or_rows(self) -> int | None:
-        """Of a step in a preference stage."""
-        return self.kto.rows_per_step if self.kto else self.of_pairs.pairs_per_step if self.of_pairs else None
+    def preference(self) -> Any:
+        """The section of its preference stage; None for supervised fine-tuning."""
+        return next((section for name in PREFERENCE if (section := getattr(self, name)) is not None), None)
 
     @property
-    def of_pairs(self) -> Dpo | Reward | None:
+    def pairs_or_rows(self) -> int | None:
+        """Of a step in a preference stage."""
+        return getattr(self.preference, STAGE_KINDS[self.stage].per_step, None)
+
+    @property
+    def of_pairs(self) -> Any:
         """The section of a stage whose rows are pairs."""
-        return self.dpo or self.reward
+        return self.preference if STAGE_KINDS[self.stage].rows == "pairs" else None
 
     def to_yaml(self) -> str:
         """The resolved recipe, every default written out; ``load_recipe`` reads it back as an equal recipe."""
