@@ -1,4 +1,4 @@
-"""The stages that train, a line each: what every other file needs to know of one."""
+"""The stages that train, one line each: what the other files need of them."""
 
 from __future__ import annotations
 
