@@ -58,7 +58,7 @@ class Export(Section):
     """The model of the stage before as one folder, opened again in plain transformers and compared."""
 
     dtype: Literal["float32", "bfloat16"] | None = Field(None, examples=["bfloat16"])
-    """Of the weights; null: the dtype in which they were saved."""
+    """Dtype of the weights; null: as they were saved."""
 
 
 class _OneKind(Section):
@@ -105,7 +105,7 @@ class Questions(Section):
     sources: list[SourceOrPath] = Field(min_length=1, examples=[["data/held-out.jsonl"]])
     """Held-out rows: sources as in a recipe's data.sources, or plain paths."""
     max_new_tokens: AtLeastOne = Field(256, examples=[64])
-    """Tokens of the longest answer."""
+    """Most tokens in an answer."""
 
     @property
     def data(self) -> Data:
@@ -114,16 +114,16 @@ class Questions(Section):
 
 
 class StagesFile(Section):
-    """Stages in a row, each starting from the model that the one before has made."""
+    """Stages in order, each starting from the model of the one before."""
 
     stages: list[Entry] = Field(min_length=1, examples=[[{"sft": "mine.yaml"}]])
     """One stage each; the first one trains."""
     evaluate: Questions | None = Field(None, examples=[{"sources": ["data/held-out.jsonl"]}])
-    """What every model is asked."""
+    """Questions for every model."""
     output: Text | None = Field(None, examples=["runs/instruct"])
-    """The folder that the stages' folders lie in; null: runs/ and the file's stem."""
+    """The folder for the stages' folders; null: runs/ and the file's stem."""
     mirror: Text | None = Field(None, examples=["s3://my-runs/instruct"])
-    """A place that every stage's folder is mirrored to, under the folder's name; null: none."""
+    """A place to mirror every stage's folder to, under the folder's name; null: none."""
 
 
 @dataclass(frozen=True)
