@@ -19,6 +19,7 @@ CASES = {
     "sft-stream": ("sft-stream", ("train.steps=6", "train.accumulation=3")),
     "sft-lora": ("sft-lora", ("train.steps=6", "model.lora.dropout=0", "train.accumulation=2")),
     "sft-bfloat16": ("sft-full", ("train.steps=6", "model.dtype=bfloat16", "train.accumulation=2")),
+    "sft-muon": ("sft-full", ("train.steps=6", "train.optimizer=muon", "train.accumulation=2")),
     "dpo": ("dpo-full", ("train.steps=6", "train.learning_rate=1e-3")),
     "dpo-lora": ("dpo-lora", ("train.steps=6",)),
 }
@@ -59,6 +60,7 @@ def run_in_two(harness, job, output: Path) -> None:
         "sft-packed",
         "sft-stream",
         pytest.param("sft-weights", marks=pytest.mark.faults),
+        pytest.param("sft-muon", marks=pytest.mark.faults),
         pytest.param("dpo", marks=pytest.mark.faults),
     ],
 )
