@@ -18,7 +18,7 @@ import hybrid_ft
 from hybrid_ft.commands.data import data, recipes
 from hybrid_ft.commands.evaluation import evaluate, report, watch
 from hybrid_ft.commands.machines import doctor, plan
-from hybrid_ft.commands.models import chat, export, generate, merge, push
+from hybrid_ft.commands.models import chat, export, generate, merge, push, score
 from hybrid_ft.commands.renting import rent
 from hybrid_ft.commands.training import dpo, kto, launch, reward, run_stages, sft, status
 from hybrid_ft.errors import BAD_INPUT, INTERRUPTED, InputError, masked
@@ -83,6 +83,7 @@ COMMANDS = (
     watch,
     chat,
     generate,
+    score,
     merge,
     export,
     push,

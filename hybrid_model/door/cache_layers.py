@@ -1,4 +1,4 @@
-"""Our layers in the cache that a caller holds: growing or of a fixed size."""
+"""Our layers in the cache that a caller holds, growing or static."""
 
 from __future__ import annotations
 
