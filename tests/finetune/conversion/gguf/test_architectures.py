@@ -47,6 +47,7 @@ def test_positions_that_llama_cpp_turns_otherwise_are_refused(
     made: Any, tmp_path: Any, capsys: Any, rope: dict[str, Any], reason: str
 ) -> None:
     base = made("olmo3", split="qwen2", max_position_embeddings=4096, rope_parameters=rope)
+    capsys.readouterr()
     assert cli.main(["export", str(base), str(tmp_path / "out"), "--to", "gguf"]) == 2
     error = capsys.readouterr().err
     assert f"cannot be converted: {reason}" in error and error.count("\n") == 1

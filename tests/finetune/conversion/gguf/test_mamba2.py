@@ -124,6 +124,7 @@ def test_what_llama_cpp_computes_otherwise_is_refused(
     made: Any, tmp_path: Any, capsys: Any, kind: str, more: dict[str, Any], reason: str
 ) -> None:
     base = made(kind, split="qwen2", **more)
+    capsys.readouterr()
     assert cli.main(["export", str(base), str(tmp_path / "out"), "--to", "gguf"]) == 2
     error = capsys.readouterr().err
     assert f"cannot be converted: {reason}" in error and error.count("\n") == 1

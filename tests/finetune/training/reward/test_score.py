@@ -90,6 +90,7 @@ def test_what_cannot_be_scored_is_one_line(
         ((str(tmp_path / "nowhere"), pairs), "no such folder"),
     ):
         model, file, *more = arguments
+        capsys.readouterr()
         assert cli.main(["score", model, "--rows", file, *more]) == 2
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
