@@ -1,0 +1,35 @@
+"""A flat row whose tokens lie with several processes, a run of them each.
+
+What is computed token by token (embeddings, projections, norms, the MLP, the loss) is computed where the token lies. What
+mixes tokens is computed by heads: ``layers/heads.py`` exchanges them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, eq=False)
+class Spread:
+    """``tokens`` of each process of a ``group`` of torch's, in their order in the row; this process is number ``rank``."""
+
+    tokens: tuple[int, ...]
+    rank: int
+    group: Any
+
+    @classmethod
+    def of(cls, tokens: int, size: int, rank: int, group: Any) -> Spread:
+        """A row of that many tokens over ``size`` processes, as evenly as it goes."""
+        return cls(cut(tokens, size), rank, group)
+
+    @property
+    def own(self) -> slice:
+        """This process's tokens among all."""
+        start = sum(self.tokens[: self.rank])
+        return slice(start, start + self.tokens[self.rank])
+
+
+def cut(total: int, size: int) -> tuple[int, ...]:
+    """The whole in ``size`` parts that differ by one at most, the larger ones first."""
+    return tuple(total // size + (part < total % size) for part in range(size))
