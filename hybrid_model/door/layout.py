@@ -119,8 +119,8 @@ class SequenceLayout:
             for level in self.levels
         )
         places = None if self.places is None else move(self.places)
-        moved = {name: move(getattr(self, name)) for name in ("cu_seqlens", "parents", "positions")}
-        return replace(self, **moved, levels=levels, places=places)
+        cu_seqlens, parents, positions = move(self.cu_seqlens), move(self.parents), move(self.positions)
+        return replace(self, cu_seqlens=cu_seqlens, parents=parents, positions=positions, levels=levels, places=places)
 
 
 def _placed(x: torch.Tensor, shape: tuple[int, int], places: torch.Tensor | None) -> torch.Tensor:

@@ -64,6 +64,7 @@ class Family:
     own           class name of a module to a function from its class to ours; other recurrent mixers are transformers'
     remembers     whether its decoder layers are own ones, which take a layout and keep caches of ours
     forks         whether a segment may continue another one exactly
+    shares_heads  whether its mixers' heads can be exchanged among processes that share a row's tokens
     continues     whether a filled cache can be continued with several tokens at once
     carried       patterns of tensor names in checkpoints that no text model has and an export copies
     rewritten     pairs of what transformers writes in a tensor's name and what the released files have there
@@ -89,6 +90,7 @@ class Family:
     own: Mapping[str, Callable[[type[nn.Module]], type[nn.Module]]] = field(default_factory=dict)
     remembers: bool = False
     forks: bool = True
+    shares_heads: bool = False
     continues: bool = True
     carried: tuple[str, ...] = ()
     rewritten: tuple[tuple[str, str], ...] = ()

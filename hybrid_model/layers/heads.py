@@ -134,7 +134,9 @@ def attend(
 def _units(queries: int, keys: int, layout: SequenceLayout) -> int:
     """Key heads, each repeated as often as gives every process one."""
     size = 1 if layout.spread is None else len(layout.spread.tokens)
-    return next((keys * r for r in range(1, queries // keys + 1) if keys * r >= size and not queries % (keys * r)), keys)
+    return next(
+        (keys * r for r in range(1, queries // keys + 1) if keys * r >= size and not queries % (keys * r)), keys
+    )
 
 
 def most_processes(config: Any) -> int:

@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 from harness import checkpoints, differing, results, unsound
 
-HOW = {"ddp": (), "fsdp": ("train.sharded=true",)}
+SHARED = "train.sequence_parallel=2"
+HOW = {
+    "ddp": (),
+    "fsdp": ("train.sharded=true",),
+    "tokens": (SHARED,),
+    "tokens-fsdp": (SHARED, "train.sharded=true"),
+}
 CASES = {
     "sft-packed": ("sft-full", ("train.steps=6", "train.accumulation=2")),
     "sft-padded": (
@@ -52,7 +58,7 @@ def run_in_two(harness, job, output: Path) -> None:
     assert ranks.wait(limit=90) == [0, 0], ranks.screen
 
 
-@pytest.mark.parametrize("how", [*HOW])
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
 @pytest.mark.parametrize(
     "case",
     [
@@ -80,9 +86,18 @@ def one_takes_the_steps_of_two(harness, jobs, case: str, how: str) -> None:
     assert shape_of(one) == shape_of(two)
 
 
+@pytest.mark.parametrize(
+    "case",
+    ["sft-weights", pytest.param("sft-stream", marks=pytest.mark.faults), pytest.param("dpo", marks=pytest.mark.faults)],
+)
+@pytest.mark.parametrize("how", ["tokens", pytest.param("tokens-fsdp", marks=pytest.mark.faults)])
+def test_two_processes_that_share_each_micro_batch_take_the_steps_of_one(harness, steady_jobs, case, how):
+    one_takes_the_steps_of_two(harness, steady_jobs, case, how)
+
+
 @pytest.mark.faults
 def test_all_kinds_of_runs_in_two_processes(harness, steady_jobs, some, faults_row):
-    trials = [(case, how) for case in CASES for how in HOW]
+    trials = [(case, how) for case in CASES for how in HOW if case != "sft-padded" or "tokens" not in how]
     chosen = some(trials)
     failures = []
     for case, how in chosen:
@@ -171,7 +186,7 @@ def test_a_lost_process_ends_the_run(harness, jobs, count, chance, faults_row):
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("how", [*HOW])
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
 def test_a_number_that_is_not_finite_in_one_process_stops_all(harness, jobs, how, faults_row):
     job, output = jobs["sft-full"].but(f"nan-{how}", *HOW[how]), harness.folder() / "run"
     wrong = {"not_finite": {"what": "loss", "step": 4, "value": "nan", "place": 0}}
