@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -106,6 +106,11 @@ class Batch:
     labelled: int
     prompts: int = 0
     several: bool = True
+
+    def over(self, processes: int) -> Batch:
+        """What lies with each of some processes that share it; of heads the largest share counts as the mean."""
+        tokens, labelled, prompts = (-(-n // processes) for n in (self.tokens, self.labelled, self.prompts))
+        return replace(self, tokens=tokens, labelled=labelled, prompts=prompts)
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from hybrid_ft.finetune.machines.memory import MARGIN, Batch, Memory, Shape, peak
+from hybrid_ft.finetune.machines.memory import MARGIN, Memory, Shape, peak
 from hybrid_ft.finetune.planning.gpus import Gpu
 from hybrid_ft.finetune.planning.work import Work
 
@@ -54,7 +54,8 @@ class Case:
 
 def case(recipe: Recipe, shape: Shape, work: Work, gpu: Gpu, count: int, save_bytes: int) -> Case:
     checkpointing = recipe.model.gradient_checkpointing
-    batch = Batch(work.batch.tokens, work.batch.labelled, work.batch.prompts, work.micro_batches > count)
+    size = recipe.train.sequence_parallel
+    batch = replace(work.batch, several=work.micro_batches > count // size).over(size)
     memory = peak(shape, batch, count, recipe.train.sharded, checkpointing)
     seconds = (
         None if not work.tokens else _seconds(recipe, shape, work, gpu, count, checkpointing is not False, save_bytes)
@@ -67,27 +68,35 @@ def _seconds(
 ) -> tuple[float, float]:
     """Of the whole run. A kind's share of its peak is that of full training with every layer recomputed: what is done,
     recomputation counted, over the time is the same for adapters."""
-    idle = math.ceil(work.micro_batches / count) * count / work.micro_batches
+    size = recipe.train.sequence_parallel
+    teams = count // size
+    idle = math.ceil(work.micro_batches / teams) * teams / work.micro_batches
     done = (work.operations + (work.again if checkpointing else 0)) * idle / count
     over = 4 / 3  # what is done of full training with recomputation, over what counts
     slow, fast = (done / (gpu.flops * share * over) for share in gpu.mfu)
-    micro = work.tokens / max(sum(work.typical), 1) / count * idle if work.tokens else 0.0
+    micro = work.tokens / max(sum(work.typical), 1) / teams * idle if work.tokens else 0.0
     least, most = (len(shape.layers) * micro * seconds for seconds in LAUNCHES)
-    traffic = _traffic(shape, work, count, recipe.train.sharded) / gpu.link
+    traffic = _traffic(shape, work, count, size, recipe.train.sharded) / gpu.link
     saves = math.floor((work.steps or 0) / recipe.train.save_every) * save_bytes / DISK
     # at best the GPUs send and start kernels while they compute, and a save waits for nobody
     return max(fast, traffic, least) * work.epochs, (max(slow, most) + traffic) * work.epochs + saves
 
 
-def _traffic(shape: Shape, work: Work, count: int, sharded: bool) -> float:
+def _traffic(shape: Shape, work: Work, count: int, size: int, sharded: bool) -> float:
     """Bytes that each GPU sends in an epoch: weights twice and gradients once for each micro-batch in pieces; gradients
-    twice a step where each has a copy."""
+    twice a step where each has a copy; of shared micro-batches what goes to other heads, three times (forward, again,
+    backward)."""
     if count == 1 or not work.tokens:
         return 0.0
-    micro = work.tokens / max(work.batch.tokens, 1) / count
+    micro = work.tokens / max(work.batch.tokens, 1) * size / count
     gradients = shape.gradient * shape.trained
-    sent = (2 * shape.bytes + gradients) * micro if sharded else 2 * gradients * micro * count / work.micro_batches
-    return sent * (count - 1) / count
+    sent = (
+        (2 * shape.bytes + gradients) * micro
+        if sharded
+        else 2 * gradients * micro * (count // size) / work.micro_batches
+    )
+    heads = 3 * work.exchanged * work.tokens / count * (size - 1) / size
+    return sent * (count - 1) / count + heads
 
 
 def cases(
@@ -110,8 +119,9 @@ def _takes_bfloat16(recipe: Recipe, count: int) -> bool:
     return count == 1 and whole and not recipe.train.sharded and recipe.train.optimizer == "adamw"
 
 
-def changes(recipe: Recipe, count: int) -> Iterator[tuple[tuple[str, str, Any], ...]]:
-    """Keys that lower the memory, the least costly first: (section, key, value) of each, in combinations."""
+def changes(recipe: Recipe, count: int, heads: int = 1) -> Iterator[tuple[tuple[str, str, Any], ...]]:
+    """Keys that lower the memory, the least costly first: (section, key, value) of each, in combinations. ``heads``: by how
+    many processes a micro-batch can be shared."""
     single: list[tuple[tuple[str, str, Any], ...]] = []
     if recipe.model.gradient_checkpointing is False:
         single.append((("model", "gradient_checkpointing", True),))
@@ -119,6 +129,9 @@ def changes(recipe: Recipe, count: int) -> Iterator[tuple[tuple[str, str, Any], 
         single.append((("train", "sharded", True),))
     if _takes_bfloat16(recipe, count):
         single.append((("train", "optimizer", "adamw_bf16"),))
+    packed = recipe.stage in ("dpo", "kto") or (recipe.stage == "sft" and recipe.data.packing)
+    if recipe.train.sequence_parallel == 1 < count <= heads and packed:
+        single.append((("train", "sequence_parallel", count),))
     both = [*single, tuple(one for some in single for one in some)] if len(single) > 1 else single
     yield from both
     base = both[-1] if both else ()

@@ -88,7 +88,11 @@ def one_takes_the_steps_of_two(harness, jobs, case: str, how: str) -> None:
 
 @pytest.mark.parametrize(
     "case",
-    ["sft-weights", pytest.param("sft-stream", marks=pytest.mark.faults), pytest.param("dpo", marks=pytest.mark.faults)],
+    [
+        "sft-weights",
+        pytest.param("sft-stream", marks=pytest.mark.faults),
+        pytest.param("dpo", marks=pytest.mark.faults),
+    ],
 )
 @pytest.mark.parametrize("how", ["tokens", pytest.param("tokens-fsdp", marks=pytest.mark.faults)])
 def test_two_processes_that_share_each_micro_batch_take_the_steps_of_one(harness, steady_jobs, case, how):
