@@ -53,9 +53,9 @@ def shape_of(output: Path) -> dict[str, list[str]]:
     return found
 
 
-def run_in_two(harness, job, output: Path) -> None:
-    ranks = harness.launch(job, output)
-    assert ranks.wait(limit=90) == [0, 0], ranks.screen
+def run_in(harness, job, output: Path, count: int = 2) -> None:
+    ranks = harness.launch(job, output, count)
+    assert ranks.wait(limit=180) == [0] * count, ranks.screen
 
 
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])
@@ -72,12 +72,38 @@ def test_two_processes_take_the_steps_of_one(harness, steady_jobs, case, how):
     one_takes_the_steps_of_two(harness, steady_jobs, case, how)
 
 
-def one_takes_the_steps_of_two(harness, jobs, case: str, how: str) -> None:
+@pytest.mark.faults
+@pytest.mark.parametrize("case", ["sft-packed", "dpo"])
+def test_two_teams_of_two_do(harness, steady_jobs, case):
+    one_takes_the_steps_of_two(harness, steady_jobs, case, "tokens", count=4)
+
+
+@pytest.mark.faults
+def test_a_run_goes_on_with_another_number_of_processes_that_share(harness, steady_jobs):
+    """Stopped in two processes that share each micro-batch; then one alone goes on. Each step's loss is that of one."""
+    name, both = CASES["sft-weights"]
+    job = steady_jobs[name].but("sft-weights-alone", *STEADY, *both)
+    one, output = harness.whole(job).output, harness.folder() / "run"
+    ranks = harness.launch(steady_jobs[name].but("shared", *STEADY, *both, SHARED), output)
+    end = time.monotonic() + 90
+    while not checkpoints(output) and time.monotonic() < end:
+        time.sleep(0.02)
+    for child in ranks.children:
+        child.kill(signal.SIGTERM)
+    assert ranks.wait(limit=90) == [75, 75], ranks.screen
+    screen = harness.finish(job, output).screen
+    assert "processes 1, was 2: a step is the same rows, and rounds differently" in screen, screen
+    for line, other in zip(curve(one), curve(output), strict=True):
+        assert other == pytest.approx(line, rel=2e-4, abs=1e-5), (line, other)
+    assert shape_of(one) == shape_of(output)
+
+
+def one_takes_the_steps_of_two(harness, jobs, case: str, how: str, count: int = 2) -> None:
     """The loss of every step, the held-out losses, and the same files with the same tensors in them."""
     name, both = CASES[case]
     one = harness.whole(jobs[name].but(f"{case}-alone", *STEADY, *both)).output
     two = harness.folder() / "run"
-    run_in_two(harness, jobs[name].but(f"{case}-{how}", *STEADY, *both, *HOW[how]), two)
+    run_in(harness, jobs[name].but(f"{case}-{how}", *STEADY, *both, *HOW[how]), two, count)
     ones, twos = curve(one), curve(two)
     assert len(ones) >= 6 and len(ones) == len(twos)
     for line, other in zip(ones, twos, strict=True):
@@ -118,7 +144,7 @@ def test_all_kinds_of_runs_in_two_processes(harness, steady_jobs, some, faults_r
 def whole_of_two(harness, job) -> dict[str, str]:
     output = harness.place / f"whole-of-two-{job.name}"
     if not output.exists():
-        run_in_two(harness, job, output)
+        run_in(harness, job, output)
     return results(output)
 
 
