@@ -99,7 +99,7 @@ class Start:
             "best_of": tasks.chosen_by(self.recipe),
             "loraplus_ratio": self.recipe.train.loraplus_ratio,
             "mirror": self.mirror,
-            "weights_in_bfloat16": self.recipe.train.optimizer == "adamw_bf16",
+            "optimizer": self.recipe.train.optimizer,
             "team": self.team,
         }
 

@@ -126,7 +126,7 @@ RULES: dict[str, Rule] = {
     "train.rows_per_step": or_null(whole(1, 10**9)),
     "train.accumulation": whole(1, 10**9),
     "train.learning_rate": or_null(number(0, 1, above=True)),
-    "train.optimizer": one_of("adamw", "adamw_bf16"),
+    "train.optimizer": one_of("adamw", "adamw_bf16", "muon"),
     "train.loraplus_ratio": or_null(number(1, 1000)),
     "train.neftune_alpha": or_null(number(0, 1000, above=True)),
     "train.schedule": one_of("linear", "cosine", "constant"),
@@ -226,8 +226,9 @@ def broken_rules(recipe: dict[str, Any]) -> list[str]:
         "a step of another kind": train["rows_per_step" if data["packing"] else "tokens_per_step"],
         "parts of micro-batches": (train["tokens_per_step"] or 0) % train["batch_tokens"]
         or (train["rows_per_step"] or 0) % train["batch_size"],
+        "an optimizer of all weights": train["optimizer"] != "adamw" and recipe["model"]["lora"],
         "weights in fewer bits": train["optimizer"] == "adamw_bf16"
-        and (recipe["model"]["lora"] or recipe["model"]["dtype"] == "float32" or train["sharded"]),
+        and (recipe["model"]["dtype"] == "float32" or train["sharded"]),
         "LoRA+ of nothing": train["loraplus_ratio"] is not None and not recipe["model"]["lora"],
         "noise in comparisons": train["neftune_alpha"] is not None and recipe["dpo"],
         "tokens of rows that cannot be shared": train["sequence_parallel"] > 1

@@ -25,6 +25,7 @@ CASES = {
     "sft-stream": ("sft-stream", ("train.steps=6", "train.accumulation=3")),
     "sft-lora": ("sft-lora", ("train.steps=6", "model.lora.dropout=0", "train.accumulation=2")),
     "sft-bfloat16": ("sft-full", ("train.steps=6", "model.dtype=bfloat16", "train.accumulation=2")),
+    "sft-muon": ("sft-full", ("train.steps=6", "train.optimizer=muon", "train.accumulation=2")),
     "dpo": ("dpo-full", ("train.steps=6", "train.learning_rate=1e-3")),
     "dpo-lora": ("dpo-lora", ("train.steps=6",)),
 }
@@ -65,6 +66,7 @@ def run_in(harness, job, output: Path, count: int = 2) -> None:
         "sft-packed",
         "sft-stream",
         pytest.param("sft-weights", marks=pytest.mark.faults),
+        pytest.param("sft-muon", marks=pytest.mark.faults),
         pytest.param("dpo", marks=pytest.mark.faults),
     ],
 )
