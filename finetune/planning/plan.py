@@ -19,7 +19,6 @@ from hybrid_ft.finetune.runs.storage import checkpoint_bytes
 from hybrid_ft.finetune.runs.team import check_teams
 from hybrid_ft.finetune.training.own_tokens import check_heads
 from hybrid_ft.hybrid_model.families.known import family_of
-from hybrid_ft.hybrid_model.layers.heads import most_processes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -114,7 +113,7 @@ def _shown(found: Sequence[Case], asked: Asked) -> Case:
 def _mend(recipe: Recipe, model: _Model, work: Work, shown: Case) -> str:
     """The first combination of keys with which it fits."""
     made: dict[tuple[bool, str | None, str], _Model] = {}
-    heads = most_processes(model.config) if family_of(model.config).shares_heads else 1
+    heads = family_of(model.config).most_processes(model.config)
     for combination in changes(recipe, shown.count, heads):
         other, of = recipe, model
         for section, key, value in combination:

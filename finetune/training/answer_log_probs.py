@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from hybrid_ft.finetune.training.answer_tokens import AnswerTokens
-from hybrid_ft.hybrid_model.layers.heads import summed
+from hybrid_ft.hybrid_model.door.spread import summed
 
 _OF_ROWS = {"input_ids", "attention_mask", "prompt_lengths", "prompt_rows"}
 
@@ -38,7 +38,7 @@ def answer_log_probs(
     # a process without any of the tokens has one that does not count
     found = found.flatten()[: len(answers.places)]
     log_probs = found.new_zeros(answers.shape[0] * answers.shape[1]).index_copy(0, answers.places, found)
-    log_probs = summed(log_probs.view(answers.shape), answers.layout)
+    log_probs = summed(log_probs.view(answers.shape), answers.layout.spread)
     if seen is not None:
         seen.append(log_probs.detach())
     nothing = torch.zeros_like(log_probs, requires_grad=False)

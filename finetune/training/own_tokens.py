@@ -14,7 +14,6 @@ from hybrid_ft.finetune.training.answer_tokens import AnswerTokens
 from hybrid_ft.hybrid_model.door.layout import SequenceLayout, tree_layout
 from hybrid_ft.hybrid_model.door.spread import Spread
 from hybrid_ft.hybrid_model.families.known import FAMILIES, family_of
-from hybrid_ft.hybrid_model.layers.heads import most_processes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -32,7 +31,7 @@ def check_heads(config: PreTrainedConfig, size: int) -> None:
         raise InputError(
             f"{key}; the mixers of {family.name} cannot be shared by heads; leave it out (it is for {able})"
         )
-    if (most := most_processes(config)) < size:
+    if (most := family.most_processes(config)) < size:
         raise InputError(f"{key}; must be at most {most}, the heads of this model that can be shared; lower it")
 
 

@@ -118,6 +118,13 @@ class Family:
         """transformers' class of the language model; the first, where there are several."""
         return next(iter(self.model_types.values()))
 
+    def most_processes(self, config: Config) -> int:
+        """Among how many its heads can be shared: query heads, and key heads of the delta rule."""
+        if not self.shares_heads:
+            return 1
+        counts = [config.num_attention_heads, getattr(config, "linear_num_key_heads", None)]
+        return min(count for count in counts if count)
+
     def language_model(self, model_type: str) -> type[PreTrainedModel]:
         """The class of the language model of a config's ``model_type``."""
         return self.classes.get(model_type) or getattr(transformers, self.model_types[model_type])

@@ -37,26 +37,6 @@ class _AllToAll(torch.autograd.Function):
         return _AllToAll.apply(grad, ctx.receive, ctx.send, ctx.group), None, None, None
 
 
-class _Sum(torch.autograd.Function):
-    """Over the processes, in each of them; the gradient is the sum of theirs."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, group: Any) -> torch.Tensor:
-        ctx.group = group
-        total = x.clone()
-        dist.all_reduce(total, group=group)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return _Sum.apply(grad.contiguous(), ctx.group), None
-
-
-def summed(x: torch.Tensor, layout: SequenceLayout) -> torch.Tensor:
-    """The sum of ``x`` over the processes that hold the layout's tokens, with gradients."""
-    return x if layout.spread is None else _Sum.apply(x.contiguous(), layout.spread.group)
-
-
 class Heads:
     """``units`` of heads that stay together, of which this process computes its share: all of them where it has all tokens.
 
@@ -137,9 +117,3 @@ def _units(queries: int, keys: int, layout: SequenceLayout) -> int:
     return next(
         (keys * r for r in range(1, queries // keys + 1) if keys * r >= size and not queries % (keys * r)), keys
     )
-
-
-def most_processes(config: Any) -> int:
-    """By how many the heads of every mixer can be shared: query heads, and key heads of the delta rule."""
-    counts = [config.num_attention_heads, getattr(config, "linear_num_key_heads", None)]
-    return min(count for count in counts if count)

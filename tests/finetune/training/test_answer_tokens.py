@@ -8,8 +8,8 @@ from hybrid_ft.finetune.runs.team import Team
 from hybrid_ft.finetune.training.answer_log_probs import answer_log_probs
 from hybrid_ft.finetune.training.dpo.batches import laid_out_pairs
 from hybrid_ft.finetune.training.own_tokens import own_answers
+from hybrid_ft.hybrid_model.door import spread
 from hybrid_ft.hybrid_model.door.batch import read_batch
-from hybrid_ft.hybrid_model.layers import heads
 
 PAIRS = [
     {"prompt_ids": [5, 6, 4], "chosen_ids": [7], "rejected_ids": [8, 9]},
@@ -64,7 +64,7 @@ def test_no_value_is_asked_for():
 @pytest.mark.parametrize("size", [2, 4, 16])
 @pytest.mark.parametrize("forks", [True, False])
 def test_the_answers_of_all_processes_are_those_of_one(size, forks, monkeypatch):
-    monkeypatch.setattr(heads.dist, "all_reduce", lambda *args, **kwargs: None)
+    monkeypatch.setattr(spread.dist, "all_reduce", lambda *args, **kwargs: None)
     batch = laid_out_pairs(PAIRS, 1, forks)
     of_one = answer_log_probs(Repeats(), batch["answers"], batch["input_ids"], fused_lm_head=True).log_probs
     parts, tokens = [], 0

@@ -130,9 +130,9 @@ def compare(models: list[str]) -> dict[str, dict[str, float]]:
     import transformers
 
     from hybrid_ft.hybrid_model.door.layout import build_layout
+    from hybrid_ft.hybrid_model.door.spread import summed
     from hybrid_ft.hybrid_model.families.known import family_of
     from hybrid_ft.hybrid_model.lay_flat import lay_flat
-    from hybrid_ft.hybrid_model.layers.heads import summed
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
@@ -156,7 +156,7 @@ def compare(models: list[str]) -> dict[str, dict[str, float]]:
                 hidden = model.base_model(input_ids=ids, layout=layout, use_cache=False).last_hidden_state[0]
                 scores = (hidden * wanted).sum(-1)
                 # a loss of each token's own, and one of all of them together, of which each process has its share
-                whole = summed(scores.square().sum(), layout).sqrt() / (1 if layout.spread is None else size)
+                whole = summed(scores.square().sum(), layout.spread).sqrt() / (1 if layout.spread is None else size)
                 loss = scores.sum() + whole
                 loss.backward()
                 pairs = ((n, p) for n, p in model.named_parameters() if p.requires_grad)
