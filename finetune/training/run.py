@@ -30,11 +30,12 @@ from hybrid_ft.finetune.runs.launcher import agreed
 from hybrid_ft.finetune.runs.session import begin_or_go_on, check_storage, in_folder, newest_checkpoint
 from hybrid_ft.finetune.runs.team import Team
 from hybrid_ft.finetune.training import ends, fsdp, seams, tasks
-from hybrid_ft.finetune.training.memory_check import held_line, memory_line
+from hybrid_ft.finetune.training.memory_check import held_line, kept_on_a_cpu, memory_line
 from hybrid_ft.finetune.training.own_tokens import check_heads
 from hybrid_ft.finetune.training.trainer import STATE
 from hybrid_ft.hybrid_model.checkpoint.generation_config import GenerationDefaults, generation_defaults
 from hybrid_ft.hybrid_model.gpu_trust import check_gpu
+from hybrid_ft.hybrid_model.selective_checkpointing import leave_out
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -194,9 +195,14 @@ def _run(
     plan = stage.plan(recipe, prepared, folder.processes.count)
     ends.check_longer(folder, plan.steps)
     start = Start(recipe, folder, console, stop, tokenizer, prepared, plan, suite, mirror, team)
-    memory = memory_line(recipe, prepared, folder.processes.count) if device.is_gpu() else None
+    memory, kept = None, frozenset[int]()
+    if device.is_gpu():
+        memory, kept = memory_line(recipe, prepared, folder.processes.count, folder.processes.least)
+    elif recipe.model.gradient_checkpointing:
+        kept = kept_on_a_cpu(recipe)
 
     model = models.load_model(recipe, tokenizer)
+    leave_out(model, kept)
     check_heads(model.config, team.size)
     defaults = generation_defaults(model, tokenizer, prepared.eos_token_ids)
     saves = check_storage(folder, recipe, model, models.in_bfloat16(recipe))

@@ -1,13 +1,11 @@
 """Muon: which parameters are whose, beside torch's two optimizers apart, resume to the bit, pieces beside the whole."""
 
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from run_helpers import wrap_loss
+from run_helpers import stopping
 from safetensors.torch import load_file
 
 import hybrid_ft
@@ -75,13 +73,7 @@ def test_a_run_resumes_to_the_bit(start: Any, monkeypatch: pytest.MonkeyPatch) -
     whole = start("whole", model={"lora": None}, train=TRAIN)
     assert whole.status == 0, whole.screen
 
-    def end(trainer: Any, inputs: Any, loss: torch.Tensor) -> torch.Tensor:
-        if trainer.state.global_step == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return loss
-
-    with monkeypatch.context() as patched:
-        wrap_loss(patched, end)
+    with stopping(monkeypatch, after=2):
         assert start("cut", model={"lora": None}, train=TRAIN).status == 75
     resumed = start("cut", model={"lora": None}, train=TRAIN)
     assert resumed.status == 0 and "going on from checkpoint-" in resumed.screen
