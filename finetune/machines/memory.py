@@ -297,7 +297,7 @@ def peak(
 ) -> Memory:
     """The most that each of ``gpus`` holds in a step: in pieces over them (FSDP2), or a copy on each (DDP).
 
-    checkpointing: as model.gradient_checkpointing has it on a GPU, "selective" among it; None: True
+    checkpointing: as model.gradient_checkpointing has it on a GPU, "selective" and "offload" among it; None: True
     left_out: numbers of layers that are not checkpointed
     """
     pieces, how = gpus if sharded else 1, True if checkpointing is None else checkpointing
@@ -337,7 +337,7 @@ def _moments(
     below = [0]  # bytes that the layers before each keep until their backward
     for number, (layer, how) in enumerate(zip(layers, hows)):
         mixed = layer.mixed if how == "selective" else 0
-        kept = N * (layer.input + mixed)
+        kept = 0 if how == "offload" else N * (layer.input + mixed)
         if not how:
             kept = N * (layer.read + (layer.kept or 0)) + shape.arithmetic * layer.copies if number >= first else 0
         below.append(below[-1] + kept)

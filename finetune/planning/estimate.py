@@ -19,6 +19,8 @@ COUNTS = (1, 2, 4, 8)
 LAUNCHES = (0.0005, 0.0015)
 """seconds, from and to, that a layer's forward, second forward and backward take at least: some 100 to 150 kernels, 5 to
 10 microseconds each to start"""
+HOST = 25e9
+"""bytes a second to the host's pinned memory and back, at least; at best twice as many"""
 DISK = 1e9
 """bytes a second that a rented machine's own disk is taken to write"""
 
@@ -78,9 +80,13 @@ def _seconds(
     micro = work.tokens / max(sum(work.typical), 1) / teams * idle if work.tokens else 0.0
     least, most = (len(shape.layers) * micro * seconds for seconds in LAUNCHES)
     traffic = _traffic(shape, work, count, size, recipe.train.sharded) / gpu.link
+    hosted = 0.0
+    if recipe.model.gradient_checkpointing == "offload":
+        hosted = 2 * sum(layer.input for layer in shape.layers) * (work.tokens or 0) / count / HOST
     saves = math.floor((work.steps or 0) / recipe.train.save_every) * save_bytes / DISK
     # at best the GPUs send and start kernels while they compute, and a save waits for nobody
-    return max(fast, traffic, least) * work.epochs, (max(slow, most) + traffic) * work.epochs + saves
+    quick, long = max(fast + hosted / 2, traffic, least), max(slow, most) + traffic + hosted
+    return quick * work.epochs, long * work.epochs + saves
 
 
 def _traffic(shape: Shape, work: Work, count: int, size: int, sharded: bool) -> float:
@@ -138,6 +144,8 @@ def changes(recipe: Recipe, count: int, heads: int = 1) -> Iterator[tuple[tuple[
     both = [*single, tuple(one for some in single for one in some)] if len(single) > 1 else single
     yield from both
     base = both[-1] if both else ()
+    if recipe.model.gradient_checkpointing in (None, True):
+        yield (*base, ("model", "gradient_checkpointing", "offload"))
     shorter = []
     for half in (2, 4, 8, 16):
         tokens = recipe.train.batch_tokens // half

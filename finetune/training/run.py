@@ -35,6 +35,7 @@ from hybrid_ft.finetune.training.own_tokens import check_heads
 from hybrid_ft.finetune.training.trainer import STATE
 from hybrid_ft.hybrid_model.checkpoint.generation_config import GenerationDefaults, generation_defaults
 from hybrid_ft.hybrid_model.gpu_trust import check_gpu
+from hybrid_ft.hybrid_model.offloaded_checkpointing import offload_inputs
 from hybrid_ft.hybrid_model.selective_checkpointing import leave_out
 
 if TYPE_CHECKING:
@@ -203,6 +204,8 @@ def _run(
 
     model = models.load_model(recipe, tokenizer)
     leave_out(model, kept)
+    if recipe.model.gradient_checkpointing == "offload":
+        offload_inputs(model)
     check_heads(model.config, team.size)
     defaults = generation_defaults(model, tokenizer, prepared.eos_token_ids)
     saves = check_storage(folder, recipe, model, models.in_bfloat16(recipe))

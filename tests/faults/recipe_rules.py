@@ -86,7 +86,7 @@ RULES: dict[str, Rule] = {
     "model.chat_template_kwargs": lambda value: value is None,
     "model.chat_template_kwargs.a": lambda value: value == 1,
     "model.quantize": or_null(one_of("nf4", "int8")),
-    "model.gradient_checkpointing": lambda value: value is None or flag(value) or value == "selective",
+    "model.gradient_checkpointing": lambda value: value is None or flag(value) or value in ("selective", "offload"),
     "model.checkpointed_layers": lambda value: value is None or value == "auto" or whole(0)(value),
     "model.adapter": or_null(text),
     "model.merge_adapter": flag,
