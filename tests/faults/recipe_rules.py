@@ -204,9 +204,7 @@ def broken_rules(recipe: dict[str, Any]) -> list[str]:
         "a stream without an end": data["streaming"] and train["steps"] is None,
         "a stream of pairs": data["streaming"] and any(recipe.get(name) for name in PREFERENCE),
         "a stream counted before": data["streaming"]
-        and (
-            data["weight_by"] == "tokens" or data["decontaminate"] or any(source["count"] for source in data["sources"])
-        ),
+        and (data["weight_by"] == "tokens" or any(source["count"] for source in data["sources"])),
         "nothing held out": not any(ways) and (evaluate["every"] or evaluate["answers"]),
         "best of nothing": evaluate["load_best"] and not evaluate["every"],
         "best of no measure": suite["best"] and (not suite["every"] or evaluate["load_best"]),

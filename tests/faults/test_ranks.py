@@ -218,7 +218,40 @@ def test_a_lost_process_ends_the_run(harness, jobs, count, chance, faults_row):
 
 
 @pytest.mark.faults
+<<<<<<< HEAD
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])
+=======
+def test_tokens_are_kept_once_by_two(harness, jobs, count, chance, faults_row):
+    """One of two processes is killed while rows are prepared; then both prepare them, and the next start reads them."""
+    wanted = whole_of_two(harness, jobs["sft-full"])
+
+    def trial(number: int) -> str | None:
+        place, lost = harness.folder(), chance(number).randrange(2)
+        output, kept = place / "run", place / "kept"
+        job = jobs["sft-full"].but(f"kept-{number}", f"data.cache={kept}")
+        ranks = harness.launch(job, output)
+        while not list(kept.glob(".*")) and time.monotonic() < ranks.children[0].began + 60:
+            time.sleep(0.001)
+        ranks.children[lost].kill(signal.SIGKILL)
+        ranks.wait(limit=60)
+        if ranks.hung:
+            return f"rank {lost}: {ranks.hung}"
+        if wrong := finish_in_two(harness, job, output, wanted):
+            return f"rank {lost}: {wrong}"
+        (entry,) = kept.iterdir()
+        made = (entry / "rows.arrow").stat().st_mtime_ns
+        again = finish_in_two(harness, job, place / "again", wanted)
+        same = list(kept.iterdir()) == [entry] and (entry / "rows.arrow").stat().st_mtime_ns == made
+        return again or (None if same else "the tokens were made again")
+
+    failures = harness.each(range(count(10)), trial)
+    faults_row("two ranks: killed while tokens are kept", "whole or not there, then read", count(10), failures)
+    assert not failures, "\n".join(failures[:10])
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("how", [*HOW])
+>>>>>>> main
 def test_a_number_that_is_not_finite_in_one_process_stops_all(harness, jobs, how, faults_row):
     job, output = jobs["sft-full"].but(f"nan-{how}", *HOW[how]), harness.folder() / "run"
     wrong = {"not_finite": {"what": "loss", "step": 4, "value": "nan", "place": 0}}
