@@ -218,9 +218,6 @@ def test_a_lost_process_ends_the_run(harness, jobs, count, chance, faults_row):
 
 
 @pytest.mark.faults
-<<<<<<< HEAD
-@pytest.mark.parametrize("how", ["ddp", "fsdp"])
-=======
 def test_tokens_are_kept_once_by_two(harness, jobs, count, chance, faults_row):
     """One of two processes is killed while rows are prepared; then both prepare them, and the next start reads them."""
     wanted = whole_of_two(harness, jobs["sft-full"])
@@ -250,8 +247,7 @@ def test_tokens_are_kept_once_by_two(harness, jobs, count, chance, faults_row):
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("how", [*HOW])
->>>>>>> main
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
 def test_a_number_that_is_not_finite_in_one_process_stops_all(harness, jobs, how, faults_row):
     job, output = jobs["sft-full"].but(f"nan-{how}", *HOW[how]), harness.folder() / "run"
     wrong = {"not_finite": {"what": "loss", "step": 4, "value": "nan", "place": 0}}
