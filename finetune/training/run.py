@@ -35,8 +35,7 @@ from hybrid_ft.finetune.training.own_tokens import check_heads
 from hybrid_ft.finetune.training.trainer import STATE
 from hybrid_ft.hybrid_model.checkpoint.generation_config import GenerationDefaults, generation_defaults
 from hybrid_ft.hybrid_model.gpu_trust import check_gpu
-from hybrid_ft.hybrid_model.offloaded_checkpointing import offload_inputs
-from hybrid_ft.hybrid_model.selective_checkpointing import leave_out
+from hybrid_ft.hybrid_model.selective_checkpointing import leave_out, offload_inputs
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -135,8 +135,8 @@ def trace(
     """
     from hybrid_ft.finetune.training.adamw_bf16 import AdamWBF16
     from hybrid_ft.finetune.training.fsdp import divide
-    from hybrid_ft.hybrid_model import offloaded_checkpointing
-    from hybrid_ft.hybrid_model.selective_checkpointing import leave_out, selective_contexts
+    from hybrid_ft.hybrid_model import selective_checkpointing
+    from hybrid_ft.hybrid_model.selective_checkpointing import leave_out, offload_inputs, selective_contexts
 
     length = tokens // documents
     layout = build_layout([length] * documents)
@@ -151,8 +151,8 @@ def trace(
             model.train()
             leave_out(model, left_out)
             if checkpointing == "offload":
-                offloaded_checkpointing.offload_inputs(model)
-                around.enter_context(mock.patch.object(offloaded_checkpointing, "save_on_cpu", _on_the_host))
+                offload_inputs(model)
+                around.enter_context(mock.patch.object(selective_checkpointing, "save_on_cpu", _on_the_host))
             if checkpointing:
                 selectively = {"context_fn": selective_contexts} if checkpointing == "selective" else {}
                 how = {"use_reentrant": False, "preserve_rng_state": False} | selectively

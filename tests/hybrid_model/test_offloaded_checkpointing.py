@@ -5,11 +5,11 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import OlmoHybridForCausalLM
 
-from hybrid_ft.hybrid_model import offloaded_checkpointing
+from hybrid_ft.hybrid_model import selective_checkpointing
 from hybrid_ft.hybrid_model.adapters import add_lora
 from hybrid_ft.hybrid_model.families.olmo_hybrid.presets import preset_config
 from hybrid_ft.hybrid_model.lay_flat import lay_flat
-from hybrid_ft.hybrid_model.offloaded_checkpointing import offload_inputs
+from hybrid_ft.hybrid_model.selective_checkpointing import offload_inputs
 
 
 def model(lora):
@@ -46,7 +46,7 @@ def test_the_gradients_are_the_same_bits(lora, monkeypatch):
     if lora:
         plain.enable_input_require_grads()
     assert all(map(torch.equal, gradients(offloaded), want))
-    monkeypatch.setattr(offloaded_checkpointing, "save_on_cpu", counted)
+    monkeypatch.setattr(selective_checkpointing, "save_on_cpu", counted)
     assert all(map(torch.equal, gradients(offloaded), want))
     assert seen == [(1, 60, 128)] * 4  # each layer's input, once
     seen.clear()
