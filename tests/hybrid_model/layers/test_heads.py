@@ -64,10 +64,11 @@ def together(processes: int, models: tuple[str, ...]) -> dict[str, dict[str, flo
         for rank in range(processes)
     ]
     try:
-        said = [rank.communicate(timeout=240) for rank in ranks]
+        said = [rank.communicate(timeout=600) for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()
+            rank.wait()
     assert [rank.returncode for rank in ranks] == [0] * processes, said[0][1].decode()[-3000:]
     return json.loads(said[0][0].decode().splitlines()[-1])
 
