@@ -55,7 +55,7 @@ class Case:
 def case(recipe: Recipe, shape: Shape, work: Work, gpu: Gpu, count: int, save_bytes: int) -> Case:
     checkpointing = recipe.model.gradient_checkpointing
     batch = Batch(work.batch.tokens, work.batch.labelled, work.batch.prompts, work.micro_batches > count)
-    memory = peak(shape, batch, count, recipe.train.sharded, checkpointing)
+    memory = peak(shape, batch, count, bool(recipe.train.sharded), checkpointing)
     seconds = (
         None if not work.tokens else _seconds(recipe, shape, work, gpu, count, checkpointing is not False, save_bytes)
     )
@@ -73,20 +73,21 @@ def _seconds(
     slow, fast = (done / (gpu.flops * share * over) for share in gpu.mfu)
     micro = work.tokens / max(sum(work.typical), 1) / count * idle if work.tokens else 0.0
     least, most = (len(shape.layers) * micro * seconds for seconds in LAUNCHES)
-    traffic = _traffic(shape, work, count, recipe.train.sharded) / gpu.link
+    traffic = _traffic(shape, work, count, bool(recipe.train.sharded)) / gpu.link
     saves = math.floor((work.steps or 0) / recipe.train.save_every) * save_bytes / DISK
     # at best the GPUs send and start kernels while they compute, and a save waits for nobody
     return max(fast, traffic, least) * work.epochs, (max(slow, most) + traffic) * work.epochs + saves
 
 
 def _traffic(shape: Shape, work: Work, count: int, sharded: bool) -> float:
-    """Bytes that each GPU sends in an epoch: weights twice and gradients once for each micro-batch in pieces; gradients
-    twice a step where each has a copy."""
+    """Bytes that each GPU sends in an epoch: for each micro-batch in pieces layers twice, the rest once, and gradients
+    once; gradients twice a step where each has a copy."""
     if count == 1 or not work.tokens:
         return 0.0
     micro = work.tokens / max(work.batch.tokens, 1) / count
     gradients = shape.gradient * shape.trained
-    sent = (2 * shape.bytes + gradients) * micro if sharded else 2 * gradients * micro * count / work.micro_batches
+    weights = shape.outside.bytes + 2 * sum(map(shape.gathered, shape.layers))
+    sent = (weights + gradients) * micro if sharded else 2 * gradients * micro * count / work.micro_batches
     return sent * (count - 1) / count
 
 

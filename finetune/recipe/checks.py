@@ -208,13 +208,6 @@ def _in_bfloat16(recipe: Recipe) -> Iterator[Wrong]:
         yield Wrong(key, f"{got}; is for training all weights, and LoRA's are few; leave it out", (("model", "lora"),))
     if recipe.model.dtype == "float32":
         yield Wrong(key, f"{got}; needs bfloat16 arithmetic; leave model.dtype out", (("model", "dtype"),))
-    if recipe.train.sharded:
-        yield Wrong(
-            key,
-            f"{got}; keeps decay rates in float32 beside bfloat16, which FSDP2 cannot divide together; set train.sharded: "
-            "false, or use adamw",
-            (("train", "sharded"),),
-        )
 
 
 def _size_of_a_step(recipe: Recipe) -> Iterator[Wrong]:

@@ -111,8 +111,8 @@ class Train(Section):
     """Steps between lines of metrics."""
     loader_workers: Annotated[int, Free()] = Field(0, ge=0, le=64, examples=[4])
     """Processes that put batches together ahead of the training."""
-    sharded: bool = Field(False, examples=[True])
-    """Divide weights, gradients and optimizer among the processes (FSDP2); false: each holds a copy (DDP)."""
+    sharded: bool | Literal["machine"] = Field(False, examples=[True])
+    """Divide weights, gradients and optimizer among the processes (FSDP2); machine: among those of each machine, which exchange gradients once a step (HSDP), for machines with a slow link between them; false: each holds a copy (DDP)."""
     check_memory: Annotated[bool, Free()] = Field(True, examples=[False])
     """Refuse, before the weights are read, a step that cannot fit the GPU at hand; false: try it all the same."""
     trackers: Annotated[list[Literal["tensorboard", "trackio", "wandb"]], Free()] = Field(

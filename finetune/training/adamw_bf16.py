@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 CHUNK = 2**22
 """numbers worked on at a time: temporaries are some 30 bytes for each"""
@@ -27,7 +28,8 @@ class AdamWBF16(torch.optim.Optimizer):
     Of a bfloat16 parameter: ``exp_avg`` and ``exp_avg_sq`` bfloat16, ``low`` int8, the bits below the weight's own.
     Others, such as float32 decay rates, keep their moments in their own dtype.
     The random bits are a function of ``seed``, a parameter's number and its step: a run that goes on draws the same, and
-    so do copies in other processes. They are the device's own, not the same on a CPU as on a GPU.
+    so do copies in other processes; each piece of a divided one (FSDP2) draws its own. They are the device's own, not the
+    same on a CPU as on a GPU.
     """
 
     def __init__(
@@ -67,8 +69,9 @@ class AdamWBF16(torch.optim.Optimizer):
                 state["step"] = torch.tensor(float(steps))  # as torch's own keeps it
                 device = parameter.device
                 generator = generators.setdefault(device, torch.Generator(device))
-                generator.manual_seed(_seed(self.seed, number, steps))
-                _update(parameter, state, group, steps, generator)
+                generator.manual_seed(_seed(self.seed, number, steps, *_piece(parameter)))
+                pieces = {name: _local(value) for name, value in state.items() if name != "step"}
+                _update(_local(parameter), _local(parameter.grad), pieces, group, steps, generator)
 
 
 def adamw_bf16_options(args: Any) -> dict[str, Any]:
@@ -81,14 +84,32 @@ def _seed(*numbers: int) -> int:
     return int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:8], "little") >> 1
 
 
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _piece(parameter: Tensor) -> list[int]:
+    """Which piece of the parameter this process has: a number where it is divided."""
+    if not isinstance(parameter, DTensor):
+        return []
+    coordinate = parameter.device_mesh.get_coordinate()
+    assert coordinate is not None
+    return [coordinate[n] for n, placement in enumerate(parameter.placements) if placement.is_shard()]
+
+
 def _update(
-    parameter: Tensor, state: dict[str, Tensor], group: dict[str, Any], steps: int, generator: torch.Generator
+    parameter: Tensor,
+    gradient: Tensor,
+    state: dict[str, Tensor],
+    group: dict[str, Any],
+    steps: int,
+    generator: torch.Generator,
 ) -> None:
     beta1, beta2 = group["betas"]
     rate = group["lr"] / (1 - beta1**steps)
     correction = (1 - beta2**steps) ** 0.5
-    assert parameter.is_contiguous() and parameter.grad is not None
-    flat = [one.reshape(-1) for one in (parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"])]
+    assert parameter.is_contiguous()
+    flat = [one.reshape(-1) for one in (parameter, gradient, state["exp_avg"], state["exp_avg_sq"])]
     low = state["low"].view(-1) if "low" in state else None
     for start in range(0, parameter.numel(), CHUNK):
         weight, gradient, first, second = (one[start : start + CHUNK] for one in flat)

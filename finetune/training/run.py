@@ -78,6 +78,7 @@ class Start:
     plan: Plan
     suite: Suite | None = None
     mirror: Mirror | None = None
+    of_main: bool = False
 
     def say(self, text: str) -> None:
         say(self.console, text)
@@ -115,6 +116,7 @@ class Stage:
     ready      start, trainer, what ``trial`` gave: what the run needs before the first measure; it has begun
     questions  rows, tokenizer -> held-out rows with ``origin``, ``prompt_ids`` and ``answer``, or None
     show       start, before, after: what was measured on the base and on the result
+    of_main    whether process 0 alone needs the weights before the first step
     """
 
     name: str
@@ -128,6 +130,7 @@ class Stage:
     ready: Callable[[Start, Any, Any], None]
     questions: Callable[[Any, PreTrainedTokenizerBase], Dataset | None]
     show: Callable[[Start, dict[str, Any], dict[str, Any]], None]
+    of_main: bool = False
 
 
 @dataclass(frozen=True)
@@ -188,15 +191,16 @@ def _run(
     changed = folder.check(identity, how.accept, how.extend)
     plan = stage.plan(recipe, prepared, folder.processes.count)
     ends.check_longer(folder, plan.steps)
-    start = Start(recipe, folder, console, stop, tokenizer, prepared, plan, suite, mirror)
+    of_main = stage.of_main and fsdp.can_be_sent(recipe, folder.processes.count)
+    start = Start(recipe, folder, console, stop, tokenizer, prepared, plan, suite, mirror, of_main)
     memory = memory_line(recipe, prepared, folder.processes.count) if device.is_gpu() else None
 
-    model = models.load_model(recipe, tokenizer)
+    model = models.load_model(recipe, tokenizer, weights=folder.processes.main or not start.of_main)
     defaults = generation_defaults(model, tokenizer, prepared.eos_token_ids)
     saves = check_storage(folder, recipe, model, models.in_bfloat16(recipe))
     resumed = newest_checkpoint(folder, start.say, mirror.fetch if mirror else lambda newest: newest)
     ends.check_goes_on(folder, resumed)
-    memory = memory or held_line(model, folder.processes.count, recipe.train.sharded)
+    memory = memory or held_line(model, fsdp.pieces(folder.processes.count, recipe.train.sharded))
     _introduce(stage, start, model, resumed, (memory, saves))
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder.path / "tensorboard")
     progress = stage.progress(console, folder.metrics)
@@ -257,8 +261,8 @@ def _introduce(stage: Stage, start: Start, model: torch.nn.Module, resumed: Path
     for line in costs:
         start.say(line)
     if processes.count > 1:
-        how = "in pieces over them (FSDP2)" if train.sharded else "a copy in each (DDP)"
-        start.say(f"processes {processes.count}, the model {how}")
+        divided = f"in {fsdp.pieces(processes.count, train.sharded)} pieces (FSDP2)"
+        start.say(f"processes {processes.count}, the model {divided if train.sharded else 'a copy in each (DDP)'}")
     start.say(f"output    {start.folder.path}" + (f", going on from {resumed.name}" if resumed else ""))
     if start.mirror:
         start.say(f"mirror    {start.mirror.place.name}")
@@ -314,7 +318,7 @@ def _train(start: Start, trainer: RunTrainer, progress: ShowProgress, resumed: P
             trainer.load_weights(last)
             trainer.state = TrainerState.load_from_json(str(last / STATE))
     else:
-        if resumed:
+        if resumed and (processes.main or not start.of_main):
             trainer.load_weights(resumed)
         # whatever was measured before must not move the training: a resumed run does not measure again
         set_seed(recipe.train.seed)
@@ -322,7 +326,7 @@ def _train(start: Start, trainer: RunTrainer, progress: ShowProgress, resumed: P
         with ExitStack() as around:
             around.callback(progress.close)
             if sharded:
-                fsdp.shard(trainer.model, trainer.accelerator)
+                fsdp.shard(trainer.model, trainer.accelerator, recipe, start.of_main)
                 around.enter_context(seams.already_divided(trainer.model, trainer.accelerator))
             around.enter_context(trainer.watchdog.watching(folder.path, processes.rank))
             around.enter_context(start.stop.at_step_ends())

@@ -139,7 +139,7 @@ RULES: dict[str, Rule] = {
     "train.keep": whole(1, 10**9),
     "train.log_every": whole(1, 10**9),
     "train.loader_workers": whole(0, 64),
-    "train.sharded": flag,
+    "train.sharded": lambda value: flag(value) or value == "machine",
     "train.check_memory": flag,
     "train.trackers": all_of(one_of("tensorboard", "trackio", "wandb")),
     "dpo.loss": or_null(one_of(*LOSSES.split(), "discopop", "sft")),
@@ -226,7 +226,7 @@ def broken_rules(recipe: dict[str, Any]) -> list[str]:
         "parts of micro-batches": (train["tokens_per_step"] or 0) % train["batch_tokens"]
         or (train["rows_per_step"] or 0) % train["batch_size"],
         "weights in fewer bits": train["optimizer"] == "adamw_bf16"
-        and (recipe["model"]["lora"] or recipe["model"]["dtype"] == "float32" or train["sharded"]),
+        and (recipe["model"]["lora"] or recipe["model"]["dtype"] == "float32"),
         "LoRA+ of nothing": train["loraplus_ratio"] is not None and not recipe["model"]["lora"],
         "noise in comparisons": train["neftune_alpha"] is not None and recipe["dpo"],
         "two sizes of a step": train["accumulation"] != 1 and (train["tokens_per_step"] or train["rows_per_step"]),
