@@ -6,7 +6,7 @@
 # make gpu-check    PART=1, then PART=2: what must be known of a GPU, under five minutes each; DRY=1 tries it without one
 # make gpu-wheels   fetch what make gpu-check needs on a GPU machine without a network
 # make test-gpu     the GPU kernels on this machine's GPU      make bench-gpu   its times beside its rivals' in one table
-# make docs         docs/recipe.md from the recipe's schema
+# make docs         docs/recipe.md from the recipe's schema, docs/images/rooms.svg from the imports
 # make lint         ruff: rules and format        make typecheck   mypy
 # make setup        only the set-up               make clean       remove it
 #
@@ -33,6 +33,7 @@ help: # what stands above
 
 docs: $(READY)
 	$(BIN)/python scripts/make_recipe_docs.py
+	$(BIN)/python scripts/make_rooms_picture.py
 
 quickstart: $(READY)
 	$(BIN)/hybrid-ft run quickstart

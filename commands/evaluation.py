@@ -9,52 +9,59 @@ import typer
 
 from hybrid_ft.finetune.runs.signals import resumable
 
-_SET = "A value in place of a task's: max_new_tokens=256, or for one of several gsm8k:rows.path=test.jsonl."
+_SET = "Replaces a task's value: max_new_tokens=256; of one task among several: gsm8k:rows.path=test.jsonl."
 
 
 def evaluate(
     models: Annotated[
         list[str],
         typer.Argument(
-            metavar="MODEL...", help="Models or adapters, the first is compared with: folders or hub names."
+            metavar="MODEL...",
+            help="Models or adapters, by folder or hub name; the others are compared with the first.",
         ),
     ],
     on: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="TASK", help="A task's YAML file, or the name of one that ships; several times for several."
+            metavar="TASK", help="A task's YAML file, or the name of one that ships; repeat it for more tasks."
         ),
     ] = None,
     forgetting: Annotated[
         list[str] | None,
-        typer.Option(metavar="TASK", help="Tasks of what may have been forgotten, in a block of their own."),
+        typer.Option(metavar="TASK", help="A task that training may have made worse; shown in a block of its own."),
     ] = None,
     changes: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help=_SET)] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Ask so many rows of each task, a seeded sample.", show_default=False)
+        int | None,
+        typer.Option(min=1, help="Ask this many rows of each task, drawn with the task's seed.", show_default=False),
     ] = None,
     samples: Annotated[
-        int | None, typer.Option(min=1, help="Answers to each question, in place of a task's.", show_default=False)
+        int | None,
+        typer.Option(min=1, help="Answers to each question, instead of the task's own number.", show_default=False),
     ] = None,
     run_code: Annotated[
-        bool, typer.Option("--run-code", help="Allow tasks that run code which the model writes.")
+        bool, typer.Option("--run-code", help="Allow tasks to run code that the model writes.")
     ] = False,
     trained_on: Annotated[
         str | None,
         typer.Option(
-            metavar="RECIPE", help="A recipe or a run's folder: which rows were met in training.", show_default=False
+            metavar="RECIPE",
+            help="A recipe or a run's folder, to mark the rows that were trained on.",
+            show_default=False,
         ),
     ] = None,
     fail_below: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Least scores, YAML; status 1 where one is missed.", show_default=False),
+        typer.Option(
+            metavar="FILE", help="A YAML file of minimum scores; exit status 1 if one is missed.", show_default=False
+        ),
     ] = None,
-    out: Annotated[
-        Path, typer.Option(help="Where answers and results are kept; what is there is not made again.")
-    ] = Path("runs/evaluations"),
-    batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens of one batch at most.")] = 16_384,
+    out: Annotated[Path, typer.Option(help="Folder for answers and results; finished ones in it are reused.")] = Path(
+        "runs/evaluations"
+    ),
+    batch_tokens: Annotated[int, typer.Option(min=1, help="Most tokens in one batch.")] = 16_384,
 ) -> int:
-    """Score models on tasks, with intervals, paired with the first one. The same command resumes where it was cut short."""
+    """Score models on tasks, with intervals, and compare each with the first. The same command resumes."""
     if not on and not forgetting:
         raise typer.BadParameter("name a task: --on TASK")
     with resumable():
@@ -84,12 +91,12 @@ def evaluate(
 
 def watch(
     run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="A run's folder, or that of stages; also on a file share.")
+        Path, typer.Argument(metavar="RUN", help="The folder of a run or of a file of stages, also on a shared disk.")
     ],
-    every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 2.0,
-    once: Annotated[bool, typer.Option("--once", help="Show it as it stands, and end.")] = False,
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between updates.")] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="Show the present state and exit.")] = False,
 ) -> int:
-    """Watch a run as it goes: state, curves, last answers. Ends when the run does; Ctrl-C ends the watching alone."""
+    """Show a run as it goes on: state, curves, last answers. Ends when the run ends; Ctrl-C does not stop the run."""
     from hybrid_ft.finetune.reports.watch import watch as look
     from hybrid_ft.finetune.runs.console import screen
 
@@ -99,11 +106,13 @@ def watch(
 def report(
     runs: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN...", help="Folders of runs, of stages, of evaluations; several over one another."),
+        typer.Argument(
+            metavar="RUN...", help="Folders of runs, stages or evaluations; the curves of several share one plot."
+        ),
     ],
     out: Annotated[
         Path | None,
-        typer.Option(help="The HTML file; RUN/report.html of one, report.html of several.", show_default=False),
+        typer.Option(help="The HTML file; by default RUN/report.html, or report.html for several.", show_default=False),
     ] = None,
 ) -> int:
     """Write one HTML page of runs and evaluations: data, curves, answers, scores. It opens anywhere, without a network."""

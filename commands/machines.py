@@ -16,17 +16,19 @@ def plan(
         str | None, typer.Option(help="A kind of GPU, such as h100; the cheapest that fits if not given.")
     ] = None,
     gpus: Annotated[
-        int | None, typer.Option(min=1, max=1024, help="How many; the fewest of 1, 2, 4, 8 that fit if not given.")
+        int | None,
+        typer.Option(min=1, max=1024, help="Number of GPUs; the fewest of 1, 2, 4, 8 that fit if not given."),
     ] = None,
-    price: Annotated[float | None, typer.Option(min=0.0, help="USD for one GPU and hour, with --gpu.")] = None,
+    price: Annotated[float | None, typer.Option(min=0.0, help="USD for one GPU for an hour; needs --gpu.")] = None,
     prices: Annotated[
-        str | None, typer.Option(metavar="FILE", help="A table of GPUs and prices in place of the one that ships.")
+        str | None,
+        typer.Option(metavar="FILE", help="Your own table of GPUs and prices, instead of the one that ships."),
     ] = None,
     tokens: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of an epoch, where the rows are not on this machine.")
+        int | None, typer.Option(min=1, help="Tokens in an epoch, if the rows are not on this machine.")
     ] = None,
     measure: Annotated[
-        bool, typer.Option("--measure", help="Time a layer of each kind and the head here, half a minute.")
+        bool, typer.Option("--measure", help="Time one layer of each kind and the head on this machine; half a minute.")
     ] = False,
 ) -> int:
     """Show what a recipe needs: memory on each GPU, time, money and disk, and which kinds of GPUs it fits."""
@@ -41,11 +43,13 @@ def plan(
 def doctor(
     recipe: Annotated[
         str | None,
-        typer.Argument(metavar="[RECIPE]", help="What this machine is to run; it alone is checked if not given."),
+        typer.Argument(
+            metavar="[RECIPE]", help="What this machine is to run; if not given, only the machine is checked."
+        ),
     ] = None,
     overrides: Overrides = None,
 ) -> int:
-    """Check this machine, a line for each check: GPUs, kernels, collectives, disk, limits, the hub. Status 3: one is red."""
+    """Check this machine, one line per check: GPUs, kernels, collectives, disk, limits, the hub. Exit status 3 if one fails."""
     resolved = None
     if recipe is not None:
         from hybrid_ft.finetune.recipe.load import load_recipe

@@ -22,14 +22,14 @@ from hybrid_ft.finetune.runs.signals import resumable
 
 def chat(
     path: ModelPath,
-    system: Annotated[str | None, typer.Option(help="A system message to begin with.")] = None,
+    system: Annotated[str | None, typer.Option(help="A system message to start with.")] = None,
     max_new_tokens: MaxNewTokens = 512,
     temperature: Temperature = 0.7,
     top_p: TopP = 0.95,
     seed: Seed = 0,
     chat_template_kwargs: TemplateArguments = None,
 ) -> int:
-    """Chat with a model, one line a turn. /reset starts over, /system TEXT sets the system message, /exit ends."""
+    """Chat with a model, one line per turn. /reset starts over, /system TEXT sets the system message, /exit ends."""
     arguments = template_arguments(chat_template_kwargs)
     from hybrid_ft.finetune.generation.chat import run
     from hybrid_ft.finetune.generation.generate import Sampling
@@ -42,11 +42,11 @@ def generate(
     prompts: Annotated[
         Path,
         typer.Option(
-            help=".txt: a prompt a line. .jsonl: an object a line with prompt or messages. With --as-rejected a file of "
+            help=".txt: one prompt per line. .jsonl: one object per line, with prompt or messages. With --as-rejected: a file of "
             "rows or a recipe."
         ),
     ],
-    out: Annotated[Path | None, typer.Option(help="Where the JSON lines go; to the terminal if not given.")] = None,
+    out: Annotated[Path | None, typer.Option(help="File for the JSON lines; the terminal if not given.")] = None,
     max_new_tokens: MaxNewTokens = 512,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
@@ -55,14 +55,17 @@ def generate(
     as_rejected: Annotated[
         bool,
         typer.Option(
-            "--as-rejected", help="Pairs for DPO: chosen the rows' own answers, rejected the model's; resumes."
+            "--as-rejected", help="Write pairs for DPO: the rows' answers are chosen, the model's rejected. Resumes."
         ),
     ] = False,
     count: Annotated[
-        int | None, typer.Option(min=1, help="Of --as-rejected: so many rows, a seeded sample.", show_default=False)
+        int | None,
+        typer.Option(
+            min=1, help="With --as-rejected: answer only this many rows, a seeded sample.", show_default=False
+        ),
     ] = None,
 ) -> int:
-    """Answer every prompt of a file, as JSON lines in the file's order."""
+    """Answer every prompt of a file; writes JSON lines in the file's order."""
     if as_rejected:
         return _as_rejected(path, prompts, out, max_new_tokens, (temperature, top_p, seed), chat_template_kwargs, count)
     if count is not None:
@@ -115,7 +118,7 @@ def merge(
         str | None, typer.Option(help="float32, bfloat16 or float16; the base's own if not given.", show_default=False)
     ] = None,
 ) -> int:
-    """Merge an adapter into the base it names, as one model. The same command resumes where it was cut short."""
+    """Merge an adapter into its base and save one model. The same command resumes."""
     with resumable():
         from hybrid_ft.finetune.conversion.merge import run
         from hybrid_ft.finetune.runs.console import screen
@@ -129,21 +132,27 @@ def export(
     to: Annotated[str, typer.Option(metavar="FORMAT", help="transformers, int8, int4 or gguf.")],
     dtype: Annotated[
         str | None,
-        typer.Option(help="float32, bfloat16 or float16; of int8 and int4 what is left over.", show_default=False),
+        typer.Option(
+            help="float32, bfloat16 or float16; for int8 and int4, of the weights that stay unquantised.",
+            show_default=False,
+        ),
     ] = None,
     shard_size: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Of transformers' files: 5GB, 500MB.", show_default=False)
+        str | None,
+        typer.Option(metavar="SIZE", help="Largest file, for --to transformers: 5GB, 500MB.", show_default=False),
     ] = None,
     kind: Annotated[
         str | None,
-        typer.Option("--type", metavar="TYPE", help="Of gguf: f32, f16, bf16, q8_0, q4_k_m; f16 if not given."),
+        typer.Option("--type", metavar="TYPE", help="For --to gguf: f32, f16, bf16, q8_0, q4_k_m; f16 if not given."),
     ] = None,
     rows: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Conversations, for the loss before and after.", show_default=False),
+        typer.Option(
+            metavar="FILE", help="Conversations on which the loss is measured before and after.", show_default=False
+        ),
     ] = None,
 ) -> int:
-    """Write a model in another dtype, other shards, 8 or 4 bits a weight, or as GGUF, read back and compared."""
+    """Write a model in another dtype, with other shards, in 8 or 4 bits, or as GGUF; then read it back and compare."""
     with resumable():
         from hybrid_ft.finetune.conversion.export import run
         from hybrid_ft.finetune.runs.console import screen
@@ -157,19 +166,21 @@ def push(
         typer.Argument(metavar="PATH", help="A folder with a model, an adapter or GGUF files.", show_default=False),
     ],
     name: Annotated[str, typer.Argument(metavar="NAME", help="OWNER/NAME on the Hugging Face hub.")],
-    private: Annotated[bool, typer.Option("--private", help="Only you can see it.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="Create the repository as private.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Write the card and show what would be sent.")] = False,
     base: Annotated[
-        str | None, typer.Option(metavar="OWNER/NAME", help="What the hub calls an adapter's base.", show_default=False)
+        str | None, typer.Option(metavar="OWNER/NAME", help="The hub name of an adapter's base.", show_default=False)
     ] = None,
     run: Annotated[
-        Path | None, typer.Option(metavar="OUTPUT", help="The run that made it, for the card.", show_default=False)
+        Path | None,
+        typer.Option(metavar="OUTPUT", help="The run's output folder, which the card describes.", show_default=False),
     ] = None,
     license_id: Annotated[
-        str | None, typer.Option("--license", metavar="ID", help="For the card: apache-2.0.", show_default=False)
+        str | None,
+        typer.Option("--license", metavar="ID", help="Licence for the card, such as apache-2.0.", show_default=False),
     ] = None,
 ) -> int:
-    """Send a result to the Hugging Face hub with a card that says base, data, recipe and results."""
+    """Upload a result to the Hugging Face hub, with a card of its base, data, recipe and results."""
     from hybrid_ft.finetune.hub.push import run as send
     from hybrid_ft.finetune.runs.console import screen
 

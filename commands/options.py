@@ -33,18 +33,18 @@ Mirror = Annotated[
 ModelPath = Annotated[
     str, typer.Argument(metavar="PATH", help="A saved model or adapter folder, a hub name, or the preset tiny.")
 ]
-MaxNewTokens = Annotated[int, typer.Option(min=1, help="Tokens of the longest answer.")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Most tokens in an answer.")]
 Temperature = Annotated[float, typer.Option(min=0.0, max=10.0, help="0 always takes the likeliest token.")]
 TopP = Annotated[
     float, typer.Option(min=0.01, max=1.0, help="Sample from the likeliest tokens that hold this much probability.")
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of the sampling.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed for sampling.")]
 TemplateArguments = Annotated[
     str | None,
     typer.Option(
         "--chat-template-kwargs",
         metavar="JSON",
-        help='For the chat template, over those it was trained with: {"enable_thinking": false}',
+        help='Arguments for the chat template, over those of its training: {"enable_thinking": false}',
         show_default=False,
     ),
 ]

@@ -17,19 +17,21 @@ def rent(
     gpu: Annotated[
         str | None, typer.Option(help="A kind of GPU, as plan knows them: h100.", show_default=False)
     ] = None,
-    gpus: Annotated[int, typer.Option(min=1, max=64, help="GPUs of one machine.")] = 1,
-    nodes: Annotated[int | None, typer.Option(min=1, max=1024, help="Machines; slurm.", show_default=False)] = None,
-    spot: Annotated[bool, typer.Option("--spot", help="Machines that may be taken away, for less; sky.")] = False,
-    time: Annotated[str | None, typer.Option(help="The limit, such as 12h; hf, slurm.", show_default=False)] = None,
+    gpus: Annotated[int, typer.Option(min=1, max=64, help="GPUs per machine.")] = 1,
+    nodes: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="Number of machines; slurm.", show_default=False)
+    ] = None,
+    spot: Annotated[bool, typer.Option("--spot", help="Cheaper machines that may be taken away; sky.")] = False,
+    time: Annotated[str | None, typer.Option(help="Time limit, such as 12h; hf, slurm.", show_default=False)] = None,
     bucket: Annotated[
         str | None,
-        typer.Option(help="Where the run's folder lies: s3://my-runs, or me/runs for hf.", show_default=False),
+        typer.Option(help="Bucket that holds the run's folder: s3://my-runs, or me/runs for hf.", show_default=False),
     ] = None,
     mirror: Annotated[
         str | None,
         typer.Option(
             metavar="PLACE",
-            help="Where the run is copied to, in place of --bucket: s3://my-runs/mine.",
+            help="Copy the run here, instead of --bucket: s3://my-runs/mine.",
             show_default=False,
         ),
     ] = None,
@@ -37,26 +39,28 @@ def rent(
         str | None,
         typer.Option(
             metavar="WHEEL",
-            help="This program there, a wheel or a requirement; else the release that runs here.",
+            help="What to install there: a wheel or a requirement; by default the release that runs here.",
             show_default=False,
         ),
     ] = None,
     image: Annotated[
-        str | None, typer.Option(help="A container's image that has this program; sky, hf.", show_default=False)
+        str | None, typer.Option(help="A container image with this program; sky, hf.", show_default=False)
     ] = None,
     secret: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="A variable that the job needs: HF_TOKEN.", show_default=False),
+        typer.Option(
+            metavar="NAME", help="An environment variable to pass to the job, such as HF_TOKEN.", show_default=False
+        ),
     ] = None,
     restarts: Annotated[
-        int | None, typer.Option(min=0, max=1000, help="How often it goes on by itself; hf, slurm.", show_default=False)
+        int | None, typer.Option(min=0, max=1000, help="How often to restart by itself; hf, slurm.", show_default=False)
     ] = None,
     write: Annotated[Path | None, typer.Option(metavar="FILE", help="The file to write.", show_default=False)] = None,
     start: Annotated[
-        bool, typer.Option("--start", help="Start it, which costs money. Else only the file is written.")
+        bool, typer.Option("--start", help="Start it, which costs money. Without it, only the file is written.")
     ] = False,
 ) -> int:
-    """Write the file that trains a recipe on rented machines or a cluster: a SkyPilot task, a Hugging Face Job, an sbatch script."""
+    """Write a SkyPilot task, Hugging Face Job or sbatch script that trains a recipe on rented machines or a cluster."""
     from hybrid_ft.finetune.renting.order import Order
 
     order = Order(

@@ -1,4 +1,4 @@
-"""Commands that train, and what tells of a run."""
+"""Commands that train, and status, which shows a run's state."""
 
 from __future__ import annotations
 
@@ -70,14 +70,15 @@ def launch(
     processes: Annotated[
         int | None, typer.Option(min=1, help="Processes on this machine; one per GPU if not given.", show_default=False)
     ] = None,
-    restarts: Annotated[int, typer.Option(min=0, help="How often to start again after status 75.")] = 0,
+    restarts: Annotated[int, typer.Option(min=0, help="How often to restart after exit status 75.")] = 0,
     logs: Annotated[
-        Path | None, typer.Option(help="Folder for the screens of all processes but the first.", show_default=False)
+        Path | None, typer.Option(help="Folder for the output of all processes but the first.", show_default=False)
     ] = None,
-    nodes: Annotated[int, typer.Option(min=1, help="Machines; start the same command on each.")] = 1,
-    node_rank: Annotated[int, typer.Option(min=0, help="Which of the machines this is.")] = 0,
+    nodes: Annotated[int, typer.Option(min=1, help="Number of machines; start the same command on each.")] = 1,
+    node_rank: Annotated[int, typer.Option(min=0, help="Number of this machine, from 0.")] = 0,
     rendezvous: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Where the machines meet: machine 0.", show_default=False)
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Address of machine 0, where the machines meet.", show_default=False),
     ] = None,
     accept_changes: AcceptChanges = False,
     extend: Extend = False,
@@ -94,7 +95,7 @@ def launch(
 
 
 def status(output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="A run's folder.")]) -> int:
-    """Say what became of a run: status 0 finished, 75 the same command goes on, 4 not finite, 2 not a run."""
+    """Show a run's state. Exit status 0: finished; 75: the same command resumes; 4: not finite; 2: not a run."""
     from hybrid_ft.finetune.runs.status import status
 
     found = status(output)

@@ -80,7 +80,7 @@ def _sets(config: PreTrainedConfig) -> dict[str, str]:
 
 def _set(name: str, config: PreTrainedConfig) -> str:
     sets, family = _sets(config), family_of(config)
-    if name == "recurrent" and "delta" in sets:
+    if name == "recurrent" and name not in sets and "delta" in sets:
         name = "delta"
     if name in sets:
         return sets[name]

@@ -42,9 +42,13 @@ def forward_flops(
 
     head_tokens  positions that are projected to the vocabulary; all by default
     """
+    family = family_of(config)
+    head_tokens = sum(lengths) if head_tokens is None else head_tokens
+    if before := family.before(config):
+        parents = [-1, *(max(parent, -1) + 1 for parent in parents or [-1] * len(lengths))]
+        lengths = [before, *lengths]
     tokens = sum(lengths)
-    head_tokens = tokens if head_tokens is None else head_tokens
-    mixings = [mixing for layer in family_of(config).mixings(config) for mixing in layer]
+    mixings = [mixing for layer in family.mixings(config) for mixing in layer]
     pairs = {window: _pairs(lengths, parents, window) for window in {mixing.window for mixing in mixings}}
     return Flops(
         weights=2 * tokens * _weights_per_token(config),

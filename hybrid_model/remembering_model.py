@@ -72,7 +72,7 @@ def remembering_model(cls: Any) -> type[PreTrainedModel]:
             assert given is not None
             if use_cache is None:
                 use_cache = self.config.use_cache and not self.training
-            if self.training and torch.is_grad_enabled() and self.layers[0].gradient_checkpointing:
+            if self.training and torch.is_grad_enabled() and any(layer.gradient_checkpointing for layer in self.layers):
                 # backward runs the layers again, and a cache would be written twice
                 use_cache, past_key_values = False, None
             elif output_attentions:

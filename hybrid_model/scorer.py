@@ -14,7 +14,6 @@ from functools import cache
 from typing import Any, cast
 
 import torch
-import transformers
 from transformers import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     MODEL_MAPPING,
@@ -52,7 +51,8 @@ def scorer_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     Raises InputError for an architecture over which the generic class cannot be put.
     """
     own = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(config), None)
-    return own or _generic(cast(Hashable, type(config)), family_of(config).model_types[config.model_type])
+    causal = family_of(config).language_model(config.model_type)
+    return own or _generic(cast(Hashable, type(config)), cast(Hashable, causal))
 
 
 def refuse_scorer(config: PreTrainedConfig, place: object) -> None:
@@ -67,17 +67,16 @@ def in_plain_transformers(config: PreTrainedConfig) -> bool:
 
 
 @cache
-def _generic(config_class: Any, causal_name: str) -> type[PreTrainedModel]:
-    causal: Any = getattr(transformers, causal_name)
+def _generic(config_class: Any, causal: Any) -> type[PreTrainedModel]:
     parent = next((cls for cls in causal.__mro__[1:] if issubclass(cls, PreTrainedModel)), PreTrainedModel)
     base: Any = MODEL_MAPPING.get(config_class, None)
     if base is None or parent is PreTrainedModel or not issubclass(base, parent):
         raise InputError(
-            f"model.path: transformers has no reward model of {causal_name.removesuffix('ForCausalLM')} and no base model "
+            f"model.path: transformers has no reward model of {causal.__name__.removesuffix('ForCausalLM')} and no base model "
             "of its own to put a head on; take a base of another architecture"
         )
     fields = {"base_model_prefix": parent.base_model_prefix, "__module__": causal.__module__}
-    return type(causal_name.replace("ForCausalLM", _ENDING), (GenericForSequenceClassification, parent), fields)
+    return type(causal.__name__.replace("ForCausalLM", _ENDING), (GenericForSequenceClassification, parent), fields)
 
 
 def flat_scorer(model: PreTrainedModel) -> PreTrainedModel:

@@ -1,11 +1,18 @@
-"""Selective gradient checkpointing: what mixes tokens is kept, the rest computed again."""
+"""Selective gradient checkpointing.
+
+What mixes tokens is kept, the rest computed again; or whole layers are kept.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import AbstractContextManager
 from typing import Any
 
+from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 KEPT = frozenset(
     {
@@ -31,3 +38,22 @@ def selective_contexts() -> tuple[AbstractContextManager[Any], AbstractContextMa
 def _policy(_: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
     kept = operator.name().partition(".")[0] in KEPT
     return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def leave_out(model: nn.Module, numbers: Collection[int]) -> None:
+    """Layers that keep their activations whenever checkpointing is turned on, however often that is.
+
+    model   transformers', or PEFT's around one; transformers turns checkpointing on at the start of training
+    """
+    if not numbers:
+        return
+    inner: Any = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
+    layers = [module for module in inner.modules() if isinstance(module, GradientCheckpointingLayer)]
+    turn = inner._set_gradient_checkpointing
+
+    def turn_others(*args: Any, **kwargs: Any) -> None:
+        turn(*args, **kwargs)
+        for number in numbers:
+            layers[number].gradient_checkpointing = False
+
+    inner._set_gradient_checkpointing = turn_others

@@ -6,12 +6,11 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from make_rooms_picture import FOLDERS, PICTURE, edges, imported, imports, modules
 
-CODE = ("kernels", "hybrid_model", "finetune", "commands")
 # Where nothing that the project keeps lies: made by tools, or by runs.
 NOT_OURS = {
     ".git",
@@ -26,29 +25,6 @@ NOT_OURS = {
     ".mypy_cache",
 }
 NOT_OURS |= {".ruff_cache", ".device"}
-
-
-def modules(root: Path) -> Iterator[tuple[str, Path]]:
-    for folder in CODE:
-        for path in sorted((root / folder).rglob("*.py")):
-            yield ".".join(("hybrid_ft", *path.relative_to(root).with_suffix("").parts)), path
-    yield "hybrid_ft.cli", root / "cli.py"
-
-
-def imported(name: str, path: Path) -> set[str]:
-    """Every module of the package that a file imports anywhere, inside functions and under TYPE_CHECKING too."""
-    package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
-    if package[-1] == "__init__":
-        package = package[:-1]
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
-            module = ".".join(part for part in (base, node.module or "") if part)
-            found |= {module} | {f"{module}.{alias.name}" for alias in node.names}
-    return {module for module in found if module.split(".")[0] == "hybrid_ft"}
 
 
 @pytest.mark.parametrize("folder", ["kernels", "datasets"])
@@ -80,7 +56,7 @@ def test_root_holds_no_stray_modules(root: Path) -> None:
 
 def test_imports_point_one_way(root: Path) -> None:
     """kernels <- hybrid_model <- finetune <- commands <- cli."""
-    order = {f"hybrid_ft.{name}": rank for rank, name in enumerate((*CODE, "cli"))}
+    order = {f"hybrid_ft.{name}": rank for rank, name in enumerate((*FOLDERS, "cli"))}
     wrong = []
     seen = 0
     for name, path in modules(root):
@@ -92,16 +68,6 @@ def test_imports_point_one_way(root: Path) -> None:
                 wrong.append(f"{name} imports {module}")
     assert seen > 50
     assert wrong == []
-
-
-def imports(root: Path) -> dict[str, set[str]]:
-    """Every module of the package and the modules that it imports; a folder's face is its ``__init__``."""
-    files = dict(modules(root))
-    faces = {name.removesuffix(".__init__"): name for name in files if name.endswith(".__init__")}
-    return {
-        name: {faces.get(module, module) for module in imported(name, path)} & files.keys() - {name}
-        for name, path in files.items()
-    }
 
 
 def circles(graph: dict[str, set[str]]) -> list[list[str]]:
@@ -168,6 +134,15 @@ def test_rooms_import_from_those_below(root: Path, inside: str, rooms: tuple[tup
     assert upwards == set()
 
 
+def test_the_picture_shows_the_rooms_as_they_are(root: Path) -> None:
+    """Which room imports which is as it is drawn; how often may have moved by a quarter."""
+    titles = re.findall(r"<title>(\S+) imports (\S+): (\d+)</title>", PICTURE.read_text(encoding="utf-8"))
+    drawn = {(here, there): int(count) for here, there, count in titles}
+    found = edges(root)
+    assert drawn.keys() == found.keys(), "run make docs"
+    assert [pair for pair in found if abs(drawn[pair] - found[pair]) > max(3, found[pair] / 4)] == [], "run make docs"
+
+
 def test_kernels_know_nothing_of_transformers(root: Path) -> None:
     libraries = {"transformers", "trl", "peft", "accelerate", "datasets"}
     for path in (root / "kernels").rglob("*.py"):
@@ -231,13 +206,13 @@ def test_nothing_of_one_machine_is_kept(root: Path) -> None:
 
 def test_a_file_begins_with_what_it_is(root: Path) -> None:
     """In 14 words at most; every public class says what it is."""
-    files = [path for folder in (*CODE, "benchmarks", "scripts") for path in sorted((root / folder).rglob("*.py"))]
+    files = [path for folder in (*FOLDERS, "benchmarks", "scripts") for path in sorted((root / folder).rglob("*.py"))]
     long, silent = [], []
     for path in files:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         if len(((ast.get_docstring(tree) or "").splitlines() or [""])[0].split()) > 14:
             long.append(path)
-        if path.relative_to(root).parts[0] in CODE:
+        if path.relative_to(root).parts[0] in FOLDERS:
             classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name[0] != "_"]
             silent += [f"{path}: {node.name}" for node in classes if not ast.get_docstring(node)]
     assert (long, silent) == ([], [])

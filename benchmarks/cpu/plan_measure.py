@@ -3,7 +3,8 @@
     python benchmarks/cpu/plan_measure.py --out benchmarks/results/plan_measure_cpu.jsonl
 
 Each turn times layers as the command does, and then real steps of the whole model by the run's own trainer: the
-assembly of the batch, forward, backward, clipping and AdamW. The base has random weights. On one thread.
+assembly of the batch, forward, backward, clipping and AdamW. The base has random weights. On one thread, by the time
+that the processor worked, so that other programs on the machine do not count.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import statistics
 import tempfile
 import time
+import types
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from transformers import OlmoHybridConfig
 import hybrid_ft
 from hybrid_ft.finetune.data.prepare import prepare
 from hybrid_ft.finetune.machines.memory import Batch
-from hybrid_ft.finetune.planning.measure import timed
+from hybrid_ft.finetune.planning import measure
 from hybrid_ft.finetune.planning.work import Work
 from hybrid_ft.finetune.recipe.schema import Recipe
 from hybrid_ft.hybrid_model.checkpoint.config import BUNDLED
@@ -86,6 +88,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=12.0, help="of timing layers in a turn")
     options = parser.parse_args()
     common.one_quiet_thread()
+    measure.time = types.SimpleNamespace(perf_counter=time.process_time)  # type: ignore[assignment]
     with tempfile.TemporaryDirectory() as folder:
         task = task_of(options, Path(folder))
         record = compared(options, task, work_of(task))
@@ -99,20 +102,20 @@ def compared(options: argparse.Namespace, task: Task, work: Work) -> dict[str, A
     one_step(trainer)
     said, real, parts = [], [], []
     for _ in range(options.turns):
-        step = timed(task.recipe, trainer.model.config, work, trained, options.seconds)
-        said.append(step.micro_batch * work.micro_batches + step.optimizer)
+        step = measure.timed(task.recipe, trainer.model.config, work, trained, options.seconds)
+        said.append(step.micro_batch * work.tokens / step.tokens + step.optimizer)
         parts.append((step.rest, step.optimizer, *(seconds for seconds, _ in step.layers.values())))
         taken = []
         for _ in range(3):
-            began = time.perf_counter()
+            began = time.process_time()
             one_step(trainer)
-            taken.append(time.perf_counter() - began)
+            taken.append(time.process_time() - began)
         real.append(statistics.median(taken))
     off = [one / other - 1 for one, other in zip(said, real, strict=True)]
     return {
         "benchmark": "plan_measure",
         "parameters": trained,
-        "tokens": sum(work.typical) * work.micro_batches,
+        "tokens": work.tokens,
         "micro_batches": work.micro_batches,
         "off_median": round(statistics.median(off), 3),
         "off_least": round(min(off), 3),

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -48,7 +47,7 @@ def export_quantised(source: Source, place: Place, to: str, dtype: torch.dtype |
     place.check_room(needed)
     with _quiet(), place.held(_identity(source, to, dtype)) as part, storage.saving(place.out, needed):
         # what it keeps in float32 decides what it gives after reopening, and so no class of ours does
-        cls: Any = getattr(transformers, family_of(source.config).model_types[source.config.model_type])
+        cls: Any = family_of(source.config).language_model(source.config.model_type)
         model = cls.from_pretrained(
             source.folder,
             config=source.config,

@@ -14,9 +14,8 @@ from pydantic import ValidationError
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.data.grams import Questions
 from hybrid_ft.finetune.data.messages.conversation import Conversation
-from hybrid_ft.finetune.data.messages.judgement import Judgement
-from hybrid_ft.finetune.data.messages.plain_text import PlainText
-from hybrid_ft.finetune.data.messages.preference import Preference, Unusable
+from hybrid_ft.finetune.data.messages.preference import Unusable
+from hybrid_ft.finetune.data.messages.text_of import text_of
 from hybrid_ft.finetune.data.reading import conversations
 from hybrid_ft.finetune.data.report.account import IN_A_TEST, SourceCounts
 from hybrid_ft.finetune.data.sources.rows import BadRow
@@ -47,9 +46,9 @@ def decontaminated(way: Way[Any, Any], recipe: Recipe) -> Way[Any, Any]:
 
     def convert(source: Source, counts: SourceCounts) -> Iterator[tuple[str, Any]]:
         rows = way.convert(source, counts)
-        if not any(source is one for one in trained):
-            yield from rows
-            return
+        return sift(rows) if any(source is one for one in trained) else rows
+
+    def sift(rows: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
         for origin, row in rows:
             met = [] if isinstance(row, BadRow | Unusable) else questions.met_in(text_of(row))
             if met:
@@ -58,18 +57,7 @@ def decontaminated(way: Way[Any, Any], recipe: Recipe) -> Way[Any, Any]:
                 yield origin, row
 
     decides = hashlib.sha256(json.dumps(texts).encode()).hexdigest()
-    return replace(way, convert=convert, decides=decides)
-
-
-def text_of(row: Any) -> str:
-    """All text of a converted row."""
-    if isinstance(row, PlainText):
-        return row.text
-    if isinstance(row, Preference):
-        turns = [*row.prompt, row.chosen, row.rejected]
-    else:
-        turns = (row.conversation if isinstance(row, Judgement) else row).messages
-    return "\n".join(str(turn["content"]) for turn in turns)
+    return replace(way, convert=convert, sift=sift, decides=decides)
 
 
 def _asked(name: str) -> Iterator[tuple[str, str]]:

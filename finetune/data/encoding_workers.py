@@ -117,4 +117,5 @@ def _begin(parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads are the parent's, which a fork does not have
+    gc.set_threshold(100_000)  # rows leave no circles, and looking for some takes a tenth of the time
     gc.freeze()  # what the parent no longer needs is its own to take away, temporary folders above all

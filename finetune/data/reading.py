@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from hybrid_ft.errors import InputError
+from hybrid_ft.errors import InputError, shown
 from hybrid_ft.finetune.data.labels import Only, rated_bad
 from hybrid_ft.finetune.data.messages.advice import advice
 from hybrid_ft.finetune.data.messages.answer_lists import as_pairs, holds_pairs
@@ -198,7 +198,7 @@ def form_of_rows(source: Source, rows: list[Row], name: str, texts: bool) -> For
         raise InputError(f"{where}: format {source.format} needs {needed(source.format)} (columns found: {found})")
     known = "messages | prompt, completion | instruction, output | conversations | text"
     fix = f"known formats: {known}; for anything else {_SAY} columns: {{prompt: ..., completion: ...}}, {_JOINED}"
-    fix = advice(source, rows, "rows") or fix
+    fix = advice(source, rows, "rows") or _list_inside(rows) or fix
     raise InputError(f"{where}: columns in no known format (found {found}); {fix}")
 
 
@@ -222,6 +222,14 @@ def _judged_form(source: Source, label: Label | None, rows: list[Row], name: str
 
 def _without(rows: list[Row], name: str, what: str, fix: str) -> InputError:
     return InputError(f"{origin(name, rows[0])}: no columns that hold {what} (found {_columns(rows)}); {fix}")
+
+
+def _list_inside(rows: list[Row]) -> str:
+    """What to do with an only row that has a list of objects in it, which are rows more likely; "" for others."""
+    for name, value in rows[0].values.items() if len(rows) == 1 else ():
+        if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+            return f"the rows seem to be the {len(value):,} objects in {shown(name)}; write that list alone to a file"
+    return ""
 
 
 def _columns(rows: list[Row]) -> str:

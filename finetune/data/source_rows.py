@@ -6,7 +6,6 @@ import hashlib
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any, Generic
 
 import pyarrow as pa
@@ -14,13 +13,14 @@ import pyarrow as pa
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.data.messages.column_templates import RUNAWAY_COLUMNS
 from hybrid_ft.finetune.data.messages.preference import Unusable
+from hybrid_ft.finetune.data.messages.text_of import text_of
 from hybrid_ft.finetune.data.report.account import SourceCounts
 from hybrid_ft.finetune.data.sources.rows import BadRow
 from hybrid_ft.finetune.data.tokens.template import RUNAWAY
 from hybrid_ft.finetune.data.way import Item, Made, Reason, Tokens, Way
 
-BATCH = 256
-"""Rows encoded at a time."""
+BATCH, CHARACTERS = 256, 2**21
+"""Rows encoded at a time: so many, and no more once they have so many characters, which in tokens take fifty times the room."""
 
 ASKED, WHOLE, OPPOSITE = "hash-asked", "hash-whole", "hash-opposite"
 """Hashes of a row's texts among its numbers."""
@@ -132,8 +132,11 @@ class SourceRows(Generic[Made, Tokens]):
     def _read(self, rows: Iterator[tuple[str, Made | Reason]]) -> Iterator[Batch]:
         while self._unreadable is None:
             batch: Batch = []
+            size = 0
             try:
-                batch.extend(islice(rows, BATCH))  # what came before an error stays in it
+                while len(batch) < BATCH and size < CHARACTERS and (row := next(rows, None)) is not None:
+                    batch.append(row)  # what came before an error stays in it
+                    size += 0 if isinstance(row[1], BadRow | Unusable) else len(text_of(row[1]))
             except InputError as error:
                 self._unreadable = error
             if not batch:

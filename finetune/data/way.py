@@ -83,5 +83,7 @@ class Way(Generic[Made, Tokens]):
     mentions: Callable[[str], bool]
     schema: pa.Schema
     trained_columns: tuple[str, ...]
+    sift: Callable[[Iterator[tuple[str, Made | Reason]]], Iterator[tuple[str, Made | Reason]]] = iter
+    """Of rows to train on, turns those that must not be into the reason."""
     decides: str = ""
     """What else decides which rows it makes, beside the recipe and the source's files."""

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from hybrid_ft.errors import InputError
-from hybrid_ft.finetune.data.decontaminate import text_of
 from hybrid_ft.finetune.data.grams import Questions
 from hybrid_ft.finetune.data.messages.preference import Unusable
+from hybrid_ft.finetune.data.messages.text_of import text_of
 from hybrid_ft.finetune.data.reading import conversations, judgements, preferences
 from hybrid_ft.finetune.data.report.account import SourceCounts
 from hybrid_ft.finetune.data.sources.rows import BadRow

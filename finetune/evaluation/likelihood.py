@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn import functional as F
 
 from hybrid_ft.finetune.evaluation.batches import Budget, common_prefix, in_batches
 from hybrid_ft.finetune.evaluation.items import Item
@@ -109,11 +110,14 @@ def _tree(items: list[Item], forks: bool) -> tuple[list[int], list[int], list[in
 
 def _gathered(model: Any, hidden: torch.Tensor, rows: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """float32 [M]: log-probabilities of ``targets`` [M] at ``rows`` [M] of hidden states [U, D]."""
-    head, scale = model.get_output_embeddings(), family_of(model.config).logit_scale(model.config)
+    head, prepared = model.get_output_embeddings(), family_of(model.config).head
+    weight = None
+    if prepared is not None:
+        hidden, weight = prepared(model.config, hidden, head.weight)
     found = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
     for start in range(0, len(hidden), _ROWS_OF_LOGITS):
         part = hidden[start : start + _ROWS_OF_LOGITS]
-        logits = head(part).float() * scale
+        logits = (head(part) if weight is None else F.linear(part, weight)).float()
         inside = (rows >= start) & (rows < start + len(part))
         own = rows[inside] - start
         found[inside] = logits[own, targets[inside]] - logits.logsumexp(-1)[own]

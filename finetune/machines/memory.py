@@ -15,7 +15,7 @@ NCCL's buffers are not in it: 1 to 3 GB, and more with many lengths.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +52,7 @@ class Layer:
     spare               bytes a token more, when its MLP's gradients are there
     copies              numbers whose copy in the arithmetic's dtype is kept for backward
     last                numbers of the projection that backward starts with
+    attends             whether it is an attention layer; of other families not known
     """
 
     name: str
@@ -65,6 +66,7 @@ class Layer:
     spare: int
     copies: int
     last: int
+    attends: bool = False
 
 
 @dataclass(frozen=True)
@@ -192,6 +194,7 @@ def shape_of(model: nn.Module, config: PreTrainedConfig, bfloat16: bool, quantiz
                 spare=(3 - keeps_middle) * arithmetic * middle + (stream - arithmetic * attends) * config.hidden_size,
                 copies=weights[number] if full and arithmetic != _FLOAT32 else 0,
                 last=config.hidden_size * middle if full or small else 0,
+                attends=known and attends,
             )
         )
     outside = Layer("", weights[count], trained[count], sizes[count], 0, 0, 0, 0, 0, 0, 0)
@@ -295,14 +298,21 @@ def _state(config: Any) -> int:
 
 
 def peak(
-    shape: Shape, batch: Batch, gpus: int = 1, sharded: bool = False, checkpointing: bool | str | None = True
+    shape: Shape,
+    batch: Batch,
+    gpus: int = 1,
+    sharded: bool = False,
+    checkpointing: bool | str | None = True,
+    left_out: Collection[int] = (),
 ) -> Memory:
     """The most that each of ``gpus`` holds in a step: in pieces over them (FSDP2), or a copy on each (DDP).
 
     checkpointing: as model.gradient_checkpointing has it on a GPU, "selective" among it; None: True
+    left_out: numbers of layers that are not checkpointed
     """
     pieces, how = gpus if sharded else 1, True if checkpointing is None else checkpointing
-    return max(_moments(shape, batch, pieces, gpus > 1 and not sharded, how), key=lambda one: one.total)
+    found = _moments(shape, batch, pieces, gpus > 1 and not sharded, how, left_out)
+    return max(found, key=lambda one: one.total)
 
 
 def held(shape: Shape, gpus: int = 1, sharded: bool = False) -> int:
@@ -310,9 +320,12 @@ def held(shape: Shape, gpus: int = 1, sharded: bool = False) -> int:
     return -(-(shape.bytes + shape.moments * shape.trained) // (gpus if sharded else 1))
 
 
-def _moments(shape: Shape, batch: Batch, pieces: int, ddp: bool, checkpointing: bool | str) -> Iterator[Memory]:
+def _moments(
+    shape: Shape, batch: Batch, pieces: int, ddp: bool, checkpointing: bool | str, left_out: Collection[int]
+) -> Iterator[Memory]:
     """Forward's end, the head's backward, each layer's, the optimizer's step, the first gathering."""
     N, layers = batch.tokens, shape.layers
+    hows = [False if number in left_out else checkpointing for number in range(len(layers))]
     gradient = shape.gradient
     all_gradients = gradient * shape.trained // pieces
     always = {"weights": shape.bytes // pieces, "moments": shape.moments * shape.trained // pieces}
@@ -329,17 +342,17 @@ def _moments(shape: Shape, batch: Batch, pieces: int, ddp: bool, checkpointing: 
 
     def memory(when: str, gradients: int, inputs: int, layer: int, gathered: int, head: int) -> Memory:
         terms = always | {"gradients": gradients}
-        terms |= {"layers' inputs" if checkpointing else "layers": inputs, "a layer": layer, "head": head}
+        terms |= {"layers' inputs" if all(hows) else "layers": inputs, "a layer": layer, "head": head}
         return Memory(terms | ({"gathered": gathered} if pieces > 1 else {}), when, shape.proven)
 
     copies = [0 if narrow else shape.arithmetic * layer.copies for layer in layers]
     # without checkpointing no gradient goes beyond the first layer that is trained
     first = 0 if checkpointing else next((n for n, layer in enumerate(layers) if layer.trained), 0)
     below = [0]  # bytes that the layers before each keep until their backward
-    for number, layer in enumerate(layers):
-        mixed = layer.mixed if checkpointing == "selective" else 0
+    for number, (layer, how) in enumerate(zip(layers, hows)):
+        mixed = layer.mixed if how == "selective" else 0
         kept = N * (layer.input + mixed)
-        if not checkpointing:
+        if not how:
             kept = N * (layer.read + (layer.kept or 0)) + copies[number] if number >= first else 0
         below.append(below[-1] + kept)
     last = in_layer[-1] if layers else 0
@@ -350,9 +363,9 @@ def _moments(shape: Shape, batch: Batch, pieces: int, ddp: bool, checkpointing: 
     yield memory("the head's backward", grown, below[-1], ends - N * stream, root + last, head_copy + new)
     whole_head = gradient * shape.head if pieces > 1 else 0  # until the end of backward
     for number in range(len(layers) - 1, first - 1, -1):
-        layer = layers[number]
-        mixed = layer.mixed if checkpointing == "selective" else 0
-        inputs = N * (layer.input + mixed if checkpointing else layer.read)
+        layer, how = layers[number], hows[number]
+        mixed = layer.mixed if how == "selective" else 0
+        inputs = N * (layer.input + mixed if how else layer.read)
         own = N * ((layer.kept or 0) - mixed + layer.spare) + batch.prompts * 4 * shape.pair if shape.proven else 0
         own += (copies[number] - shape.arithmetic * layer.last if copies[number] else 0) + shape.unpacked
         gathered = 0

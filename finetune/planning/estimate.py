@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from hybrid_ft.finetune.machines.checkpointed_layers import OUTSIDE, fits, left_out
 from hybrid_ft.finetune.machines.memory import MARGIN, Batch, Memory, Shape, peak
 from hybrid_ft.finetune.planning.gpus import Gpu
 from hybrid_ft.finetune.planning.work import Work
@@ -14,8 +15,6 @@ from hybrid_ft.finetune.planning.work import Work
 if TYPE_CHECKING:
     from hybrid_ft.finetune.recipe.schema import Recipe
 
-OUTSIDE = 2e9
-"""bytes outside torch's tensors: CUDA's context, NCCL's buffers, gaps in the allocator; 1 to 3 GB as people report"""
 COUNTS = (1, 2, 4, 8)
 LAUNCHES = (0.0005, 0.0015)
 """seconds, from and to, that a layer's forward, second forward and backward take at least: some 100 to 150 kernels, 5 to
@@ -26,12 +25,14 @@ DISK = 1e9
 
 @dataclass(frozen=True)
 class Case:
-    """``count`` GPUs of a kind. ``seconds``: from and to, None where the tokens are not known."""
+    """``count`` GPUs of a kind. ``seconds``: from and to, None where the tokens are not known; ``kept``: layers that are
+    left out of checkpointing."""
 
     gpu: Gpu
     count: int
     memory: Memory
     seconds: tuple[float, float] | None
+    kept: int = 0
 
     @property
     def needed(self) -> float:
@@ -39,7 +40,7 @@ class Case:
 
     @property
     def fits(self) -> bool:
-        return self.memory.total * (1 + MARGIN) + OUTSIDE <= self.gpu.memory
+        return fits(self.memory.total, self.gpu.memory)
 
     @property
     def tight(self) -> bool:
@@ -55,20 +56,20 @@ class Case:
 def case(recipe: Recipe, shape: Shape, work: Work, gpu: Gpu, count: int, save_bytes: int) -> Case:
     checkpointing = recipe.model.gradient_checkpointing
     batch = Batch(work.batch.tokens, work.batch.labelled, work.batch.prompts, work.micro_batches > count)
-    memory = peak(shape, batch, count, bool(recipe.train.sharded), checkpointing)
-    seconds = (
-        None if not work.tokens else _seconds(recipe, shape, work, gpu, count, checkpointing is not False, save_bytes)
-    )
-    return Case(gpu, count, memory, seconds)
+    kept = left_out(recipe, shape, batch, count, gpu.memory)
+    memory = peak(shape, batch, count, bool(recipe.train.sharded), checkpointing, kept)
+    again = 0.0 if checkpointing is False else 1 - len(kept) / max(len(shape.layers), 1)
+    seconds = None if not work.tokens else _seconds(recipe, shape, work, gpu, count, again, save_bytes)
+    return Case(gpu, count, memory, seconds, len(kept))
 
 
 def _seconds(
-    recipe: Recipe, shape: Shape, work: Work, gpu: Gpu, count: int, checkpointing: bool, save_bytes: int
+    recipe: Recipe, shape: Shape, work: Work, gpu: Gpu, count: int, again: float, save_bytes: int
 ) -> tuple[float, float]:
-    """Of the whole run. A kind's share of its peak is that of full training with every layer recomputed: what is done,
+    """Of the whole run; ``again``: the share of the layers that are computed twice. A kind's share of its peak is that of full training with every layer recomputed: what is done,
     recomputation counted, over the time is the same for adapters."""
     idle = math.ceil(work.micro_batches / count) * count / work.micro_batches
-    done = (work.operations + (work.again if checkpointing else 0)) * idle / count
+    done = (work.operations + work.again * again) * idle / count
     over = 4 / 3  # what is done of full training with recomputation, over what counts
     slow, fast = (done / (gpu.flops * share * over) for share in gpu.mfu)
     micro = work.tokens / max(sum(work.typical), 1) / count * idle if work.tokens else 0.0
@@ -116,6 +117,8 @@ def changes(recipe: Recipe, count: int) -> Iterator[tuple[tuple[str, str, Any], 
     single: list[tuple[tuple[str, str, Any], ...]] = []
     if recipe.model.gradient_checkpointing is False:
         single.append((("model", "gradient_checkpointing", True),))
+    if isinstance(recipe.model.checkpointed_layers, int):
+        single.append((("model", "checkpointed_layers", None),))
     if count > 1 and not recipe.train.sharded:
         single.append((("train", "sharded", True),))
     if _takes_bfloat16(recipe, count):

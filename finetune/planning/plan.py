@@ -124,7 +124,9 @@ def _mend(recipe: Recipe, model: _Model, work: Work, shown: Case) -> str:
 
 
 def _written(value: Any) -> str:
-    return {True: "true", False: "false"}[value] if isinstance(value, bool) else str(value)
+    return (
+        {True: "true", False: "false", None: "null"}[value] if value is None or isinstance(value, bool) else str(value)
+    )
 
 
 def _with_tokens(work: Work, other: Recipe, recipe: Recipe) -> Work:

@@ -25,6 +25,8 @@ def described(one: Case, work: Work, measured: bool = False) -> Iterator[str]:
     place = named(one)
     fits = "fits" if one.fits else "may just fit" if one.tight else "does not fit"
     yield line("memory", f"{place}: {fits}, {size(one.needed)} of {size(one.gpu.memory)} each, most in {memory.when}")
+    if one.kept:
+        yield line("", f"{one.kept} layers keep their activations, the rest are computed again")
     for name, count in memory.terms.items():
         if count:
             yield line("", f"{name:16}{size(count):>10}")

@@ -181,6 +181,12 @@ def _new_tokens(model: Model) -> Iterator[Wrong]:
 def _lora(recipe: Recipe) -> Iterator[Wrong]:
     """What is adapted, how it begins and how fast it learns."""
     lora, train = recipe.model.lora, recipe.train
+    if lora and train.optimizer != "adamw":
+        yield Wrong(
+            ("train", "optimizer"),
+            f"got {train.optimizer}; is for training all weights, and LoRA's are few; leave it out",
+            (("model", "lora"),),
+        )
     if train.optimizer == "adamw_bf16":
         yield from _in_bfloat16(recipe)
     if lora is None and train.loraplus_ratio is not None:
@@ -204,8 +210,6 @@ def _lora(recipe: Recipe) -> Iterator[Wrong]:
 def _in_bfloat16(recipe: Recipe) -> Iterator[Wrong]:
     """What weights in fewer bits do not go with."""
     key, got = ("train", "optimizer"), "got adamw_bf16"
-    if recipe.model.lora:
-        yield Wrong(key, f"{got}; is for training all weights, and LoRA's are few; leave it out", (("model", "lora"),))
     if recipe.model.dtype == "float32":
         yield Wrong(key, f"{got}; needs bfloat16 arithmetic; leave model.dtype out", (("model", "dtype"),))
 

@@ -96,6 +96,10 @@ class Model(Section):
     """Keep the base's large matrices in 4 or 8 bits (QLoRA) while `lora` is trained on them; needs bitsandbytes. The adapter is saved as always, and merged into the base as it was."""
     gradient_checkpointing: bool | Literal["selective"] | None = Field(None, examples=["selective"])
     """Compute activations again in the backward pass instead of keeping them; selective keeps the outputs of attention and, on a GPU, of the delta rule. null: on with a GPU, off on a CPU."""
+    checkpointed_layers: Annotated[Annotated[int, Field(ge=0)] | Literal["auto"] | None, Free()] = Field(
+        None, examples=["auto"]
+    )
+    """How many layers `gradient_checkpointing` computes again; the others keep their activations, attention's first. auto: as few as the GPU's free memory allows when the run starts, which the screen says; on a CPU all. null: all. The numbers of a run do not depend on it."""
     adapter: Text | None = Field(None, examples=["runs/sft/adapter"])
     """A LoRA adapter folder on `path`, or a hub name, to start from. It goes on training as it is, with its own layers, rank and alpha. In a file of stages `previous`: that of the stage before, not merged."""
     merge_adapter: bool = Field(False, examples=[True])

@@ -85,8 +85,8 @@ class Train(Section):
     dpo.pairs_per_step, kto.rows_per_step or reward.pairs_per_step instead for these stages."""
     learning_rate: float | None = Field(None, gt=0, le=1, examples=[1e-5])
     """Peak learning rate. null: 2.5e-5 for all weights and 2e-4 for LoRA; for dpo and kto 1e-6 and 1e-5, for reward 1e-5 and 1e-4 (TRL's). Those for all weights are Ai2's for Olmo Hybrid; LoRA takes about ten times as much. With Gated DeltaNet at alpha 32 (tinker-cookbook's sweep on Qwen3.5) 3e-4 is best at every rank from 4 to 128, the same product as 1.5e-4 at alpha 64, and 1e-3 does harm."""
-    optimizer: Literal["adamw", "adamw_bf16"] = Field("adamw", examples=["adamw_bf16"])
-    """adamw: weights, gradients and both moments in float32, 16 bytes for a trained number. adamw_bf16: all of them in bfloat16, weights with 8 bits more, rounded at random: 9 bytes, so that all weights of a 7B are trained on one 80 GB GPU. The arithmetic is bfloat16 then, on a CPU too."""
+    optimizer: Literal["adamw", "adamw_bf16", "muon"] = Field("adamw", examples=["adamw_bf16"])
+    """adamw: weights, gradients and both moments in float32, 16 bytes for a trained number. adamw_bf16: all of them in bfloat16, weights with 8 bits more, rounded at random: 9 bytes, so that all weights of a 7B are trained on one 80 GB GPU. The arithmetic is bfloat16 then, on a CPU too. muon: torch's Muon for the matrices of layers, with updates of the size of AdamW's, and AdamW for everything else; one moment for a matrix, 12 bytes. Whether it gains anything on a model that was pretrained with AdamW is not known."""
     loraplus_ratio: float | None = Field(None, ge=1, le=1000, examples=[16])
     """LoRA+: B learns this many times as fast as A, and so do single vectors (DoRA's lengths, norms). null: all at one rate. Lower the learning rate to half or so with it."""
     neftune_alpha: float | None = Field(None, gt=0, le=1000, examples=[5])

@@ -27,9 +27,6 @@ def stream_contradictions(recipe: Recipe) -> Iterator[Wrong]:
         yield Wrong(("data", "eval", "count"), text, (("data", "eval", "fraction"), *streaming))
     if data.weight_by == "tokens":
         yield Wrong(("data", "weight_by"), "got tokens; a stream is mixed by rows; leave it out", streaming)
-    if data.decontaminate:
-        text = f"got {', '.join(data.decontaminate)}; a stream's rows are not compared with tasks; leave it out"
-        yield Wrong(("data", "decontaminate"), text, streaming)
     for index, source in enumerate(data.sources):
         loc = ("data", "sources", index)
         if source.count is not None:

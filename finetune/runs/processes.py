@@ -137,6 +137,10 @@ class Processes:
         _hearing_signals(lambda: dist.broadcast_object_list(held, src=0, group=self.group))
         return held[0]
 
+    def least(self, value: frozenset[int]) -> frozenset[int]:
+        """What is in the set of every process."""
+        return frozenset.intersection(*self.gather(value))
+
     def gather(self, value: Any) -> list[Any]:
         """What each process has, by number, in every process."""
         if self.count == 1:

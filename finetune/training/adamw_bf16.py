@@ -1,7 +1,8 @@
 """AdamW on bfloat16 weights with 8 more bits of each, rounded at random.
 
-Weight and moments take 7 bytes, its gradient 2. An update of 2.5e-5 to a weight of 0.02 is lost in bfloat16's 8 bits, and one that is rounded at random there adds noise
-of the weight's own size within thousands of steps. With 8 bits more it does not (2010.06192 keeps 16, by Kahan's sum).
+Weight and moments take 7 bytes, its gradient 2. An update of 2.5e-5 to a weight of 0.02 is lost in bfloat16's 8 bits, and
+one that is rounded at random there adds noise of the weight's own size within thousands of steps. With 8 bits more it does
+not (2010.06192 keeps 16, by Kahan's sum).
 The weight itself is always the bfloat16 nearest to what is kept.
 """
 
@@ -72,12 +73,6 @@ class AdamWBF16(torch.optim.Optimizer):
                 generator.manual_seed(_seed(self.seed, number, steps, *_piece(parameter)))
                 pieces = {name: _local(value) for name, value in state.items() if name != "step"}
                 _update(_local(parameter), _local(parameter.grad), pieces, group, steps, generator)
-
-
-def adamw_bf16_options(args: Any) -> dict[str, Any]:
-    """Of transformers' arguments of a training; ``create_optimizer`` gives each group its weight decay."""
-    betas = (args.adam_beta1, args.adam_beta2)
-    return {"lr": args.learning_rate, "betas": betas, "eps": args.adam_epsilon, "seed": args.seed}
 
 
 def _seed(*numbers: int) -> int:

@@ -26,7 +26,7 @@ def use_own_head_on_cpu(model: PreTrainedModel) -> None:
     The result is TRL's: ``log_probs``, ``entropy`` and ``is_top1`` [B, T - 1], zero where the next label is -100.
     """
     of_trl = model.forward
-    scale = family_of(model.config).logit_scale(model.config)
+    prepared = family_of(model.config).head
 
     # generate checks its arguments against the signature
     @functools.wraps(type(model).forward)
@@ -38,8 +38,8 @@ def use_own_head_on_cpu(model: PreTrainedModel) -> None:
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs: Any,
     ) -> Any:
-        # TRL's fold knows no scale of the logits
-        of_trls_kind = labels is not None and labels.device.type != "cpu" and scale == 1
+        # TRL's fold multiplies hidden states and weight as they stand
+        of_trls_kind = labels is not None and labels.device.type != "cpu" and prepared is None
         if not fused_lm_head or labels is None or of_trls_kind:
             return of_trl(
                 *args, fused_lm_head=fused_lm_head, labels=labels, num_items_in_batch=num_items_in_batch, **kwargs
@@ -47,9 +47,10 @@ def use_own_head_on_cpu(model: PreTrainedModel) -> None:
         hidden = self.base_model(*args, **kwargs | {"use_cache": False}).last_hidden_state[:, :-1]
         targets = labels[:, 1:]
         mask = targets != -100
-        of_labels = token_log_probs(
-            hidden[mask] * scale if scale != 1 else hidden[mask], self.get_output_embeddings().weight, targets[mask]
-        )
+        hidden, weight = hidden[mask], self.get_output_embeddings().weight
+        if prepared is not None:
+            hidden, weight = prepared(self.config, hidden, weight)
+        of_labels = token_log_probs(hidden, weight, targets[mask])
         log_probs, entropy, is_top1 = (
             values.new_zeros(mask.shape).masked_scatter(mask, values) for values in of_labels
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pyarrow.compute as pc
 import torch
 
 from hybrid_ft.errors import ENVIRONMENT, InputError
+from hybrid_ft.finetune.machines.checkpointed_layers import left_out
 from hybrid_ft.finetune.machines.empty_model import empty_model
 from hybrid_ft.finetune.machines.memory import MARGIN, Batch, Memory, Shape, peak, shape_of
 from hybrid_ft.finetune.models import in_bfloat16
@@ -23,23 +25,44 @@ if TYPE_CHECKING:
     from hybrid_ft.finetune.recipe.schema import Recipe
 
 
-def memory_line(recipe: Recipe, prepared: Any, processes: int) -> str:
-    """What a step needs on this GPU, in one line. Raises InputError, status 3, where it cannot fit."""
+Kept = frozenset[int]
+"""numbers of layers that gradient checkpointing leaves out"""
+
+
+def memory_line(
+    recipe: Recipe, prepared: Any, processes: int, agreed: Callable[[Kept], Kept] = lambda kept: kept
+) -> tuple[str, Kept]:
+    """What a step needs on this GPU, in one line, and the layers that keep their activations.
+
+    agreed   what all processes take of what each has the memory for
+    Raises InputError, status 3, where a step cannot fit.
+    """
     bfloat16 = in_bfloat16(recipe)
     shape = shape_of_recipe(recipe, bfloat16)
     batch = batch_of(recipe, prepared, processes)
     sharded = bool(recipe.train.sharded)
     among = pieces(processes, recipe.train.sharded) if sharded else processes
-    needed = peak(shape, batch, among, sharded, recipe.model.gradient_checkpointing)
     free, total = device.memory()
+    kept = agreed(left_out(recipe, shape, batch, among, free))
+    needed = peak(shape, batch, among, sharded, recipe.model.gradient_checkpointing, kept)
     line = f"memory    {said(needed)} of {size(free)} free"
+    if recipe.model.checkpointed_layers is not None:
+        count = len(shape.layers)
+        line += f"; {count - len(kept)} of {count} layers are computed again"
     if needed.total * (1 - MARGIN) <= free or not recipe.train.check_memory:
-        return line
+        return line, kept
     raise InputError(
         f"{device.name()} has {size(free)} of {size(total)} free, and a step of {batch.tokens:,} tokens needs "
         f"{said(needed)}; hybrid-ft plan shows what would fit, train.check_memory: false tries it all the same",
         ENVIRONMENT,
     )
+
+
+def kept_on_a_cpu(recipe: Recipe) -> Kept:
+    """The same where no memory is reckoned: as many as the recipe says, and none by ``auto``."""
+    if not isinstance(recipe.model.checkpointed_layers, int):
+        return frozenset()
+    return left_out(recipe, shape_of_recipe(recipe, in_bfloat16(recipe)), Batch(0, 0), 1, 0.0)
 
 
 def held_line(model: Any, pieces: int) -> str:

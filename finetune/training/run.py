@@ -29,10 +29,11 @@ from hybrid_ft.finetune.runs.identity import run_identity, tokenizer_digest
 from hybrid_ft.finetune.runs.launcher import agreed
 from hybrid_ft.finetune.runs.session import begin_or_go_on, check_storage, in_folder, newest_checkpoint
 from hybrid_ft.finetune.training import ends, fsdp, seams, tasks
-from hybrid_ft.finetune.training.memory_check import held_line, memory_line
+from hybrid_ft.finetune.training.memory_check import held_line, kept_on_a_cpu, memory_line
 from hybrid_ft.finetune.training.trainer import STATE
 from hybrid_ft.hybrid_model.checkpoint.generation_config import GenerationDefaults, generation_defaults
 from hybrid_ft.hybrid_model.gpu_trust import check_gpu
+from hybrid_ft.hybrid_model.selective_checkpointing import leave_out
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -97,7 +98,7 @@ class Start:
             "best_of": tasks.chosen_by(self.recipe),
             "loraplus_ratio": self.recipe.train.loraplus_ratio,
             "mirror": self.mirror,
-            "weights_in_bfloat16": self.recipe.train.optimizer == "adamw_bf16",
+            "optimizer": self.recipe.train.optimizer,
         }
 
 
@@ -193,9 +194,14 @@ def _run(
     ends.check_longer(folder, plan.steps)
     of_main = stage.of_main and fsdp.can_be_sent(recipe, folder.processes.count)
     start = Start(recipe, folder, console, stop, tokenizer, prepared, plan, suite, mirror, of_main)
-    memory = memory_line(recipe, prepared, folder.processes.count) if device.is_gpu() else None
+    memory, kept = None, frozenset[int]()
+    if device.is_gpu():
+        memory, kept = memory_line(recipe, prepared, folder.processes.count, folder.processes.least)
+    elif recipe.model.gradient_checkpointing:
+        kept = kept_on_a_cpu(recipe)
 
     model = models.load_model(recipe, tokenizer, weights=folder.processes.main or not start.of_main)
+    leave_out(model, kept)
     defaults = generation_defaults(model, tokenizer, prepared.eos_token_ids)
     saves = check_storage(folder, recipe, model, models.in_bfloat16(recipe))
     resumed = newest_checkpoint(folder, start.say, mirror.fetch if mirror else lambda newest: newest)

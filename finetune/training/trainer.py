@@ -32,8 +32,8 @@ from hybrid_ft.finetune.runs.folder import RunFolder
 from hybrid_ft.finetune.runs.signals import StopRequest
 from hybrid_ft.finetune.runs.watchdog import Watchdog
 from hybrid_ft.finetune.training import seams
-from hybrid_ft.finetune.training.adamw_bf16 import AdamWBF16, adamw_bf16_options
 from hybrid_ft.finetune.training.lora_plus import loraplus_optimizer
+from hybrid_ft.finetune.training.optimizers import own_optimizer
 from hybrid_ft.finetune.training.packs import collate_with_rows
 from hybrid_ft.finetune.training.step_ends import Counts, StepEnds
 
@@ -52,7 +52,7 @@ class RunTrainer(Trainer):
 
     ``origins`` names a training row by its index. ``stop`` is looked at when a step ends. ``best_of``: the
     checkpoint with this, in words, is kept as well. ``loraplus_ratio``: of B's learning rate to A's. ``arithmetic``
-    gives the context of every forward. ``mirror`` hears of every checkpoint. ``weights_in_bfloat16``: AdamWBF16.
+    gives the context of every forward. ``mirror`` hears of every checkpoint. ``optimizer``: the recipe's name of it.
     """
 
     data_collator: Any
@@ -74,7 +74,7 @@ class RunTrainer(Trainer):
         best_of: str | None = None,
         loraplus_ratio: float | None = None,
         mirror: Mirror | None = None,
-        weights_in_bfloat16: bool = False,
+        optimizer: str = "adamw",
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -85,8 +85,8 @@ class RunTrainer(Trainer):
         precision = self.accelerator.mixed_precision
         assert (precision == "bf16") == self.args.bf16, f"accelerate computes in {precision}: the environment says so"
         self.loraplus_ratio = loraplus_ratio
-        if weights_in_bfloat16:
-            self.optimizer_cls_and_kwargs = AdamWBF16, adamw_bf16_options(self.args)
+        if own := own_optimizer(optimizer, self.args):
+            self.optimizer_cls_and_kwargs = own
         self.counts, self.watchdog = Counts(), Watchdog()
         self.skipped_in_a_row = 0
         self._loss_of_step: torch.Tensor | None = None

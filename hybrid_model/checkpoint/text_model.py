@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import transformers
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -60,7 +59,7 @@ def text_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     family = family_of(config)
     if is_scorer(config):
         return _keeping(cast(Hashable, scorer_class(config)), family)
-    return _keeping(getattr(transformers, family.model_types[config.model_type]), family)
+    return _keeping(cast(Hashable, family.language_model(config.model_type)), family)
 
 
 def tensor_shapes(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:

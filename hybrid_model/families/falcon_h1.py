@@ -5,7 +5,7 @@ One of them, ``lm_head_multiplier``, scales the head's logits.
 
 from __future__ import annotations
 
-from hybrid_ft.hybrid_model.families.family import PEFT_REFUSES, Config, Family, Mixing, attention, ssd
+from hybrid_ft.hybrid_model.families.family import PEFT_REFUSES, Config, Family, Mixing, attention, scaled, ssd
 from hybrid_ft.hybrid_model.layers.mamba2 import mamba2
 
 
@@ -26,7 +26,7 @@ FAMILY = Family(
     refused={r"mamba\.out_proj": PEFT_REFUSES, r"conv1d": "a convolution has no low rank"},
     own={"FalconH1Mixer": mamba2},
     float32=("A_log", "dt_bias", ".D"),
-    logit_scale=lambda config: config.lm_head_multiplier,
+    head=scaled(lambda config: config.lm_head_multiplier),
     tiny={
         "falcon_h1": {
             "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,

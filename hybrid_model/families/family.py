@@ -8,8 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from transformers import PreTrainedConfig as Config
+from transformers import PreTrainedModel
+
+Head = Callable[[Config, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 VLLM = "0.20.2"
 """The version whose classes docs/families.md lists."""
@@ -55,6 +59,7 @@ class Family:
 
     name          as documents call it
     model_types   ``model_type`` of the text models' configs, and the class of the language model of each
+    classes       language models of ours, by model_type, where transformers has none
     frames        ``model_type`` of a multimodal config around a text config, and the text config's own
     mixings       of a config: for each layer what mixes its tokens
     lora          of a config: set name to a pattern of the module names in it, after ``layers.``
@@ -70,7 +75,9 @@ class Family:
     repair        of a config's raw JSON: mended where transformers would read it wrong; raises InputError
     misread       of a loaded config: why the model built from it is wrong; None where it is right
     float32       endings of parameter names that stay in float32
-    logit_scale   of a config: what transformers multiplies the head's logits with
+    head          of a config, hidden states [M, D] and the head's weight [V, D]: both as their product gives the logits;
+                  None where they are as they stand
+    before        of a config: learnt vectors before every document, which all documents of a batch share
     released      how its files are written, where that is not as transformers does it or as the base has it
     traced        whether the memory of its training step is counted, layer by layer, and proven by a trace
     serve_flags   what ``vllm serve`` needs for it
@@ -85,6 +92,7 @@ class Family:
     refused: Mapping[str, str] = field(default_factory=dict)
     experts: tuple[str, ...] = ()
     router: str = r"(?!)"
+    classes: Mapping[str, type[PreTrainedModel]] = field(default_factory=dict)
     frames: Mapping[str, str] = field(default_factory=dict)
     own: Mapping[str, Callable[[type[nn.Module]], type[nn.Module]]] = field(default_factory=dict)
     remembers: bool = False
@@ -95,7 +103,8 @@ class Family:
     repair: Callable[[dict[str, Any]], dict[str, Any]] = lambda raw: raw
     misread: Callable[[Config], str | None] = lambda config: None
     float32: tuple[str, ...] = ("A_log", "dt_bias")
-    logit_scale: Callable[[Config], float] = lambda config: 1.0
+    head: Head | None = None
+    before: Callable[[Config], int] = lambda config: 0
     released: Released | None = None
     traced: bool = False
     serve_flags: str = ""
@@ -107,10 +116,19 @@ class Family:
         """transformers' class of the language model; the first, where there are several."""
         return next(iter(self.model_types.values()))
 
+    def language_model(self, model_type: str) -> type[PreTrainedModel]:
+        """The class of the language model of a config's ``model_type``."""
+        return self.classes.get(model_type) or getattr(transformers, self.model_types[model_type])
+
 
 def is_scorer(config: Any) -> bool:
     """Whether a checkpoint's config says that it holds a reward model, or another classifier, and no language model."""
     return any(str(name).endswith("ForSequenceClassification") for name in config.architectures or ())
+
+
+def scaled(scale: Callable[[Config], float]) -> Head:
+    """The head of a family whose logits are multiplied."""
+    return lambda config, hidden, weight: (hidden * scale(config), weight)
 
 
 def at(layers: list[int], pattern: str) -> str:

@@ -5,7 +5,7 @@ The head's logits are divided by ``logits_scaling``: a loss computed from the he
 
 from __future__ import annotations
 
-from hybrid_ft.hybrid_model.families.family import Config, Family, Mixing, attention, ssd
+from hybrid_ft.hybrid_model.families.family import Config, Family, Mixing, attention, scaled, ssd
 from hybrid_ft.hybrid_model.layers.mamba2 import mamba2
 
 
@@ -28,7 +28,7 @@ FAMILY = Family(
     router=r".*\.block_sparse_moe\.router\..*",
     own={"GraniteMoeHybridMambaLayer": mamba2},
     float32=("A_log", "dt_bias", ".D"),
-    logit_scale=lambda config: 1.0 / config.logits_scaling,
+    head=scaled(lambda config: 1.0 / config.logits_scaling),
     tiny={
         "granitemoehybrid": {
             "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,

@@ -17,6 +17,7 @@ from hybrid_ft.hybrid_model.families import (
     qwen,
 )
 from hybrid_ft.hybrid_model.families.family import Family
+from hybrid_ft.hybrid_model.families.nemotron_flash import family as nemotron_flash
 from hybrid_ft.hybrid_model.families.olmo_hybrid import family as olmo_hybrid
 
 FAMILIES: tuple[Family, ...] = (
@@ -29,6 +30,7 @@ FAMILIES: tuple[Family, ...] = (
     falcon_h1.FAMILY,
     *kimi.FAMILIES,
     *mamba_mixes.FAMILIES,
+    nemotron_flash.FAMILY,
 )
 _BY_TYPE = {kind: family for family in FAMILIES for kind in (*family.model_types, *family.frames)}
 

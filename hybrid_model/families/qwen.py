@@ -17,6 +17,7 @@ from hybrid_ft.hybrid_model.door.current import current_layout
 from hybrid_ft.hybrid_model.families.family import Config, Family, Mixing, attention, delta
 from hybrid_ft.hybrid_model.layers.adapter import disguised
 from hybrid_ft.hybrid_model.layers.delta_levels import delta_over_levels
+from hybrid_ft.hybrid_model.layers.projections import projections
 from hybrid_ft.hybrid_model.layers.watched import weights_of
 from hybrid_ft.kernels.delta_gates import delta_gates
 from hybrid_ft.kernels.gated_rms_norm import gated_rms_norm
@@ -29,11 +30,12 @@ def project(mixer: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, to
     N, H, HV = len(x), mixer.num_k_heads, mixer.num_v_heads
     K, V = mixer.head_k_dim, mixer.head_v_dim
     if not hasattr(mixer, "in_proj_qkvz"):
-        z = mixer.in_proj_z(x).view(N, HV, V)
-        return mixer.in_proj_qkv(x), z, mixer.in_proj_b(x), mixer.in_proj_a(x)
+        qkv, z, b, a = projections(x, mixer.in_proj_qkv, mixer.in_proj_z, mixer.in_proj_b, mixer.in_proj_a)
+        return qkv, z.view(N, HV, V), b, a
     values = HV // H * V
-    q, k, v, z = mixer.in_proj_qkvz(x).view(N, H, -1).split([K, K, values, values], dim=-1)
-    b, a = mixer.in_proj_ba(x).view(N, H, -1).chunk(2, dim=-1)
+    qkvz, ba = projections(x, mixer.in_proj_qkvz, mixer.in_proj_ba)
+    q, k, v, z = qkvz.view(N, H, -1).split([K, K, values, values], dim=-1)
+    b, a = ba.view(N, H, -1).chunk(2, dim=-1)
     return torch.cat([part.flatten(1) for part in (q, k, v)], dim=-1), z.reshape(N, HV, V), b.flatten(1), a.flatten(1)
 
 
@@ -78,7 +80,7 @@ def _mlp(cls: type[nn.Module]) -> type[nn.Module]:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             if self.config.hidden_act != "silu":
                 return super().forward(x)
-            return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
+            return self.down_proj(swiglu(*projections(x, self.gate_proj, self.up_proj)))
 
     return disguised(SwiGLU, cls)
 

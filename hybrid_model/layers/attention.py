@@ -21,6 +21,7 @@ from hybrid_ft.hybrid_model.door.cached_call import CachedCall
 from hybrid_ft.hybrid_model.door.layout import SequenceLayout
 from hybrid_ft.hybrid_model.door.rows import take_rows
 from hybrid_ft.hybrid_model.layers.installed_flash import Varlen, installed_varlen
+from hybrid_ft.hybrid_model.layers.projections import projections
 
 Rope = tuple[torch.Tensor, torch.Tensor]
 
@@ -129,8 +130,8 @@ class OlmoHybridAttention(hf.OlmoHybridAttention):
 
         transformers' attention gives its weights as well; None stands in their place.
         """
-        q, k = self.q_norm(self.q_proj(hidden_states)), self.k_norm(self.k_proj(hidden_states))
-        v = self.v_proj(hidden_states)
+        q, k, v = projections(hidden_states, self.q_proj, self.k_proj, self.v_proj)
+        q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = (x.flatten(0, 1) if layout is None else layout.flat(x) for x in (q, k, v))
         q, k, v = (x.unflatten(-1, (-1, self.head_dim)) for x in (q, k, v))
         if rope is not None:

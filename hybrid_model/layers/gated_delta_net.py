@@ -19,6 +19,7 @@ from hybrid_ft.hybrid_model.door.cache import DeltaCache
 from hybrid_ft.hybrid_model.door.layout import SequenceLayout
 from hybrid_ft.hybrid_model.door.rows import take_rows
 from hybrid_ft.hybrid_model.layers.norm_and_mlp import gated_norm
+from hybrid_ft.hybrid_model.layers.projections import projections
 from hybrid_ft.hybrid_model.layers.watched import weights_of
 from hybrid_ft.kernels.delta_gates import delta_gates
 from hybrid_ft.kernels.delta_step import delta_step
@@ -49,7 +50,8 @@ class OlmoHybridGatedDeltaNet(hf.OlmoHybridGatedDeltaNet):
                 assert cache is not None
                 o = self._step([proj(hidden_states).squeeze(1) for proj in inputs], cache).unsqueeze(1)
             else:
-                o = layout.formed(self._segments([layout.flat(proj(hidden_states)) for proj in inputs], layout, cache))
+                projected = [layout.flat(x) for x in projections(hidden_states, *inputs)]
+                o = layout.formed(self._segments(projected, layout, cache))
         # the gate comes late: the rule runs without it in memory
         gate = self.g_proj(hidden_states).view_as(o)
         return self.o_proj(gated_norm(self.o_norm, o, gate, few=layout is None).flatten(2))

@@ -37,8 +37,10 @@ def _added(cls: type[nn.Module]) -> type[nn.Module]:
     """PEFT's layer, which adds the adapter's product to the base's in place: one [N, out] less in memory."""
 
     class AddedLinear(cls):  # type: ignore[misc, valid-type]
+        adds_by_one_product = True
+
         def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-            factors = None if args or kwargs else _plain_factors(self)
+            factors = None if args or kwargs else plain_factors(self)
             if factors is None or not (torch.is_autocast_enabled(x.device.type) or x.dtype == factors[0].dtype):
                 return super().forward(x, *args, **kwargs)
             a, b, scaling = factors
@@ -50,7 +52,7 @@ def _added(cls: type[nn.Module]) -> type[nn.Module]:
     return disguised(AddedLinear, cls)
 
 
-def _plain_factors(layer: Any) -> tuple[torch.Tensor, torch.Tensor, float] | None:
+def plain_factors(layer: Any) -> tuple[torch.Tensor, torch.Tensor, float] | None:
     """A [rank, in], B [out, rank] and the scale of the one active adapter; None where there is more to do than to add."""
     names = [name for name in layer.active_adapters if name in layer.lora_A]
     if len(names) != 1 or layer.disable_adapters or layer.merged or names[0] in layer.lora_variant:

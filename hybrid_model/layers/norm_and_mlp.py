@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from transformers.activations import ACT2FN
 from transformers.models.olmo_hybrid import modeling_olmo_hybrid as hf
 
+from hybrid_ft.hybrid_model.layers.projections import projections
 from hybrid_ft.hybrid_model.layers.watched import is_watched
 from hybrid_ft.kernels.gated_rms_norm import gated_rms_norm
 from hybrid_ft.kernels.rms_norm import add_rms_norm, rms_norm
@@ -92,4 +93,4 @@ class OlmoHybridMLP(hf.OlmoHybridMLP):
         # no names for gate and up: they would be kept while down runs
         if is_watched(self.act_fn, _SILU):
             return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
-        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
+        return self.down_proj(swiglu(*projections(x, self.gate_proj, self.up_proj)))

@@ -60,7 +60,7 @@ def _check_range(name: str, x: Tensor, lowest: float, highest: float) -> None:
 
 
 def check_gpu_inputs(q: Tensor, v: Tensor) -> None:
-    """What the GPU kernels can take; there is no other path on a GPU."""
+    """What a step's kernel can take; there is no other path on a GPU."""
     if q.dtype not in GPU_FLOATS:
         raise ValueError(f"q: got {q.dtype}; on a GPU it must be float32, bfloat16 or float16")
     check_gpu_head_sizes(q.shape[3], v.shape[3])

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from hybrid_ft.kernels.gated_delta_rule.checks import check_gpu_inputs, check_inputs, check_state
+from hybrid_ft.kernels.gated_delta_rule.checks import check_gpu_head_sizes, check_inputs, check_state
 from hybrid_ft.kernels.gated_delta_rule.cpu.chunked import chunked_gated_delta_rule
 
 
@@ -32,10 +32,11 @@ def gated_delta_rule(
     initial_state, through both outputs. bfloat16 and float16 inputs are computed in float32; on a GPU their matrix
     products take operands in that dtype and add up in float32.
 
-    The tensors' device alone decides the path: on a GPU Triton kernels, for head sizes that are multiples of 16 from 16
-    to 256, any strides, and without waiting for the device. There, backward computes the chunks' states again;
-    ``keep_states`` keeps them from forward instead, (K / 64 + 1) * V numbers per token and head. Elsewhere they are
-    always kept. ``check_values`` also checks that g and beta are in range and, on a GPU, cu_seqlens, and waits for it.
+    16 bits on a GPU run as Triton kernels, for head sizes that are multiples of 16 from 16 to 256, any strides, and
+    without waiting for the device. There, backward computes the chunks' states again; ``keep_states`` keeps them from
+    forward instead, (K / 64 + 1) * V numbers per token and head. All else, 32 and 64 bits on a GPU included, runs as torch
+    operations, which read cu_seqlens back and always keep the states.
+    ``check_values`` also checks that g and beta are in range and, on a GPU, cu_seqlens, and waits for it.
     Raises ValueError, one line, for shapes, dtypes or segment edges that do not fit; RuntimeError for a version of
     Triton that is known to be wrong on this GPU. See reference.py for the equations.
     """
@@ -44,8 +45,8 @@ def gated_delta_rule(
     if initial_state is not None:
         check_state("initial_state", initial_state, (segments, v.shape[2], q.shape[3], v.shape[3]))
     scale = q.shape[3] ** -0.5 if scale is None else scale
-    if q.is_cuda:
-        check_gpu_inputs(q, v)
+    if on_kernels(q):
+        check_gpu_head_sizes(q.shape[3], v.shape[3])
         # Triton is there wherever torch supports CUDA, and nowhere else.
         from hybrid_ft.kernels.gated_delta_rule.gpu.autograd import triton_gated_delta_rule
 
@@ -55,3 +56,8 @@ def gated_delta_rule(
         return o, final_state if output_final_state else None
     o, final_state = chunked_gated_delta_rule(q, k, v, g, beta, cu_seqlens, initial_state, scale, use_qk_l2norm)
     return o, final_state if output_final_state else None
+
+
+def on_kernels(q: Tensor) -> bool:
+    """Three-pass tf32 costs a kernel the registers that it has for 16 bits, and is no better than torch's float32."""
+    return q.is_cuda and q.itemsize == 2

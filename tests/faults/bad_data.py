@@ -192,7 +192,7 @@ JUDGEMENTS: list[tuple[str, dict[str, Any], str]] = [
     ("a label of stars", {"label": 5}, "label: got 5; must be one of true or false"),
     ("a label that is a list", {"label": [1]}, "label: got a list"),
     ("an empty answer", {"completion": ""}, "the assistant's turn is empty"),
-    ("an answer that is a number", {"completion": 3}, "completion: got 3; must be a string"),
+    ("an answer that is a number", {"completion": 3}, "completion: got 3; must be a string; write it in quotes"),
 ]
 
 CASES = [

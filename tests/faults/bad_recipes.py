@@ -137,7 +137,6 @@ KEYS = [
     changed("a split of a file", "path: rows.jsonl", "path: rows.jsonl, revision: main", "only a hub dataset has one"),
     changed("a weight of 0", "path: rows.jsonl", "path: rows.jsonl, weight: 0", "data.sources.0.weight: got 0"),
     changed("shares of nothing", SOURCES, SOURCES + ", weight_by: tokens", "data.weight_by: got tokens; no source has a weight"),
-    changed("a stream compared with tasks", SOURCES, SOURCES + ", streaming: true, decontaminate: [gsm8k]", "data.decontaminate: got gsm8k; a stream's rows"),
     changed("two ways to hold out", SOURCES, SOURCES + ", eval: {count: 1, fraction: 0.5}", "give fraction or count, not both"),
     changed("all held out", SOURCES, SOURCES + ", eval: {count: 100}", "data.eval.count"),
     changed("answers to nothing", "output: run", "output: run\nevaluate: {answers: 3}", "r.yaml:5: evaluate.answers: got 3; needs held-out rows"),

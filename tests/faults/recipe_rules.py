@@ -87,6 +87,7 @@ RULES: dict[str, Rule] = {
     "model.chat_template_kwargs.a": lambda value: value == 1,
     "model.quantize": or_null(one_of("nf4", "int8")),
     "model.gradient_checkpointing": lambda value: value is None or flag(value) or value == "selective",
+    "model.checkpointed_layers": lambda value: value is None or value == "auto" or whole(0)(value),
     "model.adapter": or_null(text),
     "model.merge_adapter": flag,
     "model.lora.targets": targets,
@@ -126,7 +127,7 @@ RULES: dict[str, Rule] = {
     "train.rows_per_step": or_null(whole(1, 10**9)),
     "train.accumulation": whole(1, 10**9),
     "train.learning_rate": or_null(number(0, 1, above=True)),
-    "train.optimizer": one_of("adamw", "adamw_bf16"),
+    "train.optimizer": one_of("adamw", "adamw_bf16", "muon"),
     "train.loraplus_ratio": or_null(number(1, 1000)),
     "train.neftune_alpha": or_null(number(0, 1000, above=True)),
     "train.schedule": one_of("linear", "cosine", "constant"),
@@ -202,9 +203,7 @@ def broken_rules(recipe: dict[str, Any]) -> list[str]:
         "a stream without an end": data["streaming"] and train["steps"] is None,
         "a stream of pairs": data["streaming"] and any(recipe.get(name) for name in PREFERENCE),
         "a stream counted before": data["streaming"]
-        and (
-            data["weight_by"] == "tokens" or data["decontaminate"] or any(source["count"] for source in data["sources"])
-        ),
+        and (data["weight_by"] == "tokens" or any(source["count"] for source in data["sources"])),
         "nothing held out": not any(ways) and (evaluate["every"] or evaluate["answers"]),
         "best of nothing": evaluate["load_best"] and not evaluate["every"],
         "best of no measure": suite["best"] and (not suite["every"] or evaluate["load_best"]),
@@ -225,8 +224,8 @@ def broken_rules(recipe: dict[str, Any]) -> list[str]:
         "a step of another kind": train["rows_per_step" if data["packing"] else "tokens_per_step"],
         "parts of micro-batches": (train["tokens_per_step"] or 0) % train["batch_tokens"]
         or (train["rows_per_step"] or 0) % train["batch_size"],
-        "weights in fewer bits": train["optimizer"] == "adamw_bf16"
-        and (recipe["model"]["lora"] or recipe["model"]["dtype"] == "float32"),
+        "an optimizer of all weights": train["optimizer"] != "adamw" and recipe["model"]["lora"],
+        "weights in fewer bits": train["optimizer"] == "adamw_bf16" and recipe["model"]["dtype"] == "float32",
         "LoRA+ of nothing": train["loraplus_ratio"] is not None and not recipe["model"]["lora"],
         "noise in comparisons": train["neftune_alpha"] is not None and recipe["dpo"],
         "two sizes of a step": train["accumulation"] != 1 and (train["tokens_per_step"] or train["rows_per_step"]),

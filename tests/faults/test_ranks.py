@@ -19,6 +19,7 @@ CASES = {
     "sft-stream": ("sft-stream", ("train.steps=6", "train.accumulation=3")),
     "sft-lora": ("sft-lora", ("train.steps=6", "model.lora.dropout=0", "train.accumulation=2")),
     "sft-bfloat16": ("sft-full", ("train.steps=6", "model.dtype=bfloat16", "train.accumulation=2")),
+    "sft-muon": ("sft-full", ("train.steps=6", "train.optimizer=muon", "train.accumulation=2")),
     "dpo": ("dpo-full", ("train.steps=6", "train.learning_rate=1e-3")),
     "dpo-lora": ("dpo-lora", ("train.steps=6",)),
 }
@@ -59,6 +60,7 @@ def run_in_two(harness, job, output: Path) -> None:
         "sft-packed",
         "sft-stream",
         pytest.param("sft-weights", marks=pytest.mark.faults),
+        pytest.param("sft-muon", marks=pytest.mark.faults),
         pytest.param("dpo", marks=pytest.mark.faults),
     ],
 )
@@ -167,6 +169,35 @@ def test_a_lost_process_ends_the_run(harness, jobs, count, chance, faults_row):
 
     failures = harness.each(range(count(20)), trial)
     faults_row("two ranks: one killed", "0 hangs, newest checkpoint whole, resume identical", count(20), failures)
+    assert not failures, "\n".join(failures[:10])
+
+
+@pytest.mark.faults
+def test_tokens_are_kept_once_by_two(harness, jobs, count, chance, faults_row):
+    """One of two processes is killed while rows are prepared; then both prepare them, and the next start reads them."""
+    wanted = whole_of_two(harness, jobs["sft-full"])
+
+    def trial(number: int) -> str | None:
+        place, lost = harness.folder(), chance(number).randrange(2)
+        output, kept = place / "run", place / "kept"
+        job = jobs["sft-full"].but(f"kept-{number}", f"data.cache={kept}")
+        ranks = harness.launch(job, output)
+        while not list(kept.glob(".*")) and time.monotonic() < ranks.children[0].began + 60:
+            time.sleep(0.001)
+        ranks.children[lost].kill(signal.SIGKILL)
+        ranks.wait(limit=60)
+        if ranks.hung:
+            return f"rank {lost}: {ranks.hung}"
+        if wrong := finish_in_two(harness, job, output, wanted):
+            return f"rank {lost}: {wrong}"
+        (entry,) = kept.iterdir()
+        made = (entry / "rows.arrow").stat().st_mtime_ns
+        again = finish_in_two(harness, job, place / "again", wanted)
+        same = list(kept.iterdir()) == [entry] and (entry / "rows.arrow").stat().st_mtime_ns == made
+        return again or (None if same else "the tokens were made again")
+
+    failures = harness.each(range(count(10)), trial)
+    faults_row("two ranks: killed while tokens are kept", "whole or not there, then read", count(10), failures)
     assert not failures, "\n".join(failures[:10])
 
 

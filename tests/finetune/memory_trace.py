@@ -115,6 +115,7 @@ def trace(
     dropout: float = 0.0,
     pairs: bool = False,
     checkpointing: bool | str = True,
+    left_out: frozenset[int] = frozenset(),
     micro_batches: int = 1,
     labelled: float = 0.5,
     fused: bool = True,
@@ -129,6 +130,7 @@ def trace(
     tokens     of a micro-batch, in ``documents`` of one length, ``labelled`` of them trained
     lora       rank of adapters on ``targets``; 0: all weights
     pairs      each document is a prompt, half of it, and two answers that continue it
+    left_out   layers that checkpointing leaves out
 
     optimizer  as train.optimizer has it
 
@@ -136,7 +138,7 @@ def trace(
     """
     from hybrid_ft.finetune.training.adamw_bf16 import AdamWBF16
     from hybrid_ft.finetune.training.fsdp import divide
-    from hybrid_ft.hybrid_model.selective_checkpointing import selective_contexts
+    from hybrid_ft.hybrid_model.selective_checkpointing import leave_out, selective_contexts
 
     length = tokens // documents
     layout = build_layout([length] * documents)
@@ -149,6 +151,7 @@ def trace(
             model = _fake_model(config, lora, targets, dropout, optimizer == "adamw_bf16")
             plain = model.get_base_model() if lora else model
             model.train()
+            leave_out(model, left_out)
             if checkpointing:
                 selectively = {"context_fn": selective_contexts} if checkpointing == "selective" else {}
                 how = {"use_reentrant": False, "preserve_rng_state": False} | selectively

@@ -6,7 +6,8 @@ import os
 import random
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,20 @@ def wrap_loss(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
         return change(self, given, compute_loss(self, model, inputs, *args, **kwargs))
 
     monkeypatch.setattr(PackedSFTTrainer, "compute_loss", wrapped)
+
+
+@contextmanager
+def stopping(monkeypatch: pytest.MonkeyPatch, after: int) -> Iterator[None]:
+    """Inside the block a run of SFT gets SIGTERM in the step behind so many."""
+
+    def end(trainer: Any, inputs: Any, loss: torch.Tensor) -> torch.Tensor:
+        if trainer.state.global_step == after:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss
+
+    with monkeypatch.context() as patched:
+        wrap_loss(patched, end)
+        yield
 
 
 def rows_in(batch: dict[str, Any]) -> list[tuple[int, ...]]:

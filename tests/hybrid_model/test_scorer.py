@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, Olmo3ForCausalLM
 
 import hybrid_ft
 from hybrid_ft.errors import InputError
@@ -86,7 +86,7 @@ def test_a_classifier_of_several_labels_is_refused(tmp_path: Path) -> None:
 
 def test_an_architecture_without_a_base_model_of_its_own_is_refused() -> None:
     with pytest.raises(InputError, match="transformers has no reward model of Olmo3 and no base model of its own"):
-        _generic(type(None), "Olmo3ForCausalLM")
+        _generic(type(None), Olmo3ForCausalLM)
 
 
 def test_scores_need_trained_weights() -> None:

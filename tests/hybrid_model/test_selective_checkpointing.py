@@ -9,7 +9,7 @@ from transformers import OlmoHybridForCausalLM
 
 from hybrid_ft.hybrid_model.families.olmo_hybrid.presets import preset_config
 from hybrid_ft.hybrid_model.lay_flat import lay_flat
-from hybrid_ft.hybrid_model.selective_checkpointing import KEPT, selective_contexts
+from hybrid_ft.hybrid_model.selective_checkpointing import KEPT, leave_out, selective_contexts
 
 ATTENTION = "aten::_scaled_dot_product_flash_attention_for_cpu"
 
@@ -52,6 +52,33 @@ def test_the_same_gradients_and_attention_once(model):
     assert once.count(ATTENTION) > 0
     assert twice.count(ATTENTION) == 2 * once.count(ATTENTION)
     assert found.count(ATTENTION) == once.count(ATTENTION)
+
+
+@pytest.mark.parametrize(("numbers", "again"), [({0}, 1), ({3}, 0), ({0, 1, 2, 3}, 0)], ids=str)
+def test_a_layer_that_is_left_out_runs_once(model, numbers, again):
+    """The tiny model's last layer of four is its attention; the gradients are the same bits."""
+    assert [kind == "full_attention" for kind in model.config.layer_types] == [False, False, False, True]
+    want, once = gradients(model, None)
+    leave_out(model, numbers)
+    for _ in range(2):  # a trainer turns it on more than once
+        got, found = gradients(model, {})
+        assert all(map(torch.equal, got, want))
+        assert found.count(ATTENTION) == (1 + again) * once.count(ATTENTION)
+    assert [layer.gradient_checkpointing for layer in model.model.layers] == [False] * 4
+
+
+def test_layers_are_left_out_below_an_adapter_and_of_any_family(model):
+    from transformers import AutoModelForCausalLM, Olmo3Config
+
+    from hybrid_ft.hybrid_model.adapters import add_lora
+
+    config = Olmo3Config(hidden_size=32, num_hidden_layers=3, num_attention_heads=2, vocab_size=64, pad_token_id=0)
+    for inner in (model, AutoModelForCausalLM.from_config(config)):
+        adapted = add_lora(inner, rank=2)
+        leave_out(adapted, {1})
+        adapted.gradient_checkpointing_enable({"use_reentrant": False})
+        on = [layer.gradient_checkpointing for layer in inner.model.layers]
+        assert on == [number != 1 for number in range(len(on))]
 
 
 def test_what_is_kept_is_what_there_is():

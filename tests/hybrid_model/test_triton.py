@@ -15,6 +15,7 @@ from transformers import OlmoHybridForCausalLM
 
 from hybrid_ft.hybrid_model.door.layout import build_layout
 from hybrid_ft.hybrid_model.layers import gated_delta_net, norm_and_mlp
+from hybrid_ft.kernels.gated_delta_rule import op
 
 pytest.importorskip("triton")
 
@@ -27,8 +28,12 @@ pytestmark = [
 
 
 @pytest.fixture
-def on_kernels(as_on_a_gpu: Callable) -> Callable:
-    return as_on_a_gpu if INTERPRETED else nullcontext
+def on_kernels(as_on_a_gpu: Callable, monkeypatch: pytest.MonkeyPatch) -> Callable:
+    """Interpreted, the delta rule's kernels too take float32, as on a GPU 16 bits alone do."""
+    if not INTERPRETED:
+        return nullcontext
+    monkeypatch.setattr(op, "on_kernels", lambda q: q.is_cuda)
+    return as_on_a_gpu
 
 
 @pytest.fixture
@@ -108,9 +113,10 @@ def test_a_layer_compiles_whole(model: OlmoHybridForCausalLM, monkeypatch: pytes
     if INTERPRETED:  # the compiler asks its own tensors where they are, so the operators are put in place by hand
         for name, operator in operators().items():
             monkeypatch.setattr(norm_and_mlp if name == "gated_rms_norm" else gated_delta_net, name, operator)
-    layer = model.model.layers[0].linear_attn.to(DEVICE)
+    dtype = torch.float32 if INTERPRETED else torch.bfloat16
+    layer = model.model.layers[0].linear_attn.to(DEVICE, dtype)
     layout = build_layout([5, 12], device=DEVICE)
-    x = torch.randn(1, 17, 32, generator=torch.Generator().manual_seed(2)).to(DEVICE).requires_grad_()
+    x = torch.randn(1, 17, 32, generator=torch.Generator().manual_seed(2)).to(DEVICE, dtype).requires_grad_()
     parameters = [x, *layer.parameters()]
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     eager, whole = (torch.autograd.grad(f(x, layout).square().sum(), parameters) for f in (layer, compiled))

@@ -219,7 +219,11 @@ def text_from(value: Any, at: str) -> str:
     if value is None:
         raise BadRow("null content", f"{at} is null; give its text")
     if not isinstance(value, str):
-        raise BadRow("not text", f"{at}: got {shown(value)}; must be a string")
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        fix = "; write it in quotes" if number else ""
+        if number and at.isidentifier():
+            fix += f', or map it in columns as "{{{{ {at} }}}}"'
+        raise BadRow("not text", f"{at}: got {shown(value)}; must be a string{fix}")
     return value
 
 

@@ -98,10 +98,20 @@ def _rows(
         ) from None
 
 
+def _text_or_bytes(value: Any) -> Any:
+    try:
+        return value.decode("utf-8") if isinstance(value, bytes) else value
+    except UnicodeDecodeError:
+        return value
+
+
 def _decoder(kind: pa.DataType) -> Callable[[Any], Any] | None:
-    """What turns a value of a column into what was meant, where it holds JSON that is marked as such; else None."""
+    """What turns a value of a column into what was meant, where it holds JSON that is marked as such, or text as bytes
+    alone, which some writers of Parquet leave it at; else None."""
     import pyarrow as pa
 
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
+        return _text_or_bytes
     if getattr(kind, "extension_name", "") == "arrow.json":
         return lambda value: strict_json.parse(value) if isinstance(value, str) else value
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):

@@ -14,6 +14,7 @@ from datasets import Dataset
 
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.data import prepare as whole
+from hybrid_ft.finetune.data.decontaminate import decontaminated
 from hybrid_ft.finetune.data.packing import pack
 from hybrid_ft.finetune.data.report.account import Account, SourceCounts, refusal, rows_to_show
 from hybrid_ft.finetune.data.report.rows import RowCounts
@@ -48,7 +49,8 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, refuse: bool 
         return whole.prepare(recipe, tokenizer, refuse=refuse)
     data, encoder = recipe.data, Encoder.of(recipe, tokenizer)
     texts = recipe.model.chat_template is None
-    way = way_of_rows(data, encoder, texts)
+    every = way_of_rows(data, encoder, texts)
+    way = decontaminated(every, recipe)
     stream = RowStream(recipe, way, texts, min(data.shuffle_buffer, SAMPLE))
     window = next(stream.windows(judged=False))
     counts = [source.counts for source in stream.sources]
@@ -69,7 +71,7 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, refuse: bool 
     if data.eval.fraction:
         held = held_out_rows(recipe, way, texts)
     elif data.eval.sources:
-        held, of_held = rows_of_their_own(recipe, way, texts)
+        held, of_held = rows_of_their_own(recipe, every, texts)
     lengths = [] if held is None else [len(ids) for ids in held["input_ids"]]
     held_packs = pack(lengths, recipe.train.batch_tokens, data.seed) if held is not None and data.packing else None
     read = sum(count.read for count in counts)

@@ -164,7 +164,8 @@ class SourceStream:
             assert self._form is not None
             return self._form
 
-        return converted(Opened(self._raw.name, iter(rows), self._raw.notes), counts, form, BadRow)
+        opened = Opened(self._raw.name, iter(rows), self._raw.notes)
+        return self._way.sift(converted(opened, counts, form, BadRow))
 
     def _next_chunk(self) -> bool:
         chunk = self.next_table()

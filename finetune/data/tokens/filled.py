@@ -11,6 +11,8 @@ from hybrid_ft.finetune.data.tokens.control_tokens import ControlTokens
 from hybrid_ft.finetune.data.tokens.skeleton import Skeleton
 from hybrid_ft.finetune.data.tokens.template import ChatTemplate, Place, Plan, escaped
 
+_PLAIN = ("role", "content")
+
 
 @dataclass(slots=True)
 class Filled:
@@ -43,18 +45,27 @@ def filled_text(
 ) -> Filled:
     """The plan of a skeleton with its texts. ``messages`` and ``tools``: as they are rendered; ``ask``: as in ``plan``.
 
+    Turns of nothing but text are rendered only where the template may look at one.
+
     Raises BadRow where the two are not the same, letter by letter.
     """
-    text = template.render(messages, tools, ask=ask)
-    plan = template.plan(skeleton, ask=ask)
-    pieces = _pieces(plan, skeleton)
-    if "".join(pieces) != text:
-        template.forget(skeleton, ask=ask)
+    plan = None
+    if tools is None and all(tuple(message) == _PLAIN for message in messages):
+        plan = template.unread_plan(skeleton, ask=ask)
+    if plan is not None:
+        pieces = _pieces(plan, skeleton)
+        text = "".join(pieces)
+    else:
+        text = template.render(messages, tools, ask=ask)
         plan = template.plan(skeleton, ask=ask)
         pieces = _pieces(plan, skeleton)
         if "".join(pieces) != text:
-            reason = f"chat template {template.name} changes this row's text as it writes it"
-            raise BadRow("chat template", f"{reason}; which tokens are the answer's cannot be told")
+            template.forget(skeleton, ask=ask)
+            plan = template.plan(skeleton, ask=ask)
+            pieces = _pieces(plan, skeleton)
+            if "".join(pieces) != text:
+                reason = f"chat template {template.name} changes this row's text as it writes it"
+                raise BadRow("chat template", f"{reason}; which tokens are the answer's cannot be told")
     marked = list(pieces)
     marked[::2] = plan.marked
     return Filled(plan, text, "".join(marked), _starts(pieces), _starts(marked))

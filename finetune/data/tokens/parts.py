@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections import ChainMap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from itertools import accumulate, chain
 from typing import Any, Protocol
 
@@ -37,6 +37,7 @@ _LINE_PART = r" [!-~]++(?= )|{c}|{n}*[\r\n](?=[!-~])|{n}*[!-~]+(?:{m}{n}*(?<![\r
 _PART = r" [!-~]++(?= )|{c}|{n}*[!-~]+(?:{m}{n}*[!-~]+)*(?:{m}{n}*)?|{n}+"
 
 Ids = tuple[int, ...]
+Places = list[tuple[int, int]]
 
 
 class Tokenized(Protocol):
@@ -57,9 +58,9 @@ class Tokenized(Protocol):
 
 
 class InParts:
-    """A text in tokens, put together from its parts."""
+    """A text in tokens, put together from its parts. ``places``: where the tokens of a part begin and end in it."""
 
-    def __init__(self, parts: list[str], found: list[Ids], places: Mapping[str, Any]) -> None:
+    def __init__(self, parts: list[str], found: list[Ids], places: Callable[[str], Places]) -> None:
         self.ids: list[int] = list(chain.from_iterable(found))
         self._parts, self._found, self._places = parts, found, places
         self._starts: list[int] | None = None
@@ -71,9 +72,9 @@ class InParts:
         inside = position - starts[part]
         if inside < 0 or part == len(self._parts):
             return None
-        places = self._places.get(self._parts[part])
-        if places is None:
+        if not inside and len(self._found[part]) == 1:
             return firsts[part]
+        places = self._places(self._parts[part])
         found = next((number for number, (begin, end) in enumerate(places) if begin <= inside < end), None)
         return None if found is None else firsts[part] + found
 
@@ -83,9 +84,8 @@ class InParts:
         part = bisect_right(firsts, token) - 1
         if token < 0 or part == len(self._parts):
             return None
-        places, start = self._places.get(self._parts[part]), starts[part]
-        begin, end = (0, len(self._parts[part])) if places is None else places[token - firsts[part]]
-        return start + begin, start + end
+        begin, end = self._places(self._parts[part])[token - firsts[part]]
+        return starts[part] + begin, starts[part] + end
 
     def _laid(self) -> tuple[list[int], list[int]]:
         """Where each part begins, and the end, in characters and in tokens."""
@@ -104,9 +104,10 @@ class PartTokenizer:
     def __init__(self, backend: Any, mark: str, control: str, lines_apart: bool) -> None:
         self._backend = backend
         pattern = _LINE_PART if lines_apart else _PART
-        self._part = re.compile(pattern.format(c=control, n=f"[^!-~{mark}]", m=f"[^ !-~{mark}]"))
-        self._ids: dict[str, Ids] = {}
-        self._places: dict[str, Any] = {}  # of the tokens of a part, where it is not one
+        self._part = re.compile(pattern.format(c=f"{control}|{mark * 2}", n=f"[^!-~{mark}]", m=f"[^ !-~{mark}]"))
+        self._between = mark * 2
+        self._ids: dict[str, Ids] = {self._between: ()}
+        self._places = lru_cache(4096)(self._placed)
 
     @classmethod
     def of(cls, backend: Any, parts: Mapping[str, Any], mark: str, control: str) -> PartTokenizer | None:
@@ -128,31 +129,44 @@ class PartTokenizer:
     def encode(self, texts: Sequence[str]) -> list[Tokenized]:
         """Each text in tokens, without any around it."""
         if len(self._ids) > _MOST:
-            self._ids, self._places = {}, {}  # texts that are still in use have the old ones
-        cut = [self._part.findall(text) for text in texts]
-        fine = [sum(map(len, parts)) == len(text) for parts, text in zip(cut, texts, strict=True)]
-        known, places = self._ids, self._places
-        found: list[list[Any]] = [list(map(known.get, parts)) for parts in cut]
-        unknown = [number for number, ids in enumerate(found) if None in ids]
-        pairs = chain.from_iterable(zip(cut[number], found[number], strict=True) for number in unknown)
-        new = list(dict.fromkeys(part for part, ids in pairs if ids is None))
-        odd = [
-            text for text, good in zip(texts, fine, strict=True) if not good
-        ]  # a part of the mark, and no control token
-        encodings = self._backend.encode_batch([*new, *odd], add_special_tokens=False)
-        long_ids: dict[str, Ids] = {}
-        long_places: dict[str, Any] = {}
-        for part, encoding in zip(new, encodings, strict=False):
-            short = len(part) <= _LONGEST
-            ids = (known if short else long_ids)[part] = tuple(encoding.ids)
-            if len(ids) != 1 or encoding.offsets != [(0, len(part))]:
-                (places if short else long_places)[part] = encoding.offsets
-        for number in unknown:
-            found[number] = [known[part] if part in known else long_ids[part] for part in cut[number]]
-        both = ChainMap(places, long_places) if long_places else places
-        rest = iter(encodings[len(new) :])
-        rows = zip(cut, found, fine, strict=True)
-        return [InParts(parts, ids, both) if good else next(rest) for parts, ids, good in rows]
+            self._ids = {self._between: ()}
+        joined = self._between.join([*texts, ""])  # all at once: a call for each text would take as long as the parts
+        parts = self._part.findall(joined)
+        if joined.count(self._between) != len(texts) or sum(map(len, parts)) != len(joined):
+            return self._encode_odd(texts)
+        known = self._ids
+        found: list[Any] = list(map(known.get, parts))
+        if None in found:
+            found = self._learned(parts, found)
+        rows: list[Tokenized] = []
+        begin = 0
+        for _ in texts:
+            end = parts.index(self._between, begin)
+            rows.append(InParts(parts[begin:end], found[begin:end], self._places))
+            begin = end + 1
+        return rows
+
+    def _encode_odd(self, texts: Sequence[str]) -> list[Tokenized]:
+        """Texts of which one has a part of a control token's name and is not taken apart."""
+        rows = []
+        for text in texts:
+            whole = sum(map(len, self._part.findall(text))) == len(text) and self._between not in text
+            rows.append(self.encode([text])[0] if whole else self._backend.encode(text, add_special_tokens=False))
+        return rows
+
+    def _learned(self, parts: list[str], found: list[Ids | None]) -> list[Ids]:
+        """The ids of parts of which some are new."""
+        known, long = self._ids, dict[str, Ids]()
+        new = list(dict.fromkeys(part for part, ids in zip(parts, found, strict=True) if ids is None))
+        for part, encoding in zip(new, self._backend.encode_batch(new, add_special_tokens=False), strict=True):
+            (known if len(part) <= _LONGEST else long)[part] = tuple(encoding.ids)
+        return [
+            ids if ids is not None else known[part] if part in known else long[part]
+            for part, ids in zip(parts, found, strict=True)
+        ]
+
+    def _placed(self, part: str) -> Places:
+        return self._backend.encode(part, add_special_tokens=False).offsets
 
 
 def _cut(pre_tokenizer: Mapping[str, Any] | None) -> bool | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 from hybrid_ft.finetune.data.messages.conversation import Conversation
@@ -67,6 +67,7 @@ class Skeleton:
     tools: list[dict[str, Any]] | None
     slots: list[Slot] = field(default_factory=list)
 
+    @cached_property
     def key(self) -> str:
         """Equal for conversations that a template treats alike."""
         return json.dumps([self.messages, self.tools], ensure_ascii=False)

@@ -3,8 +3,8 @@
 A template is a program; nothing in its output says where a message begins. So every text of a conversation is
 replaced by a name that occurs nowhere else, and the template is run on that: what comes out between the names is the
 template's own, and the names show where each turn lies. The same plan serves all conversations of that shape. Each
-row is also rendered as it is, and must equal the plan filled in, letter by letter; a row for which it does not, or
-whose turns cannot be told apart, is refused.
+row is also rendered as it is, unless the template looks at no text (``unread``), and must equal the plan filled in, letter
+by letter; a row for which it does not, or whose turns cannot be told apart, is refused.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from hybrid_ft.finetune.data.tokens.asked import Openings
 from hybrid_ft.finetune.data.tokens.control_tokens import ControlTokens
 from hybrid_ft.finetune.data.tokens.reasoning import BEGIN, END, Habits
 from hybrid_ft.finetune.data.tokens.skeleton import Skeleton, skeleton_of
+from hybrid_ft.finetune.data.tokens.unread import Unread
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -68,7 +69,8 @@ class Span:
 
 @dataclass
 class Plan:
-    """Literals with slots between them: ``literals[0] slots[0] literals[1] ...``; a slot is (text's number, escapes)."""
+    """Literals with slots between them: ``literals[0] slots[0] literals[1] ...``; a slot is (text's number, escapes).
+    ``unread``: the template writes turns of these roles like this whatever they say, since it looks at no text."""
 
     literals: list[str]
     marked: list[str]
@@ -76,6 +78,7 @@ class Plan:
     spans: list[Span]
     controls: int
     hidden_reasoning: int
+    unread: bool
 
 
 class ChatTemplate:
@@ -113,6 +116,7 @@ class ChatTemplate:
         self._header, self.opening, ends = self._probed()
         self.eos_token_ids = [control.ids[end] for end in ends]
         self._ends = frozenset(ends)
+        self._unread = Unread(text, self._open)
 
     def render(self, messages: list[dict[str, Any]], tools: Any = None, *, ask: bool = False) -> str:
         """The text of a conversation; ``ask``: with the beginning of an assistant's turn after it."""
@@ -154,20 +158,22 @@ class ChatTemplate:
         return field in self.text
 
     def plan(self, skeleton: Skeleton, *, ask: bool = False) -> Plan:
-        """Where the template puts the texts of a conversation, ``ask``: and asks for the next answer.
-
-        Raises BadRow where that is not certain.
-        """
-        key = skeleton.key(), ask
+        """Where the template puts the texts of a conversation, ``ask``: and asks for the next answer. Raises BadRow."""
+        key = skeleton.key, ask
         if key not in self._plans:
             if len(self._plans) >= MOST_PLANS:
                 self._plans.clear()
             self._plans[key] = self._made(skeleton, ask)
         return self._plans[key]
 
+    def unread_plan(self, skeleton: Skeleton, *, ask: bool = False) -> Plan | None:
+        """A plan that is known, and is what the template writes whatever the texts are."""
+        known = self._plans.get((skeleton.key, ask))
+        return known if known and known.unread else None
+
     def forget(self, skeleton: Skeleton, *, ask: bool = False) -> None:
         """Drop a plan that may have aged: a template can write today's date."""
-        self._plans.pop((skeleton.key(), ask), None)
+        self._plans.pop((skeleton.key, ask), None)
 
     def _name_of(self, number: int) -> str:
         return f'{self._open}{number}"{self._close}'
@@ -246,7 +252,10 @@ class ChatTemplate:
         hidden = sum(1 for slot in skeleton.slots if slot.field == "reasoning") - sum(
             1 for number in {number for number, _ in slots} if skeleton.slots[number].field == "reasoning"
         )
-        return Plan(literals, marked, slots, [span for span in spans if span], controls, hidden)
+        unread = self._unread.writes(
+            text, skeleton.messages, add_generation_prompt=ask, **self._special | self.arguments
+        )
+        return Plan(literals, marked, slots, [span for span in spans if span], controls, hidden, unread)
 
     def _check_shown(self, skeleton: Skeleton, shown: set[int]) -> None:
         for number, slot in enumerate(skeleton.slots):

@@ -37,6 +37,9 @@ from hybrid_ft.kernels.gated_delta_rule.cpu.plan import ChunkPlan, plan_chunks
 from hybrid_ft.kernels.gated_delta_rule.cpu.tiles import Call, Inputs, Kept, Settings, TokenRows
 from hybrid_ft.kernels.gated_delta_rule.reference import compute_dtype
 
+CACHE = 5 * 2**20  # bytes of a tile's buffers, see ``tile_sizes``
+GPU_SCRATCH = 2**28  # the same on a GPU, where a tile of a cache's size would leave most of the chip idle
+
 
 @torch.compiler.disable  # the plan is of this batch's lengths, and inference mode's tensors fit no graph
 def chunked_gated_delta_rule(
@@ -60,7 +63,7 @@ def chunked_gated_delta_rule(
     initial_state = initial_state.to(dtype)
     if not batch * length:
         return v.clone(), initial_state.clone()
-    chunk_size, rows, lanes = tile_sizes(key_dim, value_dim, dtype)
+    chunk_size, rows, lanes = tile_sizes(key_dim, value_dim, dtype, CACHE if q.is_cpu else GPU_SCRATCH)
     per_key = value_heads // heads
     run = max((n for n in range(per_key, lanes + 1, per_key) if value_heads % n == 0), default=per_key)
     edges = range(0, batch * length + 1, length) if cu_seqlens is None else cu_seqlens.tolist()
@@ -69,8 +72,9 @@ def chunked_gated_delta_rule(
     return _ChunkedGatedDeltaRule.apply(q, k, v, g.to(dtype), beta.to(dtype), initial_state, plan, settings)
 
 
-def tile_sizes(key_dim: int, value_dim: int, dtype: torch.dtype) -> tuple[int, int, int]:
-    """Chunk size, rows of a tile, lanes of a block, measured on a core with 2 MiB of second-level cache.
+def tile_sizes(key_dim: int, value_dim: int, dtype: torch.dtype, scratch: int = CACHE) -> tuple[int, int, int]:
+    """Chunk size, rows of a tile, lanes of a block, measured on a core with 2 MiB of second-level cache. ``scratch``: the
+    bytes that a tile's buffers may take.
 
     Small chunks save products within the chunk, large ones passes over the state and memory for the states. On a Zen 3
     core 16 takes up to 8 % less time than 32 below 64 x 64, where they tie, and 32 a tenth less than 64 up to 128 x 128;
@@ -79,7 +83,7 @@ def tile_sizes(key_dim: int, value_dim: int, dtype: torch.dtype) -> tuple[int, i
     """
     C = 16 if key_dim * value_dim < 4096 else 32 if key_dim * value_dim < 32768 else 64
     per_row = dtype.itemsize * (8 * C * key_dim + 5 * C * C + 4 * C * value_dim + 2 * key_dim * value_dim)
-    rows = max(1, min(1024 // C, 5 * 2**20 // per_row))
+    rows = max(1, min(1024 * (scratch // CACHE) // C, scratch // per_row))
     return C, rows, rows
 
 

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from hybrid_ft.kernels.gated_delta_rule.gpu.tiles import ROWS, Chunks, Dims, Pieces
 
-CHUNK = 64  # tokens, at most
+CHUNK = 64  # tokens
+# float32 in the interpreter alone, where rounding hides nothing; on a GPU it takes the torch path.
 DOTS = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
 # Programs of a scan that a chip takes at once: two on each of an H100's 132 multiprocessors. The same number for every
 # device, so that all add up in the same order.
@@ -84,17 +85,12 @@ class Call:
         self.value_heads, self.value_dim = v.shape[2:]
         self.like = q
         self.tokens_in_row = max(1, self.length)  # what a token's number is divided by
-        self.chunk = CHUNK
-        if q.dtype == torch.float32:
-            # More keys than dimensions write over the state that the chunk begins with: its gradient and dg are then small
-            # differences of sums, which the definition never forms, several times off in float32. 16 bits are worse anyhow.
-            self.chunk = min(CHUNK, 1 << (self.key_dim.bit_length() - 1))
         if cu_seqlens is None:
             self.segments = self.batch
-            self.chunks = self.batch * -(-self.length // self.chunk)
+            self.chunks = self.batch * -(-self.length // CHUNK)
         else:
             self.segments = cu_seqlens.shape[0] - 1
-            self.chunks = self.length // self.chunk + self.segments  # the true number is known to the device alone
+            self.chunks = self.length // CHUNK + self.segments  # the true number is known to the device alone
 
     @cached_property
     def piece(self) -> int:
@@ -102,7 +98,7 @@ class Call:
         programs = self.lanes(self.segments, 64)
         if not programs or PROGRAMS // programs < WORTH_IT:
             return 0
-        longest = -(-self.length // self.chunk)  # a segment's chunks, at most
+        longest = -(-self.length // CHUNK)  # a segment's chunks, at most
         chunks = max(SHORTEST, -(-self.chunks // (PROGRAMS // programs * self.segments)))
         return chunks if chunks < longest else 0
 
@@ -116,22 +112,21 @@ class Call:
         return self.segments + self.chunks // self.piece if self.piece else 0
 
     def pieces_of(self, chunks: Chunks) -> Pieces:
-        return _kept(chunks.cu_seqlens, (self.piece, self.chunk, self.pieces), lambda: cut_pieces(self, chunks))
+        return _kept(chunks.cu_seqlens, (self.piece, self.pieces), lambda: cut_pieces(self, chunks))
 
     def dims(self, halves: bool = False) -> Dims:
-        """``halves``: 128 is 64 + 64, as float32 always has it: its operands are held in two parts."""
-        halves |= self.like.dtype == torch.float32
+        """``halves``: 128 is 64 + 64."""
         first = 64 if halves and self.key_dim == 128 else 1 << (self.key_dim.bit_length() - 1)
         rest = self.key_dim - first
         second = max(16, triton.next_power_of_2(rest)) if rest else 0
-        sizes = (self.heads, self.value_heads, self.key_dim, self.value_dim, first, second, self.chunk)
+        sizes = (self.heads, self.value_heads, self.key_dim, self.value_dim, first, second, CHUNK)
         return Dims(*(tl.constexpr(x) for x in (*sizes, DOTS[self.like.dtype])))
 
     def memory(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         return torch.empty(shape, dtype=dtype or self.like.dtype, device=self.like.device)
 
     def square(self) -> Tensor:
-        return self.memory(self.chunks, self.value_heads, self.chunk, self.chunk)
+        return self.memory(self.chunks, self.value_heads, CHUNK, CHUNK)
 
     def states(self) -> Tensor:
         return self.memory(self.chunks, self.value_heads, self.value_dim, self.key_dim)
@@ -147,7 +142,7 @@ class Call:
         return segments * self.value_heads * -(-(columns or self.value_dim) // block)
 
     def forward_memory(self, keep_states: bool) -> Forward:
-        gates = self.memory(self.chunks, self.value_heads, ROWS.value, self.chunk, dtype=torch.float32)
+        gates = self.memory(self.chunks, self.value_heads, ROWS.value, CHUNK, dtype=torch.float32)
         states = self.states() if keep_states else self.memory(0)
         y = self.tokens(self.value_dim) if keep_states else self.memory(0)
         starts = self.outer_states(self.pieces)
@@ -168,7 +163,7 @@ def cut(call: Call, cu_seqlens: Tensor | None) -> Chunks:
         cu_seqlens = torch.arange(call.batch + 1, dtype=torch.int32, device=device) * call.length
         return _chunks(cu_seqlens, call)
     edges = cu_seqlens
-    return _kept(edges, (call.chunk, call.chunks, device), lambda: _chunks(edges.to(device, torch.int32), call))
+    return _kept(edges, (call.chunks, device), lambda: _chunks(edges.to(device, torch.int32), call))
 
 
 _maps: OrderedDict[tuple[Any, ...], tuple[Tensor, Any]] = OrderedDict()
@@ -207,7 +202,7 @@ def cut_pieces(call: Call, chunks: Chunks) -> Pieces:
     counts = (chunks.first_chunk.diff() + (call.piece - 1)) // call.piece
     first, owner = _number(counts.clamp(min=1), call.pieces)
     at = torch.arange(call.pieces, dtype=torch.int32, device=owner.device) - first[owner]
-    start = chunks.cu_seqlens[owner] + at * (call.piece * call.chunk)
+    start = chunks.cu_seqlens[owner] + at * (call.piece * CHUNK)
     end = chunks.cu_seqlens[-1:]
     edges = torch.cat([torch.where(owner < 0, end, start), end])
     return Pieces(first, owner, _chunks(edges, call))
@@ -215,7 +210,7 @@ def cut_pieces(call: Call, chunks: Chunks) -> Pieces:
 
 def _chunks(edges: Tensor, call: Call) -> Chunks:
     lengths = edges.diff()
-    first, owner = _number((lengths + (call.chunk - 1)) // call.chunk, call.chunks)
+    first, owner = _number((lengths + (CHUNK - 1)) // CHUNK, call.chunks)
     order = lengths.argsort(descending=True, stable=True).to(torch.int32)
     return Chunks(edges, first, owner, order)
 

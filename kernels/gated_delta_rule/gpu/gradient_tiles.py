@@ -11,7 +11,6 @@ from hybrid_ft.kernels.gated_delta_rule.gpu.tiles import (
     CUM,
     CUM_REST,
     NORM_K,
-    STEP,
     dot_onto,
     gate,
     load_keys,
@@ -62,37 +61,6 @@ def write_products(y, d_states, o, here, d, BV: tl.constexpr, STAGES: tl.constex
 
 
 @triton.jit
-def kept_by_end(y, d_states, keys, k_t, o, here, d):
-    """k . Y dS'^T [BT] in float64, for float32. Where the chunk's end alone reads a token, its dbeta is this one sum of K V
-    terms, which cancels up to several hundred times."""
-    kept = tl.zeros([d.BT], tl.float64)
-    k1, k2 = load_keys(keys, k_t, o, here, d)
-    for v in tl.range(0, d.V, num_stages=1):
-        x = tl.sum(k1.to(tl.float64) * tl.load(d_states + v * d.K + tl.arange(0, d.K1))[None, :], 1)
-        if d.K2:
-            o_k = tl.arange(0, d.K2) + d.K1
-            x += tl.sum(k2.to(tl.float64) * tl.load(d_states + v * d.K + o_k, mask=o_k < d.K, other=0.0)[None, :], 1)
-        kept += x * tl.load(y + o * (d.HV * d.V) + v, mask=here, other=0.0)
-    return kept
-
-
-@triton.jit
-def change_of(read, pairs, later, d):
-    """What tokens read of the chunk's start, ``read`` [BT], and of its earlier tokens, ``pairs`` [BT, BT], as dg needs it:
-    summed over the tokens from t on, and of what was written before t alone.
-
-    In 16 bits that sum is taken in the end, of what each token reads less what it wrote that later tokens read; float32's
-    rounding of the pairs that cancel there doubles dg's error, so in float32 it is the sum itself, over i >= t > j.
-    """
-    if d.DOT == tl.float32:
-        change = tl.cumsum(read.to(tl.float64), 0, reverse=True)
-        change += tl.sum(tl.where(later, tl.cumsum(pairs, 0, reverse=True), 0.0), 1)
-    else:
-        change = read + (tl.sum(pairs, 1) - tl.sum(pairs, 0))
-    return change
-
-
-@triton.jit
 def add_product(x1, x2, a, b1, b2, d):
     """x + a b, both column tiles."""
     x1 = dot_onto(x1, a, b1)
@@ -102,37 +70,23 @@ def add_product(x1, x2, a, b1, b2, d):
 
 
 @triton.jit
-def add_square(x1, x2, weights, gates, rows, rows_t, left, d, E: tl.constexpr, FLIPPED: tl.constexpr):
-    """x + E (or F) times ``rows`` and what their tokens write; FLIPPED: x + E^T (F^T) times ``rows``. From memory; in
-    float32 a few rows at a time, whose operands take twice their size of registers in three-pass tf32."""
+def add_square(x1, x2, weights, rows, rows_t, left, d, E: tl.constexpr):
+    """x + E^T (or F^T) times ``rows``, from memory."""
     o = tl.arange(0, d.BT)
-    if d.DOT == tl.float32:
-        for first in tl.range(0, d.BT, STEP, num_stages=1):
-            o_j = first + tl.arange(0, STEP)
-            a = square_of(weights, o, o_j, d, E, FLIPPED)
-            if not FLIPPED:
-                a *= write_factor(gates, o_j, d)[None, :]
-            b1, b2 = load_keys(rows, rows_t, o_j, o_j < left, d)
-            x1, x2 = add_product(x1, x2, a, b1, b2, d)
-    else:
-        b1, b2 = load_keys(rows, rows_t, o, o < left, d)
-        x1, x2 = add_product(x1, x2, square_of(weights, o, o, d, E, FLIPPED), b1, b2, d)
-    return x1, x2
+    b1, b2 = load_keys(rows, rows_t, o, o < left, d)
+    return add_product(x1, x2, transposed(weights, d, E), b1, b2, d)
 
 
 @triton.jit
-def square_of(weights, o_i, o_j, d, E: tl.constexpr, FLIPPED: tl.constexpr):
-    """Rows and columns of E, F or a transpose: E lies as it is, F transposed above its diagonal."""
-    i, j = o_i[:, None], o_j[None, :]
-    if E == FLIPPED:
-        at = weights + j * d.BT + i
-    else:
-        at = weights + i * d.BT + j
+def transposed(weights, d, E: tl.constexpr):
+    """E^T or F^T: E lies as it is, F transposed above its diagonal."""
+    o = tl.arange(0, d.BT)
+    i, j = o[:, None], o[None, :]
     if E:
-        mask = i <= j if FLIPPED else i >= j
+        x = tl.load(weights + j * d.BT + i, mask=i <= j, other=0.0)
     else:
-        mask = i < j if FLIPPED else i > j
-    return tl.load(at, mask=mask, other=0.0)
+        x = tl.load(weights + i * d.BT + j, mask=i < j, other=0.0)
+    return x
 
 
 @triton.jit
@@ -163,11 +117,6 @@ def store_keys(out, dx1, dx2, x1, x2, norm, o, here, d, L2NORM: tl.constexpr):
         dx1 -= along[:, None] * x1
         if d.K2:
             dx2 -= along[:, None] * x2
-    store_both(out, dx1, dx2, o, here, d)
-
-
-@triton.jit
-def store_both(out, dx1, dx2, o, here, d):
     store_rows(out, d.HV * d.K, o, tl.arange(0, d.K1), here, dx1, d.K, True)
     if d.K2:
         store_rows(out, d.HV * d.K, o, tl.arange(0, d.K2) + d.K1, here, dx2, d.K, d.K1 + d.K2 == d.K)

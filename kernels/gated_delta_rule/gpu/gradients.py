@@ -32,13 +32,10 @@ import triton.language as tl
 from hybrid_ft.kernels.gated_delta_rule.gpu.gradient_tiles import (
     add_product,
     add_square,
-    change_of,
     decay_to_end,
-    kept_by_end,
     key_zeros,
     read_products,
     scale_rows,
-    store_both,
     store_keys,
     write_factor,
     write_products,
@@ -52,12 +49,10 @@ from hybrid_ft.kernels.gated_delta_rule.gpu.tiles import (
     chunk_decay,
     dot_keys,
     dot_onto,
-    dot_rows,
     forget,
     gate,
     gates_of,
     load_keys,
-    load_keys_again,
     load_rows,
     operand,
     pair_decay,
@@ -80,7 +75,6 @@ def query_kernel(
     states,
     d_states,
     dq,
-    dbeta,
     change,
     chunks,
     scale,
@@ -91,8 +85,8 @@ def query_kernel(
     STAGES: tl.constexpr,
 ):
     """One program per chunk and value head. Writes that head's share of dq [B, T, HV, K], its part of ``change``
-    [NT, HV, BT], see ``change_of``, and E over ``weights``; in float32 E's part of dbeta too. <S, dS'> is part of every
-    token's dg: it counts as read by the chunk's last row."""
+    [NT, HV, BT], which is what each token reads, less what it wrote that later tokens of the chunk read, and E over
+    ``weights``. <S, dS'> is part of every token's dg: it counts as read by the chunk's last row."""
     segment, start, row, head, left = place(chunks, d)
     if segment < 0:
         return
@@ -127,26 +121,14 @@ def query_kernel(
     q1, q2 = load_keys(queries, q.t, o, here, d)
     k1, k2 = load_keys(keys, k.t, o, here, d)
     later = o[:, None] > o[None, :]
-    if d.DOT == tl.float32:
-        products = dot_rows(queries, q.t, o, keys, k.t, o, left, d)
-        tl.store(dbeta + out + o * d.HV, tl.sum(e * products, 0), mask=here)
-        publish()
-        q1, q2 = load_keys(queries, q.t, o, here, d)
-    else:
-        products = dot_keys(q1, q2, k1, k2, d)
-    shared = tl.where(later, weighted * products, 0.0)
+    shared = tl.where(later, weighted * dot_keys(q1, q2, k1, k2, d), 0.0)
     dq1, dq2, read = scale_rows(dq1, dq2, gate(gates, READ_Q, o, d), q1, q2, d)
     carried = tl.sum(inner, 0) * chunk_decay(gates, d)
-    shares = o == d.BT - 1
-    if d.DOT == tl.float32:  # where ``change`` is summed over later tokens already
-        shares = o >= 0
-    tl.store(change + row * d.BT + o, change_of(read, shared, later, d) + tl.where(shares, carried, 0.0))
+    read += (tl.sum(shared, 1) - tl.sum(shared, 0)) + tl.where(o == d.BT - 1, carried, 0.0)
+    tl.store(change + row * d.BT + o, read)
     publish()
-    if d.DOT == tl.float32:
-        dq1, dq2 = add_square(dq1, dq2, weights, gates, keys, k.t, left, d, True, False)
-    else:
-        k1, k2 = load_keys(keys, k.t, o, here, d)
-        dq1, dq2 = add_product(dq1, dq2, operand(weighted, d), k1, k2, d)
+    k1, k2 = load_keys(keys, k.t, o, here, d)
+    dq1, dq2 = add_product(dq1, dq2, operand(weighted, d), k1, k2, d)
     forget()
     q1, q2 = load_keys(queries, q.t, o, here, d)
     store_keys(dq + out * d.K, dq1, dq2, q1, q2, norm, o, here, d, L2NORM)
@@ -194,59 +176,35 @@ def key_kernel(
     publish()
     keys = token(k, start, key_head, T)
     k1, k2 = load_keys(keys, k.t, o, here, d)
-    if d.DOT == tl.float32:
-        products = dot_rows(keys, k.t, o, keys, k.t, o, left, d)
-        read_later = tl.load(dbeta + out + o * d.HV, mask=here, other=0.0) + tl.sum(f * products, 0)
-        tl.store(dbeta + out + o * d.HV, read_later, mask=here)
-        publish()
-        k1, k2 = load_keys(keys, k.t, o, here, d)
-    else:
-        products = dot_keys(k1, k2, k1, k2, d)
-    shared = weighted * products
+    shared = weighted * dot_keys(k1, k2, k1, k2, d)
     dk1, dk2, read = scale_rows(dk1, dk2, -gate(gates, READ_K, o, d), k1, k2, d)
-    tl.store(change + o, tl.load(change + o) + change_of(read, shared, later, d))
+    tl.store(change + o, tl.load(change + o) + (read + (tl.sum(shared, 1) - tl.sum(shared, 0))))
     publish()
-    if d.DOT == tl.float32:
-        dk1, dk2 = add_square(dk1, dk2, weights, gates, keys, k.t, left, d, False, False)
-        store_both(dk + out * d.K, dk1, dk2, o, here, d)
-    else:
-        k1, k2 = load_keys(keys, k.t, o, here, d)
-        dk1, dk2 = add_product(dk1, dk2, operand(weighted, d), k1, k2, d)
+    k1, k2 = load_keys(keys, k.t, o, here, d)
+    dk1, dk2 = add_product(dk1, dk2, operand(weighted, d), k1, k2, d)
     forget()
     d_states = state(d_states, row, d)
-    if d.DOT == tl.float32:
-        kept = kept_by_end(y, d_states, keys, k.t, o, here, d)
-        forget()
     db1, db2 = write_products(y, d_states, o, here, d, BV, STAGES)
     forget()
     k1, k2 = load_keys(token(k, start, key_head, T), k.t, o, here, d)
     db1, db2, stored = scale_rows(db1, db2, decay_to_end(gates, o, d), k1, k2, d)
     forget()
-    db1, db2 = add_square(db1, db2, weights, gates, keys, k.t, left, d, False, True)
+    db1, db2 = add_square(db1, db2, weights, keys, k.t, left, d, False)
     forget()
-    db1, db2 = add_square(db1, db2, weights, gates, token(q, start, key_head, T), q.t, left, d, True, True)
+    db1, db2 = add_square(db1, db2, weights, token(q, start, key_head, T), q.t, left, d, True)
     forget()
     k1, k2 = load_keys(token(k, start, key_head, T), k.t, o, here, d)
     norm = gate(gates, NORM_K, o, d)
     db1, db2, dbeta_rows = scale_rows(db1, db2, norm, k1, k2, d)
-    if d.DOT == tl.float32:
-        kept *= decay_to_end(gates, o, d)
-        dbeta_rows = (kept + tl.load(dbeta + out + o * d.HV, mask=here, other=0.0)) * norm
     tl.store(dbeta + out + o * d.HV, dbeta_rows, mask=here)
     beta = gate(gates, BETA, o, d)
-    dk1, dk2 = load_keys_again(dk1, dk2, dk + out * d.K, d.HV * d.K, o, here, d)
     dk1 += db1 * beta[:, None]
     if d.K2:
         dk2 += db2 * beta[:, None]
     store_keys(dk + out * d.K, dk1, dk2, k1, k2, norm, o, here, d, L2NORM)
 
     # A token's gate scales what was there before it, where a token from it on reads it or the chunk's end keeps it.
-    total = tl.load(change + o)
-    if d.DOT == tl.float32:
-        kept *= write_factor(gates, o, d)
-        total += tl.cumsum(kept, 0) - kept
-    else:
-        total = tl.cumsum(total, 0, reverse=True)
-        stored = stored * write_factor(gates, o, d)
-        total += tl.sum(tl.where(o[:, None] < o[None, :], stored[:, None], 0.0), 0)
+    total = tl.cumsum(tl.load(change + o), 0, reverse=True)
+    stored = stored * write_factor(gates, o, d)
+    total += tl.sum(tl.where(o[:, None] < o[None, :], stored[:, None], 0.0), 0)
     tl.store(dg + out + o * d.HV, total, mask=here)

@@ -103,11 +103,7 @@ def weights_kernel(
         publish()
     read = gate(gates, NORM_Q, o, d) * scale
     write = gate(gates, NORM_K, o, d) * gate(gates, BETA, o, d)
-    if d.DOT == tl.float32:
-        pairs = dot_rows(queries, q.t, o, keys, k.t, o, left, d)
-    else:
-        pairs = dot_keys(q1, q2, k1, k2, d)
-    pairs = pairs * read[:, None] * write[None, :] * pair_decay(gates, o, o, d)
+    pairs = dot_keys(q1, q2, k1, k2, d) * read[:, None] * write[None, :] * pair_decay(gates, o, o, d)
     tl.store(weights + o[:, None] * d.BT + o[None, :], operand(pairs, d))
 
 

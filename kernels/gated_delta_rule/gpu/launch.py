@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hybrid_ft.kernels.gated_delta_rule.gpu.call import Backward, Call, Forward, Inputs, Kept, cut
+from hybrid_ft.kernels.gated_delta_rule.gpu.call import CHUNK, Backward, Call, Forward, Inputs, Kept, cut
 from hybrid_ft.kernels.gated_delta_rule.gpu.gradients import key_kernel, query_kernel
 from hybrid_ft.kernels.gated_delta_rule.gpu.intra import inverse_kernel, weights_kernel
 from hybrid_ft.kernels.gated_delta_rule.gpu.scans import backward_kernel, forward_kernel
@@ -161,10 +161,9 @@ def _gradients(
     dq, dk = out[:2]
     if group > 1:
         dq, dk = (call.tokens(call.key_dim, dtype=torch.float32) for _ in range(2))
-    wide = torch.float64 if q.x.dtype == torch.float32 else torch.float32
-    change = call.memory(call.chunks, call.value_heads, call.chunk, dtype=wide)
+    change = call.memory(call.chunks, call.value_heads, CHUNK, dtype=torch.float32)
     query_kernel[grid](
-        q, k, heads(do), kept.gates, weights, kept.y, kept.states, d_states, dq, out.dbeta, change, chunks,
+        q, k, heads(do), kept.gates, weights, kept.y, kept.states, d_states, dq, change, chunks,
         inputs.scale, call.tokens_in_row, call.dims(), BV=block, L2NORM=inputs.use_qk_l2norm, STAGES=use.query.stages,
         **use.query.options(),
     )  # fmt: skip

@@ -35,7 +35,6 @@ from hybrid_ft.kernels.gated_delta_rule.gpu.tiles import (
     gates_of,
     load_columns,
     load_keys,
-    load_keys_again,
     load_square,
     operand,
     square,
@@ -120,12 +119,10 @@ def scan_forward(pid, q, k, v, within, initial_state, o, y, states, final_state,
             store_columns(y + out, d.HV * d.V, o_c, o_v, here, operand(write, d), d.V, d.V % use.BV == 0)
         if o is not None:
             q1, q2 = load_keys(queries + at * q.t, q.t, o_c, here, d)
-            q1, q2 = load_keys_again(q1, q2, queries + at * q.t, q.t, o_c, here, d)
             read = _read(a1, a2, q1, q2, gate(gates, READ_Q, o_c, d), d, use.APART)
             read = dot_onto(read, operand(write, d), tl.trans(load_square(square(within.weights, row, d), d)))
             store_columns(o + out, d.HV * d.V, o_c, o_v, here, read, d.V, d.V % use.BV == 0)
         decay = chunk_decay(gates, d)
-        k1, k2 = load_keys_again(k1, k2, keys + at * k.t, k.t, o_c, here, d)
         write = operand(write * gate(gates, WRITE_K, o_c, d)[None, :], d)
         s1 = dot_onto(s1 * decay, write, k1)
         if d.K2:
@@ -165,8 +162,6 @@ def scan_backward(pid, q, k, do, within, d_final, dv, d_states, d_initial, chunk
         if dv is not None:
             out = ((start + at) * d.HV + head) * d.V
             store_columns(dv + out, d.HV * d.V, o_c, o_v, here, dvalue, d.V, d.V % use.BV == 0)
-        q1, q2 = load_keys_again(q1, q2, queries + at * q.t, q.t, o_c, here, d)
-        k1, k2 = load_keys_again(k1, k2, keys + at * k.t, k.t, o_c, here, d)
         read = operand(do_columns * gate(gates, READ_Q, o_c, d)[None, :], d)
         corrected = operand(-dvalue * gate(gates, READ_K, o_c, d)[None, :], d)
         decay = chunk_decay(gates, d)

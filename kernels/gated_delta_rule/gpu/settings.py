@@ -3,13 +3,13 @@
 Nothing is tuned at run time and nothing depends on the length: a batch of another length must not compile anew, and two
 runs must not pick different sums. What counts is how much work a multiprocessor has at once: a program that keeps all
 of its numbers in registers and has the multiprocessor to itself waits for every load. At head sizes 96/192 and 128/128
-in 16 bits at most 96 bytes a thread do not fit into the registers; tests/kernels/gated_delta_rule/test_triton_compiled.py
+at most 96 bytes a thread do not fit into the registers; tests/kernels/gated_delta_rule/test_triton_compiled.py
 holds that and the programs per multiprocessor, benchmarks/kernel_counts.py makes the counts.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
@@ -103,10 +103,6 @@ BLACKWELL = Settings(
     key=Launch(8),
 )
 BY_ARCH = {80: AMPERE, 86: AMPERE, 89: AMPERE, 90: HOPPER, 100: BLACKWELL, 103: BLACKWELL, 120: AMPERE}
-# float32 operands take twice the memory, and in three-pass tf32 four times the registers, on every architecture. No
-# product is the tensor memory's at 16 rows, so nothing need be apart.
-FLOAT32: dict[str, Any] = {"block": 16, "gradient_block": 16, "apart": False, "inverse": Launch(1)}
-FLOAT32 |= dict.fromkeys(("forward", "summary", "backward", "summary_backward", "query", "key"), Launch(8))
 
 OLDEST = (3, 6)
 # On Hopper kernels of several products with tiles of 32 columns, as K = 96 makes ours, have read past their shared memory
@@ -115,20 +111,18 @@ OLDEST = (3, 6)
 MISCOMPILED = [((103,), (3, 6), (3, 8), "products into an accumulator that a loop carries race (triton#10590)")]
 
 
-@lru_cache
-def settings(arch: int, itemsize: int) -> Settings:
+def settings(arch: int) -> Settings:
     """For ``arch`` = 10 * major + minor; the settings of the newest one before it where it is not known."""
-    known = BY_ARCH[max((a for a in BY_ARCH if a <= arch), default=80)]
-    return known if itemsize < 4 else replace(known, **FLOAT32)
+    return BY_ARCH[max((a for a in BY_ARCH if a <= arch), default=80)]
 
 
 def settings_for(x: Tensor) -> Settings:
     """Raises RuntimeError, one line, where this Triton's code for this device is known to be wrong."""
     if not x.is_cuda:
-        return settings(90, x.itemsize)
+        return settings(90)
     major, minor = torch.cuda.get_device_capability(x.device)
     refuse(10 * major + minor, triton.__version__)
-    return settings(10 * major + minor, x.itemsize)
+    return settings(10 * major + minor)
 
 
 @lru_cache

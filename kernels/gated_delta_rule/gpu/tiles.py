@@ -195,16 +195,6 @@ def load_keys(x, stride, o_row, m_row, d):
 
 
 @triton.jit
-def load_keys_again(x1, x2, x, stride, o_row, m_row, d):
-    """In float32, whose operands take twice their size of registers in three-pass tf32: not held since they were loaded
-    for the product before."""
-    if d.DOT == tl.float32:
-        forget()
-        x1, x2 = load_keys(x, stride, o_row, m_row, d)
-    return x1, x2
-
-
-@triton.jit
 def load_square(x, d):
     """[BT, BT]"""
     o = tl.arange(0, d.BT)
@@ -243,7 +233,7 @@ def dot_keys(a1, a2, b1, b2, d):
 
 @triton.jit
 def dot_rows(a, a_t, o_a, b, b_t, o_b, left, d):
-    """a b^T of rows in memory, ``left`` of them, over all keys a few at a time: what float32 has registers for."""
+    """a b^T of rows in memory, ``left`` of them, over all keys a few at a time: what one warp has registers for."""
     x = tl.zeros([o_a.shape[0], o_b.shape[0]], tl.float32)
     for first in tl.range(0, d.K, STEP, num_stages=1):
         o_k = first + tl.arange(0, STEP)

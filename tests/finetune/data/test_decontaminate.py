@@ -10,6 +10,8 @@ from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.data.grams import Questions
 from hybrid_ft.finetune.data.one_row import find_row
 from hybrid_ft.finetune.data.prepare import prepare
+from hybrid_ft.finetune.data.streaming.prepared import StreamPrepared
+from hybrid_ft.finetune.data.streaming.prepared import prepare as prepare_any
 from hybrid_ft.finetune.models import load_tokenizer
 from hybrid_ft.finetune.recipe.load import load_recipe
 
@@ -77,6 +79,24 @@ def test_pairs_are_looked_through_too(place: Path) -> None:
     recipe = load_recipe_of_pairs()
     made = prepare(recipe, load_tokenizer(recipe))
     assert made.train["origin"] == ["rows.jsonl:1", "rows.jsonl:3"]
+
+
+def test_a_stream_is_looked_through_as_it_comes(place: Path) -> None:
+    more = "decontaminate: [tests/mine.yaml], streaming: true, eval: {sources: [{path: rows.jsonl}]}"
+    Path("s.yaml").write_text(
+        f"model: {{path: tiny}}\ndata: {{sources: [{{path: rows.jsonl}}], {more}}}\ntrain: {{steps: 2}}\n"
+    )
+    recipe = load_recipe("s.yaml")
+    made = prepare_any(recipe, load_tokenizer(recipe))
+    assert isinstance(made, StreamPrepared)
+    stream = made.open()
+    window = next(stream.windows())
+    assert sorted(int(row.origin.rpartition(":")[2]) for row in window.rows) == [2, 4, *range(5, 15)]
+    assert stream.sources[0].counts.dropped.by_reason["asked in an evaluation"].first == [
+        "rows.jsonl:1",
+        "rows.jsonl:3",
+    ]
+    assert made.eval is not None and len(made.eval) == 14
 
 
 def load_recipe_of_pairs() -> Any:

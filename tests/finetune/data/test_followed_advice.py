@@ -38,6 +38,16 @@ def key(name: str) -> Callable[[dict[str, Any], re.Match[str]], dict[str, Any]]:
     return lambda source, match: source | {name: match[1]}
 
 
+def inner(source: dict[str, Any], match: re.Match[str]) -> dict[str, Any]:
+    path = Path(source["path"])
+    path.write_text(json.dumps(json.loads(path.read_text())[match[1]]))
+    return source
+
+
+def by_columns(source: dict[str, Any], match: re.Match[str]) -> dict[str, Any]:
+    return source | {"columns": {"prompt": "prompt", "completion": match[1]}}
+
+
 CASES: dict[str, tuple[dict[str, str], dict[str, Any], str, Any]] = {
     "a table": ({"r.jsonl": "prompt,completion\nq,a\n"}, {"path": "r.jsonl"}, r"name the file \.(csv)$", renamed),
     "a table by tabs": ({"r.csv": "prompt\tcompletion\nq\ta\n"}, {"path": "r.csv"}, r"name the file \.(tsv)", renamed),
@@ -51,6 +61,18 @@ CASES: dict[str, tuple[dict[str, str], dict[str, Any], str, Any]] = {
         key("name"),
     ),
     "no such file": ({"train.jsonl": ROW}, {"path": "trian.jsonl"}, r"did you mean (\S+)\?$", key("path")),
+    "rows in a list of a file": (
+        {"r.json": json.dumps({"version": "1", "data": [json.loads(ROW)] * 2})},
+        {"path": "r.json"},
+        r"2 objects in '(\w+)'; write that list alone to a file",
+        inner,
+    ),
+    "a number for an answer": (
+        {"r.jsonl": json.dumps({"prompt": "q", "completion": 1}) + "\n"},
+        {"path": "r.jsonl"},
+        r"completion: got 1; must be a string; write it in quotes, or map it in columns as \"(.*)\"",
+        by_columns,
+    ),
     "a text among chats": ({"r.jsonl": '{"text": "a"}\n'}, {"path": "r.jsonl"}, r"set format: (\w+) to train every", key("format")),
 }  # fmt: skip
 

@@ -249,6 +249,22 @@ def test_of_two_that_want_the_same_one_waits(
     assert len(prepare(made(), tokenizer).train) == int(rows)
 
 
+def test_who_waits_prepares_where_the_first_is_killed(
+    forked: Callable[[], Forked], tmp_path: Path, made: Callable[..., Recipe], tokenizer: Any, encodings: list[int]
+) -> None:
+    first = forked()
+    assert first.line() == "middle"
+    second = forked()
+    assert second.line() == "another process is preparing the same rows; waiting for it"
+    os.kill(first.pid, signal.SIGKILL)
+    assert second.line() == "middle"  # of its own, from the first row on
+    second.go_on()
+    assert second.out.read().split()[-1] == str(len(prepare(made(cache=False), tokenizer).train))
+    assert len(entries(tmp_path / "cache")) == 1
+    assert everything(prepare(made(), tokenizer)) == everything(prepare(made(cache=False), tokenizer))
+    assert len(encodings) == 2  # of those without the folder
+
+
 @pytest.mark.parametrize("how", ["mkdir", "rename", "full"])
 def test_where_nothing_can_be_kept_rows_are_prepared_all_the_same(
     how: str, made: Callable[..., Recipe], tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any

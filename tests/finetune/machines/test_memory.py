@@ -43,7 +43,7 @@ def differs(as_on_a_gpu: Any) -> Any:
         prompts = how.get("documents", 1) if how.get("pairs") else 0
         batch = Batch(tokens, tokens // 2, prompts, how.get("micro_batches", 1) > 1)
         of = shape(config, how.get("lora", 0), how.get("targets", "all-linear"), "optimizer" in how)
-        found = peak(of, batch, gpus, gpus > 1, how.get("checkpointing", True))
+        found = peak(of, batch, gpus, gpus > 1, how.get("checkpointing", True), how.get("left_out", ()))
         assert found.proven
         return found.total / traced.all - 1
 
@@ -65,6 +65,17 @@ def test_of_weights_in_bfloat16(
 ) -> None:
     how = {"tokens": tokens, "processes": processes, "micro_batches": micro_batches, "checkpointing": checkpointing}
     assert abs(differs(optimizer="adamw_bf16", **how)) < MARGIN
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("left_out", [{3}, {0, 3}, {2, 3}, {0, 1, 2, 3}], ids=str)
+@pytest.mark.parametrize(("processes", "micro_batches"), [(1, 1), (1, 2), (8, 1)])
+@pytest.mark.parametrize(("lora", "checkpointing"), [(0, True), (32, True), (32, "selective")])
+def test_of_layers_that_checkpointing_leaves_out(
+    differs: Any, lora: int, checkpointing: bool | str, processes: int, micro_batches: int, left_out: set[int]
+) -> None:
+    how = {"lora": lora, "checkpointing": checkpointing, "processes": processes, "micro_batches": micro_batches}
+    assert abs(differs(tokens=16384, documents=4, left_out=frozenset(left_out), **how)) < MARGIN
 
 
 @pytest.mark.slow

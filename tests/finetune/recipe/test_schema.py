@@ -23,6 +23,7 @@ KEYS = [
     "model.chat_template_kwargs",
     "model.quantize",
     "model.gradient_checkpointing",
+    "model.checkpointed_layers",
     "model.adapter",
     "model.merge_adapter",
     "model.lora",
@@ -133,6 +134,7 @@ SOURCE = [
     "repeat",
 ]
 FREE = [
+    "model.checkpointed_layers",
     "model.lora.merge",
     "data.cache",
     "train.save_every",

@@ -2,15 +2,13 @@
 
 import copy
 import json
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from memory_trace import trace
-from run_helpers import wrap_loss
+from run_helpers import stopping
 from safetensors.torch import load_file
 
 from hybrid_ft.errors import InputError
@@ -114,13 +112,7 @@ def test_a_run_resumes_to_the_bit(start: Any, monkeypatch: pytest.MonkeyPatch) -
     whole = start("whole", model=MODEL, train=TRAIN)
     assert whole.status == 0, whole.screen
 
-    def end(trainer: Any, inputs: Any, loss: torch.Tensor) -> torch.Tensor:
-        if trainer.state.global_step == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return loss
-
-    with monkeypatch.context() as patched:
-        wrap_loss(patched, end)
+    with stopping(monkeypatch, after=2):
         assert start("cut", model=MODEL, train=TRAIN).status == 75
     resumed = start("cut", model=MODEL, train=TRAIN)
     assert resumed.status == 0 and "going on from checkpoint-" in resumed.screen

@@ -1,15 +1,13 @@
 """Runs with the recipe's other kinds of LoRA: what they train, how fast, and that they resume to the bit."""
 
 import json
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
-from run_helpers import plain_model, refused_keys, wrap_loss
+from run_helpers import plain_model, refused_keys, stopping
 from safetensors.torch import load_file
 from transformers import OlmoHybridForCausalLM
 from transformers.integrations import neftune
@@ -48,13 +46,7 @@ def test_a_run_opens_in_plain_peft_and_resumes_to_the_bit(
     assert relative(logits(opened), folded) < 1e-5
     assert relative(folded, logits(plain_model(tiny_base, torch.float32))) > 1e-2
 
-    def end(trainer: Any, inputs: Any, loss: torch.Tensor) -> torch.Tensor:
-        if trainer.state.global_step == 4:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return loss
-
-    with monkeypatch.context() as patched:
-        wrap_loss(patched, end)
+    with stopping(monkeypatch, after=4):
         assert start("cut", model=model, train=train).status == 75
     resumed = start("cut", model=model, train=train)
     assert "going on from checkpoint-" in resumed.screen

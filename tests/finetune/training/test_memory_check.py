@@ -63,6 +63,15 @@ def test_what_fits_or_is_wanted_runs(start: Any, gpu_of: Any, free: int, train: 
     assert "most in the" in line
 
 
+@pytest.mark.parametrize(("free", "again"), [(10**6, 2), (10**10, 0)])
+def test_layers_keep_their_activations_where_memory_is_free(start: Any, gpu_of: Any, free: int, again: int) -> None:
+    gpu_of(free)
+    model = {"gradient_checkpointing": True, "checkpointed_layers": "auto"}
+    run = start(train={"steps": 2, "check_memory": False}, model=model)
+    (line,) = [line for line in run.screen.splitlines() if line.startswith("memory ")]
+    assert line.endswith(f"; {again} of 2 layers are computed again")
+
+
 def test_on_a_cpu_what_is_held_is_said(start: Any) -> None:
     assert not device.is_gpu()
     full, lora = (start(output, train={"steps": 1}, **model) for output, model in (("a", {}), ("b", {"model": LORA})))

@@ -2,9 +2,7 @@
 
 import io
 import json
-import os
 import shutil
-import signal
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -12,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from run_helpers import plain_model, refused_keys, wrap_loss
+from run_helpers import plain_model, refused_keys, stopping
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, OlmoHybridForCausalLM
 
@@ -159,13 +157,7 @@ def test_all_weights_are_trained_and_exported_with_the_tokens(go: Any, tiny_base
 def test_resumed_equals_uninterrupted(go: Any, monkeypatch: pytest.MonkeyPatch, model: Any) -> None:
     whole = go("whole", model=MANY | model)
 
-    def end(trainer: Any, inputs: Any, loss: torch.Tensor) -> torch.Tensor:
-        if trainer.state.global_step == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return loss
-
-    with monkeypatch.context() as patched:
-        wrap_loss(patched, end)
+    with stopping(monkeypatch, after=2):
         go("cut", model=MANY | model, status=75)
     resumed = go("cut", model=MANY | model)
     for file in whole.glob("*/*.safetensors"):

@@ -162,7 +162,7 @@ def test_weights_that_are_not_those_of_the_config_are_refused(multimodal, tmp_pa
     ("change", "message"),
     [
         ({"model_type": "qwen3_6"}, "'qwen3_6'; must be one of .*; did you mean qwen3_5"),
-        ({"model_type": "nemotron_flash", "auto_map": {"AutoModel": "x.Y"}}, "names code of its own .auto_map."),
+        ({"model_type": "phi4flash", "auto_map": {"AutoModel": "x.Y"}}, "names code of its own .auto_map."),
         ({"text_config": None}, "text_config is 'None'; must be an object"),
         ({"quantization_config": {"bits": 4}}, "quantised weights cannot be trained"),
     ],

@@ -1,5 +1,7 @@
 """What does not fit is refused with one line that names the argument, what it got and the rule."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -81,6 +83,26 @@ def test_edges_on_another_device_are_not_read() -> None:
 def test_what_a_gpu_cannot_take(dims: tuple[int, int], dtype: torch.dtype, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check_gpu_inputs(*(torch.zeros(1, 1, 1, size, dtype=dtype) for size in dims))
+
+
+def test_a_gpu_has_kernels_for_16_bits_and_torch_for_the_rest(
+    as_on_a_gpu: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Float32 with heads that no kernel has: the CPU's numbers, and no kernel is launched."""
+    wide = {name: x.float() for name, x in good().items()} | {"cu_seqlens": torch.tensor([0, 2, 6])}
+    expected, _ = gated_delta_rule(**wide)
+    launched = []
+    pytest.importorskip("triton")
+    from hybrid_ft.kernels.gated_delta_rule.gpu import autograd as module
+
+    monkeypatch.setattr(module, "triton_gated_delta_rule", lambda q, *rest: launched.append(q.dtype) or (q, None))
+    with as_on_a_gpu():
+        o, _ = gated_delta_rule(**wide)
+        for dtype in (torch.bfloat16, torch.float16):
+            narrow = {name: torch.zeros(1, 6, 4, 16, dtype=dtype) for name in "qkv"}
+            gated_delta_rule(**narrow, **{name: wide[name] for name in ("g", "beta")})
+    assert launched == [torch.bfloat16, torch.float16]
+    assert torch.equal(o, expected)
 
 
 def test_packed_segments_want_one_row() -> None:

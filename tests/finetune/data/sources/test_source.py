@@ -5,6 +5,7 @@ import zipfile
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from file_kinds import JSONL, PACK, ROWS, Read, arrow, lines, parquet, table, values
 
@@ -30,6 +31,21 @@ FILES = {
     "rows.arrow": arrow(),
     "rows_with_contents.arrow": arrow(pa.ipc.new_file),
 }
+
+
+def test_text_that_a_table_has_as_bytes(tmp_path: Path, rows_of: Read) -> None:
+    """As some writers of Parquet leave it; other bytes stay what they are."""
+    path = tmp_path / "rows.parquet"
+    turns = [[{"role": b"user", "content": "\u00e9?".encode()}]]
+    columns = {
+        "prompt": [b"Red?"],
+        "messages": turns,
+        "mark": pa.array([b"x"], pa.large_binary()),
+        "hash": [b"\xff\xfe"],
+    }
+    pq.write_table(pa.table(columns), path)
+    wanted = {"prompt": "Red?", "messages": [{"role": "user", "content": "\u00e9?"}], "mark": "x", "hash": b"\xff\xfe"}
+    assert values(rows_of(path)) == [wanted]
 
 
 @pytest.mark.parametrize("packing", PACK)

@@ -1,5 +1,6 @@
 """A run that was stopped or killed and started again by the same command ends bit for bit where it would have ended."""
 
+import io
 import json
 import os
 import signal
@@ -101,6 +102,47 @@ def test_any_place_in_an_epoch_will_do(start, monkeypatch):
             with pytest.raises(Killed):
                 start("cut", train=train)
     assert_same_run(whole, start("cut", train=train), 6)
+
+
+def test_a_resumed_run_reads_the_tokens_that_were_kept(tiny_base, tmp_path, monkeypatch):
+    """No row is asked of the tokenizer again."""
+    from rich.console import Console
+
+    from hybrid_ft.finetune.data import encoding_workers
+    from hybrid_ft.finetune.recipe.schema import Recipe
+    from hybrid_ft.finetune.training.run import run
+    from hybrid_ft.finetune.training.sft.stage import SFT
+
+    encoded = []
+    real = encoding_workers.encoded_batch
+
+    def spy(way, schema, rows):
+        encoded.extend(origin for origin, _ in rows)
+        return real(way, schema, rows)
+
+    monkeypatch.setattr(encoding_workers, "encoded_batch", spy)
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"a{n}?", "completion": "b"}) + "\n" for n in range(12)))
+    data = {"sources": [{"path": str(file)}], "max_length": 64, "cache": str(tmp_path / "kept")}
+
+    def start(output):
+        train = {"steps": 4, "batch_tokens": 64, "save_every": 2}
+        model = {"path": str(tiny_base)}
+        recipe = Recipe.model_validate({"model": model, "data": data, "train": train, "output": str(tmp_path / output)})
+        screen = io.StringIO()
+        return run(recipe, SFT, Console(file=screen, width=200), False, False), screen.getvalue()
+
+    with monkeypatch.context() as patched:
+        interrupt_at(patched, 3, "kill")
+        with pytest.raises(Killed):
+            start("cut")
+    assert len(encoded) == 12
+    status, screen = start("cut")
+    assert status == 0 and "going on from checkpoint-2" in screen and len(encoded) == 12
+    # what was kept is what a run has that prepares its rows itself
+    data["cache"] = False
+    assert start("whole")[0] == 0 and len(encoded) == 24
+    assert results(tmp_path / "cut") == results(tmp_path / "whole")
 
 
 def test_dropout_is_on_in_these_runs(start):

@@ -1,0 +1,240 @@
+"""Nemotron-Flash as a model of transformers', under the released tensor names.
+
+Written from what NVIDIA has published of it, on torch alone: its ports for serving and training, and its card. Two things
+are unlike other models: learnt vectors stand before every document, and the head's logits are divided by the length of
+each token's row.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, DynamicCache, GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.utils.generic import can_return_tuple
+
+from hybrid_ft.hybrid_model.door.cache_name import CACHE, under_both_names
+from hybrid_ft.hybrid_model.door.current import current_layout, laid_out
+from hybrid_ft.hybrid_model.families.nemotron_flash.config import NemotronFlashConfig
+from hybrid_ft.hybrid_model.families.nemotron_flash.meta_tokens import behind_root, put_in, with_meta
+from hybrid_ft.hybrid_model.families.nemotron_flash.mixers import (
+    NemotronFlashAttention,
+    NemotronFlashDeltaNet,
+    NemotronFlashMamba2,
+    NemotronFlashMLP,
+)
+
+
+class NemotronFlashDecoderLayer(GradientCheckpointingLayer):
+    """A mixer and an MLP, each behind its norm; an MLP alone in a layer of kind f."""
+
+    def __init__(self, config: NemotronFlashConfig, layer_idx: int) -> None:
+        super().__init__()
+        kind, size, eps = config.kinds[layer_idx], config.hidden_size, config.rms_norm_eps
+        self.kind = kind
+        if kind == "a":
+            self.self_attn = NemotronFlashAttention(config, layer_idx)
+        elif kind == "deltanet":
+            self.gla = NemotronFlashDeltaNet(config, layer_idx)
+        elif kind != "f":
+            self.mamba = NemotronFlashMamba2(config, layer_idx)
+        if kind != "f":
+            self.input_layernorm = LlamaRMSNorm(size, eps=eps)
+        self.has_mlp = kind == "f" or config.intermediate_size > 0
+        if self.has_mlp:
+            self.ffn = NemotronFlashMLP(config)
+            self.pre_ffn_layernorm = LlamaRMSNorm(size, eps=eps)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        rope: tuple[torch.Tensor, torch.Tensor] | None,
+        masks: dict[Any, torch.Tensor | None],
+        past_key_values: Any = None,
+    ) -> torch.Tensor:
+        """[B, T, D]; masks: of recurrent mixers under "recurrent", of attention under its window."""
+        if self.kind != "f":
+            x = self.input_layernorm(hidden_states)
+            if self.kind == "a":
+                mixed = self.self_attn(x, rope, masks.get(self.self_attn.window), past_key_values)
+            else:
+                mixer = self.gla if self.kind == "deltanet" else self.mamba
+                mixed = mixer(x, cache_params=past_key_values, attention_mask=masks.get("recurrent"))
+            hidden_states = hidden_states + mixed
+        if self.has_mlp:
+            hidden_states = hidden_states + self.ffn(self.pre_ffn_layernorm(hidden_states))
+        return hidden_states
+
+
+class NemotronFlashPreTrainedModel(PreTrainedModel):
+    """What transformers asks of a model's classes."""
+
+    config_class = NemotronFlashConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules: ClassVar = ["NemotronFlashDecoderLayer"]
+    _skip_keys_device_placement: ClassVar = ["past_key_values"]
+    _supports_sdpa = True
+    _is_stateful = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, NemotronFlashMamba2):
+            module.init_bamba_weights()
+            dt = torch.exp(torch.empty_like(module.dt_bias).uniform_(math.log(1e-3), math.log(1e-1)))
+            init.copy_(module.dt_bias, dt + torch.log(-torch.expm1(-dt)))
+        elif isinstance(module, NemotronFlashModel) and module.config.num_memory_tokens:
+            init.normal_(module.memory_tokens)
+
+
+class NemotronFlashModel(NemotronFlashPreTrainedModel):
+    """The layers, with meta tokens before every document."""
+
+    def __init__(self, config: NemotronFlashConfig) -> None:
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        self.layers = nn.ModuleList(NemotronFlashDecoderLayer(config, i) for i in range(config.num_hidden_layers))
+        self.final_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        if config.num_memory_tokens:
+            self.memory_tokens = nn.Parameter(torch.empty(config.num_memory_tokens, config.hidden_size))
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @under_both_names
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Hidden states [B, T, D] of input_ids [B, T] or inputs_embeds [B, T, D].
+
+        Each row is one document, padded where attention_mask [B, past + T] is 0; its positions are counted from that mask.
+        Where a layout is current, the one row holds its segments.
+        """
+        hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        count, layout = self.config.num_memory_tokens, current_layout()
+        use_cache = self.config.use_cache and not self.training if use_cache is None else use_cache
+        masks: dict[Any, torch.Tensor | None] = {}
+        own = slice(None)
+        places = None
+        if layout is not None:
+            use_cache, past_key_values = False, None
+            if count:
+                layout, own = behind_root(layout, count), slice(count, None)
+                hidden = torch.cat([self.memory_tokens.to(hidden.dtype).unsqueeze(0), hidden], dim=1)
+            positions = layout.positions.unsqueeze(0)
+        else:
+            if use_cache and past_key_values is None:
+                past_key_values = DynamicCache(config=self.config)
+            past = 0 if past_key_values is None else past_key_values.get_seq_length()
+            columns = hidden.shape[1] + max(past - count, 0)
+            real = hidden.new_ones(len(hidden), columns) if attention_mask is None else attention_mask[:, -columns:]
+            real = real.bool()
+            if past:
+                real = with_meta(real, count) if count else real
+            elif count:
+                hidden, real, places = put_in(hidden, real, self.memory_tokens)
+            positions = (real.long().cumsum(1) - 1).clamp(min=0)[:, -hidden.shape[1] :]
+            masks = self._masks(real, hidden.shape[1])
+        rope = self._rope(hidden, positions)
+        seen = []
+        with laid_out(layout):
+            for layer in self.layers:
+                seen.append(hidden)
+                hidden = layer(hidden, rope, masks, past_key_values)
+        seen.append(self.final_layernorm(hidden))
+
+        def without_meta(x: torch.Tensor) -> torch.Tensor:
+            return x[:, own] if places is None else x.gather(1, places[..., None].expand(-1, -1, x.shape[-1]))
+
+        shown = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        return BaseModelOutputWithPast(
+            last_hidden_state=without_meta(seen[-1]),
+            hidden_states=tuple(map(without_meta, seen)) if shown else None,
+            **{CACHE: past_key_values if use_cache else None},
+        )
+
+    def _masks(self, real: torch.Tensor, queries: int) -> dict[Any, torch.Tensor | None]:
+        """What the last ``queries`` of the places real [B, S] see: bool [B, 1, T, S] by window, and those that are tokens."""
+        whole = real.shape[1]
+        j = torch.arange(whole, device=real.device)
+        i = j[whole - queries :, None]
+        seen = (j <= i) & real[:, None, None, :] | (j == i)  # a padded query sees itself, so that nothing is 0 / 0
+        windows = {self.config.window(layer) for layer, kind in enumerate(self.config.kinds) if kind == "a"}
+        # padding lies before or after a document, so that tokens in between are counted by columns
+        masks: dict[Any, torch.Tensor | None] = {w: seen if w is None else seen & (j > i - w) for w in windows}
+        masks["recurrent"] = None if whole > queries or bool(real.all()) else real
+        return masks
+
+    def _rope(self, hidden: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """cos and sin [B, T, head size] in the hidden states' dtype."""
+        config = self.config
+        if not config.rope:
+            return None
+        size, base = config.heads()[0], float(config.rope_theta)
+        if config.rope_type == "ntk":
+            longer = config.max_position_embeddings / config.orig_max_position_embeddings
+            base *= (2 * longer - 1) ** (size / (size - 2))
+        inverse = 1.0 / base ** (torch.arange(0, size, 2, device=hidden.device).float() / size)
+        angles = (positions[..., None].float() * inverse).repeat(1, 1, 2)
+        return angles.cos().to(hidden.dtype), angles.sin().to(hidden.dtype)
+
+
+class NemotronFlashForCausalLM(NemotronFlashPreTrainedModel, GenerationMixin):
+    """The layers and a head whose rows have length 1."""
+
+    _tied_weights_keys: ClassVar = {"lm_head.weight": "model.embed_tokens.weight"}
+
+    def __init__(self, config: NemotronFlashConfig) -> None:
+        super().__init__(config)
+        self.model = NemotronFlashModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @under_both_names
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits [B, T, vocabulary], or of the last ``logits_to_keep`` columns, and the loss of shifted labels."""
+        out = self.model(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,
+            inputs_embeds=inputs_embeds, use_cache=use_cache, **{CACHE: past_key_values}, **kwargs,
+        )  # fmt: skip
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(out.last_hidden_state[:, kept]) / self.lm_head.weight.norm(dim=1)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss, logits=logits, hidden_states=out.hidden_states, **{CACHE: out.get(CACHE)}
+        )
+
+
+AutoConfig.register("nemotron_flash", NemotronFlashConfig, exist_ok=True)
+AutoModel.register(NemotronFlashConfig, NemotronFlashModel, exist_ok=True)
+AutoModelForCausalLM.register(NemotronFlashConfig, NemotronFlashForCausalLM, exist_ok=True)
