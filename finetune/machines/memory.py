@@ -371,7 +371,8 @@ def _moments(
         gathered = 0
         if pieces > 1:
             before = in_layer[number - 1] if number else 0
-            after = gradient * layers[number + 1].trained if number + 1 < len(layers) else 0
+            # whose gradients are on their way, in float32
+            after = _FLOAT32 * layers[number + 1].trained if number + 1 < len(layers) else 0
             gathered = root + in_layer[number] + before + after
         if pieces > 1 or batch.several:
             own += (shape.arithmetic if narrow else gradient) * layer.last
