@@ -54,7 +54,7 @@ def read_rows(recipe: Recipe) -> tuple[Any | None, str]:
     """
     from hybrid_ft.finetune import models
     from hybrid_ft.finetune.data.streaming.prepared import prepare
-    from hybrid_ft.hybrid_model.families.olmo_hybrid.presets import PRESETS, TINY
+    from hybrid_ft.hybrid_model.families.presets import PRESETS, TINY
 
     away = next((source.path for source in recipe.data.sources if not _is_here(source.path)), None)
     if away is not None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from hybrid_ft.finetune.recipe.schema import Recipe, Suite
 
 TRAINED_PRESETS = ("tiny",)
-SHAPE_PRESETS = ("190M", "1B", "7B")
+SHAPE_PRESETS = ("190M", "1B", "7B", "samba-421M", "samba-1.3B")
 
 _ITS_OWN = ("targets", "rank", "alpha", "modules", "modules_to_save", "init", "layers", "rslora", "dora")
 """keys of model.lora that an adapter which goes on brings along"""

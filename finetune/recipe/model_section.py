@@ -75,7 +75,7 @@ class Model(Section):
     """The base that is trained, its tokenizer and chat template."""
 
     path: Text = Field(examples=["allenai/Olmo-Hybrid-7B"])
-    """A preset (tiny: the small trained base that ships here; 190M, 1B, 7B: shapes), a model folder, or a hub name."""
+    """A preset (tiny: the small trained base that ships here; 190M, 1B, 7B, samba-421M, samba-1.3B: shapes), a model folder, or a hub name."""
     revision: Text | None = Field(None, examples=["main"])
     """Branch, tag or commit of a hub name."""
     from_scratch: bool = Field(False, examples=[True])

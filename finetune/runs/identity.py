@@ -18,7 +18,7 @@ from hybrid_ft.finetune.recipe.keys import free_keys
 from hybrid_ft.finetune.recipe.shipped import PACKAGE_ROOT
 from hybrid_ft.finetune.runs.atomic import sha256
 from hybrid_ft.hybrid_model.checkpoint.config import BUNDLED
-from hybrid_ft.hybrid_model.families.olmo_hybrid.presets import TINY
+from hybrid_ft.hybrid_model.families.presets import TINY
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

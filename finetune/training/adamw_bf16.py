@@ -16,11 +16,10 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-CHUNK = 2**22
-"""numbers worked on at a time: temporaries are some 30 bytes for each"""
+from hybrid_ft.kernels.adamw_bf16.reference import Rates, stepped, update
 
-_LOW = 8
-"""bits of the float32 pattern that are dropped; 8 above them are kept beside bfloat16's 16"""
+CHUNK = 2**22
+"""numbers worked on at a time on a CPU: temporaries are some 30 bytes for each"""
 
 
 class AdamWBF16(torch.optim.Optimizer):
@@ -53,7 +52,6 @@ class AdamWBF16(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         assert closure is None
-        generators: dict[torch.device, torch.Generator] = {}
         number = 0
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -68,11 +66,9 @@ class AdamWBF16(torch.optim.Optimizer):
                         state[name] = torch.zeros_like(parameter, dtype=dtype, memory_format=torch.contiguous_format)
                 steps = int(state["step"]) + 1
                 state["step"] = torch.tensor(float(steps))  # as torch's own keeps it
-                device = parameter.device
-                generator = generators.setdefault(device, torch.Generator(device))
-                generator.manual_seed(_seed(self.seed, number, steps, *_piece(parameter)))
                 pieces = {name: _local(value) for name, value in state.items() if name != "step"}
-                _update(_local(parameter), _local(parameter.grad), pieces, group, steps, generator)
+                seed = _seed(self.seed, number, steps, *_piece(parameter))
+                _update(_local(parameter), _local(parameter.grad), pieces, group, steps, seed)
 
 
 def _seed(*numbers: int) -> int:
@@ -93,60 +89,32 @@ def _piece(parameter: Tensor) -> list[int]:
 
 
 def _update(
-    parameter: Tensor,
-    gradient: Tensor,
-    state: dict[str, Tensor],
-    group: dict[str, Any],
-    steps: int,
-    generator: torch.Generator,
+    parameter: Tensor, gradient: Tensor, state: dict[str, Tensor], group: dict[str, Any], steps: int, seed: int
 ) -> None:
+    if not parameter.numel():  # of more pieces than rows some are empty
+        return
     beta1, beta2 = group["betas"]
-    rate = group["lr"] / (1 - beta1**steps)
-    correction = (1 - beta2**steps) ** 0.5
+    rate, correction = group["lr"] / (1 - beta1**steps), (1 - beta2**steps) ** 0.5
+    rates = Rates(1 - group["lr"] * group["weight_decay"], beta1, beta2, rate, correction, group["eps"])
     assert parameter.is_contiguous()
     flat = [one.reshape(-1) for one in (parameter, gradient, state["exp_avg"], state["exp_avg_sq"])]
     low = state["low"].view(-1) if "low" in state else None
+    if parameter.is_cuda and low is not None:
+        # Triton is there wherever torch supports CUDA, and nowhere else.
+        from hybrid_ft.kernels.adamw_bf16.gpu.launch import triton_update
+
+        weight, gradient, first, second = flat
+        triton_update(weight, low, gradient, first, second, seed, rates)
+        return
+    generator = torch.Generator(parameter.device)
+    generator.manual_seed(seed)
     for start in range(0, parameter.numel(), CHUNK):
         weight, gradient, first, second = (one[start : start + CHUNK] for one in flat)
-        extra = None if low is None else low[start : start + CHUNK]
-        wide = weight.float() if extra is None else joined(weight, extra)
-        gradient = gradient.float()
-        mean = first.float().lerp_(gradient, 1 - beta1)
-        square = second.float().mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        wide.mul_(1 - group["lr"] * group["weight_decay"])
-        wide.addcdiv_(mean, square.sqrt().div_(correction).add_(group["eps"]), value=-rate)
-        if extra is None:
-            first.copy_(mean)
-            second.copy_(square)
-            weight.copy_(wide)
+        if low is not None:
+            random = torch.empty(weight.shape, dtype=torch.int32, device=weight.device).random_(generator=generator)
+            update(weight, low[start : start + CHUNK], gradient, first, second, random, rates)
             continue
-        random = torch.empty(weight.shape, dtype=torch.int32, device=weight.device).random_(generator=generator)
-        split(wide, random, weight, extra)
-        random >>= _LOW
-        first.copy_(rounded(mean, random))
-        second.copy_(rounded(square, random))
-
-
-def joined(weight: Tensor, low: Tensor) -> Tensor:
-    """The float32 that ``split`` has kept in a bfloat16 and 8 more bits."""
-    bits = weight.view(torch.int16).to(torch.int32) << 16
-    return bits.add_(low.to(torch.int32) << _LOW).view(torch.float32)
-
-
-def split(wide: Tensor, random: Tensor, weight: Tensor, low: Tensor) -> None:
-    """Keep float32 in ``weight``, the nearest bfloat16, and ``low``, what is missing to it in 8 bits [int8].
-
-    Rounded to 24 bits by the lowest 8 of ``random`` [int32], so that the expectation is ``wide``.
-    """
-    bits = wide.view(torch.int32) + (random & (2**_LOW - 1))
-    bits >>= _LOW
-    bits <<= _LOW
-    high = (bits + 2**15) >> 16
-    low.copy_((bits - (high << 16)) >> _LOW)
-    weight.copy_(high.to(torch.int16).view(torch.bfloat16))
-
-
-def rounded(wide: Tensor, random: Tensor) -> Tensor:
-    """float32 that bfloat16 holds, up or down by the lowest 16 bits of ``random`` [int32]: the expectation is ``wide``."""
-    bits = wide.view(torch.int32) + (random & (2**16 - 1))
-    return ((bits >> 16) << 16).view(torch.float32)
+        wide, mean, square = stepped(weight.float(), gradient.float(), first, second, rates)
+        first.copy_(mean)
+        second.copy_(square)
+        weight.copy_(wide)

@@ -13,7 +13,7 @@ from hybrid_ft.errors import ENVIRONMENT, InputError, one_line
 from hybrid_ft.hybrid_model.checkpoint.text_model import text_config
 from hybrid_ft.hybrid_model.checkpoint.weight_files import check_weight_files
 from hybrid_ft.hybrid_model.families.known import family_of_type, is_known
-from hybrid_ft.hybrid_model.families.olmo_hybrid.presets import PRESETS, TINY, preset_config
+from hybrid_ft.hybrid_model.families.presets import PRESETS, TINY, preset_config
 
 BUNDLED = Path(__file__).parents[1] / "tiny"
 DAMAGED = "it is damaged, copy it again"

@@ -19,7 +19,7 @@ from hybrid_ft.hybrid_model.checkpoint.text_model import (
 )
 from hybrid_ft.hybrid_model.checkpoint.weight_files import check_weight_files
 from hybrid_ft.hybrid_model.families.family import is_scorer
-from hybrid_ft.hybrid_model.families.olmo_hybrid.presets import PRESETS, TINY, preset_config
+from hybrid_ft.hybrid_model.families.presets import PRESETS, TINY, preset_config
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -40,7 +40,7 @@ def load(
     scores: bool = False,
     weights: bool = True,
 ) -> PreTrainedModel:
-    """A hybrid from a folder, a name on the Hugging Face hub, or a preset (tiny, 190M, 1B, 7B), in eval mode.
+    """A hybrid from a folder, a name on the Hugging Face hub, or a preset (tiny, 190M, 1B, 7B, samba-421M, samba-1.3B), in eval mode.
 
     dtype defaults to the checkpoint's own. ``A_log`` and ``dt_bias`` are float32 in any case. A config whose
     ``rope_parameters`` are null, hold a null ``rope_theta`` or are absent gives a model without rope.

@@ -18,7 +18,7 @@ from hybrid_ft.hybrid_model.checkpoint.config import (
     read_config,
 )
 from hybrid_ft.hybrid_model.families.known import is_known
-from hybrid_ft.hybrid_model.families.olmo_hybrid.presets import PRESETS
+from hybrid_ft.hybrid_model.families.presets import PRESETS
 
 _FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 

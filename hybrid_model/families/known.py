@@ -19,6 +19,7 @@ from hybrid_ft.hybrid_model.families import (
 from hybrid_ft.hybrid_model.families.family import Family
 from hybrid_ft.hybrid_model.families.nemotron_flash import family as nemotron_flash
 from hybrid_ft.hybrid_model.families.olmo_hybrid import family as olmo_hybrid
+from hybrid_ft.hybrid_model.families.samba import family as samba
 
 FAMILIES: tuple[Family, ...] = (
     olmo_hybrid.FAMILY,
@@ -31,6 +32,7 @@ FAMILIES: tuple[Family, ...] = (
     *kimi.FAMILIES,
     *mamba_mixes.FAMILIES,
     nemotron_flash.FAMILY,
+    samba.FAMILY,
 )
 _BY_TYPE = {kind: family for family in FAMILIES for kind in (*family.model_types, *family.frames)}
 

@@ -8,7 +8,42 @@ attention's too: LoRA's sets are anchored by the parent.
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from hybrid_ft.hybrid_model.door.current import current_layout
 from hybrid_ft.hybrid_model.families.family import Config, Family, Mixing, attention
+from hybrid_ft.hybrid_model.layers.adapter import disguised
+from hybrid_ft.hybrid_model.layers.delta_levels import over_levels
+from hybrid_ft.hybrid_model.layers.watched import weights_of
+from hybrid_ft.kernels.short_conv import short_conv
+
+
+@cache
+def _gated_conv(cls: type[nn.Module]) -> type[nn.Module]:
+    class GatedConv(cls):  # type: ignore[misc, valid-type]
+        def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+            """[1, N, D] of the current layout; without one transformers' own."""
+            layout = current_layout()
+            if layout is None:
+                return super().forward(hidden_states, *args, **kwargs)
+            before, after, x = self.in_proj(hidden_states.squeeze(0)).chunk(3, dim=-1)
+
+            def step(parts: Any, level: Any, tail: Any, state: Any, more: bool) -> tuple[torch.Tensor, Any, None]:
+                y, tail = short_conv(
+                    parts[0], self.conv.weight.squeeze(1), self.conv.bias, cu_seqlens=level.cu_seqlens,
+                    initial_tail=tail, output_final_tail=more, activate=False,
+                )  # fmt: skip
+                return y, tail, None
+
+            with weights_of(self.conv):
+                y = over_levels(layout, (before * x,), step)
+            return self.out_proj(after * y).unsqueeze(0)
+
+    return disguised(GatedConv, cls)
 
 
 def _mixings(config: Config) -> list[tuple[Mixing, ...]]:
@@ -35,6 +70,8 @@ _SIZES = {
 }  # fmt: skip
 _CONV = {"layer_types": ["conv", "conv", "full_attention", "conv"], "conv_L_cache": 3}
 
+_own: Any = _gated_conv
+
 LFM2 = Family(
     name="LFM2, LFM2.5, LFM3",
     model_types={"lfm2": "Lfm2ForCausalLM", "lfm3": "Lfm3ForCausalLM"},
@@ -42,6 +79,7 @@ LFM2 = Family(
     mixings=_mixings,
     lora=_lora,
     refused=_REFUSED,
+    own={"Lfm2ShortConv": _own, "Lfm3ShortConv": _own},
     float32=(),
     tiny={
         "lfm2": _SIZES | _CONV | {"block_auto_adjust_ff_dim": False},
@@ -59,6 +97,7 @@ LFM2_MOE = Family(
     refused=_REFUSED,
     experts=("feed_forward.experts.gate_up_proj", "feed_forward.experts.down_proj"),
     router=r".*\.feed_forward\.(gate\..*|expert_bias)",
+    own={"Lfm2MoeShortConv": _own},
     float32=("expert_bias",),
     tiny={
         "lfm2_moe": _SIZES | _CONV | {

@@ -7,6 +7,7 @@ several tokens at once.
 from __future__ import annotations
 
 from hybrid_ft.hybrid_model.families.family import Config, Family, Mixing, attention, ssd
+from hybrid_ft.hybrid_model.layers.mamba1 import mamba1
 from hybrid_ft.hybrid_model.layers.mamba2 import mamba2
 
 _ROUTER = {r"feed_forward\.router": "a router stays as it was trained"}
@@ -85,6 +86,7 @@ JAMBA = Family(
     refused=_ROUTER | _CONV | {r"(x|dt)_proj": "it sets the state's decay and what is read from it"},
     experts=("feed_forward.experts.gate_up_proj", "feed_forward.experts.down_proj"),
     router=r".*\.feed_forward\.router\..*",
+    own={"JambaMambaMixer": mamba1},
     forks=False,
     continues=False,
     float32=("A_log", ".D"),

@@ -24,8 +24,8 @@ def over_levels(layout: SequenceLayout, inputs: tuple[torch.Tensor, ...], step: 
     outputs = []
     for depth, (level, *parts) in enumerate(zip(layout.levels, *(x.split(sizes) for x in inputs))):
         if level.parents is not None:
-            assert tail is not None and state is not None
-            tail, state = take_rows(tail, level.parents), take_rows(state, level.parents)
+            tail = None if tail is None else take_rows(tail, level.parents)
+            state = None if state is None else take_rows(state, level.parents)
         o, tail, state = step(parts, level, tail, state, depth + 1 < len(layout.levels))
         outputs.append(o)
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)

@@ -1,4 +1,4 @@
-"""Causal depthwise convolution and SiLU over packed segments.
+"""Causal depthwise convolution, with or without SiLU, over packed segments.
 
 On torch operations: shifted multiply-adds over all rows, a cache-sized run of rows at a time, then the first W-1 rows of every segment
 again from a window of their own, so that nothing of a neighbour reaches them. Backward keeps only x and computes the
@@ -23,13 +23,15 @@ def short_conv(
     cu_seqlens: Tensor | None = None,
     initial_tail: Tensor | None = None,
     output_final_tail: bool = False,
+    activate: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
     """
     x [N, D], segments end to end; weight [D, W]; bias [D] or None; cu_seqlens int32 or int64 [S+1], one segment if None.
     initial_tail, final_tail [S, W-1, D]: the last W-1 raw inputs before and after each segment, oldest first, zeros
     where there were none. Returns y [N, D] and the final tail or None, both in x's dtype; bfloat16 and float16 are
-    computed in float32. Differentiable in x, weight, bias and initial_tail, through both outputs.
-    The tensors' device alone decides the path: on a GPU Triton kernels, for W up to 4, any strides, and without waiting
+    computed in float32. Differentiable in x, weight, bias and initial_tail, through both outputs. ``activate``: whether
+    SiLU follows.
+    The tensors' device alone decides the path: on a GPU Triton kernels, for W up to 7, any strides, and without waiting
     for the device, so that a cu_seqlens that lies there is not read back and not checked.
     Raises ValueError, one line, for shapes, dtypes or segment edges that do not fit. See reference.py.
     """
@@ -48,10 +50,10 @@ def short_conv(
         # Triton is there wherever torch supports CUDA, and nowhere else.
         from hybrid_ft.kernels.short_conv.gpu.launch import triton_short_conv
 
-        return triton_short_conv(x, weight, bias, cu_seqlens, initial_tail, output_final_tail)
+        return triton_short_conv(x, weight, bias, cu_seqlens, initial_tail, output_final_tail, activate)
     if initial_tail is None:
         initial_tail = x.new_zeros(shape)
-    return _short_conv(x, weight, bias, cu_seqlens, initial_tail, output_final_tail)
+    return _short_conv(x, weight, bias, cu_seqlens, initial_tail, output_final_tail, activate)
 
 
 @torch.compiler.disable  # inference mode's tensors fit no graph
@@ -62,11 +64,12 @@ def _short_conv(
     cu_seqlens: Tensor | None,
     initial_tail: Tensor,
     output_final_tail: bool,
+    activate: bool,
 ) -> tuple[Tensor, Tensor | None]:
     if cu_seqlens is None:
         cu_seqlens = torch.tensor([0, len(x)])
     edges = cu_seqlens.to(x.device, torch.int64)
-    y = _ShortConv.apply(x, weight, bias, initial_tail.to(_compute_dtype(x)), edges)
+    y = _ShortConv.apply(x, weight, bias, initial_tail.to(_compute_dtype(x)), edges, activate)
     return y, _final_tail(x, initial_tail.to(x.dtype), edges) if output_final_tail else None
 
 
@@ -173,15 +176,21 @@ def _convolve(x: Tensor, taps: tuple[Tensor, ...], bias: Tensor | None, start: i
 
 class _ShortConv(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor, edges: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor, edges: Tensor, activate: bool
+    ) -> Tensor:
         ctx.save_for_backward(x, weight, bias, tail, edges)
+        ctx.activate = activate
         y = torch.empty(x.shape, dtype=tail.dtype, device=x.device)
         with torch.inference_mode():
             taps, wide = weight.to(tail.dtype).T.contiguous(), x.to(tail.dtype)
             heads, shift = _Heads(wide, tail, edges), None if bias is None else bias.to(tail.dtype)
             for start, stop in _runs(x):
-                F.silu(_convolve(wide, taps.unbind(), shift, start, stop, y[start:stop]), inplace=True)
-            y[heads.rows] = F.silu(heads.convolve(taps, shift))
+                run = _convolve(wide, taps.unbind(), shift, start, stop, y[start:stop])
+                if activate:
+                    F.silu(run, inplace=True)
+            first = heads.convolve(taps, shift)
+            y[heads.rows] = F.silu(first) if activate else first
         return y.to(x.dtype)
 
     @staticmethod
@@ -195,15 +204,17 @@ class _ShortConv(torch.autograd.Function):
             taps, wide = weight.to(tail.dtype).T.contiguous(), x.to(tail.dtype)
             heads = _Heads(wide, tail, edges)
             shift = None if bias is None else bias.to(tail.dtype)
-            dpre = torch.ops.aten.silu_backward(dy[heads.rows].to(tail.dtype), heads.convolve(taps, shift))
+            dpre = dy[heads.rows].to(tail.dtype)
+            if ctx.activate:
+                dpre = torch.ops.aten.silu_backward(dpre, heads.convolve(taps, shift))
             dwindow = heads.differentiate(dpre, taps, dtaps)
             if dbias is not None:
                 torch.sum(dpre, 0, out=dbias)
-            _differentiate_runs(wide, taps.unbind(), shift, dy, heads.rows, dx, dtaps.unbind(), dbias)
+            _differentiate_runs(wide, taps.unbind(), shift, dy, heads.rows, dx, dtaps.unbind(), dbias, ctx.activate)
             dx[heads.rows] += dwindow[:, heads.count :][heads.own]
             dtail.copy_(dwindow[:, : heads.count])
         dbias = None if dbias is None else dbias.to(bias.dtype)
-        return dx.to(x.dtype), dtaps.T.to(weight.dtype), dbias, dtail, None
+        return dx.to(x.dtype), dtaps.T.to(weight.dtype), dbias, dtail, None, None
 
 
 def _differentiate_runs(
@@ -215,6 +226,7 @@ def _differentiate_runs(
     dx: Tensor,
     dtaps: tuple[Tensor, ...],
     dbias: Tensor | None,
+    activate: bool,
 ) -> None:
     """Fills ``dx`` and adds to ``dtaps`` and ``dbias``, without what comes through the outputs of the rows ``heads``."""
     runs, ahead = _runs(x), len(taps) - 1
@@ -224,8 +236,11 @@ def _differentiate_runs(
         # A row's input reaches W-1 outputs further on.
         end, n = min(stop + ahead, len(x)), stop - start
         pre, dpre, product = buffers[:, : end - start].unbind()
-        _convolve(x, taps, bias, start, end, pre)
-        torch.ops.aten.silu_backward.grad_input(dy[start:end].to(x.dtype), pre, grad_input=dpre)
+        if activate:
+            _convolve(x, taps, bias, start, end, pre)
+            torch.ops.aten.silu_backward.grad_input(dy[start:end].to(x.dtype), pre, grad_input=dpre)
+        else:
+            dpre.copy_(dy[start:end])
         if first_head < last_head:
             dpre[heads[first_head:last_head] - start] = 0
 

@@ -2,7 +2,7 @@
 
 Every channel has its own filter of W taps; taps do not cross segments.
 
-    pre[n, d] = bias[d] + sum_w weight[d, w] * x[n - (W - 1) + w, d]        y = pre * sigmoid(pre)
+    pre[n, d] = bias[d] + sum_w weight[d, w] * x[n - (W - 1) + w, d]        y = pre * sigmoid(pre), or pre alone
 
 where rows before a segment's first come from its tail, oldest first.
 """
@@ -22,6 +22,7 @@ def short_conv_reference(
     cu_seqlens: Tensor | None = None,
     initial_tail: Tensor | None = None,
     output_final_tail: bool = False,
+    activate: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
     """``short_conv`` one segment at a time, in x's dtype; the gradients are autograd's."""
     width = weight.shape[1]
@@ -32,6 +33,7 @@ def short_conv_reference(
         history = torch.cat([tail, x[start:end]])
         if end > start:
             pre = (history.unfold(0, width, 1) * weight).sum(-1)
-            outputs.append(F.silu(pre if bias is None else pre + bias))
+            pre = pre if bias is None else pre + bias
+            outputs.append(F.silu(pre) if activate else pre)
         tails.append(history[len(history) - (width - 1) :])
     return torch.cat(outputs), torch.stack(tails) if output_final_tail else None

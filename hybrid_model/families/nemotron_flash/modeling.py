@@ -29,6 +29,7 @@ from hybrid_ft.hybrid_model.families.nemotron_flash.mixers import (
     NemotronFlashMamba2,
     NemotronFlashMLP,
 )
+from hybrid_ft.hybrid_model.layers.padded_rows import rope_of, seen_by_queries
 
 
 class NemotronFlashDecoderLayer(GradientCheckpointingLayer):
@@ -170,14 +171,9 @@ class NemotronFlashModel(NemotronFlashPreTrainedModel):
 
     def _masks(self, real: torch.Tensor, queries: int) -> dict[Any, torch.Tensor | None]:
         """What the last ``queries`` of the places real [B, S] see: bool [B, 1, T, S] by window, and those that are tokens."""
-        whole = real.shape[1]
-        j = torch.arange(whole, device=real.device)
-        i = j[whole - queries :, None]
-        seen = (j <= i) & real[:, None, None, :] | (j == i)  # a padded query sees itself, so that nothing is 0 / 0
         windows = {self.config.window(layer) for layer, kind in enumerate(self.config.kinds) if kind == "a"}
-        # padding lies before or after a document, so that tokens in between are counted by columns
-        masks: dict[Any, torch.Tensor | None] = {w: seen if w is None else seen & (j > i - w) for w in windows}
-        masks["recurrent"] = None if whole > queries or bool(real.all()) else real
+        masks: dict[Any, torch.Tensor | None] = {w: seen_by_queries(real, queries, w) for w in windows}
+        masks["recurrent"] = None if real.shape[1] > queries or bool(real.all()) else real
         return masks
 
     def _rope(self, hidden: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -189,9 +185,7 @@ class NemotronFlashModel(NemotronFlashPreTrainedModel):
         if config.rope_type == "ntk":
             longer = config.max_position_embeddings / config.orig_max_position_embeddings
             base *= (2 * longer - 1) ** (size / (size - 2))
-        inverse = 1.0 / base ** (torch.arange(0, size, 2, device=hidden.device).float() / size)
-        angles = (positions[..., None].float() * inverse).repeat(1, 1, 2)
-        return angles.cos().to(hidden.dtype), angles.sin().to(hidden.dtype)
+        return rope_of(positions, size, base, hidden.dtype)
 
 
 class NemotronFlashForCausalLM(NemotronFlashPreTrainedModel, GenerationMixin):

@@ -79,26 +79,28 @@ def _convolve(
 @triton.jit(do_not_specialize=["N", "S", "steps"])
 def forward_kernel(
     x, x_row, weight, bias, tail, cu_seqlens, y, N, S, steps,
-    D: tl.constexpr, W: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
+    D: tl.constexpr, W: tl.constexpr, ACTIVATE: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     first, o_n, o_d, mask = _place(N, D, BT, BD)
     segment, start, edge = _starts(cu_seqlens, first, o_n, S, steps, W)
     pre = _convolve(x, x_row, weight, bias, tail, first, o_n, o_d, start, segment, edge, mask, D, W)
-    store_tile(y, D, first, o_n, o_d, mask, pre * sigmoid(pre))
+    store_tile(y, D, first, o_n, o_d, mask, pre * sigmoid(pre) if ACTIVATE else pre)
 
 
 @triton.jit(do_not_specialize=["N", "S", "steps"])
 def activation_kernel(
     x, x_row, weight, bias, tail, cu_seqlens, dy, dy_row, dpre, dtaps, N, S, steps,
-    D: tl.constexpr, W: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
+    D: tl.constexpr, W: tl.constexpr, ACTIVATE: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """The gradient of the pre-activations [N, D], and each tile's part of dweight, dtaps [row tiles, W, D] float32; with
     a bias [row tiles, W + 1, D], its gradient's part last."""
     first, o_n, o_d, mask = _place(N, D, BT, BD)
     segment, start, edge = _starts(cu_seqlens, first, o_n, S, steps, W)
-    pre = _convolve(x, x_row, weight, bias, tail, first, o_n, o_d, start, segment, edge, mask, D, W)
-    sig = sigmoid(pre)
-    change = load_tile(dy, dy_row, first, o_n, o_d, mask) * sig * (1.0 + pre * (1.0 - sig))
+    change = load_tile(dy, dy_row, first, o_n, o_d, mask)
+    if ACTIVATE:
+        pre = _convolve(x, x_row, weight, bias, tail, first, o_n, o_d, start, segment, edge, mask, D, W)
+        sig = sigmoid(pre)
+        change = change * sig * (1.0 + pre * (1.0 - sig))
     store_tile(dpre, D, first, o_n, o_d, mask, change)
     if bias is not None:
         dtaps += first // BT * ((W + 1) * D)

@@ -25,7 +25,7 @@ TILE = {"BT": 32, "BD": 64, "num_warps": 4}
 SUMMED = {"BT": 64, "BD": 32, "num_warps": 4}
 # with a bias there is one sum more, and half as many numbers to a thread
 SUMMED_WITH_BIAS = {"BT": 32, "BD": 32, "num_warps": 4}
-WIDEST = 4
+WIDEST = 7
 # Of one token's step: few, since all that a GPU has to do for one row are some thousands of channels.
 STEP_CHANNELS = 128
 
@@ -37,6 +37,7 @@ def triton_short_conv(
     cu_seqlens: Tensor | None,
     initial_tail: Tensor | None,
     output_final_tail: bool,
+    activate: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
     """The op on checked arguments."""
     optional = {"bias": bias, "initial_tail": initial_tail}
@@ -45,7 +46,7 @@ def triton_short_conv(
         raise ValueError(f"weight: got a width of {weight.shape[1]}; on a GPU it must be at most {WIDEST}")
     if cu_seqlens is None:
         cu_seqlens = torch.arange(2, device=x.device) * x.shape[0]
-    y, final_tail = forward_op(x, weight, bias, cu_seqlens.to(x.device), initial_tail, output_final_tail)
+    y, final_tail = forward_op(x, weight, bias, cu_seqlens.to(x.device), initial_tail, output_final_tail, activate)
     return y, final_tail if output_final_tail else None
 
 
@@ -65,6 +66,7 @@ def forward_op(
     cu_seqlens: Tensor,
     initial_tail: Tensor | None,
     output_final_tail: bool,
+    activate: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """y, and the final tail or nothing."""
     (N, D), W, S = x.shape, weight.shape[1], cu_seqlens.shape[0] - 1
@@ -74,7 +76,7 @@ def forward_op(
     with on(x):
         if y.numel():
             forward_kernel[_grid(N, D, TILE)](
-                x, x.stride(0), weight, bias, tail, cu_seqlens, y, N, S, S.bit_length(), D, W, **TILE
+                x, x.stride(0), weight, bias, tail, cu_seqlens, y, N, S, S.bit_length(), D, W, activate, **TILE
             )
         if final_tail.numel():
             BD, warps = _channels(D)
@@ -92,6 +94,7 @@ def _(
     cu_seqlens: Tensor,
     initial_tail: Tensor | None,
     output_final_tail: bool,
+    activate: bool = True,
 ) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), _final_memory(x, weight, cu_seqlens, output_final_tail)
 
@@ -105,6 +108,7 @@ def backward_op(
     bias: Tensor | None,
     cu_seqlens: Tensor,
     initial_tail: Tensor | None,
+    activate: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """dx, dweight, dbias or nothing, and the gradient of the initial tail or nothing."""
     (N, D), W, S = x.shape, weight.shape[1], cu_seqlens.shape[0] - 1
@@ -121,7 +125,21 @@ def backward_op(
     with on(x):
         if dx.numel():
             activation_kernel[_grid(N, D, summed)](
-                x, x.stride(0), weight, bias, tail, cu_seqlens, dy, dy.stride(0), dpre, dtaps, *counts, D, W, **summed
+                x,
+                x.stride(0),
+                weight,
+                bias,
+                tail,
+                cu_seqlens,
+                dy,
+                dy.stride(0),
+                dpre,
+                dtaps,
+                *counts,
+                D,
+                W,
+                activate,
+                **summed,
             )
             input_kernel[_grid(N, D, TILE)](dpre, weight, d_final, cu_seqlens, dx, *counts, D, W, **TILE)
         if dtail.numel():
@@ -143,6 +161,7 @@ def _(
     bias: Tensor | None,
     cu_seqlens: Tensor,
     initial_tail: Tensor | None,
+    activate: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dbias = x.new_empty(0) if bias is None else bias.new_empty(bias.shape)
     return x.new_empty(x.shape), weight.new_empty(weight.shape), dbias, _initial_memory(x, initial_tail)
@@ -150,7 +169,7 @@ def _(
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.set_materialize_grads(False)
-    *kept, ctx.output_final_tail = inputs
+    *kept, ctx.output_final_tail, ctx.activate = inputs
     ctx.save_for_backward(*kept)
 
 
@@ -159,8 +178,8 @@ def _backward(ctx: Any, dy: Tensor | None, d_final: Tensor | None) -> tuple[Tens
     dy = torch.zeros_like(x) if dy is None else dy
     # the gradient of a final tail that was not asked for has no rows
     d_final = d_final if ctx.output_final_tail else None
-    dx, dweight, dbias, dtail = backward_op(dy, d_final, x, weight, bias, cu_seqlens, initial_tail)
-    return dx, dweight, None if bias is None else dbias, None, None if initial_tail is None else dtail, None
+    dx, dweight, dbias, dtail = backward_op(dy, d_final, x, weight, bias, cu_seqlens, initial_tail, ctx.activate)
+    return dx, dweight, None if bias is None else dbias, None, None if initial_tail is None else dtail, None, None
 
 
 forward_op.register_autograd(_backward, setup_context=_setup)

@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.recipe.load import load_recipe
-from hybrid_ft.finetune.training.adamw_bf16 import CHUNK, AdamWBF16, joined, rounded, split
+from hybrid_ft.finetune.training.adamw_bf16 import CHUNK, AdamWBF16
 from hybrid_ft.hybrid_model.families.olmo_hybrid.presets import preset_config
+from hybrid_ft.kernels.adamw_bf16.reference import joined, rounded, split
 
 BF16 = torch.bfloat16
 
@@ -102,6 +103,23 @@ def test_noise_is_of_seed_parameter_and_step() -> None:
     one, again, other = after(1), after(1), after(2)
     assert all(map(torch.equal, one, again))
     assert not torch.equal(one[0], one[1]) and not torch.equal(one[0], other[0])
+
+
+def test_on_a_gpu_one_kernel_takes_each_bfloat16_weight(as_on_a_gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    from hybrid_ft.kernels.adamw_bf16.gpu import launch
+
+    calls: list[Any] = []
+    monkeypatch.setattr(launch, "triton_update", lambda *given: calls.append(given))
+    weights = [torch.nn.Parameter(torch.ones(3, 4, dtype=dtype)) for dtype in (BF16, torch.float32, BF16)]
+    optimizer = AdamWBF16(weights, lr=1e-2, betas=(0.9, 0.95), weight_decay=0.1)
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    with as_on_a_gpu():
+        optimizer.step()
+    assert [given[0].data_ptr() for given in calls] == [weights[0].data_ptr(), weights[2].data_ptr()]
+    assert calls[0][5] != calls[1][5] and calls[0][6].kept == 1 - 1e-3
+    assert (weights[1] < 1).all()  # torch's operations
 
 
 MODEL = {"lora": None}

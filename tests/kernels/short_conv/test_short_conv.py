@@ -36,19 +36,26 @@ def assert_close(got: list[Tensor], true: list[Tensor], tolerance: float = 1e-12
         torch.testing.assert_close(x, y, rtol=tolerance, atol=tolerance)
 
 
+def linear(rule):
+    """Without SiLU."""
+    return lambda *given, **options: rule(*given, **options, activate=False)
+
+
 def biased(rule):
     """The rule whose bias is the weight's last column, so that its gradient is among the results."""
     return lambda x, weight, **options: rule(x, weight[:, :-1], weight[:, -1], **options)
 
 
-@pytest.mark.parametrize("W", [1, 2, 4])
+@pytest.mark.parametrize("W", [1, 2, 4, 7])
 @pytest.mark.parametrize("edges", PACKINGS, ids=str)
 def test_definition_in_float64(edges: list[int], W: int) -> None:
     inputs = case(edges, W=W)
     assert_close(results(short_conv, *inputs), results(short_conv_reference, *inputs))
     leaves, up, cu_seqlens = inputs
     with_bias = [leaves[0], torch.cat([leaves[1], leaves[1][:, :1]], 1), leaves[2]], up, cu_seqlens
-    assert_close(results(biased(short_conv), *with_bias), results(biased(short_conv_reference), *with_bias))
+    for form in (biased, linear, lambda rule: biased(linear(rule))):
+        given = inputs if form is linear else with_bias
+        assert_close(results(form(short_conv), *given), results(form(short_conv_reference), *given))
 
 
 def test_reference_is_torchs_convolution() -> None:
@@ -56,8 +63,9 @@ def test_reference_is_torchs_convolution() -> None:
     bias = weight[:, 1]
     y, final_tail = short_conv_reference(x, weight, bias, initial_tail=tail, output_final_tail=True)
     history = torch.cat([tail[0], x])
-    expected = F.silu(F.conv1d(history.T[None], weight[:, None], bias, groups=6))[0].T
-    assert_close([y, final_tail[0]], [expected, history[-3:]])
+    expected = F.conv1d(history.T[None], weight[:, None], bias, groups=6)[0].T
+    assert_close([y, final_tail[0]], [F.silu(expected), history[-3:]])
+    assert_close([short_conv_reference(x, weight, bias, initial_tail=tail, activate=False)[0]], [expected])
 
 
 @pytest.mark.parametrize("D", [5000, 30000])
@@ -67,6 +75,7 @@ def test_runs_of_rows_meet(D: int) -> None:
     leaves[1] = torch.cat([leaves[1], leaves[1][:, :1]], 1)
     inputs = leaves, up, cu_seqlens
     assert_close(results(biased(short_conv), *inputs), results(biased(short_conv_reference), *inputs))
+    assert_close(results(biased(linear(short_conv)), *inputs), results(biased(linear(short_conv_reference)), *inputs))
 
 
 def test_float32_error_is_at_most_twice_the_references_own() -> None:

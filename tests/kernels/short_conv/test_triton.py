@@ -21,17 +21,18 @@ def case(edges: list[int], D: int = 6, W: int = 4, tail: bool = True, final: boo
     return [x, weight, old if tail else None], up[: 1 + final], torch.tensor(edges, dtype=torch.int32)
 
 
-def rules(cu_seqlens: Tensor | None, final: bool = True, biased: bool = False):
+def rules(cu_seqlens: Tensor | None, final: bool = True, biased: bool = False, activate: bool = True):
     """The kernels and the reference; ``biased``: with the weight's last column for a bias."""
     from hybrid_ft.kernels.short_conv.gpu.launch import triton_short_conv
 
     def kernels(x, weight, tail):
         weight, bias = (weight[:, :-1], weight[:, -1]) if biased else (weight, None)
-        return triton_short_conv(x, weight, bias, None if cu_seqlens is None else cu_seqlens.to(x.device), tail, final)
+        edges = None if cu_seqlens is None else cu_seqlens.to(x.device)
+        return triton_short_conv(x, weight, bias, edges, tail, final, activate)
 
     def reference(x, weight, tail):
         weight, bias = (weight[:, :-1], weight[:, -1]) if biased else (weight, None)
-        options = {"cu_seqlens": cu_seqlens, "initial_tail": tail, "output_final_tail": final}
+        options = {"cu_seqlens": cu_seqlens, "initial_tail": tail, "output_final_tail": final, "activate": activate}
         return short_conv_reference(x, weight, bias, **options)
 
     return kernels, reference
@@ -57,6 +58,15 @@ def test_bias(assert_as_good, edges: list[int]) -> None:
     leaves, up, cu_seqlens = case(edges)
     leaves[1] = torch.cat([leaves[1], leaves[1][:, :1]], 1)
     assert_as_good(*rules(cu_seqlens, biased=True), leaves, up)
+
+
+@pytest.mark.parametrize(("W", "biased"), [(7, False), (7, True), (3, False)])
+def test_without_silu(assert_as_good, W: int, biased: bool) -> None:
+    """As in LFM2, of width 3, and LFM3, of width 7."""
+    leaves, up, cu_seqlens = case(EDGES[4], W=W)
+    if biased:
+        leaves[1] = torch.cat([leaves[1], leaves[1][:, :1]], 1)
+    assert_as_good(*rules(cu_seqlens, biased=biased, activate=False), leaves, up)
 
 
 @pytest.mark.kernels
@@ -135,8 +145,8 @@ def test_operators_are_what_they_say(device: str, assert_operators) -> None:
 def test_what_the_kernels_cannot_take(device: str) -> None:
     kernels, _ = rules(None)
     x = torch.zeros(5, 2, device=device)
-    with pytest.raises(ValueError, match="weight: got a width of 5; on a GPU it must be at most 4"):
-        kernels(x, torch.zeros(2, 5, device=device), None)
+    with pytest.raises(ValueError, match="weight: got a width of 8; on a GPU it must be at most 7"):
+        kernels(x, torch.zeros(2, 8, device=device), None)
     with pytest.raises(ValueError, match="x: got torch.float64; on a GPU it must be float32, bfloat16 or float16"):
         kernels(x.double(), torch.zeros(2, 4, device=device), None)
 
@@ -250,5 +260,23 @@ def test_compiled(assert_compiles, arch: int, D: int) -> None:
             launch.forward_op(x, weight, bias, cu_seqlens, tail, True)
             launch.backward_op(dy, d_final, x, weight, bias, cu_seqlens, tail)
         launch.step_op(x[:2], tail, weight)
+
+    assert_compiles(launch, call, arch)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
+@pytest.mark.kernels
+@pytest.mark.parametrize("W", [3, 7])
+@pytest.mark.parametrize("arch", [80, 90, 100])
+def test_compiled_without_silu(assert_compiles, arch: int, W: int) -> None:
+    """At the width of LFM2 1.2B."""
+    from hybrid_ft.kernels.short_conv.gpu import launch
+
+    leaves, up, cu_seqlens = case([0, 3, 20], 2048, W)
+    x, weight, tail, dy, d_final = (t.bfloat16() for t in (*leaves, *up))
+
+    def call() -> None:
+        launch.forward_op(x, weight, None, cu_seqlens, tail, True, False)
+        launch.backward_op(dy, d_final, x, weight, None, cu_seqlens, tail, False)
 
     assert_compiles(launch, call, arch)

@@ -1,0 +1,210 @@
+"""Samba as a model of transformers', under the tensor names of the ``fla`` package.
+
+Mamba and attention with a window in turn, an MLP behind each. Ren et al., "Samba: Simple Hybrid State Space Models for
+Efficient Unlimited Context Language Modeling" (arXiv 2406.07522).
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, DynamicCache, GenerationMixin, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.mamba.modeling_mamba import MambaMixer
+from transformers.models.mistral.modeling_mistral import MistralAttention
+from transformers.utils.generic import can_return_tuple
+
+from hybrid_ft.hybrid_model.door.cache_name import CACHE, under_both_names
+from hybrid_ft.hybrid_model.door.current import current_layout
+from hybrid_ft.hybrid_model.families.samba.config import SambaConfig
+from hybrid_ft.hybrid_model.layers.padded_rows import rope_of, seen_by_queries
+
+
+class SambaMLP(nn.Module):
+    """down(silu(gate) up)."""
+
+    def __init__(self, config: SambaConfig) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj = (nn.Linear(config.hidden_size, config.mlp_size, bias=False) for _ in range(2))
+        self.down_proj = nn.Linear(config.mlp_size, config.hidden_size, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class SambaAttention(MistralAttention):
+    """transformers' attention with a window."""
+
+
+class SambaMixer(MambaMixer):
+    """transformers' Mamba-1."""
+
+
+class SambaBlock(GradientCheckpointingLayer):
+    """A mixer and an MLP, each behind its norm."""
+
+    def __init__(self, config: SambaConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.recurrent = config.layer_types[layer_idx] == "linear_attention"
+        self.mixer_norm = LlamaRMSNorm(config.hidden_size, eps=config.norm_eps)
+        self.mixer: Any = SambaMixer(config, layer_idx) if self.recurrent else SambaAttention(config, layer_idx)
+        self.mlp_norm = LlamaRMSNorm(config.hidden_size, eps=config.norm_eps)
+        self.mlp = SambaMLP(config)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        rope: tuple[torch.Tensor, torch.Tensor],
+        mask: torch.Tensor | None,
+        real: torch.Tensor | None,
+        past_key_values: Any = None,
+    ) -> torch.Tensor:
+        """[B, T, D]; mask bool [B, 1, T, S] of what a query sees, real [B, T] of tokens; None where a layout says it."""
+        x = self.mixer_norm(hidden_states)
+        if self.recurrent:
+            mixed = self.mixer(x, cache_params=past_key_values, attention_mask=real)
+        else:
+            mixed, _ = self.mixer(
+                hidden_states=x, position_embeddings=rope, attention_mask=mask, **{CACHE: past_key_values}
+            )
+        hidden_states = hidden_states + mixed
+        return hidden_states + self.mlp(self.mlp_norm(hidden_states))
+
+
+class SambaPreTrainedModel(PreTrainedModel):
+    """What transformers asks of a model's classes."""
+
+    config_class = SambaConfig
+    base_model_prefix = "backbone"
+    supports_gradient_checkpointing = True
+    _no_split_modules: ClassVar = ["SambaBlock"]
+    _skip_keys_device_placement: ClassVar = ["past_key_values"]
+    _supports_sdpa = True
+    _is_stateful = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, SambaMixer):
+            module.init_mamba_weights()
+
+
+class SambaModel(SambaPreTrainedModel):
+    """The layers."""
+
+    def __init__(self, config: SambaConfig) -> None:
+        super().__init__(config)
+        self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(SambaBlock(config, i) for i in range(config.num_hidden_layers))
+        self.norm_f = LlamaRMSNorm(config.hidden_size, eps=config.norm_eps)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings
+
+    def set_input_embeddings(self, value: Any) -> None:
+        self.embeddings = value
+
+    @under_both_names
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Hidden states [B, T, D] of input_ids [B, T] or inputs_embeds [B, T, D].
+
+        Each row is one document, padded where attention_mask [B, past + T] is 0; its positions are counted from that mask.
+        Where a layout is current, the one row holds its segments.
+        """
+        hidden = self.embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        layout, queries = current_layout(), hidden.shape[1]
+        use_cache = self.config.use_cache and not self.training if use_cache is None else use_cache
+        mask = of_tokens = None
+        if layout is not None:
+            use_cache, past_key_values, positions = False, None, layout.positions.unsqueeze(0)
+        else:
+            if use_cache and past_key_values is None:
+                past_key_values = DynamicCache(config=self.config)
+            columns = queries + (0 if past_key_values is None else past_key_values.get_seq_length())
+            real = hidden.new_ones(len(hidden), columns) if attention_mask is None else attention_mask[:, -columns:]
+            real = real.bool()
+            positions = (real.long().cumsum(1) - 1).clamp(min=0)[:, -queries:]
+            mask = seen_by_queries(real, queries, self.config.sliding_window)
+            of_tokens = None if columns > queries or bool(real.all()) else real
+        rope = rope_of(positions, self.config.head_dim, float(self.config.attn["rope_theta"]), hidden.dtype)
+        seen = []
+        for layer in self.layers:
+            seen.append(hidden)
+            hidden = layer(hidden, rope, mask, of_tokens, past_key_values)
+        seen.append(self.norm_f(hidden))
+        shown = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        return BaseModelOutputWithPast(
+            last_hidden_state=seen[-1],
+            hidden_states=tuple(seen) if shown else None,
+            **{CACHE: past_key_values if use_cache else None},
+        )
+
+
+class SambaForCausalLM(SambaPreTrainedModel, GenerationMixin):
+    """The layers and a head."""
+
+    _tied_weights_keys: ClassVar = {"lm_head.weight": "backbone.embeddings.weight"}
+
+    def __init__(self, config: SambaConfig) -> None:
+        super().__init__(config)
+        self.backbone = SambaModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.backbone.embeddings
+
+    def set_input_embeddings(self, value: Any) -> None:
+        self.backbone.embeddings = value
+
+    @under_both_names
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits [B, T, vocabulary], or of the last ``logits_to_keep`` columns, and the loss of shifted labels."""
+        out = self.backbone(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,
+            inputs_embeds=inputs_embeds, use_cache=use_cache, **{CACHE: past_key_values}, **kwargs,
+        )  # fmt: skip
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(out.last_hidden_state[:, kept])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss, logits=logits, hidden_states=out.hidden_states, **{CACHE: out.get(CACHE)}
+        )
+
+
+AutoConfig.register("samba", SambaConfig, exist_ok=True)
+AutoModel.register(SambaConfig, SambaModel, exist_ok=True)
+AutoModelForCausalLM.register(SambaConfig, SambaForCausalLM, exist_ok=True)
