@@ -80,7 +80,7 @@ def side(name: str, path: Path, tokenizer: Any) -> Callable[[], str]:
     if name in ("prepared", "before"):
         return prepared
     template = Encoder.of(recipe, tokenizer).template
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
     if name == "tokenizer":
         texts = [template.render(row["messages"]) for row in rows]
         backend = tokenizer.backend_tokenizer

@@ -175,13 +175,12 @@ class OlmoHybridAttention(hf.OlmoHybridAttention):
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cache: AttentionCache, call: CachedCall
     ) -> torch.Tensor:
         """One token of every row, [B, H, D] and [B, HKV, D]; written to the cache. Returns [B, 1, H, D]. No gradients."""
-        keys, values = cache.update(k.unsqueeze(2), v.unsqueeze(2))
-        cache.mask, cache.history = call.mask, call.history
+        keys, values, bias = cache.step(k.unsqueeze(2), v.unsqueeze(2), call.mask, call.bias, call.history)
         o = F.scaled_dot_product_attention(
             q.unsqueeze(2),
             keys,
             values,
-            attn_mask=call.bias,
+            attn_mask=bias,
             scale=self.scaling,
             enable_gqa=self.num_key_value_groups > 1,
         )

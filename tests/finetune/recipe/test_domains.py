@@ -31,7 +31,7 @@ def stage_of(name: str) -> Any:
 def test_the_domains_are_all_there() -> None:
     wanted = "code extraction finance legal long-documents math medical medical-think multilingual safety support tools"
     assert wanted.split() == DOMAINS
-    assert {f"domains/{name}/sft" for name in DOMAINS} <= set(FILES)
+    assert {f"domains/{name}/{file}" for name in DOMAINS for file in ("sft", "qwen3.5-4b")} <= set(FILES)
 
 
 @pytest.mark.parametrize("name", DOMAINS)

@@ -52,6 +52,7 @@ def stepped(device: str, seed: int) -> list[torch.Tensor]:
     return [weight, low, first, second]
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("seed", [7, 2**61 + 12345])
 def test_it_is_the_reference_with_the_same_bits(device: str, seed: int) -> None:
     """But for a last bit where the order of a product and a sum differs, which rounding at random may carry one up."""
