@@ -123,7 +123,7 @@ def flat_model(cls: type[PreTrainedModel], family: Family) -> type[PreTrainedMod
                 outputs = super().forward(
                     input_ids=None if input_ids is None else door.flatten(input_ids).unsqueeze(0),
                     inputs_embeds=None if inputs_embeds is None else door.flatten(inputs_embeds).unsqueeze(0),
-                    position_ids=door.layout.positions.unsqueeze(0),
+                    position_ids=door.layout.own_positions.unsqueeze(0),
                     use_cache=False,
                     return_dict=True,
                     **kwargs,

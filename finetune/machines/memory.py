@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -123,6 +123,11 @@ class Batch:
     labelled: int
     prompts: int = 0
     several: bool = True
+
+    def over(self, processes: int) -> Batch:
+        """What lies with each of some processes that share it; of heads the largest share counts as the mean."""
+        tokens, labelled, prompts = (-(-n // processes) for n in (self.tokens, self.labelled, self.prompts))
+        return replace(self, tokens=tokens, labelled=labelled, prompts=prompts)
 
 
 @dataclass(frozen=True)
@@ -307,7 +312,7 @@ def peak(
 ) -> Memory:
     """The most that each of ``gpus`` holds in a step: in pieces over them (FSDP2), or a copy on each (DDP).
 
-    checkpointing: as model.gradient_checkpointing has it on a GPU, "selective" among it; None: True
+    checkpointing: as model.gradient_checkpointing has it on a GPU, "selective" and "offload" among it; None: True
     left_out: numbers of layers that are not checkpointed
     """
     pieces, how = gpus if sharded else 1, True if checkpointing is None else checkpointing
@@ -351,7 +356,7 @@ def _moments(
     below = [0]  # bytes that the layers before each keep until their backward
     for number, (layer, how) in enumerate(zip(layers, hows)):
         mixed = layer.mixed if how == "selective" else 0
-        kept = N * (layer.input + mixed)
+        kept = 0 if how == "offload" else N * (layer.input + mixed)
         if not how:
             kept = N * (layer.read + (layer.kept or 0)) + copies[number] if number >= first else 0
         below.append(below[-1] + kept)

@@ -26,7 +26,7 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # To meet at all; one that has died before this cannot be noticed otherwise.
 _MEETING = timedelta(minutes=5)
 # One waits while another measures or exports a model. What hangs is the watchdog's to notice, not a time-out's.
-_PATIENCE = timedelta(hours=24)
+PATIENCE = timedelta(hours=24)
 _TRANSPORT = (
     "connection closed by peer",
     "connection reset",
@@ -59,7 +59,7 @@ def number_told(name: str, least: int, most: int | None = None) -> int:
 
 def be_patient(group: Any) -> None:
     """Let a group wait as long as process 0 may write; the watchdog, and not a timeout, ends a run that hangs."""
-    dist.distributed_c10d._set_pg_timeout(_PATIENCE, group)
+    dist.distributed_c10d._set_pg_timeout(PATIENCE, group)
 
 
 @dataclass

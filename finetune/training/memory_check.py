@@ -39,7 +39,8 @@ def memory_line(
     """
     bfloat16 = in_bfloat16(recipe)
     shape = shape_of_recipe(recipe, bfloat16)
-    batch = batch_of(recipe, prepared, processes)
+    team = recipe.train.sequence_parallel
+    batch = batch_of(recipe, prepared, processes // team).over(team)
     sharded = bool(recipe.train.sharded)
     among = pieces(processes, recipe.train.sharded) if sharded else processes
     free, total = device.memory()
@@ -87,8 +88,8 @@ def shape_of_recipe(recipe: Recipe, bfloat16: bool) -> Shape:
     return shape_of(model, model.config, bfloat16, recipe.model.quantize)
 
 
-def batch_of(recipe: Recipe, prepared: Any, processes: int = 1) -> Batch:
-    """The largest micro-batch that the rows can make; every token of it may carry a label."""
+def batch_of(recipe: Recipe, prepared: Any, teams: int = 1) -> Batch:
+    """The largest micro-batch that the rows can make; every token of it may carry a label. ``teams`` share a step."""
     columns = token_columns(prepared.train)
     whole = np.sum([lengths(prepared.train, name) for name in columns], axis=0)
     if len(columns) > 1:
@@ -100,7 +101,7 @@ def batch_of(recipe: Recipe, prepared: Any, processes: int = 1) -> Batch:
         tokens = max((int(whole[pack].sum()) for pack in prepared.packs), default=0)
     else:
         tokens = int(np.sort(whole)[-recipe.train.batch_size :].sum())
-    return Batch(tokens, tokens, several=a_step(recipe) > processes)
+    return Batch(tokens, tokens, several=a_step(recipe) > teams)
 
 
 def largest_of_pairs(whole: np.ndarray, pairs_per_step: int, batch_tokens: int) -> Batch:

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -28,12 +28,14 @@ from hybrid_ft.finetune.runs.folder import RunFolder
 from hybrid_ft.finetune.runs.identity import run_identity, tokenizer_digest
 from hybrid_ft.finetune.runs.launcher import agreed
 from hybrid_ft.finetune.runs.session import begin_or_go_on, check_storage, in_folder, newest_checkpoint
+from hybrid_ft.finetune.runs.team import Team
 from hybrid_ft.finetune.training import ends, fsdp, seams, tasks
 from hybrid_ft.finetune.training.memory_check import held_line, kept_on_a_cpu, memory_line
+from hybrid_ft.finetune.training.own_tokens import check_heads
 from hybrid_ft.finetune.training.trainer import STATE
 from hybrid_ft.hybrid_model.checkpoint.generation_config import GenerationDefaults, generation_defaults
 from hybrid_ft.hybrid_model.gpu_trust import check_gpu
-from hybrid_ft.hybrid_model.selective_checkpointing import leave_out
+from hybrid_ft.hybrid_model.selective_checkpointing import leave_out, offload_inputs
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -79,6 +81,7 @@ class Start:
     plan: Plan
     suite: Suite | None = None
     mirror: Mirror | None = None
+    team: Team = field(default_factory=Team)
     of_main: bool = False
 
     def say(self, text: str) -> None:
@@ -99,6 +102,7 @@ class Start:
             "loraplus_ratio": self.recipe.train.loraplus_ratio,
             "mirror": self.mirror,
             "optimizer": self.recipe.train.optimizer,
+            "team": self.team,
         }
 
 
@@ -174,6 +178,7 @@ def _run(
     mirror: Mirror | None,
 ) -> int:
     began = time.perf_counter()
+    team = Team.of(folder.processes, recipe.train.sequence_parallel)
     identity = run_identity(recipe)
     changed = folder.check(identity, how.accept, how.extend)
     if how.extend and not folder.begun:
@@ -193,7 +198,7 @@ def _run(
     plan = stage.plan(recipe, prepared, folder.processes.count)
     ends.check_longer(folder, plan.steps)
     of_main = stage.of_main and fsdp.can_be_sent(recipe, folder.processes.count)
-    start = Start(recipe, folder, console, stop, tokenizer, prepared, plan, suite, mirror, of_main)
+    start = Start(recipe, folder, console, stop, tokenizer, prepared, plan, suite, mirror, team, of_main)
     memory, kept = None, frozenset[int]()
     if device.is_gpu():
         memory, kept = memory_line(recipe, prepared, folder.processes.count, folder.processes.least)
@@ -202,6 +207,9 @@ def _run(
 
     model = models.load_model(recipe, tokenizer, weights=folder.processes.main or not start.of_main)
     leave_out(model, kept)
+    if recipe.model.gradient_checkpointing == "offload":
+        offload_inputs(model)
+    check_heads(model.config, team.size)
     defaults = generation_defaults(model, tokenizer, prepared.eos_token_ids)
     saves = check_storage(folder, recipe, model, models.in_bfloat16(recipe))
     resumed = newest_checkpoint(folder, start.say, mirror.fetch if mirror else lambda newest: newest)
@@ -268,7 +276,8 @@ def _introduce(stage: Stage, start: Start, model: torch.nn.Module, resumed: Path
         start.say(line)
     if processes.count > 1:
         divided = f"in {fsdp.pieces(processes.count, train.sharded)} pieces (FSDP2)"
-        start.say(f"processes {processes.count}, the model {divided if train.sharded else 'a copy in each (DDP)'}")
+        how = divided if train.sharded else "a copy in each (DDP)"
+        start.say(f"processes {processes.count}, the model {how}{start.team.said}")
     start.say(f"output    {start.folder.path}" + (f", going on from {resumed.name}" if resumed else ""))
     if start.mirror:
         start.say(f"mirror    {start.mirror.place.name}")

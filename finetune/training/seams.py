@@ -43,6 +43,7 @@ OVERRIDDEN = {
     "PackedSFTTrainer": {
         "__init__": "this project's head on a CPU",
         "get_train_dataloader": "batches are dealt out to the processes, none twice",
+        "get_batch_samples": "a process takes its tokens of what its team shares",
         "compute_loss": "TRL's metrics are not gathered; tokens are weighed",
         "_get_num_items_in_batch": "the weights of a step are summed, over all processes",
     },

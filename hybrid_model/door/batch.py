@@ -38,11 +38,11 @@ class Batch:
         return None if self.door is None else self.door.layout
 
     def positions(self) -> torch.Tensor:
-        """int64 [N]: each token's place in its history."""
+        """int64 [N]: the place in its history of each token that lies here."""
         if self.call is not None:
             return self.call.positions()
         assert self.door is not None
-        return self.door.layout.positions
+        return self.door.layout.own_positions
 
     def flat(self, rows: torch.Tensor) -> torch.Tensor:
         """What the caller gives for each place, [B, T, ...], in the form of the hidden states between the layers."""
@@ -113,9 +113,9 @@ def read_any_batch(
     if layout is not None:
         if attention_mask is not None or past_key_values is not None:
             raise ValueError("a layout stands for itself: no attention_mask and no cache beside it")
-        if shape != (1, len(layout.positions)):
-            raise ValueError(f"the layout is of {len(layout.positions)} tokens in one row; the batch is {shape}")
         layout = layout.to(given.device, non_blocking=True)
+        if shape != (1, len(layout.own_positions)):
+            raise ValueError(f"the layout is of {len(layout.own_positions)} tokens in one row; the batch is {shape}")
         return Batch(Door(layout, shape, None, len(layout.lengths) == 1), None, none, None)
 
     # Rows that share prompts, as pairs do.

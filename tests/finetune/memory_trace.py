@@ -9,8 +9,9 @@ from __future__ import annotations
 import dataclasses
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -138,7 +139,8 @@ def trace(
     """
     from hybrid_ft.finetune.training.adamw_bf16 import AdamWBF16
     from hybrid_ft.finetune.training.fsdp import divide
-    from hybrid_ft.hybrid_model.selective_checkpointing import leave_out, selective_contexts
+    from hybrid_ft.hybrid_model import selective_checkpointing
+    from hybrid_ft.hybrid_model.selective_checkpointing import leave_out, offload_inputs, selective_contexts
 
     length = tokens // documents
     layout = build_layout([length] * documents)
@@ -147,11 +149,14 @@ def trace(
         layout = build_layout(prompts + answers, [-1] * documents + [n // 2 for n in range(2 * documents)])
     mesh = _pretended(processes)
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True), as_on_a_gpu():
+        with ExitStack() as around, FakeTensorMode(allow_non_fake_inputs=True), as_on_a_gpu():
             model = _fake_model(config, lora, targets, dropout, optimizer == "adamw_bf16")
             plain = model.get_base_model() if lora else model
             model.train()
             leave_out(model, left_out)
+            if checkpointing == "offload":
+                offload_inputs(model)
+                around.enter_context(mock.patch.object(selective_checkpointing, "save_on_cpu", _on_the_host))
             if checkpointing:
                 selectively = {"context_fn": selective_contexts} if checkpointing == "selective" else {}
                 how = {"use_reentrant": False, "preserve_rng_state": False} | selectively
@@ -193,6 +198,14 @@ def trace(
     finally:
         if mesh is not None:
             dist.destroy_process_group()
+
+
+def _on_the_host(pin_memory: bool) -> torch.autograd.graph.saved_tensors_hooks:
+    """In place of torch's: here the host is the device, so what waits there must hold no memory of it."""
+    assert pin_memory
+    return torch.autograd.graph.saved_tensors_hooks(
+        lambda x: (x.shape, x.dtype), lambda kept: torch.empty(kept[0], dtype=kept[1])
+    )
 
 
 def _stepping(model: Any, plain: Any, layout: SequenceLayout, labelled: int, cache: bool) -> Callable[[], torch.Tensor]:

@@ -89,6 +89,14 @@ def test_of_the_7b(differs: Any, tokens: int, lora: int, processes: int, checkpo
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 8])
+@pytest.mark.parametrize("lora", [0, 32])
+@pytest.mark.parametrize("tokens", [32768, 131072])
+def test_of_inputs_in_the_hosts_memory(differs: Any, tokens: int, lora: int, processes: int) -> None:
+    assert abs(differs(tokens=tokens, lora=lora, processes=processes, checkpointing="offload")) < MARGIN
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("micro_batches", [1, 2])
 @pytest.mark.parametrize("processes", [1, 8])
 @pytest.mark.parametrize("lora", [0, 32])

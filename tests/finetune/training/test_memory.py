@@ -71,6 +71,19 @@ def test_a_step_needs_no_more_than_it_did(traced, name):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("tokens", "checkpointing", "most"),
+    [(65536, True, 47.0), (131072, True, 78.0), (131072, "offload", 48.0), (262144, "offload", 80.5)],
+)
+def test_long_rows_fit_with_lora(traced, tokens, checkpointing, most):
+    """GB of the whole 7B, by what eight layers take more than four: 64k fits 80 GB, 128k an
+    H200 and, offloaded, 80 GB; 256k an H200."""
+    how = {"tokens": tokens, "lora": 32, "checkpointing": checkpointing}
+    four, eight = traced(PERIOD, **how).all, traced(2 * PERIOD, **how).all
+    assert 0.9 * most < (four + 7 * (eight - four)) / GB <= most
+
+
+@pytest.mark.slow
 def test_the_optimizers_step_copies_no_weights(traced):
     """foreach, torch's default on a GPU, makes temporaries of the size of the weights."""
     fused, foreach = traced(tokens=64), traced(tokens=64, fused=False)
