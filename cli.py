@@ -19,7 +19,7 @@ import hybrid_ft
 from hybrid_ft.commands.data import data, recipes
 from hybrid_ft.commands.evaluation import evaluate, report, watch
 from hybrid_ft.commands.machines import doctor, plan
-from hybrid_ft.commands.models import chat, export, generate, merge, push
+from hybrid_ft.commands.models import chat, export, generate, merge, push, score
 from hybrid_ft.commands.renting import rent
 from hybrid_ft.commands.training import STAGES, launch, run_stages, status
 from hybrid_ft.errors import BAD_INPUT, INTERRUPTED, InputError, masked
@@ -81,6 +81,7 @@ COMMANDS: tuple[Callable[..., object], ...] = (
     watch,
     chat,
     generate,
+    score,
     merge,
     export,
     push,
