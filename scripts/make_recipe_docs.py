@@ -9,7 +9,7 @@ import re
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -224,7 +224,7 @@ def _kind(annotation: Any, limits: list[Any]) -> tuple[str, list[Any], bool]:
         return f"list of {kind}" if "`" in kind else f"list of {kind}s", limits, False
     if getattr(annotation, "__origin__", None) is dict:
         return f"mapping to {_kind(args[1], [])[0]}", [], False
-    if args and isinstance(annotation, types.UnionType):
+    if get_origin(annotation) in (Union, types.UnionType):
         return ", ".join(_kind(arg, [])[0] for arg in args), [], False
     if args:
         return ", ".join(f"`{arg}`" for arg in args), [], False

@@ -60,7 +60,7 @@ def case(recipe: Recipe, shape: Shape, work: Work, gpu: Gpu, count: int, save_by
     size = recipe.train.sequence_parallel
     batch = replace(work.batch, several=work.micro_batches > count // size).over(size)
     kept = left_out(recipe, shape, batch, count, gpu.memory)
-    memory = peak(shape, batch, count, recipe.train.sharded, checkpointing, kept)
+    memory = peak(shape, batch, count, bool(recipe.train.sharded), checkpointing, kept)
     again = 0.0 if checkpointing is False else 1 - len(kept) / max(len(shape.layers), 1)
     seconds = None if not work.tokens else _seconds(recipe, shape, work, gpu, count, again, save_bytes)
     return Case(gpu, count, memory, seconds, len(kept))
@@ -79,7 +79,7 @@ def _seconds(
     slow, fast = (done / (gpu.flops * share * over) for share in gpu.mfu)
     micro = work.tokens / max(sum(work.typical), 1) / teams * idle if work.tokens else 0.0
     least, most = (len(shape.layers) * micro * seconds for seconds in LAUNCHES)
-    traffic = _traffic(shape, work, count, size, recipe.train.sharded) / gpu.link
+    traffic = _traffic(shape, work, count, size, bool(recipe.train.sharded)) / gpu.link
     hosted = 0.0
     if recipe.model.gradient_checkpointing == "offload":
         hosted = 2 * sum(layer.input for layer in shape.layers) * (work.tokens or 0) / count / HOST
@@ -90,18 +90,15 @@ def _seconds(
 
 
 def _traffic(shape: Shape, work: Work, count: int, size: int, sharded: bool) -> float:
-    """Bytes that each GPU sends in an epoch: weights twice and gradients once for each micro-batch in pieces; gradients
-    twice a step where each has a copy; of shared micro-batches what goes to other heads, three times (forward, again,
-    backward)."""
+    """Bytes that each GPU sends in an epoch: for each micro-batch in pieces layers twice, the rest once, and gradients
+    once; gradients twice a step where each has a copy; of shared micro-batches what goes to other heads, three times
+    (forward, again, backward)."""
     if count == 1 or not work.tokens:
         return 0.0
     micro = work.tokens / max(work.batch.tokens, 1) * size / count
     gradients = shape.gradient * shape.trained
-    sent = (
-        (2 * shape.bytes + gradients) * micro
-        if sharded
-        else 2 * gradients * micro * (count // size) / work.micro_batches
-    )
+    weights = shape.outside.bytes + 2 * sum(map(shape.gathered, shape.layers))
+    sent = (weights + gradients) * micro if sharded else 2 * gradients * micro * (count // size) / work.micro_batches
     heads = 3 * work.exchanged * work.tokens / count * (size - 1) / size
     return sent * (count - 1) / count + heads
 

@@ -228,13 +228,6 @@ def _in_bfloat16(recipe: Recipe) -> Iterator[Wrong]:
     key, got = ("train", "optimizer"), "got adamw_bf16"
     if recipe.model.dtype == "float32":
         yield Wrong(key, f"{got}; needs bfloat16 arithmetic; leave model.dtype out", (("model", "dtype"),))
-    if recipe.train.sharded:
-        yield Wrong(
-            key,
-            f"{got}; keeps decay rates in float32 beside bfloat16, which FSDP2 cannot divide together; set train.sharded: "
-            "false, or use adamw",
-            (("train", "sharded"),),
-        )
 
 
 def _size_of_a_step(recipe: Recipe) -> Iterator[Wrong]:

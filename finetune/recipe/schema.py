@@ -103,8 +103,8 @@ class Train(Section):
     """Steps between lines of metrics."""
     loader_workers: Annotated[int, Free()] = Field(0, ge=0, le=64, examples=[4])
     """Processes that prepare batches ahead of training."""
-    sharded: bool = Field(False, examples=[True])
-    """Divide weights, gradients and optimizer among the processes (FSDP2); false: each holds a copy (DDP)."""
+    sharded: bool | Literal["machine"] = Field(False, examples=[True])
+    """Divide weights, gradients and optimizer among the processes (FSDP2); machine: among those of each machine, which exchange gradients once a step (HSDP), for machines with a slow link between them; false: each holds a copy (DDP)."""
     sequence_parallel: Annotated[AtLeastOne, Free()] = Field(1, examples=[2])
     """Processes that share the tokens of each micro-batch, each computing whole sequences of some heads: a divisor of the number of processes. A step is the same rows. For packed rows and for dpo and kto, with Olmo Hybrid, Olmo and Qwen."""
     check_memory: Annotated[bool, Free()] = Field(True, examples=[False])

@@ -57,6 +57,11 @@ def number_told(name: str, least: int, most: int | None = None) -> int:
     return number
 
 
+def be_patient(group: Any) -> None:
+    """Let a group wait as long as process 0 may write; the watchdog, and not a timeout, ends a run that hangs."""
+    dist.distributed_c10d._set_pg_timeout(PATIENCE, group)
+
+
 @dataclass
 class Processes:
     """``count`` processes; this one is number ``rank``. Number 0, ``main``, is the one that writes and speaks."""
@@ -90,7 +95,7 @@ class Processes:
                 dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=_MEETING)
             group = dist.new_group(backend="gloo", timeout=_MEETING)
             for one in (None, group):
-                dist.distributed_c10d._set_pg_timeout(PATIENCE, one)
+                be_patient(one)
             return group
 
         group = _hearing_signals(meet)

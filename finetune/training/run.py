@@ -82,6 +82,7 @@ class Start:
     suite: Suite | None = None
     mirror: Mirror | None = None
     team: Team = field(default_factory=Team)
+    of_main: bool = False
 
     def say(self, text: str) -> None:
         say(self.console, text)
@@ -120,6 +121,7 @@ class Stage:
     ready      start, trainer, what ``trial`` gave: what the run needs before the first measure; it has begun
     questions  rows, tokenizer -> held-out rows with ``origin``, ``prompt_ids`` and ``answer``, or None
     show       start, before, after: what was measured on the base and on the result
+    of_main    whether process 0 alone needs the weights before the first step
     """
 
     name: str
@@ -133,6 +135,7 @@ class Stage:
     ready: Callable[[Start, Any, Any], None]
     questions: Callable[[Any, PreTrainedTokenizerBase], Dataset | None]
     show: Callable[[Start, dict[str, Any], dict[str, Any]], None]
+    of_main: bool = False
 
 
 @dataclass(frozen=True)
@@ -194,14 +197,15 @@ def _run(
     changed = folder.check(identity, how.accept, how.extend)
     plan = stage.plan(recipe, prepared, folder.processes.count)
     ends.check_longer(folder, plan.steps)
-    start = Start(recipe, folder, console, stop, tokenizer, prepared, plan, suite, mirror, team)
+    of_main = stage.of_main and fsdp.can_be_sent(recipe, folder.processes.count)
+    start = Start(recipe, folder, console, stop, tokenizer, prepared, plan, suite, mirror, team, of_main)
     memory, kept = None, frozenset[int]()
     if device.is_gpu():
         memory, kept = memory_line(recipe, prepared, folder.processes.count, folder.processes.least)
     elif recipe.model.gradient_checkpointing:
         kept = kept_on_a_cpu(recipe)
 
-    model = models.load_model(recipe, tokenizer)
+    model = models.load_model(recipe, tokenizer, weights=folder.processes.main or not start.of_main)
     leave_out(model, kept)
     if recipe.model.gradient_checkpointing == "offload":
         offload_inputs(model)
@@ -210,7 +214,7 @@ def _run(
     saves = check_storage(folder, recipe, model, models.in_bfloat16(recipe))
     resumed = newest_checkpoint(folder, start.say, mirror.fetch if mirror else lambda newest: newest)
     ends.check_goes_on(folder, resumed)
-    memory = memory or held_line(model, folder.processes.count, recipe.train.sharded)
+    memory = memory or held_line(model, fsdp.pieces(folder.processes.count, recipe.train.sharded))
     _introduce(stage, start, model, resumed, (memory, saves))
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder.path / "tensorboard")
     progress = stage.progress(console, folder.metrics)
@@ -271,7 +275,8 @@ def _introduce(stage: Stage, start: Start, model: torch.nn.Module, resumed: Path
     for line in costs:
         start.say(line)
     if processes.count > 1:
-        how = "in pieces over them (FSDP2)" if train.sharded else "a copy in each (DDP)"
+        divided = f"in {fsdp.pieces(processes.count, train.sharded)} pieces (FSDP2)"
+        how = divided if train.sharded else "a copy in each (DDP)"
         start.say(f"processes {processes.count}, the model {how}{start.team.said}")
     start.say(f"output    {start.folder.path}" + (f", going on from {resumed.name}" if resumed else ""))
     if start.mirror:
@@ -328,7 +333,7 @@ def _train(start: Start, trainer: RunTrainer, progress: ShowProgress, resumed: P
             trainer.load_weights(last)
             trainer.state = TrainerState.load_from_json(str(last / STATE))
     else:
-        if resumed:
+        if resumed and (processes.main or not start.of_main):
             trainer.load_weights(resumed)
         # whatever was measured before must not move the training: a resumed run does not measure again
         set_seed(recipe.train.seed)
@@ -336,7 +341,7 @@ def _train(start: Start, trainer: RunTrainer, progress: ShowProgress, resumed: P
         with ExitStack() as around:
             around.callback(progress.close)
             if sharded:
-                fsdp.shard(trainer.model, trainer.accelerator)
+                fsdp.shard(trainer.model, trainer.accelerator, recipe, start.of_main)
                 around.enter_context(seams.already_divided(trainer.model, trainer.accelerator))
             around.enter_context(trainer.watchdog.watching(folder.path, processes.rank))
             around.enter_context(start.stop.at_step_ends())

@@ -140,7 +140,7 @@ RULES: dict[str, Rule] = {
     "train.keep": whole(1, 10**9),
     "train.log_every": whole(1, 10**9),
     "train.loader_workers": whole(0, 64),
-    "train.sharded": flag,
+    "train.sharded": lambda value: flag(value) or value == "machine",
     "train.sequence_parallel": whole(1, 10**9),
     "train.check_memory": flag,
     "train.trackers": all_of(one_of("tensorboard", "trackio", "wandb")),
@@ -226,8 +226,7 @@ def broken_rules(recipe: dict[str, Any]) -> list[str]:
         "parts of micro-batches": (train["tokens_per_step"] or 0) % train["batch_tokens"]
         or (train["rows_per_step"] or 0) % train["batch_size"],
         "an optimizer of all weights": train["optimizer"] != "adamw" and recipe["model"]["lora"],
-        "weights in fewer bits": train["optimizer"] == "adamw_bf16"
-        and (recipe["model"]["dtype"] == "float32" or train["sharded"]),
+        "weights in fewer bits": train["optimizer"] == "adamw_bf16" and recipe["model"]["dtype"] == "float32",
         "LoRA+ of nothing": train["loraplus_ratio"] is not None and not recipe["model"]["lora"],
         "noise in comparisons": train["neftune_alpha"] is not None and recipe["dpo"],
         "tokens of rows that cannot be shared": train["sequence_parallel"] > 1

@@ -28,15 +28,18 @@ BLOCK = 512
 
 
 class LiveBytes(TorchDispatchMode):
-    """``now`` and ``peak``: bytes of every storage that an operation has returned and that is still alive."""
+    """``now`` and ``peak``: bytes of every storage that an operation has returned and that is still alive; ``gathered``:
+    bytes that gatherings have put together."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.now = self.peak = 0
+        self.now = self.peak = self.gathered = 0
         self._sizes: dict[int, tuple[Any, int]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
+        if func is torch.ops.c10d._allgather_base_.default:
+            self.gathered += args[0].numel() * args[0].element_size()
         for leaf in tree_leaves(out):
             if isinstance(leaf, torch.Tensor):
                 self.add(leaf)
@@ -88,12 +91,13 @@ class LiveBytes(TorchDispatchMode):
 
 @dataclasses.dataclass(frozen=True)
 class Peaks:
-    """Bytes on each GPU: held between steps, and the most during forward, backward and the optimizer's step."""
+    """Bytes on each GPU: held between steps, and the most during forward, backward and the optimizer's step; gathered in it."""
 
     held: int
     forward: int
     backward: int
     optimizer: int
+    gathered: int
 
     @property
     def all(self) -> int:
@@ -160,7 +164,7 @@ def trace(
                 if lora:
                     plain.enable_input_require_grads()
             if mesh is not None:
-                divide(model, mesh)
+                divide(model, mesh, bfloat16=True)
             live = LiveBytes()
             step = _stepping(model, plain, _fake_layout(layout), int(tokens * labelled), autocast_cache)
             trained = (parameter for parameter in model.parameters() if parameter.requires_grad)
@@ -177,7 +181,7 @@ def trace(
             with live.seeing_resizes(), live, disable_input_dtype_casting(model, active=not peft_forward):
                 for _ in range(2):
                     forward = backward = 0
-                    held = live.now
+                    held, live.gathered = live.now, 0
                     live.lap()
                     for number in range(micro_batches):
                         if mesh is not None:
@@ -190,7 +194,7 @@ def trace(
                     made.step()
                     last = live.lap()
                     made.zero_grad()
-            return Peaks(held, forward, backward, last)
+            return Peaks(held, forward, backward, last, live.gathered)
     finally:
         if mesh is not None:
             dist.destroy_process_group()

@@ -200,4 +200,5 @@ SFT = training.Stage(
     ready=_ready,
     questions=_questions,
     show=_show,
+    of_main=True,
 )
