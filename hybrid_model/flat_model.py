@@ -68,6 +68,10 @@ def flat_model(cls: type[PreTrainedModel], family: Family) -> type[PreTrainedMod
             if use_cache is None:
                 use_cache = self.config.use_cache and not self.training
             shape = (given.shape[0], given.shape[1])
+            if isinstance(past_key_values, StaticCache) and family.classes:
+                raise ValueError(
+                    f"past_key_values is a StaticCache, which {family.name} has no steps for; leave cache_implementation unset"
+                )
             if isinstance(past_key_values, StaticCache) and getattr(attention_mask, "ndim", 4) == 4:
                 # generate has made such a cache's masks, of the columns that it has
                 if shape[1] > 1:
