@@ -42,12 +42,13 @@ test: $(READY)
 	$(PYTEST) -n 2 --dist worksteal -m 'not slow and not real_data and not kernels and not gpu and not faults'
 
 # bitsandbytes comes now and not with the set-up: where it is, PEFT imports it and every start takes a second more. torchao, whose
-# imports write to the screen, does not come at all: without it the test of int8 exports skips. The S3 server on loopback is 200 MB.
+# imports write to the screen, does not come at all: without it the test of int8 exports skips. The S3 server on loopback is 200 MB,
+# lm_eval with what it needs 380 MB, half a minute.
 test-slow: $(READY) $(VENV)/.slow
 	$(PYTEST) -n 2 -m 'slow or real_data'
 
 $(VENV)/.slow: $(READY)
-	@$(BIN)/python -m pip install -q $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) bitsandbytes s3fs 'moto[server]'
+	@$(BIN)/python -m pip install -q $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) bitsandbytes s3fs 'moto[server]' lm_eval
 	@touch $@
 
 test-kernels: $(READY)

@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Annotated
 
@@ -18,9 +19,9 @@ import hybrid_ft
 from hybrid_ft.commands.data import data, recipes
 from hybrid_ft.commands.evaluation import evaluate, report, watch
 from hybrid_ft.commands.machines import doctor, plan
-from hybrid_ft.commands.models import chat, export, generate, merge, push
+from hybrid_ft.commands.models import chat, export, generate, merge, push, score
 from hybrid_ft.commands.renting import rent
-from hybrid_ft.commands.training import dpo, kto, launch, reward, run_stages, sft, status
+from hybrid_ft.commands.training import STAGES, launch, run_stages, status
 from hybrid_ft.errors import BAD_INPUT, INTERRUPTED, InputError, masked
 from hybrid_ft.finetune.runs.signals import nothing_left_to_stop
 
@@ -66,11 +67,8 @@ def _options(
     pass
 
 
-COMMANDS = (
-    sft,
-    dpo,
-    kto,
-    reward,
+COMMANDS: tuple[Callable[..., object], ...] = (
+    *STAGES,
     run_stages,
     launch,
     status,
@@ -83,6 +81,7 @@ COMMANDS = (
     watch,
     chat,
     generate,
+    score,
     merge,
     export,
     push,

@@ -23,7 +23,8 @@ def evaluate(
     on: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="TASK", help="A task's YAML file, or the name of one that ships; repeat it for more tasks."
+            metavar="TASK",
+            help="A task's YAML file, the name of one that ships, or lm_eval:NAME; repeat it for more tasks.",
         ),
     ] = None,
     forgetting: Annotated[

@@ -1,4 +1,4 @@
-"""Commands that use a model: chat, generate, merge, export, push."""
+"""Commands that use a model: chat, generate, score, merge, export, push."""
 
 from __future__ import annotations
 
@@ -107,6 +107,22 @@ def _as_rejected(
         from hybrid_ft.finetune.runs.console import screen
 
         return run(path, str(rows), out, max_new_tokens, Sampling(*sampling), screen(), count)
+
+
+def score(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A reward model or its adapter: a folder or hub name.")],
+    rows: Annotated[str, typer.Option(metavar="FILE", help="Pairs, in any form that a reward recipe reads.")],
+    out: Annotated[Path | None, typer.Option(help="Where a JSON line for each row goes.", show_default=False)] = None,
+    answers: Annotated[
+        bool, typer.Option("--answers", help="The rows are conversations that end on an answer, as for sft.")
+    ] = False,
+) -> int:
+    """Score answers by a reward model, and say how often it prefers the chosen ones."""
+    _check_out(out)
+    from hybrid_ft.finetune.runs.console import screen
+    from hybrid_ft.finetune.training.reward.score import run
+
+    return run(model, rows, out, screen(), answers)
 
 
 def merge(

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from hybrid_ft.commands.options import AcceptChanges, Extend, Mirror, Overrides, RecipeName, with_mirror
+from hybrid_ft.finetune.recipe.stage_kinds import STAGE_KINDS
 from hybrid_ft.finetune.runs.signals import resumable
 
 
@@ -29,10 +30,8 @@ def _stage(name: str, what: str) -> Callable[..., int]:
     return train
 
 
-sft = _stage("sft", "Fine-tune a model (SFT) as a recipe says.")
-dpo = _stage("dpo", "Preference-tune (DPO) a model on pairs of answers.")
-kto = _stage("kto", "Preference-tune (KTO) a model on answers judged good or bad.")
-reward = _stage("reward", "Train a reward model, which scores answers, on pairs.")
+STAGES = tuple(_stage(name, kind.help) for name, kind in STAGE_KINDS.items())
+"""Their commands."""
 
 
 def _train(stage: str, recipe: str, overrides: list[str], accept_changes: bool, extend: bool) -> int:
@@ -53,7 +52,7 @@ def run_stages(
     overrides: Overrides = None,
     mirror: Mirror = None,
 ) -> int:
-    """Run a file of stages (sft, dpo, kto, reward, export), each from the last one's model. Finished stages are not repeated."""
+    """Run a file of stages, which train or export, each from the last one's model. Finished stages are not repeated."""
     with resumable():
         from hybrid_ft.finetune.pipeline import run
         from hybrid_ft.finetune.runs.console import screen
@@ -64,7 +63,7 @@ def run_stages(
 def launch(
     recipe: Annotated[
         str,
-        typer.Argument(metavar="RECIPE", help="A recipe, or a file of stages, as for sft, dpo, kto, reward and run."),
+        typer.Argument(metavar="RECIPE", help="A recipe, or a file of stages as for run."),
     ],
     overrides: Overrides = None,
     processes: Annotated[

@@ -96,9 +96,9 @@ def seconds_to_stop(recipe: Recipe) -> float:
 
 
 def _processes(how: Launch) -> int:
-    import torch
+    from hybrid_ft.finetune.runs import device
 
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    gpus = device.count() if device.is_gpu() else 0
     wanted = how.processes or max(gpus, 1)
     if gpus:
         from hybrid_ft.finetune.doctor.run import check_quickly

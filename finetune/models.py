@@ -71,11 +71,12 @@ def arithmetic(recipe: Recipe) -> AbstractContextManager[object]:
     return torch.autocast(device.kind(), torch.bfloat16, cache_enabled=False)
 
 
-def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel | PeftModel:
+def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, weights: bool = True) -> PreTrainedModel | PeftModel:
     """The base, and the adapters on it: fresh ones, or one that goes on training; or with one merged. Full weights are float32 even where the arithmetic is bfloat16, unless the optimizer keeps more of their bits.
 
     bfloat16 keeps 8 bits: an update of 2.5e-5 to a weight of 0.02 is lost in rounding, so that a model trained in
-    place in bfloat16 hardly moves. Frozen weights, under LoRA, lose nothing.
+    place in bfloat16 hardly moves. Frozen weights, under LoRA, lose nothing. ``weights``: False gives the same without
+    the base's values.
     """
     wanted, lora = recipe.model, recipe.model.lora
     small = bool(lora) or recipe.train.optimizer == "adamw_bf16"
@@ -90,6 +91,7 @@ def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrained
         seed=recipe.train.seed,
         revision=wanted.revision,
         scores=recipe.reward is not None,
+        weights=weights,
     )
     if recipe.reward is None:
         refuse_scorer(model.config, f"model.path: {wanted.path}")
@@ -110,7 +112,7 @@ def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrained
         _check_adapters_kind(recipe, folder)
         if (folder / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(str(folder))
-        if wanted.merge_adapter:
+        if wanted.merge_adapter and weights:
             merge_in_memory(model, folder)
     going_on = None if wanted.merge_adapter else folder
     if going_on is None:
@@ -123,7 +125,9 @@ def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrained
     with known_to_peft(model, wanted.quantize):
         if going_on is not None:
             return open_adapter(model, going_on, trained=True, dropout=lora.dropout)
-        return adapters.add_lora(model, **lora.adapters, token_rows=sorted(pieces))
+        # what an adapter takes from the base at its start comes with the values
+        of_base = {} if weights else {"init": "default"}
+        return adapters.add_lora(model, **lora.adapters | of_base, token_rows=sorted(pieces))
 
 
 def _check_adapters_kind(recipe: Recipe, folder: Path) -> None:

@@ -71,6 +71,8 @@ def run(path: str | Path, overrides: Sequence[str], console: Console, train: Tra
                 done = True
             base = result
             models.ask(stage, result, digest)
+            if done and any(_is_asked(later) for later in stages[number:]):
+                models.show(so_far=True)
         models.show()
         _write(place, known, finished=True)
         from hybrid_ft.finetune.reports.page import NAME, report_at_end
@@ -97,16 +99,18 @@ class _Models:
     def ask(self, stage: Stage, result: Path, digest: str) -> None:
         """A stage's model; with the first one also the base."""
         first = self._first
-        if not self._questions or not first or stage.recipe is None or stage.kind == "reward":
+        if not self._questions or not first or not _is_asked(stage):
             return
         if stage.recipe is first:
             model = {key: value for key, value in _identity(first).items() if key.startswith("model.")}
             self._add("base", model, lambda questions: comparison.ask_base(questions, first))
         self._add(stage.folder.name, digest, lambda questions: comparison.ask(questions, result))
 
-    def show(self) -> None:
+    def show(self, so_far: bool = False) -> None:
+        """``so_far``: the table alone, so that a first result does not wait for the stages that follow."""
         if self._answers:
-            comparison.show(self._console, self._answers)
+            show = comparison.show_table if so_far else comparison.show
+            show(self._console, self._answers)
 
     def _add(self, name: str, of: Any, ask: Callable[[Questions], list[dict[str, Any]]]) -> None:
         from hybrid_ft.finetune.evaluation import answers as evaluate
@@ -122,6 +126,11 @@ class _Models:
             self._known[file.name] = digest
             _write(self._place, self._known)
         self._answers.append((name.partition("-")[2] or name, evaluate.read_lines(file)))
+
+
+def _is_asked(stage: Stage) -> bool:
+    """Whether its model writes answers that no model before it has."""
+    return stage.recipe is not None and stage.kind != "reward"
 
 
 def _do(stage: Stage, base: Path, number: int, console: Console, elsewhere: Train | None) -> int:

@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, StaticCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from hybrid_ft.hybrid_model.door.cache_name import CACHE, under_both_names
 from hybrid_ft.hybrid_model.door.labels import predictable
+from hybrid_ft.hybrid_model.door.static_cache import check_room
 from hybrid_ft.hybrid_model.families.family import Family
 from hybrid_ft.hybrid_model.layers.adapter import disguised
 from hybrid_ft.hybrid_model.released_files import ReleasedFiles
@@ -96,15 +97,28 @@ def _generating(cls: Any) -> Any:
         ) -> dict[str, Any]:
             """transformers' own, without its detours where there is one new token a row: the step needs no positions."""
             filled = past_key_values is not None and past_key_values.get_seq_length() > 0
-            embedded = inputs_embeds is not None and kwargs.get("is_first_iteration")
-            if next_sequence_length != 1 or not filled or embedded:
+            first = kwargs.get("is_first_iteration")
+            if next_sequence_length != 1 or not filled or (first and inputs_embeds is not None):
                 return super().prepare_inputs_for_generation(
                     input_ids, next_sequence_length, past_key_values, attention_mask, inputs_embeds, **kwargs
                 )
+            if isinstance(past_key_values, StaticCache) and not first:
+                # it knows its columns: a mask that grows would be another graph for each step
+                check_room(past_key_values, (input_ids if attention_mask is None else attention_mask).shape[1])
+                attention_mask = None
             dropped = ("position_ids", "labels", "is_first_iteration")
             inputs = {name: value for name, value in kwargs.items() if name not in dropped}
-            inputs.update({"input_ids": input_ids[:, -1:], CACHE: past_key_values, "attention_mask": attention_mask})
+            # contiguous: a compiled graph counts on its strides
+            last = input_ids[:, -1:].clone(memory_format=torch.contiguous_format)
+            inputs.update({"input_ids": last, CACHE: past_key_values, "attention_mask": attention_mask})
             return inputs
+
+        @staticmethod
+        def create_masks_for_generate(
+            config: Any, inputs_embeds: Any, attention_mask: torch.Tensor | None, *args: Any, **kwargs: Any
+        ) -> torch.Tensor | None:
+            """The tokens' mask: a static cache makes its layers' own."""
+            return attention_mask
 
         def _update_model_kwargs_for_generation(
             self, outputs: ModelOutput, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any

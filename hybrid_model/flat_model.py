@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
+from transformers.cache_utils import StaticCache
 
 from hybrid_ft.hybrid_model.door.batch import BATCH_KEYS, read_batch
 from hybrid_ft.hybrid_model.door.cache_name import CACHE, under_both_names
@@ -66,8 +67,21 @@ def flat_model(cls: type[PreTrainedModel], family: Family) -> type[PreTrainedMod
                 kwargs.pop(name, None)
             if use_cache is None:
                 use_cache = self.config.use_cache and not self.training
+            shape = (given.shape[0], given.shape[1])
+            if isinstance(past_key_values, StaticCache) and family.classes:
+                raise ValueError(
+                    f"past_key_values is a StaticCache, which {family.name} has no steps for; leave cache_implementation unset"
+                )
+            if isinstance(past_key_values, StaticCache) and getattr(attention_mask, "ndim", 4) == 4:
+                # generate has made such a cache's masks, of the columns that it has
+                if shape[1] > 1:
+                    self._check_continues(shape[1], past_key_values)
+                return super().forward(
+                    input_ids=input_ids, inputs_embeds=inputs_embeds, attention_mask=attention_mask,
+                    position_ids=position_ids, use_cache=True, return_dict=return_dict,
+                    **{CACHE: past_key_values}, **kwargs,
+                )  # fmt: skip
             if past_key_values is not None and past_key_values.get_seq_length():
-                shape = (given.shape[0], given.shape[1])
                 return self._continue(
                     shape, past_key_values, input_ids=input_ids, inputs_embeds=inputs_embeds, use_cache=True,
                     attention_mask=attention_mask, position_ids=position_ids, return_dict=return_dict, **kwargs,
@@ -113,7 +127,7 @@ def flat_model(cls: type[PreTrainedModel], family: Family) -> type[PreTrainedMod
                 outputs = super().forward(
                     input_ids=None if input_ids is None else door.flatten(input_ids).unsqueeze(0),
                     inputs_embeds=None if inputs_embeds is None else door.flatten(inputs_embeds).unsqueeze(0),
-                    position_ids=door.layout.positions.unsqueeze(0),
+                    position_ids=door.layout.own_positions.unsqueeze(0),
                     use_cache=False,
                     return_dict=True,
                     **kwargs,
@@ -142,16 +156,19 @@ def flat_model(cls: type[PreTrainedModel], family: Family) -> type[PreTrainedMod
 
         def _continue(self, shape: tuple[int, int], past_key_values: Any, **inputs: Any) -> Any:
             """One call with a filled cache, as transformers computes it."""
-            past = past_key_values.get_seq_length()
-            if shape[1] > 1 and not family.continues:
-                raise ValueError(
-                    f"{family.name} cannot continue a cache with {shape[1]} tokens at once: transformers' scan starts "
-                    "afresh; pass one token a row, or the whole row"
-                )
+            past = int(past_key_values.get_seq_length())
+            self._check_continues(shape[1], past_key_values)
             if inputs["position_ids"] is None and inputs["attention_mask"] is None:
                 given = inputs["input_ids"] if inputs["input_ids"] is not None else inputs["inputs_embeds"]
                 inputs["position_ids"] = torch.arange(past, past + shape[1], device=given.device).unsqueeze(0)
             return super().forward(**{CACHE: past_key_values}, **inputs)
+
+        def _check_continues(self, tokens: int, past_key_values: Any) -> None:
+            if tokens > 1 and not family.continues and past_key_values.get_seq_length():
+                raise ValueError(
+                    f"{family.name} cannot continue a cache with {tokens} tokens at once: transformers' scan starts "
+                    "afresh; pass one token a row, or the whole row"
+                )
 
     return disguised(FlatModel, cls)
 

@@ -77,7 +77,7 @@ def _reason(name: str, shape: tuple[int, ...], config: PreTrainedConfig) -> str:
         if re.search(pattern, name):
             return reason
     if name == HEAD or name.endswith(EMBEDDING):
-        return "head and embedding are no layers of the model; train them whole with model.lora.modules_to_save"
+        return "head and embedding are not layers of the model; train them whole with model.lora.modules_to_save"
     if len(shape) != 2:
         return "it is not a matrix; train it whole with model.lora.modules_to_save"
     return f"it is in no set of {family_of(config).name}"

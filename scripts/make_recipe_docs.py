@@ -9,7 +9,7 @@ import re
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -115,9 +115,9 @@ output: runs/mine
 LOSS_TABLE = """\
 ### Losses
 
-Names are TRL's, and so are the computations. r is the log-ratio of the trained model and the reference of an answer,
-delta the chosen answer's r less the rejected one's. A loss per token takes a beta of the order of 1, the others one of
-about 0.1: a sum over hundreds of tokens times a larger beta saturates, and is refused.
+Names and computations are TRL's. r is an answer's log-ratio of trained model and reference, delta the chosen answer's
+r minus the rejected one's. A loss per token needs a beta of about 1, the others about 0.1: with a sum over hundreds
+of tokens a larger beta saturates, and is refused.
 
 | `dpo.loss` | What it minimises (paper on arXiv) | Per token | Default `beta` | `label_smoothing` | First value |
 |---|---|---|---|---|---|
@@ -126,15 +126,15 @@ about 0.1: a sum over hundreds of tokens times a larger beta saturates, and is r
 STAGES = """\
 # Files of stages
 
-`hybrid-ft run all.yaml` runs stages in a row, each from the model that the one before has made. A finished stage is
-not repeated; one that has changed, in its recipe or its files, is done anew with all after it.
+`hybrid-ft run all.yaml` runs stages in order, each from the model of the one before. A finished stage is not
+repeated. If its recipe or files have changed, it is done again, and so are all after it.
 
 ```yaml
 {stages}```
 
 A stage's recipe is a file beside this one, a shipped recipe's name, or the recipe itself. From the second stage on its
-`model.path`, `revision`, `tokenizer` and `from_scratch` give way to the model of the stage before, and adapters of a
-stage that another follows are merged, unless that one says `model.adapter: previous`. Keys on the command line begin with the stage:
+`model.path`, `revision`, `tokenizer` and `from_scratch` are replaced by the model of the stage before. The adapter of
+a stage is merged for the next one, unless that says `model.adapter: previous`. Keys on the command line begin with the stage:
 `hybrid-ft run all.yaml sft.train.steps=100 dpo.dpo.beta=2 output=runs/b`.
 """
 
@@ -224,7 +224,7 @@ def _kind(annotation: Any, limits: list[Any]) -> tuple[str, list[Any], bool]:
         return f"list of {kind}" if "`" in kind else f"list of {kind}s", limits, False
     if getattr(annotation, "__origin__", None) is dict:
         return f"mapping to {_kind(args[1], [])[0]}", [], False
-    if args and isinstance(annotation, types.UnionType):
+    if get_origin(annotation) in (Union, types.UnionType):
         return ", ".join(_kind(arg, [])[0] for arg in args), [], False
     if args:
         return ", ".join(f"`{arg}`" for arg in args), [], False

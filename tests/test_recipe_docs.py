@@ -44,7 +44,7 @@ def test_ranges_in_words(docs: ModuleType) -> None:
     assert values["train.seed"] == "whole number, 0 to 4,294,967,295"
     assert values["train.betas"] == "list of numbers, 2 of them"
     assert values["train.trackers"] == "list of `tensorboard`, `trackio`, `wandb`"
-    assert values["model.gradient_checkpointing"] == "`true`, `false`, `selective`, or `null`"
+    assert values["model.gradient_checkpointing"] == "`true`, `false`, `selective`, `offload`, or `null`"
     assert values["model.dtype"] == "`auto`, `float32`, `bfloat16`"
 
 

@@ -1,9 +1,10 @@
 """Cached decoding on a CPU beside transformers' Olmo Hybrid with the same weights.
 
-    python benchmarks/cpu/decode.py [--model tiny] [--prompt 32] [--new 256] [--rounds 7]
+    python benchmarks/cpu/decode.py [--model tiny] [--prompt 32] [--new 256] [--rounds 7] [--compiled]
 
 Both models answer the same random prompt greedily, turn and turn about in one process on one thread; their tokens must
-be the same, or nothing is printed. Time is CPU seconds of the whole ``generate`` call, the prompt included. Reported
+be the same, or nothing is printed. With ``--compiled`` a third side takes part: ours with a static cache and compiled
+steps, whose compilation is not timed. Time is CPU seconds of the whole ``generate`` call, the prompt included. Reported
 are tokens per second, median and quartiles over the rounds, and the ratio of the two, paired by round. Beside it stands
 what the machine's memory allows: each token must read every weight once and the states and keys of each row.
 One JSON line per batch size is appended to benchmarks/results/decode_cpu.jsonl.
@@ -14,10 +15,11 @@ from __future__ import annotations
 import json
 import time
 from statistics import median, quantiles
+from typing import Any
 
 import common
 import torch
-from transformers import OlmoHybridForCausalLM
+from transformers import CompileConfig, OlmoHybridForCausalLM
 
 import hybrid_ft
 
@@ -33,9 +35,19 @@ def build(name: str) -> tuple[OlmoHybridForCausalLM, OlmoHybridForCausalLM]:
     return plain, ours
 
 
-def timed(model: torch.nn.Module, prompt: torch.Tensor, new: int) -> tuple[float, torch.Tensor]:
+def compiled() -> dict[str, Any]:
+    """What ``generate`` is told for compiled steps on a CPU."""
+    config = CompileConfig(fullgraph=True, mode="default", dynamic=False)
+    config._compile_all_devices = True
+    return {"cache_implementation": "static", "compile_config": config}
+
+
+def timed(side: tuple[Any, dict[str, Any]], prompt: torch.Tensor, new: int) -> tuple[float, torch.Tensor]:
+    model, options = side
     start = time.process_time()
-    tokens = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=new, do_sample=False)
+    tokens = model.generate(
+        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=new, do_sample=False, **options
+    )
     return time.process_time() - start, tokens
 
 
@@ -68,29 +80,34 @@ def quartiles(values: list[float]) -> dict[str, float]:
 
 
 def measure(
-    plain: OlmoHybridForCausalLM, ours: OlmoHybridForCausalLM, batch: int, prompt_tokens: int, new: int, rounds: int
+    sides: dict[str, tuple[Any, dict[str, Any]]], batch: int, prompt_tokens: int, new: int, rounds: int
 ) -> dict:
+    ours = sides["hybrid_ft"][0]
     generator = torch.Generator().manual_seed(batch)
     prompt = torch.randint(2, ours.config.vocab_size, (batch, prompt_tokens), generator=generator)
-    warm = [timed(model, prompt, 16)[1] for model in (plain, ours)]
-    assert torch.equal(*warm), "the two models give different tokens"
-    seconds: dict[str, list[float]] = {"transformers": [], "hybrid_ft": []}
+    # as long as it will be timed: a static cache of another length is another graph
+    for side in sides.values():
+        timed(side, prompt, new)
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(rounds):
         answers = []
-        for name, model in (("transformers", plain), ("hybrid_ft", ours)):
-            spent, tokens = timed(model, prompt, new)
+        for name, side in sides.items():
+            spent, tokens = timed(side, prompt, new)
             seconds[name].append(spent)
             answers.append(tokens)
-        assert torch.equal(*answers), "the two models give different tokens"
+        assert all(torch.equal(answers[0], other) for other in answers), "the sides give different tokens"
     rates = {name: quartiles([batch * new / s for s in spent]) for name, spent in seconds.items()}
-    ratios = [theirs / own for theirs, own in zip(seconds["transformers"], seconds["hybrid_ft"])]
+    own = seconds["hybrid_ft"]
+    ratios = {"ratio": quartiles([theirs / s for theirs, s in zip(seconds["transformers"], own)])}
+    if (steps := seconds.get("hybrid_ft compiled")) is not None:
+        ratios["compiled_ratio"] = quartiles([s / step for s, step in zip(own, steps)])
     limit = read_rate() / bytes_per_step(ours, batch, prompt_tokens + new // 2) * batch
     return {
         "batch": batch,
         "prompt": prompt_tokens,
         "new": new,
         "tokens_per_second": rates,
-        "ratio": quartiles(ratios),
+        **ratios,
         "memory_bound_tokens_per_second": round(limit),
     }
 
@@ -103,9 +120,13 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--compiled", action="store_true")
     options = parser.parse_args()
     common.one_quiet_thread()
     plain, ours = build(options.model)
+    sides: dict[str, tuple[Any, dict[str, Any]]] = {"transformers": (plain, {}), "hybrid_ft": (ours, {})}
+    if options.compiled:
+        sides["hybrid_ft compiled"] = (ours, compiled())
     machine = {
         "device": common.processor(),
         **common.versions(),
@@ -113,7 +134,7 @@ def main() -> None:
         "parameters": sum(p.numel() for p in ours.parameters()),
     }
     for batch in options.batches:
-        line = machine | measure(plain, ours, batch, options.prompt, options.new, options.rounds)
+        line = machine | measure(sides, batch, options.prompt, options.new, options.rounds)
         print(json.dumps(line))
         common.append(options.out, line)
 

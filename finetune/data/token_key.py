@@ -57,15 +57,14 @@ class SourceKey:
 def recipe_parts(recipe: Recipe, encoder: Encoder) -> dict[str, Any]:
     """What the tokens of all of a recipe's sources depend on."""
     data, template, tokenizer = recipe.data, encoder.template, encoder.tokenizer
-    section = recipe.dpo or recipe.kto
     words = f"{tokenizer.backend_tokenizer.to_str()}\n{json.dumps(tokenizer.special_tokens_map, default=str)}"
     return {
         "stage": recipe.stage,
         "max_length": data.max_length,
         "on_long_row": data.on_long_row,
         "on_bad_row": data.on_bad_row,
-        "on_long_prompt": section and section.on_long_prompt,
-        "batch_tokens": recipe.train.batch_tokens if recipe.dpo else None,
+        "on_long_prompt": recipe.preference and recipe.preference.on_long_prompt,
+        "batch_tokens": recipe.train.batch_tokens if recipe.of_pairs else None,
         "reasoning": data.reasoning,
         "train_empty_thoughts": data.train_empty_thoughts,
         "plain_text_unsaid": recipe.model.chat_template is None,

@@ -95,9 +95,27 @@ def _asked(questions: Questions, tokenizer: PreTrainedTokenizerBase) -> Iterator
         yield rows, [sources[at].path for at in store.source.tolist()], encoder.eos_token_ids
 
 
-def show(console: Console, columns: Sequence[tuple[str, list[dict[str, Any]]]]) -> None:
-    """A table: a column for each model, a row for each source and measure, with its interval; then what has changed from
-    each model to the next, and an answer that did, of each source."""
+Columns = Sequence[tuple[str, list[dict[str, Any]]]]
+"""The models' names, each with its answers."""
+
+
+def show(console: Console, columns: Columns) -> None:
+    """The table; then what has changed from each model to the next, and an answer that did, of each source."""
+    from hybrid_ft.finetune.evaluation import answers as evaluate
+
+    for line in show_table(console, columns):
+        say(console, line)
+    say(console, "in brackets 95 % intervals: Wilson's of a share, of a change paired by row")
+    for answers in _by_source(columns).values():
+        number = _most_changed(answers)
+        titled = [(title, lines[number]["answer"]) for (title, _), lines in zip(columns, answers, strict=True)]
+        reference = ("reference", answers[0][number]["reference"])
+        evaluate.show_answers(console, answers[0][number]["origin"], [*titled, reference])
+
+
+def show_table(console: Console, columns: Columns) -> list[str]:
+    """A column for each model, a row for each source and measure, with its interval. Returns the changes from each model to
+    the next, a line each."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -109,12 +127,8 @@ def show(console: Console, columns: Sequence[tuple[str, list[dict[str, Any]]]]) 
     table.add_column("")
     for title, _ in columns:
         table.add_column(title, justify="right")
-    sources = list(dict.fromkeys(line["source"] for line in columns[0][1]))
-    parts = {
-        source: [[line for line in lines if line["source"] == source] for _, lines in columns] for source in sources
-    }
     changes = []
-    for source, answers in parts.items():
+    for source, answers in _by_source(columns).items():
         table.add_row(Path(source).name)
         scores = evaluate.scores(answers)
         for measure, cells in evaluate.measures(answers).items():
@@ -128,14 +142,15 @@ def show(console: Console, columns: Sequence[tuple[str, list[dict[str, Any]]]]) 
                 names = f"{columns[number][0]} to {columns[number + 1][0]}"
                 changes.append(f"{names}: {Path(source).name}, {measure}: {_in_words(change)}")
     console.print(table)
-    for line in changes:
-        say(console, line)
-    say(console, "in brackets 95 % intervals: Wilson's of a share, of a change paired by row")
-    for answers in parts.values():
-        number = _most_changed(answers)
-        titled = [(title, lines[number]["answer"]) for (title, _), lines in zip(columns, answers, strict=True)]
-        reference = ("reference", answers[0][number]["reference"])
-        evaluate.show_answers(console, answers[0][number]["origin"], [*titled, reference])
+    return changes
+
+
+def _by_source(columns: Columns) -> dict[str, list[list[dict[str, Any]]]]:
+    """For each source every model's answers to its rows."""
+    sources = dict.fromkeys(line["source"] for line in columns[0][1])
+    return {
+        source: [[line for line in lines if line["source"] == source] for _, lines in columns] for source in sources
+    }
 
 
 def _in_words(change: Interval) -> str:

@@ -35,7 +35,7 @@ def recipe_of(name: str) -> Recipe:
 
 def training_texts(recipe: Recipe) -> Iterator[str]:
     """All text of each row that a recipe trains on; rows that cannot be used are left out."""
-    read = judgements if recipe.kto is not None else conversations if recipe.dpo is None else preferences
+    read = judgements if recipe.kto is not None else conversations if recipe.of_pairs is None else preferences
     for source in recipe.data.sources:
         for _, row in read(source, SourceCounts(source.path)):
             if not isinstance(row, BadRow | Unusable):

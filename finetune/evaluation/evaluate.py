@@ -19,9 +19,13 @@ from hybrid_ft.finetune.evaluation.compared import RESULTS, as_json, compared
 from hybrid_ft.finetune.evaluation.items import Items, read_items
 from hybrid_ft.finetune.evaluation.kept import Kept
 from hybrid_ft.finetune.evaluation.named_tasks import MEASURES, NamedTask, named_tasks
-from hybrid_ft.finetune.evaluation.scoring import Scored, examples, missing, of_items, score_missing
+from hybrid_ft.finetune.evaluation.scored import Scored
+from hybrid_ft.finetune.evaluation.scoring import examples, missing, of_items, score_missing
+from hybrid_ft.finetune.evaluation.stock_scores import measures_of, score_stock
+from hybrid_ft.finetune.evaluation.stock_tasks import Stock, is_stock, load_stock
 from hybrid_ft.finetune.generation.generate import model_for_answers, tokenizer_for_answers
 from hybrid_ft.finetune.generation.model_digest import model_digest
+from hybrid_ft.finetune.recipe.nearest import did_you_mean
 from hybrid_ft.finetune.runs import device
 from hybrid_ft.finetune.runs.atomic import write_text
 from hybrid_ft.finetune.runs.console import say
@@ -61,9 +65,15 @@ class _Model:
 def run(models: Sequence[str], wanted: Wanted, console: Console) -> int:
     """Evaluate and show. Returns 0, or ``gate.BELOW`` where a limit is missed. Raises InputError."""
     changes = [*wanted.changes, *([f"samples={wanted.samples}"] if wanted.samples else [])]
-    tasks = named_tasks(wanted.tasks, wanted.forgetting, changes, "--run-code", wanted.run_code)
-    limits = gate.read_limits(wanted.fail_below, [name for name, _, _ in tasks]) if wanted.fail_below else {}
-    gate.check_measures(limits, {name: MEASURES[task.evaluator] for name, task, _ in tasks})
+    own, forgetting = ([name for name in part if not is_stock(name)] for part in (wanted.tasks, wanted.forgetting))
+    tasks = named_tasks(own, forgetting, changes, "--run-code", wanted.run_code)
+    with console.status("reading lm_eval's tasks"):
+        stock = load_stock(wanted.tasks, wanted.forgetting, changes, wanted.limit)
+    _check_changes(changes, [*(name for name, _, _ in tasks), *(one.name for one in stock)])
+    measured = {name: MEASURES[task.evaluator] for name, task, _ in tasks}
+    measured |= {name: names for one in stock for name, names in measures_of(one).items()}
+    limits = gate.read_limits(wanted.fail_below, list(measured)) if wanted.fail_below else {}
+    gate.check_measures(limits, measured)
     trained_on = contamination.recipe_of(wanted.trained_on) if wanted.trained_on else None
     if wanted.out.exists() and not wanted.out.is_dir():
         raise InputError(f"{wanted.out}: is a file; name a folder for the answers")
@@ -72,13 +82,13 @@ def run(models: Sequence[str], wanted: Wanted, console: Console) -> int:
         if first.left_out.count:
             for reason, count in first.left_out.most_first():
                 say(console, f"{name}: left out, {reason}: {count}")
-    met = _met(trained_on, tasks, opened[0]) if trained_on else {}
-    scored = [_of_model(model, tasks, wanted, console) for model in opened]
-    by_task = [[of_model[at] for of_model in scored] for at in range(len(tasks))]
+    scored = [_of_model(model, tasks, stock, wanted, console) for model in opened]
+    by_task = [list(models) for models in zip(*scored, strict=True)]
+    met = _met(trained_on, by_task) if trained_on else [None] * len(by_task)
     measures = [
         measure
-        for (name, _, forgetting), found in zip(tasks, by_task, strict=True)
-        for measure in compared(found, forgetting, met.get(name))
+        for found, share in zip(by_task, met, strict=True)
+        for measure in compared(found, found[0].forgetting, share)
     ]
     names = [model.name for model in opened]
     table.show(console, names, measures, by_task)
@@ -90,6 +100,13 @@ def run(models: Sequence[str], wanted: Wanted, console: Console) -> int:
     for text in missed:
         say(console, f"below     {text}")
     return gate.BELOW if missed else 0
+
+
+def _check_changes(changes: Sequence[str], tasks: Sequence[str]) -> None:
+    for change in changes:
+        of, colon, _ = change.partition("=")[0].rpartition(":")
+        if colon and of not in tasks:
+            raise InputError(f"--set {change}: {of} is not evaluated ({', '.join(tasks)}){did_you_mean(of, tasks)}")
 
 
 def _opened(paths: Sequence[str], tasks: list[NamedTask], wanted: Wanted, console: Console) -> list[_Model]:
@@ -113,37 +130,46 @@ def _names(paths: Sequence[str]) -> list[str]:
     raise InputError(f"{next(path for path in paths if list(paths).count(path) > 1)}: is given twice")
 
 
-def _of_model(model: _Model, tasks: list[NamedTask], wanted: Wanted, console: Console) -> list[Scored]:
+def _of_model(
+    model: _Model, tasks: list[NamedTask], stock: list[Stock], wanted: Wanted, console: Console
+) -> list[Scored]:
     """All tasks by one model, which is loaded once, and only if an answer is missing."""
-    loaded: Any = None
+    loaded: list[Any] = []
     budget = Budget(tokens=wanted.batch_tokens)
+
+    def load() -> Any:
+        if not loaded:
+            with console.status(f"loading {model.name}"):
+                loaded.append(model_for_answers(model.path))
+        return loaded[0]
+
+    def kept_of(task: str) -> Kept:
+        file = re.sub(r"[^\w.-]+", "-", f"{task}-{model.name}")[:100]
+        return Kept(wanted.out / "answers" / f"{file}-{model.digest[:12]}.jsonl")
+
     found = []
-    for (name, task, _), items in zip(tasks, model.items, strict=True):
-        file = re.sub(r"[^\w.-]+", "-", f"{name}-{model.name}")[:100]
-        kept = Kept(wanted.out / "answers" / f"{file}-{model.digest[:12]}.jsonl")
+    for (name, task, forgetting), items in zip(tasks, model.items, strict=True):
+        kept = kept_of(name)
         tokens, seconds = 0, 0.0
         if left := len(missing(task, items, kept)):
-            if loaded is None:
-                with console.status(f"loading {model.name}"):
-                    loaded = model_for_answers(model.path)
+            load()
             began = time.perf_counter()
             with console.status(f"{model.name}: {name}, {left:,} answers"):
-                tokens = score_missing(task, items, kept, loaded, model.tokenizer, budget)
+                tokens = score_missing(task, items, kept, load(), model.tokenizer, budget)
             seconds = time.perf_counter() - began
-        found.append(Scored(name, task, of_items(task, items, kept), tokens, seconds))
-    if loaded is not None:
-        del loaded
+        found.append(Scored(name, task, of_items(task, items, kept), tokens, seconds, forgetting))
+    for one in stock:
+        found += score_stock(one, load, model.path, model.tokenizer, kept_of(one.name), budget, console)
+    if loaded:
+        loaded.clear()
         gc.collect()
         if device.is_gpu():
             torch.cuda.empty_cache()
     return found
 
 
-def _met(recipe: Any, tasks: list[NamedTask], first: _Model) -> dict[str, float]:
+def _met(recipe: Any, by_task: list[list[Scored]]) -> list[float]:
     """Of each task the share of rows that were met in training."""
-    questions = [[item.asked.question for item in items.items] for items in first.items]
+    questions = [[line["question"] for line in models[0].lines] for models in by_task]
     seen = iter(contamination.met([text for part in questions for text in part], contamination.training_texts(recipe)))
-    return {
-        name: sum(next(seen) for _ in part) / max(1, len(part))
-        for (name, _, _), part in zip(tasks, questions, strict=True)
-    }
+    return [sum(next(seen) for _ in part) / max(1, len(part)) for part in questions]

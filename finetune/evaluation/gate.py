@@ -8,7 +8,6 @@ from typing import Any
 
 from hybrid_ft.errors import InputError, shown
 from hybrid_ft.finetune.evaluation.compared import Measure
-from hybrid_ft.finetune.evaluation.task import LOWER_IS_BETTER
 from hybrid_ft.finetune.recipe.nearest import did_you_mean
 from hybrid_ft.finetune.recipe.yaml_file import read_yaml
 
@@ -63,7 +62,7 @@ def failures(limits: Limits, measures: Sequence[Measure]) -> list[str]:
 
 
 def _below(measure: Measure, limit: float) -> list[str]:
-    value, falls = measure.scores[-1].value, measure.name in LOWER_IS_BETTER
+    value, falls = measure.scores[-1].value, measure.falls
     if value <= limit if falls else value >= limit:
         return []
     rule = "at most" if falls else "at least"
@@ -75,7 +74,7 @@ def _dropped(measure: Measure, limit: float) -> list[str]:
     if not measure.differences:
         return []
     last = measure.differences[-1]
-    best_case = -last.low if measure.name in LOWER_IS_BETTER else last.high
+    best_case = -last.low if measure.falls else last.high
     if best_case >= -limit:
         return []
     fell, may = measure.number(abs(last.value)), measure.number(limit)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch.nn import functional as F
@@ -20,9 +20,31 @@ _ROWS_OF_LOGITS = 256
 """Places whose logits, [places, vocabulary] in float32, are held at once."""
 
 
-def log_probs(model: PreTrainedModel, items: list[Item], budget: Budget) -> Iterator[tuple[int, list[list[float]]]]:
-    """The number of each item with the log-probabilities of its branches' tokens; of an item of labels, those of its
-    labelled tokens as one branch. Longest first, in batches.
+class Branched(Protocol):
+    """A prompt, and what is weighed after it; as in Item."""
+
+    prompt: list[int]
+    branches: list[list[int]]
+    labels: list[int]
+
+
+Token = tuple[float, bool]
+"""Of a token its log-probability, and whether no other is likelier."""
+
+
+def log_probs(
+    model: PreTrainedModel, items: Sequence[Branched], budget: Budget
+) -> Iterator[tuple[int, list[list[float]]]]:
+    """The number of each item with the log-probabilities of its branches' tokens, as ``weighed`` has them."""
+    for number, branches in weighed(model, items, budget):
+        yield number, [[log_prob for log_prob, _ in branch] for branch in branches]
+
+
+def weighed(
+    model: PreTrainedModel, items: Sequence[Branched], budget: Budget
+) -> Iterator[tuple[int, list[list[Token]]]]:
+    """The number of each item with what its branches' tokens weigh; of an item of labels, its labelled tokens as one
+    branch. Longest first, in batches.
 
     A batch is a tree of segments: the tokens that all its prompts begin with, the rest of each prompt, its branches.
     """
@@ -40,7 +62,7 @@ def _forks(model: PreTrainedModel) -> bool:
     return family_of(model.config).forks
 
 
-def _of_batch(model: PreTrainedModel, items: list[Item]) -> list[list[list[float]]]:
+def _of_batch(model: PreTrainedModel, items: Sequence[Branched]) -> list[list[list[Token]]]:
     tokens, lengths, parents, wanted = _tree(items, _forks(model))
     device = next(model.parameters()).device
     layout, order = tree_layout(lengths, parents, device)
@@ -54,18 +76,18 @@ def _of_batch(model: PreTrainedModel, items: list[Item]) -> list[list[list[float
     keep[0, unique] = True
     with torch.inference_mode():
         hidden = model.base_model(input_ids=flat, layout=layout, keep_positions=keep, use_cache=False)
-        found = _gathered(model, hidden.last_hidden_state[0], row_of, targets).tolist()
-    values = iter(found)
+        found, likeliest = _gathered(model, hidden.last_hidden_state[0], row_of, targets)
+    values = zip(found.tolist(), likeliest.tolist(), strict=True)
     return [[[next(values) for _ in range(count)] for count in _counts(item)] for item in items]
 
 
-def _counts(item: Item) -> list[int]:
+def _counts(item: Branched) -> list[int]:
     if item.labels:
         return [sum(label != -100 for label in item.labels[1:])]
     return [len(branch) for branch in item.branches]
 
 
-def _tree(items: list[Item], forks: bool) -> tuple[list[int], list[int], list[int], list[tuple[int, int]]]:
+def _tree(items: Sequence[Branched], forks: bool) -> tuple[list[int], list[int], list[int], list[tuple[int, int]]]:
     """Tokens, lengths and parents of segments, and for each wanted token the place that predicts it and the token."""
     tokens: list[int] = []
     lengths: list[int] = []
@@ -108,20 +130,25 @@ def _tree(items: list[Item], forks: bool) -> tuple[list[int], list[int], list[in
     return tokens, lengths, parents, wanted
 
 
-def _gathered(model: Any, hidden: torch.Tensor, rows: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """float32 [M]: log-probabilities of ``targets`` [M] at ``rows`` [M] of hidden states [U, D]."""
+def _gathered(
+    model: Any, hidden: torch.Tensor, rows: torch.Tensor, targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """float32 [M], bool [M]: log-probabilities of ``targets`` [M] at ``rows`` [M] of hidden states [U, D], and whether
+    each is the likeliest token there."""
     head, prepared = model.get_output_embeddings(), family_of(model.config).head
     weight = None
     if prepared is not None:
         hidden, weight = prepared(model.config, hidden, head.weight)
     found = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
+    likeliest = torch.empty(len(targets), dtype=torch.bool, device=hidden.device)
     for start in range(0, len(hidden), _ROWS_OF_LOGITS):
         part = hidden[start : start + _ROWS_OF_LOGITS]
         logits = (head(part) if weight is None else F.linear(part, weight)).float()
         inside = (rows >= start) & (rows < start + len(part))
         own = rows[inside] - start
         found[inside] = logits[own, targets[inside]] - logits.logsumexp(-1)[own]
-    return found
+        likeliest[inside] = logits.argmax(-1)[own] == targets[inside]
+    return found, likeliest
 
 
 def best_option(item: Item, values: list[list[float]], per_character: bool) -> int:

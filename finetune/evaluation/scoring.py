@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hybrid_ft.finetune.data.messages.column_templates import ColumnTemplate
@@ -13,6 +12,7 @@ from hybrid_ft.finetune.evaluation.batches import Budget
 from hybrid_ft.finetune.evaluation.items import Item, Items
 from hybrid_ft.finetune.evaluation.kept import Kept
 from hybrid_ft.finetune.evaluation.likelihood import best_option, log_probs
+from hybrid_ft.finetune.evaluation.scored import Scored
 from hybrid_ft.finetune.evaluation.scorers import calls, code, instructions, records, text
 from hybrid_ft.finetune.evaluation.task import Task
 from hybrid_ft.finetune.evaluation.written import write_answers
@@ -27,17 +27,6 @@ _TOGETHER = 64
 """Answers that are scored and kept together at most."""
 _NOT_SCORING = {"about", "rows", "made", "shots_from", "shots", "samples", "cluster", "prompt", "system"}
 """Keys of a task that the prompt's tokens stand for, or that choose among rows."""
-
-
-@dataclass
-class Scored:
-    """A task's answers by one model. ``lines``: one of each item, its scores the mean over its samples."""
-
-    name: str
-    task: Task
-    lines: list[dict[str, Any]]
-    tokens: int = 0
-    seconds: float = 0.0
 
 
 def keys_of(task: Task, items: Items) -> list[list[str]]:
@@ -123,7 +112,10 @@ def _written(
     prompts = [items.items[number].prompt for number, _, _ in jobs]
     sampling = Sampling(task.temperature, task.top_p, task.seed)
     ends = end_tokens(model, tokenizer, items.end_ids)
-    for row, (answer, tokens) in write_answers(model, tokenizer, prompts, ends, task.max_new_tokens, sampling, budget):
+    # a text of the thoughts is none of the answer's
+    stop = () if task.after else task.stop
+    answers = write_answers(model, tokenizer, prompts, ends, task.max_new_tokens, sampling, budget, stop)
+    for row, (answer, tokens) in answers:
         number, sample, key = jobs[row]
         item = items.items[number]
         line = {"key": key, "item": number, "sample": sample, "origin": item.asked.origin, "answer": answer}
@@ -205,7 +197,7 @@ def examples(by_task: list[list[Scored]]) -> list[dict[str, Any]]:
     """Of each task a few rows with the models' answers, those first whose score has changed most."""
     found = []
     for models in by_task:
-        measure = next(iter(models[0].lines[0]["scores"]))
+        measure = next(iter(models[0].lines[0]["scores"]), "loss")
         if measure == "loss":
             continue
         rows = range(len(models[0].lines))

@@ -15,7 +15,8 @@ from hybrid_ft.finetune.evaluation.compared import RESULTS, SUITE_FOLDER, as_jso
 from hybrid_ft.finetune.evaluation.items import Items, read_items
 from hybrid_ft.finetune.evaluation.kept import Kept
 from hybrid_ft.finetune.evaluation.named_tasks import MEASURES, NamedTask, named_tasks
-from hybrid_ft.finetune.evaluation.scoring import Scored, examples, keys_of, missing, of_items, score_missing
+from hybrid_ft.finetune.evaluation.scored import Scored
+from hybrid_ft.finetune.evaluation.scoring import examples, keys_of, missing, of_items, score_missing
 from hybrid_ft.finetune.evaluation.task import LOWER_IS_BETTER
 from hybrid_ft.finetune.runs.atomic import write_text
 from hybrid_ft.finetune.runs.identity import digest_of
@@ -108,12 +109,12 @@ class Suite:
 
     def scores(self, found: list[Scored]) -> dict[str, float]:
         """The mean of every task's first measure, by ``suite/task/measure``."""
-        return {f"suite/{scored.name}/{MEASURES[scored.task.evaluator][0]}": _mean(scored) for scored in found}
+        return {f"suite/{scored.name}/{_measure(scored)}": _mean(scored) for scored in found}
 
     def badness(self, found: list[Scored], task: str) -> float:
         """What is least where a task's score is best."""
         scored = next(one for one in found if one.name == task)
-        falls = MEASURES[scored.task.evaluator][0] in LOWER_IS_BETTER
+        falls = _measure(scored) in LOWER_IS_BETTER
         return _mean(scored) if falls else -_mean(scored)
 
     def conclude(self, console: Console, before: list[Scored], after: list[Scored], paths: list[str]) -> None:
@@ -137,9 +138,14 @@ def _asked_to_stop() -> Iterator[None]:
         pass
 
 
+def _measure(scored: Scored) -> str:
+    assert scored.task is not None
+    return MEASURES[scored.task.evaluator][0]
+
+
 def _mean(scored: Scored) -> float:
     """Over rows; of a loss over tokens, as the table has it."""
-    name = MEASURES[scored.task.evaluator][0]
+    name = _measure(scored)
     weights = [float(line["tokens"]) if name == "loss" else 1.0 for line in scored.lines]
     values = [line["scores"].get(name, 0.0) for line in scored.lines]
     return sum(weight * value for weight, value in zip(weights, values, strict=True)) / sum(weights)

@@ -11,8 +11,7 @@ from rich.text import Text
 
 from hybrid_ft.finetune.evaluation.answers import show_answers
 from hybrid_ft.finetune.evaluation.compared import METHOD, Measure
-from hybrid_ft.finetune.evaluation.scoring import Scored
-from hybrid_ft.finetune.evaluation.task import LOWER_IS_BETTER
+from hybrid_ft.finetune.evaluation.scored import Scored
 from hybrid_ft.finetune.runs.console import duration, say
 
 _COLOURS = {"better": "green", "worse": "red"}
@@ -68,14 +67,14 @@ def _met(measure: Measure) -> list[str]:
 
 def warnings(model: str, found: Scored) -> list[str]:
     """What is likely to be a mistake in the task and not in the model."""
-    texts = []
+    texts = [f"warning: {model}: {found.name}: {remark}" for remark in found.remarks]
     if _all_wrong(found) is not None:
         texts.append(
             f"warning: {model}: {found.name}: every answer scores 0, which most often is a prompt or template that the model "
             "cannot follow; the first answer is"
         )
     cut = sum(bool(line.get("cut")) for line in found.lines)
-    if 10 * cut > len(found.lines):
+    if found.task is not None and 10 * cut > len(found.lines):
         share = f"{cut:,} of {len(found.lines):,}"
         texts.append(
             f"warning: {model}: {found.name}: {share} answers were cut at max_new_tokens ({found.task.max_new_tokens})"
@@ -85,7 +84,7 @@ def warnings(model: str, found: Scored) -> list[str]:
 
 def _all_wrong(found: Scored) -> dict[str, str] | None:
     """The first line of a task whose first measure is exactly 0 on every row."""
-    name = next(iter(found.lines[0]["scores"]))
-    if name in LOWER_IS_BETTER or any(line["scores"].get(name) for line in found.lines):
+    name = next(iter(found.lines[0]["scores"]), None)
+    if name is None or name in found.falling or any(line["scores"].get(name) for line in found.lines):
         return None
     return found.lines[0]

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field
 
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.data.messages.column_templates import ColumnTemplate, is_template
+from hybrid_ft.finetune.evaluation.stock_tasks import is_stock
 from hybrid_ft.finetune.recipe.checks import secrets
 from hybrid_ft.finetune.recipe.data_section import Source
 from hybrid_ft.finetune.recipe.files import Files
@@ -137,6 +138,8 @@ def _find(name: str) -> Path:
         return EVALUATIONS / f"{wanted}.yaml"
     if path.is_dir():
         raise InputError(f"{name}: is a folder; give a task file")
+    if is_stock(name):
+        raise InputError(f"{name}: lm_eval's tasks are for hybrid-ft evaluate; name a task file, or one that ships")
     near = did_you_mean(wanted, names) or nearest_file(name)
     raise InputError(f"{name}: no such task file, and no shipped task has that name ({', '.join(names)}){near}")
 

@@ -197,5 +197,5 @@ class _Part:
         except ValueError:
             value = None
         if not isinstance(value, str):
-            raise InputError(f"{self.path}: is no file of answers so far, {shown(line[:40])}; remove it")
+            raise InputError(f"{self.path}: is not a file of answers so far, {shown(line[:40])}; remove it")
         return value

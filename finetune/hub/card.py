@@ -13,6 +13,7 @@ import hybrid_ft
 from hybrid_ft.errors import InputError, masked
 from hybrid_ft.finetune.evaluation.answers import measures, read_lines
 from hybrid_ft.finetune.hub.bundle import Kind, hub_name
+from hybrid_ft.finetune.recipe.stage_kinds import PREFERENCE, STAGE_KINDS
 from hybrid_ft.hybrid_model.checkpoint.config import json_object
 
 # Of the machine that trained, not of the model.
@@ -21,7 +22,7 @@ _LEFT_OUT = (
     ("data", "cache"),
     ("train", "trackers"),
     ("train", "loader_workers"),
-    ("dpo", "reference_cache"),
+    *((name, "reference_cache") for name in PREFERENCE),
 )
 _LIBRARY = {"model": "transformers", "adapter": "peft", "gguf": "gguf"}
 _RELATION = {"model": "finetune", "adapter": "adapter", "gguf": "quantized"}
@@ -98,15 +99,10 @@ class RunRecord:
 
     @property
     def method(self) -> str:
-        kind = {
-            "sft": "supervised fine-tuning (SFT)",
-            "dpo": "preference tuning (DPO)",
-            "reward": "training a reward model",
-        }
         lora = self.recipe["model"].get("lora")
         how = f"LoRA of rank {lora['rank']} on {lora['targets']}" if lora else "all weights"
         stage = str(self.record.get("stage"))
-        return f"{kind.get(stage, stage)}, {how}"
+        return f"{STAGE_KINDS[stage].title if stage in STAGE_KINDS else stage}, {how}"
 
 
 def make_card(

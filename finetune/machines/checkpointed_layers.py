@@ -42,7 +42,7 @@ def left_out(recipe: Recipe, shape: Shape, batch: Batch, gpus: int, room: float)
     kept: frozenset[int] = frozenset()
     for number in range(count):
         more = frozenset(order[: number + 1])
-        if not fits(peak(shape, batch, gpus, recipe.train.sharded, how, more).total, room):
+        if not fits(peak(shape, batch, gpus, bool(recipe.train.sharded), how, more).total, room):
             break
         kept = more
     return kept

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -96,6 +96,21 @@ class Shape:
         return self.outside.trained + sum(layer.trained for layer in self.layers)
 
     @property
+    def is_cast(self) -> bool:
+        """Whether the layers' weights are kept in a wider dtype than they are multiplied in."""
+        return any(layer.copies for layer in self.layers)
+
+    def gathered(self, layer: Layer) -> int:
+        """Bytes of a layer that FSDP2 puts together, cast before they are sent."""
+        return self.arithmetic * layer.weights if self.is_cast else layer.bytes
+
+    @property
+    def embedding(self) -> int:
+        """Bytes of one that FSDP2 lets go after forward: where all weights are trained, and the head has its own."""
+        whole = self.is_cast or self.gradient == self.arithmetic
+        return self.gradient * self.head if whole and self.outside.weights >= 2 * self.head else 0
+
+    @property
     def proven(self) -> bool:
         return all(layer.kept is not None for layer in self.layers)
 
@@ -108,6 +123,11 @@ class Batch:
     labelled: int
     prompts: int = 0
     several: bool = True
+
+    def over(self, processes: int) -> Batch:
+        """What lies with each of some processes that share it; of heads the largest share counts as the mean."""
+        tokens, labelled, prompts = (-(-n // processes) for n in (self.tokens, self.labelled, self.prompts))
+        return replace(self, tokens=tokens, labelled=labelled, prompts=prompts)
 
 
 @dataclass(frozen=True)
@@ -292,7 +312,7 @@ def peak(
 ) -> Memory:
     """The most that each of ``gpus`` holds in a step: in pieces over them (FSDP2), or a copy on each (DDP).
 
-    checkpointing: as model.gradient_checkpointing has it on a GPU, "selective" among it; None: True
+    checkpointing: as model.gradient_checkpointing has it on a GPU, "selective" and "offload" among it; None: True
     left_out: numbers of layers that are not checkpointed
     """
     pieces, how = gpus if sharded else 1, True if checkpointing is None else checkpointing
@@ -317,7 +337,10 @@ def _moments(
     if ddp:
         always["DDP's buckets"] = gradient * shape.trained
     waiting = all_gradients if batch.several else 0
-    root = shape.outside.bytes if pieces > 1 else 0
+    narrow = pieces > 1 and shape.is_cast
+    in_layer = [shape.gathered(layer) if pieces > 1 else 0 for layer in layers]
+    embedding = shape.embedding if pieces > 1 else 0
+    root = shape.outside.bytes - embedding if pieces > 1 else 0
     stream = layers[0].input if layers else 0
     copied = shape.arithmetic != gradient  # autocast's copies, of float32 weights
     head_copy = shape.head * shape.arithmetic if shape.head and copied else 0
@@ -327,16 +350,17 @@ def _moments(
         terms |= {"layers' inputs" if all(hows) else "layers": inputs, "a layer": layer, "head": head}
         return Memory(terms | ({"gathered": gathered} if pieces > 1 else {}), when, shape.proven)
 
+    copies = [0 if narrow else shape.arithmetic * layer.copies for layer in layers]
     # without checkpointing no gradient goes beyond the first layer that is trained
     first = 0 if checkpointing else next((n for n, layer in enumerate(layers) if layer.trained), 0)
     below = [0]  # bytes that the layers before each keep until their backward
     for number, (layer, how) in enumerate(zip(layers, hows)):
         mixed = layer.mixed if how == "selective" else 0
-        kept = N * (layer.input + mixed)
+        kept = 0 if how == "offload" else N * (layer.input + mixed)
         if not how:
-            kept = N * (layer.read + (layer.kept or 0)) + shape.arithmetic * layer.copies if number >= first else 0
+            kept = N * (layer.read + (layer.kept or 0)) + copies[number] if number >= first else 0
         below.append(below[-1] + kept)
-    last = layers[-1].bytes if layers and pieces > 1 else 0
+    last = in_layer[-1] if layers else 0
     ends = N * 2 * stream + batch.labelled * stream  # what the last norm reads and gives, rows of the labelled
     yield memory("the head's forward", waiting, below[-1], ends, root + last, head_copy)
     grown = waiting + (gradient * shape.head if pieces == 1 and not batch.several else 0)
@@ -348,14 +372,15 @@ def _moments(
         mixed = layer.mixed if how == "selective" else 0
         inputs = N * (layer.input + mixed if how else layer.read)
         own = N * ((layer.kept or 0) - mixed + layer.spare) + batch.prompts * 4 * shape.pair if shape.proven else 0
-        own += shape.arithmetic * (layer.copies - layer.last if layer.copies else 0) + shape.unpacked
+        own += (copies[number] - shape.arithmetic * layer.last if copies[number] else 0) + shape.unpacked
         gathered = 0
         if pieces > 1:
-            before = layers[number - 1].bytes if number else 0
-            after = gradient * layers[number + 1].trained if number + 1 < len(layers) else 0
-            gathered = root + layer.bytes + before + after
+            before = in_layer[number - 1] if number else 0
+            # whose gradients are on their way, in float32
+            after = _FLOAT32 * layers[number + 1].trained if number + 1 < len(layers) else 0
+            gathered = root + in_layer[number] + before + after
         if pieces > 1 or batch.several:
-            own += gradient * layer.last
+            own += (shape.arithmetic if narrow else gradient) * layer.last
         else:
             grown += gradient * layer.last
         yield memory(f"the backward of {layer.name}", grown, below[number] + inputs, own, gathered, whole_head)
@@ -364,4 +389,4 @@ def _moments(
             grown += done - (gradient * layer.last if pieces == 1 else 0)
     yield memory("the optimizer's step", all_gradients, 0, 0, 0, 0)
     if pieces > 1 and layers:
-        yield memory("the first gathering", waiting, N * stream, 0, 2 * root + 2 * layers[0].bytes, 0)
+        yield memory("the first gathering", waiting, N * stream, 0, 2 * (root + (embedding or in_layer[0])), 0)

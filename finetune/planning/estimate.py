@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from hybrid_ft.finetune.machines.checkpointed_layers import OUTSIDE, fits, left_out
-from hybrid_ft.finetune.machines.memory import MARGIN, Batch, Memory, Shape, peak
+from hybrid_ft.finetune.machines.memory import MARGIN, Memory, Shape, peak
 from hybrid_ft.finetune.planning.gpus import Gpu
 from hybrid_ft.finetune.planning.work import Work
 
@@ -19,6 +19,8 @@ COUNTS = (1, 2, 4, 8)
 LAUNCHES = (0.0005, 0.0015)
 """seconds, from and to, that a layer's forward, second forward and backward take at least: some 100 to 150 kernels, 5 to
 10 microseconds each to start"""
+HOST = 25e9
+"""bytes a second to the host's pinned memory and back, at least; at best twice as many"""
 DISK = 1e9
 """bytes a second that a rented machine's own disk is taken to write"""
 
@@ -55,9 +57,10 @@ class Case:
 
 def case(recipe: Recipe, shape: Shape, work: Work, gpu: Gpu, count: int, save_bytes: int) -> Case:
     checkpointing = recipe.model.gradient_checkpointing
-    batch = Batch(work.batch.tokens, work.batch.labelled, work.batch.prompts, work.micro_batches > count)
+    size = recipe.train.sequence_parallel
+    batch = replace(work.batch, several=work.micro_batches > count // size).over(size)
     kept = left_out(recipe, shape, batch, count, gpu.memory)
-    memory = peak(shape, batch, count, recipe.train.sharded, checkpointing, kept)
+    memory = peak(shape, batch, count, bool(recipe.train.sharded), checkpointing, kept)
     again = 0.0 if checkpointing is False else 1 - len(kept) / max(len(shape.layers), 1)
     seconds = None if not work.tokens else _seconds(recipe, shape, work, gpu, count, again, save_bytes)
     return Case(gpu, count, memory, seconds, len(kept))
@@ -68,27 +71,36 @@ def _seconds(
 ) -> tuple[float, float]:
     """Of the whole run; ``again``: the share of the layers that are computed twice. A kind's share of its peak is that of full training with every layer recomputed: what is done,
     recomputation counted, over the time is the same for adapters."""
-    idle = math.ceil(work.micro_batches / count) * count / work.micro_batches
+    size = recipe.train.sequence_parallel
+    teams = count // size
+    idle = math.ceil(work.micro_batches / teams) * teams / work.micro_batches
     done = (work.operations + work.again * again) * idle / count
     over = 4 / 3  # what is done of full training with recomputation, over what counts
     slow, fast = (done / (gpu.flops * share * over) for share in gpu.mfu)
-    micro = work.tokens / max(sum(work.typical), 1) / count * idle if work.tokens else 0.0
+    micro = work.tokens / max(sum(work.typical), 1) / teams * idle if work.tokens else 0.0
     least, most = (len(shape.layers) * micro * seconds for seconds in LAUNCHES)
-    traffic = _traffic(shape, work, count, recipe.train.sharded) / gpu.link
+    traffic = _traffic(shape, work, count, size, bool(recipe.train.sharded)) / gpu.link
+    hosted = 0.0
+    if recipe.model.gradient_checkpointing == "offload":
+        hosted = 2 * sum(layer.input for layer in shape.layers) * (work.tokens or 0) / count / HOST
     saves = math.floor((work.steps or 0) / recipe.train.save_every) * save_bytes / DISK
     # at best the GPUs send and start kernels while they compute, and a save waits for nobody
-    return max(fast, traffic, least) * work.epochs, (max(slow, most) + traffic) * work.epochs + saves
+    quick, long = max(fast + hosted / 2, traffic, least), max(slow, most) + traffic + hosted
+    return quick * work.epochs, long * work.epochs + saves
 
 
-def _traffic(shape: Shape, work: Work, count: int, sharded: bool) -> float:
-    """Bytes that each GPU sends in an epoch: weights twice and gradients once for each micro-batch in pieces; gradients
-    twice a step where each has a copy."""
+def _traffic(shape: Shape, work: Work, count: int, size: int, sharded: bool) -> float:
+    """Bytes that each GPU sends in an epoch: for each micro-batch in pieces layers twice, the rest once, and gradients
+    once; gradients twice a step where each has a copy; of shared micro-batches what goes to other heads, three times
+    (forward, again, backward)."""
     if count == 1 or not work.tokens:
         return 0.0
-    micro = work.tokens / max(work.batch.tokens, 1) / count
+    micro = work.tokens / max(work.batch.tokens, 1) * size / count
     gradients = shape.gradient * shape.trained
-    sent = (2 * shape.bytes + gradients) * micro if sharded else 2 * gradients * micro * count / work.micro_batches
-    return sent * (count - 1) / count
+    weights = shape.outside.bytes + 2 * sum(map(shape.gathered, shape.layers))
+    sent = (weights + gradients) * micro if sharded else 2 * gradients * micro * (count // size) / work.micro_batches
+    heads = 3 * work.exchanged * work.tokens / count * (size - 1) / size
+    return sent * (count - 1) / count + heads
 
 
 def cases(
@@ -111,8 +123,9 @@ def _takes_bfloat16(recipe: Recipe, count: int) -> bool:
     return count == 1 and whole and not recipe.train.sharded and recipe.train.optimizer == "adamw"
 
 
-def changes(recipe: Recipe, count: int) -> Iterator[tuple[tuple[str, str, Any], ...]]:
-    """Keys that lower the memory, the least costly first: (section, key, value) of each, in combinations."""
+def changes(recipe: Recipe, count: int, heads: int = 1) -> Iterator[tuple[tuple[str, str, Any], ...]]:
+    """Keys that lower the memory, the least costly first: (section, key, value) of each, in combinations. ``heads``: by how
+    many processes a micro-batch can be shared."""
     single: list[tuple[tuple[str, str, Any], ...]] = []
     if recipe.model.gradient_checkpointing is False:
         single.append((("model", "gradient_checkpointing", True),))
@@ -122,9 +135,14 @@ def changes(recipe: Recipe, count: int) -> Iterator[tuple[tuple[str, str, Any], 
         single.append((("train", "sharded", True),))
     if _takes_bfloat16(recipe, count):
         single.append((("train", "optimizer", "adamw_bf16"),))
+    packed = recipe.stage in ("dpo", "kto") or (recipe.stage == "sft" and recipe.data.packing)
+    if recipe.train.sequence_parallel == 1 < count <= heads and packed:
+        single.append((("train", "sequence_parallel", count),))
     both = [*single, tuple(one for some in single for one in some)] if len(single) > 1 else single
     yield from both
     base = both[-1] if both else ()
+    if recipe.model.gradient_checkpointing in (None, True):
+        yield (*base, ("model", "gradient_checkpointing", "offload"))
     shorter = []
     for half in (2, 4, 8, 16):
         tokens = recipe.train.batch_tokens // half

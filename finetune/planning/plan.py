@@ -16,6 +16,9 @@ from hybrid_ft.finetune.planning.work import Work, read_rows, work_of
 from hybrid_ft.finetune.recipe.model_section import Lora
 from hybrid_ft.finetune.recipe.schema import Recipe, changed
 from hybrid_ft.finetune.runs.storage import checkpoint_bytes
+from hybrid_ft.finetune.runs.team import check_teams
+from hybrid_ft.finetune.training.own_tokens import check_heads
+from hybrid_ft.hybrid_model.families.known import family_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -57,8 +60,11 @@ def run(recipe: Recipe, asked: Asked, say: Callable[[str], None]) -> int:
     kinds = _kinds(asked)
     model = _Model.of(recipe)
     prepared, why = read_rows(recipe)
-    counts = (asked.gpus,) if asked.gpus else COUNTS
-    work = work_of(recipe, model.config, prepared, why, asked.tokens, counts[0])
+    size = recipe.train.sequence_parallel
+    check_heads(model.config, size)
+    counts = (asked.gpus,) if asked.gpus else tuple(count for count in COUNTS if not count % size) or (size,)
+    check_teams(counts[0], size)
+    work = work_of(recipe, model.config, prepared, why, asked.tokens, counts[0] // size)
     trained = model.shape.trained
     how = "all trained" if trained == model.weights else f"{trained:,} trained"
     say(view.line("model", f"{recipe.model.path}: {model.weights:,} parameters, {how}"))
@@ -107,7 +113,8 @@ def _shown(found: Sequence[Case], asked: Asked) -> Case:
 def _mend(recipe: Recipe, model: _Model, work: Work, shown: Case) -> str:
     """The first combination of keys with which it fits."""
     made: dict[tuple[bool, str | None, str], _Model] = {}
-    for combination in changes(recipe, shown.count):
+    heads = family_of(model.config).most_processes(model.config)
+    for combination in changes(recipe, shown.count, heads):
         other, of = recipe, model
         for section, key, value in combination:
             other = changed(other, section, **{key: Lora() if key == "lora" else value})

@@ -12,6 +12,7 @@ from hybrid_ft.errors import ENVIRONMENT, InputError
 from hybrid_ft.finetune.machines.memory import Batch
 from hybrid_ft.finetune.training.memory_check import batch_of, lengths, rows_of_a_step, token_columns
 from hybrid_ft.finetune.training.plan import Plan, a_step
+from hybrid_ft.hybrid_model.families.known import family_of
 from hybrid_ft.hybrid_model.flops import forward_flops, training_flops
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Work:
     tokens, steps   None where neither the rows nor the recipe say them
     micro_batches   of a step, over all processes
     ``batch`` is the largest micro-batch; ``typical``: lengths of the rows in one as they mostly are.
+    exchanged       bytes a token that go to other heads and come back, in all layers, where processes share its row
     ``source`` says where the figures are from, ``rows`` what they come to.
     """
 
@@ -45,6 +47,7 @@ class Work:
     source: str
     rows: str
     typical: tuple[int, ...]
+    exchanged: int = 0
 
 
 def read_rows(recipe: Recipe) -> tuple[Any | None, str]:
@@ -77,12 +80,12 @@ def _is_here(path: str) -> bool:
 
 
 def work_of(
-    recipe: Recipe, config: PreTrainedConfig, prepared: Any | None, why: str, tokens: int | None, gpus: int
+    recipe: Recipe, config: PreTrainedConfig, prepared: Any | None, why: str, tokens: int | None, teams: int
 ) -> Work:
     """``tokens``: of an epoch, where the user says them and the rows are not here."""
     frozen = recipe.model.lora is not None
     if prepared is None:
-        return _told(recipe, config, why, tokens, frozen, gpus)
+        return _told(recipe, config, why, tokens, frozen, teams)
     parts = [lengths(prepared.train, name) for name in token_columns(prepared.train)]
     pairs = len(parts) > 1
     whole = np.sum(parts, axis=0)
@@ -101,7 +104,7 @@ def work_of(
         operations += again  # the KL term's forward, of every answer after another prompt
     if pairs:
         plan = Plan.of(recipe, len(whole), rows_of_a_step(recipe))
-        batch = batch_of(recipe, prepared, gpus)
+        batch = batch_of(recipe, prepared, teams)
         micro = max(math.ceil(total / plan.per_epoch / max(batch.tokens, 1)), 1)
         rows = f"{len(whole):,} {'pairs' if recipe.of_pairs else 'answers'}, {total:,} tokens an epoch, a shared prompt counted once"
     else:
@@ -113,14 +116,15 @@ def work_of(
             total, operations, again = round(total * more), operations * more, again * more
             portions = round(portions * more)
         plan, micro = Plan.of(recipe, portions, a_step(recipe)), a_step(recipe)
-        batch = batch_of(recipe, prepared, gpus)
+        batch = batch_of(recipe, prepared, teams)
         packed = f" in {portions:,} packs of at most {batch.tokens:,}" if prepared.packs is not None else ""
         rows = f"{len(whole):,} rows, {total:,} tokens an epoch{packed}"
         if recipe.data.streaming:
             rows = f"a stream, by a sample of {len(whole):,} rows: {total:,} tokens in all{packed}"
     epochs = plan.steps / plan.per_epoch
     typical = _typical(whole, None if pairs else prepared.packs, total / micro / plan.per_epoch)
-    return Work(batch, total, epochs, plan.steps, micro, operations, again, "the rows", rows, typical)
+    exchanged = _exchanged(config)
+    return Work(batch, total, epochs, plan.steps, micro, operations, again, "the rows", rows, typical, exchanged)
 
 
 def _typical(whole: np.ndarray, packs: list[list[int]] | None, tokens: float) -> tuple[int, ...]:
@@ -132,7 +136,7 @@ def _typical(whole: np.ndarray, packs: list[list[int]] | None, tokens: float) ->
     return (middle,) * max(round(tokens / middle), 1)
 
 
-def _told(recipe: Recipe, config: PreTrainedConfig, why: str, tokens: int | None, frozen: bool, gpus: int) -> Work:
+def _told(recipe: Recipe, config: PreTrainedConfig, why: str, tokens: int | None, frozen: bool, teams: int) -> Work:
     """Without rows: full micro-batches of rows as long as they may be."""
     train, longest = recipe.train, recipe.data.max_length
     pairs = recipe.stage != "sft"
@@ -142,7 +146,7 @@ def _told(recipe: Recipe, config: PreTrainedConfig, why: str, tokens: int | None
         full, micro = train.batch_tokens, a_step(recipe)
     else:
         full, micro = train.batch_size * longest, a_step(recipe)
-    batch = Batch(full, full, full // longest if pairs else 0, several=micro > gpus)
+    batch = Batch(full, full, full // longest if pairs else 0, several=micro > teams)
     step_tokens = None if pairs else full * micro
     steps = train.steps
     if tokens is not None and step_tokens is not None and steps is None:
@@ -158,7 +162,28 @@ def _told(recipe: Recipe, config: PreTrainedConfig, why: str, tokens: int | None
     again = _count(_layers_forward, config, segments, None, labelled, frozen) * scale
     said = f"{tokens:,} tokens" if tokens else "tokens not known: --tokens N says them"
     rows = f"{said}; rows taken to be {of_rows:,} tokens long, as data.max_length allows, and micro-batches full"
-    return Work(batch, tokens, epochs, steps, micro, operations, again, why, rows, (of_rows,) * max(full // of_rows, 1))
+    typical = (of_rows,) * max(full // of_rows, 1)
+    return Work(batch, tokens, epochs, steps, micro, operations, again, why, rows, typical, _exchanged(config))
+
+
+def _exchanged(config: Any) -> int:
+    """In bfloat16: queries, keys, values, and what the heads give; decay and writing strength in float32."""
+    if not family_of(config).shares_heads:
+        return 0
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    attention = (
+        2 * head * (config.num_attention_heads + getattr(config, "num_key_value_heads", config.num_attention_heads))
+    )
+    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+    total = 0
+    for kind in kinds:
+        if kind == "linear_attention" and hasattr(config, "linear_num_key_heads"):
+            keys = config.linear_num_key_heads * config.linear_key_head_dim
+            heads = config.linear_num_value_heads
+            total += 4 * (keys + heads * config.linear_value_head_dim) + 8 * heads
+        else:
+            total += 2 * attention
+    return total
 
 
 def _count(how: Any, config: Any, segments: list[int], parents: list[int] | None, labelled: int, frozen: bool) -> float:

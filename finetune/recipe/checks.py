@@ -100,6 +100,7 @@ def contradictions(recipe: Recipe) -> Iterator[Wrong]:
         )
     if model.path in SHAPE_PRESETS and model.from_scratch and model.tokenizer is None:
         yield Wrong(("model", "tokenizer"), f"must be set; the preset {model.path} has none of its own")
+    yield from _sequence_parallel(recipe)
     for index, tracker in enumerate(train.trackers):
         if importlib.util.find_spec(tracker) is None:
             yield Wrong(("train", "trackers", index), f"got {tracker}, which is not installed; pip install {tracker}")
@@ -207,18 +208,26 @@ def _lora(recipe: Recipe) -> Iterator[Wrong]:
         )
 
 
+def _sequence_parallel(recipe: Recipe) -> Iterator[Wrong]:
+    """What a micro-batch whose tokens lie with several processes does not go with."""
+    size, key = recipe.train.sequence_parallel, ("train", "sequence_parallel")
+    if size == 1:
+        return
+    if recipe.stage == "reward":
+        yield Wrong(key, f"got {size}; a reward model's rows are not shared so; leave it out", (("reward",),))
+    if recipe.stage == "sft" and not recipe.data.packing:
+        text = f"got {size}; needs packed rows, set data.packing: true"
+        yield Wrong(key, text, (("data", "packing"),))
+    if recipe.train.neftune_alpha is not None:
+        text = f"got {size}; NEFTune's noise goes by whole documents; leave train.neftune_alpha out"
+        yield Wrong(key, text, (("train", "neftune_alpha"),))
+
+
 def _in_bfloat16(recipe: Recipe) -> Iterator[Wrong]:
     """What weights in fewer bits do not go with."""
     key, got = ("train", "optimizer"), "got adamw_bf16"
     if recipe.model.dtype == "float32":
         yield Wrong(key, f"{got}; needs bfloat16 arithmetic; leave model.dtype out", (("model", "dtype"),))
-    if recipe.train.sharded:
-        yield Wrong(
-            key,
-            f"{got}; keeps decay rates in float32 beside bfloat16, which FSDP2 cannot divide together; set train.sharded: "
-            "false, or use adamw",
-            (("train", "sharded"),),
-        )
 
 
 def _size_of_a_step(recipe: Recipe) -> Iterator[Wrong]:

@@ -38,11 +38,11 @@ class Turn(Section):
     tool_calls: Text | None = Field(None, examples=["answers"])
     """The column that holds the calls, as objects or as JSON text."""
     when: Text | None = Field(None, examples=["system"])
-    """A Jinja2 expression. The message is left out where it is false, blank, or about a column that is not there."""
+    """A Jinja2 expression. The message is left out if it is false, blank, or about a missing column."""
 
 
 class Columns(Section):
-    """Which column is which of ours: a column's name, or a Jinja2 template. datasets/columns/README.md has examples."""
+    """How columns become messages: a column's name, or a Jinja2 template. datasets/columns/README.md has examples."""
 
     file: Text | None = Field(None, examples=["gsm8k"])
     """A mapping that ships here, by name, or a .yaml file. columns: gsm8k is short for this."""
@@ -134,7 +134,7 @@ class Source(Section):
     path: Text = Field(examples=["data/train.jsonl"])
     """A file, a pattern of files (data/*.jsonl), a folder, or the name of a hub dataset; docs/data.md says what is read."""
     name: Text | None = Field(None, examples=["main"])
-    """Configuration of a hub dataset, or of one that lies in a folder."""
+    """Configuration of a dataset, on the hub or in a folder."""
     split: Text | None = Field(None, examples=["train[:1000]", "test[10%:20%]"])
     """Split, or a part of one; null: train, or the only one there is. A file is one split, train."""
     revision: Text | None = Field(None, examples=["main"])
@@ -146,7 +146,7 @@ class Source(Section):
     columns: Annotated[Columns | None, _NAME_IS_FILE] = Field(None, examples=["gsm8k"])
     """Which column is which: a mapping that ships here, by name, a .yaml file, or the mapping itself."""
     roles: Roles | None = Field(None, examples=[{"Human": "user", "Bot": "assistant"}])
-    """What the roles of the turns mean, where they have other names than ours."""
+    """What the roles of the turns mean, if their names are not known."""
     preference: Preferred | None = Field(None, examples=[{"model_a": 1, "model_b": 2, "tie": "tie"}])
     """Of pairs: which output each value of the preference column names."""
     labels: Labels | None = Field(None, min_length=1, examples=[{"5": True, "1": False}])
@@ -154,24 +154,24 @@ class Source(Section):
     pairs: Literal["best_worst", "all"] = Field("best_worst", examples=["all"])
     """Of lists of answers with scores or ranks: the best against the worst, or every two that differ."""
     only: dict[str, Scalar | list[Scalar]] | None = Field(None, min_length=1, examples=[{"label": True}])
-    """Rows with these values alone, of each column one value or a list of them; null: all."""
+    """Only rows with these values: for each column one value or a list; null: all."""
     weight: float | None = Field(None, gt=0, examples=[0.5])
-    """Share of the mix, by rows or as data.weight_by says, which is the largest that the sources can fill: no row is taken more often than repeat says."""
+    """Share of the mix, by rows or as data.weight_by says. The mix is the largest that the sources can fill, taking no row more often than repeat says."""
     count: AtLeastOne | None = Field(None, examples=[5000])
     """Take this many rows, a seeded sample; null: all."""
     repeat: int = Field(1, ge=1, le=1000, examples=[3])
-    """How often an epoch trains each row that is taken. A held-out row is held out once, and not trained."""
+    """How often an epoch trains each chosen row. A held-out row is held out once and not trained."""
 
 
 class HeldOut(Section):
-    """Rows kept from training: a share or a number of the training rows, split by prompt, or files of their own."""
+    """Rows kept from training: a share or a number of the training rows, split by prompt, or separate files."""
 
     fraction: float = Field(0.0, ge=0, lt=1, examples=[0.01])
-    """Share of the rows, split by prompt so that no prompt is on both sides. Of a stream: of the prompts, by their hash."""
+    """Share of the rows, split by prompt so that no prompt is on both sides. For a stream: share of the prompts, by their hash."""
     count: AtLeastOne | None = Field(None, examples=[200])
-    """Number of rows, in place of fraction. Of a stream: how many of the held-out rows are kept and measured; null: 500."""
+    """Number of rows, instead of fraction. For a stream: how many held-out rows are kept and measured; null: 500."""
     sources: list[Source] = Field(default_factory=list, examples=[[{"path": "data/held-out.jsonl"}]])
-    """Files of their own, in place of fraction and count; keys as in data.sources."""
+    """Separate files, instead of fraction and count; keys as in data.sources."""
 
     @property
     def wanted(self) -> bool:
@@ -185,34 +185,34 @@ class Data(Section):
     sources: list[Source] = Field(min_length=1, examples=[[{"path": "data/train.jsonl"}]])
     """What to train on, a list of files and hub datasets."""
     weight_by: Literal["rows", "tokens"] = Field("rows", examples=["tokens"])
-    """What the sources' weights are shares of. tokens: those that are trained, of a pair those of both answers; where rows of one source are longer than those of another, a share of rows says little."""
+    """What the sources' weights are shares of. tokens: the trained tokens (in a pair, of both answers), for sources whose rows differ in length."""
     eval: Annotated[HeldOut, NULL_IS_EMPTY] = Field(default_factory=HeldOut, examples=[{"fraction": 0.01}])
     """Held-out rows; none by default."""
     decontaminate: list[Text] = Field(default_factory=list, examples=[["gsm8k", "test.jsonl"]])
-    """Evaluation tasks, by name or file, and files of rows: training rows that hold half of the runs of eight words of one of their questions are dropped and counted, as Ai2 does (Olmo 3's report, 4.2.1)."""
+    """Evaluation tasks, by name or file, and files of rows: training rows that contain half of the 8-word sequences of one of their questions are dropped and counted, as Ai2 does (Olmo 3's report, 4.2.1)."""
     max_length: int = Field(4096, ge=2, le=2**20, examples=[16384])
-    """Tokens of the longest row."""
+    """Most tokens in a row."""
     on_long_row: Literal["drop", "cut", "split", "error"] = Field("drop", examples=["cut"])
-    """What becomes of a longer row. cut: its end goes; at least one trained token must stay. split: plain text is trained in
-    pieces, of which none is lost; a conversation is dropped."""
+    """What happens to a longer row. cut: its end is cut off; at least one trained token must remain. split: plain
+    text is trained in pieces, none of which is lost; a conversation is dropped."""
     on_bad_row: Literal["error", "skip"] = Field("error", examples=["skip"])
-    """What becomes of a row that cannot be read: the run is refused, or the row is counted and left out."""
+    """What happens to a row that cannot be read: the run is refused, or the row is counted and skipped."""
     max_dropped: float = Field(0.01, ge=0, le=1, examples=[0.05])
-    """The run is refused when a larger share of the rows would be dropped."""
+    """The run is refused if a larger share of the rows would be dropped."""
     reasoning: Literal["template", "text", "drop"] = Field("template", examples=["text"])
-    """What becomes of reasoning, which comes as a field (reasoning_content) or in `<think>` tags. template: the chat template writes it or leaves it out; text: it is written into the answer, in tags; drop: it is left out."""
+    """What happens to reasoning, which comes as a field (reasoning_content) or in `<think>` tags. template: the chat template writes it or leaves it out; text: it is written into the answer, in tags; drop: it is left out."""
     train_empty_thoughts: bool = Field(True, examples=[False])
-    """Whether a thought without text is trained that the chat template itself puts before an answer. Must be true for pairs."""
+    """Whether to train an empty thought that the chat template itself puts before an answer. Must be true for pairs."""
     streaming: bool = Field(False, examples=[True])
-    """Rows are read as they are trained on, for sets larger than the disk; needs train.steps. docs/data.md has what differs."""
+    """Read rows while training, for datasets larger than the disk; needs train.steps. docs/data.md says what differs."""
     shuffle_buffer: AtLeastOne = Field(10_000, examples=[50_000])
-    """Of a stream: rows that are shuffled and packed together, and held in memory at 8 bytes a token."""
+    """For a stream: how many rows are shuffled and packed together, and held in memory at 8 bytes per token."""
     packing: bool = Field(True, examples=[False])
     """Rows laid end to end without padding; no row can see another. Always on for dpo, kto and reward."""
     seed: Seed = Field(0, examples=[1])
     """Seed of samples and of the held-out split."""
     cache: Annotated[Text | Literal[False] | None, Free()] = Field(None, examples=["runs/tokens", False])
-    """A folder for the rows in tokens, which runs may share: a start with the same rows reads them there. false: none are kept; null: HYBRID_FT_CACHE of the environment, or .tokens beside the run's folder, without sources of less than 1 MB."""
+    """A folder for tokenized rows, which runs may share: a start with the same rows reads them there. false: none are kept; null: the environment variable HYBRID_FT_CACHE, or .tokens beside the run's folder, except sources smaller than 1 MB."""
 
     @property
     def plain_text(self) -> bool:

@@ -14,6 +14,7 @@ from hybrid_ft.finetune.recipe.checks import SHAPE_PRESETS, TRAINED_PRESETS
 from hybrid_ft.finetune.recipe.mistakes import Wrong
 from hybrid_ft.finetune.recipe.nearest import did_you_mean, nearest_file
 from hybrid_ft.finetune.recipe.shipped import column_names, evaluation_names, shipped
+from hybrid_ft.finetune.recipe.stage_kinds import PREFERENCE
 from hybrid_ft.finetune.recipe.yaml_file import Loc
 
 if TYPE_CHECKING:
@@ -50,8 +51,11 @@ def resolve_files(recipe: Recipe, folder: Path, made: bool = False) -> tuple[Rec
         ),
         "evaluate": files.evaluate(recipe.evaluate),
         "output": files.folder_to_write(("output",), recipe.output, "the run needs a folder"),
-        "dpo": files.with_cache("dpo", recipe.dpo) if recipe.dpo else None,
-        "kto": files.with_cache("kto", recipe.kto) if recipe.kto else None,
+        **{
+            name: files.with_cache(name, section)
+            for name in PREFERENCE
+            if (section := getattr(recipe, name)) and "reference_cache" in type(section).model_fields
+        },
     }
     return recipe.model_copy(update=update), files.wrongs
 

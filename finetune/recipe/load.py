@@ -20,8 +20,9 @@ from hybrid_ft.finetune.recipe.keys import sections
 from hybrid_ft.finetune.recipe.mistakes import Mistakes
 from hybrid_ft.finetune.recipe.overrides import apply_overrides
 from hybrid_ft.finetune.recipe.preference_checks import preference_contradictions
-from hybrid_ft.finetune.recipe.schema import PREFERENCE, Recipe
+from hybrid_ft.finetune.recipe.schema import Recipe
 from hybrid_ft.finetune.recipe.shipped import find_recipe
+from hybrid_ft.finetune.recipe.stage_kinds import PREFERENCE
 from hybrid_ft.finetune.recipe.yaml_file import Loc, YamlFile, read_yaml
 
 Schema = TypeVar("Schema", bound=BaseModel)

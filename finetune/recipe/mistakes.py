@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from types import NoneType
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from hybrid_ft.errors import shown
 from hybrid_ft.finetune.recipe.keys import keys
@@ -70,6 +72,9 @@ _ALSO_CALLED = {
     "output_dir": "output",
 }
 
+_FORM = re.compile(r"bool|int|float|str|constrained-\w+|literal\[.*\]")
+"""pydantic's names for the forms of one value"""
+
 
 class Place(NamedTuple):
     """Where the user wrote something: a line of the file, or an override (line 0, sorted last)."""
@@ -113,6 +118,10 @@ class Mistakes:
         fields = dict(keys(schema))
         known = list(fields)
         meant: set[str] = set()
+        rules: dict[Loc, list[str]] = {}
+        for detail in details:
+            if detail["type"] not in ("missing", "extra_forbidden"):
+                rules.setdefault(_key_of(detail["loc"], fields), []).append(rule(detail))
         for detail in sorted(details, key=lambda detail: detail["type"] == "missing"):
             loc = detail["loc"]
             self._broken.add(loc)
@@ -121,7 +130,9 @@ class Mistakes:
                 meant.add(near or "")
                 self._add_at(loc, f"unknown key {dotted(loc)}" + _instead(near, loc, known))
             elif detail["type"] != "missing":
-                self._add_at(loc, self._named(loc, f"got {shown(detail['input'])}; {rule(detail)}"))
+                loc = _key_of(loc, fields)
+                if found := rules.pop(loc, None):  # of all forms that the value might have had, in one line
+                    self._add_at(loc, self._named(loc, f"got {shown(detail['input'])}; {_either(found)}"))
             elif generic(loc) not in meant:
                 self._add_at(loc, f"{dotted(loc)} is missing{_meaning(fields.get(generic(loc)))}")
 
@@ -163,6 +174,20 @@ class Mistakes:
     def _named(self, loc: Loc, text: str) -> str:
         """``key: text``, without the key where the place has just said it."""
         return text if self._place(loc).shown == f"override {dotted(loc)}" else f"{dotted(loc)}: {text}"
+
+
+def _key_of(loc: Loc, fields: dict[str, FieldInfo]) -> Loc:
+    """Where a key takes a value in one of several forms, pydantic names the form behind it."""
+    of_key = fields.get(generic(loc[:-1])) if loc and isinstance(loc[-1], str) else None
+    several = of_key is not None and len(set(get_args(of_key.annotation)) - {NoneType}) > 1
+    return loc[:-1] if several and _FORM.fullmatch(str(loc[-1])) else loc
+
+
+def _either(rules: Sequence[str]) -> str:
+    """``must be a whole number or 'auto'; did you mean auto?``"""
+    heads, tails = zip(*(text.partition("; ")[::2] for text in rules))
+    more = [head.removeprefix("must be ") for head in heads[1:]]
+    return "; ".join([" or ".join([heads[0], *more]), *filter(None, tails)])
 
 
 def _file_order(found: tuple[Place, str]) -> int:

@@ -8,22 +8,22 @@ from typing import TYPE_CHECKING
 from hybrid_ft.errors import shown
 from hybrid_ft.finetune.recipe.losses import LOSSES
 from hybrid_ft.finetune.recipe.mistakes import Wrong
+from hybrid_ft.finetune.recipe.stage_kinds import PREFERENCE, STAGE_KINDS
 
 if TYPE_CHECKING:
     from hybrid_ft.finetune.recipe.preference_section import Kto
     from hybrid_ft.finetune.recipe.schema import Dpo, Recipe
 
-_ROWS = {"dpo": "pairs", "kto": "judged answers", "reward": "pairs"}
-_STEP = {"dpo": "pairs_per_step", "kto": "rows_per_step", "reward": "pairs_per_step"}
-
 
 def preference_contradictions(recipe: Recipe, stage: str | None) -> Iterator[Wrong]:
     """Values that are fine alone and wrong together. ``stage``: the command that is to run it, None where it is open."""
-    sections = [name for name in _ROWS if getattr(recipe, name) is not None]
+    sections = [name for name in PREFERENCE if getattr(recipe, name) is not None]
     for name in sections:
         if stage is not None and name != stage:
-            what = "a reward model" if name == "reward" else _ROWS[name]
-            yield Wrong((name,), f"this recipe is for {what}; run it with hybrid-ft {name}, or remove the section")
+            yield Wrong(
+                (name,),
+                f"this recipe is for {STAGE_KINDS[name].purpose}; run it with hybrid-ft {name}, or remove the section",
+            )
     if stage is None and len(sections) > 1:
         yield Wrong((sections[1],), f"got {' and '.join(sections)}; a recipe is one stage, keep one of them")
     if recipe.dpo is not None:
@@ -85,8 +85,8 @@ def _of_reward(recipe: Recipe) -> Iterator[Wrong]:
 
 def _of_any(recipe: Recipe, section: str) -> Iterator[Wrong]:
     train, lora = recipe.train, recipe.model.lora
-    rows, key_of_step = _ROWS[section], f"{section}.{_STEP[section]}"
-    a_step = getattr(getattr(recipe, section), _STEP[section])
+    rows, key_of_step = STAGE_KINDS[section].rows, f"{section}.{STAGE_KINDS[section].per_step}"
+    a_step = recipe.pairs_or_rows
     for key, got in (("tokens_per_step", train.tokens_per_step), ("rows_per_step", train.rows_per_step)):
         if got is not None:
             yield Wrong(("train", key), f"got {got}; for {rows} set {key_of_step}")

@@ -15,6 +15,7 @@ from hybrid_ft.finetune.recipe.losses import DEFAULT, LOSSES
 from hybrid_ft.finetune.recipe.model_section import Model
 from hybrid_ft.finetune.recipe.preference_section import Kto, Reward
 from hybrid_ft.finetune.recipe.section import NULL_IS_EMPTY, AtLeastOne, Section, Seed, Text
+from hybrid_ft.finetune.recipe.stage_kinds import PREFERENCE, STAGE_KINDS
 from hybrid_ft.finetune.recipe.yaml_file import dump_yaml
 
 if TYPE_CHECKING:
@@ -22,20 +23,11 @@ if TYPE_CHECKING:
 else:
     LossName = Literal[tuple(LOSSES)]
 
-LEARNING_RATES = {
-    "sft": {"full": 2.5e-5, "lora": 2e-4},
-    "dpo": {"full": 1e-6, "lora": 1e-5},
-    "kto": {"full": 1e-6, "lora": 1e-5},
-    "reward": {"full": 1e-5, "lora": 1e-4},
-}
-PREFERENCE = ("dpo", "kto", "reward")
-"""The sections of a recipe that are stages; without one of them it is for supervised fine-tuning."""
-
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Dpo(Section):
-    """Preference tuning. Present: the rows are pairs. Answers are compared with what the base, the reference, gives them.
+    """Preference tuning. With this section the rows are pairs. The base is the reference with which answers are compared.
 
     The reference's log-probabilities are computed once, before the first step, and kept in a cache; no second model is
     held in memory. A prompt is computed once for both of its answers.
@@ -44,15 +36,15 @@ class Dpo(Section):
     loss: LossName = Field(DEFAULT, examples=["sigmoid"])
     """TRL's name of the loss, see the table below; null: the default, which Olmo Hybrid was tuned with."""
     beta: float = Field(None, gt=0, validate_default=True, examples=[0.1])
-    """How strongly the model is held to the reference; null: 5 for sigmoid_norm, which is per token, otherwise 0.1."""
+    """How strongly the model is kept close to the reference; null: 5 for sigmoid_norm, which is per token, otherwise 0.1."""
     label_smoothing: float = Field(0.0, ge=0, lt=0.5, examples=[0.1])
     """Share of the pairs believed to be the wrong way round, for the losses that take it."""
     pairs_per_step: AtLeastOne = Field(32, examples=[128])
-    """Pairs of one optimizer step, over all processes, however many micro-batches they fill."""
+    """Pairs per optimizer step, over all processes and micro-batches."""
     reference_cache: Text | None = Field(None, examples=["runs/reference"])
     """A folder for the reference's log-probabilities, which runs may share; null: reference/ in the run's folder."""
     on_long_prompt: Literal["drop", "cut_start", "error"] = Field("drop", examples=["cut_start"])
-    """What becomes of a prompt that leaves its answers no room. cut_start: its oldest tokens go."""
+    """What happens to a prompt that leaves its answers no room. cut_start: its oldest tokens are cut off."""
 
     @field_validator("loss", mode="before")
     @classmethod
@@ -66,22 +58,22 @@ class Dpo(Section):
 
 
 class Train(Section):
-    """How long, how fast, in what portions. The optimizer is AdamW."""
+    """Length, learning rate and batch sizes. The optimizer is AdamW."""
 
     epochs: float = Field(1.0, gt=0, le=10_000, examples=[3])
     """Passes over the rows."""
     steps: AtLeastOne | None = Field(None, examples=[1000])
-    """Optimizer steps, in place of epochs."""
+    """Optimizer steps, instead of epochs."""
     batch_tokens: int = Field(4096, ge=1, le=2**24, examples=[32768])
-    """Tokens of one micro-batch at most, where rows are packed."""
+    """Most tokens in a micro-batch, if rows are packed."""
     batch_size: AtLeastOne = Field(8, examples=[16])
-    """Rows of one padded micro-batch, where they are not packed."""
+    """Rows in a padded micro-batch, if they are not packed."""
     tokens_per_step: AtLeastOne | None = Field(None, examples=[131072])
-    """Tokens of one optimizer step, over all processes, where rows are packed: a multiple of batch_tokens."""
+    """Tokens per optimizer step, over all processes, if rows are packed: a multiple of batch_tokens."""
     rows_per_step: AtLeastOne | None = Field(None, examples=[32])
-    """Rows of one optimizer step, over all processes, where they are not packed: a multiple of batch_size."""
+    """Rows per optimizer step, over all processes, if they are not packed: a multiple of batch_size."""
     accumulation: AtLeastOne = Field(1, examples=[4])
-    """Micro-batches of one optimizer step, over all processes, where the two keys above are null. Set
+    """Micro-batches per optimizer step, over all processes, if the two keys above are null. Set
     dpo.pairs_per_step, kto.rows_per_step or reward.pairs_per_step instead for these stages."""
     learning_rate: float | None = Field(None, gt=0, le=1, examples=[1e-5])
     """Peak learning rate. null: 2.5e-5 for all weights and 2e-4 for LoRA; for dpo and kto 1e-6 and 1e-5, for reward 1e-5 and 1e-4 (TRL's). Those for all weights are Ai2's for Olmo Hybrid; LoRA takes about ten times as much. With Gated DeltaNet at alpha 32 (tinker-cookbook's sweep on Qwen3.5) 3e-4 is best at every rank from 4 to 128, the same product as 1.5e-4 at alpha 64, and 1e-3 does harm."""
@@ -92,7 +84,7 @@ class Train(Section):
     neftune_alpha: float | None = Field(None, gt=0, le=1000, examples=[5])
     """NEFTune: in training every embedding of a document of L tokens in D dimensions gets uniform noise of up to alpha / sqrt(L D). null: none."""
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", examples=["cosine"])
-    """Course of the learning rate after the warm-up; linear and cosine end at 0."""
+    """Shape of the learning rate after the warm-up; linear and cosine end at 0."""
     warmup: float = Field(0.03, ge=0, lt=1, examples=[0.1])
     """Share of the steps in which the learning rate rises from 0, rounded down to whole steps."""
     weight_decay: float = Field(0.0, ge=0, le=1, examples=[0.1])
@@ -106,53 +98,55 @@ class Train(Section):
     save_every: Annotated[AtLeastOne, Free()] = Field(500, examples=[100])
     """Steps between checkpoints. One is also written when the run is stopped by a signal."""
     keep: Annotated[AtLeastOne, Free()] = Field(2, examples=[5])
-    """Checkpoints kept, the newest."""
+    """How many of the newest checkpoints are kept."""
     log_every: Annotated[AtLeastOne, Free()] = Field(1, examples=[10])
     """Steps between lines of metrics."""
     loader_workers: Annotated[int, Free()] = Field(0, ge=0, le=64, examples=[4])
-    """Processes that put batches together ahead of the training."""
-    sharded: bool = Field(False, examples=[True])
-    """Divide weights, gradients and optimizer among the processes (FSDP2); false: each holds a copy (DDP)."""
+    """Processes that prepare batches ahead of training."""
+    sharded: bool | Literal["machine"] = Field(False, examples=[True])
+    """Divide weights, gradients and optimizer among the processes (FSDP2); machine: among those of each machine, which exchange gradients once a step (HSDP), for machines with a slow link between them; false: each holds a copy (DDP)."""
+    sequence_parallel: Annotated[AtLeastOne, Free()] = Field(1, examples=[2])
+    """Processes that share the tokens of each micro-batch, each computing whole sequences of some heads: a divisor of the number of processes. A step is the same rows. For packed rows and for dpo and kto, with Olmo Hybrid, Olmo and Qwen."""
     check_memory: Annotated[bool, Free()] = Field(True, examples=[False])
-    """Refuse, before the weights are read, a step that cannot fit the GPU at hand; false: try it all the same."""
+    """Refuse, before the weights are read, a step that cannot fit the GPU; false: try it anyway."""
     trackers: Annotated[list[Literal["tensorboard", "trackio", "wandb"]], Free()] = Field(
         default_factory=list, examples=[["tensorboard"]]
     )
-    """Where metrics go beside metrics.jsonl, which is always written."""
+    """Where metrics go in addition to metrics.jsonl."""
 
 
 class Suite(Section):
-    """Evaluation tasks that the run's model is asked, before and after, with the table of ``hybrid-ft evaluate``."""
+    """Evaluation tasks for the run's model, before and after, with the table of ``hybrid-ft evaluate``."""
 
     tasks: list[Text] = Field(min_length=1, examples=[["gsm8k", "mine.yaml"]])
     """Names of shipped tasks, or files."""
     forgetting: list[Text] = Field(default_factory=list, examples=[["ifeval"]])
-    """Tasks of what may be forgotten, in a block of their own."""
+    """Tasks that training may make worse, shown in a block of their own."""
     limit: AtLeastOne | None = Field(None, examples=[200])
-    """Rows of each task, a seeded sample; null: all."""
+    """How many rows of each task, a seeded sample; null: all."""
     every: AtLeastOne | None = Field(None, examples=[500])
-    """Steps between measures on the way; null: before and after alone."""
+    """Steps between evaluations; null: only before and after."""
     best: Text | None = Field(None, examples=["gsm8k"])
-    """A task; the result is the checkpoint with the best score in it, by its first measure, of those measured on the way and the last."""
+    """A task. The result is the checkpoint with the best score in its first measure, among those evaluated during training and the last."""
     run_code: bool = Field(False, examples=[True])
-    """Allow tasks that run code which the model writes."""
+    """Allow tasks to run code that the model writes."""
 
 
 class Evaluate(Section):
     """What is measured on held-out rows, and which prompts are answered before and after."""
 
     every: Annotated[AtLeastOne | None, Free(unless="evaluate.load_best")] = Field(None, examples=[100])
-    """Steps between held-out losses. One is always taken at the end when there are held-out rows."""
+    """Steps between held-out losses. If there are held-out rows, one is always taken at the end."""
     load_best: bool = Field(False, examples=[True])
-    """The result is the checkpoint with the lowest held-out loss, which is kept beside the newest ones."""
+    """Make the checkpoint with the lowest held-out loss the result; it is kept beside the newest ones."""
     answers: int = Field(0, ge=0, examples=[50])
     """Held-out prompts answered greedily before and after, scored by exact match with the reference answer."""
     samples: list[Text] = Field(default_factory=list, examples=[["Why is the sky blue?"]])
     """Fixed prompts answered before and after."""
     max_new_tokens: AtLeastOne = Field(256, examples=[512])
-    """Tokens of the longest answer."""
+    """Most tokens in an answer."""
     suite: Annotated[Suite | None, Free(unless="evaluate.suite.best")] = Field(None, examples=[{"tasks": ["gsm8k"]}])
-    """Tasks as hybrid-ft evaluate has them; null: none."""
+    """Tasks of hybrid-ft evaluate; null: none."""
 
     @property
     def keeps_best(self) -> bool:
@@ -176,13 +170,13 @@ class Recipe(Section):
     train: Annotated[Train, NULL_IS_EMPTY] = Field(
         default_factory=Train, validate_default=True, examples=[{"epochs": 2}]
     )
-    """How long, how fast, in what portions."""
+    """Length, learning rate and batch sizes."""
     evaluate: Annotated[Evaluate, NULL_IS_EMPTY] = Field(default_factory=Evaluate, examples=[{"answers": 50}])
     """What is measured on held-out rows."""
     output: Annotated[Text | None, Free()] = Field(None, examples=["runs/mine"])
     """The run's folder; null: runs/ and the recipe file's stem."""
     mirror: Annotated[Text | None, Free()] = Field(None, examples=["s3://my-runs/mine"])
-    """A place that every checkpoint and the result are copied to, and that a start on a fresh machine goes on from: s3://, gs://, hf://buckets/, ssh:// or a folder. null: none."""
+    """A place to copy every checkpoint and the result to, from which a fresh machine can resume: s3://, gs://, hf://buckets/, ssh:// or a folder. null: none."""
 
     @field_validator("train")
     @classmethod
@@ -191,8 +185,8 @@ class Recipe(Section):
         if train.learning_rate is not None or "model" not in info.data:
             return train
         stage = next((name for name in PREFERENCE if info.data.get(name) is not None), "sft")
-        lora = info.data["model"].lora is not None
-        return train.model_copy(update={"learning_rate": LEARNING_RATES[stage]["lora" if lora else "full"]})
+        kind = STAGE_KINDS[stage]
+        return train.model_copy(update={"learning_rate": kind.lora if info.data["model"].lora else kind.full})
 
     @property
     def stage(self) -> str:
@@ -200,14 +194,19 @@ class Recipe(Section):
         return next((name for name in PREFERENCE if getattr(self, name) is not None), "sft")
 
     @property
-    def pairs_or_rows(self) -> int | None:
-        """Of a step in a preference stage."""
-        return self.kto.rows_per_step if self.kto else self.of_pairs.pairs_per_step if self.of_pairs else None
+    def preference(self) -> Any:
+        """The section of its preference stage; None for supervised fine-tuning."""
+        return next((section for name in PREFERENCE if (section := getattr(self, name)) is not None), None)
 
     @property
-    def of_pairs(self) -> Dpo | Reward | None:
+    def pairs_or_rows(self) -> int | None:
+        """Of a step in a preference stage."""
+        return getattr(self.preference, STAGE_KINDS[self.stage].per_step, None)
+
+    @property
+    def of_pairs(self) -> Any:
         """The section of a stage whose rows are pairs."""
-        return self.dpo or self.reward
+        return self.preference if STAGE_KINDS[self.stage].rows == "pairs" else None
 
     def to_yaml(self) -> str:
         """The resolved recipe, every default written out; ``load_recipe`` reads it back as an equal recipe."""

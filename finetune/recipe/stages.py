@@ -16,9 +16,9 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, create_model, model_validator
 
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.recipe.checks import secrets
@@ -29,12 +29,13 @@ from hybrid_ft.finetune.recipe.mistakes import Mistakes, Place, Wrong
 from hybrid_ft.finetune.recipe.model_section import Lora
 from hybrid_ft.finetune.recipe.nearest import did_you_mean
 from hybrid_ft.finetune.recipe.overrides import apply_overrides
-from hybrid_ft.finetune.recipe.schema import PREFERENCE, Recipe, changed
+from hybrid_ft.finetune.recipe.schema import Recipe, changed
 from hybrid_ft.finetune.recipe.section import NULL_IS_EMPTY, AtLeastOne, Section, Text
 from hybrid_ft.finetune.recipe.shipped import find_recipe
+from hybrid_ft.finetune.recipe.stage_kinds import PREFERENCE, STAGE_KINDS, StageKind
 from hybrid_ft.finetune.recipe.yaml_file import Loc, YamlFile, read_yaml
 
-TRAINING = ("sft", *PREFERENCE)
+TRAINING = tuple(STAGE_KINDS)
 PREVIOUS = "previous"
 """As model.adapter: that of the stage before."""
 
@@ -49,27 +50,18 @@ RecipeOrFile = Annotated[Any, AfterValidator(_is_recipe_or_file)]
 SourceOrPath = Annotated[Source, BeforeValidator(lambda value: {"path": value} if isinstance(value, str) else value)]
 
 
+def _of_kind(kind: StageKind) -> str:
+    return f"{kind.title[0].upper()}{kind.title[1:]}: a recipe, or the name of its file."
+
+
 class Export(Section):
     """The model of the stage before as one folder, opened again in plain transformers and compared."""
 
     dtype: Literal["float32", "bfloat16"] | None = Field(None, examples=["bfloat16"])
-    """Of the weights; null: the dtype in which they were saved."""
+    """Dtype of the weights; null: as they were saved."""
 
 
-class Entry(Section):
-    """One stage; exactly one of these keys."""
-
-    sft: RecipeOrFile = Field(None, examples=["mine.yaml"])
-    """Supervised fine-tuning: a recipe, or the name of its file."""
-    dpo: RecipeOrFile = Field(None, examples=["preferences.yaml"])
-    """Preference tuning: a recipe, or the name of its file."""
-    kto: RecipeOrFile = Field(None, examples=["judged.yaml"])
-    """Preference tuning on judged answers: a recipe, or the name of its file."""
-    reward: RecipeOrFile = Field(None, examples=["reward.yaml"])
-    """A reward model: a recipe, or the name of its file."""
-    export: Annotated[Export, NULL_IS_EMPTY] = Field(default_factory=Export, examples=[{"dtype": "bfloat16"}])
-    """The last model as one folder."""
-
+class _OneKind(Section):
     @model_validator(mode="before")
     @classmethod
     def _is_mapping(cls, value: Any) -> Any:
@@ -84,7 +76,27 @@ class Entry(Section):
         return self
 
 
-_ONE_KIND = f"must be one of {', '.join(Entry.model_fields)} with what it needs, such as {{sft: mine.yaml}}"
+_ONE_KIND = f"must be one of {', '.join((*TRAINING, 'export'))} with what it needs, such as {{sft: mine.yaml}}"
+if TYPE_CHECKING:
+    Entry = _OneKind
+else:
+    Entry = create_model(
+        "Entry",
+        __base__=_OneKind,
+        __doc__="One stage; exactly one of these keys.",
+        **{
+            name: (RecipeOrFile, Field(None, examples=[kind.file], description=_of_kind(kind)))
+            for name, kind in STAGE_KINDS.items()
+        },
+        export=(
+            Annotated[Export, NULL_IS_EMPTY],
+            Field(
+                default_factory=Export,
+                examples=[{"dtype": "bfloat16"}],
+                description="The last model as one folder.",
+            ),
+        ),
+    )
 
 
 class Questions(Section):
@@ -93,7 +105,7 @@ class Questions(Section):
     sources: list[SourceOrPath] = Field(min_length=1, examples=[["data/held-out.jsonl"]])
     """Held-out rows: sources as in a recipe's data.sources, or plain paths."""
     max_new_tokens: AtLeastOne = Field(256, examples=[64])
-    """Tokens of the longest answer."""
+    """Most tokens in an answer."""
 
     @property
     def data(self) -> Data:
@@ -102,16 +114,16 @@ class Questions(Section):
 
 
 class StagesFile(Section):
-    """Stages in a row, each starting from the model that the one before has made."""
+    """Stages in order, each starting from the model of the one before."""
 
     stages: list[Entry] = Field(min_length=1, examples=[[{"sft": "mine.yaml"}]])
     """One stage each; the first one trains."""
     evaluate: Questions | None = Field(None, examples=[{"sources": ["data/held-out.jsonl"]}])
-    """What every model is asked."""
+    """Questions for every model."""
     output: Text | None = Field(None, examples=["runs/instruct"])
-    """The folder that the stages' folders lie in; null: runs/ and the file's stem."""
+    """The folder for the stages' folders; null: runs/ and the file's stem."""
     mirror: Text | None = Field(None, examples=["s3://my-runs/instruct"])
-    """A place that every stage's folder is mirrored to, under the folder's name; null: none."""
+    """A place to mirror every stage's folder to, under the folder's name; null: none."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +185,7 @@ def load_stages(path: str | Path, overrides: Sequence[str] = ()) -> Stages:
             name = _folder(place, number, _kind(entries[number])).name
             recipes[number] = recipe.model_copy(update={"mirror": f"{whole.mirror.rstrip('/')}/{name}"})
     stages = [
-        Stage(kind, _folder(place, number, kind), recipes.get(number), entry.export.dtype)
+        Stage(kind, _folder(place, number, kind), recipes.get(number), vars(entry)["export"].dtype)
         for number, entry in enumerate(whole.stages)
         for kind in entry.model_fields_set
     ]

@@ -14,8 +14,9 @@ import yaml
 
 from hybrid_ft.errors import InputError, shown
 from hybrid_ft.finetune.recipe.load import load_recipe
-from hybrid_ft.finetune.recipe.schema import PREFERENCE, Recipe
+from hybrid_ft.finetune.recipe.schema import Recipe
 from hybrid_ft.finetune.recipe.shipped import find_recipe
+from hybrid_ft.finetune.recipe.stage_kinds import PREFERENCE
 from hybrid_ft.finetune.recipe.yaml_file import read_yaml
 from hybrid_ft.finetune.renting.inputs import Input, inputs, shipped_name
 from hybrid_ft.finetune.renting.order import Order
@@ -47,7 +48,7 @@ class Job:
     def elsewhere(self) -> list[str]:
         """Arguments of ``hybrid-ft launch`` on a machine that has none of this one's paths, from the folder of the inputs."""
         recipe = self.given if self.file is None else f"{self.name}.yaml"
-        caches = [name for name in PREFERENCE if (section := getattr(self.recipe, name)) and section.reference_cache]
+        caches = [name for name in PREFERENCE if getattr(getattr(self.recipe, name), "reference_cache", None)]
         own = [f"{name}.reference_cache=null" for name in caches]  # in the run's folder, which stays
         own += ["data.cache=null"] if self.recipe.data.cache else []  # beside it
         return [

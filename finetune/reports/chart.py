@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 WIDTH, HEIGHT = 460, 200
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 10, 8, 22
-_TICKS = 4
+_TICKS = 5
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,14 @@ class Curve:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart, in the SVG's own units. Ticks are places with their labels."""
+    """A chart, in the SVG's own units. Ticks are places with their labels. ``scale``: left and right places and the steps
+    there, bottom and top places and the values there."""
 
     title: str
     curves: list[Curve]
     across: list[tuple[float, str]]
     up: list[tuple[float, str]]
+    scale: tuple[float, ...]
 
     width: int = WIDTH
     height: int = HEIGHT
@@ -52,9 +54,10 @@ def chart(
     low, high = min(up[0], min(ys)), max(up[-1], max(ys))
 
     def at(x: float, y: float) -> tuple[float, float]:
+        # fine enough to read a value back to four digits of its axis
         return (
-            round(_LEFT + (x - left) / ((right - left) or 1) * (WIDTH - _LEFT - _RIGHT), 1),
-            round(HEIGHT - _BOTTOM - (y - low) / ((high - low) or 1) * (HEIGHT - _TOP - _BOTTOM), 1),
+            round(_LEFT + (x - left) / ((right - left) or 1) * (WIDTH - _LEFT - _RIGHT), 2),
+            round(HEIGHT - _BOTTOM - (y - low) / ((high - low) or 1) * (HEIGHT - _TOP - _BOTTOM), 2),
         )
 
     columns = max(60, 400 // len(series))
@@ -70,6 +73,7 @@ def chart(
         curves,
         [(at(x, low)[0], shown(x)) for x in across if left <= x <= right],
         [(at(left, y)[1], shown(y)) for y in up if low <= y <= high],
+        (_LEFT, WIDTH - _RIGHT, left, right, HEIGHT - _BOTTOM, _TOP, low, high),
     )
 
 

@@ -1,7 +1,9 @@
-"""A report: one HTML file that opens anywhere, without a network or a script."""
+"""A report: one HTML file that opens anywhere, without a network."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import math
 import shlex
 from collections.abc import Sequence
@@ -11,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import markupsafe
 
 from hybrid_ft.errors import InputError, masked, one_line
 from hybrid_ft.finetune.evaluation import statistics
 from hybrid_ft.finetune.reports.chart import Chart, chart, shown
 from hybrid_ft.finetune.reports.differences import cut, marked, recipe_rows
 from hybrid_ft.finetune.reports.kept_run import KeptEvaluation, KeptRun, Lines, read_places
+from hybrid_ft.finetune.reports.stage_answers import stage_answers
 from hybrid_ft.finetune.runs.atomic import write_text
 from hybrid_ft.finetune.runs.console import duration
 
@@ -45,6 +49,7 @@ _CURVES = (
 def write_report(places: Sequence[Path], out: Path) -> Path:
     """Write the report of runs, stages and evaluations; returns its path. Raises InputError."""
     runs, evaluations = read_places(list(places))
+    evaluations = [found for place in places if (found := stage_answers(place)) is not None] + evaluations
     if len(runs) > MOST_RUNS:
         raise InputError(f"{len(runs)} runs; a report holds {MOST_RUNS} at most, name fewer")
     if out.is_dir() or not out.absolute().parent.is_dir():
@@ -88,7 +93,15 @@ def render(runs: list[KeptRun], evaluations: list[KeptEvaluation], most: int = 4
         charts=_charts(runs),
         most=most,
         cut=cut,
+        script=markupsafe.Markup(_script()),
+        script_digest=base64.b64encode(hashlib.sha256(_script().encode()).digest()).decode(),
     )
+
+
+@cache
+def _script() -> str:
+    """What shows a curve's values at the pointer. The page's policy lets no script run but one of its digest."""
+    return Path(__file__).with_name("hover.js").read_text(encoding="utf-8")
 
 
 @cache

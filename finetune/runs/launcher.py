@@ -47,11 +47,6 @@ def agreed(recipe: Recipe, bfloat16: bool) -> Recipe:
     os.environ.pop("ACCELERATE_USE_FSDP", None)
     if not divided or recipe.train.sharded:
         return recipe
-    if recipe.train.optimizer == "adamw_bf16":
-        raise InputError(
-            "train.optimizer: got adamw_bf16, which FSDP2 cannot divide; start without --use_fsdp, or use adamw",
-            ENVIRONMENT,
-        )
     return changed(recipe, "train", sharded=True)
 
 

@@ -20,7 +20,7 @@ def next_commands(results: list[Path], model_type: str, scores: bool = False) ->
     adapter = next((path for path in results if (path / CONFIG).is_file()), None)
     place = shlex.quote(str(last))
     if scores:
-        lines = ["score     docs/in-your-own-script.md says how, with transformers alone"]
+        lines = [f"score     hybrid-ft score {place} --rows pairs.jsonl --out scores.jsonl"]
         if adapter == last:
             lines.append(f"merge     hybrid-ft merge {place} {shlex.quote(str(last.with_name('merged')))}")
         return [*lines, f"publish   hybrid-ft push {place} OWNER/NAME --private"]

@@ -26,7 +26,7 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # To meet at all; one that has died before this cannot be noticed otherwise.
 _MEETING = timedelta(minutes=5)
 # One waits while another measures or exports a model. What hangs is the watchdog's to notice, not a time-out's.
-_PATIENCE = timedelta(hours=24)
+PATIENCE = timedelta(hours=24)
 _TRANSPORT = (
     "connection closed by peer",
     "connection reset",
@@ -55,6 +55,11 @@ def number_told(name: str, least: int, most: int | None = None) -> int:
             ENVIRONMENT,
         )
     return number
+
+
+def be_patient(group: Any) -> None:
+    """Let a group wait as long as process 0 may write; the watchdog, and not a timeout, ends a run that hangs."""
+    dist.distributed_c10d._set_pg_timeout(PATIENCE, group)
 
 
 @dataclass
@@ -90,7 +95,7 @@ class Processes:
                 dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=_MEETING)
             group = dist.new_group(backend="gloo", timeout=_MEETING)
             for one in (None, group):
-                dist.distributed_c10d._set_pg_timeout(_PATIENCE, one)
+                be_patient(one)
             return group
 
         group = _hearing_signals(meet)

@@ -113,7 +113,8 @@ def load_random(folder: Path, rank: int) -> None:
 
 def _set_random(state: dict[str, torch.Tensor]) -> None:
     *words, gauss_kept = state["python"].tolist()
-    random.setstate((3, tuple(words), float(state["python_gauss"]) if gauss_kept else None))
+    gauss = float(state["python_gauss"])
+    random.setstate((3, tuple(words), gauss if gauss_kept else None))
     keys, position, kept = state["numpy"][:-2].numpy().astype(np.uint32), *state["numpy"][-2:].tolist()
     np.random.set_state(("MT19937", keys, position, kept, float(state["numpy_gauss"])))
     torch.set_rng_state(state["torch"])

@@ -27,14 +27,17 @@ ADAPTER = "adapter_model.safetensors"
 def save(model: PreTrainedModel | PeftModel, folder: Path, processes: Processes | None = None) -> None:
     """All weights with the config, or for LoRA the adapter with its config. Of several processes number 0 writes."""
     processes = processes or Processes()
-    tensors: dict[str, torch.Tensor] = {}
-    for name, tensor in (_adapter(model) if isinstance(model, PeftModel) else model.state_dict()).items():
-        found = whole(tensor)
+    named = _adapter(model) if isinstance(model, PeftModel) else model.state_dict(keep_vars=True)
+    put_together: dict[int, torch.Tensor] = {}
+    # a tied head stays one tensor with its embedding
+    for key, tensor in {id(tensor): tensor for tensor in named.values()}.items():
+        found = whole(tensor.detach())
         if processes.main:
             # pieces put together lie with the model's on the GPU, which has no room for all of them
-            tensors[name] = found.cpu() if found is not tensor else found
+            put_together[key] = found.cpu() if isinstance(tensor, DTensor) else found
     if not processes.main:
         return
+    tensors = {name: put_together[id(tensor)] for name, tensor in named.items()}
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(model, PeftModel):
         # a tied head and its embedding are one tensor, which safetensors does not write twice

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from hybrid_ft.kernels.adamw_bf16.reference import Rates, stepped, update
 
@@ -27,7 +28,8 @@ class AdamWBF16(torch.optim.Optimizer):
     Of a bfloat16 parameter: ``exp_avg`` and ``exp_avg_sq`` bfloat16, ``low`` int8, the bits below the weight's own.
     Others, such as float32 decay rates, keep their moments in their own dtype.
     The random bits are a function of ``seed``, a parameter's number and its step: a run that goes on draws the same, and
-    so do copies in other processes. They are the device's own, not the same on a CPU as on a GPU.
+    so do copies in other processes; each piece of a divided one (FSDP2) draws its own. They are the device's own, not the
+    same on a CPU as on a GPU.
     """
 
     def __init__(
@@ -64,19 +66,38 @@ class AdamWBF16(torch.optim.Optimizer):
                         state[name] = torch.zeros_like(parameter, dtype=dtype, memory_format=torch.contiguous_format)
                 steps = int(state["step"]) + 1
                 state["step"] = torch.tensor(float(steps))  # as torch's own keeps it
-                _update(parameter, state, group, steps, _seed(self.seed, number, steps))
+                pieces = {name: _local(value) for name, value in state.items() if name != "step"}
+                seed = _seed(self.seed, number, steps, *_piece(parameter))
+                _update(_local(parameter), _local(parameter.grad), pieces, group, steps, seed)
 
 
 def _seed(*numbers: int) -> int:
     return int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:8], "little") >> 1
 
 
-def _update(parameter: Tensor, state: dict[str, Tensor], group: dict[str, Any], steps: int, seed: int) -> None:
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _piece(parameter: Tensor) -> list[int]:
+    """Which piece of the parameter this process has: a number where it is divided."""
+    if not isinstance(parameter, DTensor):
+        return []
+    coordinate = parameter.device_mesh.get_coordinate()
+    assert coordinate is not None
+    return [coordinate[n] for n, placement in enumerate(parameter.placements) if placement.is_shard()]
+
+
+def _update(
+    parameter: Tensor, gradient: Tensor, state: dict[str, Tensor], group: dict[str, Any], steps: int, seed: int
+) -> None:
+    if not parameter.numel():  # of more pieces than rows some are empty
+        return
     beta1, beta2 = group["betas"]
     rate, correction = group["lr"] / (1 - beta1**steps), (1 - beta2**steps) ** 0.5
     rates = Rates(1 - group["lr"] * group["weight_decay"], beta1, beta2, rate, correction, group["eps"])
-    assert parameter.is_contiguous() and parameter.grad is not None
-    flat = [one.reshape(-1) for one in (parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"])]
+    assert parameter.is_contiguous()
+    flat = [one.reshape(-1) for one in (parameter, gradient, state["exp_avg"], state["exp_avg_sq"])]
     low = state["low"].view(-1) if "low" in state else None
     if parameter.is_cuda and low is not None:
         # Triton is there wherever torch supports CUDA, and nowhere else.

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from hybrid_ft.finetune.training.answer_tokens import AnswerTokens
+from hybrid_ft.hybrid_model.door.spread import summed
 
 _OF_ROWS = {"input_ids", "attention_mask", "prompt_lengths", "prompt_rows"}
 
@@ -34,8 +35,10 @@ def answer_log_probs(
         labels=answers.targets,
         **{name: value for name, value in inputs.items() if name not in _OF_ROWS},
     ).log_probs
-    log_probs = found.new_zeros(answers.shape[0] * answers.shape[1]).index_copy(0, answers.places, found.flatten())
-    log_probs = log_probs.view(answers.shape)
+    # a process without any of the tokens has one that does not count
+    found = found.flatten()[: len(answers.places)]
+    log_probs = found.new_zeros(answers.shape[0] * answers.shape[1]).index_copy(0, answers.places, found)
+    log_probs = summed(log_probs.view(answers.shape), answers.layout.spread)
     if seen is not None:
         seen.append(log_probs.detach())
     nothing = torch.zeros_like(log_probs, requires_grad=False)

@@ -16,6 +16,7 @@ from hybrid_ft.finetune.machines.memory import MARGIN, Batch, Memory, Shape, pea
 from hybrid_ft.finetune.models import in_bfloat16
 from hybrid_ft.finetune.runs import device
 from hybrid_ft.finetune.runs.storage import size
+from hybrid_ft.finetune.training.fsdp import pieces
 from hybrid_ft.finetune.training.plan import a_step
 
 if TYPE_CHECKING:
@@ -38,10 +39,13 @@ def memory_line(
     """
     bfloat16 = in_bfloat16(recipe)
     shape = shape_of_recipe(recipe, bfloat16)
-    batch = batch_of(recipe, prepared, processes)
+    team = recipe.train.sequence_parallel
+    batch = batch_of(recipe, prepared, processes // team).over(team)
+    sharded = bool(recipe.train.sharded)
+    among = pieces(processes, recipe.train.sharded) if sharded else processes
     free, total = device.memory()
-    kept = agreed(left_out(recipe, shape, batch, processes, free))
-    needed = peak(shape, batch, processes, recipe.train.sharded, recipe.model.gradient_checkpointing, kept)
+    kept = agreed(left_out(recipe, shape, batch, among, free))
+    needed = peak(shape, batch, among, sharded, recipe.model.gradient_checkpointing, kept)
     line = f"memory    {said(needed)} of {size(free)} free"
     if recipe.model.checkpointed_layers is not None:
         count = len(shape.layers)
@@ -62,12 +66,11 @@ def kept_on_a_cpu(recipe: Recipe) -> Kept:
     return left_out(recipe, shape_of_recipe(recipe, in_bfloat16(recipe)), Batch(0, 0), 1, 0.0)
 
 
-def held_line(model: Any, processes: int, sharded: bool) -> str:
+def held_line(model: Any, pieces: int) -> str:
     """What is held between steps where no GPU is: a step's own share is not reckoned there."""
     whole = sum(p.numel() * p.element_size() for p in model.parameters())
     trained = [p for p in model.parameters() if p.requires_grad]
     more = sum(p.numel() * (7 if p.dtype == torch.bfloat16 else 12) for p in trained)  # see adamw_bf16
-    pieces = processes if sharded else 1
     return f"memory    {size((whole + more) / pieces)} for weights, gradients and moments, beside a step's own"
 
 
@@ -85,8 +88,8 @@ def shape_of_recipe(recipe: Recipe, bfloat16: bool) -> Shape:
     return shape_of(model, model.config, bfloat16, recipe.model.quantize)
 
 
-def batch_of(recipe: Recipe, prepared: Any, processes: int = 1) -> Batch:
-    """The largest micro-batch that the rows can make; every token of it may carry a label."""
+def batch_of(recipe: Recipe, prepared: Any, teams: int = 1) -> Batch:
+    """The largest micro-batch that the rows can make; every token of it may carry a label. ``teams`` share a step."""
     columns = token_columns(prepared.train)
     whole = np.sum([lengths(prepared.train, name) for name in columns], axis=0)
     if len(columns) > 1:
@@ -98,7 +101,7 @@ def batch_of(recipe: Recipe, prepared: Any, processes: int = 1) -> Batch:
         tokens = max((int(whole[pack].sum()) for pack in prepared.packs), default=0)
     else:
         tokens = int(np.sort(whole)[-recipe.train.batch_size :].sum())
-    return Batch(tokens, tokens, several=a_step(recipe) > processes)
+    return Batch(tokens, tokens, several=a_step(recipe) > teams)
 
 
 def largest_of_pairs(whole: np.ndarray, pairs_per_step: int, batch_tokens: int) -> Batch:

@@ -40,6 +40,7 @@ def fill_reference(
                 start.say,
                 partial(_advance, live, task),
                 start.folder.processes,
+                start.team,
             )
     start.say(f"reference {cache.folder} ({duration(time.perf_counter() - began)})")
     return values

@@ -29,6 +29,7 @@ from hybrid_ft.finetune.runs import lock
 from hybrid_ft.finetune.runs.atomic import sha256, write_text
 from hybrid_ft.finetune.runs.identity import digest, short_digest
 from hybrid_ft.finetune.runs.processes import Processes
+from hybrid_ft.finetune.runs.team import Team
 from hybrid_ft.finetune.training.portions import Row
 from hybrid_ft.finetune.training.shared_prompts import divided
 from hybrid_ft.hybrid_model.checkpoint.weight_files import give_usual_mode
@@ -154,27 +155,28 @@ class ReferenceCache:
         say: Callable[[str], None],
         show: Callable[[int, int], None] = lambda done, total: None,
         processes: Processes | None = None,
+        team: Team | None = None,
     ) -> Values:
         """The values of all rows; those that are not in the folder are computed, piece by piece, and written.
 
         ``compute`` gets micro-batches of at most ``batch_tokens``, rows of one prompt together, and gives float32 [rows]
-        for each of the answers. Several processes share the pieces; number 0 reads and writes. Raises InputError for a
-        value that is not finite.
+        for each of the answers. Several processes share the pieces, or their teams do; number 0 reads and writes. Raises
+        InputError for a value that is not finite.
         """
         processes = processes or Processes()
+        team = team or Team.of(processes)
         with self._opened(say) if processes.main else nullcontext():
             values, total = processes.of_main(self._read(say) if processes.main else None), len(rows)
             missing = {digest: row for row, digest in enumerate(digests) if digest not in values}
             wanted = sorted(missing.values())
             pieces = [wanted[start : start + PIECE] for start in range(0, len(wanted), PIECE)]
-            for turn in range(0, len(pieces), processes.count):
+            for turn in range(0, len(pieces), team.count):
                 show(total - len(wanted) + turn * PIECE, total)
-                mine = pieces[turn + processes.rank] if turn + processes.rank < len(pieces) else []
+                mine = pieces[turn + team.number] if turn + team.number < len(pieces) else []
                 named = [digests[row] for row in mine]
                 members = list(rows.select(mine))
-                for found in processes.gather(
-                    _computed(members, named, divided(members, self.kind.tokens[1:], batch_tokens), compute)
-                ):
+                computed = _computed(members, named, divided(members, self.kind.tokens[1:], batch_tokens), compute)
+                for found in processes.gather(computed if team.speaks else {}):
                     values |= found
                     if found and processes.main:
                         self._add(found)

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -28,12 +28,14 @@ from hybrid_ft.finetune.runs.folder import RunFolder
 from hybrid_ft.finetune.runs.identity import run_identity, tokenizer_digest
 from hybrid_ft.finetune.runs.launcher import agreed
 from hybrid_ft.finetune.runs.session import begin_or_go_on, check_storage, in_folder, newest_checkpoint
+from hybrid_ft.finetune.runs.team import Team
 from hybrid_ft.finetune.training import ends, fsdp, seams, tasks
 from hybrid_ft.finetune.training.memory_check import held_line, kept_on_a_cpu, memory_line
+from hybrid_ft.finetune.training.own_tokens import check_heads
 from hybrid_ft.finetune.training.trainer import STATE
 from hybrid_ft.hybrid_model.checkpoint.generation_config import GenerationDefaults, generation_defaults
 from hybrid_ft.hybrid_model.gpu_trust import check_gpu
-from hybrid_ft.hybrid_model.selective_checkpointing import leave_out
+from hybrid_ft.hybrid_model.selective_checkpointing import leave_out, offload_inputs
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -79,6 +81,8 @@ class Start:
     plan: Plan
     suite: Suite | None = None
     mirror: Mirror | None = None
+    team: Team = field(default_factory=Team)
+    of_main: bool = False
 
     def say(self, text: str) -> None:
         say(self.console, text)
@@ -98,6 +102,7 @@ class Start:
             "loraplus_ratio": self.recipe.train.loraplus_ratio,
             "mirror": self.mirror,
             "optimizer": self.recipe.train.optimizer,
+            "team": self.team,
         }
 
 
@@ -116,6 +121,7 @@ class Stage:
     ready      start, trainer, what ``trial`` gave: what the run needs before the first measure; it has begun
     questions  rows, tokenizer -> held-out rows with ``origin``, ``prompt_ids`` and ``answer``, or None
     show       start, before, after: what was measured on the base and on the result
+    of_main    whether process 0 alone needs the weights before the first step
     """
 
     name: str
@@ -129,6 +135,7 @@ class Stage:
     ready: Callable[[Start, Any, Any], None]
     questions: Callable[[Any, PreTrainedTokenizerBase], Dataset | None]
     show: Callable[[Start, dict[str, Any], dict[str, Any]], None]
+    of_main: bool = False
 
 
 @dataclass(frozen=True)
@@ -171,6 +178,7 @@ def _run(
     mirror: Mirror | None,
 ) -> int:
     began = time.perf_counter()
+    team = Team.of(folder.processes, recipe.train.sequence_parallel)
     identity = run_identity(recipe)
     changed = folder.check(identity, how.accept, how.extend)
     if how.extend and not folder.begun:
@@ -189,20 +197,24 @@ def _run(
     changed = folder.check(identity, how.accept, how.extend)
     plan = stage.plan(recipe, prepared, folder.processes.count)
     ends.check_longer(folder, plan.steps)
-    start = Start(recipe, folder, console, stop, tokenizer, prepared, plan, suite, mirror)
+    of_main = stage.of_main and fsdp.can_be_sent(recipe, folder.processes.count)
+    start = Start(recipe, folder, console, stop, tokenizer, prepared, plan, suite, mirror, team, of_main)
     memory, kept = None, frozenset[int]()
     if device.is_gpu():
         memory, kept = memory_line(recipe, prepared, folder.processes.count, folder.processes.least)
     elif recipe.model.gradient_checkpointing:
         kept = kept_on_a_cpu(recipe)
 
-    model = models.load_model(recipe, tokenizer)
+    model = models.load_model(recipe, tokenizer, weights=folder.processes.main or not start.of_main)
     leave_out(model, kept)
+    if recipe.model.gradient_checkpointing == "offload":
+        offload_inputs(model)
+    check_heads(model.config, team.size)
     defaults = generation_defaults(model, tokenizer, prepared.eos_token_ids)
     saves = check_storage(folder, recipe, model, models.in_bfloat16(recipe))
     resumed = newest_checkpoint(folder, start.say, mirror.fetch if mirror else lambda newest: newest)
     ends.check_goes_on(folder, resumed)
-    memory = memory or held_line(model, folder.processes.count, recipe.train.sharded)
+    memory = memory or held_line(model, fsdp.pieces(folder.processes.count, recipe.train.sharded))
     _introduce(stage, start, model, resumed, (memory, saves))
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder.path / "tensorboard")
     progress = stage.progress(console, folder.metrics)
@@ -263,8 +275,9 @@ def _introduce(stage: Stage, start: Start, model: torch.nn.Module, resumed: Path
     for line in costs:
         start.say(line)
     if processes.count > 1:
-        how = "in pieces over them (FSDP2)" if train.sharded else "a copy in each (DDP)"
-        start.say(f"processes {processes.count}, the model {how}")
+        divided = f"in {fsdp.pieces(processes.count, train.sharded)} pieces (FSDP2)"
+        how = divided if train.sharded else "a copy in each (DDP)"
+        start.say(f"processes {processes.count}, the model {how}{start.team.said}")
     start.say(f"output    {start.folder.path}" + (f", going on from {resumed.name}" if resumed else ""))
     if start.mirror:
         start.say(f"mirror    {start.mirror.place.name}")
@@ -320,7 +333,7 @@ def _train(start: Start, trainer: RunTrainer, progress: ShowProgress, resumed: P
             trainer.load_weights(last)
             trainer.state = TrainerState.load_from_json(str(last / STATE))
     else:
-        if resumed:
+        if resumed and (processes.main or not start.of_main):
             trainer.load_weights(resumed)
         # whatever was measured before must not move the training: a resumed run does not measure again
         set_seed(recipe.train.seed)
@@ -328,7 +341,7 @@ def _train(start: Start, trainer: RunTrainer, progress: ShowProgress, resumed: P
         with ExitStack() as around:
             around.callback(progress.close)
             if sharded:
-                fsdp.shard(trainer.model, trainer.accelerator)
+                fsdp.shard(trainer.model, trainer.accelerator, recipe, start.of_main)
                 around.enter_context(seams.already_divided(trainer.model, trainer.accelerator))
             around.enter_context(trainer.watchdog.watching(folder.path, processes.rank))
             around.enter_context(start.stop.at_step_ends())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
+from hybrid_ft.finetune.recipe.stage_kinds import STAGE_KINDS
 from hybrid_ft.finetune.training import run as training
 
 if TYPE_CHECKING:
@@ -19,14 +21,6 @@ def run(kind: str, recipe: Recipe, console: Console, accept_changes: bool = Fals
 
 def stage_of(kind: str) -> training.Stage:
     """A stage's record; TRL's trainer of that stage alone is imported."""
-    if kind == "sft":
-        from hybrid_ft.finetune.training.sft.stage import SFT as stage
-    elif kind == "dpo":
-        from hybrid_ft.finetune.training.dpo.stage import DPO as stage
-    elif kind == "kto":
-        from hybrid_ft.finetune.training.kto.stage import KTO as stage
-    elif kind == "reward":
-        from hybrid_ft.finetune.training.reward.stage import REWARD as stage
-    else:
-        raise AssertionError(f"{kind} is no stage")
+    module, _, name = STAGE_KINDS[kind].record.partition(":")
+    stage: training.Stage = getattr(import_module(module), name)
     return stage

@@ -19,7 +19,9 @@ from torch.utils.data import DataLoader
 from transformers import Trainer
 
 from hybrid_ft.finetune.runs.processes import Processes
+from hybrid_ft.finetune.runs.team import Team
 from hybrid_ft.finetune.training import seams
+from hybrid_ft.finetune.training.own_tokens import own_answers
 from hybrid_ft.finetune.training.pair_steps import PromptSampler
 from hybrid_ft.finetune.training.portions import Row, in_portions, sizes_of
 from hybrid_ft.finetune.training.trainer import RunTrainer
@@ -55,9 +57,7 @@ class StepTrainer(RunTrainer):
             if hasattr(module, "attention_dropout"):
                 module.attention_dropout = 0.0
         self.work = [0, 0]
-        self.counted = (
-            True  # whether the rows at work are this process's own, not some that keep it in step with others
-        )
+        self.counted = True  # whether the rows at work count here: not where they keep this process in step, or another counts them
 
     def padded(self, rows: Sequence[Row]) -> dict[str, Any]:
         """A micro-batch of rows, as TRL's trainer takes it."""
@@ -96,25 +96,26 @@ class StepTrainer(RunTrainer):
             self.counts.rows = batch.pop("rows")
             # the last backward alone exchanges gradients among the processes: they have added up till then
             with nullcontext() if number == len(batches) else self.accelerator.no_sync(model):
-                losses.append(super().training_step(model, batch))
+                losses.append(super().training_step(model, own_answers(batch, self.team)))
         self.counts.rows = inputs["rows"]
         self.work = [sum(both) for both in zip(self.work, inputs["work"])]
         return torch.stack(losses).sum()
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        return inputs["work"][0]
+        return inputs["work"][0] // self.team.size
 
     def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """A micro-batch's part of the step's loss, a scalar; TRL's mean over its rows where ``inputs`` have no ``share``."""
         share = inputs.pop("share", None)
         if share is not None:
-            self.counted = share > 0
+            self.counted = share > 0 and self.team.speaks
         with seams.nothing_gathered(self.accelerator):
             loss = super().compute_loss(model, inputs, *args, **kwargs)
         # TRL's own lists grow with every micro-batch, and are not shown: `sums` has the measures
         self._metrics["train" if self.model.training else "eval"].clear()
-        # gradients are averaged over the processes, each of which has its share of one step
-        return loss if share is None else loss * (share * self.accelerator.num_processes)
+        # gradients are averaged over the processes, and each team has its share of one step; `summed` in a team gives each
+        # of its processes the gradient of all its losses
+        return loss if share is None else loss * (share * self.team.count)
 
     def forget_measures(self) -> None:
         """What was counted outside training."""
@@ -136,20 +137,21 @@ class StepTrainer(RunTrainer):
         """
         processes, rows, total = Processes() if alone else self.processes, self.eval_dataset, 0.0
         with self.measuring():
-            for batch, size in self.held_out_batches(rows, processes):
+            for batch, size in self.held_out_batches(rows, processes, Team() if alone else self.team):
                 total += float(self.compute_loss(self.model, batch)) * size
         self.counted = True
         return {"loss": processes.sum([total])[0] / len(rows)} | self.sums["eval"].take(processes)
 
-    def held_out_batches(self, rows: Dataset, processes: Processes) -> Iterator[tuple[dict[str, Any], int]]:
-        """This process's micro-batches of held-out rows, each with its size; fewer where the run is asked to stop."""
+    def held_out_batches(self, rows: Dataset, processes: Processes, team: Team) -> Iterator[tuple[dict[str, Any], int]]:
+        """This process's micro-batches of held-out rows, each with the rows that count here; fewer where the run is asked to
+        stop."""
         sizes = sizes_of(rows, self.parts)
-        for portion in in_portions(sizes, max(self.batch_tokens, max(sizes)), processes.count)[processes.rank]:
+        for portion in in_portions(sizes, max(self.batch_tokens, max(sizes)), team.count)[team.number]:
             if processes.any(self.stop.now):
                 self.stop.agreed = True
                 return
             # one that is left without rows computes on some all the same, because the others wait for it
-            batch = self._prepare_inputs(self.padded(list(rows.select(portion or [0]))))
-            self.counted = bool(portion)
-            yield batch, len(portion)
+            batch = self._prepare_inputs(own_answers(self.padded(list(rows.select(portion or [0]))), team))
+            self.counted = bool(portion) and team.speaks
+            yield batch, len(portion) if team.speaks else 0
             self.watchdog.beat()

@@ -85,7 +85,7 @@ def with_tasks(trainer: RunTrainer, suite: Suite | None, wanted: schema.Suite | 
     return trainer
 
 
-def before(trainer: RunTrainer, suite: Suite | None, resumed: Path | None, sharded: bool) -> list[Scored] | None:
+def before(trainer: RunTrainer, suite: Suite | None, resumed: Path | None, sharded: bool | str) -> list[Scored] | None:
     """The base's answers, from what is kept or made now; all processes help where each is to hold the whole model."""
     if suite is None:
         return None

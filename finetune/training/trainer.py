@@ -30,6 +30,7 @@ from hybrid_ft.finetune.runs import checkpoints, device, storage, training_state
 from hybrid_ft.finetune.runs.atomic import write_text
 from hybrid_ft.finetune.runs.folder import RunFolder
 from hybrid_ft.finetune.runs.signals import StopRequest
+from hybrid_ft.finetune.runs.team import Team
 from hybrid_ft.finetune.runs.watchdog import Watchdog
 from hybrid_ft.finetune.training import seams
 from hybrid_ft.finetune.training.lora_plus import loraplus_optimizer
@@ -53,6 +54,7 @@ class RunTrainer(Trainer):
     ``origins`` names a training row by its index. ``stop`` is looked at when a step ends. ``best_of``: the
     checkpoint with this, in words, is kept as well. ``loraplus_ratio``: of B's learning rate to A's. ``arithmetic``
     gives the context of every forward. ``mirror`` hears of every checkpoint. ``optimizer``: the recipe's name of it.
+    ``team``: the processes that share a micro-batch's tokens; None: each has its own.
     """
 
     data_collator: Any
@@ -75,9 +77,11 @@ class RunTrainer(Trainer):
         loraplus_ratio: float | None = None,
         mirror: Mirror | None = None,
         optimizer: str = "adamw",
+        team: Team | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        self.team = team or Team.of(folder.processes)
         self.folder, self.keep, self.stop, self.origins, self.mirror = folder, keep, stop, origins, mirror
         self.processes, self.best_of, self.arithmetic = folder.processes, best_of, arithmetic
         # its autocast around the model's forward; see models.arithmetic

@@ -9,6 +9,7 @@ from datasets import Dataset
 from transformers import Trainer
 
 from hybrid_ft.errors import ENVIRONMENT, InputError
+from hybrid_ft.finetune.training.own_tokens import own_answers
 from hybrid_ft.finetune.training.portions import sizes_of
 from hybrid_ft.finetune.training.step_trainer import StepTrainer
 
@@ -26,7 +27,7 @@ def try_longest(trainer: StepTrainer, rows: Dataset, what: str, blank: dict[str,
         if sizes[row] <= room:
             members.append(row)
             room -= sizes[row]
-    batch = trainer.padded([row | blank for row in rows.select(members)])
+    batch = own_answers(trainer.padded([row | blank for row in rows.select(members)]), trainer.team)
     parameters = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
     try:
         moments = [torch.empty_like(parameter) for parameter in parameters for _ in range(2)]

@@ -10,7 +10,13 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from hybrid_ft.errors import InputError
 from hybrid_ft.hybrid_model.checkpoint.config import check_generation_config, find_folder, lasting_name, read_config
-from hybrid_ft.hybrid_model.checkpoint.text_model import load_scorer, load_text_model, random_text_model, text_class
+from hybrid_ft.hybrid_model.checkpoint.text_model import (
+    empty_text_model,
+    load_scorer,
+    load_text_model,
+    random_text_model,
+    text_class,
+)
 from hybrid_ft.hybrid_model.checkpoint.weight_files import check_weight_files
 from hybrid_ft.hybrid_model.families.family import is_scorer
 from hybrid_ft.hybrid_model.families.presets import PRESETS, TINY, preset_config
@@ -32,6 +38,7 @@ def load(
     quantization_config: Any = None,
     attn_implementation: str | None = None,
     scores: bool = False,
+    weights: bool = True,
 ) -> PreTrainedModel:
     """A hybrid from a folder, a name on the Hugging Face hub, or a preset (tiny, 190M, 1B, 7B, samba-421M, samba-1.3B), in eval mode.
 
@@ -42,6 +49,8 @@ def load(
 
     scores: a reward model, which gives each row one score in place of logits; over a language model's weights its head is new,
     drawn by seed. A checkpoint that is a reward model is opened as one in any case.
+
+    weights: False gives the same model without values, for one that gets them from another process.
 
     device_map and offload_folder are transformers', for weights of a checkpoint. quantization_config and attn_implementation are refused.
 
@@ -69,15 +78,20 @@ def load(
             _drop_tokens_outside(config)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            model = random_text_model(config, wanted)
+            model = random_text_model(config, wanted) if weights else empty_text_model(config, wanted)
     else:
         check_weight_files(folder, config)
         check_generation_config(folder, config)
-        if scores or is_scorer(config):
+        if not weights:
+            model = empty_text_model(config, wanted, scores)
+            if not is_scorer(model.config):
+                model.checkpoint_folder = folder
+        elif scores or is_scorer(config):
             model = load_scorer(folder, config, wanted, seed, device_map=device_map, offload_folder=offload_folder)
         else:
             model = load_text_model(folder, config, wanted, device_map=device_map, offload_folder=offload_folder)
-        check_finite(folder, model)
+        if weights:
+            check_finite(folder, model)
         # what PEFT calls an adapter's base: not a folder of the hub's cache
         model.name_or_path = model.config._name_or_path = lasting_name(name)
     return model if device is None else model.to(device)

@@ -137,12 +137,28 @@ def load_scorer(
 
 def random_text_model(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     """A model of random weights, laid flat, in eval mode."""
-    family = family_of(config)
     model = text_class(config)._from_config(config, dtype=dtype, attn_implementation="sdpa")
-    for name, parameter in model.named_parameters():
-        if name.endswith(family.float32):
-            parameter.data = parameter.data.float()
+    _keep_float32(model)
     return lay_flat(model.eval())
+
+
+def empty_text_model(config: PreTrainedConfig, dtype: torch.dtype, scores: bool = False) -> PreTrainedModel:
+    """What loading makes of a checkpoint, in shapes, dtypes and ties, without values: memory that nobody has written to
+    is not taken. ``scores``: a reward model."""
+    config = as_scorer(config) if scores or is_scorer(config) else config
+    with torch.device("meta"):
+        model = text_class(config)._from_config(config, dtype=dtype, attn_implementation="sdpa")
+    _keep_float32(model)
+    model.to_empty(device="cpu").tie_weights()
+    return flat_scorer(model.eval()) if is_scorer(config) else lay_flat(model.eval())
+
+
+def _keep_float32(model: PreTrainedModel) -> None:
+    """What loading leaves in float32, of a model that was not loaded."""
+    kept = re.compile("|".join(rf"(?:^|\.){name}(?:$|\.)" for name in model._keep_in_fp32_modules_strict or ("(?!)",)))
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if kept.search(name):
+            tensor.data = tensor.data.float()
 
 
 def _refuse_others(folder: Path, missing: Collection[str], unexpected: Collection[str], info: dict[str, Any]) -> None:

@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, DynamicCache
 
-from hybrid_ft.hybrid_model.door.cache import AttentionCache, DeltaCache, use_our_layers
+from hybrid_ft.hybrid_model.door.cache import AttentionCache, DeltaCache
+from hybrid_ft.hybrid_model.door.cache_layers import use_our_layers
 from hybrid_ft.hybrid_model.door.cached_call import CachedCall, first_call, later_call, step_call
 from hybrid_ft.hybrid_model.door.layout import Door, SequenceLayout, open_door
 from hybrid_ft.hybrid_model.door.masks import documents_of
 from hybrid_ft.hybrid_model.door.shared_prompts import SharedDoor, open_shared_door, select_tokens
+from hybrid_ft.hybrid_model.door.static_cache import step_in_place
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,11 +38,11 @@ class Batch:
         return None if self.door is None else self.door.layout
 
     def positions(self) -> torch.Tensor:
-        """int64 [N]: each token's place in its history."""
+        """int64 [N]: the place in its history of each token that lies here."""
         if self.call is not None:
             return self.call.positions()
         assert self.door is not None
-        return self.door.layout.positions
+        return self.door.layout.own_positions
 
     def flat(self, rows: torch.Tensor) -> torch.Tensor:
         """What the caller gives for each place, [B, T, ...], in the form of the hidden states between the layers."""
@@ -65,8 +67,20 @@ BATCH_KEYS = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx", "layout", "prompt_len
 """The keywords of a model's forward that ``read_batch`` knows, besides those that every model of transformers has."""
 
 
+def read_batch(given: torch.Tensor, layer_types: Sequence[str], **said: Any) -> Batch:
+    """What ``read_any_batch`` reads; a step of a filled static cache as a compiled graph can."""
+    cache = said.get("past_key_values")
+    if (
+        said.get("attention_mask") is None
+        and (past := step_in_place(cache, (given.shape[0], given.shape[1]))) is not None
+    ):
+        assert past.history is not None and cache is not None
+        return Batch(None, CachedCall(None, None, None, past.history + 1), cache.layers, cache)
+    return read_any_batch(given, layer_types, **said)
+
+
 @torch.compiler.disable  # it asks for lengths on the host
-def read_batch(
+def read_any_batch(
     given: torch.Tensor,
     layer_types: Sequence[str],
     *,
@@ -99,9 +113,9 @@ def read_batch(
     if layout is not None:
         if attention_mask is not None or past_key_values is not None:
             raise ValueError("a layout stands for itself: no attention_mask and no cache beside it")
-        if shape != (1, len(layout.positions)):
-            raise ValueError(f"the layout is of {len(layout.positions)} tokens in one row; the batch is {shape}")
         layout = layout.to(given.device, non_blocking=True)
+        if shape != (1, len(layout.own_positions)):
+            raise ValueError(f"the layout is of {len(layout.own_positions)} tokens in one row; the batch is {shape}")
         return Batch(Door(layout, shape, None, len(layout.lengths) == 1), None, none, None)
 
     # Rows that share prompts, as pairs do.

@@ -1,16 +1,15 @@
 """The cache of generation: keys and values, convolution tails, delta states.
 
-``generate`` makes transformers' ``DynamicCache`` before the model is called; ``use_our_layers`` puts these layers into it, so
-that the cache a user holds is the one that grows, and beam search reorders it as it would any other.
+``generate`` makes transformers' ``DynamicCache`` before the model is called, and these layers are put into it, so that the
+cache a user holds is the one that grows, and beam search reorders it as it would any other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, LinearAttentionCacheLayerMixin
+from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerMixin
 
 _NOT_CROPPABLE = "a recurrent state cannot be rolled back: assisted and speculative decoding do not work on a hybrid"
 
@@ -71,6 +70,19 @@ class AttentionCache(CacheLayerMixin):
             self._values[:, :, self.length : end].copy_(value_states)
         self.length = end
         return self._keys[:, :, :end], self._values[:, :, :end]
+
+    def step(
+        self,
+        key_states: torch.Tensor,
+        value_states: torch.Tensor,
+        mask: torch.Tensor | None,
+        bias: torch.Tensor | None,
+        history: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Append one token of every row, [B, HKV, 1, D]; keys and values to look at, and what is added to the scores."""
+        keys, values = self.update(key_states, value_states)
+        self.mask, self.history = mask, history
+        return keys, values, bias
 
     def _grown(self, old: torch.Tensor | None, new: torch.Tensor, needed: int) -> torch.Tensor:
         # a quarter more than needed: copies stay a small share of decoding, unused memory too
@@ -168,23 +180,3 @@ class DeltaCache(LinearAttentionCacheLayerMixin):
 
     def crop(self, tokens_to_remove: int) -> None:
         raise RuntimeError(_NOT_CROPPABLE)
-
-
-def use_our_layers(cache: Cache, layer_types: Sequence[str]) -> list[AttentionCache | DeltaCache]:
-    """The layers of ``cache``, made ours if it is still empty.
-
-    Raises TypeError for a cache of a fixed size and ValueError for one that another model has filled.
-    """
-    if len(cache.layers) == len(layer_types) and isinstance(cache.layers[0], (AttentionCache, DeltaCache)):
-        return cache.layers
-    if not isinstance(cache, DynamicCache):
-        raise TypeError(
-            f"past_key_values is a {type(cache).__name__}; a hybrid keeps its past in a DynamicCache "
-            "(leave cache_implementation unset)"
-        )
-    filled = any(layer.get_seq_length() for layer in cache.layers if isinstance(layer, CacheLayerMixin))
-    if filled:
-        raise ValueError("past_key_values was filled by another model")
-    cache.layers[:] = [AttentionCache() if kind == "full_attention" else DeltaCache() for kind in layer_types]
-    cache.layer_class_to_replicate = None
-    return cache.layers

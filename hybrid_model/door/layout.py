@@ -17,6 +17,8 @@ from typing import NamedTuple
 
 import torch
 
+from hybrid_ft.hybrid_model.door.spread import Spread
+
 
 @dataclass(frozen=True, eq=False)
 class Level:
@@ -61,6 +63,7 @@ class SequenceLayout:
     ancestors   for each segment the segments it continues, oldest first, and itself
     form        leading sizes of the hidden states between the layers; None for (1, N)
     places      int64 [N], the place of each token in that form; None where they are all real and in order
+    spread      where the tokens lie; None with this process, and otherwise hidden states are of its own tokens
     """
 
     cu_seqlens: torch.Tensor
@@ -72,6 +75,12 @@ class SequenceLayout:
     ancestors: tuple[tuple[int, ...], ...]
     form: tuple[int, int] | None = None
     places: torch.Tensor | None = None
+    spread: Spread | None = None
+
+    @property
+    def own_positions(self) -> torch.Tensor:
+        """Of the tokens that lie here, [n]."""
+        return self.positions if self.spread is None else self.positions[self.spread.own]
 
     def flat(self, x: torch.Tensor) -> torch.Tensor:
         """Hidden states in their form, [B, T, ...] or [1, N, ...], to [N, ...]."""
@@ -109,17 +118,9 @@ class SequenceLayout:
             Level(level.lengths, move(level.cu_seqlens), None if level.parents is None else move(level.parents))
             for level in self.levels
         )
-        return SequenceLayout(
-            move(self.cu_seqlens),
-            move(self.parents),
-            move(self.positions),
-            self.max_seqlen,
-            self.lengths,
-            levels,
-            self.ancestors,
-            self.form,
-            None if self.places is None else move(self.places),
-        )
+        places = None if self.places is None else move(self.places)
+        cu_seqlens, parents, positions = move(self.cu_seqlens), move(self.parents), move(self.positions)
+        return replace(self, cu_seqlens=cu_seqlens, parents=parents, positions=positions, levels=levels, places=places)
 
 
 def _placed(x: torch.Tensor, shape: tuple[int, int], places: torch.Tensor | None) -> torch.Tensor:

@@ -69,6 +69,7 @@ class Family:
     own           class name of a module to a function from its class to ours; other recurrent mixers are transformers'
     remembers     whether its decoder layers are own ones, which take a layout and keep caches of ours
     forks         whether a segment may continue another one exactly
+    shares_heads  whether its mixers' heads can be exchanged among processes that share a row's tokens
     continues     whether a filled cache can be continued with several tokens at once
     carried       patterns of tensor names in checkpoints that no text model has and an export copies
     rewritten     pairs of what transformers writes in a tensor's name and what the released files have there
@@ -97,6 +98,7 @@ class Family:
     own: Mapping[str, Callable[[type[nn.Module]], type[nn.Module]]] = field(default_factory=dict)
     remembers: bool = False
     forks: bool = True
+    shares_heads: bool = False
     continues: bool = True
     carried: tuple[str, ...] = ()
     rewritten: tuple[tuple[str, str], ...] = ()
@@ -115,6 +117,13 @@ class Family:
     def architecture(self) -> str:
         """transformers' class of the language model; the first, where there are several."""
         return next(iter(self.model_types.values()))
+
+    def most_processes(self, config: Config) -> int:
+        """Among how many its heads can be shared: query heads, and key heads of the delta rule."""
+        if not self.shares_heads:
+            return 1
+        counts = [config.num_attention_heads, getattr(config, "linear_num_key_heads", None)]
+        return min(count for count in counts if count)
 
     def language_model(self, model_type: str) -> type[PreTrainedModel]:
         """The class of the language model of a config's ``model_type``."""

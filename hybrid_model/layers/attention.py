@@ -8,6 +8,7 @@ call.
 from __future__ import annotations
 
 import inspect
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from hybrid_ft.hybrid_model.door.cache import AttentionCache
 from hybrid_ft.hybrid_model.door.cached_call import CachedCall
 from hybrid_ft.hybrid_model.door.layout import SequenceLayout
 from hybrid_ft.hybrid_model.door.rows import take_rows
+from hybrid_ft.hybrid_model.layers.heads import attend
 from hybrid_ft.hybrid_model.layers.installed_flash import Varlen, installed_varlen
 from hybrid_ft.hybrid_model.layers.projections import projections
 
@@ -140,7 +142,8 @@ class OlmoHybridAttention(hf.OlmoHybridAttention):
             assert cache is not None and call is not None
             return self.o_proj(self._step(q, k, v, cache, call).flatten(2)), None
         if cache is None:
-            o = segment_attention(q, k, v, layout, self.scaling, self.attention_dropout if self.training else 0.0)
+            dropout = self.attention_dropout if self.training else 0.0
+            o = attend(q, k, v, layout, partial(segment_attention, layout=layout, scale=self.scaling, dropout=dropout))
         else:
             assert call is not None and call.door is not None
             fresh = cache.length == 0
@@ -175,13 +178,12 @@ class OlmoHybridAttention(hf.OlmoHybridAttention):
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cache: AttentionCache, call: CachedCall
     ) -> torch.Tensor:
         """One token of every row, [B, H, D] and [B, HKV, D]; written to the cache. Returns [B, 1, H, D]. No gradients."""
-        keys, values = cache.update(k.unsqueeze(2), v.unsqueeze(2))
-        cache.mask, cache.history = call.mask, call.history
+        keys, values, bias = cache.step(k.unsqueeze(2), v.unsqueeze(2), call.mask, call.bias, call.history)
         o = F.scaled_dot_product_attention(
             q.unsqueeze(2),
             keys,
             values,
-            attn_mask=call.bias,
+            attn_mask=bias,
             scale=self.scaling,
             enable_gqa=self.num_key_value_groups > 1,
         )

@@ -9,6 +9,7 @@ import torch
 
 from hybrid_ft.hybrid_model.door.layout import Level, SequenceLayout
 from hybrid_ft.hybrid_model.door.rows import take_rows
+from hybrid_ft.hybrid_model.layers.heads import Heads
 from hybrid_ft.kernels.gated_delta_rule import gated_delta_rule
 from hybrid_ft.kernels.short_conv import short_conv
 
@@ -40,13 +41,16 @@ def delta_over_levels(
     key_heads: int,
     key_dim: int,
 ) -> torch.Tensor:
-    """Outputs [N, HV, V] of queries, keys and values side by side, qkv [N, 2 H K + HV V], before their convolution.
+    """Outputs [N, HV, V] of the tokens that lie here: of queries, keys and values side by side, qkv [N, 2 H K + HV V], before their convolution.
 
     g, beta [N, HV] float32; conv_weight [2 H K + HV V, W]. HV is a multiple of H; key head h serves HV / H consecutive
     value heads.
     """
-    HV, keys = g.shape[1], key_heads * key_dim
+    heads, keys = Heads(layout, key_heads), key_heads * key_dim
     widths = [keys, keys, qkv.shape[1] - 2 * keys]
+    qkv, conv_weight = heads.gather_joined(qkv, widths), heads.own_joined(conv_weight, widths)
+    g, beta = heads.gather(g), heads.gather(beta)
+    widths = [width * heads.count // key_heads for width in widths]
 
     def step(
         parts: list[torch.Tensor], level: Level, tail: torch.Tensor | None, state: torch.Tensor | None, more: bool
@@ -57,9 +61,9 @@ def delta_over_levels(
         )
         q, k, v = convolved.split(widths, dim=-1)
         o, state = gated_delta_rule(
-            q.unflatten(-1, (key_heads, key_dim)).unsqueeze(0),
-            k.unflatten(-1, (key_heads, key_dim)).unsqueeze(0),
-            v.unflatten(-1, (HV, -1)).unsqueeze(0),
+            q.unflatten(-1, (-1, key_dim)).unsqueeze(0),
+            k.unflatten(-1, (-1, key_dim)).unsqueeze(0),
+            v.unflatten(-1, (g_level.shape[1], -1)).unsqueeze(0),
             g_level.unsqueeze(0),
             beta_level.unsqueeze(0),
             cu_seqlens=level.cu_seqlens,
@@ -68,4 +72,4 @@ def delta_over_levels(
         )
         return o.squeeze(0), tail, state
 
-    return over_levels(layout, (qkv, g, beta), step)
+    return heads.give_back(over_levels(layout, (qkv, g, beta), step))

@@ -20,6 +20,10 @@ def embed_flat(embed: nn.Module, input_ids: torch.Tensor, door: Door) -> torch.T
     # a sharded module must be called equally often on every process
     if not embed.training or is_sharded(embed):
         return door.flatten(embed(input_ids))
+    if door.layout.spread is not None:
+        raise ValueError(
+            "noise on embeddings goes by documents, whose tokens lie with several processes here; turn it off"
+        )
     documents = door.flatten(input_ids).split(door.layout.lengths)
     by_length: dict[int, list[int]] = {}
     for s, length in enumerate(door.layout.lengths):

@@ -7,6 +7,7 @@ a cache, transformers' own attention and mask are used.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from transformers.masking_utils import sdpa_mask
 from hybrid_ft.hybrid_model.door.current import current_layout
 from hybrid_ft.hybrid_model.door.layout import SequenceLayout
 from hybrid_ft.hybrid_model.layers.attention import segment_attention
+from hybrid_ft.hybrid_model.layers.heads import attend
 
 NAME = "hybrid_ft"
 _UNKNOWN = ("softcap", "s_aux", "position_bias")  # what changes the scores and is not computed here
@@ -34,7 +36,7 @@ def flat_attention(
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """query [1, H, N, D], key [1, HKV, N, D], value [1, HKV, N, DV] -> [1, N, H, DV].
+    """query [1, H, N, D], key [1, HKV, N, D], value [1, HKV, N, DV] -> [1, N, H, DV], of the N tokens that lie here.
 
     Raises ValueError for soft caps, sinks and position biases.
     """
@@ -47,10 +49,10 @@ def flat_attention(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
     if sliding_window is not None and sliding_window < _longest_history(layout):
-        o = window_attention(q, k, v, layout, scale, sliding_window, dropout)
+        kind = partial(window_attention, layout=layout, scale=scale, window=sliding_window, dropout=dropout)
     else:
-        o = segment_attention(q, k, v, layout, scale, dropout)
-    return o.unsqueeze(0), None
+        kind = partial(segment_attention, layout=layout, scale=scale, dropout=dropout)
+    return attend(q, k, v, layout, kind).unsqueeze(0), None
 
 
 def window_attention(

@@ -18,6 +18,7 @@ from transformers.models.olmo_hybrid import modeling_olmo_hybrid as hf
 from hybrid_ft.hybrid_model.door.cache import DeltaCache
 from hybrid_ft.hybrid_model.door.layout import SequenceLayout
 from hybrid_ft.hybrid_model.door.rows import take_rows
+from hybrid_ft.hybrid_model.layers.heads import Heads
 from hybrid_ft.hybrid_model.layers.norm_and_mlp import gated_norm
 from hybrid_ft.hybrid_model.layers.projections import projections
 from hybrid_ft.hybrid_model.layers.watched import weights_of
@@ -66,9 +67,12 @@ class OlmoHybridGatedDeltaNet(hf.OlmoHybridGatedDeltaNet):
     def _segments(
         self, projected: list[torch.Tensor], layout: SequenceLayout, cache: DeltaCache | None
     ) -> torch.Tensor:
-        """From q, k, v, a and b, all [N, *], to the rule's result [N, HV, V]."""
+        """From q, k, v, a and b, all [n, *], to the rule's result [n, HV, V], of the tokens that lie here."""
         q, k, v, a, b = projected
         g, beta = delta_gates(a, b, self.A_log, self.dt_bias, allow_neg_eigval=self.allow_neg_eigval)
+        heads = Heads(layout, self.num_k_heads)
+        q, k, v, g, beta = map(heads.gather, (q, k, v, g, beta))
+        weights = [heads.own(weight) for weight in self.conv1d.weight.squeeze(1).split(self.widths)]
         tails: Tails | None = None
         state = None
         if cache is not None and cache.tail is not None:
@@ -82,16 +86,17 @@ class OlmoHybridGatedDeltaNet(hf.OlmoHybridGatedDeltaNet):
                 q_tail, k_tail, v_tail = (take_rows(tail, level.parents) for tail in tails)
                 tails, state = (q_tail, k_tail, v_tail), take_rows(state, level.parents)
             continued = cache is not None or i + 1 < len(layout.levels)
-            o, tails, state = self._mix(piece, level.cu_seqlens, tails, state, continued)
+            o, tails, state = self._mix(piece, weights, level.cu_seqlens, tails, state, continued)
             outputs.append(o)
         if cache is not None:
             assert tails is not None and state is not None
             cache.store(torch.cat(tails, dim=-1), state)
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        return heads.give_back(outputs[0] if len(outputs) == 1 else torch.cat(outputs))
 
     def _mix(
         self,
         inputs: tuple[torch.Tensor, ...],
+        weights: list[torch.Tensor],
         cu_seqlens: torch.Tensor,
         tails: Tails | None,
         state: torch.Tensor | None,
@@ -99,19 +104,18 @@ class OlmoHybridGatedDeltaNet(hf.OlmoHybridGatedDeltaNet):
     ) -> tuple[torch.Tensor, Tails | None, torch.Tensor | None]:
         """Convolutions and delta rule over the segments of one level.
 
-        inputs are its q, k, v, g and beta. Returns o [N, HV, V], the final tails and the final state.
+        inputs are its q, k, v, g and beta; weights those of the convolutions. Returns o [N, HV, V], the final tails and the final state.
         """
         *projected, g, beta = inputs
-        weights = self.conv1d.weight.squeeze(1).split(self.widths)
         convolved = [
             short_conv(x, weight, cu_seqlens=cu_seqlens, initial_tail=tail, output_final_tail=output_final)
             for x, weight, tail in zip(projected, weights, tails or (None, None, None))
         ]
         (q, q_tail), (k, k_tail), (v, v_tail) = convolved
         o, final_state = gated_delta_rule(
-            q.unflatten(-1, (self.num_k_heads, self.head_k_dim)).unsqueeze(0),
-            k.unflatten(-1, (self.num_k_heads, self.head_k_dim)).unsqueeze(0),
-            v.unflatten(-1, (self.num_v_heads, self.head_v_dim)).unsqueeze(0),
+            q.unflatten(-1, (-1, self.head_k_dim)).unsqueeze(0),
+            k.unflatten(-1, (-1, self.head_k_dim)).unsqueeze(0),
+            v.unflatten(-1, (-1, self.head_v_dim)).unsqueeze(0),
             g.unsqueeze(0),
             beta.unsqueeze(0),
             cu_seqlens=cu_seqlens,

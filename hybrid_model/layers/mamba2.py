@@ -3,8 +3,7 @@
     S_t = exp(dt A) S_{t-1} + dt B x^T,   y = C^T S_t + D x
 
 is the gated delta rule with queries C, keys B, values x, log-decay dt A and beta = dt, but for what that rule takes off
-before it writes, beta (k k^T) S. Keys 2^-30 times and values 2^30 times as large leave k v^T as it is, to the last bit,
-and make of that term 2^-60 of itself.
+before it writes, beta (k k^T) S: its correction is left out.
 
 One class serves the mixers of Granite 4 H, Falcon-H1, Nemotron-H, Bamba and Zamba2: in transformers they are one forward,
 but for Falcon's multipliers and its norm, which may be none.
@@ -24,9 +23,6 @@ from hybrid_ft.hybrid_model.layers.adapter import disguised, segment_wise
 from hybrid_ft.hybrid_model.layers.delta_levels import over_levels
 from hybrid_ft.kernels.gated_delta_rule import gated_delta_rule
 from hybrid_ft.kernels.short_conv import short_conv
-
-_SMALL = 2.0**-30
-"""A power of two, so that scaling rounds nothing; float16 does not reach it."""
 
 
 def mamba2(cls: type[nn.Module]) -> type[nn.Module]:
@@ -61,8 +57,8 @@ def _mamba2(cls: type[nn.Module]) -> type[nn.Module]:
                 k, q = (part.unflatten(-1, (self.n_groups, self.ssm_state_size)) for part in (k, q))
                 o, state = gated_delta_rule(
                     q.unsqueeze(0),
-                    (k * _SMALL).unsqueeze(0),
-                    (v / _SMALL).unsqueeze(0),
+                    k.unsqueeze(0),
+                    v.unsqueeze(0),
                     g.unsqueeze(0),
                     dt.unsqueeze(0),
                     cu_seqlens=level.cu_seqlens,
@@ -70,6 +66,7 @@ def _mamba2(cls: type[nn.Module]) -> type[nn.Module]:
                     output_final_state=more,
                     scale=1.0,
                     use_qk_l2norm=False,
+                    correct=False,
                 )
                 return o.squeeze(0) + (self.D.float()[:, None] * v).to(o.dtype), tail, state
 

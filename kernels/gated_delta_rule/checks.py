@@ -16,11 +16,18 @@ def check_floats(**tensors: Tensor) -> None:
 
 
 def check_inputs(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, cu_seqlens: Tensor | None, values: bool = False
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    beta: Tensor,
+    cu_seqlens: Tensor | None,
+    values: bool = False,
+    most: float = 2.0,
 ) -> None:
     """q, k [B, T, H, K], v [B, T, HV, V], g and beta [B, T, HV].
 
-    ``values``: also what g, beta and, on a GPU, cu_seqlens hold, which waits for the device.
+    ``values``: also what g, beta, at most ``most``, and, on a GPU, cu_seqlens hold, which waits for the device.
     """
     for name, x, dims in (("q", q, 4), ("k", k, 4), ("v", v, 4), ("g", g, 3), ("beta", beta, 3)):
         if not isinstance(x, Tensor) or x.ndim != dims or x.dtype not in FLOATS:
@@ -50,7 +57,7 @@ def check_inputs(
         check_cu_seqlens(cu_seqlens, shape[0], shape[1], values or readable(cu_seqlens))
     if values:
         _check_range("g", g, float("-inf"), 0.0)
-        _check_range("beta", beta, 0.0, 2.0)
+        _check_range("beta", beta, 0.0, most)
 
 
 def _check_range(name: str, x: Tensor, lowest: float, highest: float) -> None:

@@ -1,9 +1,15 @@
 """The gated delta rule: arguments checked, then run on the tensors' device."""
 
+import math
+
+import torch
 from torch import Tensor
 
 from hybrid_ft.kernels.gated_delta_rule.checks import check_gpu_head_sizes, check_inputs, check_state
 from hybrid_ft.kernels.gated_delta_rule.cpu.chunked import chunked_gated_delta_rule
+
+SMALL = 2.0**-30
+"""A power of two, so that scaling rounds nothing: it leaves k v^T as it is, and makes of (k k^T) S 2^-60 of itself."""
 
 
 def gated_delta_rule(
@@ -18,6 +24,7 @@ def gated_delta_rule(
     output_final_state: bool = False,
     scale: float | None = None,
     use_qk_l2norm: bool = True,
+    correct: bool = True,
     keep_states: bool = False,
     check_values: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
@@ -27,6 +34,10 @@ def gated_delta_rule(
     cu_seqlens int32 or int64 [S+1], with B = 1: segment s is tokens cu_seqlens[s] : cu_seqlens[s+1]; it may be empty.
     initial_state, final_state [S or B, HV, K, V], float32 (float64 for float64 inputs); an empty segment's final state
     is its initial state. scale defaults to K**-0.5 and multiplies q after its norm.
+    ``correct``: False leaves out what the state already says of a key, k_t (beta_t S^T k_t): the state is then that of
+    Mamba-2, lightning attention or RetNet, and beta, at least 0, has no upper bound. Torch operations then compute no
+    inverse. Triton's kernels do, of what is the identity: they get keys 2^-30 and values 2^30 times as large, which are
+    beyond float16.
 
     Returns o [B, T, HV, V] in v's dtype, and the final state or None. Differentiable in q, k, v, g, beta and
     initial_state, through both outputs. bfloat16 and float16 inputs are computed in float32; on a GPU their matrix
@@ -40,13 +51,19 @@ def gated_delta_rule(
     Raises ValueError, one line, for shapes, dtypes or segment edges that do not fit; RuntimeError for a version of
     Triton that is known to be wrong on this GPU. See reference.py for the equations.
     """
-    check_inputs(q, k, v, g, beta, cu_seqlens, check_values)
+    check_inputs(q, k, v, g, beta, cu_seqlens, check_values, 2.0 if correct else math.inf)
     segments = q.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
     if initial_state is not None:
         check_state("initial_state", initial_state, (segments, v.shape[2], q.shape[3], v.shape[3]))
     scale = q.shape[3] ** -0.5 if scale is None else scale
     if on_kernels(q):
         check_gpu_head_sizes(q.shape[3], v.shape[3])
+        if not correct:
+            if q.dtype == torch.float16:
+                raise ValueError(
+                    "q: got torch.float16; on a GPU, without the correction, it must be bfloat16 or float32"
+                )
+            k, v = k * SMALL, v / SMALL
         # Triton is there wherever torch supports CUDA, and nowhere else.
         from hybrid_ft.kernels.gated_delta_rule.gpu.autograd import triton_gated_delta_rule
 
@@ -54,7 +71,9 @@ def gated_delta_rule(
             q, k, v, g, beta, cu_seqlens, initial_state, scale, use_qk_l2norm, keep_states
         )
         return o, final_state if output_final_state else None
-    o, final_state = chunked_gated_delta_rule(q, k, v, g, beta, cu_seqlens, initial_state, scale, use_qk_l2norm)
+    o, final_state = chunked_gated_delta_rule(
+        q, k, v, g, beta, cu_seqlens, initial_state, scale, use_qk_l2norm, correct
+    )
     return o, final_state if output_final_state else None
 
 

@@ -4,7 +4,7 @@ This file is the definition; every other path must match it.
 
     normalise   q_t, k_t = q_t / sqrt(|q_t|^2 + 1e-6), k_t / sqrt(|k_t|^2 + 1e-6)      (when asked for)
     decay       S_t = exp(g_t) S_{t-1}
-    correct     S_t = S_t + k_t (beta_t (v_t - S_t^T k_t))^T
+    correct     S_t = S_t + k_t (beta_t (v_t - S_t^T k_t))^T                            (or k_t (beta_t v_t)^T)
     read        o_t = scale * S_t^T q_t
 
 Yang, Kautz, Hatamizadeh, "Gated Delta Networks: Improving Mamba2 with Delta Rule" (arXiv 2412.06464), equation 10;
@@ -40,6 +40,7 @@ def gated_delta_rule_reference(
     output_final_state: bool = False,
     scale: float | None = None,
     use_qk_l2norm: bool = True,
+    correct: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
     """``gated_delta_rule`` by its definition; the gradients are autograd's. Slow: for tests and self-checks."""
     dtype = compute_dtype(q)
@@ -60,7 +61,9 @@ def gated_delta_rule_reference(
             state = initial_state[segment].to(dtype)
         for t in range(start, end):
             state = state * decays[t, :, None, None]
-            error = values[t] - torch.einsum("hkv,hk->hv", state, keys[t])
+            error = values[t]
+            if correct:
+                error = error - torch.einsum("hkv,hk->hv", state, keys[t])
             state = state + torch.einsum("hk,hv->hkv", keys[t], betas[t, :, None] * error)
             outputs.append(scale * torch.einsum("hkv,hk->hv", state, queries[t]))
         final_states.append(state)

@@ -182,6 +182,8 @@ KEYS = [
     Case("recipe: a large beta", ("r.yaml:5: dpo.beta: got 5",), ("dpo", "r.yaml"), PAIRS.replace("{pairs_", "{loss: sigmoid, beta: 5, pairs_")),
     Case("recipe: a beta of 0", ("r.yaml:5: dpo.beta: got 0",), ("dpo", "r.yaml"), PAIRS.replace("{pairs_", "{beta: 0, pairs_")),
     Case("recipe: accumulation for pairs", ("r.yaml:3: train.accumulation: got 2",), ("dpo", "r.yaml"), PAIRS.replace("{steps: 1}", "{steps: 1, accumulation: 2}")),
+    overridden("shared tokens of padded rows", "train.sequence_parallel=2", "data.packing=false", says="train.sequence_parallel: got 2; needs packed rows"),
+    of_train("tokens shared by more than there are", "steps: 1, sequence_parallel: 2", "train.sequence_parallel: got 2; must divide the number of processes (1)"),
     changed("a section for judged answers", "output: run", "output: run\nkto: {}", "r.yaml:5: kto: this recipe is for judged answers"),
     changed("a section for scores", "output: run", "output: run\nreward: {}", "r.yaml:5: reward: this recipe is for a reward model"),
     Case("recipe: answers of scores", ("evaluate.answers: got 3; a reward model writes no answers",), ("reward", "r.yaml"), REWARD.replace("max_length", "eval: {count: 1}, max_length") + "evaluate: {answers: 3}\n"),

@@ -86,7 +86,7 @@ RULES: dict[str, Rule] = {
     "model.chat_template_kwargs": lambda value: value is None,
     "model.chat_template_kwargs.a": lambda value: value == 1,
     "model.quantize": or_null(one_of("nf4", "int8")),
-    "model.gradient_checkpointing": lambda value: value is None or flag(value) or value == "selective",
+    "model.gradient_checkpointing": lambda value: value is None or flag(value) or value in ("selective", "offload"),
     "model.checkpointed_layers": lambda value: value is None or value == "auto" or whole(0)(value),
     "model.adapter": or_null(text),
     "model.merge_adapter": flag,
@@ -140,7 +140,8 @@ RULES: dict[str, Rule] = {
     "train.keep": whole(1, 10**9),
     "train.log_every": whole(1, 10**9),
     "train.loader_workers": whole(0, 64),
-    "train.sharded": flag,
+    "train.sharded": lambda value: flag(value) or value == "machine",
+    "train.sequence_parallel": whole(1, 10**9),
     "train.check_memory": flag,
     "train.trackers": all_of(one_of("tensorboard", "trackio", "wandb")),
     "dpo.loss": or_null(one_of(*LOSSES.split(), "discopop", "sft")),
@@ -225,10 +226,11 @@ def broken_rules(recipe: dict[str, Any]) -> list[str]:
         "parts of micro-batches": (train["tokens_per_step"] or 0) % train["batch_tokens"]
         or (train["rows_per_step"] or 0) % train["batch_size"],
         "an optimizer of all weights": train["optimizer"] != "adamw" and recipe["model"]["lora"],
-        "weights in fewer bits": train["optimizer"] == "adamw_bf16"
-        and (recipe["model"]["dtype"] == "float32" or train["sharded"]),
+        "weights in fewer bits": train["optimizer"] == "adamw_bf16" and recipe["model"]["dtype"] == "float32",
         "LoRA+ of nothing": train["loraplus_ratio"] is not None and not recipe["model"]["lora"],
         "noise in comparisons": train["neftune_alpha"] is not None and recipe["dpo"],
+        "tokens of rows that cannot be shared": train["sequence_parallel"] > 1
+        and (recipe.get("reward") or not data["packing"] or train["neftune_alpha"] is not None),
         "two sizes of a step": train["accumulation"] != 1 and (train["tokens_per_step"] or train["rows_per_step"]),
         "nothing filled in": train["learning_rate"] is None or recipe["output"] is None,
     }

@@ -9,8 +9,9 @@ from __future__ import annotations
 import dataclasses
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -27,15 +28,18 @@ BLOCK = 512
 
 
 class LiveBytes(TorchDispatchMode):
-    """``now`` and ``peak``: bytes of every storage that an operation has returned and that is still alive."""
+    """``now`` and ``peak``: bytes of every storage that an operation has returned and that is still alive; ``gathered``:
+    bytes that gatherings have put together."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.now = self.peak = 0
+        self.now = self.peak = self.gathered = 0
         self._sizes: dict[int, tuple[Any, int]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
+        if func is torch.ops.c10d._allgather_base_.default:
+            self.gathered += args[0].numel() * args[0].element_size()
         for leaf in tree_leaves(out):
             if isinstance(leaf, torch.Tensor):
                 self.add(leaf)
@@ -87,12 +91,13 @@ class LiveBytes(TorchDispatchMode):
 
 @dataclasses.dataclass(frozen=True)
 class Peaks:
-    """Bytes on each GPU: held between steps, and the most during forward, backward and the optimizer's step."""
+    """Bytes on each GPU: held between steps, and the most during forward, backward and the optimizer's step; gathered in it."""
 
     held: int
     forward: int
     backward: int
     optimizer: int
+    gathered: int
 
     @property
     def all(self) -> int:
@@ -134,7 +139,8 @@ def trace(
     """
     from hybrid_ft.finetune.training.adamw_bf16 import AdamWBF16
     from hybrid_ft.finetune.training.fsdp import divide
-    from hybrid_ft.hybrid_model.selective_checkpointing import leave_out, selective_contexts
+    from hybrid_ft.hybrid_model import selective_checkpointing
+    from hybrid_ft.hybrid_model.selective_checkpointing import leave_out, offload_inputs, selective_contexts
 
     length = tokens // documents
     layout = build_layout([length] * documents)
@@ -143,11 +149,14 @@ def trace(
         layout = build_layout(prompts + answers, [-1] * documents + [n // 2 for n in range(2 * documents)])
     mesh = _pretended(processes)
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True), as_on_a_gpu():
+        with ExitStack() as around, FakeTensorMode(allow_non_fake_inputs=True), as_on_a_gpu():
             model = _fake_model(config, lora, targets, dropout, optimizer == "adamw_bf16")
             plain = model.get_base_model() if lora else model
             model.train()
             leave_out(model, left_out)
+            if checkpointing == "offload":
+                offload_inputs(model)
+                around.enter_context(mock.patch.object(selective_checkpointing, "save_on_cpu", _on_the_host))
             if checkpointing:
                 selectively = {"context_fn": selective_contexts} if checkpointing == "selective" else {}
                 how = {"use_reentrant": False, "preserve_rng_state": False} | selectively
@@ -155,7 +164,7 @@ def trace(
                 if lora:
                     plain.enable_input_require_grads()
             if mesh is not None:
-                divide(model, mesh)
+                divide(model, mesh, bfloat16=True)
             live = LiveBytes()
             step = _stepping(model, plain, _fake_layout(layout), int(tokens * labelled), autocast_cache)
             trained = (parameter for parameter in model.parameters() if parameter.requires_grad)
@@ -172,7 +181,7 @@ def trace(
             with live.seeing_resizes(), live, disable_input_dtype_casting(model, active=not peft_forward):
                 for _ in range(2):
                     forward = backward = 0
-                    held = live.now
+                    held, live.gathered = live.now, 0
                     live.lap()
                     for number in range(micro_batches):
                         if mesh is not None:
@@ -185,10 +194,18 @@ def trace(
                     made.step()
                     last = live.lap()
                     made.zero_grad()
-            return Peaks(held, forward, backward, last)
+            return Peaks(held, forward, backward, last, live.gathered)
     finally:
         if mesh is not None:
             dist.destroy_process_group()
+
+
+def _on_the_host(pin_memory: bool) -> torch.autograd.graph.saved_tensors_hooks:
+    """In place of torch's: here the host is the device, so what waits there must hold no memory of it."""
+    assert pin_memory
+    return torch.autograd.graph.saved_tensors_hooks(
+        lambda x: (x.shape, x.dtype), lambda kept: torch.empty(kept[0], dtype=kept[1])
+    )
 
 
 def _stepping(model: Any, plain: Any, layout: SequenceLayout, labelled: int, cache: bool) -> Callable[[], torch.Tensor]:

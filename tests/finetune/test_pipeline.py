@@ -168,6 +168,11 @@ def test_every_model_is_asked_once(go: Any, asking: Path, monkeypatch: pytest.Mo
     )
     first = go()
     lines = [line.split() for line in first.screen.splitlines()]
+    tables = [number for number, line in enumerate(lines) if line[:2] == ["base", "sft"]]
+    stages = [number for number, line in enumerate(lines) if line[:1] == ["stage"]]
+    # the first result as soon as it is known, the last one with all models
+    assert stages[0] < tables[0] < stages[1] < stages[2] < tables[1] and lines[tables[0]] == ["base", "sft"]
+    lines = lines[tables[1] :]
     title, exact, invented = [line for line in lines if line[:1] in (["base"], ["exact"], ["invented"])][:3]
     assert title == ["base", "sft", "dpo"]
     assert exact == ["exact", "answers", *["0.0%", "(0/1)"] * 3]

@@ -6,24 +6,26 @@ logits against transformers', stands in docs/results.md.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-Config = Any
-Writer = Any
+from hybrid_ft.finetune.conversion.gguf import mamba2
+from hybrid_ft.finetune.conversion.gguf.mamba2 import Config, Tensors, Writer
 
 
 @dataclass(frozen=True)
 class Architecture:
     """``name`` in gguf's MODEL_ARCH; ``settings`` writes what is its own; ``tensor`` gives a checkpoint's tensor, by its
-    name, another name and form."""
+    name, other names and forms; ``refused`` says of a config why llama.cpp would compute another model."""
 
     name: str
     settings: Callable[[Writer, Config], None]
-    tensor: Callable[[str, torch.Tensor, Config], tuple[str, torch.Tensor]]
+    tensor: Callable[[str, torch.Tensor, Config], Tensors]
+    refused: Callable[[Config], str | None] = lambda config: None
 
 
 def common_settings(writer: Writer, config: Config) -> None:
@@ -52,8 +54,46 @@ def _lfm2_settings(writer: Writer, config: Config) -> None:
     writer.add_feed_forward_length(width)
 
 
-def _lfm2_tensor(name: str, tensor: torch.Tensor, config: Config) -> tuple[str, torch.Tensor]:
-    return name, tensor.squeeze(1) if name.endswith("conv.conv.weight") else tensor
+def _lfm2_tensor(name: str, tensor: torch.Tensor, config: Config) -> Tensors:
+    return [(name, tensor.squeeze(1) if name.endswith("conv.conv.weight") else tensor)]
+
+
+def _olmo_rope(config: Config) -> dict[str, Any]:
+    """Of the layers that see all; those with a window turn by the same base, never stretched."""
+    return config.rope_parameters.get("full_attention", config.rope_parameters)
+
+
+def _olmo_settings(writer: Writer, config: Config) -> None:
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_feed_forward_length(config.intermediate_size)
+    rope = _olmo_rope(config)
+    writer.add_rope_freq_base(float(rope["rope_theta"]))
+    if rope["rope_type"] == "yarn":
+        from gguf import RopeScalingType
+
+        writer.add_rope_scaling_type(RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(rope["factor"])
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+    kinds = getattr(config, "layer_types", None) or []
+    if "sliding_attention" in kinds:
+        writer.add_sliding_window(config.sliding_window)
+        writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in kinds])
+
+
+def _olmo_refused(config: Config) -> str | None:
+    rope = _olmo_rope(config)
+    window = config.rope_parameters.get("sliding_attention", rope)
+    if window["rope_theta"] != rope["rope_theta"] or (window is not rope and window["rope_type"] != "default"):
+        return "its layers with a window turn otherwise than llama.cpp's, by another base or stretched"
+    if rope["rope_type"] not in ("default", "yarn"):
+        return f"rope_type is {rope['rope_type']}; default and yarn are written"
+    if rope["rope_type"] == "yarn":
+        usual = {"beta_fast": 32, "beta_slow": 1, "attention_factor": 0.1 * math.log(rope["factor"]) + 1}
+        for key, value in usual.items():
+            if rope.get(key) is not None and abs(rope[key] - value) > 1e-4:
+                return f"rope_parameters.{key} is {rope[key]}; llama.cpp takes {value:g}"
+    return None
 
 
 def _qwen_settings(writer: Writer, config: Config) -> None:
@@ -77,7 +117,11 @@ def _qwen_settings(writer: Writer, config: Config) -> None:
     writer.add_ssm_inner_size(config.linear_num_value_heads * config.linear_value_head_dim)
 
 
-def _qwen_tensor(name: str, tensor: torch.Tensor, config: Config) -> tuple[str, torch.Tensor]:
+def _qwen_tensor(name: str, tensor: torch.Tensor, config: Config) -> Tensors:
+    return [_qwen_one(name, tensor, config)]
+
+
+def _qwen_one(name: str, tensor: torch.Tensor, config: Config) -> tuple[str, torch.Tensor]:
     """Norms of the residual stream hold 1 + weight, ``A_log`` the rate itself. A key head serves every H-th value head
     and not HV / H in a row, so that value heads change places."""
     part = name.partition(".linear_attn.")[2]
@@ -114,5 +158,12 @@ def tiled(tensor: torch.Tensor, groups: int, size: int) -> torch.Tensor:
 ARCHITECTURES = {
     "lfm2": Architecture("LFM2", _lfm2_settings, _lfm2_tensor),
     "qwen3_5_text": Architecture("QWEN35", _qwen_settings, _qwen_tensor),
+    "olmo2": Architecture("OLMO2", _olmo_settings, lambda name, tensor, config: [(name, tensor)], _olmo_refused),
+    "olmo3": Architecture("OLMO2", _olmo_settings, lambda name, tensor, config: [(name, tensor)], _olmo_refused),
+    "granitemoehybrid": Architecture(
+        "GRANITE_HYBRID", mamba2.granite_settings, mamba2.granite_tensor, mamba2.granite_refused
+    ),
+    "bamba": Architecture("GRANITE_HYBRID", mamba2.bamba_settings, mamba2.bamba_tensor),
+    "falcon_h1": Architecture("FALCON_H1", mamba2.falcon_settings, mamba2.falcon_tensor, mamba2.falcon_refused),
 }
 """By the ``model_type`` of the text model."""

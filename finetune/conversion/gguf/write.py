@@ -31,8 +31,8 @@ from hybrid_ft.hybrid_model.families.known import family_of
 TYPES = ("f32", "f16", "bf16", "q8_0", "q4_k_m")
 QUANTIZE = "llama-quantize"
 """llama.cpp's tool, which alone makes q4_k_m."""
-# Small, and what llama.cpp computes with in float32: norms and biases are told by their one dimension.
-_FLOAT32 = re.compile(r".*\.(ssm_conv1d|shortconv\.conv|ffn_gate_inp)\.weight")
+# Small, and what llama.cpp computes with in float32; most norms and biases are told by their one dimension.
+_FLOAT32 = re.compile(r".*(\.(ssm_conv1d|shortconv\.conv|ffn_gate_inp)|_norm)\.weight")
 _WORST = {"f32": 0.0, "f16": 1e-3, "bf16": 8e-3, "q8_0": 2e-2, "q4_k_m": 0.2}
 """Relative L2 error of a tensor after reading it back."""
 
@@ -73,6 +73,8 @@ def _architecture(source: Source, kind: str) -> Architecture:
             f"--to gguf: {family_of(source.config).name} ({source.config.model_type}) cannot be converted; known are {known}; "
             "int8 and int4 are there for all families"
         )
+    if (reason := found.refused(source.config)) is not None:
+        raise InputError(f"--to gguf: {family_of(source.config).name} cannot be converted: {reason}")
     if importlib.util.find_spec("gguf") is None:
         raise InputError("--to gguf: needs the package gguf; pip install 'hybrid-ft[gguf]'", ENVIRONMENT)
     import gguf
@@ -98,17 +100,19 @@ def _tensors(source: Source, architecture: Architecture, rewrite: Rewrite) -> It
         plain = stored_name.replace("model.language_model.", "model.")
         if plain == "lm_head.weight" and source.config.tie_word_embeddings:
             continue
-        name, tensor = architecture.tensor(plain, stored.read().float(), source.config)
-        found = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        if found is None:
-            raise InputError(f"{stored.path}: tensor {stored_name} has no place in a GGUF file of {architecture.name}")
-        yield found, tensor.contiguous()
+        for name, tensor in architecture.tensor(plain, stored.read().float(), source.config):
+            found = names.get_name(name, try_suffixes=(".weight", ".bias"))
+            if found is None:
+                raise InputError(
+                    f"{stored.path}: tensor {stored_name} has no place in a GGUF file of {architecture.name}"
+                )
+            yield found, tensor.contiguous()
 
 
 def _type_of(name: str, shape: tuple[int, ...], kind: str) -> Any:
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-    if len(shape) < 2 or _FLOAT32.fullmatch(name):
+    if len(shape) < 2 or not name.endswith(".weight") or _FLOAT32.fullmatch(name):
         return GGMLQuantizationType.F32
     wanted = GGMLQuantizationType[kind.upper()]
     return wanted if shape[-1] % GGML_QUANT_SIZES[wanted][0] == 0 else GGMLQuantizationType.F16

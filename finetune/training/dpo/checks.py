@@ -11,18 +11,20 @@ from hybrid_ft.finetune.recipe.losses import LOSSES
 from hybrid_ft.finetune.recipe.schema import Dpo
 from hybrid_ft.finetune.runs.processes import asked_for
 from hybrid_ft.finetune.training.dpo.trainer import PairTrainer
+from hybrid_ft.finetune.training.own_tokens import own_answers
 from hybrid_ft.finetune.training.pair_steps import ANSWERS, PARTS
 from hybrid_ft.finetune.training.portions import sizes_of
 from hybrid_ft.finetune.training.reference_cache import PIECE
 from hybrid_ft.finetune.training.shared_prompts import divided
 
 
-def check_whole_steps(dpo: Dpo, pairs: Dataset, batch_tokens: int) -> None:
-    """Raise InputError where a loss that sorts a step's pairs against each other would not see them all at once."""
+def check_whole_steps(dpo: Dpo, pairs: Dataset, batch_tokens: int, team: int = 1) -> None:
+    """Raise InputError where a loss that sorts a step's pairs against each other would not see them all at once. ``team``: processes
+    that share a micro-batch."""
     if not LOSSES[dpo.loss].sorts:
         return
     largest = sum(sorted(sizes_of(pairs, PARTS), reverse=True)[: dpo.pairs_per_step])
-    if largest > batch_tokens or asked_for() > 1:
+    if largest > batch_tokens or asked_for() > team:
         raise InputError(
             f"dpo.loss: {dpo.loss} sorts the {dpo.pairs_per_step} pairs of a step against each other, so they must fit "
             f"one micro-batch of one process; the largest have {largest:,} tokens, train.batch_tokens is "
@@ -43,7 +45,7 @@ def check_first_loss(trainer: PairTrainer, reference: Path) -> float | None:
     # the pairs that were computed together when the reference was made: what is the same on both sides rounds the same
     rows = trainer.train_dataset.select(range(min(PIECE, len(trainer.train_dataset))))
     first = divided(list(rows), ANSWERS, trainer.batch_tokens)[0]
-    batch = trainer._prepare_inputs(trainer.padded(list(rows.select(first))))
+    batch = trainer._prepare_inputs(own_answers(trainer.padded(list(rows.select(first))), trainer.team))
     with trainer.measuring():
         loss = float(trainer.compute_loss(trainer.model, batch))
     trainer.forget_measures()

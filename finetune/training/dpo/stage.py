@@ -88,7 +88,7 @@ class Pairs:
 def prepare_checked(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Pairs:
     """Raises InputError for data that cannot be used, or not with this loss."""
     pairs = Pairs.of(prepare(recipe, tokenizer))
-    check_whole_steps(_section(recipe), pairs.train, recipe.train.batch_tokens)
+    check_whole_steps(_section(recipe), pairs.train, recipe.train.batch_tokens, recipe.train.sequence_parallel)
     return pairs
 
 

@@ -19,6 +19,7 @@ from hybrid_ft.finetune.training import seams
 from hybrid_ft.finetune.training.answer_log_probs import answer_log_probs
 from hybrid_ft.finetune.training.dpo.batches import Pair, chosen_tokens, laid_out_pairs
 from hybrid_ft.finetune.training.dpo.metrics import PairSums
+from hybrid_ft.finetune.training.own_tokens import own_answers
 from hybrid_ft.finetune.training.pair_steps import PARTS, PairCollator
 from hybrid_ft.finetune.training.shared_prompts import count_work
 from hybrid_ft.finetune.training.step_trainer import StepTrainer
@@ -50,8 +51,8 @@ class PairTrainer(StepTrainer, DPOTrainer):
             self.batch_tokens,
             count_work(plain.config, frozen_weights=plain is not self.model),
             chosen_tokens if loss.weighs_by == "chosen tokens" else lambda pair: 1,
-            self.accelerator.num_processes,
-            self.accelerator.process_index,
+            self.team.count,
+            self.team.number,
         )
 
     def padded(self, rows: Sequence[Pair]) -> dict[str, Any]:
@@ -78,7 +79,7 @@ class PairTrainer(StepTrainer, DPOTrainer):
 
     def reference(self, pairs: Sequence[Pair]) -> tuple[torch.Tensor, torch.Tensor]:
         """The model's log-probabilities of both answers as it starts, float32 [P] each, in one micro-batch."""
-        batch = self._prepare_inputs(self.padded(pairs))
+        batch = self._prepare_inputs(own_answers(self.padded(pairs), self.team))
         with self.measuring():
             # without a model of its own TRL takes the base without adapters, and one may have been trained before
             self.ref_model = self.model

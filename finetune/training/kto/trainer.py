@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from trl import KTOTrainer
 
 from hybrid_ft.finetune.runs.processes import Processes
+from hybrid_ft.finetune.runs.team import Team
 from hybrid_ft.finetune.training import seams
 from hybrid_ft.finetune.training.answer_log_probs import answer_log_probs
 from hybrid_ft.finetune.training.kto.batches import (
@@ -32,6 +33,7 @@ from hybrid_ft.finetune.training.kto.batches import (
 )
 from hybrid_ft.finetune.training.kto.metrics import AnswerSums
 from hybrid_ft.finetune.training.kto.sampler import StepSampler
+from hybrid_ft.finetune.training.own_tokens import own_answers
 from hybrid_ft.finetune.training.portions import Row, micro_batches
 from hybrid_ft.finetune.training.shared_prompts import count_work, dealt
 from hybrid_ft.finetune.training.step_trainer import StepTrainer
@@ -69,8 +71,8 @@ class AnswerTrainer(StepTrainer, KTOTrainer):
             self.forks,
             # backward computes the gradients of activations, and of weights where these are trained
             1 / 2 if frozen else 1 / 3,
-            self.accelerator.num_processes,
-            self.accelerator.process_index,
+            self.team.count,
+            self.team.number,
         )
 
     def padded(self, rows: Sequence[Row]) -> dict[str, Any]:
@@ -96,17 +98,19 @@ class AnswerTrainer(StepTrainer, KTOTrainer):
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any) -> torch.Tensor:
         """The step's KL term, then its micro-batches."""
         if self.calculate_KL:
-            total = self.kl_sum(model, inputs["mismatched"])
+            total = self.kl_sum(model, inputs["mismatched"], self.team)
             self.kl = max(0.0, self.processes.sum([total])[0] / len(inputs["rows"]))
         return super().training_step(model, inputs, *args)
 
-    def kl_sum(self, model: torch.nn.Module, batches: Iterable[dict[str, Any]]) -> float:
-        """Sum of log pi - log pi_ref over the mismatched answers of this process's micro-batches."""
+    def kl_sum(self, model: torch.nn.Module, batches: Iterable[dict[str, Any]], team: Team) -> float:
+        """Sum of log pi - log pi_ref over the mismatched answers of this team's micro-batches, or 0 where another process of
+        it says that."""
         total = torch.zeros((), dtype=torch.float64)
         with torch.no_grad(), self.arithmetic():
             for batch in batches:
-                gains = self._log_probs(model, self._prepare_inputs(batch)) - batch["ref_logps"].to(self.args.device)
-                if batch["share"]:
+                mine = self._prepare_inputs(own_answers(batch, team))
+                gains = self._log_probs(model, mine) - batch["ref_logps"].to(self.args.device)
+                if batch["share"] and team.speaks:
                     total += gains.double().sum().cpu()
                 self.watchdog.beat()
         return float(total)
@@ -132,22 +136,23 @@ class AnswerTrainer(StepTrainer, KTOTrainer):
 
     def reference(self, rows: Sequence[Row]) -> tuple[torch.Tensor]:
         """The model's log-probabilities of some answers as it starts, float32 [rows], in one micro-batch."""
-        batch = self._prepare_inputs(self.padded([row | {"label": True} for row in rows]))
+        answers = self.padded([row | {"label": True} for row in rows])
+        batch = self._prepare_inputs(own_answers(answers, self.team))
         with self.measuring():
             return (self._log_probs(self.model, batch).float().cpu(),)
 
     def held_out(self, alone: bool = False) -> dict[str, float]:
         """As in ``StepTrainer``; the KL term is of all held-out rows."""
         if self.calculate_KL:
-            processes, total = Processes() if alone else self.processes, 0.0
-            rows = self.eval_dataset
+            processes, team = (Processes(), Team()) if alone else (self.processes, self.team)
+            rows, total = self.eval_dataset, 0.0
             with self.measuring():
                 for first, last in pairwise(bounds_of(len(rows), self.rows_per_step)):
                     if processes.any(self.stop.now):
                         self.stop.agreed = True
                         break
                     others = mismatched(list(rows.select(range(first, last))), self.most or 0)
-                    portions, _ = dealt(others, ANSWER, self.batch_tokens, processes.count, processes.rank)
-                    total += self.kl_sum(self.model, micro_batches(others, portions, self.padded))
+                    portions, _ = dealt(others, ANSWER, self.batch_tokens, team.count, team.number)
+                    total += self.kl_sum(self.model, micro_batches(others, portions, self.padded), team)
             self.kl = max(0.0, processes.sum([total])[0] / len(rows))
         return super().held_out(alone)

@@ -39,8 +39,8 @@ class ScoreTrainer(StepTrainer, RewardTrainer):
             partial(padded_pairs, pad_token_id=self.pad_token_id),
             self.batch_tokens,
             count_work(plain.config, frozen_weights=plain is not self.model, head=False),
-            processes=self.accelerator.num_processes,
-            process=self.accelerator.process_index,
+            processes=self.team.count,
+            process=self.team.number,
         )
 
     def padded(self, rows: Sequence[Row]) -> dict[str, Any]:

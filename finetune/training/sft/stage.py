@@ -100,12 +100,12 @@ def _describe_stream(start: training.Start) -> str:
 
 def _idle(start: training.Start) -> str:
     """That processes wait, where they do."""
-    recipe, count, processes = start.recipe, a_step(start.recipe), start.folder.processes.count
+    recipe, count, processes = start.recipe, a_step(start.recipe), start.team.count
     if count % processes:
         key = "tokens_per_step" if recipe.data.packing else "rows_per_step"
-        idle = -count % processes
+        idle, who = -count % processes, "processes" if start.team.size == 1 else "teams"
         return (
-            f"\n          {idle} of {processes} processes wait at the end of each step: its {count} micro-batches are not "
+            f"\n          {idle} of {processes} {who} wait at the end of each step: its {count} micro-batches are not "
             f"a multiple of them; train.{key} sets it"
         )
     return ""
@@ -156,15 +156,15 @@ def _trainer(start: training.Start, model: Any, progress: ShowProgress) -> Packe
         if prepared.eval is None
         else packs_dataset(prepared.eval, _packs(prepared.eval, prepared.eval_packs) + filler)
     )
-    recipe, processes = start.recipe, start.folder.processes
+    recipe, team = start.recipe, start.team
     common = {
-        "args": sft_arguments(recipe, start.plan, start.folder, processes.count),
+        "args": sft_arguments(recipe, start.plan, start.folder, team.count),
         "train_dataset": train,
         "eval_dataset": held_out,
         "a_step": a_step(recipe),
     } | start.of_trainer(progress)
     if isinstance(prepared, StreamPrepared):
-        steps = StreamSteps(prepared.open, a_step(recipe), processes, recipe.data.packing)
+        steps = StreamSteps(prepared.open, a_step(recipe), team, recipe.data.packing)
         # whether a weight is to come is not known; a stream's rows are named by their origins
         common |= {"weighted": True, "origins": str}
         return StreamedSFTTrainer(model, **common, steps=steps)
@@ -200,4 +200,5 @@ SFT = training.Stage(
     ready=_ready,
     questions=_questions,
     show=_show,
+    of_main=True,
 )

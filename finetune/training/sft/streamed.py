@@ -19,7 +19,7 @@ from hybrid_ft.finetune.data.streaming.account import account_of
 from hybrid_ft.finetune.data.streaming.source_stream import State, StreamRow
 from hybrid_ft.finetune.data.streaming.windows import RowStream
 from hybrid_ft.finetune.runs.atomic import write_text
-from hybrid_ft.finetune.runs.processes import Processes
+from hybrid_ft.finetune.runs.team import Team
 from hybrid_ft.finetune.training.sft.trainer import PackedSFTTrainer
 
 STREAM = "stream.json"
@@ -27,15 +27,15 @@ STREAM = "stream.json"
 
 
 class StreamSteps(IterableDataset[Any]):
-    """This process's micro-batches of each step, as rows for the collator, with the state after the whole step.
+    """This team's micro-batches of each step, as rows for the collator, with the state after the whole step.
 
-    ``a_step`` packs are a step, whatever the number of processes; one that is left without gets rows without labels.
+    ``a_step`` packs are a step, whatever the number of teams; one that is left without gets rows without labels.
     From a loader's process an error comes in the place of a micro-batch: a traceback of it is no message.
     """
 
-    def __init__(self, open_stream: Callable[[], RowStream], a_step: int, processes: Processes, packed: bool) -> None:
+    def __init__(self, open_stream: Callable[[], RowStream], a_step: int, team: Team, packed: bool) -> None:
         self._open, self._a_step, self._packed = open_stream, a_step, packed
-        self._count, self._rank = processes.count, processes.rank
+        self._count, self._rank = team.count, team.number
         self.start: State | None = None
 
     def __iter__(self) -> Iterator[tuple[list[dict[str, Any]], Any]]:

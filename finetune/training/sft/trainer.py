@@ -14,7 +14,9 @@ from transformers import PreTrainedModel
 from trl import SFTTrainer
 
 from hybrid_ft.finetune.runs.processes import Processes
+from hybrid_ft.finetune.runs.team import Team
 from hybrid_ft.finetune.training import seams
+from hybrid_ft.finetune.training.own_tokens import own_pack
 from hybrid_ft.finetune.training.sampler import ShardedBatchSampler
 from hybrid_ft.finetune.training.trainer import RunTrainer
 
@@ -39,8 +41,13 @@ class PackedSFTTrainer(RunTrainer, SFTTrainer):
         # the order of one process, which accelerate makes in this way
         order = SeedableRandomSampler(range(len(self.train_dataset) - self.fillers), data_seed=self.args.data_seed)
         batches = BatchSampler(order, self.args.train_batch_size, drop_last=False)
-        loader = self._loader(self.train_dataset, batches, self.processes, self.a_step)
+        loader = self._loader(self.train_dataset, batches, self.team, self.a_step)
         return prepare_data_loader(loader, num_processes=1, process_index=0)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], Any]:
+        return super().get_batch_samples((own_pack(one, self.team) for one in epoch_iterator), num_batches, device)
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Any:
         """The trained tokens of a step, over all processes. How many there are for a weight of 1 is kept."""
@@ -63,27 +70,27 @@ class PackedSFTTrainer(RunTrainer, SFTTrainer):
         """``loss`` per trained token of the held-out rows, by their weights, and ``tokens``, how many these are."""
         processes = Processes() if alone else self.processes
         with self.measuring():
-            here = _held_out_sums(self.model, self._held_out_batches(processes))
+            here = _held_out_sums(self.model, self._held_out_batches(processes, Team() if alone else self.team))
         loss, weight, tokens = processes.sum(here)
         return {"loss": loss / weight if weight else 0.0, "tokens": int(tokens)}
 
-    def _held_out_batches(self, processes: Processes) -> Iterator[dict[str, Any]]:
+    def _held_out_batches(self, processes: Processes, team: Team) -> Iterator[dict[str, Any]]:
         rows = range(len(self.eval_dataset) - self.fillers)
         in_order = BatchSampler(rows, self.args.eval_batch_size, drop_last=False)
-        for batch in self._loader(self.eval_dataset, in_order, processes, processes.count):
+        for batch in self._loader(self.eval_dataset, in_order, team, team.count):
             if processes.any(self.stop.now):
                 self.stop.agreed = True
                 return
             batch.pop("rows")
-            yield self._prepare_inputs(batch)
+            yield self._prepare_inputs(own_pack(batch, team))
             self.watchdog.beat()
 
-    def _loader(self, rows: Dataset, batches: BatchSampler, processes: Processes, a_step: int) -> DataLoader:
-        """This process's share. The last of the rows is the filler where there are several processes."""
+    def _loader(self, rows: Dataset, batches: BatchSampler, team: Team, a_step: int) -> DataLoader:
+        """This team's share. The last of the rows is the filler where there are several processes."""
         args = self.args
         return DataLoader(
             rows,
-            batch_sampler=ShardedBatchSampler(batches, processes.count, processes.rank, [len(rows) - 1], a_step),
+            batch_sampler=ShardedBatchSampler(batches, team.count, team.number, [len(rows) - 1], a_step),
             collate_fn=self.data_collator,
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,

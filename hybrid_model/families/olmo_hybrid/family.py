@@ -59,6 +59,7 @@ FAMILY = Family(
     },
     own={cls.__name__: lambda _, cls=cls: cls for cls in _OWN},  # type: ignore[misc]
     remembers=True,
+    shares_heads=True,
     repair=_repair,
     released=Released(
         shapes=names.released_shapes,

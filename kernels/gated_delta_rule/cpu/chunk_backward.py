@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -87,7 +88,7 @@ def _backward_block(
     for tile, gates, places, (decay, T, states, y), (carried, *rows) in reversed(list(tiles)):
         at_q, at_k, at_do, at_dq, at_dk, at_dv = places
         b = buffers(tile.kind)
-        steps = tile.kind.steps
+        steps, correct = tile.kind.steps, call.settings.correct
         do.read(at_do, b.do_place)
         if tile.padded:
             assert call.plan.pad is not None
@@ -98,27 +99,36 @@ def _backward_block(
         torch.mul(b.k, gates.beta, out=b.write)
         torch.mul(b.write, gates.remaining, out=b.write_end)
         torch.bmm(b.q, b.write_t, out=b.q_weights)
-        torch.bmm(b.k, b.write_t, out=b.k_weights)
-        b.weights.mul_(decay)
-        b.k_weights.tril_(-1)
+        if correct:
+            torch.bmm(b.k, b.write_t, out=b.k_weights)
+            b.weights.mul_(decay)
+            b.k_weights.tril_(-1)
+        else:
+            b.q_weights.mul_(decay)
         torch.bmm(b.q_weights_t, b.do, out=b.dy)
-        _scan_back(b, ds, steps[::-1], gates.total[::-1], T.mT.split_with_sizes(steps)[::-1])
+        T_t = T.mT.split_with_sizes(steps)[::-1] if correct else None
+        _scan_back(b, ds, steps[::-1], gates.total[::-1], T_t)
         grads.v.write(at_dv, b.dv_place)
 
         torch.bmm(y, b.d_ends.mT, out=b.dwrite)
         torch.sum(b.d_ends.mul_(states), (1, 2), out=carried)
         states_t, y_t = states.mT, y.mT
         torch.bmm(b.do, y_t, out=b.q_pairs)
-        b.k_pairs.baddbmm_(b.dv, y_t, beta=0, alpha=-1)
         torch.bmm(b.do, states_t, out=b.dq)
-        torch.bmm(b.dv, states_t, out=b.dk)
+        if correct:
+            b.k_pairs.baddbmm_(b.dv, y_t, beta=0, alpha=-1)
+            torch.bmm(b.dv, states_t, out=b.dk)
+        else:
+            b.k_weights.zero_()
+            b.k_pairs.zero_()
+            b.dk.zero_()
         _finish(call, b, gates, decay, *rows)
         grads.q.write(at_dq, b.dq_place, gates.q_norm)
         grads.k.write(at_dk, b.dk_place, gates.k_norm)
 
 
 def _scan_back(
-    b: _BackwardTile, ds: Tensor, sizes: tuple[int, ...], totals: tuple[Tensor, ...], T_t: tuple[Tensor, ...]
+    b: _BackwardTile, ds: Tensor, sizes: tuple[int, ...], totals: tuple[Tensor, ...], T_t: tuple[Tensor, ...] | None
 ) -> None:
     """The sequential part of a tile, last step first: takes ``ds`` [lanes, K, V] through its steps, fills b.dv, and
     b.d_ends with every dS'."""
@@ -127,14 +137,20 @@ def _scan_back(
     ahead = (*d_ends[1:], ds[: sizes[-1]])
     more = (*sizes[1:], sizes[-1])
     for q_read_t, k_read_t, write_end, do, dy, dv, s, T_i, total, before, n, m in zip(
-        *b.columns, T_t, totals, ahead, sizes, more
+        *b.columns, T_t or repeat(None), totals, ahead, sizes, more
     ):
-        torch.bmm(T_i, dy.baddbmm_(write_end, s), out=dv)
+        dy.baddbmm_(write_end, s)
+        if T_i is None:
+            dv.copy_(dy)
+        else:
+            torch.bmm(T_i, dy, out=dv)
         if m > n:
             # The other lanes end with the step before.
             before[n:].copy_(ds[n:m])
             before = before[:n]
-        torch.mul(s, total, out=before).baddbmm_(q_read_t, do).baddbmm_(k_read_t, dv)
+        torch.mul(s, total, out=before).baddbmm_(q_read_t, do)
+        if T_i is not None:
+            before.baddbmm_(k_read_t, dv)
 
 
 def _finish(
@@ -170,8 +186,10 @@ def _finish(
     torch.sub(b.shared.sum(2), b.shared.sum(1), out=shared)
 
     b.dq.baddbmm_(b.q_pairs, b.write)
-    b.dk.baddbmm_(b.k_pairs, b.write)
-    b.dwrite.baddbmm_(b.q_pairs_t, b.q).baddbmm_(b.k_pairs_t, b.k)
+    b.dwrite.baddbmm_(b.q_pairs_t, b.q)
+    if call.settings.correct:
+        b.dk.baddbmm_(b.k_pairs, b.write)
+        b.dwrite.baddbmm_(b.k_pairs_t, b.k)
     torch.sum(torch.mul(b.k, b.dwrite, out=b.product), -1, out=dbeta)
     b.dk.addcmul_(b.dwrite, gates.beta)
     if call.settings.use_qk_l2norm:

@@ -30,10 +30,11 @@ class _ForwardTile(KeyTile):
         n, C, K, V = sum(kind.steps), call.chunk, call.key_dim, call.value_dim
         self.w, self.o = (scratch.take(name, n, C, V) for name in "wo")
         self.q_weights = scratch.take("q_weights", n, C, C)
-        self.k_write64 = scratch.take("k_write64", n, C, K, stack=2, dtype=torch.float64)
-        self.k64, self.write64_t = self.k_write64[0], self.k_write64[1].mT
-        self.k_weights, self.T = (scratch.take(name, n, C, C, dtype=torch.float64) for name in ("k_weights", "T"))
-        self.eye = torch.eye(C, dtype=torch.float64, device=self.k.device).expand(n, C, C)
+        if call.settings.correct:
+            self.k_write64 = scratch.take("k_write64", n, C, K, stack=2, dtype=torch.float64)
+            self.k64, self.write64_t = self.k_write64[0], self.k_write64[1].mT
+            self.k_weights, self.T = (scratch.take(name, n, C, C, dtype=torch.float64) for name in ("k_weights", "T"))
+            self.eye = torch.eye(C, dtype=torch.float64, device=self.k.device).expand(n, C, C)
         self.kept = call.keep(lambda name, *sizes: scratch.take("kept " + name, *sizes), n)
         self.w_place, self.o_place = (kind.spread(x) for x in (self.w, self.o))
         self.columns = [x.split_with_sizes(kind.steps) for x in (self.k_read, self.write_end.mT, self.w)]
@@ -66,14 +67,18 @@ def run_forward(call: Call, inputs: Inputs, states: Tensor, kept: Kept | None, o
             decay_(torch.sub(gates.cum, gates.cum.mT, out=decay)).tril_()
             inputs.k.read(at_k, b.k_place, gates.k_norm)
             torch.mul(b.k, gates.beta, out=b.write)
-            T.copy_(b.invert(decay))
+            if call.settings.correct:
+                T.copy_(b.invert(decay))
             inputs.q.read(at_q, b.q_place, gates.q_norm)
             torch.bmm(b.q, b.write_t, out=b.q_weights).mul_(decay)
             torch.mul(b.qk, gates.reading, out=b.read)
             torch.mul(b.write, gates.remaining, out=b.write_end)
             inputs.v.read(at_v, b.w_place)
             steps = tile.kind.steps
-            _scan(b, state, steps, gates.total, *(x.split_with_sizes(steps) for x in (T, starts, y)))
+            if not call.settings.correct:
+                y.copy_(b.w)
+            T_of_steps = T.split_with_sizes(steps) if call.settings.correct else None
+            _scan(b, state, steps, gates.total, T_of_steps, *(x.split_with_sizes(steps) for x in (starts, y)))
             torch.bmm(b.q_read, starts, out=b.o).baddbmm_(b.q_weights, y)
             outputs.write(at_o, b.o_place)
         states[block.lanes] = state.unflatten(0, (-1, block.heads))
@@ -84,18 +89,20 @@ def _scan(
     state: Tensor,
     sizes: tuple[int, ...],
     totals: tuple[Tensor, ...],
-    T: tuple[Tensor, ...],
+    T: tuple[Tensor, ...] | None,
     starts: tuple[Tensor, ...],
     y: tuple[Tensor, ...],
 ) -> None:
-    """The sequential part of a tile: takes ``state`` [lanes, K, V] through its steps, fills ``starts`` and ``y``."""
+    """The sequential part of a tile: takes ``state`` [lanes, K, V] through its steps, fills ``starts`` and, where there
+    is T, ``y``."""
     starts[0].copy_(state[: sizes[0]])
     ahead = (*starts[1:], state[: sizes[-1]])
     left = (*sizes[1:], sizes[-1])
     for k_read, write_end_t, w, T_i, s, y_i, total, after, n, m in zip(
-        *b.columns, T, starts, y, totals, ahead, sizes, left
+        *b.columns, T or repeat(None), starts, y, totals, ahead, sizes, left
     ):
-        torch.bmm(T_i, w.baddbmm_(k_read, s), out=y_i)
+        if T_i is not None:
+            torch.bmm(T_i, w.baddbmm_(k_read, s), out=y_i)
         if m < n:
             # The other lanes end here.
             torch.mul(s[m:], total[m:], out=state[m:n]).baddbmm_(write_end_t[m:], y_i[m:])

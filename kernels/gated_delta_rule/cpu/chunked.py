@@ -22,6 +22,8 @@ beta and k share dB by the product rule: dbeta_j = k_j . dB_j, with no division,
 the product of a weight and its gradient from every pair j < t <= i, for every token t; a token's own weight (the
 diagonal of E) has no decay in it and is left out, because it would cancel in exact arithmetic only.
 
+Without the correction T is the identity, Y is V, and all that k reads falls away: F, exp(c) K S and its gradient.
+
 Backward keeps the inputs, the gates, D, T, Y and every S (computing S and Y again would cost an eighth of the time).
 """
 
@@ -52,6 +54,7 @@ def chunked_gated_delta_rule(
     initial_state: Tensor | None,
     scale: float,
     use_qk_l2norm: bool,
+    correct: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """The op on checked arguments. Time and memory are linear in the number of tokens."""
     batch, length, heads, key_dim = q.shape
@@ -68,7 +71,7 @@ def chunked_gated_delta_rule(
     run = max((n for n in range(per_key, lanes + 1, per_key) if value_heads % n == 0), default=per_key)
     edges = range(0, batch * length + 1, length) if cu_seqlens is None else cu_seqlens.tolist()
     plan = plan_chunks(tuple(edges), chunk_size, max(1, lanes // run), q.device)
-    settings = Settings(scale, use_qk_l2norm, run, rows)
+    settings = Settings(scale, use_qk_l2norm, run, rows, correct)
     return _ChunkedGatedDeltaRule.apply(q, k, v, g.to(dtype), beta.to(dtype), initial_state, plan, settings)
 
 

@@ -21,12 +21,14 @@ from hybrid_ft.kernels.gated_delta_rule.reference import NORM_EPS, compute_dtype
 
 @dataclass(frozen=True)
 class Settings:
-    """heads: value heads in a run; rows: most rows in a tile (a step of more rows is a tile by itself)."""
+    """heads: value heads in a run; rows: most rows in a tile (a step of more rows is a tile by itself); correct: whether
+    the state's answer to a key is taken off what is written."""
 
     scale: float
     use_qk_l2norm: bool
     heads: int
     rows: int
+    correct: bool = True
 
 
 class Kind(NamedTuple):
@@ -331,7 +333,8 @@ class Call:
     def keep(self, new: Callable[..., Tensor], rows: int) -> Kept:
         """Memory for ``rows`` rows, from ``new(name, *sizes)``."""
         C, K, V = self.chunk, self.key_dim, self.value_dim
-        sizes = {"decay": (C, C), "T": (C, C), "states": (K, V), "y": (C, V)}
+        T = (C, C) if self.settings.correct else (0, 0)
+        sizes = {"decay": (C, C), "T": T, "states": (K, V), "y": (C, V)}
         return Kept(*(new(name, rows, *size) for name, size in sizes.items()))
 
     def scratch(self) -> Scratch:

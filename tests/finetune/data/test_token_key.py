@@ -66,7 +66,9 @@ def test_what_the_recipe_says(
     [
         ({"dpo": {}}, {"dpo": {"on_long_prompt": "cut_start"}}),
         ({"kto": {}}, {"kto": {"on_long_prompt": "cut_start"}}),
+        ({"reward": {}}, {"reward": {"on_long_prompt": "cut_start"}}),
         ({"dpo": {}}, {"dpo": {}, "train": {"batch_tokens": 999}}),
+        ({"reward": {}}, {"reward": {}, "train": {"batch_tokens": 999}}),
     ],
 )
 def test_what_a_preference_stage_says(plain: Any, other: Any, name_of: Callable[..., str]) -> None:

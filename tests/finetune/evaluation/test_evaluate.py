@@ -185,7 +185,7 @@ def test_a_gate(place: Path) -> None:
     ],
 )
 def test_a_gate_s_drop_is_beyond_doubt(name: str, change: tuple[float, float, float], dropped: bool) -> None:
-    measure = Measure("t", name, 10, [Interval(0.5, 0.4, 0.6)] * 2, [Interval(*change)])
+    measure = Measure("t", name, 10, [Interval(0.5, 0.4, 0.6)] * 2, [Interval(*change)], falls=name == "loss")
     assert bool(gate.failures({"t": {"drop": 0.03}}, [measure])) is dropped
 
 
@@ -214,6 +214,10 @@ def test_every_mistake_of_a_command_at_once(place: Path) -> None:
     Path("file").touch()
     with pytest.raises(InputError, match="file: is a file"):
         run(["first"], tasks=["loss.yaml"], out=Path("file"))
+    with pytest.raises(InputError, match=r"--set los:limit=3: los is not evaluated \(loss\); did you mean loss\?"):
+        run(["first"], tasks=["loss.yaml"], changes=["los:limit=3"])
+    with pytest.raises(InputError, match="lm_eval:gsm8k: lm_eval's tasks are for hybrid-ft evaluate"):
+        named_tasks.named_tasks(["lm_eval:gsm8k"], (), (), "", False)
 
 
 def test_changes_are_for_all_tasks_or_for_one(place: Path) -> None:

@@ -157,3 +157,24 @@ def test_one_row_that_does_not_fit() -> None:
 def test_common_prefix() -> None:
     assert common_prefix([[1, 2, 3], [1, 2, 4, 5], [1, 2]]) == [1, 2]
     assert common_prefix([]) == [] and common_prefix([[7, 8]]) == [7, 8]
+
+
+def test_answers_end_at_a_text_of_their_own(model: Any, tiny_tokenizer: Any) -> None:
+    """Where the new tokens hold it, not where the prompt's end begins it; a row that has ended waits for the others."""
+    prompts = [ids(4 + n, n + 2) for n in range(8)]
+
+    def written(stops: list[str]) -> dict[int, tuple[str, int]]:
+        return dict(write_answers(model, tiny_tokenizer, prompts, [3, 0], 16, Sampling(), Budget(), stops))
+
+    whole = written([])
+    longest = max(whole, key=lambda number: len(whole[number][0]))
+    text = whole[longest][0]
+    across = [str(tiny_tokenizer.decode(prompts[n][-1:])) + whole[n][0][:1] for n in whole if whole[n][0]]
+    stops = [text[-4:-2], *(stop for stop in across if not any(stop in each for each, _ in whole.values()))]
+    assert len(text) > 6 and len(stops) > 1
+    ended = written(stops)
+    for number, (found, tokens) in ended.items():
+        full, at = whole[number][0], whole[number][0].find(stops[0])
+        assert found == (full if at < 0 else full[: at + 2])
+        assert tokens == whole[number][1] if at < 0 else tokens <= whole[number][1]
+    assert ended[longest][1] < whole[longest][1]

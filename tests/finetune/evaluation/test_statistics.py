@@ -76,6 +76,19 @@ def test_coverage_of_wilson() -> None:
         assert 0.92 < sum(one.low <= truth <= one.high for one in found) / 1500 <= 0.985
 
 
+def test_coverage_of_wilson_on_average() -> None:
+    """Exactly, over shares from 2 to 98 %: of a count of right answers the interval moves with the share that is true."""
+    for items in (20, 100, 360):
+        found = [statistics.share([1.0] * right + [0.0] * (items - right)) for right in range(items + 1)]
+        covered = []
+        for truth in np.linspace(0.02, 0.98, 97):
+            chances = [
+                math.comb(items, right) * truth**right * (1 - truth) ** (items - right) for right in range(items + 1)
+            ]
+            covered.append(sum(p for p, one in zip(chances, found, strict=True) if one.low <= truth <= one.high))
+        assert 0.949 < np.mean(covered) < 0.955
+
+
 def test_clusters_count_as_what_they_are() -> None:
     """30 templates whose ten items share their difference: taken for 300 items the interval misses far too often."""
     chance = np.random.default_rng(2)

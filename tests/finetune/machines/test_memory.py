@@ -59,9 +59,11 @@ def test_the_closed_form_is_the_trace(differs: Any, lora: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [True, "selective", False])
 @pytest.mark.parametrize("micro_batches", [1, 2])
-@pytest.mark.parametrize("tokens", [4096, 16384])
-def test_of_weights_in_bfloat16(differs: Any, tokens: int, micro_batches: int, checkpointing: bool | str) -> None:
-    how = {"tokens": tokens, "micro_batches": micro_batches, "checkpointing": checkpointing}
+@pytest.mark.parametrize(("tokens", "processes"), [(4096, 1), (16384, 1), (16384, 8)])
+def test_of_weights_in_bfloat16(
+    differs: Any, tokens: int, processes: int, micro_batches: int, checkpointing: bool | str
+) -> None:
+    how = {"tokens": tokens, "processes": processes, "micro_batches": micro_batches, "checkpointing": checkpointing}
     assert abs(differs(optimizer="adamw_bf16", **how)) < MARGIN
 
 
@@ -84,6 +86,14 @@ def test_of_layers_that_checkpointing_leaves_out(
 def test_of_the_7b(differs: Any, tokens: int, lora: int, processes: int, checkpointing: bool | str) -> None:
     how = {"tokens": tokens, "lora": lora, "processes": processes, "checkpointing": checkpointing}
     assert abs(differs(**how)) < MARGIN
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 8])
+@pytest.mark.parametrize("lora", [0, 32])
+@pytest.mark.parametrize("tokens", [32768, 131072])
+def test_of_inputs_in_the_hosts_memory(differs: Any, tokens: int, lora: int, processes: int) -> None:
+    assert abs(differs(tokens=tokens, lora=lora, processes=processes, checkpointing="offload")) < MARGIN
 
 
 @pytest.mark.slow

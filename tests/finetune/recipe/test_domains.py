@@ -1,6 +1,7 @@
 """The domain recipes resolve, say where all is from, read made rows of their columns, and run to the end."""
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def stage_of(name: str) -> Any:
 def test_the_domains_are_all_there() -> None:
     wanted = "code extraction finance legal long-documents math medical medical-think multilingual safety support tools"
     assert wanted.split() == DOMAINS
-    assert {f"domains/{name}/sft" for name in DOMAINS} <= set(FILES)
+    assert {f"domains/{name}/{file}" for name in DOMAINS for file in ("sft", "qwen3.5-4b")} <= set(FILES)
 
 
 @pytest.mark.parametrize("name", DOMAINS)
@@ -238,19 +239,52 @@ def short(name: str, place: Path) -> list[str]:
     return stand_in(name, place, 40, *more, model=stage_of(name) == "sft")
 
 
+def asked(name: str, place: Path) -> str:
+    """A task of the first source's made rows, as the recipe reads them."""
+    source = load_recipe(f"domains/{name}/sft", stage="sft").data.sources[0]
+    rows = {
+        "path": str(place / "data-sources-0.jsonl"),
+        "columns": source.columns and source.columns.file,
+        "only": source.only,
+        "count": 3,
+    }
+    task = {"rows": {key: value for key, value in rows.items() if value}, "evaluator": "loss"}
+    (place / "rows.yaml").write_text(json.dumps(task))
+    return f"evaluate.suite.tasks=[{place / 'rows.yaml'}]"
+
+
+def check_table(run: Path) -> None:
+    (measure,) = json.loads((run / "suite" / "results.json").read_text())["measures"]
+    assert measure["task"] == "rows" and measure["items"] == 3 and len(measure["differences"]) == 1
+    assert all(math.isfinite(score["value"]) for score in measure["scores"])
+    assert "rows: loss" in (run / "report.html").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(set(DOMAINS) - {"medical", "extraction", "safety", "legal"}))
+def test_from_data_to_the_table(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the other domains the SFT; the whole of these is the test below."""
+    monkeypatch.chdir(tmp_path)
+    changes = [*short(f"domains/{name}/sft", tmp_path), "train.steps=1", "evaluate.every=1", "data.max_length=8192"]
+    changes += [asked(name, tmp_path)]
+    assert main(["sft", f"domains/{name}/sft", *changes]) == 0
+    check_table(tmp_path / "runs" / f"{name}-sft")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["medical", "extraction", "safety", "legal"])
 def test_two_steps_of_each_stage(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import AutoModelForCausalLM
 
     monkeypatch.chdir(tmp_path)
-    changes = [f"sft.{change}" for change in short(f"domains/{name}/sft", tmp_path)]
+    changes = [f"sft.{change}" for change in (*short(f"domains/{name}/sft", tmp_path), asked(name, tmp_path))]
     if f"domains/{name}/dpo" in FILES:
         (tmp_path / "pairs").mkdir()
         pairs = short(f"domains/{name}/dpo", tmp_path / "pairs")
         changes += [f"dpo.{change}" for change in [*pairs, "model.chat_template=null"]]
     assert main(["run", f"domains/{name}", *changes]) == 0
     last = max((tmp_path / "runs" / name).glob("*-export"))
+    check_table(last.parent / "1-sft")
     assert AutoModelForCausalLM.from_pretrained(last / "model").num_parameters() > 1e6
     for folder, first in {"1-sft": None, "2-dpo": 1.0 if name == "extraction" else 0.6931}.items():
         if (metrics := last.parent / folder / "metrics.jsonl").is_file():

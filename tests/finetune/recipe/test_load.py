@@ -204,6 +204,14 @@ def test_one_mistake_one_line(text: str, said: str) -> None:
             "override data.sources: data.sources.0.path: got 'gone.jsonl'; there is no such data file",
         ),
         ("train.betas=[1", "override train.betas: not YAML"),
+        (
+            "model.gradient_checkpointing=foo",
+            "override model.gradient_checkpointing: got 'foo'; must be true or false or 'selective'",
+        ),
+        (
+            "model.checkpointed_layers=atuo",
+            "override model.checkpointed_layers: got 'atuo'; must be a whole number or 'auto'; did you mean auto?",
+        ),
     ],
 )
 def test_mistaken_override(override: str, said: str) -> None:

@@ -126,6 +126,11 @@ def test_the_reference_s_cache_stays_with_the_run(job, place):
     assert words.index(f"dpo.reference_cache={place}/cache") < at < words.index("output=/runs/hub")
 
 
+def test_a_stage_without_a_reference_has_no_cache(job):
+    words = command(yaml.safe_load(sky.task(job("sky", "hub.yaml", "reward.pairs_per_step=4")))["run"])
+    assert not [word for word in words if "reference_cache" in word]
+
+
 def test_kept_tokens_stay_beside_the_run(job, place):
     words = command(yaml.safe_load(sky.task(job("sky", "hub.yaml", f"data.cache={place}/cache")))["run"])
     assert words.index(f"data.cache={place}/cache") < words.index("data.cache=null") < words.index("output=/runs/hub")

@@ -1,5 +1,7 @@
 """The page of a run: what it says, that hostile texts are inert, that nothing is fetched."""
 
+import base64
+import hashlib
 import json
 import math
 import re
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_run import HOSTILE, made_run
 
 from hybrid_ft import cli
 from hybrid_ft.errors import InputError
@@ -19,14 +22,6 @@ from hybrid_ft.finetune.reports.differences import marked, recipe_rows
 from hybrid_ft.finetune.reports.page import MOST_BYTES, report_at_end, write_report
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
-HOSTILE = [
-    "<script>alert(1)</script>",
-    '"><img src=x onerror=alert(1)>',
-    "</pre></title></style><script src=//evil.example/x.js></script>",
-    "{{ 7 * 7 }}{% for x in y %}",
-    "javascript:alert(1)\u202e\x1b[31m\x00\ud800",
-    "&lt;b&gt; <svg/onload=alert(1)> <style>*{display:none}</style>",
-]
 
 
 class Page(HTMLParser):
@@ -56,83 +51,18 @@ class Page(HTMLParser):
         self.text += data
 
     def check_inert(self) -> None:
-        """No script, nothing that is fetched, no handler."""
+        """No script but the page's own, nothing that is fetched, no handler."""
         tags = {tag for tag, _ in self.elements}
-        assert not tags & {"script", "img", "link", "iframe", "object", "embed", "form", "a", "base", "use", "image"}
+        assert self.raw.count("<script") == 1 and ("script", {}) in self.elements
+        own = self.raw.partition("<script>")[2].partition("</script>")[0].encode()
+        digest = base64.b64encode(hashlib.sha256(own).digest()).decode()
+        assert not tags & {"img", "link", "iframe", "object", "embed", "form", "a", "base", "use", "image"}
         for _, attributes in self.elements:
             assert not [name for name in attributes if name.startswith("on") or name in ("src", "href", "xlink:href")]
         assert sum(tag == "style" for tag, _ in self.elements) == 1
         policy = [a["content"] for tag, a in self.elements if tag == "meta" and a.get("http-equiv")]
-        assert policy == ["default-src 'none'; style-src 'unsafe-inline'"]
+        assert policy == [f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"]
         assert "url(" not in self.raw and "@import" not in self.raw
-
-
-def made_run(place: Path, hostile: bool = False, steps: int = 30, **recipe: Any) -> Path:
-    """A run's folder as training leaves it."""
-    place.mkdir(parents=True)
-    texts = HOSTILE if hostile else ["one two three", "four five six"]
-    identity = {"version.torch": "2.0", "version.hybrid-ft": "0.1"}
-    record = {
-        "stage": "sft",
-        "identity": identity,
-        "processes": 1,
-        "device": texts[0],
-        "started": "2026-01-01T00:00:00+00:00",
-        "before": {"held_out": {"loss": 2.5}},
-        "finished": {
-            "at": "2026-01-01T01:00:00+00:00",
-            "step": steps,
-            "results": ["model"],
-            "held_out": {"loss": 1.25},
-        },
-        "data": {
-            "summary": texts,
-            "account": {
-                "sources": [
-                    {
-                        "source": texts[0],
-                        "rows_read": 40,
-                        "rows_kept": 38,
-                        "rows_taken": 38,
-                        "dropped": {texts[-1]: {"rows": 2, "first": [f"{texts[0]}:3"]}},
-                    }
-                ],
-                "train": {"length": {"shortest": 3, "median": 40, "95_percent": 90, "longest": 120, "mean": 44.5}},
-            },
-        },
-    }
-    (place / "run.json").write_text(json.dumps(record))
-    (place / "recipe.yaml").write_text(
-        json.dumps({"model": {"path": "tiny"}, "train": {"learning_rate": 0.1}} | recipe)
-    )
-    lines = [
-        {
-            "step": step,
-            "loss": 3 / step,
-            "learning_rate": 1e-3,
-            "tokens": 100 * step,
-            "tokens_per_s": 50.0,
-            "seconds": 2.0,
-        }
-        | {"memory": 2**30, "grad_norm": math.nan if step == 3 else 1.0}
-        for step in range(1, steps + 1)
-    ]
-    held = [{"step": steps, "eval_loss": 1.25}]
-    (place / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines + held) + '{"step": 3')
-    for when, right in (("before", 2), ("after", 28)):
-        rows = [
-            {
-                "origin": f"held:{n}",
-                "answer": f"{texts[n % len(texts)]} {when}",
-                "reference": texts[0],
-                "exact": n < right,
-            }
-            for n in range(30)
-        ]
-        (place / f"answers-{when}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        sample = {"prompt": texts[0], "answer": f"{texts[-1]} {when}"}
-        (place / f"samples-{when}.jsonl").write_text(json.dumps(sample) + "\n")
-    return place
 
 
 def test_what_a_page_says(tmp_path: Path) -> None:
@@ -209,7 +139,16 @@ def test_an_evaluation_s_table(tmp_path: Path) -> None:
     better, same = Interval(0.1, 0.05, 0.15), Interval(0.0, -0.02, 0.02)
     measures = [
         Measure("gsm8k", "number", 100, [Interval(0.5, 0.4, 0.6)] * 2, [better], met=0.25),
-        Measure("replay", "loss", 100, [Interval(1.5, -math.inf, math.inf)] * 2, [same], forgetting=True),
+        Measure(
+            "replay",
+            "loss",
+            100,
+            [Interval(1.5, -math.inf, math.inf)] * 2,
+            [same],
+            forgetting=True,
+            bounded=False,
+            falls=True,
+        ),
     ]
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "results.json").write_text(as_json(["base", "mine"], measures, examples=[]))
@@ -275,6 +214,31 @@ def test_words_that_differ() -> None:
     assert len(marked("a b " * 300, "c d " * 300)[0]) == 2  # too much to work out: all but the end
     rows = recipe_rows([{"a": {"b": 1, "c": [1, 2]}}, {"a": {"b": 1, "c": [1, 3]}, "d": None}])
     assert rows == [("a.c.1", ["2", "3"]), ("d", ["not set", "null"])]
+
+
+def test_stages_have_a_table_of_their_answers(tmp_path: Path) -> None:
+    """As a run of stages ends with on the screen: of base, SFT and DPO, each against the base."""
+    place = tmp_path / "mine"
+    for stage in ("1-sft", "2-dpo"):
+        made_run(place / stage)
+    (place / "pipeline.json").write_text("{}")
+    for model, right in (("base", 0), ("1-sft", 20), ("2-dpo", 21)):
+        lines = [
+            {"source": "some/held.jsonl", "origin": f"held:{n}", "exact": n < right, "reference": '{"a": null}'}
+            | {"answer": '{"a": null}' if n < right else f'{{"a": {n}}}'}
+            for n in range(24)
+        ]
+        (place / f"answers-{model}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = Page(write_report([place], tmp_path / "page.html"))
+    page.check_inert()
+    assert "held.jsonl: exact answers" in page.text and "held.jsonl: invented values" in page.text
+    assert "+83.3" in page.text and "-87.5" in page.text and "83.3 [" in page.text
+    classes = [a.get("class") for tag, a in page.elements if tag == "td"]
+    assert classes.count("better") == 4
+    # what the last stage changed comes first
+    assert page.text.index("held:20") < page.text.index("held:0")
+    (place / "answers-2-dpo.jsonl").write_text("")
+    assert "held.jsonl" not in Page(write_report([place], tmp_path / "page.html")).text
 
 
 def test_a_damaged_table(tmp_path: Path) -> None:

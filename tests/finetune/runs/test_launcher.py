@@ -124,15 +124,6 @@ def test_settings_of_fsdp_count_only_with_it(monkeypatch: pytest.MonkeyPatch, na
         agreed(recipe(), False)
 
 
-def test_weights_that_fsdp_cannot_divide_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    recipe = Recipe.model_validate(
-        {"model": {"path": "tiny"}, "data": {"sources": [{"path": "a"}]}, "train": {"optimizer": "adamw_bf16"}}
-    )
-    with pytest.raises(InputError, match="adamw_bf16, which FSDP2 cannot divide; start without --use_fsdp"):
-        agreed(recipe, bfloat16=True)
-
-
 def test_use_fsdp_is_a_sharded_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """accelerate is not told, or it would divide the model in its own way; the recipe given stays as it is."""
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")

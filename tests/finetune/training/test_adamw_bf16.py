@@ -148,7 +148,7 @@ def test_a_run_resumes_to_the_bit(start: Any, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize(
     ("values", "reason"),
-    [("model.lora={}", "all weights"), ("model.dtype=float32", "bfloat16 arithmetic"), ("train.sharded=true", "FSDP2")],
+    [("model.lora={}", "all weights"), ("model.dtype=float32", "bfloat16 arithmetic")],
 )
 def test_what_it_does_not_go_with_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: str, reason: str

@@ -4,8 +4,11 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from hybrid_ft.finetune.runs.team import Team
 from hybrid_ft.finetune.training.answer_log_probs import answer_log_probs
 from hybrid_ft.finetune.training.dpo.batches import laid_out_pairs
+from hybrid_ft.finetune.training.own_tokens import own_answers
+from hybrid_ft.hybrid_model.door import spread
 from hybrid_ft.hybrid_model.door.batch import read_batch
 
 PAIRS = [
@@ -27,7 +30,7 @@ class Repeats:
         assert rest == {"fused_lm_head": True}
         self.tokens = input_ids.shape[1]
         layout = read_batch(input_ids, ["linear_attention"], layout=layout).layout
-        assert sum(layout.lengths) == self.tokens
+        assert len(layout.own_positions) == self.tokens
         kept = input_ids[0].index_select(0, keep_positions)[:-1]  # what a head makes of what it is given
         self.log_probs = (100 * kept + labels[0, 1:]).double()[None]
         return self
@@ -56,3 +59,19 @@ def test_no_value_is_asked_for():
             object.__setattr__(answers, name, mode.from_tensor(getattr(answers, name)))
         found = answer_log_probs(Repeats(), answers, ids, attention_mask=None, fused_lm_head=True)
         assert found.log_probs.shape == (6, 4)
+
+
+@pytest.mark.parametrize("size", [2, 4, 16])
+@pytest.mark.parametrize("forks", [True, False])
+def test_the_answers_of_all_processes_are_those_of_one(size, forks, monkeypatch):
+    monkeypatch.setattr(spread.dist, "all_reduce", lambda *args, **kwargs: None)
+    batch = laid_out_pairs(PAIRS, 1, forks)
+    of_one = answer_log_probs(Repeats(), batch["answers"], batch["input_ids"], fused_lm_head=True).log_probs
+    parts, tokens = [], 0
+    for place in range(size):
+        model = Repeats()
+        answers = own_answers(batch, Team(size, place))["answers"]
+        parts.append(answer_log_probs(model, answers, batch["input_ids"], fused_lm_head=True).log_probs)
+        tokens += model.tokens
+    assert torch.equal(sum(parts), of_one)
+    assert tokens == max(batch["answers"].input_ids.shape[1], size)

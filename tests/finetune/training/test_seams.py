@@ -49,6 +49,7 @@ UPSTREAM: dict[type, tuple[type, dict[str, str]]] = {
             "compute_metrics callbacks optimizers optimizer_cls_and_kwargs preprocess_logits_for_metrics "
             "quantization_config peft_config formatting_func",
             "get_train_dataloader": "",
+            "get_batch_samples": "epoch_iterator num_batches device",
             "_get_num_items_in_batch": "batch_samples device",
             "compute_loss": "model inputs return_outputs num_items_in_batch",
         },

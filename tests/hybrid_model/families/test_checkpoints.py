@@ -209,3 +209,40 @@ def test_the_dense_layer_of_kimi_keeps_its_released_name(plain_model, tmp_path):
     save(hybrid_ft.load(tmp_path / "base"), tmp_path / "result")
     assert tensors(tmp_path / "result").keys() == released.keys()
     assert "model.layers.0.mlp.gate_proj.weight" in released
+
+
+BOUNDS = ("position_ids", "all bounds", "padding on the left")
+
+
+@pytest.mark.parametrize("form", BOUNDS)
+def test_a_loaded_folder_leaks_nothing(base, relative, form):
+    """The second of two documents, as a trainer may mark them; plain transformers gives it another document's state."""
+    plain, folder = base
+    first, second = (torch.randint(3, 128, (n,), generator=torch.Generator().manual_seed(n)) for n in (23, 29))
+    edges = torch.tensor([0, 23, 52], dtype=torch.int32)
+    packed = {
+        "input_ids": torch.cat([first, second])[None],
+        "position_ids": torch.cat([torch.arange(23), torch.arange(29)])[None],
+        "use_cache": False,
+    }
+    bounds = {
+        "cu_seq_lens_q": edges,
+        "cu_seq_lens_k": edges,
+        "max_length_q": 29,
+        "max_length_k": 29,
+        "seq_idx": torch.arange(2, dtype=torch.int32).repeat_interleave(edges.diff())[None],
+    }
+    model = hybrid_ft.load(folder)
+    with torch.no_grad():
+        alone = plain(input_ids=second[None], use_cache=False).logits[0]
+        if form == "padding on the left":
+            ids, mask = torch.zeros(2, 2, 29, dtype=torch.long)
+            ids[0, 6:], ids[1], mask[0, 6:], mask[1] = first, second, 1, 1
+            got = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+            assert relative(got[0, 6:], plain(input_ids=first[None], use_cache=False).logits[0]) < 1e-5
+            assert relative(got[1], alone) < 1e-5
+            return
+        got = model(**packed, **(bounds if form == "all bounds" else {})).logits[0, 23:]
+        assert relative(got, alone) < 1e-5
+        if form == "position_ids" and model.config.model_type not in ("olmo2", "olmo3"):
+            assert relative(plain(**packed).logits[0, 23:], alone) > 1e-2

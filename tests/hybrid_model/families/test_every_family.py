@@ -218,6 +218,19 @@ def test_generation_with_left_padding_and_cache_equals_growing_without_cache(mod
                 row = torch.cat([row, token[None]])
 
 
+def test_a_cache_of_fixed_size_gives_the_same_tokens(models):
+    flat = models[1]
+    ids, mask = padded(documents((17, 23), seed=4), "left")
+    way = {"attention_mask": mask, "max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    with warnings.catch_warnings(action="ignore"):
+        if family_of(flat.config).classes:
+            with pytest.raises(ValueError, match="a StaticCache, which .* has no steps for"):
+                flat.generate(ids, cache_implementation="static", **way)
+            return
+        expected = flat.generate(ids, **way)
+        assert torch.equal(flat.generate(ids, cache_implementation="static", **way), expected)
+
+
 def test_packed_rows_fill_no_cache(models):
     _, flat = models
     positions = torch.cat([torch.arange(4), torch.arange(5)])[None]

@@ -277,3 +277,74 @@ def test_without_gradients_the_same_numbers() -> None:
     o_true, state_true, *_ = results(gated_delta_rule, leaves, up, cu_seqlens)
     assert torch.equal(o, o_true)
     assert torch.equal(final_state, state_true)
+
+
+def uncorrected(rule):
+    """Of raw keys, as in Mamba-2, lightning attention and RetNet."""
+    return lambda *xs, **options: rule(*xs, **options, correct=False, use_qk_l2norm=False)
+
+
+@pytest.mark.parametrize("edges", [[0, 1], [0, 130], LENGTHS[-2], [0, 0]], ids=str)
+@pytest.mark.parametrize(("heads", "gate"), [((2, 2), "typical"), ((1, 3), "open"), ((2, 4), "some closed")], ids=str)
+def test_without_the_correction_in_float64(edges: list[int], heads: tuple[int, int], gate: str) -> None:
+    """Whatever beta, which has no upper bound then."""
+    (q, k, v, g, beta, state), up, cu_seqlens = case(edges, heads, (16, 32), gate)
+    inputs = [q, k, v, g, 3 * beta, state], up, cu_seqlens
+    both = (results(uncorrected(rule), *inputs) for rule in (gated_delta_rule, gated_delta_rule_reference))
+    assert_close(*both, 1e-10)
+
+
+def test_without_the_correction_it_is_mamba_2() -> None:
+    """transformers' own scan, states and gradients."""
+    from transformers.models.bamba.modeling_bamba import mamba2_chunk_scan
+
+    (q, k, v, g, beta, state), up, _ = case([0, 100], (1, 2), (16, 32))
+    rates = -(g[0, 0] - 1)
+
+    def theirs(q, k, v, beta, state):
+        y, final = mamba2_chunk_scan(
+            v, beta, -rates, k, q, 16, initial_states=state.mT, dt_softplus=False, return_final_states=True
+        )
+        return y, final.mT
+
+    def ours(q, k, v, beta, state):
+        options = {"initial_state": state, "output_final_state": True, "scale": 1.0}
+        return uncorrected(gated_delta_rule)(q, k, v, -rates * beta, beta, **options)
+
+    found = []
+    for rule in (theirs, ours):
+        leaves = [x.float().requires_grad_() for x in (q, k, v, beta, state)]
+        outputs = rule(*leaves)
+        grads = torch.autograd.grad(outputs, leaves, [x.float() for x in up])
+        found.append([x.detach().double() for x in (*outputs, *grads)])
+    for x, y in zip(*found, strict=True):
+        assert error(x, y) < 3e-6
+
+
+def test_without_the_correction_nothing_is_inverted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def solve(*args: object, **options: object) -> None:
+        raise AssertionError("an inverse")
+
+    monkeypatch.setattr(torch.linalg, "solve_triangular", solve)
+    inputs = case([0, 40])
+    results(uncorrected(gated_delta_rule), *inputs)
+    with pytest.raises(AssertionError, match="an inverse"):
+        results(gated_delta_rule, *inputs)
+
+
+def test_without_the_correction_new_memory_is_never_read() -> None:
+    torch.use_deterministic_algorithms(True)
+    try:
+        inputs = case([0, 0, 1, 3, 70])
+        assert all(x.isfinite().all() for x in results(uncorrected(gated_delta_rule), *inputs))
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_without_the_correction_beta_has_no_upper_bound() -> None:
+    (q, k, v, g, beta, _), _, _ = case([0, 8])
+    with pytest.raises(ValueError, match="beta: got values from .* they must be from 0 to 2"):
+        gated_delta_rule(q, k, v, g, 9 * beta, check_values=True)
+    gated_delta_rule(q, k, v, g, 9 * beta, check_values=True, correct=False)
+    with pytest.raises(ValueError, match="beta: got values from .* they must be from 0 to inf"):
+        gated_delta_rule(q, k, v, g, -beta, check_values=True, correct=False)

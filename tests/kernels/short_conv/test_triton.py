@@ -278,5 +278,6 @@ def test_compiled_without_silu(assert_compiles, arch: int, W: int) -> None:
     def call() -> None:
         launch.forward_op(x, weight, None, cu_seqlens, tail, True, False)
         launch.backward_op(dy, d_final, x, weight, None, cu_seqlens, tail, False)
+        launch.step_op(x[:2], tail, weight)
 
     assert_compiles(launch, call, arch)

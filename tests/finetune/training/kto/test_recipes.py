@@ -36,10 +36,8 @@ def test_the_quick_one_runs_to_its_end(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sharded", [False, True], ids=["ddp", "fsdp"])
-def test_two_processes_take_the_steps_of_one(
-    tmp_path: Path, tiny_base: Path, tiny_tokenizer: object, sharded: bool
-) -> None:
+@pytest.mark.parametrize("how", ["train.sharded=false", "train.sharded=true", "train.sequence_parallel=2"])
+def test_two_processes_take_the_steps_of_one(tmp_path: Path, tiny_base: Path, tiny_tokenizer: object, how: str) -> None:
     """By ``hybrid-ft launch``: losses, KL terms and gradients of every step, and the held-out measures."""
     rows = [
         {
@@ -60,7 +58,7 @@ def test_two_processes_take_the_steps_of_one(
     found = {}
     for processes in (1, 2):
         command = [sys.executable, "-m", "hybrid_ft.cli", "launch", "kto.yaml", f"--processes={processes}"]
-        command += [f"output=of-{processes}", f"train.sharded={str(sharded).lower()}"]
+        command += [f"output=of-{processes}", *([how] if processes > 1 else [])]
         done = subprocess.run(
             command,
             check=False,

@@ -1,0 +1,195 @@
+"""Tasks of lm_eval by name: ``lm_eval:gsm8k``, or a file of its own form."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from hybrid_ft.errors import ENVIRONMENT, InputError, one_line
+from hybrid_ft.finetune.recipe.load import validated
+from hybrid_ft.finetune.recipe.mistakes import Mistakes
+from hybrid_ft.finetune.recipe.nearest import did_you_mean
+from hybrid_ft.finetune.recipe.overrides import apply_overrides
+from hybrid_ft.finetune.recipe.section import AtLeastOne, Section, Text
+from hybrid_ft.finetune.recipe.yaml_file import YamlFile
+
+if TYPE_CHECKING:
+    from lm_eval.api.group import Group
+    from lm_eval.api.task import Task as LmEvalTask
+    from lm_eval.tasks.manager import TaskDict, TaskManager
+
+PREFIX = "lm_eval:"
+"""Before the name of a task that lm_eval has."""
+_FEWSHOT_SEED = 1234
+"""Of the examples that a task draws, as in lm_eval's own command."""
+
+
+class StockOptions(Section):
+    """What ``--set`` may say of a stock task."""
+
+    shots: int | None = Field(None, ge=0, le=100, examples=[5])
+    """Examples before each question; null: the task's own number. One that the task fixes at 0 stays."""
+    form: Literal["plain", "chat"] = Field("plain", examples=["chat"])
+    """plain: as text, which is lm_eval's own default. chat: by the model's chat template, examples as turns."""
+    system: Text | None = Field(None, examples=["Answer briefly."])
+    """A system message before it."""
+    max_new_tokens: AtLeastOne | None = Field(None, examples=[1024])
+    """Tokens of the longest answer; null: the task's own number."""
+
+
+@dataclass
+class Stock:
+    """One name of lm_eval: a task, a group of them, or those with one tag. ``rows``: of each task the rows that are
+    asked, None for all."""
+
+    name: str
+    tasks: TaskDict
+    options: StockOptions
+    forgetting: bool
+    rows: dict[str, list[int]] | None = None
+
+    @property
+    def leaves(self) -> dict[str, LmEvalTask]:
+        return dict(self.tasks["tasks"])
+
+    @property
+    def group(self) -> Group | None:
+        """Where the name is a group's."""
+        return self.tasks.get("groups", {}).get(self.name.removeprefix(PREFIX))
+
+
+def is_stock(name: str) -> bool:
+    return name.startswith(PREFIX)
+
+
+def load_stock(
+    tasks: Sequence[str], forgetting: Sequence[str], changes: Sequence[str], limit: int | None
+) -> list[Stock]:
+    """The tasks of these names with their rows. Raises InputError: status 3 where lm_eval or the rows are not there."""
+    wanted = [(name, forgotten) for part, forgotten in ((tasks, False), (forgetting, True)) for name in part]
+    wanted = [(name, forgotten) for name, forgotten in wanted if is_stock(name)]
+    if not wanted:
+        return []
+    options = [_options(name, changes) for name, _ in wanted]
+    if find_spec("lm_eval") is None:
+        raise InputError(f"{wanted[0][0]}: lm_eval is not installed; run pip install 'hybrid-ft[eval]'", ENVIRONMENT)
+    with _quiet():
+        manager = _manager([name for name, _ in wanted])
+        found = [
+            Stock(_called(name), _loaded(name, manager), how, forgotten)
+            for (name, forgotten), how in zip(wanted, options, strict=True)
+        ]
+        for stock in found:
+            if [one.name for one in found].count(stock.name) > 1:
+                raise InputError(f"{stock.name}: a task of this name is there already")
+            _set_up(stock, limit)
+    return found
+
+
+def _options(name: str, changes: Sequence[str]) -> StockOptions:
+    """Of the changes those for this task, or for all."""
+    own = [change.removeprefix(f"{_called(name)}:") for change in changes]
+    own = [change for change in own if ":" not in change.partition("=")[0]]
+    mistakes = Mistakes(Path("override"), YamlFile({}, {}, []))
+    values: dict[str, Any] = {}
+    apply_overrides(values, own, mistakes)
+    options = validated(values, StockOptions, mistakes)
+    if options is None or mistakes:
+        raise InputError("\n".join(f"{_called(name)}: {line}" for line in mistakes.render().splitlines()))
+    return options
+
+
+def _called(name: str) -> str:
+    path = name.removeprefix(PREFIX)
+    return f"{PREFIX}{Path(path).stem if Path(path).suffix in ('.yaml', '.yml') else path}"
+
+
+def _manager(names: Sequence[str]) -> TaskManager:
+    from lm_eval.tasks import TaskManager
+
+    # to read its 14,000 files takes a quarter of a minute
+    stock = [name for name in names if not Path(name.removeprefix(PREFIX)).is_file()]
+    return TaskManager(include_defaults=bool(stock))
+
+
+def _loaded(name: str, manager: TaskManager) -> TaskDict:
+    spec = name.removeprefix(PREFIX)
+    if not Path(spec).is_file() and spec not in manager.task_index:
+        raise InputError(f"{name}: lm_eval has no task of that name{did_you_mean(spec, manager.all_tasks)}")
+    try:
+        tasks = manager.load([spec])
+    except Exception as error:  # noqa: BLE001 - the task's own code: no network, a package that is missing
+        rule = "cannot be opened; its rows come from the hub, and some tasks need packages of their own"
+        raise InputError(f"{name}: {rule} ({one_line(error)})", ENVIRONMENT) from None
+    for leaf, task in tasks["tasks"].items():
+        if getattr(task, "UNSAFE_CODE", False):
+            raise InputError(
+                f"{name}: {leaf} runs what the model writes outside of any jail; use --on humaneval or mbpp"
+            )
+        if getattr(task, "MULTIMODAL", False):
+            raise InputError(f"{name}: {leaf} asks about images; must ask by text alone")
+    return tasks
+
+
+def _set_up(stock: Stock, limit: int | None) -> None:
+    """As lm_eval's own command does: examples, their seed, the length of answers; then the rows that are asked."""
+    for task in stock.leaves.values():
+        if stock.options.max_new_tokens and task.get_config("output_type") == "generate_until":
+            # what a task calls it otherwise comes first
+            kwargs = {
+                key: value for key, value in (task.get_config("generation_kwargs") or {}).items() if "max_" not in key
+            }
+            task.set_config("generation_kwargs", kwargs | {"max_gen_toks": stock.options.max_new_tokens})
+        fixed = task.get_config("num_fewshot")
+        if stock.options.shots is not None and fixed != 0:
+            task.set_config("num_fewshot", stock.options.shots)
+        elif fixed is None:
+            task.set_config("num_fewshot", 0)
+    if limit is not None:
+        counts = {leaf: len(task.eval_docs) for leaf, task in stock.leaves.items()}
+        whole, chance = sum(counts.values()), random.Random(0)
+        share = {leaf: min(count, max(1, round(limit * count / whole))) for leaf, count in counts.items()}
+        stock.rows = {leaf: sorted(chance.sample(range(counts[leaf]), share[leaf])) for leaf in counts}
+
+
+def asked(stock: Stock, model: Any) -> dict[str, Any]:
+    """lm_eval's results and samples of one model, an ``lm_eval.api.model.LM``."""
+    import lm_eval
+
+    for task in stock.leaves.values():
+        task.set_fewshot_seed(_FEWSHOT_SEED)
+    random.seed(0)
+    with _quiet():
+        results = lm_eval.evaluate(
+            model,
+            stock.tasks,
+            samples=stock.rows,
+            bootstrap_iters=0,
+            log_samples=True,
+            system_instruction=stock.options.system,
+            apply_chat_template=stock.options.form == "chat",
+            fewshot_as_multiturn=stock.options.form == "chat",
+        )
+    assert results is not None
+    return dict(results)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without lm_eval's bars and log."""
+    log = logging.getLogger("lm_eval")
+    before, log.level = log.level, logging.CRITICAL
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        log.setLevel(before)

@@ -1,0 +1,130 @@
+"""Of several processes number 0 reads the weights, and each of the others gets its pieces."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+CHILD = """
+import gc, json, os, sys, warnings
+import torch, torch.distributed as dist
+from accelerate import Accelerator
+from hybrid_ft.finetune import models
+from hybrid_ft.finetune.recipe.schema import Recipe
+from hybrid_ft.finetune.runs.processes import whole
+from hybrid_ft.finetune.training import fsdp
+
+def resident(which):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(which))
+
+accelerator = Accelerator(cpu=True)
+main = accelerator.is_main_process
+recipes = [Recipe.model_validate(json.loads(one)) for one in sys.argv[1:]]
+for recipe in recipes:
+    tokenizer = models.load_tokenizer(recipe)
+    gc.collect()
+    before = resident("VmRSS")
+    open("/proc/self/clear_refs", "w").write("5")  # the peak from here on
+    model = models.load_model(recipe, tokenizer, weights=main)
+    loaded = resident("VmHWM") - before
+    kept = {n: p.detach().clone() for n, p in [*model.named_parameters(), *model.named_buffers()]} if main else {}
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    fsdp.shard(model, accelerator, recipe, of_main=True)
+    peak = resident("VmHWM") - before
+    wrong = []
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        found = whole(tensor.detach())
+        if main and not torch.equal(found, kept[name]):
+            wrong.append(name)
+    buffers = [torch.cat([b.double().flatten() for b in model.buffers()] or [torch.zeros(1)])]
+    both = [torch.empty_like(buffers[0]) for _ in range(2)]
+    dist.all_gather(both, buffers[0].contiguous())
+    wrong += [] if torch.equal(*both) else ["buffers"]
+    print(json.dumps({"rank": dist.get_rank(), "size": size, "loaded": loaded, "peak": peak, "wrong": wrong}), flush=True)
+dist.destroy_process_group()
+"""
+
+
+def children(*recipes: dict) -> list[list[dict]]:
+    """What each of two processes says of each recipe."""
+    shared = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2"}
+    shared |= {"MASTER_PORT": str(29000 + os.getpid() % 900), "ACCELERATE_USE_CPU": "true", "LOCAL_WORLD_SIZE": "2"}
+    command = [sys.executable, "-c", CHILD, *map(json.dumps, recipes)]
+    started = [
+        subprocess.Popen(
+            command, env=shared | {"RANK": str(n), "LOCAL_RANK": str(n)}, stdout=subprocess.PIPE, text=True
+        )
+        for n in range(2)
+    ]
+    said = [one.communicate(timeout=500)[0] for one in started]
+    assert [one.returncode for one in started] == [0, 0]
+    return [[json.loads(line) for line in text.splitlines() if line.startswith("{")] for text in said]
+
+
+def recipe(path: Path | str, **keys: dict) -> dict:
+    rest = {"data": {"sources": [{"path": "rows.jsonl"}]}, "train": {"sharded": True}}
+    return {"model": {"path": str(path)} | keys.pop("model", {})} | rest | keys
+
+
+@pytest.mark.slow
+def test_the_others_take_little_memory_and_get_the_same(tmp_path: Path) -> None:
+    """The 190M: process 1 holds half of it, one tensor and its pieces while they are sent, never the whole."""
+    import hybrid_ft
+
+    hybrid_ft.load("190M", from_scratch=True).save_pretrained(tmp_path / "base")
+    from hybrid_ft.hybrid_model.checkpoint.tokenizer import load_tokenizer
+
+    load_tokenizer("tiny").save_pretrained(tmp_path / "base")
+    main, other = (said[0] for said in children(recipe(tmp_path / "base")))
+    assert main["wrong"] == other["wrong"] == []
+    assert main["loaded"] > 0.9 * main["size"] > 6e8
+    assert other["loaded"] < 0.1 * other["size"]
+
+
+@pytest.mark.slow
+def test_adapters_new_tokens_and_weights_in_bfloat16() -> None:
+    lora = {"rank": 4, "targets": "all-linear"}
+    wanted = [
+        recipe("tiny", model={"lora": lora}),
+        recipe("tiny", model={"lora": lora | {"dora": True}, "dtype": "bfloat16"}),
+        recipe("tiny", model={"lora": lora | {"init": "pissa"}, "new_tokens": ["zzq"]}),
+        recipe("tiny", model={"new_special_tokens": ["<|zzq|>"]}),
+        recipe("tiny", train={"sharded": True, "optimizer": "adamw_bf16"}),
+        recipe("tiny", model={"from_scratch": True}),
+    ]
+    for of_each in zip(*children(*wanted), wanted, strict=True):
+        assert of_each[0]["wrong"] == of_each[1]["wrong"] == [], of_each[2]
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_on_sends_the_checkpoints(tmp_path: Path, root: Path) -> None:
+    """Stopped after two steps and gone on with: the bits of the run that was not."""
+    rows = (root / "datasets/quickstart/train.jsonl").read_text().splitlines()[:120]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows) + "\n")
+    (tmp_path / "r.yaml").write_text(
+        "model: {path: tiny, lora: {rank: 4, dropout: 0}}\ndata: {sources: [{path: rows.jsonl}], max_length: 192}\n"
+        "train: {steps: 4, batch_tokens: 384, tokens_per_step: 1536, learning_rate: 1.0e-3, save_every: 2, keep: 9,\n"
+        "  schedule: constant, warmup: 0, sharded: true}\n"
+    )
+    for output, *more in (("whole",), ("cut", "train.steps=2"), ("cut", "--extend")):
+        command = [
+            sys.executable,
+            "-m",
+            "hybrid_ft.cli",
+            "launch",
+            "r.yaml",
+            "--processes=2",
+            f"output={output}",
+            *more,
+        ]
+        done = subprocess.run(command, check=False, cwd=tmp_path, capture_output=True, text=True, timeout=400)
+        assert done.returncode == 0, done.stdout + done.stderr
+    for file in ("adapter_model.safetensors", "optimizer-00001.safetensors"):
+        one, two = (load_file(tmp_path / of / "checkpoints/checkpoint-4" / file) for of in ("whole", "cut"))
+        assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
