@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hybrid_ft.errors import InputError
-from hybrid_ft.finetune.machines.memory import MARGIN, Batch, Shape, peak
+from hybrid_ft.finetune.machines.memory import MARGIN, Batch, peak
+from hybrid_ft.finetune.machines.shape import Shape
 
 if TYPE_CHECKING:
     from hybrid_ft.finetune.recipe.schema import Recipe

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from hybrid_ft.finetune.machines.checkpointed_layers import OUTSIDE, fits, left_out
-from hybrid_ft.finetune.machines.memory import MARGIN, Memory, Shape, peak
+from hybrid_ft.finetune.machines.memory import MARGIN, Memory, peak
+from hybrid_ft.finetune.machines.shape import Shape
 from hybrid_ft.finetune.planning.gpus import Gpu
 from hybrid_ft.finetune.planning.work import Work
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.machines.empty_model import empty_model
-from hybrid_ft.finetune.machines.memory import Shape, shape_of
+from hybrid_ft.finetune.machines.shape import Shape, shape_of
 from hybrid_ft.finetune.planning import view
 from hybrid_ft.finetune.planning.estimate import COUNTS, Case, case, cases, changes
 from hybrid_ft.finetune.planning.gpus import Gpu, Offer, find, read_table

@@ -12,7 +12,8 @@ import torch
 from hybrid_ft.errors import ENVIRONMENT, InputError
 from hybrid_ft.finetune.machines.checkpointed_layers import left_out
 from hybrid_ft.finetune.machines.empty_model import empty_model
-from hybrid_ft.finetune.machines.memory import MARGIN, Batch, Memory, Shape, peak, shape_of
+from hybrid_ft.finetune.machines.memory import MARGIN, Batch, Memory, peak
+from hybrid_ft.finetune.machines.shape import Shape, shape_of
 from hybrid_ft.finetune.models import in_bfloat16
 from hybrid_ft.finetune.runs import device
 from hybrid_ft.finetune.runs.storage import size

@@ -15,7 +15,7 @@ from hybrid_ft.finetune.runs.console import duration
 from hybrid_ft.finetune.training.reference_cache import ReferenceCache, Values
 
 if TYPE_CHECKING:
-    from hybrid_ft.finetune.training.run import Start
+    from hybrid_ft.finetune.training.stage import Start
 
 
 def fill_reference(

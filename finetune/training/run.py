@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft.helpers import disable_input_dtype_casting
@@ -32,110 +32,19 @@ from hybrid_ft.finetune.runs.team import Team
 from hybrid_ft.finetune.training import ends, fsdp, seams, tasks
 from hybrid_ft.finetune.training.memory_check import held_line, kept_on_a_cpu, memory_line
 from hybrid_ft.finetune.training.own_tokens import check_heads
+from hybrid_ft.finetune.training.stage import Stage, Start
 from hybrid_ft.finetune.training.trainer import STATE
 from hybrid_ft.hybrid_model.checkpoint.generation_config import GenerationDefaults, generation_defaults
 from hybrid_ft.hybrid_model.gpu_trust import check_gpu
 from hybrid_ft.hybrid_model.selective_checkpointing import leave_out, offload_inputs
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from rich.console import Console
-    from transformers import PreTrainedTokenizerBase
 
-    from hybrid_ft.finetune.evaluation.suite import Suite
     from hybrid_ft.finetune.recipe.schema import Recipe
     from hybrid_ft.finetune.runs.signals import StopRequest
-    from hybrid_ft.finetune.training.plan import Plan
     from hybrid_ft.finetune.training.progress import ShowProgress
     from hybrid_ft.finetune.training.trainer import RunTrainer
-
-
-class Prepared(Protocol):
-    """A stage's rows. ``train`` has a column ``origin`` (``file:line``); ``eos_token_ids`` end an assistant's turn; what
-    ``report.summary()`` says is shown, and kept with ``report.as_dict()``."""
-
-    @property
-    def train(self) -> Dataset: ...
-    @property
-    def eval(self) -> Dataset | None: ...
-    @property
-    def report(self) -> Any: ...
-    @property
-    def eos_token_ids(self) -> list[int]: ...
-    @property
-    def chat_template(self) -> str | None: ...
-    @property
-    def template_arguments(self) -> dict[str, Any]: ...
-
-
-@dataclass(frozen=True)
-class Start:
-    """One start of a run, new or resumed: what stays the same from its rows to its result."""
-
-    recipe: Recipe
-    folder: RunFolder
-    console: Console
-    stop: StopRequest
-    tokenizer: PreTrainedTokenizerBase
-    prepared: Any
-    plan: Plan
-    suite: Suite | None = None
-    mirror: Mirror | None = None
-    team: Team = field(default_factory=Team)
-    of_main: bool = False
-
-    def say(self, text: str) -> None:
-        say(self.console, text)
-
-    def of_trainer(self, progress: ShowProgress) -> dict[str, Any]:
-        """What ``RunTrainer`` and TRL's trainers get in any stage."""
-        origins = self.prepared.train["origin"]
-        return {
-            "processing_class": self.tokenizer,
-            "callbacks": [progress],
-            "folder": self.folder,
-            "keep": self.recipe.train.keep,
-            "stop": self.stop,
-            "origins": lambda row: origins[row],
-            "arithmetic": partial(models.arithmetic, self.recipe),
-            "best_of": tasks.chosen_by(self.recipe),
-            "loraplus_ratio": self.recipe.train.loraplus_ratio,
-            "mirror": self.mirror,
-            "optimizer": self.recipe.train.optimizer,
-            "team": self.team,
-        }
-
-
-@dataclass(frozen=True)
-class Stage:
-    """What one kind of training has of its own. Everything else of a run is ``run``.
-
-    name       of the command, and in ``run.json``
-    prepare    recipe, tokenizer -> the rows; raises InputError for data that cannot be used
-    identity   rows -> their digests, by the names under which ``run.json`` keeps them
-    plan       recipe, rows, number of processes -> the steps
-    describe   start -> a line on how the rows fall into steps, and what is minimised (may be empty)
-    progress   console, file of metrics -> the callback that shows and keeps what is measured
-    trainer    start, model, progress -> the trainer; nothing is written before ``begin``
-    trial      start, trainer: raises InputError for what cannot work, before anything is written
-    ready      start, trainer, what ``trial`` gave: what the run needs before the first measure; it has begun
-    questions  rows, tokenizer -> held-out rows with ``origin``, ``prompt_ids`` and ``answer``, or None
-    show       start, before, after: what was measured on the base and on the result
-    of_main    whether process 0 alone needs the weights before the first step
-    """
-
-    name: str
-    prepare: Callable[[Recipe, PreTrainedTokenizerBase], Prepared]
-    identity: Callable[[Any], dict[str, str]]
-    plan: Callable[[Recipe, Any, int], Plan]
-    describe: Callable[[Start], tuple[str, str]]
-    progress: Callable[[Console, Path], ShowProgress]
-    trainer: Callable[[Start, Any, ShowProgress], RunTrainer]
-    trial: Callable[[Start, Any], Any]
-    ready: Callable[[Start, Any, Any], None]
-    questions: Callable[[Any, PreTrainedTokenizerBase], Dataset | None]
-    show: Callable[[Start, dict[str, Any], dict[str, Any]], None]
-    of_main: bool = False
 
 
 @dataclass(frozen=True)
@@ -178,85 +87,96 @@ def _run(
     mirror: Mirror | None,
 ) -> int:
     began = time.perf_counter()
-    team = Team.of(folder.processes, recipe.train.sequence_parallel)
-    identity = run_identity(recipe)
-    changed = folder.check(identity, how.accept, how.extend)
+    changed = folder.check(run_identity(recipe), how.accept, how.extend)
     if how.extend and not folder.begun:
         raise InputError(f"--extend: {folder.path} holds no run to go on with; start it without, or name its output")
     if folder.finished and not (how.extend and ends.is_longer(changed)):
         if mirror:
             mirror.end()
         return ends.at_the_end(recipe, folder, console)
+    start, identity, changed = _prepare(recipe, stage, folder, console, stop, how, mirror)
+    model, memory = _load(start)
+    defaults = generation_defaults(model, start.tokenizer, start.prepared.eos_token_ids)
+    saves = check_storage(folder, recipe, model, models.in_bfloat16(recipe))
+    resumed = newest_checkpoint(folder, start.say, mirror.fetch if mirror else lambda newest: newest)
+    ends.check_goes_on(folder, resumed)
+    _introduce(stage, start, model, resumed, (memory, saves))
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder.path / "tensorboard")
+    progress = stage.progress(console, folder.metrics)
+    trainer = tasks.with_tasks(stage.trainer(start, model, progress), start.suite, recipe.evaluate.suite)
+    if not folder.begun and folder.processes.main:
+        folder.checkpoints.rmdir()  # transformers makes it at once
+    with console.status("the GPU's self-test"):
+        check_gpu(trainer.model, torch.bfloat16 if models.in_bfloat16(recipe) else torch.float32)
+    tried = stage.trial(start, trainer)
+    _begin(stage, start, identity, changed, resumed)
+    stage.ready(start, trainer, tried)
+    asked = tasks.before(trainer, start.suite, resumed, recipe.train.sharded)
+    before = _before(stage, start, trainer, defaults)
+    if not _train(start, trainer, progress, resumed):
+        return 0
+    results = _conclude(stage, start, trainer, defaults, before, asked)
+    start.say(f"done in {duration(time.perf_counter() - began)}")
+    start.say(report_at_end(folder.path))
+    ends.show_results(results, model.config, start.say)
+    return 0
+
+
+def _prepare(
+    recipe: Recipe,
+    stage: Stage,
+    folder: RunFolder,
+    console: Console,
+    stop: StopRequest,
+    how: GoOn,
+    mirror: Mirror | None,
+) -> tuple[Start, dict[str, Any], list[str]]:
+    """Tokenizer, rows, tasks and plan; by what the run is known; what of that has changed since it began."""
+    team = Team.of(folder.processes, recipe.train.sequence_parallel)
     tokenizer = models.load_tokenizer(recipe)
     prepared = stage.prepare(recipe, tokenizer)
     # what the rows were rendered with is what the result answers with
     tokenizer.chat_template = prepared.chat_template
     save_arguments(tokenizer, prepared.template_arguments)
     suite = tasks.suite_of(recipe, tokenizer, folder)
-    identity |= {"tokenizer": tokenizer_digest(tokenizer)} | stage.identity(prepared) | tasks.identity(recipe, suite)
+    identity = run_identity(recipe) | {"tokenizer": tokenizer_digest(tokenizer)}
+    identity |= stage.identity(prepared) | tasks.identity(recipe, suite)
     changed = folder.check(identity, how.accept, how.extend)
     plan = stage.plan(recipe, prepared, folder.processes.count)
     ends.check_longer(folder, plan.steps)
     of_main = stage.of_main and fsdp.can_be_sent(recipe, folder.processes.count)
     start = Start(recipe, folder, console, stop, tokenizer, prepared, plan, suite, mirror, team, of_main)
+    return start, identity, changed
+
+
+def _load(start: Start) -> tuple[Any, str]:
+    """The model as it will be trained, and a line on its memory. Raises InputError where a step cannot fit."""
+    recipe, processes = start.recipe, start.folder.processes
     memory, kept = None, frozenset[int]()
     if device.is_gpu():
-        memory, kept = memory_line(recipe, prepared, folder.processes.count, folder.processes.least)
+        memory, kept = memory_line(recipe, start.prepared, processes.count, processes.least)
     elif recipe.model.gradient_checkpointing:
         kept = kept_on_a_cpu(recipe)
-
-    model = models.load_model(recipe, tokenizer, weights=folder.processes.main or not start.of_main)
+    model = models.load_model(recipe, start.tokenizer, weights=processes.main or not start.of_main)
     leave_out(model, kept)
     if recipe.model.gradient_checkpointing == "offload":
         offload_inputs(model)
-    check_heads(model.config, team.size)
-    defaults = generation_defaults(model, tokenizer, prepared.eos_token_ids)
-    saves = check_storage(folder, recipe, model, models.in_bfloat16(recipe))
-    resumed = newest_checkpoint(folder, start.say, mirror.fetch if mirror else lambda newest: newest)
-    ends.check_goes_on(folder, resumed)
-    memory = memory or held_line(model, fsdp.pieces(folder.processes.count, recipe.train.sharded))
-    _introduce(stage, start, model, resumed, (memory, saves))
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder.path / "tensorboard")
-    progress = stage.progress(console, folder.metrics)
-    trainer = tasks.with_tasks(stage.trainer(start, model, progress), suite, recipe.evaluate.suite)
-    if not folder.begun and folder.processes.main:
-        folder.checkpoints.rmdir()  # transformers makes it at once
-    with console.status("the GPU's self-test"):
-        check_gpu(trainer.model, torch.bfloat16 if models.in_bfloat16(recipe) else torch.float32)
-    tried = stage.trial(start, trainer)
-    if mirror:
-        mirror.claim()
-    begin_or_go_on(folder, recipe, stage.name, identity, changed, start.say)
-    if folder.record.get("steps") != plan.steps:
-        folder.note(steps=plan.steps)
-    if mirror:
-        mirror.begin(resumed)
+    check_heads(model.config, start.team.size)
+    return model, memory or held_line(model, fsdp.pieces(processes.count, recipe.train.sharded))
+
+
+def _begin(stage: Stage, start: Start, identity: dict[str, Any], changed: list[str], resumed: Path | None) -> None:
+    """From here on there is a run in the folder, with its place on the mirror."""
+    folder, report = start.folder, start.prepared.report
+    if start.mirror:
+        start.mirror.claim()
+    begin_or_go_on(folder, start.recipe, stage.name, identity, changed, start.say)
+    if folder.record.get("steps") != start.plan.steps:
+        folder.note(steps=start.plan.steps)
+    if start.mirror:
+        start.mirror.begin(resumed)
     if "data" not in folder.record:
-        folder.note(data={"summary": prepared.report.summary(), "account": prepared.report.as_dict()})
-    stage.ready(start, trainer, tried)
-    asked = tasks.before(trainer, suite, resumed, recipe.train.sharded)
-    before = _before(stage, start, trainer, defaults)
-    if not _train(start, trainer, progress, resumed):
-        return 0
-    if (report := trainer.account(prepared.report)) is not None:
         folder.note(data={"summary": report.summary(), "account": report.as_dict()})
-        for line in report.summary():
-            start.say(f"data      {line}")
-    with console.status("measuring after the training"):
-        after = _measure(stage, start, trainer, defaults, "after")
-        then = tasks.after(trainer, suite)
-        if recipe.reward is None:  # such a model has no likelihoods
-            hard = tasks.find_hard_rows(trainer, prepared, tokenizer, recipe.train.seed)
-            start.say(f"hard rows {hard}")
-    results = ends.export(trainer, recipe, folder, tokenizer, defaults, start.say)
-    stage.show(start, before, after)
-    if suite is not None and asked and then:
-        suite.conclude(console, asked, then, [recipe.model.path, *map(str, results[-1:])])
-    folder.finish(step=plan.steps, results=[path.name for path in results], held_out=after["held_out"])
-    start.say(f"done in {duration(time.perf_counter() - began)}")
-    start.say(report_at_end(folder.path))
-    ends.show_results(results, model.config, start.say)
-    return 0
 
 
 def _introduce(stage: Stage, start: Start, model: torch.nn.Module, resumed: Path | None, costs: Sequence[str]) -> None:
@@ -368,3 +288,31 @@ def _train(start: Start, trainer: RunTrainer, progress: ShowProgress, resumed: P
         start.say(f"result    the weights of {best.name}, with the {trainer.best_of}")
         trainer.load_weights(best)
     return True
+
+
+def _conclude(
+    stage: Stage,
+    start: Start,
+    trainer: RunTrainer,
+    defaults: GenerationDefaults,
+    before: dict[str, Any],
+    asked: Any,
+) -> list[Path]:
+    """Measure the result beside the base, export it, and write that the run is finished. Returns the exported folders."""
+    recipe, folder, suite = start.recipe, start.folder, start.suite
+    if (report := trainer.account(start.prepared.report)) is not None:
+        folder.note(data={"summary": report.summary(), "account": report.as_dict()})
+        for line in report.summary():
+            start.say(f"data      {line}")
+    with start.console.status("measuring after the training"):
+        after = _measure(stage, start, trainer, defaults, "after")
+        then = tasks.after(trainer, suite)
+        if recipe.reward is None:  # such a model has no likelihoods
+            hard = tasks.find_hard_rows(trainer, start.prepared, start.tokenizer, recipe.train.seed)
+            start.say(f"hard rows {hard}")
+    results = ends.export(trainer, recipe, folder, start.tokenizer, defaults, start.say)
+    stage.show(start, before, after)
+    if suite is not None and asked and then:
+        suite.conclude(start.console, asked, then, [recipe.model.path, *map(str, results[-1:])])
+    folder.finish(step=start.plan.steps, results=[path.name for path in results], held_out=after["held_out"])
+    return results

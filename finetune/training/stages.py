@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from hybrid_ft.finetune.recipe.stage_kinds import STAGE_KINDS
 from hybrid_ft.finetune.training import run as training
+from hybrid_ft.finetune.training.stage import Stage
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,8 +20,8 @@ def run(kind: str, recipe: Recipe, console: Console, accept_changes: bool = Fals
     return training.run(recipe, stage_of(kind), console, accept_changes, extend)
 
 
-def stage_of(kind: str) -> training.Stage:
+def stage_of(kind: str) -> Stage:
     """A stage's record; TRL's trainer of that stage alone is imported."""
     module, _, name = STAGE_KINDS[kind].record.partition(":")
-    stage: training.Stage = getattr(import_module(module), name)
+    stage: Stage = getattr(import_module(module), name)
     return stage

@@ -34,6 +34,7 @@ from hybrid_ft.finetune.training.reference_cache import (
     reference_key,
     with_reference,
 )
+from hybrid_ft.finetune.training.stage import Stage, Start
 from hybrid_ft.finetune.training.stuck_loss import StuckLoss
 from hybrid_ft.finetune.training.trial import try_longest
 
@@ -107,7 +108,7 @@ def plan_of(recipe: Recipe, pairs: Any, processes: int = 1) -> Plan:
     return Plan.of(recipe, len(pairs.train), _section(recipe).pairs_per_step)
 
 
-def _describe(start: training.Start) -> tuple[str, str]:
+def _describe(start: Start) -> tuple[str, str]:
     dpo = _section(start.recipe)
     portions = portions_of(start, dpo.pairs_per_step, "pairs")
     return portions, f"loss {dpo.loss}, beta {dpo.beta:g}, "
@@ -130,7 +131,7 @@ def dpo_arguments(recipe: Recipe, plan: Plan, folder: RunFolder) -> DPOConfig:
     )
 
 
-def _trainer(start: training.Start, model: PreTrainedModel | PeftModel, progress: ShowProgress) -> PairTrainer:
+def _trainer(start: Start, model: PreTrainedModel | PeftModel, progress: ShowProgress) -> PairTrainer:
     return PairTrainer(
         model,
         args=dpo_arguments(start.recipe, start.plan, start.folder),
@@ -143,7 +144,7 @@ def _trainer(start: training.Start, model: PreTrainedModel | PeftModel, progress
     )
 
 
-def _trial(start: training.Start, trainer: PairTrainer) -> ReferenceCache:
+def _trial(start: Start, trainer: PairTrainer) -> ReferenceCache:
     """The place of the reference. An hour of its log-probabilities is no use where no step fits."""
     recipe = start.recipe
     dtype = "bfloat16" if models.in_bfloat16(recipe) else "float32"
@@ -154,7 +155,7 @@ def _trial(start: training.Start, trainer: PairTrainer) -> ReferenceCache:
     return cache
 
 
-def _ready(start: training.Start, trainer: PairTrainer, cache: ReferenceCache) -> None:
+def _ready(start: Start, trainer: PairTrainer, cache: ReferenceCache) -> None:
     """Both splits with the reference's log-probabilities, from the cache or computed now; the model is its reference."""
     pairs = start.prepared
     splits = {name: (rows, pairs.digests[name]) for name, rows in pairs.splits().items()}
@@ -173,7 +174,7 @@ def _questions(pairs: Pairs, tokenizer: PreTrainedTokenizerBase) -> Dataset | No
     return pairs.eval.add_column("answer", texts)
 
 
-DPO = training.Stage(
+DPO = Stage(
     name="dpo",
     prepare=prepare_checked,
     identity=_identity,

@@ -22,7 +22,6 @@ from hybrid_ft.finetune.recipe.preference_section import Kto
 from hybrid_ft.finetune.recipe.schema import Recipe
 from hybrid_ft.finetune.runs.folder import RunFolder
 from hybrid_ft.finetune.runs.identity import digest
-from hybrid_ft.finetune.training import run as training
 from hybrid_ft.finetune.training.arguments import arguments
 from hybrid_ft.finetune.training.kto.batches import ANSWER, bounds_of, forks_of
 from hybrid_ft.finetune.training.kto.metrics import measures, show_progress
@@ -39,6 +38,7 @@ from hybrid_ft.finetune.training.reference_cache import (
     reference_key,
 )
 from hybrid_ft.finetune.training.shared_prompts import divided, order_of
+from hybrid_ft.finetune.training.stage import Stage, Start
 from hybrid_ft.finetune.training.stuck_loss import StuckLoss
 from hybrid_ft.finetune.training.trial import try_longest
 
@@ -140,7 +140,7 @@ def plan_of(recipe: Recipe, prepared: Any, processes: int = 1) -> Plan:
     return Plan.of(recipe, len(bounds_of(len(prepared.train), _section(recipe).rows_per_step)) - 1, 1)
 
 
-def _describe(start: training.Start) -> tuple[str, str]:
+def _describe(start: Start) -> tuple[str, str]:
     kto = _section(start.recipe)
     portions = portions_of(start, kto.rows_per_step, "rows")
     return portions, f"loss {kto.loss}, beta {kto.beta:g}, "
@@ -164,7 +164,7 @@ def kto_arguments(recipe: Recipe, plan: Plan, folder: RunFolder) -> KTOConfig:
     )
 
 
-def _trainer(start: training.Start, model: PreTrainedModel | PeftModel, progress: ShowProgress) -> AnswerTrainer:
+def _trainer(start: Start, model: PreTrainedModel | PeftModel, progress: ShowProgress) -> AnswerTrainer:
     recipe = start.recipe
     return AnswerTrainer(
         model,
@@ -178,7 +178,7 @@ def _trainer(start: training.Start, model: PreTrainedModel | PeftModel, progress
     )
 
 
-def _trial(start: training.Start, trainer: AnswerTrainer) -> ReferenceCache:
+def _trial(start: Start, trainer: AnswerTrainer) -> ReferenceCache:
     """The place of the reference. An hour of its log-probabilities is no use where no step fits."""
     recipe, splits = start.recipe, start.prepared.splits.values()
     dtype = "bfloat16" if models.in_bfloat16(recipe) else "float32"
@@ -190,7 +190,7 @@ def _trial(start: training.Start, trainer: AnswerTrainer) -> ReferenceCache:
     return cache
 
 
-def _ready(start: training.Start, trainer: AnswerTrainer, cache: ReferenceCache) -> None:
+def _ready(start: Start, trainer: AnswerTrainer, cache: ReferenceCache) -> None:
     """Both splits with the reference's log-probabilities, from the cache or computed now; the model is its reference."""
     splits = {name: (split.forks, split.digests) for name, split in start.prepared.splits.items()}
     values = fill_reference(start, cache, splits, trainer.reference)
@@ -232,7 +232,7 @@ def _questions(prepared: Answers, tokenizer: PreTrainedTokenizerBase) -> Dataset
     )
 
 
-KTO = training.Stage(
+KTO = Stage(
     name="kto",
     prepare=prepare_answers,
     identity=_identity,

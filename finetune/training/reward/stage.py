@@ -19,7 +19,6 @@ from hybrid_ft.finetune.recipe.preference_section import Reward
 from hybrid_ft.finetune.recipe.schema import Recipe
 from hybrid_ft.finetune.runs.folder import RunFolder
 from hybrid_ft.finetune.runs.identity import digest
-from hybrid_ft.finetune.training import run as training
 from hybrid_ft.finetune.training.arguments import arguments
 from hybrid_ft.finetune.training.pair_steps import prompts_to_keep
 from hybrid_ft.finetune.training.plan import Plan
@@ -27,6 +26,7 @@ from hybrid_ft.finetune.training.preference import portions_of, show_measures
 from hybrid_ft.finetune.training.reference_cache import digests_of
 from hybrid_ft.finetune.training.reward.metrics import measures, show_progress
 from hybrid_ft.finetune.training.reward.trainer import ScoreTrainer
+from hybrid_ft.finetune.training.stage import Stage, Start
 from hybrid_ft.finetune.training.trial import try_longest
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def plan_of(recipe: Recipe, pairs: Any, processes: int = 1) -> Plan:
     return Plan.of(recipe, len(pairs.train), _section(recipe).pairs_per_step)
 
 
-def _describe(start: training.Start) -> tuple[str, str]:
+def _describe(start: Start) -> tuple[str, str]:
     reward = _section(start.recipe)
     portions = portions_of(start, reward.pairs_per_step, "pairs")
     centred = reward.center_rewards_coefficient
@@ -101,7 +101,7 @@ def reward_arguments(recipe: Recipe, plan: Plan, folder: RunFolder) -> RewardCon
     )
 
 
-def _trainer(start: training.Start, model: PreTrainedModel | PeftModel, progress: Any) -> ScoreTrainer:
+def _trainer(start: Start, model: PreTrainedModel | PeftModel, progress: Any) -> ScoreTrainer:
     return ScoreTrainer(
         model,
         args=reward_arguments(start.recipe, start.plan, start.folder),
@@ -114,7 +114,7 @@ def _trainer(start: training.Start, model: PreTrainedModel | PeftModel, progress
     )
 
 
-REWARD = training.Stage(
+REWARD = Stage(
     name="reward",
     prepare=prepare_pairs,
     identity=_identity,

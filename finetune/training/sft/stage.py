@@ -28,6 +28,7 @@ from hybrid_ft.finetune.training.plan import Plan, a_step
 from hybrid_ft.finetune.training.progress import ShowProgress
 from hybrid_ft.finetune.training.sft.streamed import StreamedSFTTrainer, StreamSteps
 from hybrid_ft.finetune.training.sft.trainer import PackedSFTTrainer
+from hybrid_ft.finetune.training.stage import Stage, Start
 from hybrid_ft.finetune.training.stuck_loss import StuckLoss
 
 
@@ -67,7 +68,7 @@ def plan_of(recipe: Recipe, prepared: Prepared, processes: int = 1) -> Plan:
     return Plan.of(recipe, _micro_batches(recipe, prepared), a_step(recipe))
 
 
-def _describe(start: training.Start) -> tuple[str, str]:
+def _describe(start: Start) -> tuple[str, str]:
     recipe, train = start.recipe, start.recipe.train
     if recipe.data.streaming:
         return _describe_stream(start), ""
@@ -86,7 +87,7 @@ def _describe(start: training.Start) -> tuple[str, str]:
     return portions + _idle(start), ""
 
 
-def _describe_stream(start: training.Start) -> str:
+def _describe_stream(start: Start) -> str:
     recipe, train, count = start.recipe, start.recipe.train, a_step(start.recipe)
     portion = (
         f"packs of at most {train.batch_tokens:,} tokens"
@@ -98,7 +99,7 @@ def _describe_stream(start: training.Start) -> str:
     )
 
 
-def _idle(start: training.Start) -> str:
+def _idle(start: Start) -> str:
     """That processes wait, where they do."""
     recipe, count, processes = start.recipe, a_step(start.recipe), start.team.count
     if count % processes:
@@ -147,7 +148,7 @@ def sft_arguments(recipe: Recipe, plan: Plan, folder: RunFolder, processes: int 
     )
 
 
-def _trainer(start: training.Start, model: Any, progress: ShowProgress) -> PackedSFTTrainer:
+def _trainer(start: Start, model: Any, progress: ShowProgress) -> PackedSFTTrainer:
     prepared = start.prepared
     filler = [[FILLER]] if start.folder.processes.count > 1 else []
     train = packs_dataset(prepared.train, _packs(prepared.train, prepared.packs) + filler)
@@ -175,7 +176,7 @@ def _packs(rows: Dataset, packs: list[list[int]] | None) -> list[list[int]]:
     return [[row] for row in range(len(rows))] if packs is None else packs
 
 
-def _ready(start: training.Start, trainer: PackedSFTTrainer, tried: None) -> None:
+def _ready(start: Start, trainer: PackedSFTTrainer, tried: None) -> None:
     trainer.add_callback(StuckLoss(start.say))
 
 
@@ -183,12 +184,12 @@ def _questions(prepared: Prepared, tokenizer: PreTrainedTokenizerBase) -> Datase
     return prepared.eval
 
 
-def _show(start: training.Start, before: dict[str, Any], after: dict[str, Any]) -> None:
+def _show(start: Start, before: dict[str, Any], after: dict[str, Any]) -> None:
     losses = [(measured["held_out"] or {}).get("loss") for measured in (before, after)]
     answers.show(start.console, before | {"loss": losses[0]}, after | {"loss": losses[1]})
 
 
-SFT = training.Stage(
+SFT = Stage(
     name="sft",
     prepare=prepare,
     identity=_identity,

@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM, OlmoHybridForCausalLM, Qwen3Confi
 
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.machines.checkpointed_layers import fits, left_out
-from hybrid_ft.finetune.machines.memory import Batch, peak, shape_of
+from hybrid_ft.finetune.machines.memory import Batch, peak
+from hybrid_ft.finetune.machines.shape import shape_of
 from hybrid_ft.hybrid_model.families.olmo_hybrid.presets import preset_config
 from hybrid_ft.hybrid_model.lay_flat import lay_flat
 

@@ -7,7 +7,8 @@ import torch
 from memory_trace import trace
 from transformers import OlmoHybridForCausalLM
 
-from hybrid_ft.finetune.machines.memory import MARGIN, Batch, held, peak, shape_of
+from hybrid_ft.finetune.machines.memory import MARGIN, Batch, held, peak
+from hybrid_ft.finetune.machines.shape import shape_of
 from hybrid_ft.hybrid_model.adapters import add_lora
 from hybrid_ft.hybrid_model.families.olmo_hybrid.presets import preset_config
 from hybrid_ft.hybrid_model.lay_flat import lay_flat

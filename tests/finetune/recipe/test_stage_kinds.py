@@ -19,7 +19,7 @@ def test_a_stage_of_the_list_is_a_command_an_entry_and_a_file(name: str, root: P
     kind = STAGE_KINDS[name]
     module, _, record = kind.record.partition(":")
     text = root.joinpath(*module.split(".")[1:]).with_suffix(".py").read_text(encoding="utf-8")
-    assert f"\n{record} = training.Stage(\n" in text and f'name="{name}"' in text
+    assert f"\n{record} = Stage(\n" in text and f'name="{name}"' in text
     command = get_command(cli.app).commands[name]  # type: ignore[attr-defined]
     assert command.help == f"{kind.help} The same command resumes a run that was stopped."
     assert (

@@ -19,6 +19,7 @@ from hybrid_ft.finetune.training.arguments import arguments
 from hybrid_ft.finetune.training.plan import Plan
 from hybrid_ft.finetune.training.progress import ShowProgress
 from hybrid_ft.finetune.training.seams import nothing_gathered
+from hybrid_ft.finetune.training.stage import Stage, Start
 from hybrid_ft.finetune.training.trainer import RunTrainer
 
 
@@ -82,7 +83,7 @@ def prepare(recipe: Recipe, tokenizer: Any) -> Rows:
     return Rows(rows(6, 3), rows(2, 5), [3], tokenizer.chat_template)
 
 
-def trainer(start: training.Start, model: Any, progress: ShowProgress) -> SquaredTrainer:
+def trainer(start: Start, model: Any, progress: ShowProgress) -> SquaredTrainer:
     args = arguments(
         SFTConfig,
         start.recipe,
@@ -101,15 +102,15 @@ def trainer(start: training.Start, model: Any, progress: ShowProgress) -> Square
     )
 
 
-def ready(start: training.Start, trainer: SquaredTrainer, tried: str) -> None:
+def ready(start: Start, trainer: SquaredTrainer, tried: str) -> None:
     start.say(f"ready after {tried}")
 
 
-def show(start: training.Start, before: dict[str, Any], after: dict[str, Any]) -> None:
+def show(start: Start, before: dict[str, Any], after: dict[str, Any]) -> None:
     start.say(f"largest {before['held_out']['largest']:.2f} -> {after['held_out']['largest']:.2f}")
 
 
-MADE_UP = training.Stage(
+MADE_UP = Stage(
     name="square",
     prepare=prepare,
     identity=lambda rows: {"rows": rows_digest([(rows.train, None)], ["input_ids"])},
