@@ -198,7 +198,7 @@ def form_of_rows(source: Source, rows: list[Row], name: str, texts: bool) -> For
         raise InputError(f"{where}: format {source.format} needs {needed(source.format)} (columns found: {found})")
     known = "messages | prompt, completion | instruction, output | conversations | text"
     fix = f"known formats: {known}; for anything else {_SAY} columns: {{prompt: ..., completion: ...}}, {_JOINED}"
-    fix = advice(source, rows, "rows") or _list_inside(rows) or fix
+    fix = advice(source, rows, "rows") or _list_inside(source, rows, name) or fix
     raise InputError(f"{where}: columns in no known format (found {found}); {fix}")
 
 
@@ -224,11 +224,13 @@ def _without(rows: list[Row], name: str, what: str, fix: str) -> InputError:
     return InputError(f"{origin(name, rows[0])}: no columns that hold {what} (found {_columns(rows)}); {fix}")
 
 
-def _list_inside(rows: list[Row]) -> str:
-    """What to do with an only row that has a list of objects in it, which are rows more likely; "" for others."""
-    for name, value in rows[0].values.items() if len(rows) == 1 else ():
+def _list_inside(source: Source, rows: list[Row], name: str) -> str:
+    """What to do with a JSON file that is one object, with rows in a list in it; "" for others."""
+    for column, value in rows[0].values.items() if len(rows) == 1 and name.endswith(".json") else ():
         if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
-            return f"the rows seem to be the {len(value):,} objects in {shown(name)}; write that list alone to a file"
+            inner = [Row(number, item) for number, item in enumerate(value[:LOOK_AHEAD], 1)]
+            if row_format(source, inner) is not None:
+                return f"the rows seem to be the {len(value):,} objects in {shown(column)}; write that list alone to a file"
     return ""
 
 

@@ -11,7 +11,7 @@ class StageKind:
 
     help      begins the command's help
     title     what was done, on a result's card
-    record    module and name of its ``training.run.Stage``
+    record    module and name of its ``training.stage.Stage``
     full      learning rate of all weights
     lora      learning rate of adapters
     rows      what its rows are called
@@ -68,7 +68,7 @@ STAGE_KINDS = {
     ),
     "reward": StageKind(
         help="Train a reward model, which scores answers, on pairs.",
-        title="training of a reward model",
+        title="training a reward model",
         record=f"{_TRAINING}.reward.stage:REWARD",
         full=1e-5,
         lora=1e-4,

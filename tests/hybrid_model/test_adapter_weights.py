@@ -110,7 +110,7 @@ def test_what_is_trained_is_float32_and_what_is_merged_its_base_s(make_pair: Any
             r"'\.\*_proj' names model.layers.\d+.linear_attn.a_proj.*it sets the decay",
         ),
         ({"modules": ["conv1d"]}, "conv1d, which cannot be adapted: a convolution of four weights"),
-        ({"modules": ["lm_head"]}, "names lm_head, which cannot be adapted: head and embedding are no layers"),
+        ({"modules": ["lm_head"]}, "names lm_head, which cannot be adapted: head and embedding are not layers"),
         ({"modules": ["model.norm"]}, "model.norm, which cannot be adapted: it is not a matrix; train it whole with"),
         ({"modules_to_save": ["mlp"]}, "model.lora.modules_to_save: 'mlp' names no module with a weight"),
         ({"modules_to_save": ["mlp.up_proj"]}, "mlp.up_proj, which is adapted; it can be one of the two"),

@@ -50,7 +50,7 @@ def test_before_on_the_way_and_after(start: Any, tasks: Any, tmp_path: Path) -> 
     assert last == pytest.approx(measured(run)[6], rel=1e-9) and first != last
     assert "loss: loss" in run.screen and "suite: " not in run.screen
     page = (run.folder / "report.html").read_text()
-    assert "letter: accuracy" in page and "<figcaption>loss: loss</figcaption>" in page
+    assert "letter: accuracy" in page and "<figcaption>loss: loss " in page
 
     wanted = evaluate.Wanted([str(tmp_path / "loss.yaml")], out=tmp_path / "out")
     with (tmp_path / "screen").open("w") as screen:

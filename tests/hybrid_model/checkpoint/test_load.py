@@ -85,7 +85,10 @@ def test_from_scratch(tmp_path):
             {"path": "tiny", "from_scratch": True, "dtype": "int4"},
             "dtype: got 'int4'; must be one of float32, bfloat16",
         ),
-        ({"path": "no-such-preset"}, "no-such-preset: no such folder; name a preset \\(tiny, 190M, 1B, 7B\\)"),
+        (
+            {"path": "no-such-preset"},
+            "no-such-preset: no such folder; name a preset \\(tiny, 190M, 1B, 7B, samba-421M, samba-1.3B\\)",
+        ),
         ({"path": "./missing/folder"}, "./missing/folder: no such folder"),
     ],
 )

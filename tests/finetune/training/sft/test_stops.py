@@ -83,7 +83,7 @@ def overflow(norm: torch.Tensor) -> torch.Tensor:
 def test_a_signal_before_training_leaves_nothing(start, tmp_path, monkeypatch):
     from hybrid_ft.finetune import models
 
-    monkeypatch.setattr(models, "load_model", lambda *args: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(models, "load_model", lambda *args, **how: os.kill(os.getpid(), signal.SIGTERM))
     run = start()
     assert run.status == 75
     assert list(tmp_path.iterdir()) == []

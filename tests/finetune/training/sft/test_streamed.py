@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.recipe.schema import Recipe
+from hybrid_ft.finetune.runs.team import Team
 from hybrid_ft.finetune.training.sft.streamed import StreamSteps
 from hybrid_ft.finetune.training.sft.trainer import PackedSFTTrainer
 
@@ -116,7 +117,7 @@ def test_an_error_of_the_stream_is_one_line_from_a_loader_s_process_too(workers)
 
         return SimpleNamespace(windows=windows)
 
-    steps = StreamSteps(stream, 1, SimpleNamespace(count=1, rank=0), packed=True)
+    steps = StreamSteps(stream, 1, Team(), packed=True)
     loader = DataLoader(steps, batch_size=None, num_workers=workers, collate_fn=lambda item: item)
     if workers:
         rows, error = next(iter(loader))
@@ -157,7 +158,7 @@ def windows():
 def test_processes_take_disjoint_parts_of_one_order(windows, a_step, count):
     """From the beginning and from every step's state, on as many processes or another number of them."""
     parts = [
-        StreamSteps(windows, a_step, SimpleNamespace(count=count, rank=rank), packed=True) for rank in range(count)
+        StreamSteps(windows, a_step, SimpleNamespace(count=count, number=rank), packed=True) for rank in range(count)
     ]
     a_turn = -(-a_step // count)
     taken = [list(itertools.islice(part, 6 * a_turn)) for part in parts]
@@ -172,7 +173,7 @@ def test_processes_take_disjoint_parts_of_one_order(windows, a_step, count):
                 assert set(example["labels"]) == {-100} and example["input_ids"]
     assert order == [f"rows.jsonl:{number}" for number in range(6 * a_step)]
     for step in range(6):
-        other = StreamSteps(windows, a_step, SimpleNamespace(count=1, rank=0), packed=True)
+        other = StreamSteps(windows, a_step, Team(), packed=True)
         other.start = json.loads(json.dumps(states[step * a_turn]))
         following = [example["rows"][0] for [example], _ in itertools.islice(other, a_step)]
         assert following == [f"rows.jsonl:{number}" for number in range((step + 1) * a_step, (step + 2) * a_step)]
