@@ -50,7 +50,12 @@ def _tokenizer_as_it_lies(recipe: Recipe) -> PreTrainedTokenizerBase:
         folder = find_folder(wanted.adapter)
         if (folder / "tokenizer.json").is_file():
             return tokenizers.load_tokenizer(folder)
-    return tokenizers.load_tokenizer(wanted.tokenizer or wanted.path, None if wanted.tokenizer else wanted.revision)
+    if not wanted.tokenizer:
+        return tokenizers.load_tokenizer(wanted.path, wanted.revision)
+    try:
+        return tokenizers.load_tokenizer(wanted.tokenizer)
+    except InputError as error:
+        raise InputError(f"model.tokenizer: {error}", error.status) from None
 
 
 def in_bfloat16(recipe: Recipe) -> bool:

@@ -60,6 +60,8 @@ def run(recipe: Recipe, asked: Asked, say: Callable[[str], None]) -> int:
     kinds = _kinds(asked)
     model = _Model.of(recipe)
     prepared, why = read_rows(recipe)
+    if prepared is not None and asked.tokens is not None:
+        raise InputError("--tokens: the recipe's rows are on this machine and are counted; leave it out")
     size = recipe.train.sequence_parallel
     check_heads(model.config, size)
     counts = (asked.gpus,) if asked.gpus else tuple(count for count in COUNTS if not count % size) or (size,)

@@ -123,6 +123,8 @@ def test_rows_that_are_here_are_read(tmp_path: Path, tiny_base: Path) -> None:
     data = part(lines, "data")
     tokens = int(re.findall(r"5 rows, ([\d,]+) tokens", data)[0].replace(",", ""))
     assert 5 * 6 < tokens < 5 * 64 and "packs of at most" in data
+    with pytest.raises(InputError, match="--tokens: the recipe's rows are on this machine"):
+        plan.run(recipe, Asked(tokens=10**9), lines.append)
 
 
 def test_pairs_have_two_answers_a_prompt(planned: Any) -> None:
