@@ -99,10 +99,10 @@ def divide(model: PreTrainedModel | PeftModel, mesh: DeviceMesh, bfloat16: bool,
     as they are kept, are units of their own. Adapters and what lies under them are gathered as they are kept.
     """
     plain = model.get_base_model() if isinstance(model, PeftModel) else model
-    times = Counter(p for layer in plain.model.layers for p in layer.parameters())
+    times = Counter(p for layer in plain.base_model.layers for p in layer.parameters())
     # a block that several layers share goes with the rest
     units: list[_Unit] = [
-        (layer, [p for p in layer.parameters() if times[p] == 1], None) for layer in plain.model.layers
+        (layer, [p for p in layer.parameters() if times[p] == 1], None) for layer in plain.base_model.layers
     ]
     narrow = set() if isinstance(model, PeftModel) else _narrow(plain, bfloat16)
     experts = _experts(plain, narrow) if narrow else []
@@ -119,7 +119,7 @@ def divide(model: PreTrainedModel | PeftModel, mesh: DeviceMesh, bfloat16: bool,
         # the second unit goes round the same forward and needs no gathering before backward: no hook on what it gives
         warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view", UserWarning)
         _unit(model, [p for p in rest if p.dtype != torch.float32], mesh, None)
-        _unit(plain.model, wide, mesh, None).set_reshard_after_forward(False, recurse=False)
+        _unit(plain.base_model, wide, mesh, None).set_reshard_after_forward(False, recurse=False)
     else:
         _unit(model, rest, mesh, None)
     for module, own, dtype in units:
@@ -127,16 +127,17 @@ def divide(model: PreTrainedModel | PeftModel, mesh: DeviceMesh, bfloat16: bool,
 
 
 def _narrow(plain: PreTrainedModel, bfloat16: bool) -> set[nn.Parameter]:
-    """Of the layers, what is multiplied in bfloat16, or kept in it. Frozen routers are looked up in float32."""
-    linear = [m for layer in plain.model.layers for m in layer.modules() if bfloat16 and isinstance(m, nn.Linear)]
-    multiplied = {p for module in linear for p in module.parameters(recurse=False) if p.requires_grad}
+    """Of the layers, the matrices that are multiplied in bfloat16, and what is kept in it. Frozen routers are looked up in
+    float32, and so are biases: a scan reads Mamba's of the steps as it is kept."""
+    linear = [m for layer in plain.base_model.layers for m in layer.modules() if bfloat16 and isinstance(m, nn.Linear)]
+    multiplied = {module.weight for module in linear if module.weight.requires_grad}
     return multiplied | {p for p in plain.parameters() if p.dtype == torch.bfloat16}
 
 
 def _experts(plain: PreTrainedModel, narrow: set[nn.Parameter]) -> list[_Unit]:
     """The modules that hold a layer's routed experts as parameters."""
     names = {name.rpartition(".")[0] for name in family_of(plain.config).experts}
-    found = [dict(layer.named_modules()) for layer in plain.model.layers]
+    found = [dict(layer.named_modules()) for layer in plain.base_model.layers]
     held = [modules[name] for modules in found for name in sorted(names) if name in modules]
     units = [(module, [p for p in module.parameters() if p not in narrow], None) for module in held]
     return [unit for unit in units if unit[1]]

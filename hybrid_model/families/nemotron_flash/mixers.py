@@ -131,6 +131,7 @@ class NemotronFlashAttention(nn.Module):
         v = self.v_proj(hidden_states).unflatten(-1, (-1, self.value_dim)).transpose(1, 2)
         if rope is not None:
             q, k = apply_rotary_pos_emb(q, k, *rope)
+        q, k = q.to(v.dtype), k.to(v.dtype)  # float32 under autocast, by the norms' weights
         if past_key_values is not None:
             k, v = past_key_values.update(k, v, self.layer_idx)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(
