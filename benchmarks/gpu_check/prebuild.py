@@ -11,6 +11,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
+from importlib import import_module
 from typing import Any
 
 import launched
@@ -31,6 +32,8 @@ def for_part_2(rows: Rows, dry: bool) -> None:
 
 def _compile(rows: Rows, dry: bool, sets: dict[str, Any], with_variants: bool) -> None:
     found: dict[tuple[Any, ...], Launch] = {}
+    # bitsandbytes, which PEFT imports where it is, would ask the pretended GPU for what torch's CPU build lacks
+    import_module("peft")
     with pretending():
         for name, call in sets.items():
             began = time.monotonic()

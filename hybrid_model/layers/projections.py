@@ -70,8 +70,10 @@ class _Projections(torch.autograd.Function):
                 narrow.append(F.linear(x, a).flatten(0, -2))
                 y.view(-1, len(b)).addmm_(narrow[-1], b.t(), alpha=scale)
             outputs.append(y)
-        ctx.save_for_backward(x, *tensors, *narrow)
-        ctx.scales = scales
+        # what is frozen needs the tensor itself no more
+        read = any(ctx.needs_input_grad[2:])
+        ctx.save_for_backward(x if read else None, *tensors, *narrow)
+        ctx.scales, ctx.shape = scales, x.shape
         ctx.set_materialize_grads(False)
         return tuple(outputs)
 
@@ -80,7 +82,8 @@ class _Projections(torch.autograd.Function):
     def backward(ctx: Any, *dys: torch.Tensor | None) -> tuple[Any, ...]:
         x, *rest = ctx.saved_tensors
         tensors, narrow = rest[: 3 * len(dys)], iter(rest[3 * len(dys) :])
-        wanted, rows = ctx.needs_input_grad, x.flatten(0, -2)
+        wanted = ctx.needs_input_grad
+        rows: Any = None if x is None else x.flatten(0, -2)
         dx: torch.Tensor | None = None
         gradients: list[torch.Tensor | None] = []
         for number, (dy, scale) in enumerate(zip(dys, ctx.scales)):
@@ -100,4 +103,4 @@ class _Projections(torch.autograd.Function):
             gradients.append((dy.t() @ low).mul_(scale) if of_b and low is not None else None)
             for one, other in factors if wanted[0] else ():
                 dx = one @ other if dx is None else dx.addmm_(one, other)
-        return None if dx is None else dx.view_as(x), None, *gradients
+        return None if dx is None else dx.view(ctx.shape), None, *gradients

@@ -125,3 +125,14 @@ def test_who_watches_a_layer_sees_it_called(what: str, monkeypatch: pytest.Monke
     assert together == [] and [y.shape[-1] for y in outputs] == list(WIDTHS)
     assert len(seen) == (what in ("hook", "forward"))
     monkeypatch.undo()
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_what_is_frozen_keeps_no_input(trained: bool) -> None:
+    layers = [nn.Linear(8, 4, bias=False).requires_grad_(trained) for _ in range(2)]
+    x, kept = torch.randn(3, 5, 8, requires_grad=True), []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: kept.append(tensor.shape) or tensor, lambda kept: kept
+    ):
+        sum(y.sum() for y in projections(x, *layers)).backward()
+    assert x.grad is not None and (x.shape in kept) == trained
