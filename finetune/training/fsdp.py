@@ -130,7 +130,7 @@ def _narrow(plain: PreTrainedModel, bfloat16: bool) -> set[nn.Parameter]:
     """Of the layers, the matrices that are multiplied in bfloat16, and what is kept in it. Frozen routers are looked up in
     float32, and so are biases: a scan reads Mamba's of the steps as it is kept."""
     linear = [m for layer in plain.base_model.layers for m in layer.modules() if bfloat16 and isinstance(m, nn.Linear)]
-    multiplied = {module.weight for module in linear if module.weight.requires_grad}
+    multiplied = {p for m in linear for p in m.parameters(recurse=False) if p is m.weight and p.requires_grad}
     return multiplied | {p for p in plain.parameters() if p.dtype == torch.bfloat16}
 
 
