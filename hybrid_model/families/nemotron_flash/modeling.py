@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, DynamicCache, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.utils.generic import can_return_tuple
 
@@ -29,6 +29,7 @@ from hybrid_ft.hybrid_model.families.nemotron_flash.mixers import (
     NemotronFlashMamba2,
     NemotronFlashMLP,
 )
+from hybrid_ft.hybrid_model.layers.own_language_model import OwnLanguageModel
 from hybrid_ft.hybrid_model.layers.padded_rows import rope_of, seen_by_queries
 
 
@@ -188,7 +189,7 @@ class NemotronFlashModel(NemotronFlashPreTrainedModel):
         return rope_of(positions, size, base, hidden.dtype)
 
 
-class NemotronFlashForCausalLM(NemotronFlashPreTrainedModel, GenerationMixin):
+class NemotronFlashForCausalLM(OwnLanguageModel, NemotronFlashPreTrainedModel, GenerationMixin):
     """The layers and a head whose rows have length 1."""
 
     _tied_weights_keys: ClassVar = {"lm_head.weight": "model.embed_tokens.weight"}
@@ -200,33 +201,8 @@ class NemotronFlashForCausalLM(NemotronFlashPreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
-    @under_both_names
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        past_key_values: Any = None,
-        inputs_embeds: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        use_cache: bool | None = None,
-        logits_to_keep: int | torch.Tensor = 0,
-        **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
-        """Logits [B, T, vocabulary], or of the last ``logits_to_keep`` columns, and the loss of shifted labels."""
-        out = self.model(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,
-            inputs_embeds=inputs_embeds, use_cache=use_cache, **{CACHE: past_key_values}, **kwargs,
-        )  # fmt: skip
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(out.last_hidden_state[:, kept]) / self.lm_head.weight.norm(dim=1)
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(
-            loss=loss, logits=logits, hidden_states=out.hidden_states, **{CACHE: out.get(CACHE)}
-        )
+    def logits_of(self, hidden: torch.Tensor) -> torch.Tensor:
+        return super().logits_of(hidden) / self.lm_head.weight.norm(dim=1)
 
 
 AutoConfig.register("nemotron_flash", NemotronFlashConfig, exist_ok=True)

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.mamba.modeling_mamba import MambaMixer
 from transformers.models.mistral.modeling_mistral import MistralAttention
@@ -22,6 +22,7 @@ from transformers.utils.generic import can_return_tuple
 from hybrid_ft.hybrid_model.door.cache_name import CACHE, under_both_names
 from hybrid_ft.hybrid_model.door.current import current_layout
 from hybrid_ft.hybrid_model.families.samba.config import SambaConfig
+from hybrid_ft.hybrid_model.layers.own_language_model import OwnLanguageModel
 from hybrid_ft.hybrid_model.layers.padded_rows import rope_of, seen_by_queries
 
 
@@ -158,7 +159,7 @@ class SambaModel(SambaPreTrainedModel):
         )
 
 
-class SambaForCausalLM(SambaPreTrainedModel, GenerationMixin):
+class SambaForCausalLM(OwnLanguageModel, SambaPreTrainedModel, GenerationMixin):
     """The layers and a head."""
 
     _tied_weights_keys: ClassVar = {"lm_head.weight": "backbone.embeddings.weight"}
@@ -175,34 +176,6 @@ class SambaForCausalLM(SambaPreTrainedModel, GenerationMixin):
 
     def set_input_embeddings(self, value: Any) -> None:
         self.backbone.embeddings = value
-
-    @under_both_names
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        past_key_values: Any = None,
-        inputs_embeds: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        use_cache: bool | None = None,
-        logits_to_keep: int | torch.Tensor = 0,
-        **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
-        """Logits [B, T, vocabulary], or of the last ``logits_to_keep`` columns, and the loss of shifted labels."""
-        out = self.backbone(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,
-            inputs_embeds=inputs_embeds, use_cache=use_cache, **{CACHE: past_key_values}, **kwargs,
-        )  # fmt: skip
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(out.last_hidden_state[:, kept])
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(
-            loss=loss, logits=logits, hidden_states=out.hidden_states, **{CACHE: out.get(CACHE)}
-        )
 
 
 AutoConfig.register("samba", SambaConfig, exist_ok=True)

@@ -43,7 +43,9 @@ def scored(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 def test_resumed_equals_uninterrupted(start_reward: Any, monkeypatch: pytest.MonkeyPatch, model: dict) -> None:
     """21 pairs are steps of 8, 8 and 5. Killed in step 4, stopped in step 5."""
     more = {"model": model, "rows": 21, "held_out": 6, "evaluate": {"every": 3}, "train": {"batch_tokens": 60}}
-    resumed_and_whole(monkeypatch, start_reward, ScoreTrainer, **more)
+    resumed, whole = resumed_and_whole(monkeypatch, start_reward, ScoreTrainer, **more)
+    assert [line["pairs"] for line in timeless(resumed) if "pairs" in line] == [8, 8, 5, 8, 8, 5]
+    assert timeless(resumed) == timeless(whole)
 
 
 def test_what_is_seen_kept_and_opened(start_reward: Any, plain_scorer: Any) -> None:
