@@ -78,6 +78,21 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+def losses(folder: Path) -> list[float]:
+    """Of every step that was logged."""
+    return [line["loss"] for line in lines(folder) if "loss" in line]
+
+
+def quickstart_recipe(folder: Path, root: Path, rows: int, model: str, train: str) -> None:
+    """``r.yaml`` in the folder: four steps on the quickstart's first ``rows``, with these keys of ``model`` and ``train``."""
+    text = (root / "datasets/quickstart/train.jsonl").read_text().splitlines()[:rows]
+    (folder / "rows.jsonl").write_text("\n".join(text) + "\n")
+    (folder / "r.yaml").write_text(
+        f"model: {{{model}}}\ndata: {{sources: [{{path: rows.jsonl}}], max_length: 192}}\n"
+        f"train: {{steps: 4, batch_tokens: 384, learning_rate: 1.0e-3, save_every: 2, keep: 9, {train}}}\n"
+    )
+
+
 def timeless(folder: Path) -> list[dict[str, Any]]:
     """The metrics without what depends on the machine."""
     return [{k: v for k, v in line.items() if k not in ("tokens_per_s", "seconds", "memory")} for line in lines(folder)]

@@ -1,6 +1,5 @@
 """A model in pieces (FSDP2) gives the losses and gradients of a whole one, to the bit, and gathers half the bytes."""
 
-import json
 import os
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from memory_trace import trace
+from run_helpers import losses, quickstart_recipe
 from safetensors.torch import load_file
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
@@ -134,13 +134,7 @@ def test_half_the_bytes_are_gathered(as_on_a_gpu: Any) -> None:
 @pytest.mark.parametrize("keys", ["model.dtype=bfloat16", "train.optimizer=adamw_bf16"])
 def test_two_processes_take_the_steps_of_one(tmp_path: Path, root: Path, keys: str) -> None:
     """And go on from a checkpoint, whose files are those of one process, to the same bits."""
-    rows = (root / "datasets/quickstart/train.jsonl").read_text().splitlines()[:160]
-    (tmp_path / "rows.jsonl").write_text("\n".join(rows) + "\n")
-    (tmp_path / "r.yaml").write_text(
-        "model: {path: tiny}\ndata: {sources: [{path: rows.jsonl}], max_length: 192}\n"
-        "train: {steps: 4, batch_tokens: 384, tokens_per_step: 3072, learning_rate: 1.0e-3, save_every: 2, keep: 9,\n"
-        "  schedule: constant, warmup: 0}\n"
-    )
+    quickstart_recipe(tmp_path, root, 160, "path: tiny", "tokens_per_step: 3072, schedule: constant, warmup: 0")
 
     def run(output: str, processes: int, *more: str) -> None:
         command = [sys.executable, "-m", "hybrid_ft.cli", "launch", "r.yaml", f"--processes={processes}"]
@@ -155,11 +149,9 @@ def test_two_processes_take_the_steps_of_one(tmp_path: Path, root: Path, keys: s
     run("cut", 2, "train.steps=2")
     run("cut", 2, "--extend")
 
-    def losses(output: str) -> list[float]:
-        lines = map(json.loads, (tmp_path / output / "metrics.jsonl").read_text().splitlines())
-        return [line["loss"] for line in lines if "loss" in line]
-
-    assert len(losses("one")) == 4 and losses("two") == pytest.approx(losses("one"), rel=2e-3)
+    assert len(losses(tmp_path / "one")) == 4 and losses(tmp_path / "two") == pytest.approx(
+        losses(tmp_path / "one"), rel=2e-3
+    )
     last = "checkpoints/checkpoint-4"
     for file in ("model.safetensors", "optimizer-00001.safetensors"):
         one, two, cut = (load_file(tmp_path / output / last / file) for output in ("one", "two", "cut"))

@@ -1,6 +1,5 @@
 """Divided over each machine's processes, a model takes the steps of one process."""
 
-import json
 import os
 import socket
 import subprocess
@@ -8,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from run_helpers import losses, quickstart_recipe
 from safetensors.torch import load_file
 
 from hybrid_ft.errors import InputError
@@ -50,21 +50,14 @@ def run(place: Path, output: str, machines: int, processes: int, *keys: str) -> 
 
 @pytest.mark.slow
 def test_two_machines_of_two_take_the_steps_of_one_process(tmp_path: Path, root: Path) -> None:
-    rows = (root / "datasets/quickstart/train.jsonl").read_text().splitlines()[:160]
-    (tmp_path / "rows.jsonl").write_text("\n".join(rows) + "\n")
-    (tmp_path / "r.yaml").write_text(
-        "model: {path: tiny}\ndata: {sources: [{path: rows.jsonl}], max_length: 192}\n"
-        "train: {steps: 4, batch_tokens: 384, tokens_per_step: 3072, learning_rate: 1.0e-3, save_every: 2, keep: 9}\n"
-    )
+    quickstart_recipe(tmp_path, root, 160, "path: tiny", "tokens_per_step: 3072")
     assert run(tmp_path, "one", 1, 1) == 0
     assert run(tmp_path, "four", 2, 2, "train.sharded=machine") == 0, (tmp_path / "four-0.log").read_text()
     assert "4, the model in 2 pieces (FSDP2)" in (tmp_path / "four-0.log").read_text()
 
-    def losses(output: str) -> list[float]:
-        lines = map(json.loads, (tmp_path / output / "metrics.jsonl").read_text().splitlines())
-        return [line["loss"] for line in lines if "loss" in line]
-
-    assert len(losses("one")) == 4 and losses("four") == pytest.approx(losses("one"), rel=2e-4)
+    assert len(losses(tmp_path / "one")) == 4 and losses(tmp_path / "four") == pytest.approx(
+        losses(tmp_path / "one"), rel=2e-4
+    )
     for step in (2, 4):
         one, four = (
             {

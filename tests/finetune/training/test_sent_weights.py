@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from run_helpers import quickstart_recipe
 from safetensors.torch import load_file
 
 CHILD = """
@@ -105,12 +106,12 @@ def test_adapters_new_tokens_and_weights_in_bfloat16() -> None:
 @pytest.mark.slow
 def test_a_run_that_goes_on_sends_the_checkpoints(tmp_path: Path, root: Path) -> None:
     """Stopped after two steps and gone on with: the bits of the run that was not."""
-    rows = (root / "datasets/quickstart/train.jsonl").read_text().splitlines()[:120]
-    (tmp_path / "rows.jsonl").write_text("\n".join(rows) + "\n")
-    (tmp_path / "r.yaml").write_text(
-        "model: {path: tiny, lora: {rank: 4, dropout: 0}}\ndata: {sources: [{path: rows.jsonl}], max_length: 192}\n"
-        "train: {steps: 4, batch_tokens: 384, tokens_per_step: 1536, learning_rate: 1.0e-3, save_every: 2, keep: 9,\n"
-        "  schedule: constant, warmup: 0, sharded: true}\n"
+    quickstart_recipe(
+        tmp_path,
+        root,
+        120,
+        "path: tiny, lora: {rank: 4, dropout: 0}",
+        "tokens_per_step: 1536, schedule: constant, warmup: 0, sharded: true",
     )
     for output, *more in (("whole",), ("cut", "train.steps=2"), ("cut", "--extend")):
         command = [
