@@ -1,7 +1,7 @@
 # make quickstart   set up .venv, then train the bundled base on the bundled data and show before and after
 # make test         set up .venv, then run the tests
 # make test-slow    the tests that take minutes or read a corpus of your own (HYBRID_FT_REAL_DATA)
-# make test-kernels the GPU kernels' long tests, none of which needs a GPU
+# make test-kernels the GPU kernels' long tests, none of which needs a GPU. Of both, SHARE=0.5 takes half of the cases
 # make test-faults  the battery of faults: kills, damage, signals, full disks; FAULTS=0.1 is a tenth of it
 # make gpu-check    PART=1, then PART=2: what must be known of a GPU, under five minutes each; DRY=1 tries it without one
 # make gpu-wheels   fetch what make gpu-check needs on a GPU machine without a network
@@ -20,8 +20,12 @@ TORCH ?= auto
 CONSTRAINTS ?= constraints.txt
 
 BIN := $(VENV)/bin
+
+# Tests start dozens of processes, which would each compile all modules again.
+unexport PYTHONDONTWRITEBYTECODE
+
 READY := $(VENV)/.ready
-# One thread per test process: two processes with all cores each only wait for one another.
+# One thread per test process: two processes with all cores each only wait for one another. Three on two cores: some tests wait.
 # worksteal: neighbours stay in one process, and with them what a file of tests makes once.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --confcutdir=tests
 
@@ -33,26 +37,27 @@ help: # what stands above
 
 docs: $(READY)
 	$(BIN)/python scripts/make_recipe_docs.py
+	$(BIN)/python scripts/make_recipe_costs.py
 	$(BIN)/python scripts/make_rooms_picture.py
 
 quickstart: $(READY)
 	$(BIN)/hybrid-ft run quickstart
 
 test: $(READY)
-	$(PYTEST) -n 2 --dist worksteal -m 'not slow and not real_data and not kernels and not gpu and not faults'
+	$(PYTEST) -n 3 --dist worksteal -m 'not slow and not real_data and not kernels and not gpu and not faults'
 
 # bitsandbytes comes now and not with the set-up: where it is, PEFT imports it and every start takes a second more. torchao, whose
 # imports write to the screen, does not come at all: without it the test of int8 exports skips. The S3 server on loopback is 200 MB,
 # lm_eval with what it needs 380 MB, half a minute.
 test-slow: $(READY) $(VENV)/.slow
-	$(PYTEST) -n 2 -m 'slow or real_data'
+	HYBRID_FT_SHARE=$(or $(SHARE),1) $(PYTEST) -n 2 -m 'slow or real_data'
 
 $(VENV)/.slow: $(READY)
 	@$(BIN)/python -m pip install -q $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) bitsandbytes s3fs 'moto[server]' lm_eval
 	@touch $@
 
 test-kernels: $(READY)
-	$(PYTEST) -n 2 -m kernels tests/kernels
+	HYBRID_FT_SHARE=$(or $(SHARE),1) $(PYTEST) -n 2 -m kernels tests/kernels
 
 test-faults: $(READY)
 	HYBRID_FT_FAULTS=$(or $(FAULTS),1) $(PYTEST) -n 2 -m faults tests/faults

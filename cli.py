@@ -92,7 +92,8 @@ for command in COMMANDS:
 
 
 def _complain(message: str) -> None:
-    """One ``error:`` line for each line of the message, secrets masked; a launcher's ranks but the first say which they are."""
+    """One ``error:`` line for each line of the message, secrets masked; a launcher's ranks but the first say which they
+    are."""
     rank = os.environ.get("RANK", "0")
     prefix = "" if rank == "0" else f"[rank {rank}] "
     with suppress(OSError):  # the status still tells, where nothing can be written

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 MASK = "***"
+
+CUT_OFF = 0.65
+"""Least likeness of a suggestion, by ``difflib``: two letters exchanged in a word of three have 0.67."""
+_MOST_LETTERS = 80
 
 # Forms that nothing but a credential has: of Hugging Face, OpenAI, GitHub, GitLab, Slack, AWS, a JSON web token, and a
 # URL's user and password; of ssh, where a user is no secret, the two together.
@@ -69,6 +75,19 @@ def one_line(error: object, most: int = 300) -> str:
     return short(" ".join(str(error).split()) or type(error).__name__, most)
 
 
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that is spelt most like ``word``, or None where none is much alike."""
+    import difflib
+
+    return next(iter(difflib.get_close_matches(word[:_MOST_LETTERS], list(known), n=1, cutoff=CUT_OFF)), None)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """``; did you mean X?`` for the nearest known word, or nothing."""
+    near = nearest(word, known)
+    return f"; did you mean {near}?" if near else ""
+
+
 def holds_secret(text: str) -> bool:
     """Whether a text certainly holds a credential: it has the form of one, or is in a variable named like one."""
     return _CREDENTIAL.search(text) is not None or any(secret in text for secret in _in_environment())
@@ -84,5 +103,11 @@ def masked(text: str) -> str:
 
 def _in_environment() -> list[str]:
     """Values of variables named like secrets, the longest first: one may hold another."""
-    values = {value.strip() for name, value in os.environ.items() if _SECRET_NAME.search(name.upper())}
+    values = {os.environ[name].strip() for name in os.environ if _is_secret(name)}
     return sorted((value for value in values if len(value) >= _SHORTEST), key=len, reverse=True)
+
+
+@cache
+def _is_secret(name: str) -> bool:
+    """Of a variable; asked for every line that is shown."""
+    return _SECRET_NAME.search(name.upper()) is not None

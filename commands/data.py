@@ -17,6 +17,10 @@ def data(
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the rows, in tokens, as parquet.", show_default=False)
     ] = None,
+    rows: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Of a stream, write the first N rows to --out.", show_default=False),
+    ] = None,
     row: Annotated[
         str | None,
         typer.Option(metavar="FILE:LINE", help="Show one row alone, token by token.", show_default=False),
@@ -40,22 +44,31 @@ def data(
             draw_row(one, Console())
         return 0
     from hybrid_ft.finetune.data.report.view import draw
-    from hybrid_ft.finetune.data.streaming.prepared import prepare
+    from hybrid_ft.finetune.data.streaming.prepared import StreamPrepared, prepare
+    from hybrid_ft.finetune.data.streaming.written import check_rows, write_stream
     from hybrid_ft.finetune.data.trained_rows import check_out, write_rows
     from hybrid_ft.finetune.runs.atomic import whole_file
 
+    if rows is not None and (out is None or not resolved.data.streaming):
+        raise InputError("--rows: is for --out and data.streaming: true; leave it out, all rows are taken")
     if out is not None:
-        if resolved.data.streaming:
-            raise InputError("--out: a stream is not written whole; leave --out out, or data.streaming")
         check_out(out, resolved)
     prepared = prepare(resolved, load_tokenizer(resolved), refuse=False)
+    if out is not None and isinstance(prepared, StreamPrepared):
+        check_rows(rows, prepared)
     draw(prepared.report, Console())
     if prepared.report.refusal:
         raise InputError(prepared.report.refusal)
-    if out is not None:
-        with whole_file(out) as staged:
-            rows = write_rows(prepared, staged)
-        typer.echo(f"{out}: {rows:,} rows written")
+    if out is None:
+        return 0
+    with whole_file(out) as staged:
+        if isinstance(prepared, StreamPrepared):
+            written, account = write_stream(prepared, staged, rows)
+        else:
+            written, account = write_rows(prepared, staged), None
+    for line in account.summary() if account else ():
+        typer.echo(line)
+    typer.echo(f"{out}: {written:,} rows written")
     return 0
 
 

@@ -32,12 +32,9 @@ def plan(
     ] = False,
 ) -> int:
     """Show what a recipe needs: memory on each GPU, time, money and disk, and which kinds of GPUs it fits."""
-    from hybrid_ft.finetune.recipe.load import load_recipe
+    from hybrid_ft.finetune.planning.plan import Asked, run_file
 
-    resolved = load_recipe(recipe, overrides or [])
-    from hybrid_ft.finetune.planning.plan import Asked, run
-
-    return run(resolved, Asked(gpu, gpus, price, prices, tokens, measure), typer.echo)
+    return run_file(recipe, overrides or [], Asked(gpu, gpus, price, prices, tokens, measure), typer.echo)
 
 
 def doctor(
@@ -49,7 +46,8 @@ def doctor(
     ] = None,
     overrides: Overrides = None,
 ) -> int:
-    """Check this machine, one line per check: GPUs, kernels, collectives, disk, limits, the hub. Exit status 3 if one fails."""
+    """Check this machine, one line per check: GPUs, kernels, collectives, disk, limits, the hub. Exit status 3 if one
+    fails."""
     resolved = None
     if recipe is not None:
         from hybrid_ft.finetune.recipe.load import load_recipe

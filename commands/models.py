@@ -112,12 +112,12 @@ def _as_rejected(
 def score(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A reward model or its adapter: a folder or hub name.")],
     rows: Annotated[str, typer.Option(metavar="FILE", help="Pairs, in any form that a reward recipe reads.")],
-    out: Annotated[Path | None, typer.Option(help="Where a JSON line for each row goes.", show_default=False)] = None,
+    out: Annotated[Path | None, typer.Option(help="File for one JSON line per row.", show_default=False)] = None,
     answers: Annotated[
         bool, typer.Option("--answers", help="The rows are conversations that end on an answer, as for sft.")
     ] = False,
 ) -> int:
-    """Score answers by a reward model, and say how often it prefers the chosen ones."""
+    """Score answers with a reward model, and show how often it prefers the chosen ones."""
     _check_out(out)
     from hybrid_ft.finetune.runs.console import screen
     from hybrid_ft.finetune.training.reward.score import run

@@ -54,10 +54,10 @@ def run_stages(
 ) -> int:
     """Run a file of stages, which train or export, each from the last one's model. Finished stages are not repeated."""
     with resumable():
-        from hybrid_ft.finetune.pipeline import run
+        from hybrid_ft.finetune.launch import run_stages
         from hybrid_ft.finetune.runs.console import screen
 
-        return run(stages, with_mirror(overrides, mirror), screen())
+        return run_stages(stages, with_mirror(overrides, mirror), screen())
 
 
 def launch(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hybrid_ft.errors import ENVIRONMENT, InputError
+from hybrid_ft.finetune.data.scratch import Scratch
 from hybrid_ft.finetune.machines.workers import Nodes, launch
 from hybrid_ft.finetune.recipe.load import load_recipe
 from hybrid_ft.finetune.recipe.shipped import find_recipe
@@ -56,19 +56,45 @@ def run(
         if accept_changes or extend:
             option = "--accept-changes" if accept_changes else "--extend"
             raise InputError(f"{option}: goes with a recipe; a changed stage of a file of stages is done anew")
-        from hybrid_ft.finetune import pipeline
-
-        processes = _processes(how)
-        return pipeline.run(file, overrides, console, lambda kind, recipe: _stage(kind, recipe, how, processes))
+        return _stages(file, overrides, how, console)
     recipe = load_recipe(file, overrides)
     options = [*(["--accept-changes"] if accept_changes else []), *(["--extend"] if extend else [])]
     command = [recipe.stage, file, *overrides, *options]
     return _launch(command, recipe, how, _processes(how))
 
 
+def run_stages(file: str, overrides: Sequence[str], console: Console) -> int:
+    """``hybrid-ft run``: the stages in this process, or in as many as a launcher has started. Returns the exit status.
+
+    Of a launcher's processes the first starts each stage in processes of its own, whose statuses it can tell apart; the
+    others end at once, which launchers take for work that is done.
+    """
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        from hybrid_ft.finetune import pipeline
+
+        return pipeline.run(file, overrides, console)
+    from hybrid_ft.finetune.runs.processes import asked_for, number_told
+
+    count = asked_for()
+    if "LOCAL_WORLD_SIZE" in os.environ and number_told("LOCAL_WORLD_SIZE", 1) < count:
+        raise InputError("a file of stages runs on one machine; on several, start its recipes one by one", ENVIRONMENT)
+    if number_told("RANK", 0, count - 1):
+        return 0
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "RANK", "LOCAL_RANK"):
+        os.environ.pop(name, None)
+    return _stages(file, overrides, Launch(count), console)
+
+
+def _stages(file: str, overrides: Sequence[str], how: Launch, console: Console) -> int:
+    from hybrid_ft.finetune import pipeline
+
+    processes = _processes(how)
+    return pipeline.run(file, overrides, console, lambda kind, recipe: _stage(kind, recipe, how, processes))
+
+
 def _stage(kind: str, recipe: Recipe, how: Launch, processes: int) -> int:
     """One stage of a file: its resolved recipe, from a file of its own."""
-    with tempfile.TemporaryDirectory(prefix="hybrid-ft-stage-") as place:
+    with Scratch() as place:
         file = Path(place) / f"{kind}.yaml"
         file.write_text(recipe.to_yaml(), encoding="utf-8")
         return _launch([kind, str(file)], recipe, how, processes)
@@ -90,7 +116,7 @@ def seconds_to_stop(recipe: Recipe) -> float:
 
     assert recipe.output is not None  # a loaded recipe has one
     place = next(path for path in [Path(recipe.output), *Path(recipe.output).absolute().parents] if path.is_dir())
-    size = storage.checkpoint_bytes(empty_model(recipe, in_bfloat16(recipe)))
+    size = storage.checkpoint_bytes(empty_model(recipe, in_bfloat16(recipe)), recipe.train.optimizer)
     copying = STOP_SECONDS if recipe.mirror else 0.0
     return LEAST_GRACE + SLOWER * size / storage.probe(place, size) + copying
 
@@ -100,10 +126,9 @@ def _processes(how: Launch) -> int:
 
     gpus = device.count() if device.is_gpu() else 0
     wanted = how.processes or max(gpus, 1)
-    if gpus:
-        from hybrid_ft.finetune.doctor.run import check_quickly
+    from hybrid_ft.finetune.doctor.run import check_quickly
 
-        check_quickly()
+    check_quickly()
     if gpus and wanted > gpus:
         raise InputError(f"--processes: {wanted} must be at most {gpus}, the GPUs of this machine", ENVIRONMENT)
     return wanted

@@ -77,7 +77,8 @@ def arithmetic(recipe: Recipe) -> AbstractContextManager[object]:
 
 
 def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, weights: bool = True) -> PreTrainedModel | PeftModel:
-    """The base, and the adapters on it: fresh ones, or one that goes on training; or with one merged. Full weights are float32 even where the arithmetic is bfloat16, unless the optimizer keeps more of their bits.
+    """The base, and the adapters on it: fresh ones, or one that goes on training; or with one merged. Full weights are
+    float32 even where the arithmetic is bfloat16, unless the optimizer keeps more of their bits.
 
     bfloat16 keeps 8 bits: an update of 2.5e-5 to a weight of 0.02 is lost in rounding, so that a model trained in
     place in bfloat16 hardly moves. Frozen weights, under LoRA, lose nothing. ``weights``: False gives the same without
@@ -126,7 +127,7 @@ def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, weights: bool
     if lora is None:
         return model
     if wanted.quantize:
-        quantise(model, wanted.quantize, dtype)
+        quantise(model, wanted.quantize, dtype, values=weights)
     with known_to_peft(model, wanted.quantize):
         if going_on is not None:
             return open_adapter(model, going_on, trained=True, dropout=lora.dropout)

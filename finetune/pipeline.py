@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hybrid_ft.errors import ENVIRONMENT, InputError
+from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.evaluation import comparison
 from hybrid_ft.finetune.recipe.schema import Recipe, changed
 from hybrid_ft.finetune.recipe.stages import Questions, Stage, Stages, load_stages
@@ -34,13 +34,6 @@ def run(path: str | Path, overrides: Sequence[str], console: Console, train: Tra
     ``train(kind, recipe)`` trains a stage and returns its status; None: in this process.
     """
     pipeline = load_stages(path, overrides)
-    from hybrid_ft.finetune.runs.processes import asked_for
-
-    if asked_for() > 1:
-        raise InputError(
-            "hybrid-ft run is one process, which starts the others itself: hybrid-ft launch FILE --processes N",
-            ENVIRONMENT,
-        )
     from hybrid_ft.finetune.runs.console import say
 
     place, stages = pipeline.place, pipeline.stages
@@ -79,7 +72,8 @@ def run(path: str | Path, overrides: Sequence[str], console: Console, train: Tra
 
         if done or not (place / NAME).is_file():
             say(console, report_at_end(place))
-    say(console, f"all {len(stages)} stages are done: {base}")
+    which = f"all {len(stages)} stages are" if len(stages) > 1 else "the stage is"
+    say(console, f"{which} done: {base}")
     return 0
 
 
@@ -113,7 +107,7 @@ class _Models:
             show(self._console, self._answers)
 
     def _add(self, name: str, of: Any, ask: Callable[[Questions], list[dict[str, Any]]]) -> None:
-        from hybrid_ft.finetune.evaluation import answers as evaluate
+        from hybrid_ft.finetune.evaluation import kept_answers
 
         assert self._questions is not None
         file = self._place / f"answers-{name}.jsonl"
@@ -122,10 +116,10 @@ class _Models:
         digest = _sha256([of, with_contents(self._questions.model_dump())])
         if self._known.get(file.name) != digest or not file.exists():
             with self._console.status(f"asking {name}"):
-                evaluate.write_lines(file, ask(self._questions))
+                kept_answers.write_lines(file, ask(self._questions))
             self._known[file.name] = digest
             _write(self._place, self._known)
-        self._answers.append((name.partition("-")[2] or name, evaluate.read_lines(file)))
+        self._answers.append((name.partition("-")[2] or name, kept_answers.read_lines(file)))
 
 
 def _is_asked(stage: Stage) -> bool:

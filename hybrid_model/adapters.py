@@ -26,6 +26,7 @@ ALL_LINEAR, EXPERTS = "all-linear", "experts"
 FROM_THE_BASE = ("pissa", "pissa_niter_4", "pissa_niter_16", "olora")
 """Starts that take the adapter's first product out of the base's weights."""
 
+_NONE = "(?!)"
 _OF_PEFT = (".base_layer", ".lora_", ".token_adapter", ".original_module", ".modules_to_save")
 
 
@@ -49,7 +50,7 @@ def target_modules(
     sets = {name: _set(name, config) for name in dict.fromkeys(names)}
     if EXPERTS in targets.split("+"):
         target_parameters(targets, config)
-    chosen = rf".*\.layers\.({'|'.join(sets.values())})" if sets else "(?!)"
+    chosen = rf".*\.layers\.({'|'.join(sets.values())})" if sets else _NONE
     if modules is not None:
         chosen = adapted_pattern(modules, config, list(sets.values()))
     if layers is None:
@@ -95,12 +96,14 @@ def _choice(config: PreTrainedConfig) -> str:
 
 
 def adapted_names(model: PeftModel) -> list[str]:
-    """The adapted layers as a list of names, each as short as tells them from all others: ``self_attn.q_proj``.
+    """The adapted layers as a list of names, each as short as tells them from all others: ``self_attn.q_proj``. Experts,
+    whose parameters are adapted, are none.
 
     Servers read such a list where they do not read a pattern.
     """
     modules = {name for name, _ in model.get_base_model().named_modules()}
-    adapted = {name for name in modules if f"{name}.base_layer" in modules and ".token_adapter" not in name}
+    wrapped = {name for name, module in model.get_base_model().named_modules() if hasattr(module, "parameter_name")}
+    adapted = {name for name in modules - wrapped if f"{name}.base_layer" in modules and ".token_adapter" not in name}
     others = {name for name in modules - adapted if not any(part in name for part in _OF_PEFT)}
     by_last: dict[str, list[str]] = {}
     for name in others:
@@ -167,7 +170,7 @@ def add_lora(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        target_modules=pattern,
+        target_modules=[] if pattern == _NONE else pattern,
         init_lora_weights=True if init == "default" else init,
         use_rslora=rslora,
         use_dora=dora,

@@ -43,10 +43,10 @@ def flat_model(cls: type[PreTrainedModel], family: Family) -> type[PreTrainedMod
         ) -> Any:
             """Hidden states of a batch, in the form it was given in, zeros at padding.
 
-            input_ids [B, T] or inputs_embeds [B, T, D]; attention_mask [B, T], or of pairs [B, 1, T, T]. layout describes one row of tokens,
-            [1, N], where documents may continue one another. prompt_lengths and prompt_rows, int64 [B], name the first
-            tokens that rows share. keep_positions, bool [B, T]: hand back these places alone, [1, M, D], row by row; with a
-            layout also int64 [M], the numbers of places, in any order.
+            input_ids [B, T] or inputs_embeds [B, T, D]; attention_mask [B, T], or of pairs [B, 1, T, T]. layout
+            describes one row of tokens, [1, N], where documents may continue one another. prompt_lengths and
+            prompt_rows, int64 [B], name the first tokens that rows share. keep_positions, bool [B, T]: hand back these
+            places alone, [1, M, D], row by row; with a layout also int64 [M], the numbers of places, in any order.
             use_cache defaults to the config's, and to False in training; a cache holds rows of one document each.
 
             ``read_batch`` reads them all. Raises ValueError for boundaries that contradict each other and for packed rows

@@ -1,10 +1,9 @@
 """Floating point operations of a hybrid, counted for the segments of a batch.
 
 A multiplication with its addition counts as two. Attention is quadratic inside a segment and its ancestors only, or in
-its window; a recurrent state is linear: in the delta rule each token reads its head's K x V state with k, writes it, and
-reads it with q, 2 K V each. The chunked kernels do more arithmetic than this recurrence, so a share of peak computed from these counts is a lower bound.
-Norms, activations and the embedding's look-up are left out.
-"""
+its window; a recurrent state is linear: in the delta rule each token reads its head's K x V state with k, writes it,
+and reads it with q, 2 K V each. The chunked kernels do more arithmetic than this recurrence, so a share of peak
+computed from these counts is a lower bound. Norms, activations and the embedding's look-up are left out."""
 
 from __future__ import annotations
 

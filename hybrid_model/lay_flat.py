@@ -25,6 +25,7 @@ from hybrid_ft.hybrid_model.flat_language_model import flat_language_model
 from hybrid_ft.hybrid_model.flat_model import flat_model
 from hybrid_ft.hybrid_model.layers import flat_attention
 from hybrid_ft.hybrid_model.layers.adapter import disguised, is_mixer, segment_wise
+from hybrid_ft.hybrid_model.layers.pickled import let_pickle
 from hybrid_ft.hybrid_model.remembering_model import remembering_model
 
 
@@ -53,9 +54,17 @@ def lay_flat(model: PreTrainedModel) -> PreTrainedModel:
         _swap(base, flat_model(base_class, family))
         model.set_attn_implementation(flat_attention.NAME)
     if isinstance(model, GenerationMixin):
-        _swap(model, flat_language_model(model_class, family))
+        flat = flat_language_model(model_class, family)
+        let_pickle(flat, _flat_again)
+        _swap(model, flat)
     swap_classes(base, family)
     return model
+
+
+def _flat_again(model: PreTrainedModel, state: Any) -> None:
+    """What is read from a pickle."""
+    model.__setstate__(state)
+    lay_flat(model)
 
 
 def swap_classes(root: nn.Module, family: Family) -> None:

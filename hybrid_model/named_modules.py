@@ -20,7 +20,8 @@ EMBEDDING, HEAD = "embed_tokens", "lm_head"
 
 
 def adapted_pattern(given: Sequence[str], config: PreTrainedConfig, sets: Sequence[str]) -> str:
-    """A pattern of the whole names of the modules that ``given`` names; ``sets``: patterns, after ``layers.``, of those that may be.
+    """A pattern of the whole names of the modules that ``given`` names; ``sets``: patterns, after ``layers.``, of those
+    that may be.
 
     Raises InputError for an entry that names nothing, and for one that names something that cannot be adapted.
     """

@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from hybrid_ft.errors import ENVIRONMENT, InputError
 from hybrid_ft.hybrid_model.adapters import ALL_LINEAR, target_modules
+from hybrid_ft.hybrid_model.layers.adapter import disguised
 
 NF4, INT8 = "nf4", "int8"
 
@@ -28,7 +30,8 @@ def check_installed() -> None:
 
 
 def large_layers(model: nn.Module, config: PreTrainedConfig) -> dict[str, nn.Linear]:
-    """The layers that may be kept in fewer bits, by name: those that LoRA's all-linear would adapt. ``model`` may have adapters."""
+    """The layers that may be kept in fewer bits, by name: those that LoRA's all-linear would adapt. ``model`` may have
+    adapters."""
     pattern = re.compile(target_modules(ALL_LINEAR, config))
     return {
         name: module
@@ -38,18 +41,37 @@ def large_layers(model: nn.Module, config: PreTrainedConfig) -> dict[str, nn.Lin
     }
 
 
-def quantise(model: PreTrainedModel, how: str, compute: torch.dtype) -> None:
+def quantise(model: PreTrainedModel, how: str, compute: torch.dtype, values: bool = True) -> None:
     """Put nf4 (with double quantisation) or int8 layers in the place of those that LoRA's all-linear would adapt.
 
     In place, a layer at a time, on the device where the weights lie. ``compute`` is the dtype of the products. What
     sets decay and writing strength, convolutions, norms, routers, experts, embeddings and the head stay as they are.
-    The layers are deterministic: loading the same base again gives the same weights.
+    The layers are deterministic: loading the same base again gives the same weights. ``values``: False makes the same
+    layers without any, for a model that gets them, and ``tables``, from another process.
     """
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a line for each product in 8 bits
+    made: dict[torch.Size, nn.Parameter] = {}
     for name in large_layers(model, model.config):
         parent, _, last = name.rpartition(".")
         holder = model.get_submodule(parent)
-        setattr(holder, last, _layer(getattr(holder, last), how, compute))
+        linear = getattr(holder, last)
+        if how == INT8:
+            layer: nn.Module = _in_8_bits(linear, values)
+        elif values:
+            layer = _in_4_bits(linear, compute, _packed(linear.weight))
+        else:
+            if (shape := linear.weight.shape) not in made:
+                made[shape] = _packed(torch.zeros(shape, dtype=linear.weight.dtype))
+            layer = _in_4_bits(linear, compute, _without_values(made[shape]))
+        setattr(holder, last, layer.train(linear.training))
+
+
+def tables(model: nn.Module) -> Iterator[torch.Tensor]:
+    """What unpacks the weights in 4 bits, in the order of the layers; that of weights in 8 bits are buffers."""
+    for module in model.modules():
+        state = getattr(module, "quant_state", None)
+        if state is not None:
+            yield from (state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code)
 
 
 def packed_bytes(model: nn.Module, config: PreTrainedConfig, how: str) -> dict[str, int]:
@@ -66,24 +88,85 @@ def packed_bytes(model: nn.Module, config: PreTrainedConfig, how: str) -> dict[s
     return found
 
 
-def _layer(linear: nn.Linear, how: str, compute: torch.dtype) -> nn.Module:
+def _in_4_bits(linear: nn.Linear, compute: torch.dtype, weight: Any) -> nn.Module:
+    """bitsandbytes' layer around a packed weight."""
+    from bitsandbytes.nn import Linear4bit
+
+    shape, bias = (linear.in_features, linear.out_features), linear.bias is not None
+    with torch.device("meta"):
+        made: Any = Linear4bit(*shape, bias=bias, compute_dtype=compute, quant_type=NF4)
+    # in evaluation on some CPUs it would pack the weights anew, for products that round otherwise
+    made.support_avx512bf16_for_cpu = False
+    # FSDP2's gathered weight knows nothing of it, and the layer then takes its own
+    weight.module, made.quant_state = made, weight.quant_state
+    made.weight, made.bias = weight, linear.bias
+    return made
+
+
+def _packed(weight: torch.Tensor) -> Any:
+    """In 4 bits with what unpacks it, on the weight's device."""
+    from bitsandbytes.nn import Params4bit
+
+    packed: Any = Params4bit(weight.data, requires_grad=False, quant_type=NF4)
+    return packed.to(weight.device)
+
+
+def _without_values(packed: Any) -> Any:
+    """The same in shapes and dtypes, in memory that nobody has written to."""
+    from bitsandbytes.functional import QuantState
+    from bitsandbytes.nn import Params4bit
+
+    def empty(state: Any) -> Any:
+        fields = {name: torch.empty_like(x) if isinstance(x, torch.Tensor) else x for name, x in vars(state).items()}
+        fields["state2"] = empty(state.state2) if fields.pop("nested") else None
+        return QuantState(**fields)
+
+    data = torch.empty_like(packed.data.as_subclass(torch.Tensor))
+    kept = {name: getattr(packed, name) for name in ("blocksize", "compress_statistics", "quant_type", "quant_storage")}
+    return Params4bit(data, requires_grad=False, quant_state=empty(packed.quant_state), bnb_quantized=True, **kept)
+
+
+def _in_8_bits(linear: nn.Linear, values: bool) -> nn.Module:
     import bitsandbytes as bnb
 
-    shape, bias, weight = (linear.in_features, linear.out_features), linear.bias is not None, linear.weight
-    made: Any
+    weight, bias = linear.weight, linear.bias is not None
     with torch.device("meta"):
-        if how == NF4:
-            made = bnb.nn.Linear4bit(*shape, bias=bias, compute_dtype=compute, quant_type=NF4)
-        else:
-            made = bnb.nn.Linear8bitLt(*shape, bias=bias, has_fp16_weights=False, threshold=6.0)
-    if how == NF4:
-        # in evaluation on some CPUs it would pack the weights anew, for products that round otherwise
-        made.support_avx512bf16_for_cpu = False
-        made.weight = bnb.nn.Params4bit(weight.data, requires_grad=False, quant_type=NF4, module=made)
+        made: Any = _int8_layer()(
+            linear.in_features, linear.out_features, bias=bias, has_fp16_weights=False, threshold=6.0
+        )
+    if values:
+        packed, scales, _ = bnb.functional.int8_vectorwise_quant(weight.data.to(torch.float16))
     else:
-        made.weight = bnb.nn.Int8Params(weight.data, requires_grad=False, has_fp16_weights=False)
+        packed = torch.empty(weight.shape, dtype=torch.int8)
+        scales = torch.empty(weight.shape[0])
+    made.weight = bnb.nn.Int8Params(packed, requires_grad=False, has_fp16_weights=False)
+    made.register_buffer("scales", scales, persistent=False)
     made.bias = linear.bias
-    return made.to(weight.device).train(linear.training)
+    return made
+
+
+@cache
+def _int8_layer() -> Any:
+    from bitsandbytes import matmul
+    from bitsandbytes.nn import Linear8bitLt
+
+    class Int8Linear(Linear8bitLt):
+        """bitsandbytes keeps weight and scales once more beside the module, where they neither move with the model to a
+        device nor are divided with it by FSDP2, whose gathered weight is a plain parameter. Here both are the module's.
+
+        scales: [out], float32; a row's largest magnitude, 127 of its steps
+        """
+
+        scales: torch.Tensor
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.state.is_training = self.training
+            # shares its memory, which is there whenever the layer computes, in backward too
+            self.state.CB, self.state.SCB = self.weight.data, self.scales
+            bias = None if self.bias is None else self.bias.to(x.dtype)
+            return matmul(x, self.weight, bias=bias, state=self.state)
+
+    return disguised(Int8Linear, Linear8bitLt)
 
 
 @contextmanager

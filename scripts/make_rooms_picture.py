@@ -1,9 +1,10 @@
-"""Makes docs/images/rooms.svg: which folder of the code imports which, and how often.
+"""Makes docs/images/rooms.svg: which folder of the code imports which.
 
     .venv/bin/python scripts/make_rooms_picture.py [--root CHECKOUT] [--out FILE]
 
-A row imports the columns in which it has a number: so many pairs of files. Rooms stand above those that they import, so
-that a number below the diagonal, drawn in red, is an import that runs back up, or part of a circle.
+A row imports the columns in which it is marked. Rooms stand above those that they import, so that a mark below the
+diagonal, drawn in red, is an import that runs back up, or part of a circle. How many files do so is not drawn: the picture
+changes with the rooms alone.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import ast
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from html import escape
 from itertools import pairwise
@@ -34,7 +36,8 @@ def modules(root: Path) -> Iterator[tuple[str, Path]]:
     yield "hybrid_ft.cli", root / "cli.py"
 
 
-def imported(name: str, path: Path) -> set[str]:
+@cache
+def imported(name: str, path: Path) -> frozenset[str]:
     """Every module of the package that a file imports anywhere, inside functions and under TYPE_CHECKING too."""
     package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
     if package[-1] == "__init__":
@@ -47,7 +50,7 @@ def imported(name: str, path: Path) -> set[str]:
             base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
             module = ".".join(part for part in (base, node.module or "") if part)
             found |= {module} | {f"{module}.{alias.name}" for alias in node.names}
-    return {module for module in found if module.split(".")[0] == "hybrid_ft"}
+    return frozenset(module for module in found if module.split(".")[0] == "hybrid_ft")
 
 
 def imports(root: Path) -> dict[str, set[str]]:
@@ -96,7 +99,7 @@ def order(found: Counter[tuple[str, str]]) -> list[str]:
 
 
 def draw(found: Counter[tuple[str, str]]) -> str:
-    """The matrix as SVG; a cell's ``title`` is ``ROOM imports ROOM: COUNT``."""
+    """The matrix as SVG; a cell's ``title`` is ``ROOM imports ROOM``."""
     rooms = order(found)
     at = {name: number for number, name in enumerate(rooms)}
     side = len(rooms) * CELL
@@ -115,14 +118,11 @@ def draw(found: Counter[tuple[str, str]]) -> str:
             f'<text x="{middle + 4:g}" y="{LABEL - 8}" transform="rotate(-90 {middle + 4:g} {LABEL - 8})">{escape(name)}</text>',
             f'<rect x="{middle - CELL / 2:g}" y="{middle - CELL / 2:g}" width="{CELL}" height="{CELL}" fill="#c9d2dc"/>',
         ]
-    most = max(found.values())
-    for (here, there), count in sorted(found.items()):
+    for here, there in sorted(found):
         x, y, upwards = LABEL + at[there] * CELL, LABEL + at[here] * CELL, at[there] < at[here]
-        shade = 0.15 + 0.85 * (count / most) ** 0.5
         lines.append(
-            f"<g><title>{escape(here)} imports {escape(there)}: {count}</title>"
-            f'<rect x="{x}" y="{y}" width="{CELL}" height="{CELL}" fill="{"#d62728" if upwards else "#1f77b4"}" fill-opacity="{shade:.2f}"/>'
-            f'<text x="{x + CELL / 2:g}" y="{y + CELL / 2 + 4:g}" text-anchor="middle" fill="{"#ffffff" if shade > 0.55 else "#000000"}">{count}</text></g>'
+            f"<g><title>{escape(here)} imports {escape(there)}</title>"
+            f'<rect x="{x}" y="{y}" width="{CELL}" height="{CELL}" fill="{"#d62728" if upwards else "#1f77b4"}"/></g>'
         )
     return "\n".join([*lines, "</svg>", ""])
 

@@ -34,13 +34,6 @@ def hybrid_ft_command(*arguments: str, cwd: Path, code: str = "") -> subprocess.
     )
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["sft", "--help"], ["generate", "-h"], ["--version"], ["recipes"]])
-def test_help_imports_nothing_heavy(tmp_path: Path, arguments: list[str]) -> None:
-    run = hybrid_ft_command(*arguments, cwd=tmp_path)
-    assert (run.returncode, run.stderr) == (0, "")
-    assert run.stdout.splitlines()[-1] == "imported:"
-
-
 def test_help_names_every_command(tmp_path: Path) -> None:
     shown = hybrid_ft_command("--help", cwd=tmp_path).stdout
     assert all(

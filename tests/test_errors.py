@@ -1,10 +1,10 @@
-"""How a value and a library's complaint look in a message of one line."""
+"""How values and complaints look in a message of one line; likely slips find their word."""
 
 from typing import Any
 
 import pytest
 
-from hybrid_ft.errors import holds_secret, masked, one_line, shown
+from hybrid_ft.errors import did_you_mean, holds_secret, masked, nearest, one_line, shown
 
 
 @pytest.mark.parametrize(
@@ -49,3 +49,25 @@ def test_one_line() -> None:
 def test_a_password_in_an_address_is_masked_and_a_user_of_ssh_is_not(text: str, seen: str) -> None:
     assert masked(text) == seen
     assert holds_secret(text) == (text != seen)
+
+
+@pytest.mark.parametrize(
+    ("word", "near"),
+    [
+        ("dop", "dpo"),  # two of three letters exchanged: the least likeness that counts
+        ("cosin", "cosine"),
+        ("sigmod", "sigmoid"),
+        ("exprot", "export"),
+        ("ppo", "dpo"),
+        ("kto", None),
+        ("quantize", None),
+        ("", None),
+    ],
+)
+def test_nearest_word(word: str, near: str | None) -> None:
+    assert nearest(word, ["sft", "dpo", "export", "cosine", "sigmoid"]) == near
+
+
+def test_a_suggestion_is_a_phrase() -> None:
+    assert did_you_mean("dop", ["dpo"]) == "; did you mean dpo?"
+    assert did_you_mean("x" * 100_000, ["dpo"]) == ""

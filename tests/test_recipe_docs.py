@@ -1,7 +1,6 @@
 """docs/recipe.md is what the schema says today, and its examples are recipes."""
 
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -16,12 +15,8 @@ from hybrid_ft.finetune.recipe.stages import load_stages
 
 
 @pytest.fixture(scope="module")
-def docs(root: Path) -> Iterator[ModuleType]:
-    sys.path.insert(0, str(root / "scripts"))
-    import make_recipe_docs
-
-    yield make_recipe_docs
-    sys.path.remove(str(root / "scripts"))
+def docs(script: Callable[[str], ModuleType]) -> ModuleType:
+    return script("make_recipe_docs")
 
 
 def test_the_page_is_made_of_the_schema(docs: ModuleType) -> None:

@@ -101,6 +101,7 @@ def test_the_curve_is_kept(folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.first
 def test_quickstart_teaches_the_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole of ``make quickstart`` after its set-up: minutes."""
     from hybrid_ft.cli import main

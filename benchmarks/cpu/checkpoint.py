@@ -43,7 +43,8 @@ PARTS = ("write", "digest", "sync", "rename")
 
 
 class Times(TrainerCallback):
-    """Seconds of each step, of each save after one, and from a step's beginning to the next one's without and with a save."""
+    """Seconds of each step, of each save after one, and from a step's beginning to the next one's without and with a
+    save."""
 
     def __init__(self) -> None:
         self.steps: list[float] = []

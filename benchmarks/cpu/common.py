@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from typing import Any
 import datasets
 import torch
 import transformers
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import hybrid_ft
 
@@ -96,6 +98,28 @@ def peak_memory(call: Callable[[], object]) -> int:
     before = _status("VmRSS")
     call()
     return _status("VmHWM") - before
+
+
+class Moved(TorchDispatchMode):
+    """``bytes`` that operations besides products read and write, by what is dispatched within.
+
+    ``free``: names of products, and of what moves nothing. Of an addmm the term that is added counts: mm has none.
+    """
+
+    def __init__(self, free: Collection[str]) -> None:
+        super().__init__()
+        self.bytes, self._free = 0, free
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if name == "addmm":
+            self.bytes += args[0].nbytes
+        elif name not in self._free:
+            self.bytes += sum(
+                leaf.nbytes for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, torch.Tensor)
+            )
+        return out
 
 
 def _status(name: str) -> int:

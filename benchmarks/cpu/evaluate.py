@@ -2,11 +2,11 @@
 
     python benchmarks/cpu/evaluate.py [--model MODEL] [--rows 48] [--turns 3]
 
-All sides go through ``lm_eval.evaluate`` on tasks of this file's making, in turns: HFLM with plain transformers' model, and with
-the model laid flat, each at the batch size that was better for it of 16 and 64; this project's as ``hybrid-ft evaluate --on lm_eval:...`` asks it, nothing
-kept. Choice: four options after a question and five examples, which all questions share. Generation: one example and a question, 48 tokens.
-Answers must be the same and log-probabilities within 1e-4, or nothing is printed.
-"""
+All sides go through ``lm_eval.evaluate`` on tasks of this file's making, in turns: HFLM with plain transformers' model,
+and with the model laid flat, each at the batch size that was better for it of 16 and 64; this project's as ``hybrid-ft
+evaluate --on lm_eval:...`` asks it, nothing kept. Choice: four options after a question and five examples, which all
+questions share. Generation: one example and a question, 48 tokens. Answers must be the same and log-probabilities
+within 1e-4, or nothing is printed."""
 
 from __future__ import annotations
 
@@ -131,7 +131,8 @@ def measure(task: Path, rows: int, plain: Any, model: Any, tokenizer: Any, optio
     def ours() -> None:
         lines = Kept(task.parent / f"kept-{next(count)}.jsonl")
         side = StockModel(lambda: model, model.config, tokenizer, lines, Budget())
-        answered["ours"] = answers_of(task, side)
+        with stock_tasks.templates_once():
+            answered["ours"] = answers_of(task, side)
 
     sides: dict[str, Callable[[], None]] = {"ours": ours}
     batches = {}

@@ -21,14 +21,12 @@ import torch
 from peft import PeftModel
 from peft.helpers import disable_input_dtype_casting
 from peft.tuners.lora import Linear, LoraLayer
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import hybrid_ft
 from hybrid_ft.hybrid_model.adapters import add_lora
 
-PRODUCTS = ("mm", "addmm", "t", "view", "_unsafe_view", "transpose", "detach", "alias", "expand", "unsqueeze")
-"""What moves nothing, and products, whose traffic is the same on both sides but for one output that addmm reads."""
+FREE = ("mm", "t", "view", "_unsafe_view", "transpose", "detach", "alias", "expand", "unsqueeze")
+"""What moves nothing, and products, whose traffic is the same on both sides but for what an addmm adds."""
 
 
 def models(options: Any, dtype: torch.dtype) -> dict[str, PeftModel]:
@@ -69,29 +67,11 @@ def gradient(model: PeftModel) -> torch.Tensor:
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
-class Moved(TorchDispatchMode):
-    """``bytes`` that operations besides products read and write."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        name = func.overloadpacket.__name__
-        tensors = [leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, torch.Tensor)]
-        if name == "addmm":
-            self.bytes += args[0].nbytes
-        elif name not in PRODUCTS:
-            self.bytes += sum(tensor.nbytes for tensor in tensors)
-        return out
-
-
 def moved(model: PeftModel, tokens: int) -> float:
     """Bytes for each number of an adapted layer's output, forward and backward, the input's gradient included."""
     layer = next(module for module in model.modules() if isinstance(module, LoraLayer))
     x = torch.randn(1, tokens, layer.in_features, dtype=torch.bfloat16, requires_grad=True)
-    with arithmetic(model, torch.bfloat16), disable_input_dtype_casting(model), Moved() as count:
+    with arithmetic(model, torch.bfloat16), disable_input_dtype_casting(model), common.Moved(FREE) as count:
         layer(x).sum().backward()
     return count.bytes / (tokens * layer.out_features)
 

@@ -19,9 +19,10 @@ from typing import Any
 
 import common
 from sft_step import Task, one_step
-from transformers import OlmoHybridConfig
+from transformers import AutoConfig
 
 import hybrid_ft
+from hybrid_ft.finetune import models
 from hybrid_ft.finetune.data.prepare import prepare
 from hybrid_ft.finetune.machines.memory import Batch
 from hybrid_ft.finetune.planning import measure
@@ -38,7 +39,9 @@ def task_of(options: argparse.Namespace, folder: Path) -> Task:
     """A model of ``layers`` layers, three of four recurrent, on rows that fill one pack."""
     tokenizer = load_tokenizer(BUNDLED)
     heads = options.hidden // 64
-    config = OlmoHybridConfig(
+    of_family = {"rope_parameters": {"rope_theta": None}} if options.family == "olmo_hybrid" else {"head_dim": 64}
+    config = AutoConfig.for_model(
+        options.family,
         vocab_size=options.vocabulary,
         hidden_size=options.hidden,
         intermediate_size=4 * options.hidden,
@@ -50,16 +53,17 @@ def task_of(options: argparse.Namespace, folder: Path) -> Task:
         linear_num_value_heads=heads,
         linear_key_head_dim=48,
         linear_value_head_dim=96,
-        rope_parameters={"rope_theta": None},
+        **of_family,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
     )
     config.save_pretrained(folder / "shape")
     hybrid_ft.load(folder / "shape", from_scratch=True, seed=1).save_pretrained(folder / "base")
+    lora = {"rank": options.lora} if options.lora else None
     recipe = Recipe.model_validate(
         {
-            "model": {"path": str(folder / "base"), "tokenizer": str(BUNDLED)},
+            "model": {"path": str(folder / "base"), "tokenizer": str(BUNDLED), "lora": lora},
             "data": {"sources": [{"path": str(ROWS), "count": options.rows}], "max_length": options.tokens},
             "train": {"batch_tokens": options.tokens, "learning_rate": 1e-4},
         }
@@ -80,6 +84,8 @@ def work_of(task: Task) -> Work:
 def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--hidden", type=int, default=256)
+    parser.add_argument("--family", default="olmo_hybrid", choices=["olmo_hybrid", "qwen3_5_text"])
+    parser.add_argument("--lora", type=int, default=0, help="rank of adapters on all linear layers; 0: all weights")
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--vocabulary", type=int, default=8192)
     parser.add_argument("--tokens", type=int, default=1024, help="of a pack")
@@ -97,12 +103,12 @@ def main() -> None:
 
 
 def compared(options: argparse.Namespace, task: Task, work: Work) -> dict[str, Any]:
-    trainer: Any = common.ready(task.ours())
-    trained = sum(parameter.numel() for parameter in trainer.model.parameters())
+    trainer: Any = common.ready(task.ours(models.load_model(task.recipe, task.tokenizer)))
+    counted = sum(parameter.numel() for parameter in trainer.model.parameters())
     one_step(trainer)
     said, real, parts = [], [], []
     for _ in range(options.turns):
-        step = measure.timed(task.recipe, trainer.model.config, work, trained, options.seconds)
+        step = measure.timed(task.recipe, trainer.model.config, work, options.seconds)
         said.append(step.micro_batch * work.tokens / step.tokens + step.optimizer)
         parts.append((step.rest, step.optimizer, *(seconds for seconds, _ in step.layers.values())))
         taken = []
@@ -114,7 +120,9 @@ def compared(options: argparse.Namespace, task: Task, work: Work) -> dict[str, A
     off = [one / other - 1 for one, other in zip(said, real, strict=True)]
     return {
         "benchmark": "plan_measure",
-        "parameters": trained,
+        "family": options.family,
+        "lora": options.lora,
+        "parameters": counted,
         "tokens": work.tokens,
         "micro_batches": work.micro_batches,
         "off_median": round(statistics.median(off), 3),

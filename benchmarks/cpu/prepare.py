@@ -2,13 +2,12 @@
 
     python benchmarks/cpu/prepare.py --tokenizer FOLDER [--rows rows.jsonl] [--before FOLDER]
 
-Sides, in turns: ``prepared`` is what a run does, nothing kept; ``before`` the same by another commit, whose files lie in
-FOLDER/hybrid_ft (``git archive COMMIT | tar x -C FOLDER/hybrid_ft``), ids and labels being compared; ``trl`` TRL's SFTTrainer, its
-rows mapped by as many processes; ``tokenizer`` the tokenizers library alone on the finished texts, which no other way of
-asking it for every text can be faster than. Each side is a process of its own and says the seconds, wall and CPU with its
-children's, from a loaded tokenizer to the last row. Without ``--rows`` rows are made of words of the documentation. Rows are
-in ``messages`` form.
-"""
+Sides, in turns: ``prepared`` is what a run does, nothing kept; ``before`` the same by another commit, whose files lie
+in FOLDER/hybrid_ft (``git archive COMMIT | tar x -C FOLDER/hybrid_ft``), ids and labels being compared; ``trl`` TRL's
+SFTTrainer, its rows mapped by as many processes; ``tokenizer`` the tokenizers library alone on the finished texts,
+which no other way of asking it for every text can be faster than. Each side is a process of its own and says the
+seconds, wall and CPU with its children's, from a loaded tokenizer to the last row. Without ``--rows`` rows are made of
+words of the documentation. Rows are in ``messages`` form."""
 
 from __future__ import annotations
 
@@ -34,7 +33,7 @@ import trl
 from transformers import AutoTokenizer
 
 import hybrid_ft
-from hybrid_ft.finetune.data.prepare import prepare
+from hybrid_ft.finetune.data.prepare import Prepared, prepare
 from hybrid_ft.finetune.data.tokens.encoder import Encoder
 from hybrid_ft.finetune.recipe.data_section import Data
 from hybrid_ft.finetune.recipe.schema import Recipe
@@ -61,16 +60,20 @@ def made_rows(count: int) -> list[dict[str, Any]]:
     return rows
 
 
-def side(name: str, path: Path, tokenizer: Any) -> Callable[[], str]:
-    """What a side does, which gives a hash of ids and labels, where it has them."""
+def side(name: str, path: Path, tokenizer: Any) -> Callable[[], Callable[[], str]]:
+    """What a side does, which gives what then finds a hash of ids and labels, "" where it has none."""
     uncached = {"cache": False} if "cache" in Data.model_fields else {}
-    data = {"sources": [{"path": str(path)}], "max_length": 2**20, **uncached}
+    data = {"sources": [{"path": str(path)}], "max_length": 2**20, "packing": False, **uncached}
     model = {"path": "tiny", "from_scratch": True, "chat_template": "olmo-instruct"}
     recipe = Recipe.model_validate({"model": model, "data": data})
 
-    def prepared() -> str:
+    def prepared() -> Callable[[], str]:
         with redirect_stderr(io.StringIO()):
-            train = prepare(recipe, tokenizer).train
+            made = prepare(recipe, tokenizer)
+        return lambda: hash_of(made)
+
+    def hash_of(made: Prepared) -> str:
+        train = made.train
         found = hashlib.sha256()
         for table in train.select_columns(["input_ids", "labels"]).with_format("arrow").iter(512):
             for column in table.columns:
@@ -85,22 +88,22 @@ def side(name: str, path: Path, tokenizer: Any) -> Callable[[], str]:
         texts = [template.render(row["messages"]) for row in rows]
         backend = tokenizer.backend_tokenizer
 
-        def alone() -> str:
+        def alone() -> Callable[[], str]:
             for start in range(0, len(texts), 256):
                 backend.encode_batch(texts[start : start + 256], add_special_tokens=False)
-            return ""
+            return str
 
         return alone
     base = hybrid_ft.load("tiny")
     tokenizer.chat_template = template.text
     work = tempfile.mkdtemp(dir=path.parent)
 
-    def trls() -> str:
+    def trls() -> Callable[[], str]:
         arguments = trl.SFTConfig(
             output_dir=work, max_length=None, dataset_num_proc=os.cpu_count(), report_to=[], use_cpu=True
         )
         trl.SFTTrainer(base, arguments, train_dataset=datasets.Dataset.from_list(rows), processing_class=tokenizer)
-        return ""
+        return str
 
     return trls
 
@@ -110,8 +113,9 @@ def timed(name: str, path: Path, tokenizer: str) -> None:
     common.one_quiet_thread()
     run = side(name, path, AutoTokenizer.from_pretrained(tokenizer))
     wall, cpu = time.perf_counter(), _cpu()
-    found = run()
-    print(json.dumps({"wall": time.perf_counter() - wall, "cpu": _cpu() - cpu, "hash": found}))
+    hash_of = run()
+    wall, cpu = time.perf_counter() - wall, _cpu() - cpu
+    print(json.dumps({"wall": wall, "cpu": cpu, "hash": hash_of()}))
 
 
 def _cpu() -> float:

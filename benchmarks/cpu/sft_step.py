@@ -50,11 +50,11 @@ class Task:
     base: Path
     folder: Path
 
-    def ours(self) -> Trainer:
+    def ours(self, model: Any = None) -> Trainer:
         plan, folder = plan_of(self.recipe, self.prepared), RunFolder(self.folder)
         assert self.prepared.packs is not None
         return PackedSFTTrainer(
-            hybrid_ft.load(self.base),
+            hybrid_ft.load(self.base) if model is None else model,
             sft_arguments(self.recipe, plan, folder),
             train_dataset=packs_dataset(self.prepared.train, self.prepared.packs),
             processing_class=self.tokenizer,

@@ -50,7 +50,8 @@ def delta_layer(config: Any) -> Any:
 
 
 def layer(config: Any, device: str) -> None:
-    """A delta layer in bfloat16 on the device against itself in float64 on the CPU, over documents of 70 and 60 tokens."""
+    """A delta layer in bfloat16 on the device against itself in float64 on the CPU, over documents of 70 and 60
+    tokens."""
     from hybrid_ft.hybrid_model.door.layout import build_layout
 
     torch.manual_seed(0)

@@ -65,8 +65,8 @@ TREE = ([65, 3, 64, 1, 2, 20, 40], [-1, 0, 0, 1, 1, 3, -1])
 
 
 def isolation(rows: Rows, dry: bool) -> None:
-    """The bundled model in bfloat16: packed documents against each alone, a tree against its paths, both beside float64 on
-    the same weights. Packing and forking may cost at most twice what bfloat16 costs by itself."""
+    """The bundled model in bfloat16: packed documents against each alone, a tree against its paths, both beside float64
+    on the same weights. Packing and forking may cost at most twice what bfloat16 costs by itself."""
     import hybrid_ft
     from hybrid_ft.hybrid_model.door.layout import tree_layout
 

@@ -40,8 +40,8 @@ def self_test(dry: bool) -> None:
     from hybrid_ft.kernels.gated_delta_rule.self_test import CASES, case, results
 
     dtype = torch.bfloat16  # float32 has no kernels
-    for edges, heads, dims, gate in CASES[: 1 if dry else None]:
-        results(gated_delta_rule, *case(edges, (heads, heads), dims, gate, dtype), dtype)
+    for edges, heads, dims, gate, options in CASES[: 1 if dry else None]:
+        results(gated_delta_rule, *case(edges, (heads, heads), dims, gate, dtype), dtype, **options)
     if not dry:  # what the quick tests launch beside these
         for keep in (False, True):
             given = case([0, 63, 130], (2, 2), (96, 192), "typical", dtype)

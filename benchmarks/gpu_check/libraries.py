@@ -13,8 +13,9 @@ WHEELS = ROOT / ".gpu-check"
 
 
 def unpack(folder: Path) -> None:
-    """The carried wheels: flash-linear-attention's to ``folder``/rivals, since transformers takes it wherever it finds it,
-    the others to ``folder``/site. The machine's own libraries stay as they are. Nothing where they are for another Python."""
+    """The carried wheels: flash-linear-attention's to ``folder``/rivals, since transformers takes it wherever it finds
+    it, the others to ``folder``/site. The machine's own libraries stay as they are. Nothing where they are for another
+    Python."""
     wheels, own = sorted(WHEELS.glob("*.whl")), f"-cp3{sys.version_info.minor}-"
     if any("-cp3" in wheel.name and own not in wheel.name for wheel in wheels):
         return

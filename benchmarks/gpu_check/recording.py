@@ -36,7 +36,8 @@ class Launch(NamedTuple):
         return self.kernel.__module__, self.name, tuple(sorted(self.options)), tuple(_kind(x) for x in given)
 
     def lightened(self) -> Launch:
-        """With tensors of a few numbers in place of its own, of the same dtype and alignment: what a compiler asks for."""
+        """With tensors of a few numbers in place of its own, of the same dtype and alignment: what a compiler asks
+        for."""
         args, options = _light(self.args), {name: _light(x) for name, x in self.options.items()}
         return self._replace(args=args, options=options)
 

@@ -38,7 +38,8 @@ def _told(rows: Rows, name: str, unit: str, record: dict[str, Any], less_is_bett
 
 
 def op(rows: Rows, dry: bool) -> None:
-    """Times of graphs first, then with the host's part; fla tunes itself over all its configurations, which are compiled."""
+    """Times of graphs first, then with the host's part; fla tunes itself over all its configurations, which are
+    compiled."""
     import checks
     import theirs
     from launches import graphs

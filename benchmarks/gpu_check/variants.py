@@ -6,7 +6,7 @@ from recording import Launch
 
 # kernel: (warps, stages or None where it has none, most registers or None)
 CHOICES: dict[str, list[tuple[int, int | None, int | None]]] = {
-    "inverse_kernel": [(1, None, None), (2, None, None), (4, None, None)],
+    "weights_kernel": [(4, None, 128), (4, None, None), (8, None, None)],
     "forward_kernel": [(4, 2, None), (4, 3, None), (4, 1, None)],
     "backward_kernel": [(4, 2, None), (8, 2, None), (8, 3, None)],
     "summary_kernel": [(4, 2, None), (4, 3, None)],

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 import transformers
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
@@ -22,11 +23,11 @@ from hybrid_ft.hybrid_model.checkpoint.generation_config import GenerationDefaul
 from hybrid_ft.hybrid_model.checkpoint.load import dtype_of, load
 from hybrid_ft.hybrid_model.checkpoint.merge import Merge
 from hybrid_ft.hybrid_model.checkpoint.merge_in_memory import merge_in_memory
-from hybrid_ft.hybrid_model.checkpoint.save import save, verify, write_config
+from hybrid_ft.hybrid_model.checkpoint.merge_places import Unplaced
+from hybrid_ft.hybrid_model.checkpoint.save import save, verify
 from hybrid_ft.hybrid_model.checkpoint.tokenizer import check_vocabulary, load_tokenizer
 from hybrid_ft.hybrid_model.checkpoint.whole_merge import OPENED_WHOLE, compare_with_peft
 from hybrid_ft.hybrid_model.families.family import is_scorer
-from hybrid_ft.hybrid_model.families.known import FAMILIES, family_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,9 +53,10 @@ def run(adapter: str, out: str, dtype: str | None, console: Console) -> int:
         base = find_folder(raw["base_model_name_or_path"], raw.get("revision"), weights=True)
         _refuse_quantised(base, raw)
         config = read_base_config(base)
-        if family_of(config).released is None or scores(raw):
+        asked = None if dtype is None else dtype_of(dtype)
+        merge = None if scores(raw) else _by_files(folder, base, config, asked)
+        if merge is None:
             return _in_memory(folder, base, dtype, place, console)
-        merge = Merge(folder, base, config, None if dtype is None else dtype_of(dtype))
     except InputError as error:
         named = f"{folder / CONFIG}: base_model_name_or_path: "
         raise InputError(str(error) if str(folder) in str(error) else f"{named}{error}", error.status) from None
@@ -81,12 +83,19 @@ def run(adapter: str, out: str, dtype: str | None, console: Console) -> int:
     return 0
 
 
+def _by_files(folder: Path, base: Path, config: Any, dtype: torch.dtype | None) -> Merge | None:
+    """None where a changed weight lies in several tensors of the base's files."""
+    try:
+        return Merge(folder, base, config, dtype)
+    except Unplaced:
+        return None
+
+
 def _in_memory(folder: Path, base: Path, dtype: str | None, place: Place, console: Console) -> int:
-    """For families whose files are written by way of transformers' own conversions, and for reward models."""
+    """For weights that transformers' own conversions join from several tensors, and for reward models."""
     if dtype is not None:
-        able = ", ".join(family.name for family in FAMILIES if family.released is not None)
         raise InputError(
-            f"--dtype: only language models of {able} can be changed; other results have their base's dtypes"
+            "--dtype: this adapter is merged in its base's dtypes; leave it out, then use hybrid-ft export --to transformers"
         )
     with console.status("loading the base"):
         model = load(base, scores=scores(read_config(folder)))
@@ -163,10 +172,6 @@ def _defaults(folder: Path, base: Path, config: Any, tokenizer: PreTrainedTokeni
 def _write_small_files(
     part: Path, merge: Merge, tokenizer: PreTrainedTokenizerBase, defaults: GenerationDefaults
 ) -> None:
-    config = merge.config
-    if merge.dtype is not None:
-        config.dtype = merge.dtype
-    config.architectures = [family_of(config).architecture]
-    write_config(config, part)
+    merge.write_config(part)
     defaults.config.save_pretrained(part)
     tokenizer.save_pretrained(part)

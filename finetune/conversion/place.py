@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hybrid_ft.errors import STORAGE, InputError
+from hybrid_ft.errors import BAD_INPUT, NUMERICS, STORAGE, InputError
 from hybrid_ft.finetune.runs import storage
 from hybrid_ft.finetune.runs.checkpoints import publish
+from hybrid_ft.finetune.runs.lock import taken
 
 _RECORD = ".conversion"
 
@@ -25,11 +25,16 @@ class Place:
         if not out.name:
             raise InputError(f"{out}: must be a new folder")
         if out.exists():
+            if out.is_dir():
+                (out / _RECORD).unlink(missing_ok=True)  # of a start that was cut off after its last step but this
             raise InputError(f"{out}: is there already; name a new folder")
         if not out.absolute().parent.is_dir():
             raise InputError(f"{out}: its folder does not exist; make {out.absolute().parent} first")
-        if self.part.exists() and not (self.part / _RECORD).is_file():
+        if self.part.exists() and not self._begun():
             raise InputError(f"{self.part}: is in the way; move it, or name another folder")
+
+    def _begun(self) -> bool:
+        return self.part.is_dir() and ((self.part / _RECORD).is_file() or not any(self.part.iterdir()))
 
     def check_room(self, needed: int) -> None:
         """Raise InputError where ``needed`` bytes do not fit beside what is done."""
@@ -46,7 +51,8 @@ class Place:
     def held(self, identity: str) -> Iterator[Path]:
         """The folder to fill, empty unless it was begun for the same ``identity``; no other process may fill it too.
 
-        What was written stays where the block fails, unless that is nothing.
+        What was written stays where the block fails, unless that is nothing, or the fault lies in what is converted, which no
+        second start could go on from.
         """
         try:
             self.part.mkdir(exist_ok=True)
@@ -54,10 +60,8 @@ class Place:
         except OSError as error:
             raise InputError(f"{self.part}: cannot be written ({error.strerror}); name another folder") from None
         with record:
-            try:
-                fcntl.lockf(record, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError):
-                raise InputError(f"{self.part}: another process is at work in it; wait for it, or stop it") from None
+            if not taken(record):
+                raise InputError(f"{self.part}: another process is at work in it; wait for it, or stop it")
             record.seek(0)
             if record.read() != identity:
                 for path in self.part.iterdir():
@@ -69,12 +73,18 @@ class Place:
                 os.fsync(record.fileno())
             try:
                 yield self.part
+            except InputError as error:
+                if error.status in (BAD_INPUT, NUMERICS):
+                    shutil.rmtree(self.part)
+                raise
             finally:
                 if self.part.is_dir() and [path.name for path in self.part.iterdir()] == [_RECORD]:
                     shutil.rmtree(self.part)
 
     def publish(self, part: Path) -> None:
-        """Give the filled folder its name."""
+        """Give the filled folder its name. The record goes last: by it a start after a cut knows the folder for its own."""
         for path in part.glob(".*"):
-            path.unlink()
+            if path.name != _RECORD:
+                path.unlink()
         publish(part, self.out)
+        (self.out / _RECORD).unlink()

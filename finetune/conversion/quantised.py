@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import importlib.util
 import logging
@@ -20,9 +19,11 @@ from hybrid_ft.errors import ENVIRONMENT, InputError
 from hybrid_ft.finetune.conversion.place import Place
 from hybrid_ft.finetune.conversion.source import Result, Source, relative_logits, write_config
 from hybrid_ft.finetune.runs import storage
+from hybrid_ft.finetune.runs.identity import digest_of, stamps
 from hybrid_ft.hybrid_model.checkpoint.config import json_object
 from hybrid_ft.hybrid_model.checkpoint.text_model import text_class
-from hybrid_ft.hybrid_model.checkpoint.weight_files import check_weight_files, give_usual_mode, read_headers
+from hybrid_ft.hybrid_model.checkpoint.usual_mode import give_usual_mode
+from hybrid_ft.hybrid_model.checkpoint.weight_files import check_weight_files, read_headers
 from hybrid_ft.hybrid_model.families.known import family_of, family_of_type
 from hybrid_ft.hybrid_model.quantised import large_layers
 
@@ -117,11 +118,8 @@ def _choose(source: Source, to: str) -> tuple[list[str], int]:
 
 
 def _identity(source: Source, to: str, dtype: torch.dtype) -> str:
-    parts = [to, str(dtype), importlib.metadata.version(PACKAGES[to])]
-    for path in [source.folder / "config.json", *read_headers(source.folder)]:
-        found = path.stat()
-        parts.append(f"{path} {found.st_size} {found.st_mtime_ns}")
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    files = [source.folder / "config.json", *read_headers(source.folder)]
+    return digest_of([to, str(dtype), importlib.metadata.version(PACKAGES[to]), *stamps(files)])
 
 
 @contextmanager

@@ -6,7 +6,6 @@ dtype. A shard is whole or not there: what was cut short goes on with the next o
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from math import prod
 from pathlib import Path
@@ -15,10 +14,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
-from hybrid_ft.errors import NUMERICS, InputError
+from hybrid_ft.finetune.runs.identity import digest_of, stamps
 from hybrid_ft.hybrid_model.checkpoint.tensor_files import (
     NewTensor,
     StoredTensor,
+    rounded,
     row_blocks,
     stored_tensors,
     write_files,
@@ -61,11 +61,8 @@ class Rewrite:
 
     def identity(self) -> str:
         """A digest of all that decides the result."""
-        parts = [str(self.dtype), str(self.shard), (self.source / "config.json").read_text(encoding="utf-8")]
-        for path in read_headers(self.source):
-            found = path.stat()
-            parts.append(f"{path} {found.st_size} {found.st_mtime_ns}")
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        config = (self.source / "config.json").read_text(encoding="utf-8")
+        return digest_of([str(self.dtype), self.shard, config, *stamps(read_headers(self.source))])
 
     def write(self, out: Path, show: Callable[[int, int], None] = lambda done, total: None) -> None:
         """The shards that ``out`` does not hold yet, and their index. ``show``: as ``write_files``."""
@@ -114,12 +111,6 @@ class Rewrite:
 
         def blocks() -> Iterator[torch.Tensor]:
             for start, stop in row_blocks(stored.shape):
-                rows = stored.read(start, stop).to(dtype)
-                if not bool(torch.isfinite(rows).all()):
-                    raise InputError(
-                        f"{self.source}: {name} holds values that are not finite in {dtype}; choose another --dtype",
-                        NUMERICS,
-                    )
-                yield rows
+                yield rounded(stored.read(start, stop), dtype, f"{self.source}: {name}")
 
         return NewTensor(name, dtype, stored.shape, blocks())

@@ -21,6 +21,7 @@ from typing import Any, Generic
 import pyarrow as pa
 
 from hybrid_ft.errors import ENVIRONMENT, InputError
+from hybrid_ft.finetune.data.rare_collections import NEW_OBJECTS
 from hybrid_ft.finetune.data.source_rows import Batch, EncodedBatch, Rows, encoded_batch
 from hybrid_ft.finetune.data.way import Made, Tokens, Way
 
@@ -117,5 +118,5 @@ def _begin(parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads are the parent's, which a fork does not have
-    gc.set_threshold(100_000)  # rows leave no circles, and looking for some takes a tenth of the time
+    gc.set_threshold(NEW_OBJECTS)
     gc.freeze()  # what the parent no longer needs is its own to take away, temporary folders above all

@@ -196,7 +196,8 @@ def _checksum(file: Path) -> list[Any]:
 
 
 def _locked(file: IO[str]) -> bool:
-    """Whether this process now holds a file. A disk that knows no locks keeps nobody out: an entry is whole all the same."""
+    """Whether this process now holds a file. Unlike a run's folder, an entry is whole whoever else is at work: a disk that
+    knows no locks keeps nobody out."""
     try:
         # not flock, which forked workers would inherit and hold for a while after this process is killed
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

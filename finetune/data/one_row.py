@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hybrid_ft.errors import InputError, shown
+from hybrid_ft.errors import InputError, did_you_mean, shown
 from hybrid_ft.finetune.data.messages.preference import Unusable
 from hybrid_ft.finetune.data.prepare import Kind, kind_of
 from hybrid_ft.finetune.data.report.account import NOTES, SourceCounts
@@ -16,7 +16,6 @@ from hybrid_ft.finetune.data.sources.rows import BadRow, origin
 from hybrid_ft.finetune.data.sources.source import open_source
 from hybrid_ft.finetune.data.tokens.encoder import Encoder
 from hybrid_ft.finetune.data.tokens.pieces import Pieces
-from hybrid_ft.finetune.recipe.nearest import did_you_mean
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -82,8 +81,8 @@ def _unread(source: Source, place: str, name: str, line: str) -> WholeRow | str 
     for row in opened.rows:
         at = origin(opened.name, row)
         if at == place:
-            if source.only is not None:
-                return WholeRow(place, "", dropped="passed over, as only says")
+            if source.only or source.without:
+                return WholeRow(place, "", dropped="passed over, as only or without says")
             return WholeRow(place, "", notes=["its answer stands in the pair of the good answer to its prompt"])
         file, here = split_origin(at)
         if file == name:
@@ -157,14 +156,15 @@ class _Finder:
 
     def _parts(self, columns: dict[str, Any]) -> list[TokenPart]:
         if "input_ids" in columns:
-            weights = columns["weights"] or [1.0] * len(columns["labels"])
-            learned = [0.0 if label == -100 else one for label, one in zip(columns["labels"], weights, strict=True)]
-            return [self._part("", columns["input_ids"], learned)]
+            ids, labels = (list(map(int, columns[name])) for name in ("input_ids", "labels"))
+            weights = columns["weights"] or [1.0] * len(labels)
+            learned = [0.0 if label == -100 else one for label, one in zip(labels, weights, strict=True)]
+            return [self._part("", ids, learned)]
         parts = [self._part("prompt", columns["prompt_ids"], [0.0] * len(columns["prompt_ids"]))]
         for name in ("chosen", "rejected", "completion"):
-            if (ids := columns.get(f"{name}_ids")) is not None:
+            if (answer := columns.get(f"{name}_ids")) is not None:
                 heading = f"{name}, judged {'good' if columns['label'] else 'bad'}" if "label" in columns else name
-                parts.append(self._part(heading, ids, [1.0] * len(ids)))
+                parts.append(self._part(heading, answer, [1.0] * len(answer)))
         return parts
 
     def _part(self, heading: str, ids: list[int], weights: list[float]) -> TokenPart:

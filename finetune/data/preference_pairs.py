@@ -27,6 +27,8 @@ from hybrid_ft.finetune.data.tokens.fit_pairs import (
 from hybrid_ft.finetune.data.way import TOKENS, Way
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from hybrid_ft.finetune.recipe.preference_section import Reward
     from hybrid_ft.finetune.recipe.schema import Dpo, Recipe
 
@@ -81,6 +83,23 @@ def count_pairs(store: TokenStore, rows: np.ndarray, packs: list[list[int]] | No
     unique = np.unique(rows)
     reversed_too = int(np.isin(store.opposites[unique], store.texts[unique]).sum())
     return PairCounts(prompt, chosen, rejected, prompts, duplicates, reversed_too, recipe.train.batch_tokens)
+
+
+def pairs_counted(rows: Dataset, recipe: Recipe) -> PairCounts:
+    """The counts of some pairs by their tokens."""
+    parts = [rows[f"{part}_ids"] for part in _PARTS]
+    whole = [tuple(map(tuple, pair)) for pair in zip(*parts, strict=True)]
+    known = set(whole)
+    prompt, chosen, rejected = (np.array([len(ids) for ids in part], dtype=np.int64) for part in parts)
+    return PairCounts(
+        prompt,
+        chosen,
+        rejected,
+        prompts=len({pair[0] for pair in known}),
+        duplicates=len(whole) - len(known),
+        reversed_too=sum((asked, worse, better) in known for asked, better, worse in whole),
+        batch_tokens=recipe.train.batch_tokens,
+    )
 
 
 def pair_example(row: dict[str, Any], encoder: Encoder) -> Example:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +15,9 @@ from hybrid_ft.finetune.data.decontaminate import decontaminated
 from hybrid_ft.finetune.data.judged_answers import answer_example, count_answers, way_of_answers
 from hybrid_ft.finetune.data.packing import pack
 from hybrid_ft.finetune.data.preference_pairs import count_pairs, pair_example, way_of_pairs
+from hybrid_ft.finetune.data.rare_collections import rare_collections
 from hybrid_ft.finetune.data.report.account import Account, Example, SplitCounts, refusal, rows_to_show
+from hybrid_ft.finetune.data.scratch import Scratch
 from hybrid_ft.finetune.data.selection import mix_sources, split_held_out
 from hybrid_ft.finetune.data.sources_in_tokens import SourcesInTokens
 from hybrid_ft.finetune.data.supervised import count_rows, row_example, way_of_rows
@@ -42,10 +43,10 @@ class Prepared:
     ends where the model is asked for an answer, an answer with the token that ends the turn, unless it was cut. Judged
     answers: ``prompt_ids``, ``completion_ids``, ``label`` (good: True) and ``origin``.
 
-    ``packs`` and ``eval_packs``: lists of row numbers, each row in one list; None without packing, and in
-    preference stages, whose steps pack themselves. ``eos_token_ids``: tokens that end an assistant's turn, the last turn's first.
-    ``chat_template``: the template's text, None where rows are plain text and there is none, and ``template_arguments``:
-    what it was given beside the rows, for the tokenizer that is saved.
+    ``packs`` and ``eval_packs``: lists of row numbers, each row in one list; None without packing, and in preference
+    stages, whose steps pack themselves. ``eos_token_ids``: tokens that end an assistant's turn, the last turn's first.
+    ``chat_template``: the template's text, None where rows are plain text and there is none, and
+    ``template_arguments``: what it was given beside the rows, for the tokenizer that is saved.
 
     The rows lie among the kept tokens, or in a temporary folder that goes when this object does.
     """
@@ -58,7 +59,7 @@ class Prepared:
     eos_token_ids: list[int]
     chat_template: str | None
     template_arguments: dict[str, Any]
-    folder: tempfile.TemporaryDirectory[str]
+    folder: Scratch
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class Kind:
     example: Callable[[dict[str, Any], Encoder], Example]
 
 
+@rare_collections()
 def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, refuse: bool = True) -> Prepared:
     """Read, encode, mix, split and pack a recipe's rows, or what its preference stage trains on.
 
@@ -79,7 +81,7 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, refuse: bool 
     """
     data, encoder = recipe.data, Encoder.of(recipe, tokenizer)
     kind = kind_of(recipe, encoder)
-    folder = tempfile.TemporaryDirectory(prefix="hybrid-ft-", ignore_cleanup_errors=True)
+    folder = Scratch()
     in_tokens = SourcesInTokens(recipe, encoder, kind.way, Path(folder.name))
 
     def read(sources: Sequence[Source], key: str, held_out: bool) -> tuple[TokenStore, np.ndarray, str | None]:

@@ -6,17 +6,18 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from hybrid_ft.errors import InputError, shown
-from hybrid_ft.finetune.data.labels import Only, rated_bad
-from hybrid_ft.finetune.data.messages.advice import advice
+from hybrid_ft.errors import InputError
+from hybrid_ft.finetune.data.labels import Only, chosen_by, rated_bad
+from hybrid_ft.finetune.data.messages.advice import PAIRS_HERE, advice
 from hybrid_ft.finetune.data.messages.answer_lists import as_pairs, holds_pairs
 from hybrid_ft.finetune.data.messages.beside import NOT_TO_BE_MISSED, is_blank
 from hybrid_ft.finetune.data.messages.column_templates import RUNAWAY_COLUMNS
 from hybrid_ft.finetune.data.messages.columns import pair_format, row_format
-from hybrid_ft.finetune.data.messages.conversation import Conversation
+from hybrid_ft.finetune.data.messages.conversation import NO_ANSWER, OPEN_END, Conversation
 from hybrid_ft.finetune.data.messages.joined_answers import joined
 from hybrid_ft.finetune.data.messages.judged_forms import JudgedForm, Label, judged_format, label_of, reader_of
 from hybrid_ft.finetune.data.messages.judgement import Judgement, taken_apart
+from hybrid_ft.finetune.data.messages.no_mapping import no_mapping, no_text
 from hybrid_ft.finetune.data.messages.pair_forms import PairForm
 from hybrid_ft.finetune.data.messages.plain_text import PlainText
 from hybrid_ft.finetune.data.messages.preference import MARGIN, Preference, Unusable, margin_from
@@ -59,6 +60,13 @@ def check_supervised(source: Source) -> None:
         raise InputError(f"data.sources: {source.path}: pairs: got {source.pairs}; only pairs have it, leave it out")
 
 
+def check_of_pairs(source: Source) -> None:
+    """Raise InputError for a key of a source that is for supervised rows."""
+    if source.format is not None:
+        text = f"data.sources: {source.path}: format: {source.format} is for supervised rows"
+        raise InputError(f"{text}; leave it out, the format of pairs is recognised, or set columns")
+
+
 def preferences(
     source: Source, counts: SourceCounts, margins: bool = False
 ) -> Iterator[tuple[str, Preference | BadRow | Unusable]]:
@@ -67,24 +75,22 @@ def preferences(
     ``counts`` fills meanwhile: rows read, form, notes, and at the end the columns and fields that nothing used. ``margins``:
     what a pair's row says of its margin is read. Raises InputError where the source cannot be read or holds no pairs.
     """
-    if source.format is not None:
-        text = f"data.sources: {source.path}: format: {source.format} is for supervised rows"
-        raise InputError(f"{text}; leave it out, the format of pairs is recognised, or set columns")
+    check_of_pairs(source)
     opened = open_source(source)
     rows = _chosen(source, opened, counts)
     ahead = list(itertools.islice(rows, LOOK_AHEAD))
     opened.rows = itertools.chain(ahead, rows)
-    if (label := _label_of_pairs(source, [row for row in ahead if isinstance(row, Row)])) is not None:
+    if (label := label_of_pairs(source, [row for row in ahead if isinstance(row, Row)])) is not None:
         opened.notes.append("good and bad answers to one prompt are its pairs")
         judged = converted(
             opened, counts, lambda rows: _judged_form(source, label, rows, opened.name), (BadRow, Unusable)
         )
         return joined(judged, source.pairs == "all", opened.notes)
     opened.rows, read_as = as_pairs(opened.rows, source, opened.notes)
-    return converted(opened, counts, lambda rows: _pair_form(read_as, rows, opened.name), (BadRow, Unusable), margins)
+    return converted(opened, counts, lambda rows: pair_form_of(read_as, rows, opened.name), (BadRow, Unusable), margins)
 
 
-def _label_of_pairs(source: Source, rows: list[Row]) -> Label | None:
+def label_of_pairs(source: Source, rows: list[Row]) -> Label | None:
     """The label of answers that are to be joined to pairs; None where rows hold pairs, or nothing says how good they are."""
     if source.columns is not None:
         return label_of(source, rows) if reader_of(source, "label") else None
@@ -154,6 +160,8 @@ def converted(
                 made.margin = margin_from(row.values[MARGIN])
                 read.add(MARGIN)
         except reason as why:
+            if isinstance(form, Form) and why.kind in (NO_ANSWER, OPEN_END.format("user")) and holds_pairs([row]):
+                why = BadRow(why.kind, f"{why}; {PAIRS_HERE}")
             yield place, why
             if why.kind == RUNAWAY_COLUMNS:
                 return  # the next row might take as long
@@ -171,8 +179,9 @@ def converted(
 
 
 def _chosen(source: Source, opened: Opened, counts: SourceCounts) -> Iterator[Any]:
-    """The rows that the source's ``only`` takes; one that cannot be read is not passed over."""
-    return iter(opened.rows) if source.only is None else _taken(opened.rows, Only(source.only, opened.name), counts)
+    """The rows that the source's ``only`` and ``without`` leave; one that cannot be read is not passed over."""
+    choice = chosen_by(source, opened.name)
+    return iter(opened.rows) if choice is None else _taken(opened.rows, choice, counts)
 
 
 def _taken(rows: Iterator[Any], choice: Only, counts: SourceCounts) -> Iterator[Any]:
@@ -198,17 +207,17 @@ def form_of_rows(source: Source, rows: list[Row], name: str, texts: bool) -> For
         raise InputError(f"{where}: format {source.format} needs {needed(source.format)} (columns found: {found})")
     known = "messages | prompt, completion | instruction, output | conversations | text"
     fix = f"known formats: {known}; for anything else {_SAY} columns: {{prompt: ..., completion: ...}}, {_JOINED}"
-    fix = advice(source, rows, "rows") or _list_inside(source, rows, name) or fix
+    fix = advice(source, rows, "rows") or no_mapping(source, rows, name) or fix
     raise InputError(f"{where}: columns in no known format (found {found}); {fix}")
 
 
-def _pair_form(source: Source, rows: list[Row], name: str) -> PairForm:
+def pair_form_of(source: Source, rows: list[Row], name: str) -> PairForm:
     form = pair_format(source, rows)
     if form is not None:
         return form
     known = "known formats: chosen, rejected | output_1, output_2, preference | responses, scores, beside a prompt"
     fix = f"{known}; for anything else {_SAY} columns: {{prompt: ..., chosen: ..., rejected: ...}}, {_JOINED}"
-    raise _without(rows, name, "a pair", advice(source, rows, "pairs") or fix)
+    raise _without(rows, name, "a pair", advice(source, rows, "pairs") or no_text(rows) or fix)
 
 
 def _judged_form(source: Source, label: Label | None, rows: list[Row], name: str) -> JudgedForm | PairForm:
@@ -217,21 +226,11 @@ def _judged_form(source: Source, label: Label | None, rows: list[Row], name: str
         return form
     known = "known formats: prompt, completion | messages | instruction, output, beside a label; chosen, rejected"
     fix = f"{known}; or {_SAY} columns: {{prompt: ..., completion: ..., label: ...}}, {_JOINED}"
-    raise _without(rows, name, "judged answers", advice(source, rows, "judged") or fix)
+    raise _without(rows, name, "judged answers", advice(source, rows, "judged") or no_text(rows) or fix)
 
 
 def _without(rows: list[Row], name: str, what: str, fix: str) -> InputError:
     return InputError(f"{origin(name, rows[0])}: no columns that hold {what} (found {_columns(rows)}); {fix}")
-
-
-def _list_inside(source: Source, rows: list[Row], name: str) -> str:
-    """What to do with a JSON file that is one object, with rows in a list in it; "" for others."""
-    for column, value in rows[0].values.items() if len(rows) == 1 and name.endswith(".json") else ():
-        if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
-            inner = [Row(number, item) for number, item in enumerate(value[:LOOK_AHEAD], 1)]
-            if row_format(source, inner) is not None:
-                return f"the rows seem to be the {len(value):,} objects in {shown(column)}; write that list alone to a file"
-    return ""
 
 
 def _columns(rows: list[Row]) -> str:

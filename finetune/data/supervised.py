@@ -92,7 +92,7 @@ def _fit(row: Encoded | EncodedText, data: Data) -> tuple[Encoded | EncodedText 
     if not row.turns:
         text = "the chat template marks none of the row's turns that are trained as the assistant's"
         raise BadRow(NOTHING_TO_LEARN, text)
-    most, length = data.max_length, len(row.ids)
+    most, length = data.max_length, len(row.tokens)
     if length > most:
         prompt = row.turns[0][0]
         if prompt >= most:
@@ -100,7 +100,7 @@ def _fit(row: Encoded | EncodedText, data: Data) -> tuple[Encoded | EncodedText 
         if data.on_long_row != "cut":
             raise Unusable(_LONG, f"has {length:,} tokens; data.max_length is {most:,}")
         row.turns = [(first, min(last, most - 1)) for first, last in row.turns if first < most]
-        row.ids = row.ids[:most]
+        row.tokens = row.tokens[:most]
         row.weights = row.weights and row.weights[:most]
         if not row.sizes()["trained"]:
             raise Unusable(

@@ -6,7 +6,7 @@ import errno
 import fnmatch
 import glob
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,12 +62,37 @@ def write_rows(prepared: Prepared, file: Path) -> int:
     true). Rows are in the order of the sources, each as often as the mix has it. Holds a row group in memory, about
     64 MB and 64 rows more. Raises InputError, status 5, where the disk has no room.
     """
-    names = ["split", "origin", *(name for name in prepared.train.column_names if name != "origin")]
+    splits = [("train", prepared.train), *([("held_out", prepared.eval)] if prepared.eval is not None else [])]
+    return write_tables(file, (table for split, rows in splits for table in tables(split, rows, names_of(prepared))))
+
+
+def names_of(prepared: Prepared) -> list[str]:
+    """The columns of the file."""
+    return ["split", "origin", *(name for name in prepared.train.column_names if name != "origin")]
+
+
+def tables(split: str, rows: Dataset, names: list[str]) -> Iterator[pa.Table]:
+    """The rows of a split for the file, some at a time."""
+    kept = rows.select_columns([name for name in names if name != "split"]).with_format("arrow")
+    for table in kept.iter(batch_size=_ROWS):
+        yield marked(split, table, names)
+
+
+def marked(split: str, table: pa.Table, names: list[str]) -> pa.Table:
+    """Rows as they lie in the store, for the file: their split said, and a weight for every token."""
+    if "weights" in names:
+        at = table.column_names.index("weights")
+        table = table.set_column(at, "weights", _whole_weights(table))
+    return table.append_column("split", pa.array([split] * len(table), pa.string())).select(names)
+
+
+def write_tables(file: Path, parts: Iterable[pa.Table]) -> int:
+    """Write tables of one schema as row groups, and return how many rows they have. Raises as ``write_rows``."""
     rows = 0
     try:
         writer: pq.ParquetWriter | None = None
         try:
-            for group in _groups(_tables(prepared, names)):
+            for group in _groups(parts):
                 writer = writer or pq.ParquetWriter(file, group.schema, compression="zstd")
                 writer.write_table(group)
                 rows += len(group)
@@ -81,29 +106,15 @@ def write_rows(prepared: Prepared, file: Path) -> int:
     return rows
 
 
-def _groups(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+def _groups(parts: Iterable[pa.Table]) -> Iterator[pa.Table]:
     held: list[pa.Table] = []
-    for table in tables:
+    for table in parts:
         held.append(table)
         if sum(one.nbytes for one in held) >= _GROUP:
             yield pa.concat_tables(held)
             held = []
     if held:
         yield pa.concat_tables(held)
-
-
-def _tables(prepared: Prepared, names: list[str]) -> Iterator[pa.Table]:
-    splits: list[tuple[str, Dataset]] = [("train", prepared.train)]
-    if prepared.eval is not None:
-        splits.append(("held_out", prepared.eval))
-    for split, dataset in splits:
-        kept = dataset.select_columns([name for name in names if name != "split"]).with_format("arrow")
-        for table in kept.iter(batch_size=_ROWS):
-            if "weights" in names:
-                at = table.column_names.index("weights")
-                table = table.set_column(at, "weights", _whole_weights(table))
-            marks = pa.array([split] * len(table), pa.string())
-            yield table.append_column("split", marks).select(names)
 
 
 def _whole_weights(table: pa.Table) -> pa.Array:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import time
 
 import torch
 
 from hybrid_ft.errors import one_line
+from hybrid_ft.finetune.data.report.account import counted
 from hybrid_ft.finetune.doctor.finding import Finding, absent
 from hybrid_ft.finetune.planning.gpus import read_table
 from hybrid_ft.finetune.runs import device
@@ -29,6 +31,19 @@ def versions() -> Finding:
     if device.is_gpu() and triton == "none":
         return Finding("versions", f"{said}; the kernels need triton: pip install triton", red=True)
     return Finding("versions", said)
+
+
+def unseen(listed: int) -> Finding | None:
+    """``listed``: GPUs that nvidia-smi names, of which torch sees none though nobody has hidden them."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") is not None or device.is_put_off()
+    if not listed or hidden or torch.cuda.is_available():
+        return None
+    said = f"torch {torch.__version__} sees none of the {counted(listed, 'GPU')} that nvidia-smi lists"
+    if torch.version.cuda is None:
+        mend = "it is a build without CUDA; install one with it, from https://pytorch.org"
+    else:
+        mend = f"the driver is too old for its CUDA {torch.version.cuda}, or broken; take a newer driver or another machine"
+    return Finding("torch", f"{said}: {mend}; ACCELERATE_USE_CPU=true trains on the CPU", red=True)
 
 
 def kernels() -> Finding:

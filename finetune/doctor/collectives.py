@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from hybrid_ft.finetune.data.scratch import Scratch
 from hybrid_ft.finetune.doctor.finding import Finding
 
 SECONDS = 60.0
@@ -43,7 +43,7 @@ def run_workers(command: Sequence[str], count: int, seconds: float, more: dict[s
 
     Whatever runs after ``seconds`` is killed: a collective that hangs cannot end by itself.
     """
-    with tempfile.TemporaryDirectory(prefix="hybrid-ft-doctor-") as place:
+    with Scratch() as place:
         environment = os.environ | (more or {})
         started = [
             subprocess.Popen(

@@ -9,6 +9,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from hybrid_ft.errors import InputError, one_line
 from hybrid_ft.finetune.data.report.account import counted
 from hybrid_ft.finetune.doctor.finding import Finding, absent
+from hybrid_ft.finetune.recipe.hub_files import hub_dataset
 
 if TYPE_CHECKING:
     from hybrid_ft.finetune.recipe.schema import Recipe
@@ -59,7 +60,7 @@ def data(recipe: Recipe) -> Finding:
 
     from huggingface_hub import HfApi
 
-    names = [source.path for source in [*recipe.data.sources, *recipe.data.eval.sources]]
+    names = [hub_dataset(source.path) for source in [*recipe.data.sources, *recipe.data.eval.sources]]
     remote = [name for name in dict.fromkeys(names) if not Path(name).expanduser().exists()]
     for name in remote:
         try:

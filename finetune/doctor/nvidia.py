@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from hybrid_ft.finetune.doctor.finding import Finding
 
+_REASONS, _REASONS_BEFORE = "clocks_event_reasons.active", "clocks_throttle_reasons.active"
 FIELDS = (
     "index",
     "name",
@@ -16,7 +17,7 @@ FIELDS = (
     "memory.total",
     "memory.used",
     "ecc.errors.uncorrected.volatile.total",
-    "clocks_event_reasons.active",
+    _REASONS,
     "temperature.gpu",
     "clocks.sm",
     "clocks.max.sm",
@@ -25,6 +26,10 @@ FIELDS = (
 )
 _SLOWED = {0x8: "hardware slowdown", 0x20: "too hot (driver)", 0x40: "too hot (hardware)", 0x80: "power brake"}
 """bits of clocks_event_reasons.active, as NVML numbers them"""
+_BROKEN = ("err!", "unknown error", "lost", "requires reset")
+"""in a value, of a GPU that has failed"""
+_PATIENCE = 10.0
+"""seconds; a GPU that has fallen off the bus makes nvidia-smi wait for minutes"""
 _USED = 2048
 """MiB that another program may have"""
 _XID = {48, 63, 64, 74, 79, 94, 95}
@@ -32,18 +37,40 @@ _XID = {48, 63, 64, 74, 79, 94, 95}
 _XID_LINE = re.compile(r"NVRM: Xid \((?P<where>[^)]*)\): (?P<number>\d+)")
 
 
+class Failed(Exception):
+    """nvidia-smi is there and gives no answer; the text is what it says."""
+
+
 def query() -> str | None:
-    """nvidia-smi's CSV without header and units; None where there is no such program or no driver."""
-    return _output(["nvidia-smi", f"--query-gpu={','.join(FIELDS)}", "--format=csv,noheader,nounits"])
+    """nvidia-smi's CSV without header and units; None where there is no such program. Raises Failed."""
+    done = _run(_asking(FIELDS))
+    if done is not None and done.returncode and _REASONS in done.stdout + done.stderr:
+        # the name of drivers before 535
+        done = _run(_asking([_REASONS_BEFORE if name == _REASONS else name for name in FIELDS]))
+    if done is None:
+        return None
+    if done.returncode:
+        lines = (done.stdout + done.stderr).split("\n")
+        raise Failed(next(filter(None, map(str.strip, lines)), f"status {done.returncode}")[:200])
+    return done.stdout
 
 
 def kernel_log() -> str | None:
     """None where it may not be read, as in most containers."""
-    return _output(["dmesg"])
+    try:
+        done = _run(["dmesg"])
+    except Failed:
+        return None
+    return done.stdout if done and done.returncode == 0 else None
+
+
+def finding_of_failure(said: str) -> Finding:
+    return Finding("GPUs", f"nvidia-smi fails: {said.rstrip('.')}; mend the driver, or take another machine", red=True)
 
 
 def findings_of_gpus(text: str) -> Iterator[Finding]:
-    """One for each line of ``query``; a value in brackets (``[N/A]``) is one that this GPU does not give."""
+    """One for each line of ``query``; a value in brackets (``[N/A]``) is one that this GPU does not give, or says that it
+    is lost."""
     for row in csv.reader(text.strip().splitlines(), skipinitialspace=True):
         if len(row) != len(FIELDS):
             yield Finding(
@@ -70,6 +97,9 @@ def finding_of_log(text: str | None) -> Finding:
 
 
 def _wrong(of: dict[str, str]) -> Iterator[str]:
+    broken = sorted({value for value in of.values() if any(words in value.lower() for words in _BROKEN)})
+    if broken:
+        yield f"nvidia-smi says {', '.join(broken)}: take another machine"
     errors = _number(of["ecc.errors.uncorrected.volatile.total"])
     if errors:
         yield f"{errors:,} uncorrected ECC errors: take another machine"
@@ -91,9 +121,15 @@ def _number(value: str) -> int | None:
     return int(value) if value.isdecimal() else None
 
 
-def _output(command: list[str]) -> str | None:
+def _asking(fields: Sequence[str]) -> list[str]:
+    return ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[str] | None:
+    """None where there is no such program that may be run. Raises Failed where it hangs."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False, errors="replace")
-    except (OSError, subprocess.TimeoutExpired):
+        return subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE, check=False, errors="replace")
+    except OSError:
         return None
-    return done.stdout if done.returncode == 0 else None
+    except subprocess.TimeoutExpired:
+        raise Failed(f"no answer within {_PATIENCE:.0f} s") from None

@@ -27,9 +27,8 @@ def run(recipe: Recipe | None, say: Callable[[str], None]) -> int:
 def check_quickly() -> None:
     """What takes a second, before a launch on GPUs. Raises InputError, status 3, with a line for each red one."""
     gpus = device.count() if device.is_gpu() else 0
-    if not gpus:
-        return
-    red = [str(one) for one in [*of_gpus(), system.shared_memory(gpus), system.limits()] if one.red]
+    found = [*of_gpus(), system.shared_memory(gpus), system.limits()] if gpus else [*unseen()]
+    red = [str(one) for one in found if one.red]
     if red:
         raise InputError("\n".join(red), ENVIRONMENT)
 
@@ -38,12 +37,13 @@ def findings(recipe: Recipe | None) -> Iterator[Finding]:
     gpus = device.count() if device.is_gpu() else 0
     yield arithmetic.versions()
     yield from of_gpus()
+    yield from unseen()
     yield arithmetic.kernels()
     yield arithmetic.rates()
     yield collectives.check(gpus)
     yield system.shared_memory(gpus)
     yield system.limits()
-    weights, kept = _needed(recipe)
+    weights, kept = _needed(recipe, gpus)
     yield system.memory(weights)
     yield system.disk(Path(recipe.output) if recipe and recipe.output else Path.cwd(), kept)
     yield hub.token()
@@ -54,16 +54,31 @@ def findings(recipe: Recipe | None) -> Iterator[Finding]:
 
 
 def of_gpus() -> Iterator[Finding]:
-    text = nvidia.query()
-    if not text or not text.strip():
-        yield absent("GPUs")
-        return
-    yield from nvidia.findings_of_gpus(text)
+    try:
+        text = nvidia.query()
+    except nvidia.Failed as error:
+        yield nvidia.finding_of_failure(str(error))
+    else:
+        if not text or not text.strip():
+            yield absent("GPUs")
+            return
+        yield from nvidia.findings_of_gpus(text)
     yield nvidia.finding_of_log(nvidia.kernel_log())
 
 
-def _needed(recipe: Recipe | None) -> tuple[int | None, int | None]:
-    """Bytes of host memory to load the weights in, and of disk for a run's checkpoints; None where it is not known."""
+def unseen() -> Iterator[Finding]:
+    """Red where the machine has GPUs, and torch would train on the CPU without a word."""
+    try:
+        text = nvidia.query()
+    except nvidia.Failed:  # a line of its own says so
+        return
+    if text and text.strip() and (found := arithmetic.unseen(len(text.strip().splitlines()))):
+        yield found
+
+
+def _needed(recipe: Recipe | None, gpus: int) -> tuple[int | None, int | None]:
+    """Bytes of host memory to load the weights in, and of disk for a run's checkpoints; None where it is not known. Where
+    each GPU has a copy its process loads one; pieces are sent."""
     if recipe is None:
         return None, None
     from hybrid_ft.finetune.machines.empty_model import empty_model
@@ -75,4 +90,5 @@ def _needed(recipe: Recipe | None) -> tuple[int | None, int | None]:
     except InputError:  # its own line says so
         return None, None
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    return weights, (recipe.train.keep + 1) * checkpoint_bytes(model)
+    loaded = weights if recipe.train.sharded else weights * max(gpus, 1)
+    return loaded, (recipe.train.keep + 1) * checkpoint_bytes(model, recipe.train.optimizer)

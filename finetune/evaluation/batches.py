@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -28,15 +29,24 @@ def in_batches(
     work: Callable[[list[int]], Sequence[Result]],
     beside: int = 0,
     padded: bool = False,
+    done: Sequence[bool] = (),
 ) -> Iterator[tuple[int, Result]]:
     """The results of rows of ``sizes`` tokens, each with its row's number, longest first, as batches are done.
 
     ``work`` takes the numbers of a batch's rows. ``beside``: tokens that every batch has besides. ``padded``: a row takes
-    as much room as the longest. Raises InputError, status 3, where one row alone does not fit into memory.
+    as much room as the longest. ``done`` [rows]: whose results are there already; they are not given again. Where those
+    are what an interruption left, the batches are those of a run that nobody touched, so that the results are the same to
+    the last bit. Raises InputError, status 3, where one row alone does not fit into memory.
     """
     waiting = sorted(range(len(sizes)), key=lambda row: -sizes[row])
+    there = next((at for at, row in enumerate(waiting) if not done[row]), len(waiting)) if done else 0
+    if done and any(done[row] for row in waiting[there:]):  # another choice of rows: those that are missing alone
+        waiting, there = [row for row in waiting if not done[row]], 0
     while waiting:
         rows = _fitting(waiting, sizes, budget, beside, padded)
+        if len(rows) <= there:
+            waiting, there = waiting[len(rows) :], there - len(rows)
+            continue
         try:
             results = work(rows)
         except (MemoryError, RuntimeError) as error:
@@ -57,7 +67,8 @@ def in_batches(
                 torch.cuda.empty_cache()
             continue
         waiting = waiting[len(rows) :]
-        yield from zip(rows, results, strict=True)
+        yield from itertools.islice(zip(rows, results, strict=True), there, None)
+        there = 0
 
 
 def _fitting(waiting: list[int], sizes: Sequence[int], budget: Budget, beside: int, padded: bool) -> list[int]:

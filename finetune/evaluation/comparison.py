@@ -5,7 +5,6 @@ Answers are greedy and kept as JSON lines, ``answers-<model>.jsonl``, so that a 
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hybrid_ft.errors import InputError
+from hybrid_ft.finetune.data.scratch import Scratch
 from hybrid_ft.finetune.recipe.schema import Evaluate, Recipe
 from hybrid_ft.finetune.recipe.stages import Questions
 from hybrid_ft.finetune.runs.console import say
@@ -44,7 +44,8 @@ def ask_base(questions: Questions, first: Recipe) -> list[dict[str, Any]]:
 
 
 def ask(questions: Questions, result: Path) -> list[dict[str, Any]]:
-    """The answers of a stage's model, in the order of the rows: source, origin, answer, reference, and whether it is exact."""
+    """The answers of a stage's model, in the order of the rows: source, origin, answer, reference, and whether it is
+    exact."""
     from hybrid_ft.finetune.generation.generate import load_for_answers
 
     model, tokenizer = load_for_answers(str(result))
@@ -89,7 +90,7 @@ def _asked(questions: Questions, tokenizer: PreTrainedTokenizerBase) -> Iterator
         raise InputError(
             f"evaluate.sources: {texts[0]}: format: text holds no question that can be asked; leave it out"
         )
-    with tempfile.TemporaryDirectory(prefix="hybrid-ft-", ignore_cleanup_errors=True) as folder:
+    with Scratch() as folder:
         store = tokenize_sources(sources, way_of_rows(questions.data, encoder, texts=False), Path(folder, "rows.arrow"))
         rows = store.dataset(np.arange(len(store)))
         yield rows, [sources[at].path for at in store.source.tolist()], encoder.eos_token_ids
@@ -120,8 +121,7 @@ def show_table(console: Console, columns: Columns) -> list[str]:
     from rich.table import Table
     from rich.text import Text
 
-    from hybrid_ft.finetune.evaluation import answers as evaluate
-    from hybrid_ft.finetune.evaluation import statistics
+    from hybrid_ft.finetune.evaluation import kept_answers, statistics
 
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("")
@@ -130,8 +130,8 @@ def show_table(console: Console, columns: Columns) -> list[str]:
     changes = []
     for source, answers in _by_source(columns).items():
         table.add_row(Path(source).name)
-        scores = evaluate.scores(answers)
-        for measure, cells in evaluate.measures(answers).items():
+        scores = kept_answers.scores(answers)
+        for measure, cells in kept_answers.measures(answers).items():
             table.add_row(f"  {measure}", *cells)
             models, rows = scores[measure]
             clusters = None if len(set(rows)) == len(rows) else rows

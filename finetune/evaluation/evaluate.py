@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,20 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hybrid_ft.errors import InputError
+from hybrid_ft.errors import InputError, did_you_mean
 from hybrid_ft.finetune.evaluation import contamination, gate, table
 from hybrid_ft.finetune.evaluation.batches import Budget
-from hybrid_ft.finetune.evaluation.compared import RESULTS, as_json, compared
+from hybrid_ft.finetune.evaluation.compared import as_json, compared
+from hybrid_ft.finetune.evaluation.files import RESULTS
 from hybrid_ft.finetune.evaluation.items import Items, read_items
-from hybrid_ft.finetune.evaluation.kept import Kept
+from hybrid_ft.finetune.evaluation.kept import Kept, file_name
 from hybrid_ft.finetune.evaluation.named_tasks import MEASURES, NamedTask, named_tasks
 from hybrid_ft.finetune.evaluation.scored import Scored
 from hybrid_ft.finetune.evaluation.scoring import examples, missing, of_items, score_missing
-from hybrid_ft.finetune.evaluation.stock_scores import measures_of, score_stock
+from hybrid_ft.finetune.evaluation.stock_scores import config_of, measures_of, score_stock
 from hybrid_ft.finetune.evaluation.stock_tasks import Stock, is_stock, load_stock
 from hybrid_ft.finetune.generation.generate import model_for_answers, tokenizer_for_answers
 from hybrid_ft.finetune.generation.model_digest import model_digest
-from hybrid_ft.finetune.recipe.nearest import did_you_mean
 from hybrid_ft.finetune.runs import device
 from hybrid_ft.finetune.runs.atomic import write_text
 from hybrid_ft.finetune.runs.console import say
@@ -144,8 +143,7 @@ def _of_model(
         return loaded[0]
 
     def kept_of(task: str) -> Kept:
-        file = re.sub(r"[^\w.-]+", "-", f"{task}-{model.name}")[:100]
-        return Kept(wanted.out / "answers" / f"{file}-{model.digest[:12]}.jsonl")
+        return Kept(wanted.out / "answers" / f"{file_name(f'{task}-{model.name}')}-{model.digest[:12]}.jsonl")
 
     found = []
     for (name, task, forgetting), items in zip(tasks, model.items, strict=True):
@@ -159,7 +157,9 @@ def _of_model(
             seconds = time.perf_counter() - began
         found.append(Scored(name, task, of_items(task, items, kept), tokens, seconds, forgetting))
     for one in stock:
-        found += score_stock(one, load, model.path, model.tokenizer, kept_of(one.name), budget, console)
+        with console.status(f"{model.name}: {one.name}"):
+            kept = kept_of(one.name)
+            found += score_stock(one, load, config_of(model.path), model.tokenizer, kept, budget)
     if loaded:
         loaded.clear()
         gc.collect()

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hybrid_ft.errors import InputError, shown
-from hybrid_ft.finetune.evaluation.compared import Measure
-from hybrid_ft.finetune.recipe.nearest import did_you_mean
+from hybrid_ft.errors import InputError, did_you_mean, shown
+from hybrid_ft.finetune.evaluation.measure import Measure
 from hybrid_ft.finetune.recipe.yaml_file import read_yaml
 
 Limits = dict[str, dict[str, float]]

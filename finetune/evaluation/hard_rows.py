@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hybrid_ft.finetune.evaluation.batches import Budget
+from hybrid_ft.finetune.evaluation.files import HARD_ROWS
 from hybrid_ft.finetune.evaluation.items import Asked, Item
 from hybrid_ft.finetune.evaluation.likelihood import log_probs
 
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-FILE = "hard-rows.jsonl"
-"""In a run's folder."""
 MOST = 20
 SHARE = 0.05
 """Of the tokens that a run has trained on, as many are read again at most: a fiftieth of its time."""
@@ -35,7 +34,7 @@ class HardRows:
     def summary(self) -> str:
         of = " and ".join(f"{count:,} {split} rows" for split, count in self.read.items())
         first = ", ".join(f"{row['origin']} ({row['loss']:.2f})" for row in self.rows[:3])
-        return f"{first}; {len(self.rows)} of {of} are in {FILE}"
+        return f"{first}; {len(self.rows)} of {of} are in {HARD_ROWS}"
 
 
 def hard_rows(

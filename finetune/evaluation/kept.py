@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from hybrid_ft.errors import STORAGE, InputError
+
+
+def file_name(text: str) -> str:
+    """A text as part of a path."""
+    return re.sub(r"[^\w.-]+", "-", text)[:100]
 
 
 class Kept:

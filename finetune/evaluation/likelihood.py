@@ -33,18 +33,18 @@ Token = tuple[float, bool]
 
 
 def log_probs(
-    model: PreTrainedModel, items: Sequence[Branched], budget: Budget
+    model: PreTrainedModel, items: Sequence[Branched], budget: Budget, done: Sequence[bool] = ()
 ) -> Iterator[tuple[int, list[list[float]]]]:
     """The number of each item with the log-probabilities of its branches' tokens, as ``weighed`` has them."""
-    for number, branches in weighed(model, items, budget):
+    for number, branches in weighed(model, items, budget, done):
         yield number, [[log_prob for log_prob, _ in branch] for branch in branches]
 
 
 def weighed(
-    model: PreTrainedModel, items: Sequence[Branched], budget: Budget
+    model: PreTrainedModel, items: Sequence[Branched], budget: Budget, done: Sequence[bool] = ()
 ) -> Iterator[tuple[int, list[list[Token]]]]:
     """The number of each item with what its branches' tokens weigh; of an item of labels, its labelled tokens as one
-    branch. Longest first, in batches.
+    branch. Longest first, in batches; without those that are ``done`` [items], as ``in_batches`` has it.
 
     A batch is a tree of segments: the tokens that all its prompts begin with, the rest of each prompt, its branches.
     """
@@ -55,6 +55,7 @@ def weighed(
         budget,
         lambda rows: _of_batch(model, [items[row] for row in rows]),
         beside=shared,
+        done=done,
     )
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from hybrid_ft.finetune.evaluation.task import LOWER_IS_BETTER, Task
+from hybrid_ft.finetune.evaluation.measure import LOWER_IS_BETTER, UNBOUNDED
+from hybrid_ft.finetune.evaluation.task import Task
 
 
 @dataclass
@@ -30,5 +31,5 @@ class Scored:
     forgetting: bool = False
     totals: dict[str, float] = field(default_factory=dict)
     falling: frozenset[str] = frozenset(LOWER_IS_BETTER)
-    unbounded: frozenset[str] = frozenset({"loss"})
+    unbounded: frozenset[str] = UNBOUNDED
     remarks: list[str] = field(default_factory=list)

@@ -47,13 +47,18 @@ def _held_against(task: Task, item: Item) -> Any:
     return [asked.answer, asked.right, columns]
 
 
-def missing(task: Task, items: Items, kept: Kept) -> list[tuple[int, int, str]]:
-    """Item, sample and key of every answer that is not there yet."""
+Job = tuple[int, int, str]
+"""Item, sample and key of an answer."""
+
+
+def missing(task: Task, items: Items, kept: Kept) -> list[Job]:
+    """Every answer that is not there yet."""
+    return [job for job in _jobs(task, items) if job[-1] not in kept.lines]
+
+
+def _jobs(task: Task, items: Items) -> list[Job]:
     return [
-        (number, sample, key)
-        for number, keys in enumerate(keys_of(task, items))
-        for sample, key in enumerate(keys)
-        if key not in kept.lines
+        (number, sample, key) for number, keys in enumerate(keys_of(task, items)) for sample, key in enumerate(keys)
     ]
 
 
@@ -67,10 +72,13 @@ def score_missing(
     tell: Callable[[int], None] = lambda done: None,
 ) -> int:
     """Make the answers that are missing and keep them. Returns the tokens that were written or weighed."""
-    jobs = missing(task, items, kept)
+    jobs = _jobs(task, items)
+    done = [key in kept.lines for _, _, key in jobs]
+    if all(done):
+        return 0
     tokens = 0
-    found = _weighed(task, items, jobs, model, budget) if not task.generated else _written(
-        task, items, jobs, model, tokenizer, budget
+    found = _weighed(task, items, jobs, done, model, budget) if not task.generated else _written(
+        task, items, jobs, done, model, tokenizer, budget
     )  # fmt: skip
     while part := list(itertools.islice(found, _TOGETHER)):
         tokens += sum(line.get("tokens", 0) for line in part)
@@ -80,10 +88,10 @@ def score_missing(
 
 
 def _weighed(
-    task: Task, items: Items, jobs: list[tuple[int, int, str]], model: PreTrainedModel, budget: Budget
+    task: Task, items: Items, jobs: list[Job], done: list[bool], model: PreTrainedModel, budget: Budget
 ) -> Iterator[dict[str, Any]]:
     asked = [items.items[number] for number, _, _ in jobs]
-    for row, values in log_probs(model, asked, budget):
+    for row, values in log_probs(model, asked, budget, done):
         item, (number, _, key) = asked[row], jobs[row]
         line = {"key": key, "item": number, "origin": item.asked.origin}
         if task.evaluator == "loss":
@@ -104,7 +112,8 @@ def _weighed(
 def _written(
     task: Task,
     items: Items,
-    jobs: list[tuple[int, int, str]],
+    jobs: list[Job],
+    done: list[bool],
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     budget: Budget,
@@ -114,7 +123,7 @@ def _written(
     ends = end_tokens(model, tokenizer, items.end_ids)
     # a text of the thoughts is none of the answer's
     stop = () if task.after else task.stop
-    answers = write_answers(model, tokenizer, prompts, ends, task.max_new_tokens, sampling, budget, stop)
+    answers = write_answers(model, tokenizer, prompts, ends, task.max_new_tokens, sampling, budget, stop, done)
     for row, (answer, tokens) in answers:
         number, sample, key = jobs[row]
         item = items.items[number]

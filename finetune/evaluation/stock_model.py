@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from hybrid_ft.finetune.data.tokens.encoder import Encoder
 from hybrid_ft.finetune.evaluation.batches import Budget
 from hybrid_ft.finetune.evaluation.kept import Kept
 from hybrid_ft.finetune.evaluation.likelihood import weighed
+from hybrid_ft.finetune.evaluation.share import ALONE, Share
 from hybrid_ft.finetune.evaluation.written import write_answers
 from hybrid_ft.finetune.generation.generate import Sampling
 from hybrid_ft.finetune.runs.identity import digest_of
@@ -75,9 +76,11 @@ class StockModel(TemplateLM):
         kept: Kept,
         budget: Budget,
         chat: bool = False,
+        share: Share = ALONE,
     ) -> None:
         super().__init__()
         self.load, self.tokenizer, self.kept, self.budget, self.chat = load, tokenizer, kept, budget, chat
+        self.share = share
         self.max_length = resolve_max_length(config, tokenizer)
         self.cut: set[tuple[int, ...]] = set()
         self.tokens = 0
@@ -161,45 +164,54 @@ class StockModel(TemplateLM):
 
     def _weigh(self, wanted: Sequence[_Weighed]) -> list[tuple[float, bool]]:
         """Of each continuation the log-probability of its tokens, and whether each is the likeliest."""
-        missing: dict[str, dict[tuple[int, ...], list[_Weighed]]] = {}
+        by_group: dict[str, dict[tuple[int, ...], list[_Weighed]]] = {}
         for one in dict.fromkeys(wanted):
-            if one.continuation and one.key not in self.kept.lines:
-                missing.setdefault(one.group, {}).setdefault(one.context, []).append(one)
-        for contexts in missing.values():
-            found = self._weighed_lines(list(contexts.values()))
-            while part := list(itertools.islice(found, _TOGETHER)):
-                self.kept.add(part)
+            if one.continuation:
+                by_group.setdefault(one.group, {}).setdefault(one.context, []).append(one)
+        self._keep(self._weighed_lines(self.share.of(list(contexts.values()))) for contexts in by_group.values())
         nothing = {"log_prob": 0.0, "greedy": True}
         lines = [self.kept.lines[one.key] if one.continuation else nothing for one in wanted]
         return [(float(line["log_prob"]), bool(line["greedy"])) for line in lines]
 
+    def _keep(self, groups: Iterable[Iterator[dict[str, Any]]]) -> None:
+        """Answer and keep, until all is there or a stop comes between."""
+        found = itertools.chain.from_iterable(groups)
+        while not self.share.stopped() and (part := list(itertools.islice(found, _TOGETHER))):
+            self.kept.add(part)
+        self.share.meet(self.kept)
+
     def _weighed_lines(self, contexts: list[list[_Weighed]]) -> Iterator[dict[str, Any]]:
+        there = self.kept.lines
+        done = [all(one.key in there for one in of_one) for of_one in contexts]
+        if all(done):
+            return
         items = [_Branched(list(one[0].context), [list(branch.continuation) for branch in one]) for one in contexts]
-        for number, branches in weighed(self.load(), items, self.budget):
+        for number, branches in weighed(self.load(), items, self.budget, done):
             self.tokens += len(items[number].prompt) + sum(map(len, items[number].branches))
             for one, tokens in zip(contexts[number], branches, strict=True):
+                if one.key in there:
+                    continue
                 log_prob, greedy = sum(value for value, _ in tokens), all(likeliest for _, likeliest in tokens)
                 yield {"key": one.key, "log_prob": log_prob, "greedy": greedy}
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         times: dict[str, int] = {}
         keys = []
-        missing: dict[str, list[tuple[str, Instance]]] = {}
+        by_group: dict[str, list[tuple[str, Instance]]] = {}
         for request in requests:
             name = digest_of(["written", *request.args])[7:39]
             times[name] = times.get(name, 0) + 1
             keys.append(f"{name}-{times[name]}")  # of several samples each has its own
-            if keys[-1] not in self.kept.lines:
-                group = digest_of([request.task_name, request.args[1]])
-                missing.setdefault(group, []).append((keys[-1], request))
-        for of_group in missing.values():
-            found = self._written_lines(of_group)
-            while part := list(itertools.islice(found, _TOGETHER)):
-                self.kept.add(part)
+            group = digest_of([request.task_name, request.args[1]])
+            by_group.setdefault(group, []).append((keys[-1], request))
+        self._keep(self._written_lines(self.share.of(of_group)) for of_group in by_group.values())
         return [self.kept.lines[key]["answer"] for key in keys]
 
     def _written_lines(self, wanted: list[tuple[str, Instance]]) -> Iterator[dict[str, Any]]:
         """Of requests of one task with the same settings."""
+        done = [key in self.kept.lines for key, _ in wanted]
+        if all(done):
+            return
         task = wanted[0][1].task_name
         settings: dict[str, Any] = dict(normalize_gen_kwargs(wanted[0][1].args[1], _MAX_NEW_TOKENS))
         until, most = list(settings.pop("until") or []), int(settings.pop("max_gen_toks"))
@@ -221,7 +233,7 @@ class StockModel(TemplateLM):
         ends = end_tokens(model, self.tokenizer, self.encoder.eos_token_ids if self.chat else [self.eot_token_id])
         until.append(str(self.tokenizer.decode(self.eot_token_id)))
         stops = [text for text in until[:-1] if text]
-        answers = write_answers(model, self.tokenizer, prompts, ends, most, sampling, self.budget, stops)
+        answers = write_answers(model, self.tokenizer, prompts, ends, most, sampling, self.budget, stops, done)
         for number, (text, count) in answers:
             self.tokens += count
             answer = postprocess_generated_text(text, until, None)

@@ -10,33 +10,34 @@ from typing import TYPE_CHECKING, Any
 from hybrid_ft.finetune.evaluation.batches import Budget
 from hybrid_ft.finetune.evaluation.kept import Kept
 from hybrid_ft.finetune.evaluation.scored import Scored
-from hybrid_ft.finetune.evaluation.stock_tasks import PREFIX, Stock, asked
+from hybrid_ft.finetune.evaluation.share import ALONE, Share
+from hybrid_ft.finetune.evaluation.stock_tasks import Stock, asked, templates_once
+from hybrid_ft.finetune.recipe.shipped import STOCK
 from hybrid_ft.hybrid_model.checkpoint.adapter_files import CONFIG, read_adapter
 from hybrid_ft.hybrid_model.checkpoint.config import find_config
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 def score_stock(
     stock: Stock,
     load: Callable[[], PreTrainedModel],
-    path: str,
+    config: PreTrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
     kept: Kept,
     budget: Budget,
-    console: Console,
+    share: Share = ALONE,
 ) -> list[Scored]:
     """A model's scores: of a group whose score is the mean over all rows one, else one of each of its tasks.
 
-    ``load``: opens the model at ``path``, and is called where an answer is missing.
+    ``load``: opens the model of ``config``, and is called where an answer is missing.
     """
     from hybrid_ft.finetune.evaluation.stock_model import StockModel
 
-    model = StockModel(load, _config(path), tokenizer, kept, budget, chat=stock.options.form == "chat")
+    model = StockModel(load, config, tokenizer, kept, budget, stock.options.form == "chat", share)
     began = time.perf_counter()
-    with console.status(stock.name):
+    with templates_once():
         found = _scored(stock, asked(stock, model))
     found[0].tokens, found[0].seconds = model.tokens, time.perf_counter() - began
     if model.cut:
@@ -46,7 +47,7 @@ def score_stock(
     return found
 
 
-def _config(path: str) -> PreTrainedConfig:
+def config_of(path: str) -> PreTrainedConfig:
     """Of a model, or of an adapter's base."""
     folder = Path(path).expanduser()
     if not (folder / CONFIG).is_file():
@@ -60,7 +61,7 @@ def measures_of(stock: Stock) -> dict[str, list[str]]:
     found = {}
     for leaf, task in stock.leaves.items():
         filters = [one.name for one in getattr(task, "_filters", [])] or ["none"]
-        found[f"{PREFIX}{leaf}"] = [_measure(f"{metric},{one}") for one in filters for metric in task.aggregation()]
+        found[f"{STOCK}{leaf}"] = [_measure(f"{metric},{one}") for one in filters for metric in task.aggregation()]
     means = _over_all_rows(stock)
     if not means and len(found) > 1:
         return found
@@ -115,7 +116,7 @@ def _of_leaf(stock: Stock, leaf: str, results: dict[str, Any]) -> Scored:
         line["scores"] = {name: float(line["scores"][name]) for name in line["scores"] if name in known}
     falling = {name for name in {*known, *totals} if higher.get(name.partition(",")[0]) is False}
     return Scored(
-        f"{PREFIX}{leaf}",
+        f"{STOCK}{leaf}",
         None,
         lines,
         forgetting=stock.forgetting,
@@ -138,7 +139,7 @@ def _line(stock: Stock, leaf: str, sample: dict[str, Any]) -> dict[str, Any]:
         answer = answer[0]
     return {
         "item": sample["doc_id"],
-        "origin": f"{PREFIX}{leaf}:{sample['doc_id'] + 1}",
+        "origin": f"{STOCK}{leaf}:{sample['doc_id'] + 1}",
         "question": str(task.doc_to_text(sample["doc"])),
         "answer": str(answer),
         "reference": str(reference),

@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import logging
 import random
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 from pydantic import Field
 
-from hybrid_ft.errors import ENVIRONMENT, InputError, one_line
+from hybrid_ft.errors import ENVIRONMENT, InputError, did_you_mean, one_line
 from hybrid_ft.finetune.recipe.load import validated
 from hybrid_ft.finetune.recipe.mistakes import Mistakes
-from hybrid_ft.finetune.recipe.nearest import did_you_mean
 from hybrid_ft.finetune.recipe.overrides import apply_overrides
 from hybrid_ft.finetune.recipe.section import AtLeastOne, Section, Text
+from hybrid_ft.finetune.recipe.shipped import STOCK, task_called
 from hybrid_ft.finetune.recipe.yaml_file import YamlFile
+from hybrid_ft.finetune.runs.identity import digest_of
 
 if TYPE_CHECKING:
     from lm_eval.api.group import Group
     from lm_eval.api.task import Task as LmEvalTask
     from lm_eval.tasks.manager import TaskDict, TaskManager
 
-PREFIX = "lm_eval:"
-"""Before the name of a task that lm_eval has."""
 _FEWSHOT_SEED = 1234
 """Of the examples that a task draws, as in lm_eval's own command."""
 
@@ -64,11 +66,18 @@ class Stock:
     @property
     def group(self) -> Group | None:
         """Where the name is a group's."""
-        return self.tasks.get("groups", {}).get(self.name.removeprefix(PREFIX))
+        return self.tasks.get("groups", {}).get(self.name.removeprefix(STOCK))
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Of its tasks' settings and of the rows that are asked."""
+        return digest_of(
+            [self.options.model_dump(), [_identity(task, leaf, self.rows) for leaf, task in self.leaves.items()]]
+        )
 
 
 def is_stock(name: str) -> bool:
-    return name.startswith(PREFIX)
+    return name.startswith(STOCK)
 
 
 def load_stock(
@@ -85,7 +94,7 @@ def load_stock(
     with _quiet():
         manager = _manager([name for name, _ in wanted])
         found = [
-            Stock(_called(name), _loaded(name, manager), how, forgotten)
+            Stock(task_called(name), _loaded(name, manager), how, forgotten)
             for (name, forgotten), how in zip(wanted, options, strict=True)
         ]
         for stock in found:
@@ -97,32 +106,27 @@ def load_stock(
 
 def _options(name: str, changes: Sequence[str]) -> StockOptions:
     """Of the changes those for this task, or for all."""
-    own = [change.removeprefix(f"{_called(name)}:") for change in changes]
+    own = [change.removeprefix(f"{task_called(name)}:") for change in changes]
     own = [change for change in own if ":" not in change.partition("=")[0]]
     mistakes = Mistakes(Path("override"), YamlFile({}, {}, []))
     values: dict[str, Any] = {}
     apply_overrides(values, own, mistakes)
     options = validated(values, StockOptions, mistakes)
     if options is None or mistakes:
-        raise InputError("\n".join(f"{_called(name)}: {line}" for line in mistakes.render().splitlines()))
+        raise InputError("\n".join(f"{task_called(name)}: {line}" for line in mistakes.render().splitlines()))
     return options
-
-
-def _called(name: str) -> str:
-    path = name.removeprefix(PREFIX)
-    return f"{PREFIX}{Path(path).stem if Path(path).suffix in ('.yaml', '.yml') else path}"
 
 
 def _manager(names: Sequence[str]) -> TaskManager:
     from lm_eval.tasks import TaskManager
 
     # to read its 14,000 files takes a quarter of a minute
-    stock = [name for name in names if not Path(name.removeprefix(PREFIX)).is_file()]
+    stock = [name for name in names if not Path(name.removeprefix(STOCK)).is_file()]
     return TaskManager(include_defaults=bool(stock))
 
 
 def _loaded(name: str, manager: TaskManager) -> TaskDict:
-    spec = name.removeprefix(PREFIX)
+    spec = name.removeprefix(STOCK)
     if not Path(spec).is_file() and spec not in manager.task_index:
         raise InputError(f"{name}: lm_eval has no task of that name{did_you_mean(spec, manager.all_tasks)}")
     try:
@@ -161,14 +165,21 @@ def _set_up(stock: Stock, limit: int | None) -> None:
         stock.rows = {leaf: sorted(chance.sample(range(counts[leaf]), share[leaf])) for leaf in counts}
 
 
+def _identity(task: LmEvalTask, leaf: str, rows: dict[str, list[int]] | None) -> list[Any]:
+    # functions stand in the settings as texts with their places in memory
+    settings = re.sub(r" at 0x[0-9a-f]+", "", str(sorted(task.dump_config().items())))
+    docs = task.eval_docs
+    return [leaf, settings, [docs[row] for row in (rows[leaf] if rows else range(len(docs)))]]
+
+
 def asked(stock: Stock, model: Any) -> dict[str, Any]:
-    """lm_eval's results and samples of one model, an ``lm_eval.api.model.LM``."""
+    """lm_eval's results and samples of one model, an ``lm_eval.api.model.LM``. Random states are afterwards what they
+    were."""
     import lm_eval
 
     for task in stock.leaves.values():
         task.set_fewshot_seed(_FEWSHOT_SEED)
-    random.seed(0)
-    with _quiet():
+    with _quiet(), _same_chance():
         results = lm_eval.evaluate(
             model,
             stock.tasks,
@@ -181,6 +192,29 @@ def asked(stock: Stock, model: Any) -> dict[str, Any]:
         )
     assert results is not None
     return dict(results)
+
+
+@contextlib.contextmanager
+def templates_once() -> Iterator[None]:
+    """lm_eval compiles a task's templates anew for each row, longer than a small model answers."""
+    from lm_eval.utils import env
+
+    env.from_string = functools.lru_cache(maxsize=None)(env.from_string)
+    try:
+        yield
+    finally:
+        del env.from_string
+
+
+@contextlib.contextmanager
+def _same_chance() -> Iterator[None]:
+    before, arrays = random.getstate(), np.random.get_state()
+    random.seed(0)
+    try:
+        yield
+    finally:
+        random.setstate(before)
+        np.random.set_state(arrays)
 
 
 @contextlib.contextmanager

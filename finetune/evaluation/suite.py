@@ -9,15 +9,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.evaluation import table
 from hybrid_ft.finetune.evaluation.batches import Budget
-from hybrid_ft.finetune.evaluation.compared import RESULTS, SUITE_FOLDER, as_json, compared
+from hybrid_ft.finetune.evaluation.compared import as_json, compared
+from hybrid_ft.finetune.evaluation.files import RESULTS, SUITE_FOLDER
 from hybrid_ft.finetune.evaluation.items import Items, read_items
-from hybrid_ft.finetune.evaluation.kept import Kept
+from hybrid_ft.finetune.evaluation.kept import Kept, file_name
 from hybrid_ft.finetune.evaluation.named_tasks import MEASURES, NamedTask, named_tasks
 from hybrid_ft.finetune.evaluation.scored import Scored
 from hybrid_ft.finetune.evaluation.scoring import examples, keys_of, missing, of_items, score_missing
-from hybrid_ft.finetune.evaluation.task import LOWER_IS_BETTER
+from hybrid_ft.finetune.evaluation.share import Share
+from hybrid_ft.finetune.evaluation.stock_scores import measures_of, score_stock
+from hybrid_ft.finetune.evaluation.stock_tasks import Stock, is_stock, load_stock
 from hybrid_ft.finetune.runs.atomic import write_text
 from hybrid_ft.finetune.runs.identity import digest_of
 from hybrid_ft.finetune.runs.processes import Processes
@@ -42,21 +46,34 @@ class Suite:
     file of its own, so that any number of them goes on."""
 
     def __init__(
-        self, tasks: list[NamedTask], items: list[Items], tokenizer: PreTrainedTokenizerBase, folder: Path
+        self,
+        tasks: list[NamedTask],
+        items: list[Items],
+        stock: list[Stock],
+        tokenizer: PreTrainedTokenizerBase,
+        folder: Path,
     ) -> None:
-        self.tasks, self.items, self.tokenizer, self.folder = tasks, items, tokenizer, folder
+        self.tasks, self.items, self.stock, self.tokenizer, self.folder = tasks, items, stock, tokenizer, folder
 
     @classmethod
     def of(cls, wanted: schema.Suite, tokenizer: PreTrainedTokenizerBase, run: Path) -> Suite:
         """Raises InputError for tasks and rows that cannot be used. ``run``: the run's folder."""
         allow = "evaluate.suite.run_code: true"
-        tasks = named_tasks(wanted.tasks, wanted.forgetting, (), allow, wanted.run_code)
+        own, forgetting = ([name for name in part if not is_stock(name)] for part in (wanted.tasks, wanted.forgetting))
+        tasks = named_tasks(own, forgetting, (), allow, wanted.run_code)
+        stock = load_stock(wanted.tasks, wanted.forgetting, (), wanted.limit)
+        lines = [*(name for name, _, _ in tasks), *(name for one in stock for name in measures_of(one))]
+        if wanted.best and wanted.best not in lines:
+            raise InputError(
+                f"evaluate.suite.best: got {wanted.best}, whose tasks are scored one by one; must be one of {', '.join(lines)}"
+            )
         items = [read_items(task, tokenizer, wanted.limit) for _, task, _ in tasks]
-        return cls(tasks, items, tokenizer, run / SUITE_FOLDER)
+        return cls(tasks, items, stock, tokenizer, run / SUITE_FOLDER)
 
     def digest(self) -> str:
         """Of all rows and of how they are asked and scored."""
-        return digest_of([keys_of(task, items) for (_, task, _), items in zip(self.tasks, self.items, strict=True)])
+        keys = [keys_of(task, items) for (_, task, _), items in zip(self.tasks, self.items, strict=True)]
+        return digest_of([keys, *(one.digest for one in self.stock)])
 
     def forget_after(self, step: int) -> None:
         """Remove what steps have answered that a resumed run takes again."""
@@ -66,10 +83,11 @@ class Suite:
 
     def done(self, step: int) -> bool:
         """Whether every answer of a step is there."""
-        return all(
+        own = all(
             not missing(task, items, self._kept(step, name))
             for (name, task, _), items in zip(self.tasks, self.items, strict=True)
         )
+        return own and all(_whole(one) in self._kept(step, one.name).lines for one in self.stock)
 
     def measure(
         self,
@@ -81,7 +99,7 @@ class Suite:
         """Every task's answers by the weights of a step, the same in each process; None where a stop came between."""
         processes = processes or Processes()
         found = []
-        for (name, task, _), items in zip(self.tasks, self.items, strict=True):
+        for (name, task, forgetting), items in zip(self.tasks, self.items, strict=True):
             share = replace(items, items=items.items[processes.rank :: processes.count])
 
             def tell(done: int) -> None:
@@ -95,12 +113,42 @@ class Suite:
                 score_missing(task, share, own, model, self.tokenizer, Budget(), tell)
             if processes.any(stopped()):
                 return None
-            found.append(Scored(name, task, of_items(task, items, self._kept(step, name))))
+            lines = of_items(task, items, self._kept(step, name))
+            found.append(Scored(name, task, lines, forgetting=forgetting))
+        for stock in self.stock:
+            with _asked_to_stop():
+                found += self._of_stock(stock, model, step, processes, stopped)
+            if processes.any(stopped()):
+                return None
+        return found
+
+    def _of_stock(
+        self,
+        stock: Stock,
+        model: PreTrainedModel,
+        step: int,
+        processes: Processes,
+        stopped: Callable[[], bool],
+    ) -> list[Scored]:
+        own = self._kept(step, stock.name, processes.rank)
+        processes.wait()
+
+        def meet(kept: Kept) -> None:
+            if processes.any(stopped()):
+                raise _Asked
+            kept.lines |= self._kept(step, stock.name, processes.rank).lines
+            # none may go on to write before all have read
+            processes.wait()
+
+        share = Share(processes.rank, processes.count, stopped, meet)
+        found = score_stock(stock, lambda: model, model.config, self.tokenizer, own, Budget(), share)
+        if processes.main and _whole(stock) not in own.lines:
+            own.add([{"key": _whole(stock)}])
         return found
 
     def _kept(self, step: int, name: str, rank: int = 0) -> Kept:
         """The lines of all processes; what is added goes into this one's file."""
-        place = self.folder / f"step-{step}" / name
+        place = self.folder / f"step-{step}" / file_name(name)
         kept = Kept(place / f"{rank}.jsonl")
         for file in place.glob("*.jsonl"):
             if file != kept.path:
@@ -114,17 +162,12 @@ class Suite:
     def badness(self, found: list[Scored], task: str) -> float:
         """What is least where a task's score is best."""
         scored = next(one for one in found if one.name == task)
-        falls = _measure(scored) in LOWER_IS_BETTER
-        return _mean(scored) if falls else -_mean(scored)
+        return _mean(scored) if _measure(scored) in scored.falling else -_mean(scored)
 
     def conclude(self, console: Console, before: list[Scored], after: list[Scored], paths: list[str]) -> None:
         """Show the table of before and after, and keep it."""
         by_task = [list(pair) for pair in zip(before, after, strict=True)]
-        measures = [
-            measure
-            for (_, _, forgetting), found in zip(self.tasks, by_task, strict=True)
-            for measure in compared(found, forgetting)
-        ]
+        measures = [measure for found in by_task for measure in compared(found, found[0].forgetting)]
         table.show(console, NAMES, measures, by_task)
         more: dict[str, Any] = {"paths": paths, "examples": examples(by_task)}
         write_text(self.folder / RESULTS, as_json(NAMES, measures, **more))
@@ -138,14 +181,22 @@ def _asked_to_stop() -> Iterator[None]:
         pass
 
 
+def _whole(stock: Stock) -> str:
+    """The key that says that all answers are there: which there are is lm_eval's to know."""
+    return f"whole {stock.digest}"
+
+
 def _measure(scored: Scored) -> str:
-    assert scored.task is not None
+    if scored.task is None:
+        return next(iter({**scored.lines[0]["scores"], **scored.totals}))
     return MEASURES[scored.task.evaluator][0]
 
 
 def _mean(scored: Scored) -> float:
     """Over rows; of a loss over tokens, as the table has it."""
     name = _measure(scored)
-    weights = [float(line["tokens"]) if name == "loss" else 1.0 for line in scored.lines]
+    if name in scored.totals:
+        return scored.totals[name]
+    weights = [float(line["tokens"]) if scored.task and name == "loss" else 1.0 for line in scored.lines]
     values = [line["scores"].get(name, 0.0) for line in scored.lines]
     return sum(weight * value for weight, value in zip(weights, values, strict=True)) / sum(weights)

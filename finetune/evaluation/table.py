@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hybrid_ft.finetune.evaluation.answers import show_answers
-from hybrid_ft.finetune.evaluation.compared import METHOD, Measure
+from hybrid_ft.finetune.evaluation.measure import METHOD, Measure
 from hybrid_ft.finetune.evaluation.scored import Scored
 from hybrid_ft.finetune.runs.console import duration, say
 
@@ -25,9 +25,11 @@ def show(
     table.add_column("")
     table.add_column("rows", justify="right")
     for name in models:
-        table.add_column(Text(name), justify="right")
+        table.add_column(Text(name), justify="right", overflow="fold")
     for name in models[1:]:
-        table.add_column(Text(f"{name} - {models[0]}") if len(models) > 2 else "difference", justify="right")
+        heading = Text(f"{name} - {models[0]}") if len(models) > 2 else "difference"
+        # a narrow screen breaks words and cuts nothing off
+        table.add_column(heading, justify="right", overflow="fold")
     if any(measure.met is not None for measure in measures):
         table.add_column("met in training", justify="right")
     blocks = [[m for m in measures if not m.forgetting], [m for m in measures if m.forgetting]]

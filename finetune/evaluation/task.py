@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from hybrid_ft.errors import InputError
+from hybrid_ft.errors import InputError, did_you_mean
 from hybrid_ft.finetune.data.messages.column_templates import ColumnTemplate, is_template
 from hybrid_ft.finetune.evaluation.stock_tasks import is_stock
 from hybrid_ft.finetune.recipe.checks import secrets
@@ -16,15 +16,13 @@ from hybrid_ft.finetune.recipe.data_section import Source
 from hybrid_ft.finetune.recipe.files import Files
 from hybrid_ft.finetune.recipe.load import validated
 from hybrid_ft.finetune.recipe.mistakes import Mistakes, Wrong
-from hybrid_ft.finetune.recipe.nearest import did_you_mean, nearest_file
+from hybrid_ft.finetune.recipe.nearest import nearest_file
 from hybrid_ft.finetune.recipe.overrides import apply_overrides
 from hybrid_ft.finetune.recipe.section import AtLeastOne, Section, Seed, Text
 from hybrid_ft.finetune.recipe.shipped import EVALUATIONS, evaluation_names
 from hybrid_ft.finetune.recipe.yaml_file import read_yaml
 
 Evaluator = Literal["exact", "contains", "number", "choice", "json", "calls", "code", "loss", "instructions"]
-LOWER_IS_BETTER = ("loss", "invented")
-"""Measures that fall as a model gets better."""
 _PATH_IS_SOURCE = BeforeValidator(lambda value: {"path": value} if isinstance(value, str) else value)
 _BY_LIKELIHOOD = ("choice", "loss")
 
@@ -100,8 +98,8 @@ class Task(Section):
 def load_task(name: str, overrides: Sequence[str] = ()) -> tuple[str, Task]:
     """A task's name and what it says, from a file or by the name of one that ships, with ``key=value`` overrides.
 
-    Another path of rows is other rows: split, configuration and revision of the old ones go with them. Local paths open from the current directory, or from beside the file. Raises InputError with one line per mistake.
-    """
+    Another path of rows is other rows: split, configuration and revision of the old ones go with them. Local paths open
+    from the current directory, or from beside the file. Raises InputError with one line per mistake."""
     file = _find(name)
     text = read_yaml(file, "task", "rows:, evaluator:, prompt:")
     mistakes = Mistakes(file, text)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
 
 _WORTH_SHARING = 64
 """Tokens of a shared beginning from which on a copy of its states is cheaper than reading it again."""
+_WORTH_LEAVING = 4
+"""Rows that have ended from which on it is cheaper to go on without them."""
 
 
 def write_answers(
@@ -32,60 +33,83 @@ def write_answers(
     sampling: Sampling,
     budget: Budget,
     stop: Sequence[str] = (),
+    done: Sequence[bool] = (),
 ) -> Iterator[tuple[int, tuple[str, int]]]:
     """The number of each prompt with the text that follows it and how many tokens that has; longest first, in batches.
 
-    ``stop``: texts at which an answer may end; they, and what the last token has beyond them, stand in it.
+    ``stop``: texts at which an answer may end; they, and what the last token has beyond them, stand in it. ``done``
+    [prompts]: which have an answer already, as ``in_batches`` has it.
     """
+    if all(done) if done else not prompts:
+        return iter(())
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (end_ids or [0])[0]
     config = sampling.config(end_ids, pad, max_new_tokens)
-    prefix = common_prefix(prompts)[: min(map(len, prompts), default=1) - 1]
-    states = _states_of(model, prefix) if len(prompts) > 1 and len(prefix) >= _WORTH_SHARING else None
+    prefix = common_prefix(prompts)[: min(map(len, prompts)) - 1]
+    if len(prompts) < 2 or len(prefix) < _WORTH_SHARING:
+        prefix = []
+    states = _states_of(model, prefix or prompts[0][:1])
     if states is None:
         prefix = []
-    texts = [text for text in stop if text]
-
-    def ended(beyond: int) -> StoppingCriteriaList | None:
-        return StoppingCriteriaList([_AtText(tokenizer, texts, beyond)]) if texts else None
+    elif not prefix:
+        states = DynamicCache()
+    stops = _Stops(tokenizer, [text for text in stop if text], set(end_ids))
 
     def work(rows: list[int]) -> list[tuple[str, int]]:
         if sampling.temperature:
             torch.manual_seed(sampling.seed + rows[0])
-        new = _continue(model, prefix, states, [prompts[row][len(prefix) :] for row in rows], config, ended)
+        new = _continue(model, prefix, states, [prompts[row][len(prefix) :] for row in rows], config, stops)
         return [(str(tokenizer.decode(ids, skip_special_tokens=True)), len(ids)) for ids in new]
 
     sizes = [len(prompt) + max_new_tokens for prompt in prompts]
-    return in_batches(sizes, budget, work, padded=True)
+    return in_batches(sizes, budget, work, padded=True, done=done)
 
 
-class _AtText(StoppingCriteria):
-    """Ends each row where its new tokens hold one of some texts. transformers' own looks at the prompt's end as well."""
+class _Stops:
+    """Where answers end: at one of some texts, or of some tokens."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], beyond: int) -> None:
-        self.tokenizer, self.texts, self.beyond = tokenizer, texts, beyond
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], ends: set[int]) -> None:
+        self.tokenizer, self.texts, self.ends = tokenizer, texts, ends
         # a token has a byte at least; one more, of which a text may be the end
-        self.reach = max(len(text.encode()) for text in texts) + 1
-        self.done: list[bool] = []
+        self.reach = max((len(text.encode()) for text in texts), default=0) + 1
+
+    def at(self, new: list[int]) -> bool:
+        """Whether an answer ends with the last of its new tokens."""
+        if new[-1] in self.ends:
+            return True
+        if not self.texts:
+            return False
+        tail = str(self.tokenizer.decode(new[-self.reach :], skip_special_tokens=True))
+        return any(text in tail for text in self.texts)
+
+
+class _Ended(StoppingCriteria):
+    """Ends each row where its new tokens do; with ``shrinks`` all of them once half have ended, so that the rest can go
+    on alone. transformers' own looks for texts at the prompt's end as well."""
+
+    def __init__(self, stops: _Stops, beyond: int, rows: int, shrinks: bool) -> None:
+        self.stops, self.beyond, self.shrinks = stops, beyond, shrinks
+        self.ends: list[int | None] = [None] * rows
+        """After how many tokens each row has ended."""
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        new = input_ids[:, self.beyond :][:, -self.reach :].tolist()
-        self.done = self.done or [False] * len(new)
-        for row, ids in enumerate(new):
-            if not self.done[row]:
-                tail = str(self.tokenizer.decode(ids, skip_special_tokens=True))
-                self.done[row] = any(text in tail for text in self.texts)
-        return torch.tensor(self.done, device=input_ids.device)
+        count = input_ids.shape[1] - self.beyond
+        for row, new in enumerate(input_ids[:, self.beyond :][:, -self.stops.reach :].tolist()):
+            if self.ends[row] is None and self.stops.at(new):
+                self.ends[row] = count
+        rows, going = len(self.ends), self.ends.count(None)
+        leave = self.shrinks and going <= rows // 2 <= rows - _WORTH_LEAVING
+        return torch.tensor([leave or end is not None for end in self.ends], device=input_ids.device)
 
 
 def _states_of(model: Any, prefix: list[int]) -> DynamicCache | None:
     """The cache after a prefix, of one row; None for a model whose caches are not this project's, which alone can be
     continued exactly with rows padded between."""
-    cache = DynamicCache()
     with torch.inference_mode():
         ids = torch.tensor([prefix], device=next(model.parameters()).device)
-        out = model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
-    cache = out.past_key_values
-    ours = all(isinstance(layer, AttentionCache | DeltaCache) for layer in cache.layers)
+        # without a cache given: transformers' own mixers need one that is made of the config
+        cache = model.base_model(input_ids=ids, use_cache=True).past_key_values
+    layers = getattr(cache, "layers", [])
+    ours = bool(layers) and all(isinstance(layer, AttentionCache | DeltaCache) for layer in layers)
     return cache if ours else None
 
 
@@ -95,25 +119,47 @@ def _continue(
     states: DynamicCache | None,
     rests: list[list[int]],
     config: GenerationConfig,
-    ended: Callable[[int], StoppingCriteriaList | None],
+    stops: _Stops,
 ) -> list[list[int]]:
-    """The new tokens of each prompt, without the end token and what comes after it."""
+    """The new tokens of each prompt, without the end token and what comes after it.
+
+    ``states``: the cache after ``prefix``, of one row, empty without one; None for a model whose caches are not this
+    project's. Rows that have ended leave the batch.
+    """
     longest = max(map(len, rests))
     device, pad = next(model.parameters()).device, config.pad_token_id
-    ids = [prefix + [pad] * (longest - len(rest)) + rest for rest in rests]
-    mask = [[1] * len(prefix) + [0] * (longest - len(rest)) + [1] * len(rest) for rest in rests]
+    begin, most = len(prefix) + longest, config.max_new_tokens
+    ids = torch.tensor([prefix + [pad] * (longest - len(rest)) + rest for rest in rests], device=device)
+    mask = torch.ones_like(ids)
+    for row, rest in enumerate(rests):
+        mask[row, len(prefix) : begin - len(rest)] = 0
     past: dict[str, Any] = {}
     if states is not None:
         past["past_key_values"] = own = copy.deepcopy(states)
-        own.batch_repeat_interleave(len(rests))
+        if prefix:
+            own.batch_repeat_interleave(len(rests))
+    new: list[list[int]] = [[] for _ in rests]
+    rows = list(range(len(rests)))
     with torch.inference_mode():
-        out = model.generate(
-            input_ids=torch.tensor(ids, device=device),
-            attention_mask=torch.tensor(mask, device=device),
-            generation_config=config,
-            stopping_criteria=ended(len(ids[0])),
-            **past,
-        )
-    # a row that has ended at a text is filled up with padding
-    ends = {*(config.eos_token_id or ()), pad}
-    return [list(itertools.takewhile(lambda token: token not in ends, row)) for row in out[:, len(ids[0]) :].tolist()]
+        while True:
+            config = copy.copy(config)  # the next batch starts from its own
+            config.max_new_tokens = most - (ids.shape[1] - begin)
+            ended = _Ended(stops, begin, len(rows), states is not None)
+            ids = model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                generation_config=config,
+                stopping_criteria=StoppingCriteriaList([ended]),
+                **past,
+            )
+            for row, tokens, end in zip(rows, ids[:, begin:].tolist(), ended.ends, strict=True):
+                new[row] = tokens[:end]
+            going = [at for at, end in enumerate(ended.ends) if end is None]
+            if not going or ids.shape[1] - begin >= most:
+                break
+            rows = [rows[at] for at in going]
+            kept = torch.tensor(going, device=device)
+            own.batch_select_indices(kept)
+            ids = ids[kept]
+            mask = torch.cat((mask[kept], mask.new_ones(len(rows), ids.shape[1] - mask.shape[1])), dim=1)
+    return [tokens[:-1] if tokens and tokens[-1] in stops.ends else tokens for tokens in new]

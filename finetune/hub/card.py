@@ -11,8 +11,9 @@ import yaml
 
 import hybrid_ft
 from hybrid_ft.errors import InputError, masked
-from hybrid_ft.finetune.evaluation.answers import measures, read_lines
+from hybrid_ft.finetune.evaluation.kept_answers import measures, read_lines
 from hybrid_ft.finetune.hub.bundle import Kind, hub_name
+from hybrid_ft.finetune.recipe.hub_files import HUB_FILES, hub_dataset
 from hybrid_ft.finetune.recipe.stage_kinds import PREFERENCE, STAGE_KINDS
 from hybrid_ft.hybrid_model.checkpoint.config import json_object
 
@@ -108,8 +109,8 @@ class RunRecord:
 def make_card(
     name: str, kind: Kind, base: str | None, run: RunRecord | None, license_id: str | None, scores: bool = False
 ) -> str:
-    """The text of ``README.md``. ``base``: the hub's name where the folder itself says it; what is not known is said to be so.
-    ``scores``: of a reward model."""
+    """The text of ``README.md``. ``base``: the hub's name where the folder itself says it; what is not known is said to
+    be so. ``scores``: of a reward model."""
     on_hub = base or (run.on_hub("model.path", run.base) if run else None)
     local = f"`{Path(run.base).name}`, a local folder" if run else "a base that is not recorded"
     shown = f"[{on_hub}](https://huggingface.co/{on_hub})" if on_hub else local
@@ -134,7 +135,7 @@ def _front_matter(kind: Kind, base: str | None, run: RunRecord | None, license_i
     data = ModelCardData(
         base_model=base,
         base_model_relation=_RELATION[kind] if base else None,
-        datasets=list(dict.fromkeys(name for name in names if name)) or None,
+        datasets=list(dict.fromkeys(hub_dataset(name) for name in names if name)) or None,
         library_name=_LIBRARY[kind],
         license=license_id,
         pipeline_tag="text-classification" if scores else "text-generation",
@@ -158,7 +159,7 @@ def _data(run: RunRecord) -> Iterator[str]:
     for key, source in _sources(run):
         name = run.on_hub(f"{key}.path", source["path"])
         place = (
-            f"[{name}](https://huggingface.co/datasets/{name})"
+            f"[{name.removeprefix(HUB_FILES)}](https://huggingface.co/datasets/{hub_dataset(name)})"
             if name
             else f"`{Path(source['path']).name}`, a local file"
         )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hybrid_ft.errors import ENVIRONMENT, InputError, one_line
+from hybrid_ft.errors import ENVIRONMENT, InputError, one_line, shown
+from hybrid_ft.finetune.data.scratch import Scratch
 from hybrid_ft.finetune.hub.bundle import CARD, Bundle, read_bundle
 from hybrid_ft.finetune.hub.card import RunRecord, make_card
 from hybrid_ft.finetune.runs import storage
@@ -17,6 +18,9 @@ from hybrid_ft.finetune.runs.console import say
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+_LICENSE = re.compile(r"[a-z0-9]+([.+-][a-z0-9]+)*")
 
 
 def run(
@@ -39,6 +43,8 @@ def run(
     _check_name(name)
     if base is not None:
         _check_name(base, "--base: ")
+    if license_id is not None and not _LICENSE.fullmatch(license_id):
+        raise InputError(f"--license: got {shown(license_id)}; must be an id of the hub's, such as apache-2.0 or other")
     bundle = read_bundle(folder, base)
     if not any(path.name == CARD for path in bundle.files):
         made_by = _run_of(folder, run_folder)
@@ -60,7 +66,7 @@ def run(
         repo = url.repo_id
         if private and not api.repo_info(repo).private:
             raise InputError(f"--private: {repo} is there and public; make it private on the hub, or take another name")
-        with tempfile.TemporaryDirectory(prefix="hybrid-ft-push-") as place, console.status(f"sending to {repo}"):
+        with Scratch() as place, console.status(f"sending to {repo}"):
             bundle.fill(Path(place))
             api.upload_folder(repo_id=repo, folder_path=place, commit_message=f"{bundle.kind}, by hybrid-ft")
     say(console, f"sent      {url}")

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
-from hybrid_ft.finetune.machines.shape import FLOAT32, Shape
+from hybrid_ft.finetune.machines.shape import FLOAT32, Layer, Shape
 
 MARGIN = 0.03
 """relative, between the reckoning and the trace"""
@@ -25,17 +25,33 @@ MARGIN = 0.03
 
 @dataclass(frozen=True)
 class Batch:
-    """The largest micro-batch: tokens, those with a label, shared prompts; ``several`` of them are one step."""
+    """The largest micro-batch: tokens, those with a label, shared prompts; ``several`` of them are one step; ``processes``
+    share each, and these are the tokens of one of them."""
 
     tokens: int
     labelled: int
     prompts: int = 0
     several: bool = True
+    processes: int = 1
 
     def over(self, processes: int) -> Batch:
-        """What lies with each of some processes that share it; of heads the largest share counts as the mean."""
+        """What lies with each of some processes that share it."""
         tokens, labelled, prompts = (-(-n // processes) for n in (self.tokens, self.labelled, self.prompts))
-        return replace(self, tokens=tokens, labelled=labelled, prompts=prompts)
+        return replace(self, tokens=tokens, labelled=labelled, prompts=prompts, processes=processes)
+
+    def kept(self, layer: Layer) -> int:
+        """Bytes that a layer's backward needs beside its input, in the process with the largest share of the heads."""
+        more = layer.apart if self.processes > 1 else 0
+        return self.tokens * ((layer.kept or 0) + more) + self._above_mean(layer, layer.by_heads)
+
+    def mixed(self, layer: Layer) -> int:
+        """Bytes of what mixing the tokens gave in this process."""
+        return self.tokens * layer.mixed + self._above_mean(layer, layer.mixed)
+
+    def _above_mean(self, layer: Layer, by_heads: int) -> int:
+        """Of ``by_heads`` bytes a token what the largest share of the heads has more than the mean."""
+        largest = -(-layer.heads // self.processes)
+        return self.tokens * by_heads * (self.processes * largest - layer.heads) // layer.heads
 
 
 @dataclass(frozen=True)
@@ -71,7 +87,7 @@ def peak(
 
 def held(shape: Shape, gpus: int = 1, sharded: bool = False) -> int:
     """Bytes between steps: weights and two moments."""
-    return -(-(shape.bytes + shape.moments * shape.trained) // (gpus if sharded else 1))
+    return -(-(shape.bytes + shape.moments) // (gpus if sharded else 1))
 
 
 def _moments(
@@ -82,7 +98,7 @@ def _moments(
     hows = [False if number in left_out else checkpointing for number in range(len(layers))]
     gradient = shape.gradient
     all_gradients = gradient * shape.trained // pieces
-    always = {"weights": shape.bytes // pieces, "moments": shape.moments * shape.trained // pieces}
+    always = {"weights": shape.bytes // pieces, "moments": shape.moments // pieces}
     if ddp:
         always["DDP's buckets"] = gradient * shape.trained
     waiting = all_gradients if batch.several else 0
@@ -104,10 +120,10 @@ def _moments(
     first = 0 if checkpointing else next((n for n, layer in enumerate(layers) if layer.trained), 0)
     below = [0]  # bytes that the layers before each keep until their backward
     for number, (layer, how) in enumerate(zip(layers, hows)):
-        mixed = layer.mixed if how == "selective" else 0
-        kept = 0 if how == "offload" else N * (layer.input + mixed)
+        mixed = batch.mixed(layer) if how == "selective" else 0
+        kept = 0 if how == "offload" else N * layer.input + mixed
         if not how:
-            kept = N * (layer.read + (layer.kept or 0)) + copies[number] if number >= first else 0
+            kept = N * layer.read + batch.kept(layer) + copies[number] if number >= first else 0
         below.append(below[-1] + kept)
     last = in_layer[-1] if layers else 0
     ends = N * 2 * stream + batch.labelled * stream  # what the last norm reads and gives, rows of the labelled
@@ -118,9 +134,9 @@ def _moments(
     whole_head = gradient * shape.head if pieces > 1 else 0  # until the end of backward
     for number in range(len(layers) - 1, first - 1, -1):
         layer, how = layers[number], hows[number]
-        mixed = layer.mixed if how == "selective" else 0
-        inputs = N * (layer.input + mixed if how else layer.read)
-        own = N * ((layer.kept or 0) - mixed + layer.spare) + batch.prompts * 4 * shape.pair if shape.proven else 0
+        mixed = batch.mixed(layer) if how == "selective" else 0
+        inputs = N * layer.input + mixed if how else N * layer.read
+        own = batch.kept(layer) - mixed + N * layer.spare + batch.prompts * 4 * shape.pair if shape.proven else 0
         own += (copies[number] - shape.arithmetic * layer.last if copies[number] else 0) + shape.unpacked
         gathered = 0
         if pieces > 1:
@@ -136,6 +152,6 @@ def _moments(
         if not batch.several:
             done = gradient * layer.trained // pieces
             grown += done - (gradient * layer.last if pieces == 1 else 0)
-    yield memory("the optimizer's step", all_gradients, 0, 0, 0, 0)
+    yield memory("the optimizer's step", all_gradients, 0, shape.step, 0, 0)
     if pieces > 1 and layers:
         yield memory("the first gathering", waiting, N * stream, 0, 2 * (root + (embedding or in_layer[0])), 0)

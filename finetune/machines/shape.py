@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
+from hybrid_ft.finetune.runs.moments import moment_bytes, step_bytes
 from hybrid_ft.hybrid_model.families.known import family_of_type, is_known
 from hybrid_ft.hybrid_model.quantised import packed_bytes
 
@@ -43,6 +44,12 @@ class Layer:
     copies              numbers whose copy in the arithmetic's dtype is kept for backward
     last                numbers of the projection that backward starts with
     attends             whether it is an attention layer; of other families not known
+
+    Where processes share a micro-batch's tokens, and each mixes those of some heads:
+
+    heads               that are shared
+    by_heads            of ``kept`` what lies by heads
+    apart               bytes a token more: what is kept by heads and by tokens, and is one tensor otherwise
     """
 
     name: str
@@ -57,6 +64,9 @@ class Layer:
     copies: int
     last: int
     attends: bool = False
+    heads: int = 1
+    by_heads: int = 0
+    apart: int = 0
 
 
 @dataclass(frozen=True)
@@ -74,8 +84,10 @@ class Shape:
     """bytes of the largest weight in 4 or 8 bits, unpacked for the time of its product"""
     gradient: int = FLOAT32
     """bytes of a trained number's gradient"""
-    moments: int = 2 * FLOAT32
-    """bytes that the optimizer keeps of it"""
+    moments: int = 0
+    """bytes that the optimizer keeps of all of them"""
+    step: int = 0
+    """bytes that its step makes and lets go again"""
 
     @property
     def bytes(self) -> int:
@@ -105,11 +117,17 @@ class Shape:
         return all(layer.kept is not None for layer in self.layers)
 
 
-def shape_of(model: nn.Module, config: PreTrainedConfig, bfloat16: bool, quantize: str | None = None) -> Shape:
+def shape_of(
+    model: nn.Module,
+    config: PreTrainedConfig,
+    bfloat16: bool,
+    quantize: str | None = None,
+    optimizer: str = "adamw",
+) -> Shape:
     """Of a model with or without adapters, on any device and also on none.
 
     bfloat16: the arithmetic's dtype; weights without gradients are kept in it, others in float32; quantize: how the
-    base's large ones are kept.
+    base's large ones are kept; optimizer: the recipe's name of it.
     """
     arithmetic = 2 if bfloat16 else FLOAT32
     count = max(
@@ -147,6 +165,7 @@ def shape_of(model: nn.Module, config: PreTrainedConfig, bfloat16: bool, quantiz
         middle = config.intermediate_size if known else 0
         keeps_middle = full or "down_proj" in own
         attends = of_kind is _of_attention
+        heads, by_heads = _by_heads(config, attends, arithmetic) if known else (1, 0)
         layers.append(
             Layer(
                 name=f"layer {number}"
@@ -162,12 +181,16 @@ def shape_of(model: nn.Module, config: PreTrainedConfig, bfloat16: bool, quantiz
                 copies=weights[number] if full and arithmetic != FLOAT32 else 0,
                 last=config.hidden_size * middle if full or small else 0,
                 attends=known and attends,
+                heads=heads,
+                by_heads=by_heads,
+                apart=arithmetic * _queries(config) if known and attends and (full or "o_proj" in own) else 0,
             )
         )
     outside = Layer("", weights[count], trained[count], sizes[count], 0, 0, 0, 0, 0, 0, 0)
     states = FLOAT32 * _state(config) if known else 0
-    kept_of_each = (2, 5) if small else (FLOAT32, 2 * FLOAT32)
-    return Shape(tuple(layers), outside, head, arithmetic, states, unpacked, *kept_of_each)
+    gradient = arithmetic if small else FLOAT32
+    kept, made = moment_bytes(model, optimizer), step_bytes(model, optimizer)
+    return Shape(tuple(layers), outside, head, arithmetic, states, unpacked, gradient, kept, made)
 
 
 def _trained_dtype(model: nn.Module) -> torch.dtype | None:
@@ -236,8 +259,8 @@ def _of_delta(config: Any, own: dict[str, tuple[int, float]], full: bool, arithm
 
 def _of_attention(config: Any, own: dict[str, tuple[int, float]], full: bool, arithmetic: int, stream: int) -> int:
     """The same of an attention layer, whose norms come after mixer and MLP and read what those give."""
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    queries, keys = config.num_attention_heads * head, config.num_key_value_heads * head
+    queries = _queries(config)
+    keys = queries // config.num_attention_heads * config.num_key_value_heads
     rope = (config.rope_parameters or {}).get("rope_theta") is not None
     return (
         _inputs("q_proj k_proj v_proj", config.hidden_size, own, full, arithmetic)
@@ -251,13 +274,29 @@ def _of_attention(config: Any, own: dict[str, tuple[int, float]], full: bool, ar
     )
 
 
+def _queries(config: Any) -> int:
+    """Attention's channels."""
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(config.num_attention_heads * head)
+
+
+def _by_heads(config: Any, attends: bool, arithmetic: int) -> tuple[int, int]:
+    """Heads of a layer, and bytes a token of theirs that its backward needs: what the mixer's operators read and return."""
+    if attends:
+        queries, heads = _queries(config), config.num_attention_heads
+        keys = queries // heads * config.num_key_value_heads
+        return config.num_key_value_heads, arithmetic * (2 * queries + 2 * keys) + 4 * heads
+    keys, heads = config.linear_num_key_heads * config.linear_key_head_dim, config.linear_num_value_heads
+    values = heads * config.linear_value_head_dim
+    return config.linear_num_key_heads, arithmetic * 2 * (2 * keys + values) + heads * (arithmetic * CHUNK + 44)
+
+
 def _mixed(config: Any, kind: str, arithmetic: int) -> int:
     """Bytes a token of what the delta rule's operator, or attention's, returns."""
     if kind == "linear_attention":
         heads = config.linear_num_value_heads
         return heads * (arithmetic * (config.linear_value_head_dim + CHUNK) + 32)
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return config.num_attention_heads * (arithmetic * head + 4)
+    return arithmetic * _queries(config) + 4 * config.num_attention_heads
 
 
 def _state(config: Any) -> int:

@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from hybrid_ft.errors import masked, one_line
-from hybrid_ft.finetune.mirror.files import CHECKPOINTS, HOLDER, RECORD, RESULTS, manifest_of, record_of, small_files
+from hybrid_ft.finetune.mirror.files import (
+    CHECKPOINTS,
+    HOLDER,
+    RECORD,
+    RESULTS,
+    best_step,
+    manifest_of,
+    record_of,
+    small_files,
+)
 from hybrid_ft.finetune.mirror.place import Place
 from hybrid_ft.finetune.runs.atomic import sha256
 from hybrid_ft.finetune.runs.checkpoints import MANIFEST, step_of
@@ -45,7 +54,7 @@ class Copying:
         self._best: int | None = None
         self._at_work: Path | None = None
         self._sent: set[tuple[str, str]] = set()
-        self._signs: dict[str, tuple[int, int]] = {}
+        self._signs: dict[str, object] = {}
         self._there: dict[str, bytes] = {}
         self._step: int | None = None
         self.fault: str | None = None
@@ -64,7 +73,7 @@ class Copying:
 
     def begin(self, newest: Path | None) -> None:
         """Start the thread. ``newest``: the checkpoint that the run goes on from."""
-        self._newest, self.begun = newest, True
+        self._newest, self._best, self.begun = newest, best_step(newest) if newest else None, True
         self.tell()
         threading.Thread(target=self._work, name="mirror", daemon=True).start()
 
@@ -119,6 +128,8 @@ class Copying:
                 if self._over:
                     return
             try:
+                if self.fault is not None:
+                    self._place.renew()
                 whole = self._catch_up()
             except Taken as error:
                 self._end(str(error))
@@ -160,11 +171,15 @@ class Copying:
     def _catch_up(self) -> bool:
         """Everything once. Returns whether the run is finished and all of it there."""
         self._check_own()
-        finished = (record_of((self._folder / RECORD).read_bytes()) or {}).get("finished")
-        if not finished:
-            self._put_small()
-        with self._changed:
-            newest, best = self._newest, self._best
+        # each is known before what leads to it goes: a checkpoint or a record that is written meanwhile must not be there
+        # without the lines, answers and results that it stands for
+        newest, best = self._known()
+        record = (self._folder / RECORD).read_bytes()
+        finished = (record_of(record) or {}).get("finished")
+        if finished:
+            newest, best = self._known()
+        else:
+            self._put_small(record)
         kept = []
         for path in [newest, *([newest.with_name(f"checkpoint-{best}")] if newest and best else [])]:
             if path is not None and path.name not in kept and self._put_checkpoint(path):
@@ -172,11 +187,17 @@ class Copying:
         if finished:
             for name in finished.get("results", []):
                 self._put_result(name)
-            self._put_small()
+            self._put_small(record)
         if newest is not None and newest.name in kept:
             self._step = step_of(newest)
             self._remove_all_but(kept)
         return bool(finished)
+
+    def _known(self) -> tuple[Path | None, int | None]:
+        """The newest checkpoint, which stays on the disk from now on until it was copied, and the step of the best."""
+        with self._changed:
+            self._at_work = self._newest
+            return self._newest, self._best
 
     def _check_own(self) -> None:
         if not self._claimed:
@@ -188,14 +209,16 @@ class Copying:
         elif holder.get("start") != self._start:
             raise Taken(f"{self._place.name} was taken over by a start on {holder.get('host')} at {holder.get('at')}")
 
-    def _put_small(self) -> None:
-        """What has changed since it was last sent, read at once: a file may grow at any time."""
+    def _put_small(self, record: bytes) -> None:
+        """What has changed since it was last sent, read at once: a file may grow at any time. ``record``: the run's own, as
+        it was before the others were looked at."""
         for name in small_files(self._folder):
             path = self._folder / name
             try:
                 stat = path.stat()
-                sign = (stat.st_mtime_ns, stat.st_size)
-                content = path.read_bytes() if self._signs.get(name) != sign else None
+                sign: object = record if name == RECORD else (stat.st_mtime_ns, stat.st_size)
+                changed = self._signs.get(name) != sign
+                content = (record if name == RECORD else path.read_bytes()) if changed else None
             except FileNotFoundError:
                 continue
             if content is not None:
@@ -262,8 +285,11 @@ class Copying:
 
     def _remove_all_but(self, kept: list[str]) -> None:
         """The manifest first: what is half removed is no checkpoint."""
-        listed = self._place.listing(CHECKPOINTS)
-        for name in sorted({file.partition("/")[0] for file in listed} - set(kept)):
+        older = sorted({file.partition("/")[0] for file in self._place.listing(CHECKPOINTS)} - set(kept))
+        if older:
+            # a start that has taken the place over since may have saved newer ones, after this list
+            self._check_own()
+        for name in older:
             self._place.remove(f"{CHECKPOINTS}/{name}/{MANIFEST}")
             self._place.remove_folder(f"{CHECKPOINTS}/{name}")
             self._there.pop(f"{CHECKPOINTS}/{name}", None)

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from hybrid_ft.finetune.runs.checkpoints import MANIFEST
+from hybrid_ft.finetune.runs.checkpoints import MANIFEST, STATE
 
 HOLDER = "mirror.json"
 """In the place: which run it belongs to, and which start of it copies."""
@@ -41,6 +41,13 @@ def saved_steps(names: Iterable[str]) -> list[int]:
             if step.isdecimal():
                 found.append(int(step))
     return sorted(found, reverse=True)
+
+
+def best_step(checkpoint: Path) -> int | None:
+    """The step whose checkpoint was the best so far when this one was saved, where the run looks for one."""
+    state = checkpoint / STATE
+    best = (record_of(state.read_bytes()) or {}).get("best_global_step") if state.is_file() else None
+    return best if isinstance(best, int) else None
 
 
 def small_files(folder: Path) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 import uuid
@@ -18,13 +17,14 @@ from hybrid_ft.finetune.mirror.files import (
     HOLDER,
     RECORD,
     RESULTS,
+    best_step,
     manifest_of,
     record_of,
     saved_steps,
 )
 from hybrid_ft.finetune.mirror.place import Place, unreachable
 from hybrid_ft.finetune.runs import checkpoints, storage
-from hybrid_ft.finetune.runs.atomic import publish
+from hybrid_ft.finetune.runs.atomic import publish, whole_file
 from hybrid_ft.finetune.runs.folder import RunFolder
 from hybrid_ft.finetune.runs.mirror_account import account, behind
 
@@ -81,20 +81,19 @@ class Mirror:
 
     def fetch(self, newest: Path | None) -> Path | None:
         """The checkpoint to go on from: ``newest``, which the folder has, or a newer one of the place, which then lies in
-        the folder with the run's small files. What is not whole there is named and left. Raises InputError."""
+        the folder with the run's small files; and the best one that it knows of. What is not whole there is named and left.
+        Raises InputError."""
         if not self._names:
             return newest
         here = checkpoints.step_of(newest) if newest else 0
-        ahead = [step for step in saved_steps(self._names) if step > here]
+        steps = saved_steps(self._names)
+        ahead = [step for step in steps if step > here]
         self._fetch_small(over=bool(ahead))
-        for step in ahead:
-            found = self._fetch_folder(
-                f"{CHECKPOINTS}/checkpoint-{step}", f"{CHECKPOINTS}/checkpoint-{step}/{checkpoints.MANIFEST}"
-            )
-            if found is not None:
-                self._say(f"mirror    fetched {found.name} from {self.place.name}")
-                return found
-        return newest
+        found = next(filter(None, map(self._fetch_checkpoint, ahead)), newest)
+        best = best_step(found) if found else None
+        if best in steps and not (self._folder.checkpoints / f"checkpoint-{best}").is_dir():
+            self._fetch_checkpoint(best)
+        return found
 
     def fetch_results(self) -> None:
         """Of a run that is finished there: its results, where this folder lacks them."""
@@ -204,7 +203,15 @@ class Mirror:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 if name == RECORD:
                     self._folder.record = record_of(content) or self._folder.record
-                _write(path, content)
+                with whole_file(path) as staged:
+                    staged.write_bytes(content)
+
+    def _fetch_checkpoint(self, step: int) -> Path | None:
+        name = f"{CHECKPOINTS}/checkpoint-{step}"
+        found = self._fetch_folder(name, f"{name}/{checkpoints.MANIFEST}")
+        if found is not None:
+            self._say(f"mirror    fetched {found.name} from {self.place.name}")
+        return found
 
     def _fetch_folder(self, name: str, manifest: str) -> Path | None:
         """A folder of the place under the same name here, or None where it is not whole there."""
@@ -278,10 +285,3 @@ def mirrored(
 def _is_plain(name: str) -> bool:
     """A relative name that stays in its folder, as everything that is copied has."""
     return not any(part in ("", "..") or part.startswith(".") for part in name.split("/"))
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all."""
-    staged = path.with_name(f".{path.name}.{os.getpid()}")
-    staged.write_bytes(content)
-    os.replace(staged, path)

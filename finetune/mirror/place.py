@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import posixpath
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
@@ -10,8 +11,7 @@ from typing import Any
 from fsspec.core import url_to_fs
 from fsspec.registry import known_implementations
 
-from hybrid_ft.errors import ENVIRONMENT, InputError, masked, one_line, shown
-from hybrid_ft.finetune.recipe.nearest import did_you_mean
+from hybrid_ft.errors import ENVIRONMENT, InputError, did_you_mean, masked, one_line, shown
 
 PACKAGES = {
     "s3": "s3fs",
@@ -24,7 +24,10 @@ PACKAGES = {
     "abfs": "adlfs",
 }
 """What a place needs that this program does not bring, by the protocol."""
-_FOLDERS = ("file", "local", "ssh", "sftp")
+ANSWER = 60.0
+"""seconds that another machine may take to answer"""
+_SSH = ("ssh", "sftp")
+_FOLDERS = ("file", "local", *_SSH)
 """Protocols where a file that is being written can be read half, and where folders must be made."""
 
 
@@ -45,16 +48,33 @@ class Place:
             )
         self.folders = protocol in _FOLDERS
         self.local = protocol in ("file", "local")
+        self._text, self._protocol = text, protocol
+        if protocol in ("gs", "gcs"):
+            # a warning at each file where it may not ask what kind of bucket this is, and then takes the usual one
+            logging.getLogger("gcsfs").setLevel(logging.ERROR)
+        self.files, self.root = self._opened()
+
+    def _opened(self) -> tuple[Any, str]:
+        ssh = self._protocol in _SSH
         try:
-            found: tuple[Any, str] = url_to_fs(text, skip_instance_cache=True)
+            # a machine that does not answer is to be an error
+            waits = {"timeout": ANSWER, "banner_timeout": ANSWER, "auth_timeout": ANSWER} if ssh else {}
+            files, root = url_to_fs(self._text, skip_instance_cache=True, **waits)
         except ImportError as error:
-            package = PACKAGES.get(protocol)
+            package = PACKAGES.get(self._protocol)
             own = "'hybrid-ft[mirror]'" if package == "s3fs" else package
             how = f"pip install {own}" if own else one_line(error)
             raise InputError(f"mirror: {self.name} needs a package that is not installed; {how}", ENVIRONMENT) from None
         except Exception as error:
             raise unreachable(self.name, "opened", error) from error
-        self.files, self.root = found[0], found[1].rstrip("/")
+        if ssh:
+            files.ftp.get_channel().settimeout(ANSWER)
+        return files, root.rstrip("/")
+
+    def renew(self) -> None:
+        """After an error: a connection by ssh that was lost does not come back by itself. Raises InputError as at first."""
+        if self._protocol in _SSH:
+            self.files, self.root = self._opened()
 
     def read(self, name: str) -> bytes | None:
         """What a file holds, or None where there is none."""

@@ -17,11 +17,16 @@ if TYPE_CHECKING:
     from hybrid_ft.finetune.recipe.schema import Recipe
 
 COUNTS = (1, 2, 4, 8)
+OF_A_MACHINE = 8
+"""GPUs, at most, that share one machine and its links"""
+NETWORK = 25e9 / 8
+"""bytes a second between machines, of a link that most places have; some have sixteen times as much"""
 LAUNCHES = (0.0005, 0.0015)
 """seconds, from and to, that a layer's forward, second forward and backward take at least: some 100 to 150 kernels, 5 to
 10 microseconds each to start"""
 HOST = 25e9
 """bytes a second to the host's pinned memory and back, at least; at best twice as many"""
+NF4 = ("model", "quantize", "nf4")
 DISK = 1e9
 """bytes a second that a rented machine's own disk is taken to write"""
 
@@ -60,18 +65,30 @@ def case(recipe: Recipe, shape: Shape, work: Work, gpu: Gpu, count: int, save_by
     checkpointing = recipe.model.gradient_checkpointing
     size = recipe.train.sequence_parallel
     batch = replace(work.batch, several=work.micro_batches > count // size).over(size)
-    kept = left_out(recipe, shape, batch, count, gpu.memory)
-    memory = peak(shape, batch, count, bool(recipe.train.sharded), checkpointing, kept)
+    # one machine's pieces hold a whole model, as those of all do otherwise
+    among = _of_a_machine(count) if recipe.train.sharded == "machine" else count
+    sharded = bool(recipe.train.sharded) and among > 1
+    kept = left_out(recipe, shape, batch, among if sharded else count, gpu.memory)
+    memory = peak(shape, batch, among if sharded else count, sharded, checkpointing, kept)
     again = 0.0 if checkpointing is False else 1 - len(kept) / max(len(shape.layers), 1)
     seconds = None if not work.tokens else _seconds(recipe, shape, work, gpu, count, again, save_bytes)
     return Case(gpu, count, memory, seconds, len(kept))
 
 
+def _of_a_machine(count: int) -> int:
+    """Of so many GPUs those of one machine, of which each has as many."""
+    machines = math.ceil(count / OF_A_MACHINE)
+    while count % machines:
+        machines += 1
+    return count // machines
+
+
 def _seconds(
     recipe: Recipe, shape: Shape, work: Work, gpu: Gpu, count: int, again: float, save_bytes: int
 ) -> tuple[float, float]:
-    """Of the whole run; ``again``: the share of the layers that are computed twice. A kind's share of its peak is that of full training with every layer recomputed: what is done,
-    recomputation counted, over the time is the same for adapters."""
+    """Of the whole run; ``again``: the share of the layers that are computed twice. A kind's share of its peak is that
+    of full training with every layer recomputed: what is done, recomputation counted, over the time is the same for
+    adapters."""
     size = recipe.train.sequence_parallel
     teams = count // size
     idle = math.ceil(work.micro_batches / teams) * teams / work.micro_batches
@@ -80,7 +97,7 @@ def _seconds(
     slow, fast = (done / (gpu.flops * share * over) for share in gpu.mfu)
     micro = work.tokens / max(sum(work.typical), 1) / teams * idle if work.tokens else 0.0
     least, most = (len(shape.layers) * micro * seconds for seconds in LAUNCHES)
-    traffic = _traffic(shape, work, count, size, bool(recipe.train.sharded)) / gpu.link
+    traffic = _traffic(recipe, shape, work, gpu, count)
     hosted = 0.0
     if recipe.model.gradient_checkpointing == "offload":
         hosted = 2 * sum(layer.input for layer in shape.layers) * (work.tokens or 0) / count / HOST
@@ -90,18 +107,27 @@ def _seconds(
     return quick * work.epochs, long * work.epochs + saves
 
 
-def _traffic(shape: Shape, work: Work, count: int, size: int, sharded: bool) -> float:
-    """Bytes that each GPU sends in an epoch: for each micro-batch in pieces layers twice, the rest once, and gradients
-    once; gradients twice a step where each has a copy; of shared micro-batches what goes to other heads, three times
-    (forward, again, backward)."""
+def _traffic(recipe: Recipe, shape: Shape, work: Work, gpu: Gpu, count: int) -> float:
+    """Seconds of an epoch in which each GPU sends: for each micro-batch in pieces layers twice, the rest once, and gradients
+    once; gradients twice a step where each has a copy, or each machine; of shared micro-batches what goes to other heads,
+    three times (forward, again, backward). What the GPUs of several machines exchange goes over their network."""
     if count == 1 or not work.tokens:
         return 0.0
+    size, sharded, here = recipe.train.sequence_parallel, recipe.train.sharded, _of_a_machine(count)
     micro = work.tokens / max(work.batch.tokens, 1) * size / count
+    steps = micro * (count // size) / work.micro_batches
     gradients = shape.gradient * shape.trained
     weights = shape.outside.bytes + 2 * sum(map(shape.gathered, shape.layers))
-    sent = (weights + gradients) * micro if sharded else 2 * gradients * micro * (count // size) / work.micro_batches
+    # what goes round all of them crosses each machine's network once, and so do the shares of its GPUs together
+    outside = gpu.link if here == count else min(NETWORK, gpu.link)
+    if sharded == "machine":
+        pieces = (weights + gradients) * micro * (here - 1) / here / gpu.link
+        machines = count // here
+        sent = pieces + 2 * gradients * steps * (machines - 1) / machines / outside
+    else:
+        sent = ((weights + gradients) * micro if sharded else 2 * gradients * steps) * (count - 1) / count / outside
     heads = 3 * work.exchanged * work.tokens / count * (size - 1) / size
-    return sent * (count - 1) / count + heads
+    return sent + heads / (gpu.link if size <= here else outside)
 
 
 def cases(
@@ -118,10 +144,10 @@ def cases(
         yield found
 
 
-def _takes_bfloat16(recipe: Recipe, count: int) -> bool:
-    """All weights on one GPU, and none of them in bfloat16 yet: over several, dividing them saves more."""
+def _takes_bfloat16(recipe: Recipe) -> bool:
+    """All weights, and none of them in bfloat16 yet."""
     whole = recipe.model.lora is None and recipe.model.dtype != "float32"
-    return count == 1 and whole and not recipe.train.sharded and recipe.train.optimizer == "adamw"
+    return whole and recipe.train.optimizer != "adamw_bf16"
 
 
 def changes(recipe: Recipe, count: int, heads: int = 1) -> Iterator[tuple[tuple[str, str, Any], ...]]:
@@ -134,32 +160,60 @@ def changes(recipe: Recipe, count: int, heads: int = 1) -> Iterator[tuple[tuple[
         single.append((("model", "checkpointed_layers", None),))
     if count > 1 and not recipe.train.sharded:
         single.append((("train", "sharded", True),))
-    if _takes_bfloat16(recipe, count):
-        single.append((("train", "optimizer", "adamw_bf16"),))
     packed = recipe.stage in ("dpo", "kto") or (recipe.stage == "sft" and recipe.data.packing)
     if recipe.train.sequence_parallel == 1 < count <= heads and packed:
         single.append((("train", "sequence_parallel", count),))
-    both = [*single, tuple(one for some in single for one in some)] if len(single) > 1 else single
-    yield from both
-    base = both[-1] if both else ()
-    if recipe.model.gradient_checkpointing in (None, True):
-        yield (*base, ("model", "gradient_checkpointing", "offload"))
-    shorter = []
+    base = tuple(one for some in single for one in some)
+    yield from single
+    if len(single) > 1:
+        yield base
+    offload = ("model", "gradient_checkpointing", "offload")
+    offloads = recipe.model.gradient_checkpointing in (None, True)
+    if _takes_bfloat16(recipe):
+        small = (("train", "optimizer", "adamw_bf16"),)
+        if base and count == 1:
+            yield small
+        if offloads and count > 1:  # which rounds no weight
+            yield (*base, offload)
+        base += small
+        yield base
+    if offloads:
+        yield (*base, offload)
+    without = tuple(one for one in base if one[1] != "optimizer")
+    shorter = _smaller_batches(recipe)
+    whole = [some for some in shorter if len(some) == 1]  # without a shorter row
+    if recipe.model.lora is None:
+        for some in shorter:
+            yield (*base, *some)
+        if recipe.model.from_scratch:  # there is nothing to adapt
+            return
+        few: tuple[tuple[str, str, Any], ...] = (("model", "lora", {}),)  # whose numbers are few
+        few = few if recipe.train.optimizer == "adamw" else (*few, ("train", "optimizer", "adamw"))
+        kinds = [few, (*few, NF4)]
+    else:
+        for some in whole:
+            yield (*base, *some)
+        lora = recipe.model.lora
+        exact = lora.dora or lora.init.startswith(("pissa", "olora"))  # of weights that are not rounded
+        kinds = [] if recipe.model.quantize or exact else [(NF4,)]
+        for kind in kinds:  # rounds the base, and takes no row's end away
+            yield (*without, *kind)
+            if offloads:
+                yield (*without, *kind, offload)
+        for some in shorter[len(whole) :]:
+            yield (*base, *some)
+    for kind in kinds:
+        yield (*without, *kind)
+        for some in shorter:
+            yield (*without, *kind, *some)
+
+
+def _smaller_batches(recipe: Recipe) -> list[tuple[tuple[str, str, Any], ...]]:
+    """The largest first; from one that is shorter than a row may be, rows are cut too."""
+    found = []
     for half in (2, 4, 8, 16):
         tokens = recipe.train.batch_tokens // half
         if tokens >= 1024 and recipe.data.packing:
             cut = (("data", "max_length", tokens),) if recipe.data.max_length > tokens else ()
-            shorter.append((("train", "batch_tokens", tokens), *cut))
-    for some in shorter:
-        yield (*base, *some)
-    if recipe.model.from_scratch:  # there is nothing to adapt
-        return
-    adapters: list[tuple[tuple[str, str, Any], ...]] = []
-    if recipe.model.lora is None:
-        adapters.append((("model", "lora", {}),))
-    if recipe.model.quantize is None:
-        adapters.append((*(adapters[0] if adapters else ()), ("model", "quantize", "nf4")))
-    for kind in adapters:
-        yield (*base, *kind)
-        for some in shorter:
-            yield (*base, *kind, *some)
+            found.append((("train", "batch_tokens", tokens), *cut))
+    return found

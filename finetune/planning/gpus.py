@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hybrid_ft.errors import InputError, shown
-from hybrid_ft.finetune.recipe.nearest import did_you_mean
+from hybrid_ft.errors import InputError, did_you_mean, shown
 from hybrid_ft.finetune.recipe.yaml_file import read_yaml
 
 TABLE = Path(__file__).with_name("gpus.yaml")

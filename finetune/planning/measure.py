@@ -23,9 +23,12 @@ from hybrid_ft.finetune.planning import view
 from hybrid_ft.finetune.planning.work import Work
 from hybrid_ft.finetune.runs import device
 from hybrid_ft.finetune.training import seams
+from hybrid_ft.finetune.training.adamw_bf16 import AdamWBF16
+from hybrid_ft.finetune.training.muon import muon_of
 from hybrid_ft.hybrid_model.adapters import add_lora
 from hybrid_ft.hybrid_model.checkpoint.text_model import random_text_model
-from hybrid_ft.hybrid_model.selective_checkpointing import selective_contexts
+from hybrid_ft.hybrid_model.quantised import check_installed, known_to_peft, quantise
+from hybrid_ft.hybrid_model.selective_checkpointing import offload_inputs, selective_contexts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -54,9 +57,9 @@ class Step:
         return self.rest + sum(seconds * count for seconds, count in self.layers.values())
 
 
-def measure(recipe: Recipe, config: PreTrainedConfig, work: Work, trained: int, seconds: float = SECONDS) -> list[str]:
+def measure(recipe: Recipe, config: PreTrainedConfig, work: Work, seconds: float = SECONDS) -> list[str]:
     """Time it, and say it in lines. Raises InputError for a model whose layers are not of few kinds."""
-    step = timed(recipe, config, work, trained, seconds)
+    step = timed(recipe, config, work, seconds)
     parts = [f"{name} {one * 1000:,.0f} ms x {count}" for name, (one, count) in step.layers.items()]
     parts += [f"ends and head {step.rest * 1000:,.0f} ms", f"optimizer {step.optimizer * 1000:,.0f} ms"]
     whole = step.micro_batch * work.micro_batches + step.optimizer
@@ -72,23 +75,26 @@ def measure(recipe: Recipe, config: PreTrainedConfig, work: Work, trained: int, 
     return lines
 
 
-def timed(recipe: Recipe, config: PreTrainedConfig, work: Work, trained: int, seconds: float = SECONDS) -> Step:
-    """``trained``: numbers of the whole model that have gradients. ``seconds``: of all timing, building not counted."""
+def timed(recipe: Recipe, config: PreTrainedConfig, work: Work, seconds: float = SECONDS) -> Step:
+    """``seconds``: of all timing, building not counted."""
     counts = Counter(getattr(config, "layer_types", None) or [])
     if not 1 <= len(counts) <= _KINDS:
         raise InputError(f"--measure: {config.model_type} does not say the kinds of its layers; leave --measure out")
     batch = _batch(work.typical, config.vocab_size)
     share = seconds / (2 * len(counts))
     layers: dict[str, tuple[float, int]] = {}
-    rests, per_number = [], []
+    rests, steps, optimizer = [], [], 0.0
     for kind, count in counts.items():
         one, two = (_of_layers(recipe, config, [kind] * number, batch, share) for number in (1, 2))
         layer = max(two.micro_batch - one.micro_batch, 0.0)
         layers[kind.replace("_", " ")] = (layer, count)
         rests.append(one.micro_batch - layer)
-        per_number += [one.optimizer / one.trained, two.optimizer / two.trained]
+        # Muon's products of a layer's matrices take longer than AdamW's step of an embedding with as many numbers
+        step = max(two.optimizer - one.optimizer, 0.0)
+        steps.append(one.optimizer - step)
+        optimizer += step * count
     rest = max(statistics.mean(rests), 0.0)
-    return Step(sum(work.typical), layers, rest, statistics.mean(per_number) * trained)
+    return Step(sum(work.typical), layers, rest, optimizer + max(statistics.mean(steps), 0.0))
 
 
 def _batch(lengths: Sequence[int], vocabulary: int) -> dict[str, torch.Tensor]:
@@ -105,11 +111,10 @@ def _batch(lengths: Sequence[int], vocabulary: int) -> dict[str, torch.Tensor]:
 
 @dataclass(frozen=True)
 class _Times:
-    """Seconds of a forward and backward, and of an optimizer's step over ``trained`` numbers."""
+    """Seconds of a forward and backward, and of an optimizer's step."""
 
     micro_batch: float
     optimizer: float
-    trained: int
 
 
 def _of_layers(
@@ -118,7 +123,7 @@ def _of_layers(
     """Of a model of these layers; the shortest of several times, which other programs have disturbed the least."""
     model = _model(recipe, config, kinds)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-9, fused=device.is_gpu())
+    optimizer = _optimizer(recipe, model, trained)
 
     def forward_and_backward() -> None:
         with models.arithmetic(recipe):
@@ -138,22 +143,39 @@ def _of_layers(
         optimizer.zero_grad()
         passes.append(_seconds(forward_and_backward))
         steps.append(_seconds(step))
-    return _Times(min(passes), min(steps), sum(parameter.numel() for parameter in trained))
+    return _Times(min(passes), min(steps))
+
+
+def _optimizer(recipe: Recipe, model: Any, trained: list[Any]) -> torch.optim.Optimizer:
+    """The recipe's, whose steps move nothing."""
+    name = recipe.train.optimizer
+    if name == "adamw_bf16":
+        return AdamWBF16(trained, lr=1e-9)
+    if name == "muon":
+        return muon_of(model, lr=1e-9, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, fused=device.is_gpu())
+    return torch.optim.AdamW(trained, lr=1e-9, fused=device.is_gpu())
 
 
 def _model(recipe: Recipe, config: PreTrainedConfig, kinds: list[str]) -> Any:
-    """Random weights, and what the run sets: its arithmetic, checkpointing, adapters, head."""
+    """Random weights, and what the run sets: its arithmetic, checkpointing, adapters, quantised layers, head."""
     cut: Any = copy.deepcopy(config)
     cut.num_hidden_layers, cut.layer_types = len(kinds), list(kinds)
-    lora = recipe.model.lora
-    kept = torch.bfloat16 if models.in_bfloat16(recipe) and lora else torch.float32
+    lora, how = recipe.model.lora, recipe.model.quantize
+    small = bool(lora) or recipe.train.optimizer == "adamw_bf16"
+    kept = torch.bfloat16 if models.in_bfloat16(recipe) and small else torch.float32
     model: Any = random_text_model(cut, kept).to(device.kind()).train()
+    if how:
+        check_installed()
+        quantise(model, how, kept)
     wanted = recipe.model.gradient_checkpointing
     if device.is_gpu() if wanted is None else wanted:
+        if wanted == "offload":
+            offload_inputs(model)
         selectively = {"context_fn": selective_contexts} if wanted == "selective" else {}
         model.gradient_checkpointing_enable({"use_reentrant": False} | selectively)
     if lora:
-        model = add_lora(model, **lora.adapters | {"init": "default", "layers": None})
+        with known_to_peft(model, how):
+            model = add_lora(model, **lora.adapters | {"init": "default", "layers": None})
         if model.get_base_model().is_gradient_checkpointing:
             model.get_base_model().enable_input_require_grads()
     seams.use_fused_head(model)

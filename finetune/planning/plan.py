@@ -13,8 +13,12 @@ from hybrid_ft.finetune.planning import view
 from hybrid_ft.finetune.planning.estimate import COUNTS, Case, case, cases, changes
 from hybrid_ft.finetune.planning.gpus import Gpu, Offer, find, read_table
 from hybrid_ft.finetune.planning.work import Work, read_rows, work_of
+from hybrid_ft.finetune.recipe.load import load_recipe
 from hybrid_ft.finetune.recipe.model_section import Lora
 from hybrid_ft.finetune.recipe.schema import Recipe, changed
+from hybrid_ft.finetune.recipe.shipped import find_recipe
+from hybrid_ft.finetune.recipe.stages import load_stages
+from hybrid_ft.finetune.recipe.yaml_file import read_yaml
 from hybrid_ft.finetune.runs.storage import checkpoint_bytes
 from hybrid_ft.finetune.runs.team import check_teams
 from hybrid_ft.finetune.training.own_tokens import check_heads
@@ -38,7 +42,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class _Model:
+class PlannedModel:
     """A recipe's model without weights. ``save``: bytes of a checkpoint."""
 
     config: PreTrainedConfig
@@ -47,18 +51,43 @@ class _Model:
     weights: int
 
     @classmethod
-    def of(cls, recipe: Recipe) -> _Model:
+    def of(cls, recipe: Recipe) -> PlannedModel:
         """Without its weights: shapes alone are read."""
         bfloat16 = recipe.model.dtype != "float32"  # as on a GPU, wherever this is asked
         model = empty_model(recipe, bfloat16)
-        shape = shape_of(model, model.config, bfloat16, recipe.model.quantize)
-        return cls(model.config, shape, checkpoint_bytes(model), sum(p.numel() for p in model.parameters()))
+        optimizer = recipe.train.optimizer
+        shape = shape_of(model, model.config, bfloat16, recipe.model.quantize, optimizer)
+        return cls(model.config, shape, checkpoint_bytes(model, optimizer), sum(p.numel() for p in model.parameters()))
+
+
+def run_file(file: str, overrides: Sequence[str], asked: Asked, say: Callable[[str], None]) -> int:
+    """The plan of a recipe, or of each stage of a file. Returns 0. Raises InputError as ``run`` does."""
+    if "stages" not in read_yaml(find_recipe(file)).value:
+        return run(load_recipe(file, overrides), asked, say)
+    if asked.tokens is not None:
+        raise InputError(f"--tokens: {file} has several stages, each with rows of its own; plan its recipes one by one")
+    recipes = [stage.recipe for stage in load_stages(file, overrides).stages if stage.recipe is not None]
+    for number, recipe in enumerate(recipes, start=1):
+        say(f"stage {number} of {len(recipes)}  {recipe.stage}")
+        run(_on_first(recipe, recipes[0]), asked, say)
+    return 0
+
+
+def _on_first(recipe: Recipe, first: Recipe) -> Recipe:
+    """A later stage trains what the one before it leaves, which is not there yet and has the shape of the first one's base."""
+    if recipe is first:
+        return recipe
+    keys: dict[str, Any] = {"path": first.model.path, "revision": first.model.revision}
+    keys |= {"tokenizer": recipe.model.tokenizer or first.model.tokenizer}
+    if recipe.model.adapter and first.model.lora:  # handed on
+        keys |= {"adapter": None, "lora": first.model.lora}
+    return changed(recipe, "model", **keys)
 
 
 def run(recipe: Recipe, asked: Asked, say: Callable[[str], None]) -> int:
     """Print the plan. Returns 0. Raises InputError for a recipe, an option or a table that is wrong."""
     kinds = _kinds(asked)
-    model = _Model.of(recipe)
+    model = PlannedModel.of(recipe)
     prepared, why = read_rows(recipe)
     if prepared is not None and asked.tokens is not None:
         raise InputError("--tokens: the recipe's rows are on this machine and are counted; leave it out")
@@ -74,7 +103,7 @@ def run(recipe: Recipe, asked: Asked, say: Callable[[str], None]) -> int:
     if asked.measure:
         from hybrid_ft.finetune.planning.measure import measure
 
-        for text in measure(recipe, model.config, work, model.shape.trained):
+        for text in measure(recipe, model.config, work):
             say(text)
     found = list(cases(recipe, model.shape, work, kinds, counts, model.save))
     shown = _shown(found, asked)
@@ -112,23 +141,21 @@ def _shown(found: Sequence[Case], asked: Asked) -> Case:
     return max(found, key=lambda one: one.gpu.memory)
 
 
-def _mend(recipe: Recipe, model: _Model, work: Work, shown: Case) -> str:
+def _mend(recipe: Recipe, model: PlannedModel, work: Work, shown: Case) -> str:
     """The first combination of keys with which it fits."""
-    made: dict[tuple[bool, str | None, str], _Model] = {}
+    made: dict[tuple[bool, str | None, str], PlannedModel] = {}
     heads = family_of(model.config).most_processes(model.config)
     for combination in changes(recipe, shown.count, heads):
         other, of = recipe, model
         for section, key, value in combination:
             other = changed(other, section, **{key: Lora() if key == "lora" else value})
-        if other.model.lora is not None:  # whose numbers are few
-            other = changed(other, "train", optimizer="adamw")
         kind = (other.model.lora is not None, other.model.quantize, other.train.optimizer)
         if kind != (recipe.model.lora is not None, recipe.model.quantize, recipe.train.optimizer):
-            of = made[kind] = made.get(kind) or _Model.of(other)
+            of = made[kind] = made.get(kind) or PlannedModel.of(other)
         found = case(other, of.shape, _with_tokens(work, other, recipe), shown.gpu, shown.count, of.save)
         if found.fits:
             keys = " ".join(f"{section}.{key}={_written(value)}" for section, key, value in combination)
-            return f"with {keys} {view.size(found.needed)}"
+            return f"with {keys} {view.needed(found)}"
     return "no key makes it fit"
 
 

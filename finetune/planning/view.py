@@ -23,8 +23,9 @@ def described(one: Case, work: Work, measured: bool = False) -> Iterator[str]:
     """One case in full: every term of the memory, where the peak is, time and money."""
     memory = one.memory
     place = named(one)
-    fits = "fits" if one.fits else "may just fit" if one.tight else "does not fit"
-    yield line("memory", f"{place}: {fits}, {size(one.needed)} of {size(one.gpu.memory)} each, most in {memory.when}")
+    known = "fits" if memory.proven else "may fit"
+    fits = known if one.fits else "may just fit" if one.tight else "does not fit"
+    yield line("memory", f"{place}: {fits}, {needed(one)} of {size(one.gpu.memory)} each, most in {memory.when}")
     if one.kept:
         yield line("", f"{one.kept} layers keep their activations, the rest are computed again")
     for name, count in memory.terms.items():
@@ -33,7 +34,11 @@ def described(one: Case, work: Work, measured: bool = False) -> Iterator[str]:
     yield line("", f"{'outside torch':16}{size(OUTSIDE):>10}  about: CUDA, NCCL, gaps between tensors")
     if not memory.proven:
         yield line("", "a layer's own activations are not known for this model: what stands here is the least")
-    if one.seconds is None or not (one.fits or one.tight):
+    if not (one.fits or one.tight):
+        return
+    if one.seconds is None:
+        hour = one.count * one.gpu.offer.price
+        yield line("price", f"{hour:,.2f} $ an hour at {one.gpu.offer}; the run's is known with its tokens")
         return
     assert work.tokens is not None
     per_second = sorted(work.tokens * work.epochs / seconds for seconds in one.seconds)
@@ -49,14 +54,13 @@ def alternatives(found: Sequence[Case], mended: Callable[[Case], str]) -> Iterat
     fitting = sorted((one for one in found if one.fits), key=cost)
     for number, one in enumerate(fitting):
         money = "" if one.seconds is None else f", {hours(one.seconds)}, {dollars(one)} at {one.gpu.offer.price:.2f}"
-        spread = f" (listed {one.gpu.dearest_and_cheapest()})" if len(one.gpu.offers) > 1 else ""
-        yield line(
-            "" if number else "fits", f"{named(one)}: {size(one.needed)} of {size(one.gpu.memory)}{money}{spread}"
-        )
+        spread = f" (listed {one.gpu.dearest_and_cheapest()} $ an hour)" if len(one.gpu.offers) > 1 else ""
+        heading = "fits" if one.memory.proven else "may fit"
+        yield line("" if number else heading, f"{named(one)}: {needed(one)} of {size(one.gpu.memory)}{money}{spread}")
     rest = [one for one in found if not one.fits]
     for number, one in enumerate(rest):
         close = ", which may just fit" if one.tight else ""
-        text = f"{named(one)}: needs {size(one.needed)} of {size(one.gpu.memory)}{close}; {mended(one)}"
+        text = f"{named(one)}: needs {needed(one)} of {size(one.gpu.memory)}{close}; {mended(one)}"
         yield line("" if number else "not on", text)
 
 
@@ -77,7 +81,13 @@ def hours(seconds: tuple[float, float]) -> str:
 def dollars(one: Case) -> str:
     found = one.dollars()
     assert found is not None
+    if max(found) < 0.01:
+        return "under 0.01 $"
     return " to ".join(f"{value:,.0f}" if value >= 10 else f"{value:.2f}" for value in found) + " $"
+
+
+def needed(one: Case) -> str:
+    return ("" if one.memory.proven else "at least ") + size(one.needed)
 
 
 def named(one: Case) -> str:

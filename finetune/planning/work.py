@@ -103,10 +103,18 @@ def work_of(
     if recipe.kto is not None and recipe.kto.loss == "kto":
         operations += again  # the KL term's forward, of every answer after another prompt
     if pairs:
-        plan = Plan.of(recipe, len(whole), rows_of_a_step(recipe))
+        count = len(whole)
+        if recipe.data.streaming:  # the rows are a sample, and what a pass has is what the run takes
+            count = (recipe.train.steps or 1) * rows_of_a_step(recipe)
+            more = count / max(len(whole), 1)
+            total, operations, again = round(total * more), operations * more, again * more
+        plan = Plan.of(recipe, count, rows_of_a_step(recipe))
         batch = batch_of(recipe, prepared, teams)
         micro = max(math.ceil(total / plan.per_epoch / max(batch.tokens, 1)), 1)
-        rows = f"{len(whole):,} {'pairs' if recipe.of_pairs else 'answers'}, {total:,} tokens an epoch, a shared prompt counted once"
+        what, once = "pairs" if recipe.of_pairs else "answers", "a shared prompt counted once"
+        rows = f"{len(whole):,} {what}, {total:,} tokens an epoch, {once}"
+        if recipe.data.streaming:
+            rows = f"a stream, by a sample of {len(whole):,} {what}: {total:,} tokens in all, {once}"
     else:
         portions = (
             len(prepared.packs) if prepared.packs is not None else math.ceil(len(whole) / recipe.train.batch_size)
@@ -167,23 +175,8 @@ def _told(recipe: Recipe, config: PreTrainedConfig, why: str, tokens: int | None
 
 
 def _exchanged(config: Any) -> int:
-    """In bfloat16: queries, keys, values, and what the heads give; decay and writing strength in float32."""
-    if not family_of(config).shares_heads:
-        return 0
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    attention = (
-        2 * head * (config.num_attention_heads + getattr(config, "num_key_value_heads", config.num_attention_heads))
-    )
-    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
-    total = 0
-    for kind in kinds:
-        if kind == "linear_attention" and hasattr(config, "linear_num_key_heads"):
-            keys = config.linear_num_key_heads * config.linear_key_head_dim
-            heads = config.linear_num_value_heads
-            total += 4 * (keys + heads * config.linear_value_head_dim) + 8 * heads
-        else:
-            total += 2 * attention
-    return total
+    """Bytes a token, in all layers."""
+    return 2 * sum(mixing.exchanged for layer in family_of(config).mixings(config) for mixing in layer)
 
 
 def _count(how: Any, config: Any, segments: list[int], parents: list[int] | None, labelled: int, frozen: bool) -> float:

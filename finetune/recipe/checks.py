@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator
-from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from hybrid_ft.errors import holds_secret, shown
+from hybrid_ft.errors import did_you_mean, holds_secret, shown
 from hybrid_ft.finetune.recipe.mistakes import Wrong
-from hybrid_ft.finetune.recipe.nearest import did_you_mean
+from hybrid_ft.finetune.recipe.shipped import task_called
 from hybrid_ft.finetune.recipe.streaming_checks import stream_contradictions
 from hybrid_ft.finetune.recipe.template_arguments import refused_argument
 from hybrid_ft.finetune.recipe.yaml_file import Loc
@@ -109,7 +108,7 @@ def contradictions(recipe: Recipe) -> Iterator[Wrong]:
 def _suite(suite: Suite, recipe: Recipe) -> Iterator[Wrong]:
     """Which tasks there are by name, when they are asked, and which of them chooses."""
     loc: Loc = ("evaluate", "suite")
-    names = [PurePath(task).stem for task in (*suite.tasks, *suite.forgetting)]
+    names = [task_called(task) for task in (*suite.tasks, *suite.forgetting)]
     for at, name in enumerate(names):
         if name in names[:at]:
             key = ("tasks", at) if at < len(suite.tasks) else ("forgetting", at - len(suite.tasks))
@@ -200,6 +199,16 @@ def _lora(recipe: Recipe) -> Iterator[Wrong]:
             f"got {shown(lora.modules)} beside targets {lora.targets}; name modules or sets, not both",
             (("model", "lora", "targets"),),
         )
+    if "experts" in lora.targets.split("+"):
+        plain = type(lora)()
+        for key in ("dropout", "dora", "init", "layers"):
+            if getattr(lora, key) != getattr(plain, key):
+                yield Wrong(
+                    ("model", "lora", key),
+                    f"got {shown(getattr(lora, key))}; PEFT adapts the experts of all layers, by plain factors alone; leave it "
+                    "out, or experts out of targets",
+                    (("model", "lora", "targets"),),
+                )
     if lora.init == "orthogonal" and lora.rank % 2:
         yield Wrong(
             ("model", "lora", "init"),

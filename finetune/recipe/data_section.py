@@ -49,7 +49,7 @@ class Columns(Section):
     messages: list[Turn] | None = Field(None, min_length=1, examples=[[{"role": "user", "content": "{{ question }}"}]])
     """Every message spelt out."""
     turns: Text | None = Field(None, examples=["dialog"])
-    """The column that holds a list of turns."""
+    """The column that holds a list of turns, or of texts that user and assistant say in turn."""
     role: Text | None = Field(None, examples=["speaker"])
     """The key of a turn's role in such a list."""
     content: Text | None = Field(None, examples=["text"])
@@ -132,7 +132,7 @@ class Source(Section):
     """Rows to learn from: a file, a folder, a pattern of files, or a hub dataset."""
 
     path: Text = Field(examples=["data/train.jsonl"])
-    """A file, a pattern of files (data/*.jsonl), a folder, or the name of a hub dataset; docs/data.md says what is read."""
+    """A file, a pattern of files (data/*.jsonl), a folder, the name of a hub dataset, or one file of it (hf://datasets/ORG/NAME/FILE); docs/data.md says what is read."""
     name: Text | None = Field(None, examples=["main"])
     """Configuration of a dataset, on the hub or in a folder."""
     split: Text | None = Field(None, examples=["train[:1000]", "test[10%:20%]"])
@@ -155,6 +155,8 @@ class Source(Section):
     """Of lists of answers with scores or ranks: the best against the worst, or every two that differ."""
     only: dict[str, Scalar | list[Scalar]] | None = Field(None, min_length=1, examples=[{"label": True}])
     """Only rows with these values: for each column one value or a list; null: all."""
+    without: dict[str, Scalar | list[Scalar]] | None = Field(None, min_length=1, examples=[{"completion": "nan"}])
+    """No rows with any of these values, such as the word that stands for a missing answer; null: all."""
     weight: float | None = Field(None, gt=0, examples=[0.5])
     """Share of the mix, by rows or as data.weight_by says. The mix is the largest that the sources can fill, taking no row more often than repeat says."""
     count: AtLeastOne | None = Field(None, examples=[5000])

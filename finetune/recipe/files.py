@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from hybrid_ft.errors import shown
+from hybrid_ft.errors import did_you_mean, shown
 from hybrid_ft.finetune.recipe.checks import SHAPE_PRESETS, TRAINED_PRESETS
+from hybrid_ft.finetune.recipe.hub_files import HUB_FILES, repository
 from hybrid_ft.finetune.recipe.mistakes import Wrong
-from hybrid_ft.finetune.recipe.nearest import did_you_mean, nearest_file
-from hybrid_ft.finetune.recipe.shipped import column_names, evaluation_names, shipped
+from hybrid_ft.finetune.recipe.nearest import nearest_file
+from hybrid_ft.finetune.recipe.shipped import STOCK, column_names, evaluation_names, is_yaml, shipped
 from hybrid_ft.finetune.recipe.stage_kinds import PREFERENCE
 from hybrid_ft.finetune.recipe.yaml_file import Loc
 
@@ -90,8 +91,9 @@ class Files:
 
     def _source(self, source: Source, loc: Loc) -> Source:
         path = self.local_or_hub((*loc, "path"), source.path, "data file")
-        if os.path.exists(path) or glob.has_magic(path):
-            if source.revision:
+        of_hub = path.startswith(HUB_FILES)
+        if of_hub or os.path.exists(path) or glob.has_magic(path):
+            if source.revision and not of_hub:
                 text = f"got {shown(source.revision)}; only a hub dataset has one, the path is local"
                 self.wrongs.append(Wrong((*loc, "revision"), text, ((*loc, "path"),)))
             if source.name and not os.path.isdir(path):
@@ -117,13 +119,22 @@ class Files:
         if suite is None:
             return evaluate
         found = {
-            key: [
-                self.named_or_file(("evaluate", "suite", key, at), task, evaluation_names(), ".yaml")
-                for at, task in enumerate(getattr(suite, key))
-            ]
+            key: [self._task(("evaluate", "suite", key, at), task) for at, task in enumerate(getattr(suite, key))]
             for key in ("tasks", "forgetting")
         }
         return evaluate.model_copy(update={"suite": suite.model_copy(update=found)})
+
+    def _task(self, loc: Loc, task: str) -> str:
+        own = task.removeprefix(STOCK)
+        if own == task:
+            return self.named_or_file(loc, task, evaluation_names(), ".yaml")
+        if not is_yaml(own):  # which names lm_eval has is known once its 14,000 files are read
+            return task
+        found = self._find(own)
+        if found is None or not os.path.isfile(found):
+            near = nearest_file(own, str(self._folder))
+            self.wrongs.append(Wrong(loc, f"got {shown(task)}; there is no file {own}{near}"))
+        return STOCK + (found or own)
 
     def with_cache(self, name: str, section: Cached) -> Cached:
         cache = self.folder_to_write((name, "reference_cache"), section.reference_cache, "name a folder")
@@ -140,6 +151,12 @@ class Files:
 
     def local_or_hub(self, loc: Loc, path: str, what: str) -> str:
         """An existing path, or a hub name as it is; what can only be a path and is not there is wrong."""
+        if what == "data file" and path.startswith(HUB_FILES):
+            try:
+                repository(path)
+            except ValueError as error:
+                self.wrongs.append(Wrong(loc, str(error)))
+            return path
         found = self._find(path, patterns=what == "data file")
         if found is not None and os.path.exists(found) and (problem := _unreadable(found)):
             self.wrongs.append(Wrong(loc, f"got {shown(path)}; {problem}"))

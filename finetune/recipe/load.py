@@ -14,8 +14,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from hybrid_ft.errors import InputError
+from hybrid_ft.finetune.recipe.adapter_base import take_base
 from hybrid_ft.finetune.recipe.checks import contradictions
 from hybrid_ft.finetune.recipe.files import resolve_files
+from hybrid_ft.finetune.recipe.handed_on import Before, take_over
 from hybrid_ft.finetune.recipe.keys import sections
 from hybrid_ft.finetune.recipe.mistakes import Mistakes
 from hybrid_ft.finetune.recipe.overrides import apply_overrides
@@ -52,12 +54,12 @@ def resolve_recipe(
     file: Path,
     overrides: Sequence[str] = (),
     stage: str | None = None,
-    made: str | None = None,
+    before: Before | None = None,
     output: str | None = None,
 ) -> tuple[Recipe | None, Mistakes]:
     """The recipe that stands in ``file``, as far as it is right, and what is wrong with it.
 
-    ``made``: the folder that an earlier stage makes and this one starts from, in place of the recipe's own base.
+    ``before``: the stage that this one starts from, in place of the recipe's own base.
     ``output``: in place of the recipe's own.
     """
     mistakes = Mistakes(file, text)
@@ -68,14 +70,12 @@ def resolve_recipe(
     for name in PREFERENCE:
         if name in raw or stage == name:
             raw[name] = {} if raw.get(name) is None else raw[name]
-    if made is not None and isinstance(model := {} if raw.get("model") is None else raw.get("model"), dict):
-        kept = {key: value for key, value in model.items() if key not in ("revision", "tokenizer", "from_scratch")}
-        raw["model"] = kept | {"path": made}
+    mistakes.found_in_values([*take_over(raw, before), *take_base(raw, file.parent)])
     recipe = validated(raw, Recipe, mistakes)
     if recipe is not None:
         mistakes.found_in_values(contradictions(recipe))
         mistakes.found_in_values(preference_contradictions(recipe, stage))
-        recipe, wrongs = resolve_files(recipe, file.parent, made is not None)
+        recipe, wrongs = resolve_files(recipe, file.parent, before is not None)
         mistakes.found_in_values(wrongs)
     return recipe, mistakes
 

@@ -9,9 +9,8 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
-from hybrid_ft.errors import shown
+from hybrid_ft.errors import CUT_OFF, did_you_mean, shown
 from hybrid_ft.finetune.recipe.keys import keys
-from hybrid_ft.finetune.recipe.nearest import CUT_OFF, did_you_mean
 from hybrid_ft.finetune.recipe.yaml_file import Loc, YamlFile, dotted, flow, plain_scalar
 
 if TYPE_CHECKING:
@@ -246,7 +245,11 @@ def nearest_key(loc: Loc, known: Sequence[str]) -> str | None:
         if ".columns." in key and where != parent:
             continue  # words such as role and content, which mean something else everywhere else
         matcher.set_seq1(name)
-        score = matcher.ratio() + (0.15 if where == parent else 0.0)
+        bonus = 0.15 if where == parent else 0.0
+        # bounds from above that cost a hundredth: few keys are compared letter by letter
+        if any(bound() + bonus <= best_score for bound in (matcher.real_quick_ratio, matcher.quick_ratio)):
+            continue
+        score = matcher.ratio() + bonus
         if score > best_score:
             best, best_score = key, score
     return best

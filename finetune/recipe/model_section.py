@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 from hybrid_ft.finetune.recipe.keys import Free
 from hybrid_ft.finetune.recipe.section import AtLeastOne, Section, Text
 
-LORA_TARGETS = ("all-linear", "attention", "delta", "recurrent", "mlp")
+LORA_TARGETS = ("all-linear", "attention", "delta", "recurrent", "mlp", "experts")
 
 
 def _compiles(text: str) -> str:
@@ -28,12 +28,13 @@ class Lora(Section):
     """LoRA: each adapted matrix W becomes W + (alpha / rank) B A, and only A and B are trained.
 
     `attention` is q, k, v and o of the attention layers, `delta` the projections of layers with a delta rule,
-    `recurrent` those of the recurrent layers of any family, `mlp` gate, up and down. Convolutions, the parameters of
-    decay and writing strength (A_log, dt_bias, a_proj, b_proj), norms, embeddings and the head are never adapted.
+    `recurrent` those of the recurrent layers of any family, `mlp` gate, up and down, `experts` those of all routed
+    experts, each with factors of its own. Convolutions, the parameters of decay and writing strength (A_log, dt_bias,
+    a_proj, b_proj), norms, routers, embeddings and the head are never adapted.
     """
 
     targets: Text = Field("all-linear", examples=["delta+mlp"])
-    """Layers to adapt: all-linear, attention, delta, recurrent, mlp, or several joined by +."""
+    """Layers to adapt: all-linear, attention, delta, recurrent, mlp, experts, or several joined by +. all-linear is all but the routed experts."""
     rank: int = Field(32, ge=1, le=1024, examples=[16])
     """Rank of the update."""
     alpha: AtLeastOne = Field(64, examples=[32])
@@ -75,7 +76,7 @@ class Model(Section):
     """The base that is trained, its tokenizer and chat template."""
 
     path: Text = Field(examples=["allenai/Olmo-Hybrid-7B"])
-    """A preset (tiny: the small trained base that ships here; 190M, 1B, 7B, samba-421M, samba-1.3B: shapes), a model folder, or a hub name."""
+    """A preset (tiny: the small trained base that ships here; 190M, 1B, 7B, samba-421M, samba-1.3B: shapes), a model folder, or a hub name. May be left out where `adapter` is a folder, which names its base."""
     revision: Text | None = Field(None, examples=["main"])
     """Branch, tag or commit of a hub name."""
     from_scratch: bool = Field(False, examples=[True])

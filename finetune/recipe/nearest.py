@@ -1,27 +1,14 @@
-"""Suggestions: the nearest known word, and the file of nearly that name."""
+"""Suggests the file of nearly that name."""
 
 from __future__ import annotations
 
 import difflib
 import itertools
 import os
-from collections.abc import Iterable
 
-CUT_OFF = 0.65
-"""Least likeness of a suggestion, by ``difflib``: two letters exchanged in a word of three have 0.67."""
-_MOST_LETTERS = 80
+from hybrid_ft.errors import nearest
+
 _MOST_FILES = 1_000
-
-
-def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that is spelt most like ``word``, or None where none is much alike."""
-    return next(iter(difflib.get_close_matches(word[:_MOST_LETTERS], list(known), n=1, cutoff=CUT_OFF)), None)
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """``; did you mean X?`` for the nearest known word, or nothing."""
-    near = nearest(word, known)
-    return f"; did you mean {near}?" if near else ""
 
 
 def nearest_file(path: str, *beside: str) -> str:
@@ -42,7 +29,7 @@ def nearest_file(path: str, *beside: str) -> str:
         stem = nearest(name.partition(".")[0], {known.partition(".")[0] for known in names})
         of_stem = [known for known in names if stem is not None and known.partition(".")[0] == stem]
         if of_stem:
-            near = difflib.get_close_matches(name[:_MOST_LETTERS], of_stem, n=1, cutoff=0)[0]
+            near = difflib.get_close_matches(name, of_stem, n=1, cutoff=0)[0]
             return f"; did you mean {os.path.join(folder, near)}?"
     folder = os.path.dirname(path)
     return "" if seen or not folder or "://" in path else f"; there is no folder {folder} either"

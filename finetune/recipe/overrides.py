@@ -11,7 +11,8 @@ from hybrid_ft.finetune.recipe.yaml_file import Loc, dotted, read_value
 
 
 def apply_overrides(raw: dict[str, Any], overrides: Sequence[str], mistakes: Mistakes) -> None:
-    """Change ``raw`` in place. A later override wins over an earlier one; a key that no recipe has is the schema's to refuse."""
+    """Change ``raw`` in place. A later override wins over an earlier one; a key that no recipe has is the schema's to
+    refuse."""
     for override in overrides:
         key, equals, text = override.partition("=")
         parts = key.split(".")

@@ -78,7 +78,7 @@ class Train(Section):
     learning_rate: float | None = Field(None, gt=0, le=1, examples=[1e-5])
     """Peak learning rate. null: 2.5e-5 for all weights and 2e-4 for LoRA; for dpo and kto 1e-6 and 1e-5, for reward 1e-5 and 1e-4 (TRL's). Those for all weights are Ai2's for Olmo Hybrid; LoRA takes about ten times as much. With Gated DeltaNet at alpha 32 (tinker-cookbook's sweep on Qwen3.5) 3e-4 is best at every rank from 4 to 128, the same product as 1.5e-4 at alpha 64, and 1e-3 does harm."""
     optimizer: Literal["adamw", "adamw_bf16", "muon"] = Field("adamw", examples=["adamw_bf16"])
-    """adamw: weights, gradients and both moments in float32, 16 bytes for a trained number. adamw_bf16: all of them in bfloat16, weights with 8 bits more, rounded at random: 9 bytes, so that all weights of a 7B are trained on one 80 GB GPU. The arithmetic is bfloat16 then, on a CPU too. muon: torch's Muon for the matrices of layers, with updates of the size of AdamW's, and AdamW for everything else; one moment for a matrix, 12 bytes. Whether it gains anything on a model that was pretrained with AdamW is not known."""
+    """adamw: weights, gradients and both moments in float32, 16 bytes for a trained number. adamw_bf16: all of them in bfloat16, weights with 8 bits more, rounded at random: 9 bytes, so that all weights of a 7B are trained on one 80 GB GPU. The arithmetic is bfloat16 then, on a CPU too. muon: torch's Muon for the matrices of layers (on a CPU in float32), with updates of the size of AdamW's, and AdamW for everything else; one moment for a matrix, 12 bytes. Whether it gains anything on a model that was pretrained with AdamW is not known."""
     loraplus_ratio: float | None = Field(None, ge=1, le=1000, examples=[16])
     """LoRA+: B learns this many times as fast as A, and so do single vectors (DoRA's lengths, norms). null: all at one rate. Lower the learning rate to half or so with it."""
     neftune_alpha: float | None = Field(None, gt=0, le=1000, examples=[5])
@@ -106,7 +106,7 @@ class Train(Section):
     sharded: bool | Literal["machine"] = Field(False, examples=[True])
     """Divide weights, gradients and optimizer among the processes (FSDP2); machine: among those of each machine, which exchange gradients once a step (HSDP), for machines with a slow link between them; false: each holds a copy (DDP)."""
     sequence_parallel: Annotated[AtLeastOne, Free()] = Field(1, examples=[2])
-    """Processes that share the tokens of each micro-batch, each computing whole sequences of some heads: a divisor of the number of processes. A step is the same rows. For packed rows and for dpo and kto, with Olmo Hybrid, Olmo and Qwen."""
+    """Processes that share the tokens of each micro-batch, each computing whole sequences of some heads: a divisor of the number of processes. A step is the same rows. For packed rows and for dpo and kto; not with Kimi Linear, Ling, Jamba, Samba and Nemotron-Flash."""
     check_memory: Annotated[bool, Free()] = Field(True, examples=[False])
     """Refuse, before the weights are read, a step that cannot fit the GPU; false: try it anyway."""
     trackers: Annotated[list[Literal["tensorboard", "trackio", "wandb"]], Free()] = Field(
@@ -119,7 +119,7 @@ class Suite(Section):
     """Evaluation tasks for the run's model, before and after, with the table of ``hybrid-ft evaluate``."""
 
     tasks: list[Text] = Field(min_length=1, examples=[["gsm8k", "mine.yaml"]])
-    """Names of shipped tasks, or files."""
+    """Names of shipped tasks, or files; lm_eval:NAME for lm_eval's own."""
     forgetting: list[Text] = Field(default_factory=list, examples=[["ifeval"]])
     """Tasks that training may make worse, shown in a block of their own."""
     limit: AtLeastOne | None = Field(None, examples=[200])

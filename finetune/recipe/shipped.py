@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from hybrid_ft.errors import InputError
-from hybrid_ft.finetune.recipe.nearest import did_you_mean
+from hybrid_ft.errors import InputError, did_you_mean
 
 # The repository's root in an editable install, site-packages/hybrid_ft in a plain one.
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 RECIPES = PACKAGE_ROOT / "recipes"
 EVALUATIONS = RECIPES / "evaluations"
 COLUMNS = PACKAGE_ROOT / "datasets" / "columns"
+STOCK = "lm_eval:"
+"""Before the name, or the file, of a task that is lm_eval's."""
 
 
 def recipe_names() -> list[str]:
@@ -24,6 +25,18 @@ def recipe_names() -> list[str]:
 def evaluation_names() -> list[str]:
     """Names of the shipped evaluation tasks, the stems of recipes/evaluations/."""
     return sorted(path.stem for path in EVALUATIONS.glob("*.yaml"))
+
+
+def task_called(task: str) -> str:
+    """What a table calls a task that is given by name or file: the stem of a file, ``lm_eval:`` before one of lm_eval's."""
+    if not task.startswith(STOCK):
+        return Path(task).stem
+    own = task.removeprefix(STOCK)
+    return f"{STOCK}{Path(own).stem if is_yaml(own) else own}"
+
+
+def is_yaml(path: str) -> bool:
+    return Path(path).suffix in (".yaml", ".yml")
 
 
 def column_names() -> list[str]:

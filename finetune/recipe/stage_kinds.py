@@ -78,5 +78,5 @@ STAGE_KINDS = {
         file="reward.yaml",
     ),
 }
-PREFERENCE = tuple(STAGE_KINDS)[1:]
+PREFERENCE = tuple(name for name in STAGE_KINDS if name != "sft")
 """The sections of a recipe that are stages; without one of them it is for supervised fine-tuning."""

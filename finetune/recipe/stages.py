@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, create_model, model_validator
 
-from hybrid_ft.errors import InputError
+from hybrid_ft.errors import InputError, did_you_mean
 from hybrid_ft.finetune.recipe.checks import secrets
 from hybrid_ft.finetune.recipe.data_section import Data, Source
 from hybrid_ft.finetune.recipe.files import Files
+from hybrid_ft.finetune.recipe.handed_on import Before
 from hybrid_ft.finetune.recipe.load import resolve_recipe, validated
 from hybrid_ft.finetune.recipe.mistakes import Mistakes, Place, Wrong
 from hybrid_ft.finetune.recipe.model_section import Lora
-from hybrid_ft.finetune.recipe.nearest import did_you_mean
 from hybrid_ft.finetune.recipe.overrides import apply_overrides
 from hybrid_ft.finetune.recipe.schema import Recipe, changed
 from hybrid_ft.finetune.recipe.section import NULL_IS_EMPTY, AtLeastOne, Section, Text
@@ -36,8 +36,6 @@ from hybrid_ft.finetune.recipe.stage_kinds import PREFERENCE, STAGE_KINDS, Stage
 from hybrid_ft.finetune.recipe.yaml_file import Loc, YamlFile, read_yaml
 
 TRAINING = tuple(STAGE_KINDS)
-PREVIOUS = "previous"
-"""As model.adapter: that of the stage before."""
 
 
 def _is_recipe_or_file(value: Any) -> Any:
@@ -232,48 +230,32 @@ def _recipes(
 ) -> dict[int, Recipe]:
     """The recipe of every stage that trains, by the stage's number from 0; what is wrong with one is noted."""
     recipes: dict[int, Recipe] = {}
-    made: str | None = None
     own_lora: Lora | None = None
     for number, entry in enumerate(entries):
         kind = _kind(entry)
-        folder, lora = _folder(place, number, kind), None
-        if kind in TRAINING and isinstance(given := entry[kind], str | dict | None):
-            mine = [override.partition(".")[2] for override in overrides if override.partition(".")[0] == kind]
-            try:
-                where, inner = _recipe_text(given, ("stages", number, kind), file, text)
-            except InputError as error:
-                mistakes.found_elsewhere(str(error))
-                continue
-            before = recipes.get(number - 1)
-            handed = number > 0 and _handed_on(inner)
-            if handed and (before is None or before.model.lora is None):
-                rule = "got previous; the stage before must train an adapter: give it model.lora"
-                mistakes.found_in_values([Wrong(("stages", number), f"{kind}.model.adapter: {rule}")])
-                continue
-            if handed and before is not None:
-                inner.value["model"]["adapter"] = str(
-                    _folder(place, number - 1, _kind(entries[number - 1])) / "adapter"
-                )
-                made = before.model.path
-                recipes[number - 1] = changed(before, "model", lora=own_lora)
-            recipe, found = resolve_recipe(inner, where, mine, kind, made, str(folder))
-            mistakes.include(found)
-            if recipe:
-                if handed and before is not None:
-                    recipe = changed(recipe, "model", revision=before.model.revision)
-                own_lora = recipe.model.lora
-                lora = recipe.model.lora
-                if lora and number + 1 < len(entries):
-                    lora = lora.model_copy(update={"merge": True})  # the next stage starts from whole weights
-                recipes[number] = changed(recipe, "model", lora=lora)
-        made = str(folder / ("merged" if lora else "model"))
+        if kind not in TRAINING or not isinstance(given := entry[kind], str | dict | None):
+            continue
+        mine = [override.partition(".")[2] for override in overrides if override.partition(".")[0] == kind]
+        try:
+            where, inner = _recipe_text(given, ("stages", number, kind), file, text)
+        except InputError as error:
+            mistakes.found_elsewhere(str(error))
+            continue
+        before = None
+        if number > 0:
+            kind_before = _kind(entries[number - 1])
+            before = Before(kind_before, _folder(place, number - 1, kind_before), recipes.get(number - 1))
+        recipe, found = resolve_recipe(inner, where, mine, kind, before, str(_folder(place, number, kind)))
+        mistakes.include(found)
+        if recipe is None:
+            continue
+        if before is not None and before.recipe is not None and recipe.model.adapter == before.adapter:
+            recipes[number - 1] = changed(before.recipe, "model", lora=own_lora)  # handed on unmerged
+        own_lora = lora = recipe.model.lora
+        if lora and number + 1 < len(entries):
+            lora = lora.model_copy(update={"merge": True})  # the next stage starts from whole weights
+        recipes[number] = changed(recipe, "model", lora=lora)
     return recipes
-
-
-def _handed_on(text: YamlFile) -> bool:
-    """Whether a stage goes on with the adapter of the stage before, unmerged."""
-    model = text.value.get("model") if isinstance(text.value, dict) else None
-    return isinstance(model, dict) and model.get("adapter") == PREVIOUS
 
 
 def _recipe_text(given: Any, loc: Loc, file: Path, text: YamlFile) -> tuple[Path, YamlFile]:

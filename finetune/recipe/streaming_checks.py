@@ -17,8 +17,11 @@ def stream_contradictions(recipe: Recipe) -> Iterator[Wrong]:
     data, streaming = recipe.data, (("data", "streaming"),)
     if not data.streaming:
         return
-    if recipe.stage != "sft":
-        yield Wrong(("data", "streaming"), f"got true; {recipe.stage} reads its rows whole; leave it out")
+    if recipe.stage not in ("sft", "reward"):
+        part = "split: 'train[:100000]' of a source reads a part"
+        why = "whose reference is computed, and kept, before the first step"
+        text = f"got true; {recipe.stage} reads its rows whole, {why}; leave it out; {part}"
+        yield Wrong(("data", "streaming"), text)
         return
     if recipe.train.steps is None:
         yield Wrong(("train", "steps"), "must be set with data.streaming: the end of a stream is not known", streaming)

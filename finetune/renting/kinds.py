@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from hybrid_ft.errors import InputError, shown
+from hybrid_ft.errors import InputError, did_you_mean, shown
 from hybrid_ft.finetune.planning.gpus import read_table
-from hybrid_ft.finetune.recipe.nearest import did_you_mean
 
 SKY = {
     "h100": "H100",

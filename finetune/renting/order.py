@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from hybrid_ft.errors import InputError, shown
-from hybrid_ft.finetune.recipe.nearest import did_you_mean
+from hybrid_ft.errors import InputError, did_you_mean, shown
 
 Place = Literal["sky", "hf", "slurm"]
 

@@ -49,8 +49,10 @@ def chart(
     xs = [x for _, _, some, _ in series for x in some]
     ys = [y for _, _, _, some in series for y in some]
     left, right = min(xs), max(xs)
-    across = _ticks(left, right)
-    up = _ticks(min(ys), max(ys))
+    across = _ticks(left, right, 1)
+    # a value that never changes stands above 0 and not at the edge
+    flat = min(ys) == max(ys)
+    up = _ticks(min(ys[0], 0.0), max(ys[0], 0.0)) if flat else _ticks(min(ys), max(ys))
     low, high = min(up[0], min(ys)), max(up[-1], max(ys))
 
     def at(x: float, y: float) -> tuple[float, float]:
@@ -89,13 +91,13 @@ def _thinned(xs: Sequence[float], ys: Sequence[float], columns: int) -> list[tup
     return kept
 
 
-def _ticks(low: float, high: float) -> list[float]:
-    """A few round numbers that enclose the values, or nearly."""
+def _ticks(low: float, high: float, least: float = 0.0) -> list[float]:
+    """A few round numbers that enclose the values, or nearly, at least ``least`` apart: there is no half of a step."""
     if high <= low:
         return [low]
     rough = (high - low) / _TICKS
     unit = 10.0 ** math.floor(math.log10(rough))
-    step = unit * next(times for times in (1, 2, 5, 10) if times * unit >= rough)
+    step = max(least, unit * next(times for times in (1, 2, 5, 10) if times * unit >= rough))
     first = math.floor(low / step)
     return [number * step for number in range(first, math.ceil(high / step) + 1)]
 

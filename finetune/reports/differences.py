@@ -78,7 +78,8 @@ def recipe_rows(recipes: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]
     flat = [dict(_flat(recipe)) for recipe in recipes]
     keys = list(dict.fromkeys(key for one in flat for key in one))
     rows = [(key, [one.get(key, "not set") for one in flat]) for key in keys]
-    return [(key, values) for key, values in rows if len(set(values)) > 1]
+    # null is as good as not set: a section that one of them has brings a row for each of its defaults
+    return [(key, values) for key, values in rows if len(set(values)) > 1 and not set(values) <= {"null", "not set"}]
 
 
 def _flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from dataclasses import dataclass, field
@@ -10,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from hybrid_ft.errors import InputError
-from hybrid_ft.finetune.evaluation.compared import RESULTS, SUITE_FOLDER, Measure
-from hybrid_ft.finetune.evaluation.hard_rows import FILE
+from hybrid_ft.finetune.evaluation.files import HARD_ROWS, RESULTS, SUITE_FOLDER
+from hybrid_ft.finetune.evaluation.measure import Measure
 from hybrid_ft.finetune.recipe.yaml_file import read_yaml
-
-Lines = list[dict[str, Any]]
+from hybrid_ft.finetune.reports.read import Lines, read_lines, read_object, read_text
 
 
 @dataclass
@@ -79,14 +77,16 @@ def read_run(path: Path, name: str) -> KeptRun:
     """A run's folder. A line of metrics that is cut short is left out. Raises InputError for a record that is damaged."""
     record = read_object(path / "run.json")
     recipe = path / "recipe.yaml"
-    text = _text(recipe) if recipe.is_file() else ""
+    text = read_text(recipe) if recipe.is_file() else ""
     both = {
         kind: (read_lines(path / f"{kind}-before.jsonl"), read_lines(path / f"{kind}-after.jsonl"))
         for kind in ("answers", "samples")
     }
     metrics = [line for line in read_lines(path / "metrics.jsonl") if isinstance(line.get("step"), int)]
     values = read_yaml(recipe).value if text else {}
-    return KeptRun(name, path, record, values, text, metrics, both["answers"], both["samples"], read_lines(path / FILE))
+    return KeptRun(
+        name, path, record, values, text, metrics, both["answers"], both["samples"], read_lines(path / HARD_ROWS)
+    )
 
 
 def _evaluation(place: Path, name: str) -> KeptEvaluation:
@@ -96,33 +96,3 @@ def _evaluation(place: Path, name: str) -> KeptEvaluation:
         return KeptEvaluation(name, table["models"], table["method"], measures, table["examples"])
     except (KeyError, TypeError) as error:
         raise InputError(f"{place / RESULTS}: is damaged ({error}); evaluate again") from None
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from None
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(_text(path))
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: is damaged; it must hold a JSON object")
-    return value
-
-
-def read_lines(path: Path) -> Lines:
-    """Objects of a file of lines, nothing where there is none; what is no object, as the cut end of a file, is left out."""
-    found = []
-    for line in _text(path).splitlines() if path.is_file() else []:
-        try:
-            value = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(value, dict):
-            found.append(value)
-    return found

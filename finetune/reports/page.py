@@ -19,7 +19,8 @@ from hybrid_ft.errors import InputError, masked, one_line
 from hybrid_ft.finetune.evaluation import statistics
 from hybrid_ft.finetune.reports.chart import Chart, chart, shown
 from hybrid_ft.finetune.reports.differences import cut, marked, recipe_rows
-from hybrid_ft.finetune.reports.kept_run import KeptEvaluation, KeptRun, Lines, read_places
+from hybrid_ft.finetune.reports.kept_run import KeptEvaluation, KeptRun, read_places
+from hybrid_ft.finetune.reports.read import Lines
 from hybrid_ft.finetune.reports.stage_answers import stage_answers
 from hybrid_ft.finetune.runs.atomic import write_text
 from hybrid_ft.finetune.runs.console import duration
@@ -84,7 +85,7 @@ def render(runs: list[KeptRun], evaluations: list[KeptEvaluation], most: int = 4
     facts = [_facts(run) for run in runs]
     return _template().render(
         title=", ".join(names),
-        made=f"hybrid-ft, {datetime.now(UTC).strftime('%d %B %Y, %H:%M')} UTC",
+        made=f"hybrid-ft, {_moment(datetime.now(UTC).isoformat())}",
         verdicts=[f"{run.name}: {line}" if len(runs) > 1 else line for run in runs for line in _verdict(run)],
         runs=[_shown_run(run, most) for run in runs],
         facts=[(name, [of_run.get(name, "") for of_run in facts]) for name in (facts[0] if facts else ())],
@@ -155,15 +156,24 @@ def _facts(run: KeptRun) -> dict[str, str]:
         "stage": str(record.get("stage", "")),
         "base": str(model.get("path", "")),
         "trained": "LoRA" if model.get("lora") else "all weights",
-        "state": f"finished at {finished['at']}" if finished.get("at") else "not finished",
+        "state": f"finished {_moment(finished['at'])}" if finished.get("at") else "not finished",
         "steps": f"{steps:,}",
         "tokens": f"{max(tokens):,.0f}" if tokens else "",
         "time in steps": duration(seconds),
         "peak memory": f"{max(memory) / 2**30:.2f} GiB" if memory else "",
         "device": f"{record.get('device', '')}, {_processes(record.get('processes', 1))}",
-        "begun": str(record.get("started", "")),
+        "begun": _moment(record.get("started", "")),
         "versions": _versions(identity),
     }
+
+
+def _moment(kept: Any) -> str:
+    """``3 November 2026, 09:05 UTC`` of a time as it is kept; what is none stays as it is."""
+    try:
+        when = datetime.fromisoformat(str(kept)).astimezone(UTC)
+    except ValueError:
+        return str(kept)
+    return f"{when.day} {when.strftime('%B %Y, %H:%M')} UTC"
 
 
 def _versions(identity: dict[str, Any]) -> str:

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from hybrid_ft.finetune.evaluation import statistics
-from hybrid_ft.finetune.evaluation.answers import scores
-from hybrid_ft.finetune.evaluation.compared import METHOD, Measure
-from hybrid_ft.finetune.reports.kept_run import KeptEvaluation, Lines, read_lines
+from hybrid_ft.finetune.evaluation.kept_answers import scores
+from hybrid_ft.finetune.evaluation.measure import METHOD, Measure
+from hybrid_ft.finetune.reports.kept_run import KeptEvaluation
+from hybrid_ft.finetune.reports.read import Lines, read_lines
 
 _FALLING = "invented values"
 _EXAMPLES = 12

@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hybrid_ft.errors import NUMERICS, InputError, masked
-from hybrid_ft.finetune.reports.kept_run import read_lines, read_object
+from hybrid_ft.finetune.reports.read import read_lines, read_object
 from hybrid_ft.finetune.reports.text_chart import text_chart
 from hybrid_ft.finetune.runs.console import duration, say
 from hybrid_ft.finetune.runs.status import Status, status

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from hybrid_ft.hybrid_model.checkpoint.weight_files import give_usual_mode
+from hybrid_ft.hybrid_model.checkpoint.usual_mode import give_usual_mode
+
+_ABANDONED = 3600.0
 
 
 def write_text(path: Path, text: str) -> None:
     """Replace a file's content at once: a reader or a crash sees the old text or the new."""
-    staged = path.with_name(f".{path.name}.{os.getpid()}")
+    staged = _staged(path)
     with open(staged, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
@@ -28,7 +31,7 @@ def write_text(path: Path, text: str) -> None:
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A path beside ``path`` to write a file to: at the block's end it takes that name at once, after an error it goes."""
-    staged = path.with_name(f".{path.name}.{os.getpid()}")
+    staged = _staged(path)
     try:
         yield staged
         _sync(staged)
@@ -37,6 +40,16 @@ def whole_file(path: Path) -> Iterator[Path]:
         staged.unlink(missing_ok=True)
         raise
     _sync(path.parent)
+
+
+def _staged(path: Path) -> Path:
+    """The name under which a file is written. What a process that was killed has left under such a name goes, once nothing
+    has been added to it for _ABANDONED seconds: its process may live on another machine."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        with suppress(OSError):
+            if left.suffix[1:].isdigit() and time.time() - left.stat().st_mtime > _ABANDONED:
+                left.unlink()
+    return path.with_name(f".{path.name}.{os.getpid()}")
 
 
 def publish(staged: Path, final: Path, beat: Callable[[], None] = lambda: None) -> None:

@@ -19,6 +19,8 @@ from hybrid_ft.finetune.runs.atomic import publish, remove, sha256
 
 MANIFEST = "manifest.json"
 STAGING = ".staging"
+STATE = "trainer_state.json"
+"""In a checkpoint: what transformers' loop knows of the run."""
 
 
 def commit(staged: Path, final: Path, beat: Callable[[], None] = lambda: None) -> None:

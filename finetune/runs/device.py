@@ -13,9 +13,13 @@ def kind() -> str:
 
 
 def is_gpu() -> bool:
-    """Not where ``accelerate launch --cpu`` has started this process: transformers and accelerate heed that too."""
-    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "y", "on", "t")
-    return torch.cuda.is_available() and not on_cpu
+    """Whether there is one, and it is wanted."""
+    return torch.cuda.is_available() and not is_put_off()
+
+
+def is_put_off() -> bool:
+    """Whether ``accelerate launch --cpu`` has started this process: transformers and accelerate heed that too."""
+    return os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "y", "on", "t")
 
 
 def name() -> str:

@@ -81,7 +81,7 @@ class Exporter:
             # a tied head and its embedding are one tensor, which safetensors does not write twice
             save_file({name: tensor.clone() for name, tensor in tensors.items()}, staged / WEIGHTS, {"format": "pt"})
             config.save_pretrained(str(staged))
-            _sort_target_modules(staged / CONFIG)
+            _sort_targets(staged / CONFIG)
             self.tokenizer.save_pretrained(str(staged))
             if is_scorer(model.config):
                 plain.config.pad_token_id = model.config.pad_token_id
@@ -116,10 +116,11 @@ class Exporter:
             )
 
 
-def _sort_target_modules(path: Path) -> None:
+def _sort_targets(path: Path) -> None:
     """PEFT holds the names as a set and writes them in another order each time."""
     config = json.loads(path.read_text(encoding="utf-8"))
-    config["target_modules"].sort()
+    for key in ("target_modules", "target_parameters"):
+        config[key] = sorted(config[key]) if config.get(key) is not None else None
     path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
 
 

@@ -79,6 +79,11 @@ def digest(data: bytes) -> str:
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
+def stamps(files: Iterable[Path]) -> list[str]:
+    """Of files that are too large to be read for it: path, size and time of the last change."""
+    return [f"{path} {found.st_size} {found.st_mtime_ns}" for path in files for found in (path.stat(),)]
+
+
 def digest_of(value: Any) -> str:
     """Of anything that is JSON, and of what is not by its text."""
     return digest(json.dumps(value, sort_keys=True, default=str).encode())

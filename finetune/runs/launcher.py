@@ -65,6 +65,10 @@ def _not_here() -> list[str]:
         wrong.append(
             f"ACCELERATE_DYNAMO_BACKEND is {backend}: a model is not compiled here. Start with --dynamo_backend no"
         )
+    if place := _says("ACCELERATE_TORCH_DEVICE"):
+        wrong.append(
+            f"ACCELERATE_TORCH_DEVICE is {place}: each process takes its own GPU here, or the processor with --cpu. Start without it"
+        )
     return wrong
 
 

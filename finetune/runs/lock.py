@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from hybrid_ft.errors import BAD_INPUT, STORAGE, InputError
 from hybrid_ft.finetune.runs.storage import no_room
@@ -30,6 +31,16 @@ def held(folder: Path, key: str = "output", wait: Callable[[], object] | None = 
         finally:
             if _entries(folder) == before:
                 _take_away(made)
+
+
+def taken(file: IO[str]) -> bool:
+    """Whether a file that is open for writing is now this process's alone, until it is closed."""
+    try:
+        # not flock, which the loader's workers would inherit and hold for a while after this process is killed
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
 
 
 def _entries(folder: Path) -> set[str]:
@@ -65,13 +76,9 @@ def _make(folder: Path, key: str) -> tuple[list[Path], set[str]]:
 def _locked(folder: Path, key: str, wait: Callable[[], object] | None) -> Iterator[None]:
     while True:
         with open(folder / NAME, "a") as file:
-            try:
-                # not flock, which the loader's workers would inherit and hold for a while after this process is killed
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError) as error:
+            if not taken(file):
                 if wait is None:
-                    reason = f"another process is at work in {folder}"
-                    raise InputError(f"{key}: {reason}; wait for it, or stop it") from error
+                    raise InputError(f"{key}: another process is at work in {folder}; wait for it, or stop it")
                 wait()
                 fcntl.lockf(file, fcntl.LOCK_EX)
             # whoever held it may have taken the file away: a lock on that keeps nobody out

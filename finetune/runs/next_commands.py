@@ -15,7 +15,8 @@ _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 
 def next_commands(results: list[Path], model_type: str, scores: bool = False) -> list[str]:
-    """Lines for the last of ``results``, model folders or an adapter's: what each does, and its command. ``scores``: of a reward model."""
+    """Lines for the last of ``results``, model folders or an adapter's: what each does, and its command. ``scores``: of
+    a reward model."""
     last = results[-1]
     adapter = next((path for path in results if (path / CONFIG).is_file()), None)
     place = shlex.quote(str(last))
@@ -45,6 +46,8 @@ def _serve(result: Path, model_type: str) -> str:
     if not (result / CONFIG).is_file():
         return f"vllm serve {shlex.quote(str(result))}{flags}"
     config = json.loads((result / CONFIG).read_text(encoding="utf-8"))
+    if config.get("target_parameters"):
+        return "merge this adapter of experts first"
     rank = max([config["r"], *(config.get("rank_pattern") or {}).values()])
     most = next((size for size in _RANKS if size >= rank), None)
     if most is None:

@@ -97,7 +97,7 @@ def check_storage(folder: RunFolder, recipe: Recipe, model: torch.nn.Module, bfl
     will need."""
     if not folder.processes.main:
         return ""
-    each = storage.checkpoint_bytes(model)
+    each = storage.checkpoint_bytes(model, recipe.train.optimizer)
     keep = recipe.train.keep + recipe.evaluate.keeps_best
     present = sum(file.stat().st_size for file in folder.checkpoints.rglob("*") if file.is_file())
     # one more stays while it is copied to the mirror

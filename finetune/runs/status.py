@@ -17,7 +17,8 @@ _RUN, _STAGES = "run.json", "pipeline.json"
 
 @dataclass(frozen=True)
 class Status:
-    """``code``: 0 finished, 75 the same command goes on (also where only the mirror lacks something), 4 a number was not finite and the same command fails again."""
+    """``code``: 0 finished, 75 the same command goes on (also where only the mirror lacks something), 4 a number was
+    not finite and the same command fails again."""
 
     code: int
     text: str

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from hybrid_ft.errors import STORAGE, InputError
 from hybrid_ft.finetune.runs.console import duration
+from hybrid_ft.finetune.runs.moments import moment_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -80,8 +81,8 @@ def probe(folder: Path, expected: int | None = None) -> float:
     return blocks * len(_BLOCK) / seconds
 
 
-def checkpoint_bytes(model: torch.nn.Module) -> int:
-    """Bytes of one checkpoint: the weights (of LoRA the adapter's alone), two moments of each trained weight, and
+def checkpoint_bytes(model: torch.nn.Module, optimizer: str = "adamw") -> int:
+    """Bytes of one checkpoint: the weights (of LoRA the adapter's alone), what ``optimizer`` keeps of each trained one, and
     the small files beside them.
     """
     from peft import PeftModel
@@ -89,17 +90,7 @@ def checkpoint_bytes(model: torch.nn.Module) -> int:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     saved = trained if isinstance(model, PeftModel) else list(model.parameters())
     weights = sum(parameter.numel() * parameter.element_size() for parameter in saved)
-    return (
-        weights
-        + sum(parameter.numel() * _moments(parameter) for parameter in trained)
-        + len(saved) * _NAME_BYTES
-        + _STATE_BYTES
-    )
-
-
-def _moments(parameter: torch.Tensor) -> int:
-    """Bytes of AdamW's two moments of one trained weight, and of the bits that bfloat16 has no room for."""
-    return 5 if parameter.element_size() == 2 else 8
+    return weights + moment_bytes(model, optimizer) + len(saved) * _NAME_BYTES + _STATE_BYTES
 
 
 def check_room(folder: Path, checkpoint_bytes: int, keep: int, result_bytes: int, present: int) -> None:

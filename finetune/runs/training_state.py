@@ -49,7 +49,8 @@ def save_optimizer(
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, model: torch.nn.Module, folder: Path) -> None:
-    """Put the saved moments where they were. Raises InputError for a tensor that is missing, left over or of another shape."""
+    """Put the saved moments where they were. Raises InputError for a tensor that is missing, left over or of another
+    shape."""
     place: dict[str, Path] = {}
     for file in sorted(folder.glob("optimizer-*.safetensors")):
         with _reading(file), safe_open(file, framework="pt") as opened:

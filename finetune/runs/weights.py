@@ -7,14 +7,16 @@ Trainer does it, leaves every renamed tensor at its old value and says so only i
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch.distributed.tensor import DTensor
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
 from hybrid_ft.errors import InputError
@@ -27,7 +29,7 @@ ADAPTER = "adapter_model.safetensors"
 def save(model: PreTrainedModel | PeftModel, folder: Path, processes: Processes | None = None) -> None:
     """All weights with the config, or for LoRA the adapter with its config. Of several processes number 0 writes."""
     processes = processes or Processes()
-    named = _adapter(model) if isinstance(model, PeftModel) else model.state_dict(keep_vars=True)
+    named = _named(model)
     put_together: dict[int, torch.Tensor] = {}
     # a tied head stays one tensor with its embedding
     for key, tensor in {id(tensor): tensor for tensor in named.values()}.items():
@@ -56,9 +58,55 @@ def are_finite(parameters: Iterable[torch.nn.Parameter]) -> bool:
     return all(bool(torch.isfinite(piece).all()) for piece in pieces)
 
 
+@torch.no_grad()
+def send(whole: Mapping[str, torch.Tensor], pieces: Mapping[str, torch.Tensor]) -> None:
+    """Process 0's tensors to the pieces of the same names, one at a time; in the others ``whole`` is empty."""
+    for name, parameter in pieces.items():
+        assert isinstance(parameter, DTensor)
+        dtype, place = parameter.dtype, parameter.device
+        if whole:  # a packed weight's own class would pack it again
+            full = whole[name].detach().as_subclass(torch.Tensor).to(place)
+        else:
+            full = torch.empty(parameter.shape, dtype=dtype, device=place)
+        parameter.copy_(distribute_tensor(full, parameter.device_mesh, parameter.placements))
+
+
+def is_divided(model: torch.nn.Module) -> bool:
+    """Whether it lies in pieces, so that it computes only where all processes do."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def in_pieces_again(model: torch.nn.Module) -> None:
+    """After a forward without a backward. FSDP2 leaves the outermost unit gathered then, and its whole weights stand where
+    an optimizer, a checkpoint or ``send`` looks for the pieces."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def load_into(model: PreTrainedModel | PeftModel, folder: Path) -> None:
-    """Put saved weights into ``model``: every tensor, in its dtype and shape. Raises InputError when one is missing or left over."""
-    now = _adapter(model) if isinstance(model, PeftModel) else model.state_dict()
+    """Put saved weights into ``model``: every tensor, in its dtype and shape. Raises InputError when one is missing or
+    left over.
+
+    Of one in pieces process 0 reads them, and sends each its own; all processes together.
+    """
+    if not is_divided(model):
+        _put(model, _read(model, folder))
+        return
+    main = not dist.is_initialized() or dist.get_rank() == 0
+    send(_read(model, folder) if main else {}, _named(model))
+
+
+def _named(model: PreTrainedModel | PeftModel) -> dict[str, torch.Tensor]:
+    """What is saved of a model, by the names it is saved under: its own parameters and buffers, and no copies."""
+    now = model.state_dict(keep_vars=True)
+    # "auto", the default, asks the hub whether the base's vocabulary was resized
+    return get_peft_model_state_dict(model, now, save_embedding_layers=False) if isinstance(model, PeftModel) else now
+
+
+def _read(model: PreTrainedModel | PeftModel, folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint, which are those of ``model`` in name, dtype and shape."""
+    now = _named(model)
     if isinstance(model, PeftModel):
         try:
             saved = load_file(folder / ADAPTER)
@@ -73,15 +121,14 @@ def load_into(model: PreTrainedModel | PeftModel, folder: Path) -> None:
     for name, tensor in saved.items():
         if tensor.shape != now[name].shape or tensor.dtype != now[name].dtype:
             raise InputError(f"{folder}: {name} is {_kind(tensor)} in this checkpoint, {_kind(now[name])} in the model")
+    return saved
+
+
+def _put(model: PreTrainedModel | PeftModel, saved: dict[str, torch.Tensor]) -> None:
     if isinstance(model, PeftModel):
         set_peft_model_state_dict(model, saved)
     else:
         model.load_state_dict(saved, strict=True)
-
-
-def _adapter(model: PeftModel) -> dict[str, torch.Tensor]:
-    # "auto", the default, asks the hub whether the base's vocabulary was resized
-    return get_peft_model_state_dict(model, save_embedding_layers=False)
 
 
 def _kind(tensor: torch.Tensor) -> str:

@@ -17,7 +17,6 @@ from hybrid_ft.finetune.runs.export import Exporter, relative_error
 from hybrid_ft.finetune.runs.folder import LENGTH
 from hybrid_ft.finetune.runs.next_commands import next_commands
 from hybrid_ft.finetune.training import seams
-from hybrid_ft.finetune.training.trainer import STATE
 from hybrid_ft.hybrid_model import adapter_weights
 from hybrid_ft.hybrid_model.checkpoint.generation_config import GenerationDefaults, generation_defaults
 from hybrid_ft.hybrid_model.checkpoint.tokenizer import load_tokenizer
@@ -103,7 +102,7 @@ def best_checkpoint(trainer: RunTrainer, last: Path) -> Path | None:
         return None
     # a network's file system may show a file that was just renamed as empty
     known = trainer.state.global_step == checkpoints.step_of(last)
-    best = (trainer.state if known else TrainerState.load_from_json(str(last / STATE))).best_global_step
+    best = (trainer.state if known else TrainerState.load_from_json(str(last / checkpoints.STATE))).best_global_step
     return last.with_name(f"checkpoint-{best}") if best else None
 
 

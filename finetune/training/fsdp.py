@@ -14,14 +14,14 @@ from peft import PeftModel
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
 from hybrid_ft.errors import ENVIRONMENT, InputError
 from hybrid_ft.finetune.models import in_bfloat16
-from hybrid_ft.finetune.runs import device
+from hybrid_ft.finetune.runs import device, weights
 from hybrid_ft.finetune.runs.processes import be_patient, number_told
 from hybrid_ft.hybrid_model.families.known import family_of
+from hybrid_ft.hybrid_model.quantised import tables
 
 if TYPE_CHECKING:
     from hybrid_ft.finetune.recipe.schema import Recipe
@@ -48,8 +48,8 @@ def pieces(processes: int, sharded: bool | str) -> int:
 
 
 def can_be_sent(recipe: Recipe, processes: int) -> bool:
-    """Whether process 0 can read the weights alone and send each its pieces; what is quantised is more than weights."""
-    return processes > 1 and bool(recipe.train.sharded) and recipe.model.quantize is None
+    """Whether process 0 reads the weights alone and sends each its pieces."""
+    return processes > 1 and bool(recipe.train.sharded)
 
 
 def shard(model: PreTrainedModel | PeftModel, accelerator: Accelerator, recipe: Recipe, of_main: bool = False) -> None:
@@ -64,19 +64,9 @@ def shard(model: PreTrainedModel | PeftModel, accelerator: Accelerator, recipe: 
     # NEFTune's noise is by documents, whose lengths differ from process to process; a unit is called equally often
     divide(model, mesh, in_bfloat16(recipe), recipe.train.neftune_alpha is None)
     if of_main:
-        send(whole, model)
-
-
-@torch.no_grad()
-def send(whole: dict[str, nn.Parameter], model: nn.Module) -> None:
-    """Process 0's values to the pieces of a divided model, one tensor at a time; in the others ``whole`` is empty."""
-    for name, parameter in model.named_parameters():
-        assert isinstance(parameter, DTensor)
-        dtype, place = parameter.dtype, parameter.device
-        full = whole[name].detach() if whole else torch.empty(parameter.shape, dtype=dtype, device=place)
-        parameter.copy_(distribute_tensor(full, parameter.device_mesh, parameter.placements))
-    for buffer in model.buffers():
-        dist.broadcast(buffer, 0)
+        weights.send(whole, dict(model.named_parameters()))
+        for tensor in (*model.buffers(), *tables(model)):
+            dist.broadcast(tensor, 0)
 
 
 def _mesh(processes: int, here: int) -> DeviceMesh:

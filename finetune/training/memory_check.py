@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.compute as pc
-import torch
 
 from hybrid_ft.errors import ENVIRONMENT, InputError
 from hybrid_ft.finetune.machines.checkpointed_layers import left_out
@@ -16,6 +15,7 @@ from hybrid_ft.finetune.machines.memory import MARGIN, Batch, Memory, peak
 from hybrid_ft.finetune.machines.shape import Shape, shape_of
 from hybrid_ft.finetune.models import in_bfloat16
 from hybrid_ft.finetune.runs import device
+from hybrid_ft.finetune.runs.moments import moment_bytes
 from hybrid_ft.finetune.runs.storage import size
 from hybrid_ft.finetune.training.fsdp import pieces
 from hybrid_ft.finetune.training.plan import a_step
@@ -67,12 +67,11 @@ def kept_on_a_cpu(recipe: Recipe) -> Kept:
     return left_out(recipe, shape_of_recipe(recipe, in_bfloat16(recipe)), Batch(0, 0), 1, 0.0)
 
 
-def held_line(model: Any, pieces: int) -> str:
+def held_line(model: Any, pieces: int, optimizer: str = "adamw") -> str:
     """What is held between steps where no GPU is: a step's own share is not reckoned there."""
     whole = sum(p.numel() * p.element_size() for p in model.parameters())
-    trained = [p for p in model.parameters() if p.requires_grad]
-    more = sum(p.numel() * (7 if p.dtype == torch.bfloat16 else 12) for p in trained)  # see adamw_bf16
-    return f"memory    {size((whole + more) / pieces)} for weights, gradients and moments, beside a step's own"
+    gradients = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    return f"memory    {size((whole + gradients + moment_bytes(model, optimizer)) / pieces)} for weights, gradients and moments, beside a step's own"
 
 
 def said(memory: Memory) -> str:
@@ -86,7 +85,7 @@ def said(memory: Memory) -> str:
 def shape_of_recipe(recipe: Recipe, bfloat16: bool) -> Shape:
     """Without weights. Raises InputError for a base whose config cannot be read."""
     model = empty_model(recipe, bfloat16)
-    return shape_of(model, model.config, bfloat16, recipe.model.quantize)
+    return shape_of(model, model.config, bfloat16, recipe.model.quantize, recipe.train.optimizer)
 
 
 def batch_of(recipe: Recipe, prepared: Any, teams: int = 1) -> Batch:
@@ -94,7 +93,10 @@ def batch_of(recipe: Recipe, prepared: Any, teams: int = 1) -> Batch:
     columns = token_columns(prepared.train)
     whole = np.sum([lengths(prepared.train, name) for name in columns], axis=0)
     if len(columns) > 1:
-        return largest_of_pairs(whole, recipe.pairs_or_rows or len(whole), recipe.train.batch_tokens)
+        count = recipe.pairs_or_rows or len(whole)
+        if recipe.data.streaming:  # the rows are a sample: a step of the longest that are let in
+            whole = np.full(count, min(2 * recipe.data.max_length, recipe.train.batch_tokens))
+        return largest_of_pairs(whole, count, recipe.train.batch_tokens)
     if recipe.data.streaming:  # the rows are a sample, and longer ones may come
         train = recipe.train
         tokens = train.batch_tokens if recipe.data.packing else train.batch_size * recipe.data.max_length

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any
 from datasets import Dataset
 from torch.utils.data import Sampler
 
+from hybrid_ft.finetune.data.prompt_order import order_of
 from hybrid_ft.finetune.training.portions import Row, micro_batches
 from hybrid_ft.finetune.training.reference_cache import digest_of_tokens
-from hybrid_ft.finetune.training.shared_prompts import dealt, order_of
+from hybrid_ft.finetune.training.shared_prompts import dealt
 
 if TYPE_CHECKING:
+    from hybrid_ft.finetune.data.streaming.source_stream import State
+    from hybrid_ft.finetune.data.streaming.stream_rows import StreamPair
     from hybrid_ft.finetune.recipe.schema import Recipe
 
 PARTS = ("prompt_ids", "chosen_ids", "rejected_ids")
@@ -67,6 +70,19 @@ class PromptSampler(Sampler[int]):
     def set_epoch(self, epoch: int) -> None:
         """accelerate tells it."""
         self.epoch = epoch
+
+
+def steps_of_pairs(packs: Iterator[tuple[list[StreamPair], State]]) -> Iterator[tuple[list[Row], State]]:
+    """The steps of a stream of pairs, whole in every process, as rows for the collator; they are named by their origins."""
+    for pairs, state in packs:
+        yield [_row(pair) for pair in pairs], state
+
+
+def _row(pair: StreamPair) -> Row:
+    parts = {name: part.tolist() for name, part in zip(PARTS, pair.parts, strict=True)}
+    return (
+        parts | {"origin": pair.origin, "row": pair.origin} | ({} if pair.margin is None else {"margin": pair.margin})
+    )
 
 
 def prompts_to_keep(recipe: Recipe, pairs: Dataset) -> list[bytes] | None:

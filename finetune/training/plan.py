@@ -28,6 +28,12 @@ class Plan:
         steps = recipe.train.steps or math.ceil(recipe.train.epochs * per_epoch)
         return cls(per_epoch, steps, math.floor(recipe.train.warmup * steps))
 
+    @classmethod
+    def of_stream(cls, recipe: Recipe) -> Plan:
+        """The run is one epoch: where a stream ends is not known."""
+        steps = recipe.train.steps or 1
+        return cls(steps, steps, math.floor(recipe.train.warmup * steps))
+
 
 def a_step(recipe: Recipe) -> int:
     """Micro-batches of an optimizer step, over all processes."""

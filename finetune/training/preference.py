@@ -23,10 +23,11 @@ def fill_reference(
     cache: ReferenceCache,
     splits: Mapping[str, tuple[Dataset, Sequence[bytes]]],
     compute: Callable[..., Any],
+    in_step: bool = False,
 ) -> Values:
     """The reference's log-probabilities of every row, by its digest, from the cache or computed now.
 
-    splits: rows and their digests, by name; ``compute``: as ``ReferenceCache.fill`` takes it
+    splits: rows and their digests, by name; ``compute``, ``in_step``: as ``ReferenceCache.fill`` takes them
     """
     began, values = time.perf_counter(), dict[bytes, Any]()
     with Progress(console=start.console, transient=True, disable=not start.console.is_terminal) as live:
@@ -41,6 +42,7 @@ def fill_reference(
                 partial(_advance, live, task),
                 start.folder.processes,
                 start.team,
+                in_step,
             )
     start.say(f"reference {cache.folder} ({duration(time.perf_counter() - began)})")
     return values
@@ -62,5 +64,8 @@ def show_measures(
 
 def portions_of(start: Start, count: int, what: str) -> str:
     """What a step holds, as a run says when it begins: ``count`` pairs or rows."""
-    tokens, steps = start.recipe.train.batch_tokens, start.plan.per_epoch
-    return f"steps     {count} {what} each, in micro-batches of at most {tokens:,} tokens; {steps:,} steps an epoch"
+    recipe, steps = start.recipe, start.plan.per_epoch
+    text = f"steps     {count} {what} each, in micro-batches of at most {recipe.train.batch_tokens:,} tokens; "
+    if recipe.data.streaming:
+        return f"{text}of {recipe.data.shuffle_buffer:,} shuffled {what} at a time"
+    return f"{text}{steps:,} steps an epoch"

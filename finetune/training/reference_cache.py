@@ -28,11 +28,12 @@ from hybrid_ft.errors import NUMERICS, InputError
 from hybrid_ft.finetune.runs import lock
 from hybrid_ft.finetune.runs.atomic import sha256, write_text
 from hybrid_ft.finetune.runs.identity import digest, short_digest
-from hybrid_ft.finetune.runs.processes import Processes
+from hybrid_ft.finetune.runs.processes import Processes, whole
 from hybrid_ft.finetune.runs.team import Team
+from hybrid_ft.finetune.runs.weights import is_divided
 from hybrid_ft.finetune.training.portions import Row
 from hybrid_ft.finetune.training.shared_prompts import divided
-from hybrid_ft.hybrid_model.checkpoint.weight_files import give_usual_mode
+from hybrid_ft.hybrid_model.checkpoint.usual_mode import give_usual_mode
 
 PIECE = 512
 """Rows of one piece: what is lost at most when the computation is cut short."""
@@ -72,36 +73,51 @@ _CALLED = {
 
 
 def reference_key(
-    model: torch.nn.Module, digests: Iterable[bytes], chat_template: str | None, dtype: str, kind: Kind = PAIRS
+    model: torch.nn.Module,
+    digests: Iterable[bytes],
+    chat_template: str | None,
+    dtype: str,
+    kind: Kind = PAIRS,
+    processes: Processes | None = None,
 ) -> dict[str, str]:
-    """What the reference's log-probabilities depend on. The order of the rows, and how often one occurs, do not matter."""
+    """What the reference's log-probabilities depend on. The order of the rows, and how often one occurs, do not matter.
+    All ``processes`` together: number 0 has the model's values, whole, or all have pieces of it."""
+    processes = processes or Processes()
     return {
-        "weights": weights_digest(model),
+        "weights": processes.of_main(weights_digest(model, processes.main)),
         kind.what: digest(b"".join(sorted(set(digests)))),
         "chat_template": digest((chat_template or "").encode()),
         "dtype": dtype,
     }
 
 
-def weights_digest(model: torch.nn.Module) -> str:
-    """Of the model as it starts: of the base alone where its adapters are fresh, whose B is zero."""
+def weights_digest(model: torch.nn.Module, wanted: bool = True) -> str:
+    """Of the model as it starts: of the base alone where its adapters are fresh, whose B is zero. Of one in pieces it is
+    that of the whole. ``wanted``: False where a process only gives its pieces."""
     plain = model.get_base_model() if isinstance(model, PeftModel) else model
     state = plain.state_dict()
-    trained = any(bool(tensor.any()) for name, tensor in state.items() if ".lora_B." in name)
+    if not wanted and not is_divided(plain):
+        return ""
+    trained = any(bool(whole(tensor).any()) for name, tensor in state.items() if ".lora_B." in name)
     tensors = {
         name.replace(".base_layer.", "."): tensor for name, tensor in state.items() if trained or ".lora_" not in name
     }
 
-    def of_tensor(name: str) -> bytes:
-        tensor = tensors[name].detach().cpu().contiguous()
+    def of_tensor(name: str, tensor: torch.Tensor) -> bytes:
+        tensor = tensor.detach().cpu().contiguous()
         found = hashlib.sha256(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
         if tensor.numel():
             found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
         return found.digest()
 
+    names, threads, found = sorted(tensors), min(8, os.cpu_count() or 1), []
     # hashlib lets go of the interpreter lock for large buffers
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        return digest(b"".join(pool.map(of_tensor, sorted(tensors))))
+    with ThreadPoolExecutor(max_workers=threads) as pool:
+        for start in range(0, len(names), threads):
+            some = names[start : start + threads]
+            put_together = [whole(tensors[name]) for name in some]  # the same in every process, so never side by side
+            found += list(pool.map(of_tensor, some, put_together)) if wanted else []
+    return digest(b"".join(found))
 
 
 def digests_of(rows: Dataset, kind: Kind = PAIRS) -> list[bytes]:
@@ -156,12 +172,14 @@ class ReferenceCache:
         show: Callable[[int, int], None] = lambda done, total: None,
         processes: Processes | None = None,
         team: Team | None = None,
+        in_step: bool = False,
     ) -> Values:
         """The values of all rows; those that are not in the folder are computed, piece by piece, and written.
 
         ``compute`` gets micro-batches of at most ``batch_tokens``, rows of one prompt together, and gives float32 [rows]
-        for each of the answers. Several processes share the pieces, or their teams do; number 0 reads and writes. Raises
-        InputError for a value that is not finite.
+        for each of the answers. Several processes share the pieces, or their teams do; number 0 reads and writes. With
+        ``in_step`` each calls it as often as the others, as a model in pieces needs. Raises InputError for a value that is
+        not finite.
         """
         processes = processes or Processes()
         team = team or Team.of(processes)
@@ -175,7 +193,11 @@ class ReferenceCache:
                 mine = pieces[turn + team.number] if turn + team.number < len(pieces) else []
                 named = [digests[row] for row in mine]
                 members = list(rows.select(mine))
-                computed = _computed(members, named, divided(members, self.kind.tokens[1:], batch_tokens), compute)
+                portions = divided(members, self.kind.tokens[1:], batch_tokens)
+                most = max(processes.gather(len(portions))) if in_step else 0
+                computed = _computed(members, named, portions, compute)
+                for _ in range(most - len(portions)):
+                    compute(list(rows.select(wanted[:1])))  # what the others wait for
                 for found in processes.gather(computed if team.speaks else {}):
                     values |= found
                     if found and processes.main:

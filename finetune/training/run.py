@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,11 +18,11 @@ from transformers import TrainerState, set_seed
 from hybrid_ft.errors import STORAGE, InputError
 from hybrid_ft.finetune import models
 from hybrid_ft.finetune.data.tokens.arguments import save_arguments
-from hybrid_ft.finetune.evaluation import answers
+from hybrid_ft.finetune.evaluation import answers, kept_answers
 from hybrid_ft.finetune.machines.hardware import check_hardware
 from hybrid_ft.finetune.mirror.mirror import Mirror, mirrored
 from hybrid_ft.finetune.reports.page import report_at_end
-from hybrid_ft.finetune.runs import checkpoints, device
+from hybrid_ft.finetune.runs import checkpoints, device, weights
 from hybrid_ft.finetune.runs.console import duration, say
 from hybrid_ft.finetune.runs.folder import RunFolder
 from hybrid_ft.finetune.runs.identity import run_identity, tokenizer_digest
@@ -33,7 +33,6 @@ from hybrid_ft.finetune.training import ends, fsdp, seams, tasks
 from hybrid_ft.finetune.training.memory_check import held_line, kept_on_a_cpu, memory_line
 from hybrid_ft.finetune.training.own_tokens import check_heads
 from hybrid_ft.finetune.training.stage import Stage, Start
-from hybrid_ft.finetune.training.trainer import STATE
 from hybrid_ft.hybrid_model.checkpoint.generation_config import GenerationDefaults, generation_defaults
 from hybrid_ft.hybrid_model.gpu_trust import check_gpu
 from hybrid_ft.hybrid_model.selective_checkpointing import leave_out, offload_inputs
@@ -56,6 +55,19 @@ class GoOn:
     extend: bool = False
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What a start was asked for, and where it works."""
+
+    recipe: Recipe
+    stage: Stage
+    folder: RunFolder
+    console: Console
+    stop: StopRequest
+    how: GoOn
+    mirror: Mirror | None
+
+
 def run(recipe: Recipe, stage: Stage, console: Console, accept_changes: bool = False, extend: bool = False) -> int:
     """The whole run. Returns the exit status: 0 done, 75 stopped by a signal and resumable.
 
@@ -71,30 +83,24 @@ def run(recipe: Recipe, stage: Stage, console: Console, accept_changes: bool = F
             recipe.mirror,
             folder,
             partial(say, console),
-            lambda mirror: _run(recipe, stage, folder, console, stop, how, mirror),
+            lambda mirror: _run(_Asked(recipe, stage, folder, console, stop, how, mirror)),
         )
 
     return in_folder(folder, console, work)
 
 
-def _run(
-    recipe: Recipe,
-    stage: Stage,
-    folder: RunFolder,
-    console: Console,
-    stop: StopRequest,
-    how: GoOn,
-    mirror: Mirror | None,
-) -> int:
+def _run(asked_for: _Asked) -> int:
     began = time.perf_counter()
+    recipe, stage, folder, how = asked_for.recipe, asked_for.stage, asked_for.folder, asked_for.how
+    mirror = asked_for.mirror
     changed = folder.check(run_identity(recipe), how.accept, how.extend)
     if how.extend and not folder.begun:
         raise InputError(f"--extend: {folder.path} holds no run to go on with; start it without, or name its output")
     if folder.finished and not (how.extend and ends.is_longer(changed)):
         if mirror:
             mirror.end()
-        return ends.at_the_end(recipe, folder, console)
-    start, identity, changed = _prepare(recipe, stage, folder, console, stop, how, mirror)
+        return ends.at_the_end(recipe, folder, asked_for.console)
+    start, identity, changed = _prepare(asked_for)
     model, memory = _load(start)
     defaults = generation_defaults(model, start.tokenizer, start.prepared.eos_token_ids)
     saves = check_storage(folder, recipe, model, models.in_bfloat16(recipe))
@@ -102,17 +108,20 @@ def _run(
     ends.check_goes_on(folder, resumed)
     _introduce(stage, start, model, resumed, (memory, saves))
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder.path / "tensorboard")
-    progress = stage.progress(console, folder.metrics)
+    progress = stage.progress(start.console, folder.metrics)
     trainer = tasks.with_tasks(stage.trainer(start, model, progress), start.suite, recipe.evaluate.suite)
     if not folder.begun and folder.processes.main:
         folder.checkpoints.rmdir()  # transformers makes it at once
-    with console.status("the GPU's self-test"):
+    with start.console.status("the GPU's self-test"):
         check_gpu(trainer.model, torch.bfloat16 if models.in_bfloat16(recipe) else torch.float32)
+    if not stage.late:
+        _divide(start, trainer)
     tried = stage.trial(start, trainer)
     _begin(stage, start, identity, changed, resumed)
     stage.ready(start, trainer, tried)
-    asked = tasks.before(trainer, start.suite, resumed, recipe.train.sharded)
-    before = _before(stage, start, trainer, defaults)
+    with _whole(start, trainer):
+        asked = tasks.before(trainer, start.suite, resumed, recipe.train.sharded)
+        before = _before(stage, start, trainer, defaults)
     if not _train(start, trainer, progress, resumed):
         return 0
     results = _conclude(stage, start, trainer, defaults, before, asked)
@@ -122,16 +131,9 @@ def _run(
     return 0
 
 
-def _prepare(
-    recipe: Recipe,
-    stage: Stage,
-    folder: RunFolder,
-    console: Console,
-    stop: StopRequest,
-    how: GoOn,
-    mirror: Mirror | None,
-) -> tuple[Start, dict[str, Any], list[str]]:
+def _prepare(asked_for: _Asked) -> tuple[Start, dict[str, Any], list[str]]:
     """Tokenizer, rows, tasks and plan; by what the run is known; what of that has changed since it began."""
+    recipe, stage, folder, how = asked_for.recipe, asked_for.stage, asked_for.folder, asked_for.how
     team = Team.of(folder.processes, recipe.train.sequence_parallel)
     tokenizer = models.load_tokenizer(recipe)
     prepared = stage.prepare(recipe, tokenizer)
@@ -144,8 +146,20 @@ def _prepare(
     changed = folder.check(identity, how.accept, how.extend)
     plan = stage.plan(recipe, prepared, folder.processes.count)
     ends.check_longer(folder, plan.steps)
-    of_main = stage.of_main and fsdp.can_be_sent(recipe, folder.processes.count)
-    start = Start(recipe, folder, console, stop, tokenizer, prepared, plan, suite, mirror, team, of_main)
+    of_main = fsdp.can_be_sent(recipe, folder.processes.count)
+    start = Start(
+        recipe,
+        folder,
+        asked_for.console,
+        asked_for.stop,
+        tokenizer,
+        prepared,
+        plan,
+        suite,
+        asked_for.mirror,
+        team,
+        of_main,
+    )
     return start, identity, changed
 
 
@@ -162,7 +176,7 @@ def _load(start: Start) -> tuple[Any, str]:
     if recipe.model.gradient_checkpointing == "offload":
         offload_inputs(model)
     check_heads(model.config, start.team.size)
-    return model, memory or held_line(model, fsdp.pieces(processes.count, recipe.train.sharded))
+    return model, memory or held_line(model, fsdp.pieces(processes.count, recipe.train.sharded), recipe.train.optimizer)
 
 
 def _begin(stage: Stage, start: Start, identity: dict[str, Any], changed: list[str], resumed: Path | None) -> None:
@@ -203,6 +217,21 @@ def _introduce(stage: Stage, start: Start, model: torch.nn.Module, resumed: Path
         start.say(f"mirror    {start.mirror.place.name}")
 
 
+def _divide(start: Start, trainer: RunTrainer) -> None:
+    """Once, where the model is to lie in pieces; from here on it computes only where all processes do."""
+    if start.recipe.train.sharded and start.folder.processes.count > 1 and not weights.is_divided(trainer.model):
+        fsdp.shard(trainer.model, trainer.accelerator, start.recipe, start.of_main)
+
+
+def _whole(start: Start, trainer: RunTrainer) -> AbstractContextManager[None]:
+    """Inside the block process 0 can measure the base alone: it reads it once more where it lies in pieces, and something
+    is still to be measured."""
+    measured = "before" in start.folder.record and (start.suite is None or start.suite.done(0))
+    if measured or not start.folder.processes.main or not weights.is_divided(trainer.model):
+        return nullcontext()
+    return trainer.whole_beside(partial(models.load_model, start.recipe, start.tokenizer))
+
+
 def _before(stage: Stage, start: Start, trainer: RunTrainer, defaults: GenerationDefaults) -> dict[str, Any]:
     """Measured once, on the base; a resumed run reads what was written then."""
     folder = start.folder
@@ -214,7 +243,7 @@ def _before(stage: Stage, start: Start, trainer: RunTrainer, defaults: Generatio
         folder.note(before={"held_out": before["held_out"]})
         return before
     lines = {kind: folder.path / f"{kind}-before.jsonl" for kind in ("answers", "samples")}
-    read = {kind: answers.read_lines(file) if file.exists() else [] for kind, file in lines.items()}
+    read = {kind: kept_answers.read_lines(file) if file.exists() else [] for kind, file in lines.items()}
     return folder.record["before"] | read
 
 
@@ -233,7 +262,7 @@ def _measure(
         samples = answers.answer_samples(model, tokenizer, defaults.ends, wanted)
     for kind, lines in (("answers", answered), ("samples", samples)):
         if lines:
-            answers.write_lines(start.folder.path / f"{kind}-{when}.jsonl", lines)
+            kept_answers.write_lines(start.folder.path / f"{kind}-{when}.jsonl", lines)
     return {"held_out": held_out, "answers": answered, "samples": samples}
 
 
@@ -250,18 +279,20 @@ def _train(start: Start, trainer: RunTrainer, progress: ShowProgress, resumed: P
         last = resumed
         processes.part()
         if processes.main:
+            if weights.is_divided(trainer.model):
+                trainer.replace_model(partial(models.load_model, recipe, start.tokenizer))
             trainer.load_weights(last)
-            trainer.state = TrainerState.load_from_json(str(last / STATE))
+            trainer.state = TrainerState.load_from_json(str(last / checkpoints.STATE))
     else:
-        if resumed and (processes.main or not start.of_main):
+        if resumed and (processes.main or not start.of_main or weights.is_divided(trainer.model)):
             trainer.load_weights(resumed)
         # whatever was measured before must not move the training: a resumed run does not measure again
         set_seed(recipe.train.seed)
-        sharded = recipe.train.sharded and processes.count > 1
         with ExitStack() as around:
             around.callback(progress.close)
+            _divide(start, trainer)
+            sharded = weights.is_divided(trainer.model)
             if sharded:
-                fsdp.shard(trainer.model, trainer.accelerator, recipe, start.of_main)
                 around.enter_context(seams.already_divided(trainer.model, trainer.accelerator))
             around.enter_context(trainer.watchdog.watching(folder.path, processes.rank))
             around.enter_context(start.stop.at_step_ends())

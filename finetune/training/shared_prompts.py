@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from hybrid_ft.finetune.training.portions import in_portions
@@ -26,15 +25,6 @@ def shared_prompts(prompts: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
         "prompt_lengths": torch.tensor([len(prompt) for prompt in prompts]),
         "prompt_rows": torch.tensor([first.setdefault(tuple(prompt), row) for row, prompt in enumerate(prompts)]),
     }
-
-
-def order_of(prompts: Sequence[Hashable], seed: int | Sequence[int]) -> list[int]:
-    """The rows in a random order in which answers to one prompt stand side by side."""
-    of_prompt: dict[Hashable, list[int]] = {}
-    for row, prompt in enumerate(prompts):
-        of_prompt.setdefault(prompt, []).append(row)
-    groups = list(of_prompt.values())
-    return [row for group in np.random.default_rng(seed).permutation(len(groups)) for row in groups[group]]
 
 
 def clusters_of(

@@ -61,6 +61,7 @@ class Start:
     mirror: Mirror | None = None
     team: Team = field(default_factory=Team)
     of_main: bool = False
+    """whether process 0 alone has the weights until the model is divided"""
 
     def say(self, text: str) -> None:
         say(self.console, text)
@@ -95,11 +96,12 @@ class Stage:
     describe   start -> a line on how the rows fall into steps, and what is minimised (may be empty)
     progress   console, file of metrics -> the callback that shows and keeps what is measured
     trainer    start, model, progress -> the trainer; nothing is written before ``begin``
-    trial      start, trainer: raises InputError for what cannot work, before anything is written
+    trial      start, trainer: raises InputError for what cannot work, before anything is written; with a model in pieces if
+               it is to be trained so, all processes together
     ready      start, trainer, what ``trial`` gave: what the run needs before the first measure; it has begun
     questions  rows, tokenizer -> held-out rows with ``origin``, ``prompt_ids`` and ``answer``, or None
     show       start, before, after: what was measured on the base and on the result
-    of_main    whether process 0 alone needs the weights before the first step
+    late       whether a model is divided only after process 0 has measured the base: there is no trial, and no reference
     """
 
     name: str
@@ -113,4 +115,4 @@ class Stage:
     ready: Callable[[Start, Any, Any], None]
     questions: Callable[[Any, PreTrainedTokenizerBase], Dataset | None]
     show: Callable[[Start, dict[str, Any], dict[str, Any]], None]
-    of_main: bool = False
+    late: bool = False

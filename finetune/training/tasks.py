@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hybrid_ft.finetune.evaluation import answers, hard_rows
+from hybrid_ft.finetune.evaluation import hard_rows, kept_answers
+from hybrid_ft.finetune.evaluation.files import HARD_ROWS
 from hybrid_ft.finetune.evaluation.suite import Suite
 from hybrid_ft.finetune.runs.checkpoints import step_of
 from hybrid_ft.finetune.runs.processes import Processes
@@ -120,7 +121,7 @@ def find_hard_rows(trainer: RunTrainer, prepared: Any, tokenizer: PreTrainedToke
     tokens = int(hard_rows.SHARE * trainer.state.num_input_tokens_seen)
     with trainer.measuring():
         found = hard_rows.hard_rows(model, tokenizer, splits, tokens, seed)
-    answers.write_lines(trainer.folder.path / hard_rows.FILE, found.rows)
+    kept_answers.write_lines(trainer.folder.path / HARD_ROWS, found.rows)
     return found.summary()
 
 

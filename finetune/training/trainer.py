@@ -28,6 +28,7 @@ from hybrid_ft.errors import NUMERICS, InputError
 from hybrid_ft.finetune.mirror.mirror import Mirror
 from hybrid_ft.finetune.runs import checkpoints, device, storage, training_state, weights
 from hybrid_ft.finetune.runs.atomic import write_text
+from hybrid_ft.finetune.runs.checkpoints import STATE
 from hybrid_ft.finetune.runs.folder import RunFolder
 from hybrid_ft.finetune.runs.signals import StopRequest
 from hybrid_ft.finetune.runs.team import Team
@@ -42,7 +43,6 @@ MOST_SKIPPED = 3
 """Steps in a row that may be left out because their gradient overflowed in bfloat16."""
 
 LOWEST_LOSS = "lowest held-out loss"
-STATE = "trainer_state.json"
 _STATE_FILES = (training_state.FIRST_OPTIMIZER, training_state.SCHEDULE, training_state.RANDOM, STATE)
 
 
@@ -88,7 +88,7 @@ class RunTrainer(Trainer):
         self.accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
         precision = self.accelerator.mixed_precision
         assert (precision == "bf16") == self.args.bf16, f"accelerate computes in {precision}: the environment says so"
-        self.loraplus_ratio = loraplus_ratio
+        self.loraplus_ratio, self.optimizer_named = loraplus_ratio, optimizer
         if own := own_optimizer(optimizer, self.args):
             self.optimizer_cls_and_kwargs = own
         self.counts, self.watchdog = Counts(), Watchdog()
@@ -114,6 +114,7 @@ class RunTrainer(Trainer):
             with torch.random.fork_rng(devices=[]), torch.no_grad(), self.arithmetic():
                 yield
         finally:
+            weights.in_pieces_again(self.model)
             self.model.train(was_training)
 
     def count(self, tokens: int, slots: int, of_all: bool = False) -> None:
@@ -273,7 +274,9 @@ class RunTrainer(Trainer):
         staged = staging / name
         with ExitStack() as around:
             if self.processes.main:
-                around.enter_context(storage.saving(staged.parent.with_name(name), storage.checkpoint_bytes(plain)))
+                around.enter_context(
+                    storage.saving(staged.parent.with_name(name), storage.checkpoint_bytes(plain, self.optimizer_named))
+                )
                 around.callback(shutil.rmtree, staging, ignore_errors=True)
                 staged.mkdir(parents=True)
             else:
@@ -318,6 +321,17 @@ class RunTrainer(Trainer):
         self.accelerator.free_memory()
         self.model = self.model_wrapped = load().to(self.args.device)
         seams.use_fused_head(self.model)
+
+    @contextmanager
+    def whole_beside(self, load: Callable[[], PreTrainedModel | PeftModel]) -> Iterator[None]:
+        """Inside the block this process has a whole model, with which it can measure alone, beside its pieces of one."""
+        pieces = self.model, self.model_wrapped
+        self.model = self.model_wrapped = load().to(self.args.device)
+        seams.use_fused_head(self.model)
+        try:
+            yield
+        finally:
+            self.model, self.model_wrapped = pieces
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         assert checkpoint is not None

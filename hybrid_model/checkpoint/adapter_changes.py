@@ -11,7 +11,16 @@ from typing import Any
 import torch
 
 from hybrid_ft.errors import InputError
-from hybrid_ft.hybrid_model.checkpoint.adapter_files import CONFIG, WEIGHTS, number, numbers, read_config
+from hybrid_ft.hybrid_model.checkpoint.adapter_files import (
+    CONFIG,
+    WEIGHTS,
+    adapted_weight,
+    number,
+    numbers,
+    read_config,
+    target_parameters,
+    without_copies,
+)
 from hybrid_ft.hybrid_model.checkpoint.tensor_files import StoredTensor, row_blocks, stored_tensors
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -33,6 +42,7 @@ _KNOWN = {
     "use_rslora", "modules_to_save", "init_lora_weights", "layers_to_transform", "layers_pattern",
     "rank_pattern", "alpha_pattern", "megatron_core", "trainable_token_indices", "loftq_config", "eva_config",
     "corda_config", "lora_ga_config", "use_dora", "qalora_group_size", "runtime_config", "ensure_weight_tying",
+    "target_parameters",
 }  # fmt: skip
 # Others take a part out of the base's weights when training begins; PEFT can write the adapter for the unchanged base.
 _STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
@@ -41,7 +51,8 @@ _STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 @dataclass
 class Change:
     """A weight of the base becomes ``whole`` if given, plus ``scale * b @ a``, with rows of length ``magnitude`` under
-    DoRA; then the rows ``token_ids`` become ``tokens``. An embedding's ``a`` and ``b`` are those of its transpose."""
+    DoRA; then the rows ``token_ids`` become ``tokens``. An embedding's ``a`` and ``b`` are those of its transpose. A weight
+    of ``experts`` [E, out, in] has all their ``a`` [E rank, in] and ``b`` [out, rank E] in one."""
 
     whole: StoredTensor | None = None
     a: StoredTensor | None = None
@@ -49,8 +60,20 @@ class Change:
     magnitude: StoredTensor | None = None
     scale: float = 1.0
     embedding: bool = False
+    experts: int = 0
     tokens: StoredTensor | None = None
     token_ids: list[int] = field(default_factory=list)
+
+    @property
+    def rank(self) -> int:
+        assert self.a is not None
+        return self.a.rows // (self.experts or 1)
+
+    def of_experts(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """``a`` [n, rank, in] and ``b`` [n, out, rank] of experts ``start`` to ``stop``."""
+        assert self.a is not None and self.b is not None
+        a = self.a.read(start * self.rank, stop * self.rank).unflatten(0, (-1, self.rank))
+        return a, self.b.read().unflatten(1, (self.rank, -1))[..., start:stop].permute(2, 0, 1)
 
     def applied(self, base: torch.Tensor, start: int, stop: int) -> torch.Tensor:
         """Rows ``start`` to ``stop`` of the new weight from those of the base, computed in float32 or wider."""
@@ -60,6 +83,9 @@ class Change:
             if self.embedding:
                 factors = torch.cat([self.a.read(row, row + 1)[:, start:stop] for row in range(self.a.rows)])
                 rows = rows + self.scale * (factors.to(rows.dtype).T @ self.b.read().to(rows.dtype).T)
+            elif self.experts:
+                a, b = self.of_experts(start, stop)
+                rows = torch.baddbmm(rows, b.to(rows.dtype), a.to(rows.dtype), alpha=self.scale)
             else:
                 rows = rows + self.scale * (self.b.read(start, stop).to(rows.dtype) @ self.a.read().to(rows.dtype))
             if self.magnitude is not None:
@@ -92,7 +118,9 @@ def read_changes(folder: Path, shapes: dict[str, tuple[int, ...]], tied: bool, e
     raw = read_config(folder)
     _check_settings(path, raw)
     changes: dict[str, Change] = {}
-    for name, stored in stored_tensors(weights).items():
+    held, parameters = stored_tensors(weights), target_parameters(path, raw)
+    for name in without_copies(held):
+        stored = held[name]
         if not name.startswith(_PREFIX):
             raise InputError(f"{weights}: tensor {name} does not begin with {_PREFIX}; PEFT did not write this file")
         match = _PART.fullmatch(name.removeprefix(_PREFIX))
@@ -100,7 +128,10 @@ def read_changes(folder: Path, shapes: dict[str, tuple[int, ...]], tied: bool, e
             whole = name.removeprefix(_PREFIX).replace(".token_adapter.", ".").replace(".base_layer.", ".")
             changes.setdefault(whole, Change()).whole = stored
         else:
-            change = changes.setdefault(f"{match[1]}.weight", Change())
+            of = adapted_weight(match[1], parameters, shapes) or f"{match[1]}.weight"
+            change = changes.setdefault(of, Change())
+            if of != f"{match[1]}.weight" and len(shapes[of]) == 3:
+                change.experts = shapes[of][0]
             change.embedding |= "embedding" in match[2]
             setattr(change, _PARTS[match[2]], stored)
     if tied and HEAD in changes and embedding in changes and changes[HEAD].whole is not None:
@@ -110,7 +141,7 @@ def read_changes(folder: Path, shapes: dict[str, tuple[int, ...]], tied: bool, e
         raise InputError(f"{weights}: holds no weights of an adapter; it is damaged")
     vocabulary = _vocabulary(weights, changes, shapes[embedding][0], tied, embedding)
     for name, change in changes.items():
-        module = name.removesuffix(".weight")
+        module = name.removesuffix(".weight")  # of experts the parameter itself, which PEFT's patterns name
         if name not in shapes and not (tied and name == HEAD):
             raise InputError(
                 f"{weights}: {name} is changed, and the base has no such tensor; the adapter is for another model"
@@ -119,7 +150,12 @@ def read_changes(folder: Path, shapes: dict[str, tuple[int, ...]], tied: bool, e
         shape = (vocabulary, *shape[1:]) if name in (embedding, HEAD) else shape
         _check_shapes(weights, name, change, shape, raw.get("use_dora") is True)
         if change.a is not None:
-            rank = change.a.rows
+            rank = change.rank
+            said = _by_pattern(numbers(path, raw, "rank_pattern"), module, number(path, raw, "r", 8))
+            if said != rank:
+                raise InputError(
+                    f"{weights}: {name} has rank {rank}, {CONFIG} says {said}; they do not belong together"
+                )
             alpha = _by_pattern(numbers(path, raw, "alpha_pattern"), module, number(path, raw, "lora_alpha", 8))
             change.scale = alpha / (math.sqrt(rank) if raw.get("use_rslora") is True else rank)
         if change.tokens is not None:
@@ -168,15 +204,15 @@ def _check_shapes(path: Path, name: str, change: Change, shape: tuple[int, ...],
     if change.a is not None or change.b is not None or change.magnitude is not None:
         if change.a is None or change.b is None:
             raise InputError(f"{path}: {name} has one of lora_A and lora_B alone; the file is not whole")
-        rank = change.a.rows
+        rank, experts = change.rank, change.experts
         if dora != (change.magnitude is not None):
             raise InputError(f"{path}: {name} and use_dora in {CONFIG} do not agree on a lora_magnitude_vector")
-        if len(shape) != 2 or (change.embedding and dora):
+        if len(shape) != (3 if experts else 2) or (dora and (change.embedding or experts)):
             raise InputError(f"{path}: {name}: {'DoRA on an embedding' if dora else 'LoRA on it'} cannot be merged")
         flipped = shape[::-1] if change.embedding else shape
         expected += [
-            ("lora_A", change.a, (rank, flipped[1])),
-            ("lora_B", change.b, (flipped[0], rank)),
+            ("lora_A", change.a, (rank * (experts or 1), flipped[-1])),
+            ("lora_B", change.b, (flipped[-2], rank * (experts or 1))),
             ("lora_magnitude_vector", change.magnitude, (shape[0],)),
         ]
     if change.tokens is not None:

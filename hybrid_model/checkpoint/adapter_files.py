@@ -7,6 +7,8 @@ numbers and names are taken from it, and which layers are adapted is read from t
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Iterable, Sequence
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,10 +27,12 @@ _PREFIX = "base_model.model."
 _FACTOR = re.compile(r"(.+)\.lora_([AB])\.weight")
 _LENGTHS = re.compile(r"(.+)\.lora_magnitude_vector")  # DoRA's, one for each row of the weight
 _ROWS = re.compile(r"(.+)\.token_adapter\.trainable_tokens_delta")
+_COPY = re.compile(r"(.+)\.(modules_to_save|original_module)\.weight")
 _NAME = re.compile(r"\^?[\w.]+\$?", re.ASCII)
 # What changes the base or adds weights of another kind. The rest of PEFT's keys shape the training alone.
-_UNSUPPORTED = ("layer_replication", "megatron_config", "target_parameters", "use_bdlora")
+_UNSUPPORTED = ("layer_replication", "megatron_config", "use_bdlora")
 
+_INNER = ".base_layer"
 EMBEDDING, HEAD = "embed_tokens", "lm_head"
 _EMBEDDINGS = (EMBEDDING, HEAD)
 _MERGE = "make a model of it and its base with: hybrid-ft merge {} OUT"
@@ -81,6 +85,8 @@ def read_adapter(folder: Path) -> Adapter:
     for module in modules:
         for factor in {"A", "B"} - {known for of, known in factors if of == module}:
             raise InputError(f"{weights}: tensor lora_{factor} of {module} is missing; the file is not whole")
+    parameters = target_parameters(path, raw)
+    wrapped = {module for module in modules if any(_wraps(module, name) for name in parameters)}
     with_lengths = {match[1] for name in tensors if (match := _LENGTHS.fullmatch(name))}
     dora = raw.get("use_dora") is True
     if with_lengths != (set(modules) if dora else set()):
@@ -92,7 +98,8 @@ def read_adapter(folder: Path) -> Adapter:
         use_dora=dora,
         rank_pattern=numbers(path, raw, "rank_pattern"),
         alpha_pattern=numbers(path, raw, "alpha_pattern"),
-        target_modules=modules,
+        target_modules=[module for module in modules if module not in wrapped],
+        target_parameters=parameters or None,
         modules_to_save=_names(path, raw),
         trainable_token_indices=_token_rows(path, raw),
         ensure_weight_tying=raw.get("ensure_weight_tying") is True,
@@ -108,6 +115,7 @@ def check_adapter(folder: Path, adapter: Adapter, config: PreTrainedConfig) -> i
     """
     path, shapes = folder / WEIGHTS, tensor_shapes(config)
     header = {name.removeprefix(_PREFIX): entry["shape"] for name, entry in read_header(path).items()}
+    header = {name: header[name] for name in without_copies(header)}
     whole = {name: _whole_name(name) for name in header if _whole_name(name) in shapes}
     vocabulary = max(config.vocab_size, vocabulary_of(folder))
     _check_named(folder, adapter, shapes, set(whole.values()), bool(config.tie_word_embeddings))
@@ -123,7 +131,8 @@ def check_adapter(folder: Path, adapter: Adapter, config: PreTrainedConfig) -> i
                 raise InputError(f"{path}: tensor {name} has shape {got}; the adapter is for another model")
         else:
             match = _FACTOR.fullmatch(name)
-            _check_factor(path, adapter, name, got, match, shapes.get(f"{match[1]}.weight") if match else None)
+            of = adapted_weight(match[1], adapter.config.target_parameters or (), shapes) if match else None
+            _check_factor(path, adapter, name, got, match, shapes.get(of or ""))
     return vocabulary
 
 
@@ -145,6 +154,11 @@ def _check_named(
             )
 
 
+def without_copies(names: Collection[str]) -> list[str]:
+    """Without what PEFT saves beside an embedding that has grown and is trained whole: the same again, and what it was."""
+    return [name for name in names if not (match := _COPY.fullmatch(name)) or f"{match[1]}.weight" not in names]
+
+
 def vocabulary_of(folder: Path) -> int:
     """Rows of the embedding or head that an adapter brings along whole; 0 for none."""
     header = read_header(folder / WEIGHTS)
@@ -154,16 +168,17 @@ def vocabulary_of(folder: Path) -> int:
 def _check_factor(
     path: Path, adapter: Adapter, name: str, got: list[int], match: re.Match[str] | None, weight: Any
 ) -> None:
-    if match is None or weight is None or len(weight) != 2:
+    if match is None or weight is None or len(weight) not in (2, 3):
         raise InputError(f"{path}: tensor {name} adapts nothing that the base has; the adapter is for another model")
-    own, other = got[:: 1 if match[2] == "A" else -1] if len(got) == 2 else (None, None)
-    if other != (weight[1] if match[2] == "A" else weight[0]):
+    *experts, out, inner = weight
+    own, other = got[:: 1 if match[2] == "A" else -1] if len(got) == 2 else (0, None)
+    if other != (inner if match[2] == "A" else out) or own % prod(experts):
         fix = "the adapter is for another model"
         raise InputError(f"{path}: tensor {name} has shape {got}, the base's weight {list(weight)}; {fix}")
-    rank = None if adapter.config.rank_pattern else adapter.config.r
-    if rank not in (None, own):
+    rank, found = None if adapter.config.rank_pattern else adapter.config.r, own // prod(experts)
+    if rank not in (None, found):
         raise InputError(
-            f"{path}: tensor {name} has rank {own}, {CONFIG} says r is {rank}; they do not belong together"
+            f"{path}: tensor {name} has rank {found}, {CONFIG} says r is {rank}; they do not belong together"
         )
 
 
@@ -177,7 +192,10 @@ def _check_whole(
         raise InputError(
             f"{folder / WEIGHTS}: holds {name} as {got}, it must be {wanted}; the adapter is for another model"
         )
-    named = any(module.endswith(ending) for ending in adapter.config.modules_to_save or ())
+    endings = list(adapter.config.modules_to_save or ())
+    if adapter.config.ensure_weight_tying and any(ending.endswith(_EMBEDDINGS) for ending in endings):
+        endings += _EMBEDDINGS  # PEFT names one of the two and saves both
+    named = any(module.endswith(ending) for ending in endings)
     if not named and not (embedding and vocabulary > shape[0]):
         fix = _MERGE.format(folder)
         raise InputError(f"{folder / WEIGHTS}: holds {name} whole, and modules_to_save does not name it; {fix}")
@@ -194,6 +212,42 @@ def _check_rows(path: Path, adapter: Adapter, module: str, got: list[int], weigh
             f"{path}: trained rows of {module} have shape {got}, and trainable_token_indices in {CONFIG} do not name as many "
             f"ids below {vocabulary}"
         )
+
+
+def target_parameters(path: Path, raw: dict[str, Any]) -> list[str]:
+    """Parameters that are adapted beside modules, as those of experts. Raises InputError."""
+    names = raw.get("target_parameters") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) and _NAME.fullmatch(name) for name in names):
+        raise InputError(f"{path}: target_parameters must be a list of parameter names")
+    return names
+
+
+def adapted_weight(module: str, parameters: Sequence[str], names: Iterable[str]) -> str | None:
+    """The weight, of those in ``names``, that factors of ``module`` adapt.
+
+    ``parameters``: what is adapted of modules that hold no layers. PEFT wraps such a module once for each, in the order
+    of the module's own, so that the factors of the first lie innermost.
+    """
+    if not any(_wraps(module, name) for name in parameters):
+        return f"{module}.weight"
+    plain = _unwrapped(module)
+    depth = (len(module) - len(plain)) // len(_INNER)
+    own = [
+        name
+        for name in names
+        if name.rpartition(".")[0] == plain and any(f".{name}".endswith(f".{ending}") for ending in parameters)
+    ]
+    return own[-1 - depth] if depth < len(own) else None
+
+
+def _wraps(module: str, parameter: str) -> bool:
+    return f".{_unwrapped(module)}".endswith(f".{parameter.rpartition('.')[0]}")
+
+
+def _unwrapped(module: str) -> str:
+    while module.endswith(_INNER):
+        module = module.removesuffix(_INNER)
+    return module
 
 
 def _whole_name(name: str) -> str:

@@ -33,7 +33,10 @@ def read_config(folder: Path) -> PreTrainedConfig:
     path = folder / "config.json"
     if not path.exists():
         adapter = (folder / "adapter_config.json").is_file()
-        merge = f"it holds an adapter; make a model of it and its base with: hybrid-ft merge {folder} OUT"
+        merge = (
+            f"it holds an adapter; a recipe goes on with it by model.adapter: {folder}, and a model of it and its base "
+            f"is made by: hybrid-ft merge {folder} OUT"
+        )
         hint = merge if adapter else "a checkpoint has one beside its weights"
         raise InputError(f"{path}: missing; {hint}")
     raw = json_object(path)

@@ -10,6 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from hybrid_ft.errors import InputError
 from hybrid_ft.hybrid_model.checkpoint.config import check_generation_config, find_folder, lasting_name, read_config
+from hybrid_ft.hybrid_model.checkpoint.quantised_weights import known_quantisation, scales_or_values, without_packing
 from hybrid_ft.hybrid_model.checkpoint.text_model import (
     empty_text_model,
     load_scorer,
@@ -40,26 +41,36 @@ def load(
     scores: bool = False,
     weights: bool = True,
 ) -> PreTrainedModel:
-    """A hybrid from a folder, a name on the Hugging Face hub, or a preset (tiny, 190M, 1B, 7B, samba-421M, samba-1.3B), in eval mode.
+    """A hybrid from a folder, a name on the Hugging Face hub, or a preset (tiny, 190M, 1B, 7B, samba-421M, samba-1.3B),
+    in eval mode.
 
     dtype defaults to the checkpoint's own. ``A_log`` and ``dt_bias`` are float32 in any case. A config whose
     ``rope_parameters`` are null, hold a null ``rope_theta`` or are absent gives a model without rope.
     from_scratch gives random weights, the same for the same seed, and leaves the global generator as it was;
     vocab_size then replaces the config's. Of the presets only tiny comes with weights.
 
-    scores: a reward model, which gives each row one score in place of logits; over a language model's weights its head is new,
-    drawn by seed. A checkpoint that is a reward model is opened as one in any case.
+    scores: a reward model, which gives each row one score in place of logits; over a language model's weights its head
+    is new, drawn by seed. A checkpoint that is a reward model is opened as one in any case.
 
     weights: False gives the same model without values, for one that gets them from another process.
 
-    device_map and offload_folder are transformers', for weights of a checkpoint. quantization_config and attn_implementation are refused.
+    device_map, offload_folder and quantization_config are transformers', for weights of a checkpoint: the layers are quantised
+    that ``from_pretrained`` quantises, by bitsandbytes or torchao. attn_implementation is refused.
 
     Raises InputError for a folder that is not a whole checkpoint of this architecture.
     """
     name = str(path)
-    _refuse_keywords(quantization_config, attn_implementation)
+    _refuse_attention(attn_implementation)
     if device_map is not None and (from_scratch or device is not None):
         raise InputError("load: device_map places the weights of a checkpoint; leave device and from_scratch out")
+    if quantization_config is not None:
+        if from_scratch or scores or not weights:
+            raise InputError(
+                "load: quantization_config is for weights of a language model; leave from_scratch and scores out"
+            )
+        quantization_config = known_quantisation(quantization_config)
+        if device is not None:  # a quantised model cannot be moved as others are
+            device, device_map = None, {"": device}
     if scores and from_scratch:
         raise InputError("load: scores needs trained weights; leave from_scratch out")
     if vocab_size is not None and not from_scratch:
@@ -89,21 +100,23 @@ def load(
         elif scores or is_scorer(config):
             model = load_scorer(folder, config, wanted, seed, device_map=device_map, offload_folder=offload_folder)
         else:
-            model = load_text_model(folder, config, wanted, device_map=device_map, offload_folder=offload_folder)
+            model = load_text_model(
+                *(folder, config, wanted),
+                device_map=device_map,
+                offload_folder=offload_folder,
+                quantization_config=quantization_config,
+            )
         if weights:
             check_finite(folder, model)
+        if quantization_config is not None:
+            without_packing(model)
         # what PEFT calls an adapter's base: not a folder of the hub's cache
         model.name_or_path = model.config._name_or_path = lasting_name(name)
     return model if device is None else model.to(device)
 
 
-def _refuse_keywords(quantization_config: Any, attn_implementation: str | None) -> None:
-    """Keywords of transformers' that would be obeyed by half."""
-    if quantization_config is not None:
-        raise InputError(
-            "load: quantization_config: quantised weights are neither trained nor decoded here; load them in bfloat16 "
-            "(dtype), or open a finished model with plain transformers"
-        )
+def _refuse_attention(attn_implementation: str | None) -> None:
+    """A keyword of transformers' that would be obeyed by half."""
     if attn_implementation is not None:
         raise InputError(
             f"load: attn_implementation is {attn_implementation!r}; attention goes by documents here, through flash-attn where "
@@ -126,7 +139,8 @@ def check_finite(folder: Path, model: torch.nn.Module) -> None:
     """Refuse weights that are not finite: one such number makes every loss none, and then the rows would be blamed."""
     for name, parameter in model.named_parameters():
         # an offloaded weight is read when it is used
-        if not parameter.is_meta and not bool(torch.isfinite(parameter).all()):
+        values = () if parameter.is_meta else scales_or_values(parameter)
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in values):
             raise InputError(f"{folder}: tensor {name} holds values that are not finite; take another checkpoint")
 
 

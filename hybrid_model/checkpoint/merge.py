@@ -1,8 +1,8 @@
 """Merging an adapter file by file, in the memory of a few rows.
 
 Weights that the adapter leaves alone are the base's, byte for byte; the others are computed in float32 and rounded once.
-Names are the released ones, and files bear the names that they have in the base. A file is whole or not there: what was
-cut short goes on with the next one.
+Names are the base's, or those that its family was released with, and files are called as in the base. A file is whole or
+not there: what was cut short goes on with the next one.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedConfig
 
-from hybrid_ft.errors import NUMERICS, InputError
-from hybrid_ft.hybrid_model.checkpoint.adapter_changes import EMBEDDING, HEAD, Change, Changes, read_changes
+from hybrid_ft.hybrid_model.checkpoint.adapter_changes import Change, Changes, read_changes
 from hybrid_ft.hybrid_model.checkpoint.adapter_files import CONFIG, WEIGHTS
+from hybrid_ft.hybrid_model.checkpoint.merge_places import places_of
 from hybrid_ft.hybrid_model.checkpoint.tensor_files import (
     NewTensor,
     StoredTensor,
+    rounded,
     row_blocks,
     stored_tensors,
     write_files,
@@ -37,37 +38,38 @@ _ROUNDINGS = 2.0
 
 
 class Merge:
-    """An adapter ``folder`` on the checkpoint ``base`` of ``config``, whose family writes released files; ``dtype``: of all tensors, or None for the base's.
+    """An adapter ``folder`` on the checkpoint ``base`` of ``config``; ``dtype``: of all tensors but those that the
+    family keeps in float32, or None for the base's.
 
     ``config`` becomes that of the result: a resized vocabulary, embeddings that are no longer one. Only headers are read.
-    Raises InputError for a base or an adapter that is damaged, and where merging would be wrong.
+    Raises InputError for a base or an adapter that is damaged, and where merging would be wrong; Unplaced for an adapter
+    that must be merged in memory.
     """
 
     def __init__(self, folder: Path, base: Path, config: PreTrainedConfig, dtype: torch.dtype | None = None) -> None:
         self.folder, self.base, self.config, self.dtype = folder, base, config, dtype
-        released = family_of(config).released
-        assert released is not None
-        self._released = released
-        check_weight_files(base, config)
-        self._stored: dict[str, StoredTensor] = {}
-        for path in read_headers(base):
-            self._stored |= {released.current(name): stored for name, stored in stored_tensors(path).items()}
+        self._places = places_of(base, config)
         self.tied_base = bool(config.tie_word_embeddings)
-        self.changes: Changes = read_changes(folder, self._in_memory(), self.tied_base)
-        self.config.tie_word_embeddings = self.changes.tied
-        self.config.vocab_size = self.changes.vocabulary
+        self.changes: Changes = read_changes(folder, self._places.in_memory, self.tied_base, self._places.embedding)
+        self._shapes = self._places.settle(folder, self.changes, config)
+        family = family_of(config)
+        self._kept = family.float32 if family.released is None else ()
         self.dtypes: dict[str, torch.dtype] = {}
         self._of_file: dict[str, list[str]] = {}
-        self._shapes = released.shapes(self.config)
         for name in self._shapes:
-            source = self._source(name)
-            self.dtypes[name] = dtype or source.dtype
+            source = self._places.source(name)
+            self.dtypes[name] = source.dtype if dtype is None or name.endswith(self._kept) else dtype
             self._of_file.setdefault(source.path.name, []).append(name)
 
     @property
     def weights(self) -> Path:
         """The adapter's file."""
         return self.folder / WEIGHTS
+
+    @property
+    def embedding(self) -> str:
+        """Its tensor's name in memory."""
+        return self._places.embedding
 
     @property
     def parameters(self) -> int:
@@ -92,6 +94,16 @@ class Merge:
             parts.append(f"{path.name} {found.st_size} {found.st_mtime_ns}")
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
+    def rounding(self, name: str) -> torch.dtype:
+        """Of a tensor in memory, float32 for one that stays as it is in the base."""
+        if self.dtype is not None:
+            return torch.float32 if name.endswith(self._kept) else self.dtype
+        changed = (self.dtypes[each] for each in self._shapes if self._places.memory_name(each) == name)
+        return next(changed, torch.float32)
+
+    def write_config(self, out: Path) -> None:
+        self._places.write_config(out, self.config, self.dtype)
+
     def write(self, out: Path, show: Callable[[int, int], None] = lambda done, total: None) -> None:
         """The weight files that ``out`` does not hold yet, and their index. ``show``: as ``write_files``."""
         write_files(out, self._of_file, self._new, self.bytes, show)
@@ -103,6 +115,10 @@ class Merge:
         written: dict[str, StoredTensor] = {}
         for path in read_headers(out):
             written |= stored_tensors(path)
+        if differing := written.keys() ^ self._shapes.keys():
+            raise RuntimeError(
+                f"{out}: tensor {min(differing)} is only in one of the result and what was to be written"
+            )
         generator = torch.Generator().manual_seed(0)
         for name, stored in written.items():
             change = self._change(name)
@@ -118,19 +134,14 @@ class Merge:
     def _verify_sum(self, stored: StoredTensor, name: str, change: Change, generator: torch.Generator) -> None:
         """Without the product of the factors, which the merge computes: lengths of rows come from their Gram matrix."""
         base, vectors = (
-            self._source(name),
-            torch.randn(stored.shape[1], _PROBES, generator=generator, dtype=torch.float64),
+            self._places.source(name),
+            torch.randn(stored.shape[-1], _PROBES, generator=generator, dtype=torch.float64),
         )
-        a, b = _factors(change)
-        small, gram = a @ vectors, a @ a.T
+        product = _of_experts if change.experts else _of_rows(change, vectors)
         difference = size = 0.0
         for start, stop in row_blocks(stored.shape):
             rows = (base if change.whole is None else change.whole).read(start, stop).double()
-            left = change.scale * b[start:stop]
-            expected = rows @ vectors + left @ small
-            if change.magnitude is not None:
-                squares = rows.square().sum(1) + 2 * ((rows @ a.T) * left).sum(1) + ((left @ gram) * left).sum(1)
-                expected = expected * (change.magnitude.read(start, stop).double() / squares.sqrt()).unsqueeze(1)
+            expected = product(change, rows, start, stop, vectors)
             for place, token in enumerate(change.token_ids):
                 if start <= token < stop and change.tokens is not None:
                     expected[token - start] = change.tokens.read(place, place + 1)[0].double() @ vectors
@@ -144,63 +155,47 @@ class Merge:
 
     def _new(self, name: str) -> NewTensor:
         shape, dtype, change = self._shapes[name], self.dtypes[name], self._change(name)
-        joined = self._released.joined(name)
-        if joined is not None:
-            part = self._released.named({joined: self._whole(joined)}, self.config)[name]
-            return NewTensor(name, dtype, shape, (part[start:stop].to(dtype) for start, stop in row_blocks(shape)))
-        source = self._source(name)
+        part = self._places.cut(name, self.changes)
 
         def blocks() -> Iterator[torch.Tensor]:
             for start, stop in row_blocks(shape):
-                whole = change is not None and change.whole is not None
-                rows = torch.empty(0) if whole else source.read(start, stop)
-                rows = (rows if change is None else change.applied(rows, start, stop)).to(dtype)
-                if not bool(torch.isfinite(rows).all()):
-                    raise InputError(
-                        f"{self.folder}: merged, {name} holds values that are not finite in {dtype}; choose another dtype",
-                        NUMERICS,
-                    )
-                yield rows
+                if part is not None:
+                    rows = part[start:stop]
+                else:
+                    whole = change is not None and change.whole is not None
+                    rows = torch.empty(0) if whole else self._places.source(name).read(start, stop)
+                    rows = rows if change is None else change.applied(rows, start, stop)
+                yield rounded(rows, dtype, f"{self.folder}: merged, {name}")
 
         return NewTensor(name, dtype, shape, blocks())
 
-    def _whole(self, joined: str) -> torch.Tensor:
-        """However the base's files cut it."""
-        change = self.changes.of.get(joined)
-        if change is not None and change.whole is not None:
-            return change.whole.read()
-        if joined in self._stored:
-            return self._stored[joined].read()
-        parts = [name for name in self._shapes if self._released.joined(name) == joined]
-        return torch.cat([self._stored[part].read() for part in parts])
-
     def _change(self, name: str) -> Change | None:
-        return self.changes.of.get(self._released.joined(name) or name)
+        return self.changes.of.get(self._places.memory_name(name) or "")
 
-    def _source(self, name: str) -> StoredTensor:
-        """The base's tensor that a released one comes from."""
-        if name == HEAD and HEAD not in self._in_files():
-            return self._stored[EMBEDDING]
-        if name in self._stored:
-            return self._stored[name]
-        joined = self._released.joined(name)
-        assert joined is not None
-        return self._stored[joined]
 
-    def _in_files(self) -> set[str]:
-        """A tied base may hold its head as well, and nobody reads it there."""
-        return self._stored.keys() - ({HEAD} if self.tied_base else set())
+_Product = Callable[[Change, torch.Tensor, int, int, torch.Tensor], torch.Tensor]
 
-    def _in_memory(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the base by the names that PEFT knows: convolutions joined."""
-        shapes: dict[str, tuple[int, ...]] = {}
-        for name, shape in self._released.shapes(self.config).items():
-            joined = self._released.joined(name)
-            if joined is None:
-                shapes[name] = shape
-            else:
-                shapes[joined] = (shapes.get(joined, (0,))[0] + shape[0], *shape[1:])
-        return shapes
+
+def _of_rows(change: Change, vectors: torch.Tensor) -> _Product:
+    """What rows ``start`` to ``stop`` of the new weight give, from those of the base."""
+    a, b = _factors(change)
+    small, gram = a @ vectors, a @ a.T
+
+    def product(change: Change, rows: torch.Tensor, start: int, stop: int, vectors: torch.Tensor) -> torch.Tensor:
+        left = change.scale * b[start:stop]
+        given = rows @ vectors + left @ small
+        if change.magnitude is not None:
+            squares = rows.square().sum(1) + 2 * ((rows @ a.T) * left).sum(1) + ((left @ gram) * left).sum(1)
+            given = given * (change.magnitude.read(start, stop).double() / squares.sqrt()).unsqueeze(1)
+        return given
+
+    return product
+
+
+def _of_experts(change: Change, rows: torch.Tensor, start: int, stop: int, vectors: torch.Tensor) -> torch.Tensor:
+    """The same of experts ``start`` to ``stop``."""
+    a, b = (factor.double() for factor in change.of_experts(start, stop))
+    return rows @ vectors + change.scale * b @ (a @ vectors)
 
 
 def _factors(change: Change) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Merging in memory, for families whose files transformers alone can name."""
+"""Merging in memory, where a weight lies in several tensors of the base's files."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from hybrid_ft.errors import NUMERICS, InputError
+from hybrid_ft.errors import InputError
 from hybrid_ft.hybrid_model.checkpoint.adapter_changes import read_changes
 from hybrid_ft.hybrid_model.checkpoint.adapter_files import WEIGHTS
+from hybrid_ft.hybrid_model.checkpoint.merge_places import parted
 from hybrid_ft.hybrid_model.checkpoint.new_tokens import resize
+from hybrid_ft.hybrid_model.checkpoint.tensor_files import rounded
 
 
 @torch.no_grad()
@@ -26,10 +28,7 @@ def merge_in_memory(model: PreTrainedModel, folder: Path) -> int:
     tied = bool(model.config.tie_word_embeddings)
     changes = read_changes(folder, shapes, tied, embedding)
     if changes.tied != tied:
-        raise InputError(
-            f"{folder / WEIGHTS}: parts the head from the embedding, and the files of a {model.config.model_type} base have "
-            "no place for that; merge it with what made it"
-        )
+        raise parted(folder, model.config)
     summed = [id(parameters[name]) for name, change in changes.of.items() if change.a is not None]
     if len(set(summed)) < len(summed):
         raise InputError(
@@ -40,9 +39,6 @@ def merge_in_memory(model: PreTrainedModel, folder: Path) -> int:
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for name, change in changes.of.items():
         parameter = parameters[name]
-        parameter.copy_(change.applied(parameter, 0, parameter.shape[0]))
-        if not bool(torch.isfinite(parameter).all()):
-            raise InputError(
-                f"{folder}: merged, {name} holds values that are not finite in {parameter.dtype}", NUMERICS
-            )
+        merged = change.applied(parameter, 0, parameter.shape[0])
+        parameter.copy_(rounded(merged, parameter.dtype, f"{folder}: merged, {name}"))
     return len(changes.of)

@@ -10,15 +10,12 @@ import torch
 import transformers
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from hybrid_ft.hybrid_model.checkpoint.agreement import difference_of_logits
 from hybrid_ft.hybrid_model.checkpoint.base_layout import save_in_base_layout, verify_in_base_layout
 from hybrid_ft.hybrid_model.checkpoint.tokenizer import check_vocabulary
-from hybrid_ft.hybrid_model.checkpoint.torch_functions import torch_functions
-from hybrid_ft.hybrid_model.checkpoint.weight_files import give_usual_mode
+from hybrid_ft.hybrid_model.checkpoint.usual_mode import give_usual_mode
 from hybrid_ft.hybrid_model.families.family import Released, is_scorer
 from hybrid_ft.hybrid_model.families.known import family_of
-
-# relative L2 between two implementations' logits in float32; a wrong norm eps alone moves them by 0.38
-_TOLERANCE = 1e-4
 
 
 def save(model: PreTrainedModel, folder: str | Path, tokenizer: PreTrainedTokenizerBase | None = None) -> Path:
@@ -84,18 +81,13 @@ def verify(folder: str | Path, model: PreTrainedModel) -> float:
     tokens = torch.randint(plain.config.vocab_size, (1, 64), generator=generator)
     training = model.training
     model.eval()
-    with torch.no_grad(), torch_functions():
-        theirs = plain.eval()(tokens, use_cache=False).logits.double()
+    try:
         # a trained model blows the rounding of half precision up to any size, so the same weights are run in float32;
         # A_log and dt_bias are rounded first, as they were in saving
         ran = copy.deepcopy(model).to(model.dtype).float() if half else model
-        ours = ran(tokens.to(model.device), use_cache=False).logits.double().cpu()
-    model.train(training)
-    difference = float((ours - theirs).norm() / theirs.norm())
-    tolerance = _TOLERANCE
-    if not difference <= tolerance:
-        raise RuntimeError(f"{folder}: logits differ by {difference:.1e} from the model's (at most {tolerance:.0e})")
-    return difference
+        return difference_of_logits(ran, plain.eval(), tokens, folder)
+    finally:
+        model.train(training)
 
 
 def _check_names(folder: Path, released: Released, config: PreTrainedConfig) -> None:

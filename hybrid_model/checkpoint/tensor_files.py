@@ -11,7 +11,9 @@ from typing import NamedTuple
 
 import torch
 
-from hybrid_ft.hybrid_model.checkpoint.weight_files import INDEX, SINGLE, give_usual_mode, read_header
+from hybrid_ft.errors import NUMERICS, InputError
+from hybrid_ft.hybrid_model.checkpoint.usual_mode import give_usual_mode
+from hybrid_ft.hybrid_model.checkpoint.weight_files import INDEX, SINGLE, read_header
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -53,6 +55,16 @@ def stored_tensors(path: Path) -> dict[str, StoredTensor]:
         name: StoredTensor(path, DTYPES[entry["dtype"]], tuple(entry["shape"]), data + entry["data_offsets"][0])
         for name, entry in header.items()
     }
+
+
+def rounded(rows: torch.Tensor, dtype: torch.dtype, what: str) -> torch.Tensor:
+    """The rows in ``dtype``. Raises InputError for those that are not finite, or not in it; ``what`` begins the message."""
+    made = rows.to(dtype)
+    if not bool(torch.isfinite(made).all()):
+        if bool(torch.isfinite(rows).all()):
+            raise InputError(f"{what} holds values that are not finite in {dtype}; choose another --dtype", NUMERICS)
+        raise InputError(f"{what} holds values that are not finite; take another checkpoint")
+    return made
 
 
 class NewTensor(NamedTuple):

@@ -79,12 +79,45 @@ def load_text_model(folder: Path, config: PreTrainedConfig, dtype: torch.dtype, 
 
     Raises InputError for a tensor that is missing, of another shape, or known neither to the model nor to its family.
     """
-    family = family_of(config)
-    model, info = _opened(text_class(config), folder, config, dtype, places)
-    unexpected = [name for name in info["unexpected_keys"] if not is_carried(family, name)]
-    _refuse_others(folder, info["missing_keys"], unexpected, info)
+    model = _own_tensors(folder, config, dtype, places)
     model.checkpoint_folder = folder
     return lay_flat(model.eval())
+
+
+def model_without_values(folder: Path, config: PreTrainedConfig) -> PreTrainedModel:
+    """transformers' text model in ``folder`` on the meta device, with the names that it was read under. Only headers
+    are read.
+
+    Raises InputError as ``load_text_model`` does.
+    """
+    return _own_tensors(folder, config, torch.float32, {"device_map": "meta"})
+
+
+def reopened(folder: Path, config: PreTrainedConfig) -> PreTrainedModel:
+    """What was written to ``folder``, in plain transformers and float32. Raises RuntimeError for a tensor that is missing,
+    unexpected or of another shape."""
+    cls: Any = text_class(config)
+    plain, info = cls.from_pretrained(
+        folder,
+        config=config,
+        dtype=torch.float32,
+        use_safetensors=True,
+        attn_implementation="sdpa",
+        output_loading_info=True,
+    )
+    family = family_of(config)
+    odd = {kind: [name for name in names if not is_carried(family, str(name))] for kind, names in info.items()}
+    if any(odd.values()):
+        raise RuntimeError(f"{folder}: transformers reports {odd}")
+    model: PreTrainedModel = plain.eval()
+    return model
+
+
+def _own_tensors(folder: Path, config: PreTrainedConfig, dtype: torch.dtype, places: dict[str, Any]) -> PreTrainedModel:
+    model, info = _opened(text_class(config), folder, config, dtype, places)
+    unexpected = [name for name in info["unexpected_keys"] if not is_carried(family_of(config), name)]
+    _refuse_others(folder, info["missing_keys"], unexpected, info)
+    return model
 
 
 def _opened(
@@ -103,6 +136,11 @@ def _opened(
             output_loading_info=True,
         )
     except (*_FAULTS, RuntimeError, OSError) as error:
+        if "conversion of the weights" in str(error):
+            raise InputError(
+                f"{folder}: tensors that transformers joins, as those of experts, do not fit: one is missing or has another "
+                "shape; the weights are not those of its config.json"
+            ) from None
         if not is_of_sizes(error):
             raise
         raise InputError(f"{folder}: transformers cannot open it: {one_line(error)[:300]}") from None

@@ -6,8 +6,6 @@ Only headers are looked at.
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterable
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -112,14 +110,6 @@ def read_header(path: Path) -> dict[str, Any]:
     if wrong:
         raise InputError(f"{path}: tensor {wrong[0]} does not fill its place in the file; it is damaged, copy it again")
     return header
-
-
-def give_usual_mode(files: Iterable[Path]) -> None:
-    """The mode that the umask gives a new file: safetensors makes files that nobody but their owner can read."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    for path in files:
-        path.chmod(0o666 & ~mask)
 
 
 def _consistent(entry: dict[str, Any]) -> bool:

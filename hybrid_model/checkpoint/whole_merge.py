@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
 
-from hybrid_ft.hybrid_model.checkpoint.adapter_changes import EMBEDDING, HEAD
+from hybrid_ft.hybrid_model.checkpoint.adapter_changes import HEAD
+from hybrid_ft.hybrid_model.checkpoint.config import read_config
 from hybrid_ft.hybrid_model.checkpoint.merge import Merge
 from hybrid_ft.hybrid_model.checkpoint.tensor_files import stored_tensors
+from hybrid_ft.hybrid_model.checkpoint.text_model import reopened
 from hybrid_ft.hybrid_model.checkpoint.torch_functions import torch_functions
 
 OPENED_WHOLE = 3 * 10**8
@@ -24,11 +25,7 @@ def compare_with_peft(merge: Merge, out: Path) -> float:
     """Relative L2 difference of the logits of 64 tokens. Raises RuntimeError for a missing or unexpected tensor, and for
     a difference beyond rounding.
     """
-    written, info = AutoModelForCausalLM.from_pretrained(
-        out, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-    )
-    if problems := {kind: sorted(map(str, names)) for kind, names in info.items() if names}:
-        raise RuntimeError(f"{out}: transformers reports {problems}")
+    written = reopened(out, read_config(out))
     expected = _merged_by_peft(merge)
     tokens = torch.randint(merge.config.vocab_size, (1, 64), generator=torch.Generator().manual_seed(0))
     with torch.no_grad(), torch_functions():
@@ -45,7 +42,7 @@ def _merged_by_peft(merge: Merge) -> Any:
     from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 
     changes = merge.changes
-    model = AutoModelForCausalLM.from_pretrained(merge.base, dtype=torch.float32, use_safetensors=True)
+    model: Any = reopened(merge.base, read_config(merge.base))
     if model.get_input_embeddings().num_embeddings != changes.vocabulary:
         model.resize_token_embeddings(changes.vocabulary, mean_resizing=False)
     if merge.tied_base and not changes.tied:
@@ -62,18 +59,23 @@ def _merged_by_peft(merge: Merge) -> Any:
     }
     if not sums:
         return _rounded(model, merge)
-    factors = {name: change for name, change in sums.items() if change.a is not None}
-    ranks = {name: change.a.rows for name, change in factors.items() if change.a is not None}
+    experts = {name: change for name, change in sums.items() if change.experts}
+    factors = {name: change for name, change in sums.items() if change.a is not None and name not in experts}
+    ranks = {name: change.rank for name, change in factors.items()}
+    one = next(iter(experts.values()), None)
     rows = {name: change.token_ids for name, change in sums.items() if change.tokens is not None}
     if changes.tied and len(rows) == 1:
-        rows = {EMBEDDING.removesuffix(".weight"): next(iter(rows.values()))}
+        rows = {merge.embedding.removesuffix(".weight"): next(iter(rows.values()))}
     config = LoraConfig(
-        target_modules=sorted(factors) or ["no layer at all"],
+        r=one.rank if one else 8,
+        lora_alpha=one.scale * one.rank if one else 8,
+        target_parameters=sorted({".".join(name.split(".")[-3:]) for name in experts}) or None,
+        target_modules=sorted(factors) or ([] if experts else ["no layer at all"]),
         rank_pattern=ranks,
         alpha_pattern={name: change.scale * ranks[name] for name, change in factors.items()},
         use_dora=any(change.magnitude is not None for change in factors.values()),
         trainable_token_indices=rows or None,
-        ensure_weight_tying=changes.tied and any(f"{name}.weight" in (EMBEDDING, HEAD) for name in factors),
+        ensure_weight_tying=changes.tied and any(f"{name}.weight" in (merge.embedding, HEAD) for name in factors),
         task_type="CAUSAL_LM",
     )
     stored = stored_tensors(merge.weights)
@@ -86,8 +88,6 @@ def _merged_by_peft(merge: Merge) -> Any:
 
 @torch.no_grad()
 def _rounded(model: Any, merge: Merge) -> Any:
-    only = set(merge.dtypes.values())
     for name, parameter in model.named_parameters():
-        dtype = merge.dtypes.get(name, next(iter(only)) if len(only) == 1 else torch.float32)
-        parameter.copy_(parameter.to(dtype))
+        parameter.copy_(parameter.to(merge.rounding(name)))
     return model

@@ -13,7 +13,8 @@ from hybrid_ft.hybrid_model.door.static_cache import StaticAttentionCache, Stati
 def use_our_layers(cache: Cache, layer_types: Sequence[str]) -> list[AttentionCache | DeltaCache]:
     """The layers of ``cache``, made ours if it is still empty.
 
-    Raises TypeError for another kind of cache and ValueError for one that another model has filled or was made for.
+    Raises TypeError for another kind of cache and ValueError for one that offloads, and for one that another model has filled
+    or was made for.
     """
     if len(cache.layers) == len(layer_types) and isinstance(cache.layers[0], (AttentionCache, DeltaCache)):
         return cache.layers
@@ -21,6 +22,11 @@ def use_our_layers(cache: Cache, layer_types: Sequence[str]) -> list[AttentionCa
         raise TypeError(
             f"past_key_values is a {type(cache).__name__}; a hybrid keeps its past in a DynamicCache or a StaticCache "
             "(leave cache_implementation unset, or say static)"
+        )
+    if getattr(cache, "offloading", False):
+        raise ValueError(
+            "past_key_values would be offloaded; a hybrid's keys, values and states stay on their device (leave "
+            "cache_implementation unset, or say static)"
         )
     if any(layer.get_seq_length() for layer in cache.layers if isinstance(layer, CacheLayerMixin)):
         raise ValueError("past_key_values was filled by another model")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import torch
 
+_HIDDEN = -1e4
+"""What is added to a score so that its key is not seen is below this."""
+
 
 def documents_of(mask: torch.Tensor, shape: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
     """A mask [B, 1, T, T] of pairs (query, key) as the 2-D mask of real tokens and the number of each one's document.
@@ -12,7 +15,7 @@ def documents_of(mask: torch.Tensor, shape: tuple[int, int]) -> tuple[torch.Tens
     [B, T] on the host. A recurrent layer knows no mask of pairs: it sees its document's tokens up to itself. So each
     query must see exactly these. A query that sees itself not, or a key after itself, is padding.
 
-    Raises ValueError for another shape, and for a mask that is not causal attention inside documents.
+    Raises ValueError for another shape or other numbers, and for a mask that is not causal attention inside documents.
     """
     B, T = shape
     if tuple(mask.shape) != (B, 1, T, T):
@@ -21,7 +24,14 @@ def documents_of(mask: torch.Tensor, shape: tuple[int, int]) -> tuple[torch.Tens
             "with an empty cache; elsewhere pass the 2-D mask of the tokens"
         )
     seen = mask[:, 0].to("cpu")
-    seen = seen if seen.dtype == torch.bool else seen == 0
+    if seen.dtype != torch.bool:
+        other = seen[(seen != 0) & ~(seen < _HIDDEN)]
+        if len(other):
+            raise ValueError(
+                f"attention_mask holds {float(other[0]):g}; a mask of pairs must be bool, or 0 where the query sees the key and "
+                "its dtype's lowest number elsewhere"
+            )
+        seen = seen == 0
     causal = torch.ones(T, T, dtype=torch.bool).tril()
     real = seen.diagonal(dim1=1, dim2=2) & ~(seen & ~causal).any(2)
     # the first key that a query sees is where its document begins

@@ -1,8 +1,8 @@
 """A cache of fixed size, written in place, for compiled decoding.
 
-``generate(cache_implementation="static")`` makes transformers' ``StaticCache``, whose layers become these. Every tensor keeps
-its address from the first call to the last, and how much is filled stands in a tensor too, so that one graph serves every step.
-"""
+``generate(cache_implementation="static")`` makes transformers' ``StaticCache``, whose layers become these. Every tensor
+keeps its address from the first call to the last, and how much is filled stands in a tensor too, so that one graph
+serves every step."""
 
 from __future__ import annotations
 

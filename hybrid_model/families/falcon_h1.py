@@ -5,12 +5,21 @@ One of them, ``lm_head_multiplier``, scales the head's logits.
 
 from __future__ import annotations
 
-from hybrid_ft.hybrid_model.families.family import PEFT_REFUSES, Config, Family, Mixing, attention, scaled, ssd
+from hybrid_ft.hybrid_model.families.family import (
+    PEFT_REFUSES,
+    Config,
+    Family,
+    Mixing,
+    attention,
+    scaled,
+    ssd,
+    ssd_heads,
+)
 from hybrid_ft.hybrid_model.layers.mamba2 import mamba2
 
 
 def _mixings(config: Config) -> list[tuple[Mixing, ...]]:
-    scan = ssd(config.mamba_n_heads, config.mamba_d_head, config.mamba_d_state)
+    scan = ssd(config.mamba_n_heads, config.mamba_d_head, config.mamba_d_state, config.mamba_n_groups)
     return [(scan, attention(config))] * config.num_hidden_layers
 
 
@@ -18,6 +27,7 @@ FAMILY = Family(
     name="Falcon-H1",
     model_types={"falcon_h1": "FalconH1ForCausalLM"},
     mixings=_mixings,
+    heads=lambda config: ssd_heads(config, config.mamba_n_heads, config.hidden_act),
     lora=lambda config: {
         "attention": r"\d+\.self_attn\.(q|k|v|o)_proj",
         "recurrent": r"\d+\.mamba\.in_proj",

@@ -27,11 +27,13 @@ class Mixing:
     per_token  operations a token of a recurrent state
     per_pair   operations a pair of query and key
     window     tokens that a query sees at most; None for its whole history
+    exchanged  16-bit numbers a token that go to other processes and come back, where they share a row's tokens by heads
     """
 
     per_token: int = 0
     per_pair: int = 0
     window: int | None = None
+    exchanged: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +71,8 @@ class Family:
     own           class name of a module to a function from its class to ours; other recurrent mixers are transformers'
     remembers     whether its decoder layers are own ones, which take a layout and keep caches of ours
     forks         whether a segment may continue another one exactly
-    shares_heads  whether its mixers' heads can be exchanged among processes that share a row's tokens
+    heads         of a config: of each kind of its mixers the heads that processes which share a row's tokens exchange, 1
+                  where they cannot; None where no config's can be
     continues     whether a filled cache can be continued with several tokens at once
     carried       patterns of tensor names in checkpoints that no text model has and an export copies
     rewritten     pairs of what transformers writes in a tensor's name and what the released files have there
@@ -98,7 +101,7 @@ class Family:
     own: Mapping[str, Callable[[type[nn.Module]], type[nn.Module]]] = field(default_factory=dict)
     remembers: bool = False
     forks: bool = True
-    shares_heads: bool = False
+    heads: Callable[[Config], tuple[int, ...]] | None = None
     continues: bool = True
     carried: tuple[str, ...] = ()
     rewritten: tuple[tuple[str, str], ...] = ()
@@ -114,16 +117,18 @@ class Family:
     tiny: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
+    def shares_heads(self) -> bool:
+        """Whether processes can share a row's tokens, by exchange of heads."""
+        return self.heads is not None
+
+    @property
     def architecture(self) -> str:
         """transformers' class of the language model; the first, where there are several."""
         return next(iter(self.model_types.values()))
 
     def most_processes(self, config: Config) -> int:
-        """Among how many its heads can be shared: query heads, and key heads of the delta rule."""
-        if not self.shares_heads:
-            return 1
-        counts = [config.num_attention_heads, getattr(config, "linear_num_key_heads", None)]
-        return min(count for count in counts if count)
+        """Among how many a row's tokens can be shared."""
+        return 1 if self.heads is None else min(self.heads(config))
 
     def language_model(self, model_type: str) -> type[PreTrainedModel]:
         """The class of the language model of a config's ``model_type``."""
@@ -148,17 +153,26 @@ def at(layers: list[int], pattern: str) -> str:
 def attention(config: Config, window: int | None = None, query: int | None = None, value: int | None = None) -> Mixing:
     """Scores and values of one attention layer: two products of two operations for each pair and head's place."""
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return Mixing(per_pair=2 * config.num_attention_heads * ((query or head) + (value or head)), window=window)
+    both, heads = (query or head) + (value or head), config.num_attention_heads
+    exchanged = both * (heads + (getattr(config, "num_key_value_heads", None) or heads))
+    return Mixing(per_pair=2 * heads * both, window=window, exchanged=exchanged)
 
 
-def delta(heads: int, key: int, value: int) -> Mixing:
-    """A delta rule's heads each read their K x V state with k, write it, and read it with q."""
-    return Mixing(per_token=6 * heads * key * value)
+def delta(heads: int, key: int, value: int, key_heads: int | None = None) -> Mixing:
+    """A delta rule's heads each read their K x V state with k, write it, and read it with q. Gates are exchanged in float32."""
+    exchanged = 2 * (key_heads or heads) * key + 2 * heads * value + 4 * heads
+    return Mixing(per_token=6 * heads * key * value, exchanged=exchanged)
 
 
-def ssd(heads: int, head_dim: int, state: int) -> Mixing:
-    """Mamba-2: every head writes its state and reads it."""
-    return Mixing(per_token=4 * heads * head_dim * state)
+def ssd(heads: int, head_dim: int, state: int, groups: int = 1) -> Mixing:
+    """Mamba-2: every head writes its state and reads it; heads of a group read and write by the same vectors."""
+    exchanged = 2 * heads * head_dim + 2 * groups * state + 4 * heads
+    return Mixing(per_token=4 * heads * head_dim * state, exchanged=exchanged)
+
+
+def ssd_heads(config: Config, heads: int, activation: str) -> tuple[int, ...]:
+    """Of Mamba-2 beside attention; with another activation than SiLU its scan is transformers', of whole rows."""
+    return (config.num_attention_heads, heads) if activation == "silu" else (1,)
 
 
 def is_of_sizes(error: Exception) -> bool:

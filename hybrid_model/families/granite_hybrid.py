@@ -5,12 +5,12 @@ The head's logits are divided by ``logits_scaling``: a loss computed from the he
 
 from __future__ import annotations
 
-from hybrid_ft.hybrid_model.families.family import Config, Family, Mixing, attention, scaled, ssd
+from hybrid_ft.hybrid_model.families.family import Config, Family, Mixing, attention, scaled, ssd, ssd_heads
 from hybrid_ft.hybrid_model.layers.mamba2 import mamba2
 
 
 def _mixings(config: Config) -> list[tuple[Mixing, ...]]:
-    scan = ssd(config.mamba_n_heads, config.mamba_d_head, config.mamba_d_state)
+    scan = ssd(config.mamba_n_heads, config.mamba_d_head, config.mamba_d_state, config.mamba_n_groups)
     return [(scan if kind == "linear_attention" else attention(config),) for kind in config.layers_block_type]
 
 
@@ -18,6 +18,7 @@ FAMILY = Family(
     name="Granite 4 H",
     model_types={"granitemoehybrid": "GraniteMoeHybridForCausalLM"},
     mixings=_mixings,
+    heads=lambda config: ssd_heads(config, config.mamba_n_heads, config.hidden_act),
     lora=lambda config: {
         "attention": r"\d+\.self_attn\.(q|k|v|o)_proj",
         "recurrent": r"\d+\.mamba\.(in|out)_proj",

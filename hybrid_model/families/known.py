@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
-from hybrid_ft.errors import InputError
+from hybrid_ft.errors import InputError, did_you_mean
 from hybrid_ft.hybrid_model.families import (
     falcon_h1,
     granite_hybrid,
@@ -14,11 +13,11 @@ from hybrid_ft.hybrid_model.families import (
     mamba_mixes,
     nemotron_h,
     olmo,
-    qwen,
 )
 from hybrid_ft.hybrid_model.families.family import Family
 from hybrid_ft.hybrid_model.families.nemotron_flash import family as nemotron_flash
 from hybrid_ft.hybrid_model.families.olmo_hybrid import family as olmo_hybrid
+from hybrid_ft.hybrid_model.families.qwen import family as qwen
 from hybrid_ft.hybrid_model.families.samba import family as samba
 
 FAMILIES: tuple[Family, ...] = (
@@ -46,10 +45,9 @@ def family_of_type(model_type: Any, source: str = "config") -> Family:
     """The family of a config's ``model_type``. Raises InputError with the list and the nearest for one not known."""
     family = _BY_TYPE.get(model_type) if isinstance(model_type, str) else None
     if family is None:
-        near = difflib.get_close_matches(str(model_type), _BY_TYPE, 1, cutoff=0.75)
-        meant = f"; did you mean {near[0]}?" if near else ""
+        near = did_you_mean(str(model_type), _BY_TYPE)
         raise InputError(
-            f"{source}: model_type is {str(model_type)[:60]!r}; must be one of {', '.join(sorted(_BY_TYPE))}{meant}"
+            f"{source}: model_type is {str(model_type)[:60]!r}; must be one of {', '.join(sorted(_BY_TYPE))}{near}"
         )
     return family
 

@@ -16,8 +16,9 @@ from torch import nn
 
 from hybrid_ft.hybrid_model.door.current import current_layout
 from hybrid_ft.hybrid_model.families.family import Config, Family, Mixing, attention
-from hybrid_ft.hybrid_model.layers.adapter import disguised
+from hybrid_ft.hybrid_model.layers.adapter import disguised, padding_is_zero
 from hybrid_ft.hybrid_model.layers.delta_levels import over_levels
+from hybrid_ft.hybrid_model.layers.heads import Heads
 from hybrid_ft.hybrid_model.layers.watched import weights_of
 from hybrid_ft.kernels.short_conv import short_conv
 
@@ -29,18 +30,24 @@ def _gated_conv(cls: type[nn.Module]) -> type[nn.Module]:
             """[1, N, D] of the current layout; without one transformers' own."""
             layout = current_layout()
             if layout is None:
-                return super().forward(hidden_states, *args, **kwargs)
+                with padding_is_zero(self, kwargs.get("attention_mask"), hidden_states):
+                    return super().forward(hidden_states, *args, **kwargs)
             before, after, x = self.in_proj(hidden_states.squeeze(0)).chunk(3, dim=-1)
 
-            def step(parts: Any, level: Any, tail: Any, state: Any, more: bool) -> tuple[torch.Tensor, Any, None]:
-                y, tail = short_conv(
-                    parts[0], self.conv.weight.squeeze(1), self.conv.bias, cu_seqlens=level.cu_seqlens,
-                    initial_tail=tail, output_final_tail=more, activate=False,
-                )  # fmt: skip
-                return y, tail, None
+            channels = Heads(layout, x.shape[1])
 
             with weights_of(self.conv):
-                y = over_levels(layout, (before * x,), step)
+                weight, bias = channels.own(self.conv.weight.squeeze(1)), self.conv.bias
+                bias = None if bias is None else channels.own(bias)
+
+                def step(parts: Any, level: Any, tail: Any, state: Any, more: bool) -> tuple[torch.Tensor, Any, None]:
+                    y, tail = short_conv(
+                        parts[0], weight, bias, cu_seqlens=level.cu_seqlens, initial_tail=tail, output_final_tail=more,
+                        activate=False,
+                    )  # fmt: skip
+                    return y, tail, None
+
+                y = channels.give_back(over_levels(layout, (channels.gather(before * x),), step))
             return self.out_proj(after * y).unsqueeze(0)
 
     return disguised(GatedConv, cls)
@@ -48,7 +55,8 @@ def _gated_conv(cls: type[nn.Module]) -> type[nn.Module]:
 
 def _mixings(config: Config) -> list[tuple[Mixing, ...]]:
     windows = {"sliding_attention": getattr(config, "sliding_window", None)}
-    return [() if kind == "conv" else (attention(config, windows.get(kind)),) for kind in config.layer_types]
+    conv = Mixing(exchanged=2 * config.hidden_size)
+    return [(conv if kind == "conv" else attention(config, windows.get(kind)),) for kind in config.layer_types]
 
 
 def _lora(config: Config) -> dict[str, str]:
@@ -77,6 +85,7 @@ LFM2 = Family(
     model_types={"lfm2": "Lfm2ForCausalLM", "lfm3": "Lfm3ForCausalLM"},
     unserved=("lfm3",),
     mixings=_mixings,
+    heads=lambda config: (config.num_attention_heads,),  # convolutions are shared by channels
     lora=_lora,
     refused=_REFUSED,
     own={"Lfm2ShortConv": _own, "Lfm3ShortConv": _own},
@@ -93,6 +102,7 @@ LFM2_MOE = Family(
     name="LFM2 MoE",
     model_types={"lfm2_moe": "Lfm2MoeForCausalLM"},
     mixings=_mixings,
+    heads=lambda config: (config.num_attention_heads,),  # convolutions are shared by channels
     lora=_lora,
     refused=_REFUSED,
     experts=("feed_forward.experts.gate_up_proj", "feed_forward.experts.down_proj"),

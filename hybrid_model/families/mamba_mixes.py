@@ -6,7 +6,7 @@ several tokens at once.
 
 from __future__ import annotations
 
-from hybrid_ft.hybrid_model.families.family import Config, Family, Mixing, attention, ssd
+from hybrid_ft.hybrid_model.families.family import Config, Family, Mixing, attention, ssd, ssd_heads
 from hybrid_ft.hybrid_model.layers.mamba1 import mamba1
 from hybrid_ft.hybrid_model.layers.mamba2 import mamba2
 
@@ -16,14 +16,14 @@ _SIZES = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "
 
 
 def _bamba_mixings(config: Config) -> list[tuple[Mixing, ...]]:
-    scan = ssd(config.mamba_n_heads, config.mamba_d_head, config.mamba_d_state)
+    scan = ssd(config.mamba_n_heads, config.mamba_d_head, config.mamba_d_state, config.mamba_n_groups)
     return [(scan if kind == "linear_attention" else attention(config),) for kind in config.layers_block_type]
 
 
 def _zamba_mixings(config: Config) -> list[tuple[Mixing, ...]]:
     heads = config.n_mamba_heads
-    scan = ssd(heads, config.mamba_expand * config.hidden_size // heads, config.mamba_d_state)
-    wide = Mixing(per_pair=4 * config.num_attention_heads * config.attention_head_dim)
+    scan = ssd(heads, config.mamba_expand * config.hidden_size // heads, config.mamba_d_state, config.mamba_ngroups)
+    wide = attention(config, query=config.attention_head_dim, value=config.attention_head_dim)
     return [(scan, wide) if kind == "hybrid" else (scan,) for kind in config.layers_block_type]
 
 
@@ -48,6 +48,7 @@ BAMBA = Family(
     name="Bamba",
     model_types={"bamba": "BambaForCausalLM"},
     mixings=_bamba_mixings,
+    heads=lambda config: ssd_heads(config, config.mamba_n_heads, config.hidden_act),
     lora=_lora,
     refused=_CONV,
     own={"BambaMixer": mamba2},
@@ -64,6 +65,7 @@ ZAMBA2 = Family(
     name="Zamba2",
     model_types={"zamba2": "Zamba2ForCausalLM"},
     mixings=_zamba_mixings,
+    heads=lambda config: ssd_heads(config, config.n_mamba_heads, "silu"),
     lora=_zamba_lora,
     refused=_CONV | {
         r"shared_transformer\.(self_attn|feed_forward)\.\w+_proj$": "several layers share it, and merging would add up",

@@ -6,12 +6,12 @@ out the lower bound of the time step that its scan has: a token decoded with a c
 
 from __future__ import annotations
 
-from hybrid_ft.hybrid_model.families.family import PEFT_REFUSES, Config, Family, Mixing, at, attention, ssd
+from hybrid_ft.hybrid_model.families.family import PEFT_REFUSES, Config, Family, Mixing, at, attention, ssd, ssd_heads
 from hybrid_ft.hybrid_model.layers.mamba2 import mamba2
 
 
 def _mixings(config: Config) -> list[tuple[Mixing, ...]]:
-    scan = ssd(config.mamba_num_heads, config.mamba_head_dim, config.ssm_state_size)
+    scan = ssd(config.mamba_num_heads, config.mamba_head_dim, config.ssm_state_size, config.n_groups)
     of_kind = {"linear_attention": (scan,), "full_attention": (attention(config),)}
     return [of_kind.get(kind, ()) for kind in config.layers_block_type]
 
@@ -32,6 +32,7 @@ FAMILY = Family(
     name="Nemotron-H, Nemotron 3",
     model_types={"nemotron_h": "NemotronHForCausalLM"},
     mixings=_mixings,
+    heads=lambda config: ssd_heads(config, config.mamba_num_heads, config.mamba_hidden_act),
     lora=_lora,
     refused={
         r"mixer\.out_proj": PEFT_REFUSES,

@@ -59,7 +59,7 @@ FAMILY = Family(
         "attention": r"\d+\.self_attn\.(q|k|v|o)_proj",
         "mlp": r"\d+\.mlp\.(gate|up|down)_proj",
     },
-    shares_heads=True,
+    heads=lambda config: (config.num_attention_heads,),
     repair=_repair,
     misread=_misread,
     tiny={"olmo3": _SIZES | {"sliding_window": 16}, "olmo2": _SIZES},

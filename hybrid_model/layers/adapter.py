@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import inspect
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +25,7 @@ from torch.nn import functional as F
 from hybrid_ft.hybrid_model.door.cache_name import CACHE
 from hybrid_ft.hybrid_model.door.current import current_layout
 from hybrid_ft.hybrid_model.door.layout import Level, SequenceLayout
+from hybrid_ft.hybrid_model.layers.pickled import let_pickle
 
 # one segment's past: its tails and states, by kind and number; None for a fresh start
 Past = dict[tuple[str, int], torch.Tensor] | None
@@ -93,6 +95,7 @@ def is_mixer(module: nn.Module) -> bool:
 def disguised(flat: type, cls: type) -> type:
     """The class ``flat`` under the name of ``cls``: FSDP's wrapping, device maps and checkpoints go by names."""
     flat.__name__, flat.__qualname__, flat.__module__ = cls.__name__, cls.__qualname__, cls.__module__
+    let_pickle(flat)
     return flat
 
 
@@ -109,7 +112,8 @@ def segment_wise(cls: type[nn.Module], forks: bool) -> type[nn.Module]:
         def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
             layout = current_layout()
             if layout is None:
-                return super().forward(hidden_states, *args, **kwargs)
+                with padding_is_zero(self, kwargs.get("attention_mask"), hidden_states):
+                    return super().forward(hidden_states, *args, **kwargs)
             if len(layout.levels) > 1 and not forks:
                 raise ValueError(
                     f"{cls.__name__} cannot continue a segment: pass each row whole, without shared prompts"
@@ -129,6 +133,22 @@ def segment_wise(cls: type[nn.Module], forks: bool) -> type[nn.Module]:
             return _by_levels(hidden_states.squeeze(0), layout, run).unsqueeze(0)
 
     return disguised(SegmentWise, cls)
+
+
+@contextmanager
+def padding_is_zero(mixer: Any, mask: torch.Tensor | None, x: torch.Tensor) -> Iterator[None]:
+    """Inside, what is projected of padding is zero. transformers masks what goes in alone: where the projection has a bias,
+    a row that is padded on the left begins its convolution with it."""
+    projection: Any = getattr(mixer, "in_proj", None)
+    if mask is None or mask.shape != x.shape[:2] or getattr(projection, "bias", None) is None:
+        yield
+        return
+    of_tokens = mask[..., None]
+    handle = projection.register_forward_hook(lambda module, given, out: out * of_tokens.to(out.dtype))
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _by_levels(x: torch.Tensor, layout: SequenceLayout, run: Any) -> torch.Tensor:

@@ -41,7 +41,8 @@ def delta_over_levels(
     key_heads: int,
     key_dim: int,
 ) -> torch.Tensor:
-    """Outputs [N, HV, V] of the tokens that lie here: of queries, keys and values side by side, qkv [N, 2 H K + HV V], before their convolution.
+    """Outputs [N, HV, V] of the tokens that lie here: of queries, keys and values side by side, qkv [N, 2 H K + HV V],
+    before their convolution.
 
     g, beta [N, HV] float32; conv_weight [2 H K + HV V, W]. HV is a multiple of H; key head h serves HV / H consecutive
     value heads.

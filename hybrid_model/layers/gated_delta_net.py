@@ -104,8 +104,8 @@ class OlmoHybridGatedDeltaNet(hf.OlmoHybridGatedDeltaNet):
     ) -> tuple[torch.Tensor, Tails | None, torch.Tensor | None]:
         """Convolutions and delta rule over the segments of one level.
 
-        inputs are its q, k, v, g and beta; weights those of the convolutions. Returns o [N, HV, V], the final tails and the final state.
-        """
+        inputs are its q, k, v, g and beta; weights those of the convolutions. Returns o [N, HV, V], the final tails and
+        the final state."""
         *projected, g, beta = inputs
         convolved = [
             short_conv(x, weight, cu_seqlens=cu_seqlens, initial_tail=tail, output_final_tail=output_final)

@@ -12,7 +12,7 @@ the sum over the processes is the gradient of one, as it is for what each comput
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -40,8 +40,11 @@ class _AllToAll(torch.autograd.Function):
 class Heads:
     """``units`` of heads that stay together, of which this process computes its share: all of them where it has all tokens.
 
-    A unit is a key head with the value or query heads that it serves.
+    A unit is a key head, or a group, with the value or query heads that it serves, or some of them.
     """
+
+    repeats = 1
+    """units of one key head, which is handed to each of them"""
 
     def __init__(self, layout: SequenceLayout, units: int) -> None:
         self.spread = layout.spread
@@ -51,6 +54,27 @@ class Heads:
         self.first = sum(self.shares[:rank])
         if not min(self.shares):
             raise ValueError(f"{units} heads cannot be shared by {len(self.shares)} processes; each needs one at least")
+
+    @classmethod
+    def of_groups(cls, layout: SequenceLayout, heads: int, groups: int) -> Heads:
+        """Of key heads or groups that serve ``heads // groups`` heads each. Where there are fewer of them than processes,
+        each is handed to several."""
+        size = 1 if layout.spread is None else len(layout.spread.tokens)
+        parts = range(1, heads // groups + 1)
+        repeats = next((r for r in parts if groups * r >= size and not heads % (groups * r)), 1)
+        made = cls(layout, groups * repeats)
+        made.repeats = repeats
+        return made
+
+    def each(self, x: torch.Tensor, dim: int) -> torch.Tensor:
+        """What is by groups, groups * c along ``dim``, for each unit: units * c."""
+        if self.repeats == 1:
+            return x
+        return (
+            x.unflatten(dim, (self.units // self.repeats, -1))
+            .repeat_interleave(self.repeats, dim)
+            .flatten(dim, dim + 1)
+        )
 
     def gather(self, x: torch.Tensor) -> torch.Tensor:
         """Own tokens of all heads, [n, units * c, ...], to all tokens of own heads, [N, count * c, ...]."""
@@ -67,11 +91,12 @@ class Heads:
         )
         return out.view(sum(tokens), self.count * x.shape[1] // self.units, *x.shape[2:])
 
-    def gather_joined(self, x: torch.Tensor, widths: Sequence[int]) -> torch.Tensor:
-        """The same of several tensors side by side, [n, sum(widths)], each of them all heads."""
+    def gather_joined(self, x: torch.Tensor, widths: Sequence[int], grouped: Collection[int] = ()) -> torch.Tensor:
+        """The same of several tensors side by side, [n, sum(widths)], each of them all heads, or all groups where its number
+        is in ``grouped``."""
         if self.spread is None:
             return x
-        return torch.cat([self.gather(part) for part in x.split(list(widths), dim=1)], dim=1)
+        return torch.cat([self.gather(part) for part in self._parts(x, widths, grouped, 1)], dim=1)
 
     def give_back(self, x: torch.Tensor) -> torch.Tensor:
         """The reverse of ``gather``: [N, count * c, ...] to [n, units * c, ...]."""
@@ -90,30 +115,22 @@ class Heads:
         c = weight.shape[0] // self.units
         return weight if self.spread is None else weight[self.first * c : (self.first + self.count) * c]
 
-    def own_joined(self, weight: torch.Tensor, widths: Sequence[int]) -> torch.Tensor:
+    def own_joined(self, weight: torch.Tensor, widths: Sequence[int], grouped: Collection[int] = ()) -> torch.Tensor:
         """The same of several weights one below the other, [sum(widths), ...]."""
         if self.spread is None:
             return weight
-        return torch.cat([self.own(part) for part in weight.split(list(widths))])
+        return torch.cat([self.own(part) for part in self._parts(weight, widths, grouped, 0)])
+
+    def _parts(
+        self, x: torch.Tensor, widths: Sequence[int], grouped: Collection[int], dim: int
+    ) -> Iterator[torch.Tensor]:
+        for number, part in enumerate(x.split(list(widths), dim=dim)):
+            yield self.each(part, dim) if number in grouped else part
 
 
 def attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: SequenceLayout, attention: Callable[..., torch.Tensor]
 ) -> torch.Tensor:
-    """``attention(q, k, v)`` of whole sequences, for q [n, H, D], k [n, HKV, D] and v [n, HKV, DV]. Returns [n, H, DV].
-
-    Where there are fewer key heads than processes, each is handed to several of them.
-    """
-    heads = Heads(layout, _units(q.shape[1], k.shape[1], layout))
-    repeats = heads.units // k.shape[1]
-    if repeats > 1:
-        k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
-    return heads.give_back(attention(*map(heads.gather, (q, k, v))))
-
-
-def _units(queries: int, keys: int, layout: SequenceLayout) -> int:
-    """Key heads, each repeated as often as gives every process one."""
-    size = 1 if layout.spread is None else len(layout.spread.tokens)
-    return next(
-        (keys * r for r in range(1, queries // keys + 1) if keys * r >= size and not queries % (keys * r)), keys
-    )
+    """``attention(q, k, v)`` of whole sequences, for q [n, H, D], k [n, HKV, D] and v [n, HKV, DV]. Returns [n, H, DV]."""
+    heads = Heads.of_groups(layout, q.shape[1], k.shape[1])
+    return heads.give_back(attention(*map(heads.gather, (q, heads.each(k, 1), heads.each(v, 1)))))

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.autograd.function import once_differentiable
+from torch._subclasses import FakeTensor
 from torch.nn import functional as F
 
 from hybrid_ft.hybrid_model.layers.lora_linear import plain_factors
 from hybrid_ft.hybrid_model.layers.watched import has_hooks, is_watched
+from hybrid_ft.kernels.first_order import first_order
 
 
 class _Part(NamedTuple):
@@ -28,8 +29,8 @@ class _Part(NamedTuple):
 
 
 def projections(x: torch.Tensor, *layers: nn.Module) -> tuple[torch.Tensor, ...]:
-    """What each layer makes of x [..., D]. A hook, a wrapper, a bias, another dtype or another kind of layer at any of
-    them, and all are called one by one."""
+    """What each layer makes of x [..., D]. A hook, a wrapper, a bias, another dtype, or another kind of layer or of tensor
+    at any of them, and all are called one by one."""
     if torch.is_grad_enabled() and x.requires_grad:
         parts = [_part(layer, x) for layer in layers]
         known = [part for part in parts if part is not None]
@@ -48,6 +49,9 @@ def _part(layer: Any, x: torch.Tensor) -> _Part | None:
         if factors is None or "forward" in layer.__dict__ or has_hooks(layer):
             return None
     if is_watched(base, nn.Linear) or base.bias is not None or not x.dtype == base.weight.dtype == dtype:
+        return None
+    # a quantised or distributed tensor, torchao's for one, knows how to be a linear layer's weight and little else
+    if type(base.weight) not in (nn.Parameter, torch.Tensor, FakeTensor):
         return None
     if factors is None:
         return None if base is not layer else _Part(base.weight, None, None, 0.0)
@@ -78,7 +82,7 @@ class _Projections(torch.autograd.Function):
         return tuple(outputs)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, *dys: torch.Tensor | None) -> tuple[Any, ...]:
         x, *rest = ctx.saved_tensors
         tensors, narrow = rest[: 3 * len(dys)], iter(rest[3 * len(dys) :])

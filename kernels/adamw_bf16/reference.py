@@ -4,9 +4,8 @@
     m  = m + (1 - beta1) (g - m)               v = beta2 v + (1 - beta2) g^2
     w  = w - rate m / (sqrt(v) / correction + eps)
 
-with rate = lr / (1 - beta1^t) and correction = sqrt(1 - beta2^t). The weight itself is always the bfloat16 nearest to what
-is kept. All of them are rounded at random, m and v to bfloat16.
-"""
+with rate = lr / (1 - beta1^t) and correction = sqrt(1 - beta2^t). The weight itself is always the bfloat16 nearest to
+what is kept. All of them are rounded at random, m and v to bfloat16."""
 
 from __future__ import annotations
 
@@ -73,6 +72,7 @@ def split(wide: Tensor, random: Tensor, weight: Tensor, low: Tensor) -> None:
 
 
 def rounded(wide: Tensor, random: Tensor) -> Tensor:
-    """float32 that bfloat16 holds, up or down by the lowest 16 bits of ``random`` [int32]: the expectation is ``wide``."""
+    """float32 that bfloat16 holds, up or down by the lowest 16 bits of ``random`` [int32]: the expectation is
+    ``wide``."""
     bits = wide.view(torch.int32) + (random & (2**16 - 1))
     return ((bits >> 16) << 16).view(torch.float32)

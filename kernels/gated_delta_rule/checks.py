@@ -80,8 +80,8 @@ def check_gpu_head_sizes(K: int, V: int) -> None:
 
 
 def readable(x: Tensor) -> bool:
-    """Whether its numbers are at hand, without waiting for a device. A trace without a GPU has tensors on the CPU that say
-    they are on one."""
+    """Whether its numbers are at hand, without waiting for a device. A trace without a GPU has tensors on the CPU that
+    say they are on one."""
     return x.is_cpu and not x.is_cuda
 
 

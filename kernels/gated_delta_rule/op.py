@@ -8,9 +8,6 @@ from torch import Tensor
 from hybrid_ft.kernels.gated_delta_rule.checks import check_gpu_head_sizes, check_inputs, check_state
 from hybrid_ft.kernels.gated_delta_rule.cpu.chunked import chunked_gated_delta_rule
 
-SMALL = 2.0**-30
-"""A power of two, so that scaling rounds nothing: it leaves k v^T as it is, and makes of (k k^T) S 2^-60 of itself."""
-
 
 def gated_delta_rule(
     q: Tensor,
@@ -35,9 +32,8 @@ def gated_delta_rule(
     initial_state, final_state [S or B, HV, K, V], float32 (float64 for float64 inputs); an empty segment's final state
     is its initial state. scale defaults to K**-0.5 and multiplies q after its norm.
     ``correct``: False leaves out what the state already says of a key, k_t (beta_t S^T k_t): the state is then that of
-    Mamba-2, lightning attention or RetNet, and beta, at least 0, has no upper bound. Torch operations then compute no
-    inverse. Triton's kernels do, of what is the identity: they get keys 2^-30 and values 2^30 times as large, which are
-    beyond float16.
+    Mamba-2, lightning attention or RetNet, and beta, at least 0, has no upper bound. No
+    inverse is then computed. A state without bound is not kept in float16: on a GPU that is refused.
 
     Returns o [B, T, HV, V] in v's dtype, and the final state or None. Differentiable in q, k, v, g, beta and
     initial_state, through both outputs. bfloat16 and float16 inputs are computed in float32; on a GPU their matrix
@@ -45,12 +41,11 @@ def gated_delta_rule(
 
     16 bits on a GPU run as Triton kernels, for head sizes that are multiples of 16 from 16 to 256, any strides, and
     without waiting for the device. There, backward computes the chunks' states again; ``keep_states`` keeps them from
-    forward instead, (K / 64 + 1) * V numbers per token and head. All else, 32 and 64 bits on a GPU included, runs as torch
-    operations, which read cu_seqlens back and always keep the states.
-    ``check_values`` also checks that g and beta are in range and, on a GPU, cu_seqlens, and waits for it.
-    Raises ValueError, one line, for shapes, dtypes or segment edges that do not fit; RuntimeError for a version of
-    Triton that is known to be wrong on this GPU. See reference.py for the equations.
-    """
+    forward instead, (K / 64 + 1) * V numbers per token and head. All else, 32 and 64 bits on a GPU included, runs as
+    torch operations, which read cu_seqlens back and always keep the states. ``check_values`` also checks that g and
+    beta are in range and, on a GPU, cu_seqlens, and waits for it. Raises ValueError, one line, for shapes, dtypes or
+    segment edges that do not fit; RuntimeError for a version of Triton that is known to be wrong on this GPU. See
+    reference.py for the equations."""
     check_inputs(q, k, v, g, beta, cu_seqlens, check_values, 2.0 if correct else math.inf)
     segments = q.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
     if initial_state is not None:
@@ -58,17 +53,13 @@ def gated_delta_rule(
     scale = q.shape[3] ** -0.5 if scale is None else scale
     if on_kernels(q):
         check_gpu_head_sizes(q.shape[3], v.shape[3])
-        if not correct:
-            if q.dtype == torch.float16:
-                raise ValueError(
-                    "q: got torch.float16; on a GPU, without the correction, it must be bfloat16 or float32"
-                )
-            k, v = k * SMALL, v / SMALL
+        if not correct and q.dtype == torch.float16:
+            raise ValueError("q: got torch.float16; on a GPU, without the correction, it must be bfloat16 or float32")
         # Triton is there wherever torch supports CUDA, and nowhere else.
         from hybrid_ft.kernels.gated_delta_rule.gpu.autograd import triton_gated_delta_rule
 
         o, final_state = triton_gated_delta_rule(
-            q, k, v, g, beta, cu_seqlens, initial_state, scale, use_qk_l2norm, keep_states
+            q, k, v, g, beta, cu_seqlens, initial_state, scale, use_qk_l2norm, keep_states, correct
         )
         return o, final_state if output_final_state else None
     o, final_state = chunked_gated_delta_rule(

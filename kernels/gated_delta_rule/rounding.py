@@ -18,20 +18,22 @@ CHUNK = 64
 class _Head:
     """One chunk of one head, [tokens, ...], and what does not depend on the state."""
 
-    def __init__(self, inputs: list[Tensor], scale: float) -> None:
+    def __init__(self, inputs: list[Tensor], scale: float, l2norm: bool, correct: bool) -> None:
         q, k, v, g, beta = inputs
+        self.l2norm, self.correct = l2norm, correct
         self.round = lambda x: x.to(q.dtype).to(compute_dtype(q))
         self.q, self.k, self.v = (x.to(compute_dtype(q)) for x in (q, k, v))
         self.beta = beta.to(self.q.dtype)
-        self.norm_q, self.norm_k = (torch.rsqrt(x.square().sum(-1) + NORM_EPS) for x in (self.q, self.k))
+        squares = (x.square().sum(-1) + NORM_EPS for x in (self.q, self.k))
+        self.norm_q, self.norm_k = (torch.rsqrt(x) if l2norm else torch.ones_like(x) for x in squares)
         cum = g.double().cumsum(0)
         self.decay = (cum[:, None] - cum).tril().exp().tril().to(self.q.dtype)
         self.whole = cum[-1].exp().to(self.q.dtype)
         from_start, self.to_end = (x.exp().to(self.q.dtype) for x in (cum, cum[-1] - cum))
-        self.read_q, self.read_k = from_start * self.norm_q * scale, from_start * self.norm_k
+        self.read_q, self.read_k = from_start * self.norm_q * scale, from_start * self.norm_k * correct
         self.write = self.norm_k * self.beta
         self.scale = scale
-        pairs = (self.k @ self.k.mT * self.norm_k[:, None] * self.write * self.decay).tril(-1)
+        pairs = (self.k @ self.k.mT * self.norm_k[:, None] * self.write * self.decay).tril(-1) * correct
         eye = torch.eye(len(pairs), dtype=pairs.dtype)
         T = torch.linalg.solve_triangular((eye + pairs).double(), eye.double(), upper=False, unitriangular=True)
         self.T = self.round(T.to(pairs.dtype))
@@ -55,7 +57,7 @@ class _Head:
         d_start = d_start - self.k.mT @ round(dv * self.read_k[:, None])
 
         e = do @ self.y.mT * decay * (self.scale * self.norm_q)[:, None]
-        f = -(dv @ self.y.mT) * later * self.norm_k[:, None]
+        f = -(dv @ self.y.mT) * later * self.norm_k[:, None] * self.correct
         dq = self.read_q[:, None] * (do @ self.state.mT)
         dk = -self.read_k[:, None] * (dv @ self.state.mT)
         db = self.to_end[:, None] * (self.y @ ds.mT)
@@ -70,8 +72,9 @@ class _Head:
         db = (db + round(e).mT @ self.q + round(f).mT @ self.k) * self.norm_k[:, None]
         dbeta = (db * self.k).sum(-1)
         dk = dk + db * self.beta[:, None]
-        grads = [_through_norm(dq, self.q, self.norm_q), _through_norm(dk, self.k, self.norm_k), dv, dg, dbeta]
-        return grads, d_start
+        if self.l2norm:
+            dq, dk = _through_norm(dq, self.q, self.norm_q), _through_norm(dk, self.k, self.norm_k)
+        return [dq, dk, dv, dg, dbeta], d_start
 
 
 def _through_norm(dx: Tensor, x: Tensor, norm: Tensor) -> Tensor:
@@ -79,10 +82,16 @@ def _through_norm(dx: Tensor, x: Tensor, norm: Tensor) -> Tensor:
 
 
 def rounded_gated_delta_rule(
-    leaves: list[Tensor], gradients: list[Tensor], cu_seqlens: Tensor, scale: float | None = None
+    leaves: list[Tensor],
+    gradients: list[Tensor],
+    cu_seqlens: Tensor,
+    *,
+    scale: float | None = None,
+    use_qk_l2norm: bool = True,
+    correct: bool = True,
 ) -> list[Tensor]:
     """o, final state, dq, dk, dv, dg, dbeta, d_initial_state of q, k, v [1, T, H, .], g, beta [1, T, H] and an initial
-    state [S, H, K, V], given the gradients of both outputs; H = HV. q and k are normalised. Slow."""
+    state [S, H, K, V], given the gradients of both outputs; H = HV. Slow."""
     q, k, v, g, beta, initial_state = leaves
     scale = q.shape[3] ** -0.5 if scale is None else scale
     dtype = compute_dtype(q)
@@ -90,7 +99,7 @@ def rounded_gated_delta_rule(
     for segment, (start, end) in enumerate(pairwise(cu_seqlens.tolist())):
         for head in range(q.shape[2]):
             places = [slice(at, min(at + CHUNK, end)) for at in range(start, end, CHUNK)]
-            chunks = [_Head([x[0, place, head] for x in leaves[:5]], scale) for place in places]
+            chunks = [_Head([x[0, place, head] for x in leaves[:5]], scale, use_qk_l2norm, correct) for place in places]
             state = initial_state[segment, head].to(dtype)
             for place, chunk in zip(places, chunks):
                 out[0][0, place, head], state = chunk.forward(state)

@@ -29,12 +29,15 @@ GATES: dict[str, Callable[[Tensor], Tensor]] = {
 FLOAT32_FLOOR = 64**0.5 * 2**-24
 # Orders of the K and V dimensions that the reference is run in, see ``reference_errors``.
 ORDERS = 4
-# edges, value heads, (K, V), gate
-CASES: list[tuple[list[int], int, tuple[int, int], str]] = [
-    ([0, 0, 1, 130], 2, (96, 192), "typical"),
-    ([0, 200], 1, (96, 192), "some closed"),
-    ([0, 63, 163], 2, (128, 128), "open"),
-    ([0, 100], 1, (80, 48), "closed"),
+# as its layers call the rule
+MAMBA2: dict[str, Any] = {"use_qk_l2norm": False, "correct": False}
+# edges, value heads, (K, V), gate, options
+CASES: list[tuple[list[int], int, tuple[int, int], str, dict[str, Any]]] = [
+    ([0, 0, 1, 130], 2, (96, 192), "typical", {}),
+    ([0, 200], 1, (96, 192), "some closed", {}),
+    ([0, 63, 163], 2, (128, 128), "open", {}),
+    ([0, 100], 1, (80, 48), "closed", {}),
+    ([0, 0, 1, 130], 2, (128, 64), "typical", MAMBA2),
 ]
 
 
@@ -95,7 +98,9 @@ def reordered(xs: list[Tensor], dims: str, by_k: Tensor, by_v: Tensor) -> list[T
     return [orders[dim](x) if dim in orders else x for dim, x in zip(dims, xs, strict=True)]
 
 
-def reference_errors(leaves: list[Tensor], up: list[Tensor], cu_seqlens: Tensor, true: list[Tensor]) -> list[float]:
+def reference_errors(
+    leaves: list[Tensor], up: list[Tensor], cu_seqlens: Tensor, true: list[Tensor], **options: Any
+) -> list[float]:
     """The reference's own in float32, each the largest of ORDERS orders of the K and V dimensions.
 
     An element of dg or dbeta is one sum of K V terms that may cancel several hundred times, and where the gates are shut
@@ -106,43 +111,53 @@ def reference_errors(leaves: list[Tensor], up: list[Tensor], cu_seqlens: Tensor,
     for i in range(ORDERS):
         orders = [torch.randperm(n, generator=gen) if i else torch.arange(n) for n in leaves[5].shape[2:]]
         inputs = reordered(leaves, "KKV..S", *orders), reordered(up, "VS", *orders), cu_seqlens
-        got = results(gated_delta_rule_reference, *inputs, torch.float32)
+        got = results(gated_delta_rule_reference, *inputs, torch.float32, **options)
         errors = map(error, got, reordered(true, "VSKKV..S", *orders))
         largest = [max(pair) for pair in zip(largest, errors)]
     return largest
 
 
 def allowed(
-    leaves: list[Tensor], up: list[Tensor], cu_seqlens: Tensor, true: list[Tensor], dtype: torch.dtype
+    leaves: list[Tensor],
+    up: list[Tensor],
+    cu_seqlens: Tensor,
+    true: list[Tensor],
+    dtype: torch.dtype,
+    **options: Any,
 ) -> list[float]:
     """For each result twice the relative error that is the dtype's own: float32, the reference's; 16 bits, what rounding
     the products' operands costs."""
     if dtype == torch.float32:
-        return [max(2 * x, FLOAT32_FLOOR) for x in reference_errors(leaves, up, cu_seqlens, true)]
-    return [2 * x for x in rounding_errors(leaves, up, cu_seqlens, true, dtype)]
+        return [max(2 * x, FLOAT32_FLOOR) for x in reference_errors(leaves, up, cu_seqlens, true, **options)]
+    return [2 * x for x in rounding_errors(leaves, up, cu_seqlens, true, dtype, **options)]
 
 
 def rounding_errors(
-    leaves: list[Tensor], up: list[Tensor], cu_seqlens: Tensor, true: list[Tensor], dtype: torch.dtype
+    leaves: list[Tensor],
+    up: list[Tensor],
+    cu_seqlens: Tensor,
+    true: list[Tensor],
+    dtype: torch.dtype,
+    **options: Any,
 ) -> list[float]:
     """What the kernels' equations are off by in torch where ``dtype`` rounds the products' operands."""
     H, group = leaves[0].shape[2], leaves[2].shape[2] // leaves[0].shape[2]
     many = [x.repeat_interleave(group, 2) if i < 2 else x for i, x in enumerate(leaves)]
     rounded = [x.to(dtype if i < 3 else torch.float32) for i, x in enumerate(many)]
-    own = rounded_gated_delta_rule(rounded, [up[0].to(dtype), up[1].float()], cu_seqlens)
+    own = rounded_gated_delta_rule(rounded, [up[0].to(dtype), up[1].float()], cu_seqlens, **options)
     own[2:4] = [x.float().unflatten(2, (H, group)).sum(3) for x in own[2:4]]
     return [error(x, y) for x, y in zip(own, true)]
 
 
 def self_test(device: str) -> Iterator[str]:
     """What is wrong, line by line; nothing if all is right."""
-    for edges, heads, dims, gate in CASES:
+    for edges, heads, dims, gate, options in CASES:
         for dtype in (torch.float32, torch.bfloat16):
             inputs = case(edges, (heads, heads), dims, gate, dtype)
-            true = results(gated_delta_rule_reference, *inputs)
-            limits = allowed(*inputs, true, dtype)
-            got, again = (results(gated_delta_rule, *inputs, dtype, device) for _ in range(2))
-            where = f"{dtype} K={dims[0]} V={dims[1]} {gate} segments {edges}"
+            true = results(gated_delta_rule_reference, *inputs, **options)
+            limits = allowed(*inputs, true, dtype, **options)
+            got, again = (results(gated_delta_rule, *inputs, dtype, device, **options) for _ in range(2))
+            where = f"{dtype} K={dims[0]} V={dims[1]} {gate} segments {edges}{' Mamba-2' if options else ''}"
             for name, x, y, t, limit in zip(NAMES, got, again, true, limits):
                 if not error(x, t) <= limit:
                     yield f"{where}: {name} is off by {error(x, t):.1e}, more than {limit:.1e}"

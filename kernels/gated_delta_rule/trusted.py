@@ -12,13 +12,14 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hybrid_ft.kernels.gated_delta_rule.op import gated_delta_rule
 from hybrid_ft.kernels.gated_delta_rule.reference import gated_delta_rule_reference
-from hybrid_ft.kernels.gated_delta_rule.self_test import NAMES, allowed, case, error, results
+from hybrid_ft.kernels.gated_delta_rule.self_test import MAMBA2, NAMES, allowed, case, error, results
 
 # segments and gates: an empty one, one of one token, a chunk's edge; decays that differ by twenty powers of e
 CASES = [([0, 0, 1, 130], "typical"), ([0, 200], "some closed")]
@@ -27,19 +28,26 @@ HEADS = {name: 2 for name in NAMES} | {"final_state": 1, "d_initial_state": 1}
 
 
 def faults(
-    heads: tuple[int, int], dims: tuple[int, int], dtype: torch.dtype, device: torch.device, folder: Path | None = None
+    heads: tuple[int, int],
+    dims: tuple[int, int],
+    dtype: torch.dtype,
+    device: torch.device,
+    folder: Path | None = None,
+    mamba2: bool = False,
 ) -> list[str]:
     """What is wrong on this GPU, line by line; nothing if all is right.
 
     heads, dims  H and HV, K and V, as they will be trained
     folder       where the answer is kept, by default ~/.cache/hybrid-ft; where it cannot be written the test is run
                  each time
+    mamba2       the rule without its correction and norms, as Mamba-2 calls it
     """
-    file = (folder or default_folder()) / f"{fingerprint(heads, dims, dtype, device)}.json"
+    kind = f"{fingerprint(heads, dims, dtype, device)}{'-mamba2' if mamba2 else ''}"
+    file = (folder or default_folder()) / f"{kind}.json"
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        found = list(compared(heads, dims, dtype, device))
+        found = list(compared(heads, dims, dtype, device, mamba2=mamba2))
     _keep(file, found)
     return found
 
@@ -77,18 +85,20 @@ def compared(
     dtype: torch.dtype,
     device: torch.device,
     rule: Callable[..., tuple[Tensor, Tensor | None]] = gated_delta_rule,
+    mamba2: bool = False,
 ) -> Iterator[str]:
     """Every head is given the same numbers, so that one of them need be computed in float64."""
     H, HV = heads
+    options: dict[str, Any] = MAMBA2 if mamba2 else {}
     for edges, gate in CASES:
         leaves, up, cu_seqlens = case(edges, (1, 1), dims, gate, dtype)
-        true = results(gated_delta_rule_reference, leaves, up, cu_seqlens)
-        limits = allowed(leaves, up, cu_seqlens, true, dtype)
+        true = results(gated_delta_rule_reference, leaves, up, cu_seqlens, **options)
+        limits = allowed(leaves, up, cu_seqlens, true, dtype, **options)
         q, k, *of_values = leaves
         many = [x.repeat_interleave(H, 2) for x in (q, k)]
         many += [x.repeat_interleave(HV, 1 if x is leaves[5] else 2) for x in of_values]
         ups = [up[0].repeat_interleave(HV, 2), up[1].repeat_interleave(HV, 1)]
-        got, again = (results(rule, many, ups, cu_seqlens, dtype, str(device)) for _ in range(2))
+        got, again = (results(rule, many, ups, cu_seqlens, dtype, str(device), **options) for _ in range(2))
         where = f"{str(dtype).removeprefix('torch.')}, heads of {dims[0]} and {dims[1]}, gates {gate}"
         for name, x, y, t, limit in zip(NAMES, got, again, true, limits):
             if not torch.equal(x, y):

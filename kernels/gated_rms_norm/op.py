@@ -1,7 +1,7 @@
 """RMS norm of a layer's heads, gated by silu, on the tensors' device.
 
-On torch operations backward keeps the inputs and one number per head. Rows are worked on in runs that stay in a CPU core's cache, every step of the formula on one run before the next run.
-"""
+On torch operations backward keeps the inputs and one number per head. Rows are worked on in runs that stay in a CPU
+core's cache, every step of the formula on one run before the next run."""
 
 import math
 from typing import Any
@@ -9,8 +9,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from hybrid_ft.kernels.first_order import first_order
 from hybrid_ft.kernels.gated_delta_rule.checks import check_floats
 
 
@@ -56,7 +56,7 @@ class _GatedRMSNorm(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, gate, weight, rstd = ctx.saved_tensors
         dx, dgate = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (x, gate))

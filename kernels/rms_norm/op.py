@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from hybrid_ft.kernels.first_order import first_order
 from hybrid_ft.kernels.gated_delta_rule.checks import check_floats
 
 
@@ -76,7 +76,7 @@ class _RMSNorm(torch.autograd.Function):
         return (wide * rstd).mul_(weight).to(x.dtype)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, rstd = ctx.saved_tensors
         wide, scale = x.to(rstd.dtype), weight.to(rstd.dtype)

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from hybrid_ft.kernels.first_order import first_order
 from hybrid_ft.kernels.gated_delta_rule.checks import FLOATS, check_cu_seqlens, readable
 
 _NUMBERS = 2**22
@@ -79,7 +79,7 @@ class _SelectiveScan(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, dt, A, B, C = ctx.saved_tensors
         dx, ddt, dA, dB, dC = (torch.empty_like(tensor) for tensor in (x, dt, A, B, C))

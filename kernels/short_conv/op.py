@@ -1,17 +1,16 @@
 """Causal depthwise convolution, with or without SiLU, over packed segments.
 
-On torch operations: shifted multiply-adds over all rows, a cache-sized run of rows at a time, then the first W-1 rows of every segment
-again from a window of their own, so that nothing of a neighbour reaches them. Backward keeps only x and computes the
-pre-activation again.
-"""
+On torch operations: shifted multiply-adds over all rows, a cache-sized run of rows at a time, then the first W-1 rows
+of every segment again from a window of their own, so that nothing of a neighbour reaches them. Backward keeps only x
+and computes the pre-activation again."""
 
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from hybrid_ft.kernels.first_order import first_order
 from hybrid_ft.kernels.gated_delta_rule.checks import FLOATS, check_cu_seqlens, readable
 
 
@@ -194,7 +193,7 @@ class _ShortConv(torch.autograd.Function):
         return y.to(x.dtype)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, tail, edges = ctx.saved_tensors
         dx = torch.empty(x.shape, dtype=tail.dtype, device=x.device)

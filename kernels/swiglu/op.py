@@ -9,8 +9,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from hybrid_ft.kernels.first_order import first_order
 from hybrid_ft.kernels.gated_delta_rule.checks import check_floats
 
 
@@ -41,7 +41,7 @@ class _SwiGLU(torch.autograd.Function):
         return F.silu(gate).mul_(up)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
         dgate = torch.ops.aten.silu_backward(dy * up, gate)

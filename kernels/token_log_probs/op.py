@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from hybrid_ft.kernels.first_order import first_order
 from hybrid_ft.kernels.gated_delta_rule.checks import check_floats
 
 # 4 MB of float32: about a core's share of the caches, and wide enough that the matrix products run at their full rate
@@ -33,9 +33,8 @@ def token_log_probs(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Te
     and the gradient of weight. On a GPU, for 32 and 16 bits, logits are rounded to the inputs' dtype (the wider of two);
     extra memory is 4,096 rows of them and, in backward, the gradient of weight in float32.
 
-    Raises ValueError, one line, for shapes or dtypes that do not fit and, on a CPU, for a target outside the vocabulary; on a
-    GPU its log-probability is NaN, for the device is not waited for.
-    """
+    Raises ValueError, one line, for shapes or dtypes that do not fit and, on a CPU, for a target outside the
+    vocabulary; on a GPU its log-probability is NaN, for the device is not waited for."""
     check_floats(hidden=hidden, weight=weight)
     if targets.dtype != torch.int64:
         raise ValueError(f"targets: got {targets.dtype}; they must be int64")
@@ -89,7 +88,7 @@ class _TokenLogProbs(torch.autograd.Function):
         return target_logits - highest - total.log(), entropy, is_top
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, dlp: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         hidden, weight, targets, highest, total = ctx.saved_tensors
         wants_h, wants_w, _ = ctx.needs_input_grad

@@ -40,7 +40,7 @@ ROWS: list[tuple[str, Any, str]] = [
     ("content is true", turns(("user", True), ANSWER), "messages[0].content: got true"),
     ("content is an object", turns(("user", {"text": "q"}), ANSWER), "messages[0].content: got a mapping"),
     ("an unknown role", turns(("bard", "q"), ANSWER), "messages[0].role: got 'bard'"),
-    ("a role in capitals", turns(("User", "q"), ANSWER), "messages[0].role: got 'User'"),
+    ("an unknown role in capitals", turns(("Bard", "q"), ANSWER), "messages[0].role: got 'Bard'"),
     ("a role of another kind", turns((["user"], "q"), ANSWER), "messages[0].role: got a list of 1"),
     ("a role is null", turns((None, "q"), ANSWER), "messages[0].role"),
     ("no role", {"messages": [{"content": "q"}]}, "messages[0]"),

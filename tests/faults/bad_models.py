@@ -273,7 +273,7 @@ ADAPTERS = [
     of_adapter("weights of something else", adapter(lambda _, tensors: renamed(tensors, "lora_", "other_")), "holds no LoRA weights"),
     of_adapter("NaN", adapter(lambda _, tensors: [tensor.fill_(float("nan")) for tensor in tensors.values()]), "not finite", loads=True),
     of_adapter("other weights too", configured(modules_to_save=["lm_head"]), "model/adapter_config.json: modules_to_save names lm_head, and adapter_model.safetensors does not hold"),
-    Case("adapter: as a base to train", ("model/config.json: missing; it holds an adapter; make a model of it and its base with: hybrid-ft merge",), recipe=OF_MODEL, model=adapter()),
+    Case("adapter: as a base to train", ("model/config.json: missing; it holds an adapter; a recipe goes on with it by model.adapter: ",), recipe=OF_MODEL, model=adapter()),
 ]  # fmt: skip
 
 CASES = [*CONFIGS, *FILES, *TOKENIZERS, *ADAPTERS]

@@ -43,8 +43,14 @@ def harness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Harness]:
 
 
 @pytest.fixture(scope="session")
-def jobs(harness: Harness, tiny_base: Path) -> dict[str, Job]:
+def every_job(harness: Harness, tiny_base: Path) -> dict[str, Job]:
     return make_jobs(harness.place / "jobs", tiny_base)
+
+
+@pytest.fixture(scope="session")
+def jobs(every_job: dict[str, Job]) -> dict[str, Job]:
+    """Of SFT and DPO, which share their seams with the other stages."""
+    return {name: job for name, job in every_job.items() if job.command in ("sft", "dpo")}
 
 
 @pytest.fixture(scope="session")
@@ -54,7 +60,8 @@ def steady_jobs(harness: Harness, steady_base: Path) -> dict[str, Job]:
 
 
 def make_jobs(place: Path, base: Path) -> dict[str, Job]:
-    """sft-full, -weights, -stream and -lora, dpo-full and -lora: 24 rows, 8 steps over two to three passes, a checkpoint at every step."""
+    """sft-full, -weights, -stream and -lora, dpo-full and -lora, kto-lora, reward-full, -stream and -lora: 24 rows, 8 steps over two to
+    three passes, a checkpoint at every step."""
     chance = random.Random(0)
     place.mkdir()
     sft, dpo, weighted = [], [], []
@@ -81,8 +88,13 @@ def make_jobs(place: Path, base: Path) -> dict[str, Job]:
         "sft-lora": head % (LORA, "rows") + train % 200,
         "dpo-full": head % ("null", "pairs") + train % 400 + "dpo: {pairs_per_step: 7}\n",
         "dpo-lora": head % (PAIR_LORA, "pairs") + train % 400 + "dpo: {pairs_per_step: 7}\n",
+        "kto-lora": head % (PAIR_LORA, "pairs") + train % 400 + "kto: {rows_per_step: 12}\n",
+        "reward-full": head % ("null", "pairs") + train % 400 + "reward: {pairs_per_step: 7}\n",
+        "reward-lora": head % (PAIR_LORA, "pairs") + train % 400 + "reward: {pairs_per_step: 7}\n",
     }
     made = {}
+    stream = "streaming: true, shuffle_buffer: 10, eval: {fraction: 0.1}, max_length"
+    texts["reward-stream"] = texts["reward-full"].replace("max_length", stream)
     for name, text in texts.items():
         file = place / f"{name}.yaml"
         file.write_text(text)

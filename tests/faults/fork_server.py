@@ -16,6 +16,8 @@ from typing import Any
 MODULES = (
     "hybrid_ft.finetune.training.sft.stage",
     "hybrid_ft.finetune.training.dpo.stage",
+    "hybrid_ft.finetune.training.kto.stage",
+    "hybrid_ft.finetune.training.reward.stage",
     "transformers.models.olmo_hybrid.modeling_olmo_hybrid",
     "torch._dynamo",  # by torch.utils.checkpoint and the optimizers, on first use
 )

@@ -12,7 +12,7 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,9 +74,20 @@ class Harness:
         environment: dict[str, str] | None = None,
     ) -> Child:
         """``inject`` names functions of ``injections`` and their arguments; ``paused`` waits for SIGCONT."""
+        arguments = [job.command, str(job.recipe), *job.overrides, f"output={output}"]
+        return self.start_command(arguments, inject, paused, environment)
+
+    def start_command(
+        self,
+        arguments: Sequence[str],
+        inject: Inject | None = None,
+        paused: bool = False,
+        environment: dict[str, str] | None = None,
+    ) -> Child:
+        """``hybrid-ft ARGUMENTS``."""
         log = self.place / f"start-{next(self._numbers)}"
         request = {
-            "arguments": [job.command, str(job.recipe), *job.overrides, f"output={output}"],
+            "arguments": list(arguments),
             "cwd": str(self.place),
             "stdout": f"{log}.out",
             "stderr": f"{log}.err",

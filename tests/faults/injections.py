@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -173,3 +174,93 @@ def short_waits(seconds: float) -> None:
     from hybrid_ft.finetune.mirror import mirror
 
     mirror.STOP_SECONDS = mirror.END_SECONDS = mirror.IDLE_SECONDS = seconds
+
+
+def local_hub(folder: str) -> None:
+    """huggingface_hub's API on a folder: contents first, one by one and each once, then a commit that names them all."""
+    import hashlib
+    import json
+    from pathlib import Path
+    from types import SimpleNamespace
+
+    import huggingface_hub
+
+    place = Path(folder)
+
+    def upload(*, repo_id: str, folder_path: str, commit_message: str) -> None:
+        names = {}
+        for path in sorted(Path(folder_path).iterdir()):
+            content = path.read_bytes()
+            names[path.name] = hashlib.sha256(content).hexdigest()
+            kept = place / names[path.name]
+            if not kept.exists():
+                kept.with_suffix(".part").write_bytes(content)
+                kept.with_suffix(".part").rename(kept)
+        (place / "commit.part").write_text(json.dumps(names))
+        (place / "commit.part").rename(place / "commit.json")
+
+    hub = SimpleNamespace(
+        create_repo=lambda name, **_: SimpleNamespace(repo_id=name),
+        repo_info=lambda name: SimpleNamespace(private=True),
+        upload_folder=upload,
+    )
+    huggingface_hub.HfApi = lambda: hub
+
+
+def fork_workers() -> None:
+    """What ``hybrid-ft launch`` starts begins with everything imported; all else of a process's start is as it is."""
+    from hybrid_ft.finetune.machines import workers
+
+    workers._spawn = _forked  # type: ignore[assignment]
+
+
+class _Forked:
+    """As much of subprocess.Popen as the launcher asks for."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid, self.returncode = pid, None
+
+    def poll(self) -> int | None:
+        return self.wait(os.WNOHANG)
+
+    def wait(self, how: int = 0) -> int | None:
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, how)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+def _forked(command: Any, common: dict[str, str], rank: int, local: int, screen: Any) -> _Forked:
+    if pid := os.fork():
+        return _Forked(pid)
+    from hybrid_ft import cli
+
+    status: Any = 1
+    try:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if screen:
+            for end in (1, 2):
+                os.dup2(screen.fileno(), end)
+        # the launcher's own ends, and its store's
+        os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+        os.environ.clear()
+        os.environ |= common | {"RANK": str(rank), "LOCAL_RANK": str(local)}
+        sys.argv = ["hybrid-ft", *command[3:]]
+        status = cli.main()
+    except SystemExit as error:
+        status = error.code
+    except BaseException:  # noqa: BLE001 - as the interpreter does at the end of a program
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status or 0)

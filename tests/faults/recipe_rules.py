@@ -55,6 +55,7 @@ def targets(value: Any) -> bool:
         "delta",
         "recurrent",
         "mlp",
+        "experts",
     }
 
 
@@ -69,7 +70,7 @@ SOURCE = {
     "revision": or_null(text),
     "columns": or_null(text),
 }
-SOURCE |= {name: lambda value: value is None for name in ("roles", "preference", "labels", "only")}
+SOURCE |= {name: lambda value: value is None for name in ("roles", "preference", "labels", "only", "without")}
 SOURCE |= {"pairs": one_of("best_worst", "all")}
 SOURCE |= {"weight": or_null(number(0, above=True)), "count": or_null(whole(1, 10**9)), "repeat": whole(1, 1000)}
 SOURCE |= {"format": or_null(one_of("messages", "prompt-completion", "alpaca", "sharegpt", "text"))}
@@ -202,7 +203,8 @@ def broken_rules(recipe: dict[str, Any]) -> list[str]:
         "two kinds of held-out rows": sum(ways) > 1 and not (data["streaming"] and ways == [True, True, False]),
         "a number of held-out rows alone": data["streaming"] and ways == [False, True, False],
         "a stream without an end": data["streaming"] and train["steps"] is None,
-        "a stream of pairs": data["streaming"] and any(recipe.get(name) for name in PREFERENCE),
+        "a stream whose reference is computed before": data["streaming"]
+        and bool(recipe.get("dpo") or recipe.get("kto")),
         "a stream counted before": data["streaming"]
         and (data["weight_by"] == "tokens" or any(source["count"] for source in data["sources"])),
         "nothing held out": not any(ways) and (evaluate["every"] or evaluate["answers"]),

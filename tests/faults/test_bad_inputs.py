@@ -29,7 +29,7 @@ def test_names_are_each_of_one_case() -> None:
     assert len(set(names)) == len(names) >= 70
 
 
-@pytest.mark.parametrize("case", CATALOGUE[::8], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", CATALOGUE[::16], ids=lambda case: case.name)
 def test_a_share_of_the_catalogue(case: Any, tmp_path: Path) -> None:
     assert faults(case, tmp_path / "here") == []
 

@@ -158,10 +158,10 @@ def fuzz_rows(what: str, rows: int, folder: Path, chance: Random) -> Found:
 
 @pytest.mark.parametrize("what", READERS)
 def test_some_mutated_rows(what: str, tmp_path: Path, chance: Callable[..., Random]) -> None:
-    found = fuzz_rows(what, 300, tmp_path, chance(0))
+    found = fuzz_rows(what, 100, tmp_path, chance(0))
     assert found.failures == []
-    assert found.trials == 300
-    assert found.outcomes["accepted"] > 300 and found.outcomes["refused"] > 100, found.text()
+    assert found.trials == 100
+    assert found.outcomes["accepted"] > 80 and found.outcomes["refused"] > 30, found.text()
 
 
 @pytest.mark.faults

@@ -24,10 +24,21 @@ def killed_after(harness, job, output: Path, seconds: float) -> str | None:
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize(("name", "full"), [("sft-full", 70), ("sft-lora", 70), ("sft-stream", 40), ("dpo-full", 60)])
-def test_killed_at_random_moments(harness, jobs, count, chance, faults_row, name, full):
+@pytest.mark.parametrize(
+    ("name", "full"),
+    [
+        ("sft-full", 70),
+        ("sft-lora", 70),
+        ("sft-stream", 40),
+        ("dpo-full", 60),
+        ("kto-lora", 30),
+        ("reward-full", 30),
+        ("reward-stream", 20),
+    ],
+)
+def test_killed_at_random_moments(harness, every_job, count, chance, faults_row, name, full):
     """Up to three times in a row; every fourth run with processes that load its rows, which outlive it for a while."""
-    kinds, kills = [jobs[name]] * 3 + [jobs[name].but("workers", "train.loader_workers=2")], []
+    kinds, kills = [every_job[name]] * 3 + [every_job[name].but("workers", "train.loader_workers=2")], []
     for job in kinds:
         harness.whole(job)
 

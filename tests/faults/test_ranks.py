@@ -29,6 +29,7 @@ CASES = {
     "dpo": ("dpo-full", ("train.steps=6", "train.learning_rate=1e-3")),
     "dpo-lora": ("dpo-lora", ("train.steps=6",)),
 }
+OF_SCORES = {"reward-stream": ("reward-stream", ("train.steps=6", "evaluate.answers=0", "train.learning_rate=1e-3"))}
 # a dropout mask is another in every process, so the base of these has none
 # measured at the end as well, by process 0 alone
 STEADY = ("evaluate.every=4", "data.eval.count=4", "evaluate.answers=2", "evaluate.max_new_tokens=4")
@@ -59,17 +60,9 @@ def run_in(harness, job, output: Path, count: int = 2) -> None:
     assert ranks.wait(limit=180) == [0] * count, ranks.screen
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])
-@pytest.mark.parametrize(
-    "case",
-    [
-        "sft-packed",
-        "sft-stream",
-        pytest.param("sft-weights", marks=pytest.mark.faults),
-        pytest.param("sft-muon", marks=pytest.mark.faults),
-        pytest.param("dpo", marks=pytest.mark.faults),
-    ],
-)
+@pytest.mark.parametrize("case", ["sft-packed", "sft-stream", "sft-weights", "sft-muon", "dpo", "reward-stream"])
 def test_two_processes_take_the_steps_of_one(harness, steady_jobs, case, how):
     one_takes_the_steps_of_two(harness, steady_jobs, case, how)
 
@@ -102,7 +95,7 @@ def test_a_run_goes_on_with_another_number_of_processes_that_share(harness, stea
 
 def one_takes_the_steps_of_two(harness, jobs, case: str, how: str, count: int = 2) -> None:
     """The loss of every step, the held-out losses, and the same files with the same tensors in them."""
-    name, both = CASES[case]
+    name, both = (CASES | OF_SCORES)[case]
     one = harness.whole(jobs[name].but(f"{case}-alone", *STEADY, *both)).output
     two = harness.folder() / "run"
     run_in(harness, jobs[name].but(f"{case}-{how}", *STEADY, *both, *HOW[how]), two, count)
@@ -115,14 +108,14 @@ def one_takes_the_steps_of_two(harness, jobs, case: str, how: str, count: int = 
 
 
 @pytest.mark.parametrize(
-    "case",
+    ("case", "how"),
     [
-        "sft-weights",
-        pytest.param("sft-stream", marks=pytest.mark.faults),
-        pytest.param("dpo", marks=pytest.mark.faults),
+        # one with a bit of everything is fast
+        pytest.param(case, how, marks=[] if (case, how) == ("sft-weights", "tokens-fsdp") else pytest.mark.faults)
+        for case in ("sft-weights", "sft-stream", "dpo")
+        for how in ("tokens", "tokens-fsdp")
     ],
 )
-@pytest.mark.parametrize("how", ["tokens", pytest.param("tokens-fsdp", marks=pytest.mark.faults)])
 def test_two_processes_that_share_each_micro_batch_take_the_steps_of_one(harness, steady_jobs, case, how):
     one_takes_the_steps_of_two(harness, steady_jobs, case, how)
 

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from hybrid_ft.finetune.recipe.hub_files import hub_dataset
+
 CHAT = [{"role": "user", "content": "Why is it blue?"}, {"role": "assistant", "content": "Because of the light."}]
 WORSE = [CHAT[0], {"role": "assistant", "content": "No."}]
 TOOL = '[{"name": "weather", "description": "The weather.", "parameters": {"city": {"type": "str"}}}]'
@@ -40,13 +42,20 @@ ROWS: dict[str, dict[str, Any]] = {
     },
     "meta-math/MetaMathQA": {"query": "1 + 1?", "response": "2. The answer is: 2", "original_question": "1 + 1?", "type": "GSM_AnsAug"},
     "coastalcph/lex_glue": {"context": "See (<HOLDING>).", "endings": ["p", "q", "r", "s", "t"], "label": 4},
-    "ibm-research/finqa": {
+    "TableQAKit/FinQA_retrieval": {
         "pre_text": ["Sales rose.", "A lot."], "table": [["", "2019"], ["Sales", "10"]], "post_text": ["End."],
-        "question": "How much?", "answer": "25%", "program_re": "divide(2, 8)", "id": "1",
+        "qa": {"question": "How much?", "answer": "25%", "program_re": "divide(2, 8)"}, "id": "1",
     },
     "next-tat/TAT-QA": TATQA,
     "Salesforce/xlam-function-calling-60k": {
         "id": 1, "query": "Rain in Oslo?", "tools": TOOL, "answers": '[{"name": "weather", "arguments": {"city": "Oslo"}}]',
+    },
+    "UCSC-VLAA/m23k-tokenized": {
+        "answer_idx": 1, "source": "x", "metadata": "{}", "prompt": "Which?\nA. a\nB. b", "answer_letter": "B",
+        "answer_string": "b", "reasoning": "Let me see.", "distilled_answer_string": "It is B.", "text": "x",
+    },
+    "paraloq/json_data_extraction": {
+        "title": "t", "topic": "m", "schema": '{"type": "object"}', "text": "Ann is 3.", "item": '{"name": "Ann", "age": 3}',
     },
     "THUDM/LongAlign-10k": {"messages": CHAT, "length": 9000},
     "datasets/quickstart/train.jsonl": {"prompt": "Two tables for Ann.", "completion": '{"name": "Ann", "tables": 2}'},
@@ -73,6 +82,7 @@ ROWS: dict[str, dict[str, Any]] = {
 
 CONFIGURATIONS: dict[tuple[str, str | None], dict[str, Any]] = {
     ("coastalcph/lex_glue", "unfair_tos"): {"text": "We may end it.", "labels": [1, 7]},
+    ("coastalcph/lex_glue", "ledgar"): {"text": "Oslo's law governs.", "label": "Governing Laws"},
     ("allenai/coconot", "original"): {
         k: v for k, v in ROWS["allenai/coconot"].items() if k not in ("chosen", "rejected")
     },
@@ -83,4 +93,5 @@ CONFIGURATIONS: dict[tuple[str, str | None], dict[str, Any]] = {
 
 def row_of(path: str, name: str | None) -> dict[str, Any]:
     """The row of a source."""
+    path = hub_dataset(path)
     return CONFIGURATIONS.get((path, name)) or ROWS[path]

@@ -11,6 +11,9 @@ from hybrid_ft.finetune.data.tokens.template import ChatTemplate
 
 Make = Callable[[str], ChatTemplate]
 
+APART = {"line_ends_split_from_header", "merges_split_from_prompt"}
+WEATHER = {"type": "function", "function": {"name": "get_weather", "arguments": {"city": "Paris", "days": 2}}}
+
 
 def one(conversation: Conversation, template: ChatTemplate, control: ControlTokens) -> Encoded:
     (row,) = encode([conversation], template, control)

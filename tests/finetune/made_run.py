@@ -34,12 +34,12 @@ def made_run(place: Path, hostile: bool = False, steps: int = 30, **recipe: Any)
             "held_out": {"loss": 1.25},
         },
         "data": {
-            "summary": texts,
+            "summary": [*texts, f"/data/{'a_long_name' * 12}.jsonl: 3 rows"],
             "account": {
                 "sources": [
                     {
                         "source": texts[0],
-                        "rows_read": 40,
+                        "rows_read": 4000,
                         "rows_kept": 38,
                         "rows_taken": 38,
                         "dropped": {texts[-1]: {"rows": 2, "first": [f"{texts[0]}:3"]}},

@@ -17,11 +17,12 @@ import torch
 import torch.distributed as dist
 from peft.helpers import disable_input_dtype_casting
 from peft.tuners.lora import Linear, LoraLayer
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hybrid_ft.hybrid_model.door.layout import SequenceLayout, build_layout
+from hybrid_ft.hybrid_model.door.spread import Spread
 
 BLOCK = 512
 """bytes, to whose multiples CUDA's allocator rounds"""
@@ -111,6 +112,8 @@ def trace(
     documents: int,
     as_on_a_gpu: Callable[[], AbstractContextManager[None]],
     processes: int = 1,
+    machines: int = 1,
+    share: int = 1,
     lora: int = 0,
     targets: str = "all-linear",
     dropout: float = 0.0,
@@ -124,20 +127,23 @@ def trace(
     autocast_cache: bool = False,
     peft_forward: bool = False,
     optimizer: str = "adamw",
+    quantize: bool = False,
 ) -> Peaks:
     """Two steps of SFT, the second of which counts: the optimizer's moments are there then.
 
     config     of the model, cut to as many layers as are to be traced
     tokens     of a micro-batch, in ``documents`` of one length, ``labelled`` of them trained
+    machines   over which the processes are spread, each with a copy of the model; 1: one model over all
+    share      among how many of them a micro-batch's tokens lie; this one has the most tokens and heads
     lora       rank of adapters on ``targets``; 0: all weights
     pairs      each document is a prompt, half of it, and two answers that continue it
     left_out   layers that checkpointing leaves out
+    quantize   the base in nf4, under adapters
 
     optimizer  as train.optimizer has it
 
     The four before it are what the program sets, against what torch, accelerate and PEFT would do by themselves.
     """
-    from hybrid_ft.finetune.training.adamw_bf16 import AdamWBF16
     from hybrid_ft.finetune.training.fsdp import divide
     from hybrid_ft.hybrid_model import selective_checkpointing
     from hybrid_ft.hybrid_model.selective_checkpointing import leave_out, offload_inputs, selective_contexts
@@ -147,10 +153,13 @@ def trace(
     if pairs:
         prompts, answers = [length - 2 * (length // 4)] * documents, [length // 4] * 2 * documents
         layout = build_layout(prompts + answers, [-1] * documents + [n // 2 for n in range(2 * documents)])
-    mesh = _pretended(processes)
+    mesh = _pretended(processes, machines)
+    if share > 1:
+        layout = dataclasses.replace(layout, spread=Spread.of(tokens, share, 0, dist.new_group(range(share))))
+        tokens = len(layout.own_positions)
     try:
         with ExitStack() as around, FakeTensorMode(allow_non_fake_inputs=True), as_on_a_gpu():
-            model = _fake_model(config, lora, targets, dropout, optimizer == "adamw_bf16")
+            model = _fake_model(config, lora, targets, dropout, optimizer == "adamw_bf16", quantize)
             plain = model.get_base_model() if lora else model
             model.train()
             leave_out(model, left_out)
@@ -167,16 +176,11 @@ def trace(
                 divide(model, mesh, bfloat16=True)
             live = LiveBytes()
             step = _stepping(model, plain, _fake_layout(layout), int(tokens * labelled), autocast_cache)
-            trained = (parameter for parameter in model.parameters() if parameter.requires_grad)
-            made: Any = (
-                AdamWBF16(trained, lr=1e-5)
-                if optimizer == "adamw_bf16"
-                else torch.optim.AdamW(trained, lr=1e-5, fused=fused, foreach=not fused)
-            )
+            made = _optimizer(model, optimizer, fused)
             for module in model.modules() if peft_forward else ():
                 if isinstance(module, LoraLayer):
                     module.__class__ = Linear
-            for tensor in [*model.parameters(), *model.buffers()]:
+            for tensor in [*model.parameters(), *model.buffers(), *_tables(model)]:
                 live.add(tensor)
             with live.seeing_resizes(), live, disable_input_dtype_casting(model, active=not peft_forward):
                 for _ in range(2):
@@ -185,7 +189,9 @@ def trace(
                     live.lap()
                     for number in range(micro_batches):
                         if mesh is not None:
-                            model.set_requires_gradient_sync(reduce_at_once or number == micro_batches - 1)
+                            last_one = number == micro_batches - 1
+                            model.set_requires_gradient_sync(reduce_at_once or last_one)
+                            model.set_requires_all_reduce(last_one)
                         loss = step()
                         forward = max(forward, live.lap())
                         loss.backward()
@@ -200,6 +206,19 @@ def trace(
             dist.destroy_process_group()
 
 
+def _optimizer(model: Any, name: str, fused: bool) -> Any:
+    """As a run makes it on a GPU."""
+    from hybrid_ft.finetune.training.adamw_bf16 import AdamWBF16
+    from hybrid_ft.finetune.training.muon import muon_of
+
+    if name == "muon":
+        return muon_of(model, lr=1e-5, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, fused=True)
+    trained = (parameter for parameter in model.parameters() if parameter.requires_grad)
+    if name == "adamw_bf16":
+        return AdamWBF16(trained, lr=1e-5)
+    return torch.optim.AdamW(trained, lr=1e-5, fused=fused, foreach=not fused)
+
+
 def _on_the_host(pin_memory: bool) -> torch.autograd.graph.saved_tensors_hooks:
     """In place of torch's: here the host is the device, so what waits there must hold no memory of it."""
     assert pin_memory
@@ -212,7 +231,7 @@ def _stepping(model: Any, plain: Any, layout: SequenceLayout, labelled: int, cac
     """Forward of a micro-batch as the fused head does it: backbone, rows of the labelled tokens, log-probabilities."""
     from hybrid_ft.kernels.token_log_probs import token_log_probs
 
-    tokens = len(layout.positions)
+    tokens = len(layout.own_positions)
     ids, rows, targets = torch.zeros(1, tokens, dtype=torch.long), *torch.zeros(2, labelled, dtype=torch.long)
 
     def forward(input_ids: torch.Tensor, **_: Any) -> torch.Tensor:
@@ -225,13 +244,16 @@ def _stepping(model: Any, plain: Any, layout: SequenceLayout, labelled: int, cac
     return lambda: model(ids)
 
 
-def _fake_model(config: Any, lora: int, targets: str, dropout: float, small: bool = False) -> Any:
+def _fake_model(
+    config: Any, lora: int, targets: str, dropout: float, small: bool = False, quantize: bool = False
+) -> Any:
     """The program's model with parameters that have no memory."""
     from transformers import OlmoHybridForCausalLM
     from transformers.initialization import no_init_weights
 
     from hybrid_ft.hybrid_model.adapters import add_lora
     from hybrid_ft.hybrid_model.lay_flat import lay_flat
+    from hybrid_ft.hybrid_model.quantised import NF4, known_to_peft
 
     before = torch.get_default_dtype()
     with no_init_weights(), torch.device("meta"):
@@ -240,8 +262,10 @@ def _fake_model(config: Any, lora: int, targets: str, dropout: float, small: boo
             model: Any = lay_flat(OlmoHybridForCausalLM(config))
         finally:
             torch.set_default_dtype(before)
+        packed = _packed(model) if quantize else {}
         if lora:
-            model = add_lora(model, targets, rank=lora, dropout=dropout)
+            with known_to_peft(model, NF4 if quantize else None):
+                model = add_lora(model, targets, rank=lora, dropout=dropout)
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
@@ -250,7 +274,56 @@ def _fake_model(config: Any, lora: int, targets: str, dropout: float, small: boo
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
+    for layer, shape in packed.items():
+        layer.weight = _packed_weight(shape)
     return model
+
+
+def _packed(model: Any) -> dict[Any, torch.Size]:
+    """bitsandbytes' layers in the place of those that are kept in 4 bits, and the shapes of their weights."""
+    from bitsandbytes.nn import Linear4bit
+
+    from hybrid_ft.hybrid_model.quantised import NF4, large_layers
+
+    found = {}
+    for name, layer in large_layers(model, model.config).items():
+        parent, _, last = name.rpartition(".")
+        shape = (layer.in_features, layer.out_features)
+        with unset_fake_temporarily():  # of its own class of weights none can be fake; another takes its place
+            made = Linear4bit(*shape, bias=False, compute_dtype=torch.bfloat16, quant_type=NF4)
+        setattr(model.get_submodule(parent), last, made)
+        found[made] = layer.weight.shape
+    return found
+
+
+def _packed_weight(shape: torch.Size) -> torch.nn.Parameter:
+    """As bitsandbytes packs one: two numbers in a byte, a scale in 8 bits for 64 and one in 32 bits for 256 of these."""
+    from bitsandbytes.functional import QuantState
+
+    blocks = shape.numel() // 64
+    scales = QuantState(
+        absmax=torch.empty(-(-blocks // 256)), blocksize=256, code=torch.empty(256), dtype=torch.float32
+    )
+    state = QuantState(
+        absmax=torch.empty(blocks, dtype=torch.uint8),
+        shape=shape,
+        code=torch.empty(16),
+        blocksize=64,
+        quant_type="nf4",
+        dtype=torch.bfloat16,
+        offset=torch.empty(()),
+        state2=scales,
+    )
+    weight: Any = torch.nn.Parameter(torch.empty(shape.numel() // 2, 1, dtype=torch.uint8), requires_grad=False)
+    weight.quant_state = state
+    return weight
+
+
+def _tables(model: Any) -> Iterator[torch.Tensor]:
+    """What unpacks the weights that are in 4 bits."""
+    for parameter in model.parameters():
+        if (state := getattr(parameter, "quant_state", None)) is not None:
+            yield from (state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code)
 
 
 def _fake_layout(layout: SequenceLayout) -> SequenceLayout:
@@ -268,7 +341,7 @@ def _fake_layout(layout: SequenceLayout) -> SequenceLayout:
     return fake(layout)
 
 
-def _pretended(processes: int) -> Any:
+def _pretended(processes: int, machines: int) -> Any:
     """A mesh of processes of which this one alone is there."""
     if processes == 1:
         return None
@@ -276,4 +349,6 @@ def _pretended(processes: int) -> Any:
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     dist.init_process_group("fake", rank=0, world_size=processes, store=FakeStore())
-    return init_device_mesh("cpu", (processes,))
+    if machines == 1:
+        return init_device_mesh("cpu", (processes,))
+    return init_device_mesh("cpu", (machines, processes // machines), mesh_dim_names=("copy", "piece"))

@@ -18,6 +18,16 @@ Tokens = Callable[[int, int], list[int]]
 """Random ones, at least and at most so many."""
 
 LORA = {"lora": {"targets": "all-linear", "rank": 4, "alpha": 8, "dropout": 0.1, "merge": True}}
+LORA_ALONE = {"lora": {"targets": "all-linear", "rank": 4, "alpha": 8, "merge": True}}
+# Slow, all of them: such steps are resumed as DPO's are, whose tests are fast.
+RESUMED_IN_EACH_WAY = pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param(model, marks=pytest.mark.slow)
+        for model in ({}, LORA_ALONE, {"dtype": "bfloat16"}, LORA_ALONE | {"dtype": "bfloat16"})
+    ],
+    ids=["full", "lora", "bf16", "bf16-lora"],
+)
 
 
 def plain_model(folder: Path, dtype: torch.dtype = torch.float64) -> Any:

@@ -1,5 +1,6 @@
 """``hybrid-ft launch`` as a user types it, on two processes of a CPU."""
 
+import json
 import os
 import signal
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hybrid_ft.errors import InputError
-from hybrid_ft.finetune.launch import Launch, run, seconds_to_stop
+from hybrid_ft.finetune.launch import Launch, run, run_stages, seconds_to_stop
 from hybrid_ft.finetune.machines.workers import Nodes
 from hybrid_ft.finetune.recipe.load import load_recipe
 
@@ -70,14 +71,16 @@ def test_what_the_workers_refuse_is_said_once_with_its_status(place):
 def test_stages_in_two_processes_stopped_and_gone_on_with(place):
     """SIGTERM to the launcher in the first stage: 75 and a save. The same command ends all stages."""
     steps = "sft.train.steps=150"
-    process = command("launch", "all.yaml", steps, "--processes", "2")
     metrics = Path("runs/all/1-sft/metrics.jsonl")
-    end = time.monotonic() + 120
-    while not metrics.exists() or not metrics.read_text():
-        assert time.monotonic() < end and process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=120)
+    with command("launch", "all.yaml", steps, "--processes", "2") as process:
+        try:
+            end = time.monotonic() + 600
+            while not metrics.exists() or not metrics.read_text():
+                assert time.monotonic() < end and process.poll() is None
+                time.sleep(0.05)
+        finally:
+            process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=600)
     assert (process.returncode, err) == (75, ""), out
     assert "stopped by SIGTERM; the same command goes on from here" in out
     saved = sorted(Path("runs/all/1-sft/checkpoints").glob("checkpoint-*"), key=lambda one: int(one.name[11:]))
@@ -112,3 +115,39 @@ def test_a_launcher_in_a_launcher_is_refused(place, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="starts the processes itself"):
         run("sft.yaml", [], Launch(2), None)  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_stages_in_the_processes_that_torchrun_starts(place):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "hybrid_ft.cli"]
+    process = subprocess.run([*torchrun, "run", "all.yaml"], check=False, capture_output=True, text=True, timeout=600)
+    assert process.returncode == 0 and process.stdout.count("all 2 stages are done") == 1, process.stderr
+    records = [json.loads(Path(f"runs/all/{stage}/run.json").read_text()) for stage in ("1-sft", "2-dpo")]
+    assert [record["processes"] for record in records] == [2, 2]
+    assert finished("status", "runs/all")[:2] == (0, "runs/all: all stages are finished\n")
+
+
+def test_of_a_launchers_processes_the_first_starts_the_stages(place, monkeypatch):
+    for name, value in {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4", "RANK": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert run_stages("no such file.yaml", [], None) == 0  # type: ignore[arg-type]
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(InputError, match="no such file"):
+        run_stages("no such file.yaml", [], None)  # type: ignore[arg-type]
+    assert "WORLD_SIZE" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ({"LOCAL_WORLD_SIZE": "2", "RANK": "0"}, "a file of stages runs on one machine"),
+        ({"RANK": "4"}, "RANK is '4' in the environment and must be 0 to 3"),
+        ({"WORLD_SIZE": "many"}, "WORLD_SIZE is 'many' in the environment"),
+    ],
+)
+def test_what_a_launcher_says_of_stages_is_checked(place, monkeypatch, told, message):
+    for name, value in ({"WORLD_SIZE": "4"} | told).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=f"^{message}") as error:
+        run_stages("all.yaml", [], None)  # type: ignore[arg-type]
+    assert error.value.status == 3

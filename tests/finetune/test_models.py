@@ -39,14 +39,22 @@ def arithmetic_seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[torch.dtyp
         handle.remove()
 
 
-@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-@pytest.mark.parametrize("stage", ["sft", "dpo"])
+# each two of stage, dtype and adapter meet in one of the fast four
+FAST = {("sft", "bfloat16", False), ("sft", "float32", True), ("dpo", "bfloat16", True), ("dpo", "float32", False)}
+EVERY = [
+    (stage, dtype, lora) for stage in ("sft", "dpo") for dtype in ("bfloat16", "float32") for lora in (False, True)
+]
+
+
+@pytest.mark.parametrize(
+    ("stage", "dtype", "lora"),
+    [pytest.param(*one, marks=[] if one in FAST else pytest.mark.slow) for one in EVERY],
+)
 def test_every_forward_of_a_run(
-    start: Any, start_pairs: Any, monkeypatch: pytest.MonkeyPatch, stage: str, dtype: str, lora: Any
+    start: Any, start_pairs: Any, monkeypatch: pytest.MonkeyPatch, stage: str, dtype: str, lora: bool
 ) -> None:
     """Reference, first loss, longest pair, held-out loss, answers and samples before and after, and the steps."""
-    model, evaluate = {"dtype": dtype, "lora": lora}, WANTED
+    model, evaluate = {"dtype": dtype, "lora": LORA if lora else None}, WANTED
     begin = start if stage == "sft" else start_pairs
     with arithmetic_seen(monkeypatch) as seen:
         run = begin(held_out=4, model=model, evaluate=evaluate)
@@ -64,7 +72,7 @@ def test_pairs_in_bfloat16_begin_at_their_reference(start_pairs: Any) -> None:
     assert before["loss"] == pytest.approx(0.6931, abs=1e-3)
 
 
-@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
+@pytest.mark.parametrize("lora", [pytest.param(None, marks=pytest.mark.slow), LORA], ids=["full", "lora"])
 def test_bfloat16_resumes_to_the_bit(start: Any, monkeypatch: pytest.MonkeyPatch, lora: Any) -> None:
     from run_helpers import wrap_loss
 

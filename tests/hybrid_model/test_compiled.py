@@ -14,6 +14,7 @@ def _forget():
     torch._dynamo.reset()
 
 
+@pytest.mark.slow  # a step that is compiled for decoding is a fast test of the static cache
 @pytest.mark.filterwarnings(
     "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"
 )  # dynamo's own look

@@ -9,11 +9,11 @@ from hybrid_ft.hybrid_model.door.cache_name import CACHE
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 CONFIGS = {
     "no rope": {"num_key_value_heads": 2},
-    "rope": {"rope_parameters": ROPE, "linear_num_key_heads": 2},
+    "rope": {"num_key_value_heads": 2, "rope_parameters": ROPE, "linear_num_key_heads": 2},
 }
 
 
-@pytest.fixture(scope="module", params=CONFIGS)
+@pytest.fixture(scope="module", params=[pytest.param("no rope", marks=pytest.mark.slow), "rope"])
 def pair(request, make_pair):
     """In float64, where two nearly equal logits cannot change places by rounding."""
     return make_pair(seed=8, dtype=torch.float64, **CONFIGS[request.param])
@@ -164,6 +164,8 @@ def test_what_cannot_be_cached_is_refused(pair):
         model(prompts(1, 4), attention_mask=torch.ones(1, 4), past_key_values=cache)
     with pytest.raises(TypeError, match="a Cache; a hybrid keeps its past in a DynamicCache or a StaticCache"):
         model(prompts(1, 3), past_key_values=Cache(layers=[]))
+    with pytest.raises(ValueError, match="past_key_values would be offloaded"):
+        model(prompts(1, 3), past_key_values=DynamicCache(offloading=True))
     with pytest.raises(RuntimeError, match="cannot be rolled back"):
         cache.crop(-1)
     filled = pair[0](prompts(1, 3)).past_key_values

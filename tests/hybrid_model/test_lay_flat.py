@@ -69,6 +69,14 @@ def test_a_model_that_transformers_built_from_a_flat_yarn_config_is_refused():
         lay_flat(model)
 
 
+def test_a_convolution_with_another_activation_is_refused():
+    """transformers gives Olmo Hybrid's delta layers the MLP's activation."""
+    sizes = family_of_type("olmo_hybrid").tiny["olmo_hybrid"] | {"pad_token_id": 0, "eos_token_id": 1}
+    config = AutoConfig.for_model("olmo_hybrid", vocab_size=64, hidden_act="gelu", **sizes)
+    with pytest.raises(InputError, match="hidden_act is 'gelu'; must be silu"):
+        lay_flat(AutoModelForCausalLM.from_config(config))
+
+
 def test_a_multimodal_model_is_refused():
     text = family_of_type("qwen3_5_text").tiny["qwen3_5_text"] | {"vocab_size": 64}
     vision = {"depth": 1, "hidden_size": 16, "num_heads": 2, "intermediate_size": 16, "out_hidden_size": 64}

@@ -63,7 +63,8 @@ def run(model, rows, tokens):
 @pytest.mark.parametrize("case", CASES, ids=map(name, CASES))
 def test_logits_and_gradients_equal_transformers(case, make_pair, relative, assert_gradients, in_float64):
     """In float64 to rounding. In float32 to 1e-5, or where transformers itself is further than a quarter of that from
-    the float64 gradient, to four times its own error: a gradient may be a small sum of large terms."""
+    the float64 gradient, to four times its own error: a gradient may be a small sum of large terms. Of one that is zero, as
+    a query's to a single key, rounding alone is left, and transformers' is the largest of four weights."""
     rows, tokens, fields = case
     seed = CASES.index(case)
     with in_float64():
@@ -78,6 +79,9 @@ def test_logits_and_gradients_equal_transformers(case, make_pair, relative, asse
     for key, true in true_gradients.items():
         allowed = 1e-5 * max(float(true.norm()), 1e-2 * float(true_gradients["model.embed_tokens.weight"].norm()))
         own = float((expected_gradients[key] - true).norm())
+        if float(true.norm()) < 1e-12:
+            others = (run(make_pair(seed + more, **fields)[0], rows, tokens)[1][key] for more in (1, 2, 3))
+            own = max(own, *(float(other.norm()) for other in others))
         assert float((gradients[key] - true).norm()) <= max(allowed, 4 * own), key
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from hybrid_ft.finetune.conversion.gguf import mamba2
+from hybrid_ft.finetune.conversion.gguf import experts, kimi, mamba2
 from hybrid_ft.finetune.conversion.gguf.mamba2 import Config, Tensors, Writer
 
 
@@ -42,11 +42,7 @@ def _rope_theta(config: Config) -> float:
 
 
 def _lfm2_settings(writer: Writer, config: Config) -> None:
-    attends = [kind == "full_attention" for kind in config.layer_types]
-    writer.add_head_count_kv([config.num_key_value_heads if here else 0 for here in attends])
-    writer.add_layer_norm_rms_eps(config.norm_eps)
-    writer.add_rope_freq_base(_rope_theta(config))
-    writer.add_shortconv_l_cache(config.conv_L_cache)
+    _short_convolutions(writer, config)
     width = config.intermediate_size
     if config.block_auto_adjust_ff_dim:
         width = int(config.block_ffn_dim_multiplier * int(2 * width / 3))
@@ -54,7 +50,23 @@ def _lfm2_settings(writer: Writer, config: Config) -> None:
     writer.add_feed_forward_length(width)
 
 
+def _short_convolutions(writer: Writer, config: Config) -> None:
+    attends = [kind == "full_attention" for kind in config.layer_types]
+    writer.add_head_count_kv([config.num_key_value_heads if here else 0 for here in attends])
+    writer.add_layer_norm_rms_eps(config.norm_eps)
+    writer.add_rope_freq_base(_rope_theta(config))
+    writer.add_shortconv_l_cache(config.conv_L_cache)
+
+
+def _lfm2_moe_settings(writer: Writer, config: Config) -> None:
+    _short_convolutions(writer, config)
+    writer.add_feed_forward_length(config.intermediate_size)
+    experts.lfm2_settings(writer, config)
+
+
 def _lfm2_tensor(name: str, tensor: torch.Tensor, config: Config) -> Tensors:
+    if name.endswith("expert_bias"):
+        return [(f"{name}.bias", tensor)]
     return [(name, tensor.squeeze(1) if name.endswith("conv.conv.weight") else tensor)]
 
 
@@ -97,19 +109,36 @@ def _olmo_refused(config: Config) -> str | None:
 
 
 def _qwen_settings(writer: Writer, config: Config) -> None:
+    _delta_rule(writer, config)
+    # text has one position; llama.cpp turns the pairs that these sections take by it, and leaves others as they are
+    pairs = _turned(config) // 2
+    writer.add_rope_dimension_sections([(pairs + 2) // 3, (pairs + 1) // 3, pairs // 3, 0])
+    if config.model_type == "qwen3_5_text":
+        writer.add_feed_forward_length(config.intermediate_size)
+    else:
+        experts.shared_expert_settings(writer, config)
+
+
+def _next_settings(writer: Writer, config: Config) -> None:
+    _delta_rule(writer, config)
+    writer.add_feed_forward_length(config.intermediate_size)
+    experts.shared_expert_settings(writer, config)
+
+
+def _turned(config: Config) -> int:
+    """How many of a head's numbers are turned by their position."""
+    return int(config.head_dim * config.rope_parameters.get("partial_rotary_factor", 0.25))
+
+
+def _delta_rule(writer: Writer, config: Config) -> None:
+    """Qwen's gated delta rule in some layers and gated attention in the others."""
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_key_length(config.head_dim)
     writer.add_value_length(config.head_dim)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_feed_forward_length(config.intermediate_size)
-    rope = config.rope_parameters
-    turned = int(config.head_dim * rope.get("partial_rotary_factor", 0.25))
-    writer.add_rope_dimension_count(turned)
+    writer.add_rope_dimension_count(_turned(config))
     writer.add_rope_freq_base(_rope_theta(config))
-    # text has one position; llama.cpp turns the pairs that these sections take by it, and leaves others as they are
-    pairs = turned // 2
-    writer.add_rope_dimension_sections([(pairs + 2) // 3, (pairs + 1) // 3, pairs // 3, 0])
-    writer.add_full_attention_interval(config.layer_types.index("full_attention") + 1)
+    writer.add_full_attention_interval(_interval(config))
     writer.add_ssm_conv_kernel(config.linear_conv_kernel_dim)
     writer.add_ssm_state_size(config.linear_key_head_dim)
     writer.add_ssm_group_count(config.linear_num_key_heads)
@@ -117,8 +146,26 @@ def _qwen_settings(writer: Writer, config: Config) -> None:
     writer.add_ssm_inner_size(config.linear_num_value_heads * config.linear_value_head_dim)
 
 
+def _interval(config: Config) -> int:
+    """Every which layer is attention."""
+    kinds = config.layer_types
+    return kinds.index("full_attention") + 1 if "full_attention" in kinds else len(kinds) + 1
+
+
+def _qwen_refused(config: Config) -> str | None:
+    every = _interval(config)
+    for number, kind in enumerate(config.layer_types, start=1):
+        if (kind == "full_attention") != (number % every == 0):
+            return f"layer_types is not attention once in {every} layers, and llama.cpp reads no other order"
+    if config.linear_key_head_dim != config.linear_value_head_dim:
+        return "linear_key_head_dim and linear_value_head_dim differ; llama.cpp has one size for both"
+    if (config.rope_parameters or {}).get("rope_type", "default") != "default":
+        return f"rope_type is {config.rope_parameters['rope_type']}; default alone is written"
+    return experts.next_refused(config) if config.model_type == "qwen3_next" else None
+
+
 def _qwen_tensor(name: str, tensor: torch.Tensor, config: Config) -> Tensors:
-    return [_qwen_one(name, tensor, config)]
+    return [_qwen_one(name, experts.shared_expert_tensor(name, tensor), config)]
 
 
 def _qwen_one(name: str, tensor: torch.Tensor, config: Config) -> tuple[str, torch.Tensor]:
@@ -155,9 +202,14 @@ def tiled(tensor: torch.Tensor, groups: int, size: int) -> torch.Tensor:
     return heads.transpose(0, 1).reshape(tensor.shape)
 
 
+_NEMOTRON = (experts.nemotron_settings, experts.nemotron_tensor, experts.nemotron_refused)
+
 ARCHITECTURES = {
     "lfm2": Architecture("LFM2", _lfm2_settings, _lfm2_tensor),
-    "qwen3_5_text": Architecture("QWEN35", _qwen_settings, _qwen_tensor),
+    "lfm2_moe": Architecture("LFM2MOE", _lfm2_moe_settings, _lfm2_tensor, experts.lfm2_refused),
+    "qwen3_5_text": Architecture("QWEN35", _qwen_settings, _qwen_tensor, _qwen_refused),
+    "qwen3_5_moe_text": Architecture("QWEN35MOE", _qwen_settings, _qwen_tensor, _qwen_refused),
+    "qwen3_next": Architecture("QWEN3NEXT", _next_settings, experts.next_tensor, _qwen_refused),
     "olmo2": Architecture("OLMO2", _olmo_settings, lambda name, tensor, config: [(name, tensor)], _olmo_refused),
     "olmo3": Architecture("OLMO2", _olmo_settings, lambda name, tensor, config: [(name, tensor)], _olmo_refused),
     "granitemoehybrid": Architecture(
@@ -165,5 +217,17 @@ ARCHITECTURES = {
     ),
     "bamba": Architecture("GRANITE_HYBRID", mamba2.bamba_settings, mamba2.bamba_tensor),
     "falcon_h1": Architecture("FALCON_H1", mamba2.falcon_settings, mamba2.falcon_tensor, mamba2.falcon_refused),
+    "nemotron_h": Architecture("NEMOTRON_H", *_NEMOTRON),
+    "kimi_linear": Architecture("KIMI_LINEAR", kimi.kimi_settings, kimi.kimi_tensor, kimi.kimi_refused),
+    "jamba": Architecture("JAMBA", experts.jamba_settings, experts.jamba_tensor, experts.jamba_refused),
 }
 """By the ``model_type`` of the text model."""
+
+_NEMOTRON_MOE = Architecture("NEMOTRON_H_MOE", *_NEMOTRON)
+
+
+def architecture_of(config: Config) -> Architecture | None:
+    """None: llama.cpp has none, or it is not written here."""
+    if config.model_type == "nemotron_h" and "moe" in config.layer_types:
+        return _NEMOTRON_MOE
+    return ARCHITECTURES.get(config.model_type)

@@ -15,11 +15,11 @@ def mamba2_tensor(name: str, tensor: torch.Tensor, groups: int) -> tuple[str, to
     """A mixer's tensor: ``A_log`` as the rate itself, rates and skips one a row, the norm by groups of channels."""
     if name.endswith(".A_log"):
         return name, -tensor.exp()[:, None]
-    if name.endswith(".mamba.D"):
+    if name.endswith((".mamba.D", ".mixer.D")):
         return name, tensor[:, None]
     if name.endswith(".dt_bias"):
         return f"{name.removesuffix('dt_bias')}dt_proj.bias", tensor
-    if name.endswith(".mamba.norm.weight"):
+    if name.endswith((".mamba.norm.weight", ".mixer.norm.weight")):
         return name, tensor.view(groups, -1)
     return name, tensor.squeeze(1) if name.endswith("conv1d.weight") else tensor
 

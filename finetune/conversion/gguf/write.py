@@ -16,7 +16,13 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from hybrid_ft.errors import ENVIRONMENT, InputError, one_line
-from hybrid_ft.finetune.conversion.gguf.architectures import ARCHITECTURES, Architecture, common_settings
+from hybrid_ft.finetune.conversion.gguf.architectures import (
+    ARCHITECTURES,
+    Architecture,
+    architecture_of,
+    common_settings,
+)
+from hybrid_ft.finetune.conversion.gguf.experts import read_tensors
 from hybrid_ft.finetune.conversion.gguf.words import split_name, write_words
 from hybrid_ft.finetune.conversion.place import Place
 from hybrid_ft.finetune.conversion.rewrite import Rewrite
@@ -25,14 +31,14 @@ from hybrid_ft.finetune.runs import storage
 from hybrid_ft.hybrid_model.checkpoint.config import json_object
 from hybrid_ft.hybrid_model.checkpoint.text_model import is_carried
 from hybrid_ft.hybrid_model.checkpoint.tokenizer import load_tokenizer
-from hybrid_ft.hybrid_model.checkpoint.weight_files import give_usual_mode
+from hybrid_ft.hybrid_model.checkpoint.usual_mode import give_usual_mode
 from hybrid_ft.hybrid_model.families.known import family_of
 
 TYPES = ("f32", "f16", "bf16", "q8_0", "q4_k_m")
 QUANTIZE = "llama-quantize"
 """llama.cpp's tool, which alone makes q4_k_m."""
 # Small, and what llama.cpp computes with in float32; most norms and biases are told by their one dimension.
-_FLOAT32 = re.compile(r".*(\.(ssm_conv1d|shortconv\.conv|ffn_gate_inp)|_norm)\.weight")
+_FLOAT32 = re.compile(r".*(\.(ssm_conv1d(_[qkv])?|shortconv\.conv|ffn_gate_inp)|_norm)\.weight")
 _WORST = {"f32": 0.0, "f16": 1e-3, "bf16": 8e-3, "q8_0": 2e-2, "q4_k_m": 0.2}
 """Relative L2 error of a tensor after reading it back."""
 
@@ -66,7 +72,7 @@ def export_gguf(source: Source, place: Place, kind: str) -> Result:
 def _architecture(source: Source, kind: str) -> Architecture:
     if kind not in TYPES:
         raise InputError(f"--type: got {kind!r}; must be one of {', '.join(TYPES)}")
-    found = ARCHITECTURES.get(source.config.model_type)
+    found = architecture_of(source.config)
     if found is None:
         known = ", ".join(ARCHITECTURES)
         raise InputError(
@@ -94,18 +100,18 @@ def _tensors(source: Source, architecture: Architecture, rewrite: Rewrite) -> It
 
     family = family_of(source.config)
     names = gguf.get_tensor_name_map(getattr(gguf.MODEL_ARCH, architecture.name), source.config.num_hidden_layers)
-    for stored_name, stored in rewrite.stored.items():
-        if is_carried(family, stored_name):
-            continue
-        plain = stored_name.replace("model.language_model.", "model.")
-        if plain == "lm_head.weight" and source.config.tie_word_embeddings:
-            continue
-        for name, tensor in architecture.tensor(plain, stored.read().float(), source.config):
+    wanted = {
+        name.replace("model.language_model.", "model."): stored
+        for name, stored in rewrite.stored.items()
+        if not is_carried(family, name)
+    }
+    if source.config.tie_word_embeddings:
+        wanted.pop("lm_head.weight", None)
+    for plain, values in read_tensors(wanted):
+        for name, tensor in architecture.tensor(plain, values, source.config):
             found = names.get_name(name, try_suffixes=(".weight", ".bias"))
             if found is None:
-                raise InputError(
-                    f"{stored.path}: tensor {stored_name} has no place in a GGUF file of {architecture.name}"
-                )
+                raise InputError(f"{source.folder}: tensor {plain} has no place in a GGUF file of {architecture.name}")
             yield found, tensor.contiguous()
 
 

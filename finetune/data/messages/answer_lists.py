@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hybrid_ft.errors import InputError, shown
+from hybrid_ft.finetune.data.messages.column_files import load_column_file
 from hybrid_ft.finetune.data.messages.column_paths import at
-from hybrid_ft.finetune.data.messages.columns import load_column_file
-from hybrid_ft.finetune.data.messages.pair_forms import OUTPUTS, PROMPTS, SIDES, recognise_pairs
+from hybrid_ft.finetune.data.messages.pair_forms import MORE_PROMPTS, OUTPUTS, PROMPTS, SIDES, recognise_pairs
 from hybrid_ft.finetune.data.messages.preference import Unusable
 from hybrid_ft.finetune.data.sources import strict_json
 from hybrid_ft.finetune.data.sources.rows import BadRow, Row
@@ -30,8 +30,6 @@ SCORES = ("scores", "rewards", "ratings", "score", "reward", "rating")
 RANKS = ("ranks", "rank")
 ANSWER_KEYS = ("response", "completion", "answer", "content", "text", "output", "message", "messages")
 SCORE_KEYS = ("overall_score", "score", "reward", "rating")
-MORE_PROMPTS = ("query", "context")
-"""Columns that hold the prompt of a list of answers where none of PROMPTS does."""
 _TURNS = ("messages", "conversations", "conversation")
 _REJECTED = ("rejected_messages", "rejected_response")
 _LOOK_AHEAD = 64
@@ -52,20 +50,29 @@ class _List:
         return f"{self.answers}: {which}, by {self.scores}"
 
 
+Expand = Callable[[Iterator[Row | BadRow]], Iterator[Item]]
+"""Puts pairs in the place of each row that holds several answers."""
+
+
 def as_pairs(rows: Iterator[Row | BadRow], source: Source, notes: list[str]) -> tuple[Iterator[Item], Source]:
     """The rows, each that holds several answers in place of its pairs; and the source as those rows are to be read.
 
     Raises InputError for ``pairs: all`` where there are no such lists.
     """
     ahead = list(itertools.islice(rows, _LOOK_AHEAD))
-    rows = itertools.chain(ahead, rows)
-    good = [row for row in ahead if isinstance(row, Row)]
+    expand, source = lists_of([row for row in ahead if isinstance(row, Row)], source, notes)
+    return expand(itertools.chain(ahead, rows)), source
+
+
+def lists_of(first: list[Row], source: Source, notes: list[str]) -> tuple[Expand, Source]:
+    """What makes pairs of a source's rows, by its first ones, and the source as these pairs are to be read. Raises as
+    ``as_pairs``."""
     columns, source = _mapped(source)
-    form = _of_mapping(columns, good) if columns is not None else _recognised(good)
+    form = _of_mapping(columns, first) if columns is not None else _recognised(first)
     every = source.pairs == "all"
     if isinstance(form, _List):
         notes.append(form.in_words(every))
-        return _expanded(rows, lambda values: _pairs(values, form, every)), source
+        return lambda rows: _expanded(rows, lambda values: _pairs(values, form, every)), source
     if every:
         text = (
             "got all; the source holds no lists of answers with scores or ranks; leave it out, or map them by columns"
@@ -73,8 +80,8 @@ def as_pairs(rows: Iterator[Row | BadRow], source: Source, notes: list[str]) -> 
         raise InputError(f"data.sources: {source.path}: pairs: {text}: {{answers: responses, scores: ratings}}")
     if form is not None:
         notes.append(f"{form[0]} holds the conversation with the chosen answer, {form[1]} the rejected one")
-        return _expanded(rows, lambda values: _beside(values, *form)), source
-    return rows, source
+        return lambda rows: _expanded(rows, lambda values: _beside(values, *form)), source
+    return iter, source
 
 
 def holds_pairs(rows: list[Row]) -> bool:
@@ -138,9 +145,12 @@ def _list_of(name: str, answers: list[Any], values: Values) -> _List | None:
         for keys, sign in ((SCORE_KEYS, 1), (RANKS, -1)):
             if key := next((key for key in keys if key in first), None):
                 return _List(name, answer, key, sign)
-    for names, sign in ((SCORES, 1), (RANKS, -1)):
-        for scores in names:
-            if len(_as_list(values.get(scores)) or []) == len(answers):
+    beside = [(scores, sign) for names, sign in ((SCORES, 1), (RANKS, -1)) for scores in names]
+    lengths = {scores: len(_as_list(values.get(scores)) or []) for scores, _ in beside}
+    # the best fit first; one of another length is a mistake, and reading the row says so
+    for fits in (lambda size: size == len(answers), bool):
+        for scores, sign in beside:
+            if fits(lengths[scores]):
                 return _List(name, answer, scores, sign)
     return None
 

@@ -20,16 +20,24 @@ QUESTION = ("history", "input", "context")
 """What belongs to a question that is one text: earlier turns, and what it is about."""
 BESIDE = frozenset([*SYSTEM, *TOOLS, *MARKS, *MEDIA])
 """What every format reads or refuses."""
-NOT_TO_BE_MISSED = BESIDE | set(QUESTION)
+NOT_TO_BE_MISSED = BESIDE | set(QUESTION) | {"documents", "contexts", "reasoning", "reasoning_content", "thinking"}
 """What is named in a note where a row has it and nothing reads it."""
 
 
 def system_from(values: Values) -> str | None:
-    """The row's system text, if it has one. Raises BadRow for two that differ."""
-    found = {name: text_from(values[name], name) for name in SYSTEM if values.get(name) not in (None, "")}
+    """The row's system text, if it has one, also in parts. Raises BadRow for two that differ."""
+    found = {name: _text_of(values[name], name) for name in SYSTEM if values.get(name) not in (None, "", [])}
     if len(set(found.values())) > 1:
         raise BadRow("two system texts", f"{' and '.join(found)} differ; keep one of the two")
     return next(iter(found.values()), None)
+
+
+def _text_of(value: Any, name: str) -> str:
+    if not isinstance(value, list) or not value or not all(isinstance(part, dict) for part in value):
+        return text_from(value, name)
+    return "".join(
+        message["content"] for message in messages_from([{"role": "system", "content": value}], name, set(), {})
+    )
 
 
 def with_system(messages: Messages, system: str | None) -> Messages:

@@ -8,7 +8,14 @@ from itertools import pairwise
 from typing import Any
 
 from hybrid_ft.errors import shown
-from hybrid_ft.finetune.data.messages.noticed import CONSECUTIVE, IN_SYSTEM, PADDING, UNLISTED
+from hybrid_ft.finetune.data.messages.noticed import (
+    CONSECUTIVE,
+    IN_SYSTEM,
+    MISSING_AS_TEXT,
+    PADDING,
+    PLACEHOLDERS,
+    UNLISTED,
+)
 from hybrid_ft.finetune.data.sources import strict_json
 from hybrid_ft.finetune.data.sources.rows import BadRow
 
@@ -18,6 +25,10 @@ Tools = list[dict[str, Any]]
 _NULL_MEANS_NULL = frozenset(["default", "const", "example"])
 """Keys of a schema whose value may be null."""
 _VALUES = _NULL_MEANS_NULL | {"enum", "examples"}
+_MISSING = frozenset(["nan", "NaN", "<NA>", "None", "null", "NULL"])
+"""How tables write a text that is missing, if not by an empty cell."""
+_PLACEHOLDERS = ("<image>", "<audio>", "<video>")
+"""What stands in a text for what lies in a column beside it, which is refused where it is there."""
 _BY_NAME = frozenset(["properties", "patternProperties", "$defs", "definitions", "dependentSchemas"])
 _ELSEWHERE = ("$ref", "anyOf", "oneOf", "allOf", "additionalProperties", "patternProperties")
 """Keys by which a schema takes names that do not stand in its properties."""
@@ -85,6 +96,9 @@ def settled(messages: Messages, tools: Tools | None) -> tuple[Messages, Tools | 
         for message in messages
     ]
     noticed = {PADDING: padding.count, CONSECUTIVE: in_a_row(messages)} | _unlisted(messages, schemas)
+    texts = [message["content"] for message in messages]
+    noticed[MISSING_AS_TEXT] = sum(text in _MISSING for text in texts)
+    noticed[PLACEHOLDERS] = sum(any(one in text for one in _PLACEHOLDERS) for text in texts)
     return settled_messages, tools, {kind: count for kind, count in noticed.items() if count}
 
 

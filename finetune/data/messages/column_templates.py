@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -45,6 +46,13 @@ def _as_text(value: Any) -> Any:
     raise _NoText(value)
 
 
+def _tojson(value: Any, indent: int | None = None) -> str:
+    """An object as it stands in its row: Jinja2's own filter sorts the keys and writes ``<``, ``&`` and ``'`` as escapes."""
+    if isinstance(value, jinja2.Undefined):
+        return str(value)  # raises UndefinedError
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
 _ENVIRONMENT = ImmutableSandboxedEnvironment(
     undefined=StrictUndefined,
     finalize=_as_text,
@@ -52,6 +60,7 @@ _ENVIRONMENT = ImmutableSandboxedEnvironment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
+_ENVIRONMENT.filters["tojson"] = _tojson
 _ENVIRONMENT.globals = {name: _ENVIRONMENT.globals[name] for name in ("range", "namespace", "dict")}
 
 
@@ -114,7 +123,8 @@ class ColumnTemplate:
         name = next((name for name in sorted(self.columns) if name in values and values[name] is value), "a value")
         if value is None:
             return BadRow("null content", f"{name} is null; give its text, or write what stands there instead")
-        fix = f"write how it becomes text, such as {{{{ {name} | join(', ') }}}}" if isinstance(value, list) else ""
+        ways: dict[type, str] = {list: "| join(', ')", dict: "| tojson"}
+        fix = f"write how it becomes text, such as {{{{ {name} {ways[type(value)]} }}}}" if type(value) in ways else ""
         return BadRow("wrong type", f"{name}: got {shown(value)}; {fix or 'must be a string or a number'}")
 
 

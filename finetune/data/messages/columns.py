@@ -10,150 +10,23 @@ template over the columns, whose text is put in as it is. See datasets/columns/R
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from pydantic import Field, ValidationError
-
 from hybrid_ft.errors import InputError, shown
-from hybrid_ft.finetune.data.messages.calls import tool_calls_from, tools_from
-from hybrid_ft.finetune.data.messages.column_paths import MISSING, found_at
-from hybrid_ft.finetune.data.messages.column_templates import ColumnTemplate, condition, is_template
+from hybrid_ft.finetune.data.messages.calls import tools_from
+from hybrid_ft.finetune.data.messages.column_files import load_column_file
+from hybrid_ft.finetune.data.messages.column_paths import MISSING, found_at, renamed_turns
+from hybrid_ft.finetune.data.messages.column_reads import Reads
 from hybrid_ft.finetune.data.messages.conversation import Conversation, finished
 from hybrid_ft.finetune.data.messages.pair_forms import PairForm, recognise_pairs
 from hybrid_ft.finetune.data.messages.row_forms import Form, recognise
 from hybrid_ft.finetune.data.messages.text_lists import with_lists
-from hybrid_ft.finetune.data.messages.turns import MEDIA
 from hybrid_ft.finetune.data.sources.rows import BadRow, Row, repr_number
-from hybrid_ft.finetune.recipe.data_section import Columns, Preferred, Roles, Source, Turn
-from hybrid_ft.finetune.recipe.mistakes import Mistakes, Wrong
-from hybrid_ft.finetune.recipe.nearest import did_you_mean
-from hybrid_ft.finetune.recipe.section import Section
-from hybrid_ft.finetune.recipe.shipped import COLUMNS, column_names
-from hybrid_ft.finetune.recipe.yaml_file import read_yaml
+from hybrid_ft.finetune.recipe.data_section import Source
 
 Values = Mapping[str, Any]
 Noticed = dict[str, int]
-# Columns that an advised mapping must not leave out: a question without them is another question.
-_OF_QUESTION = {"options", "choices", "context", "contexts", "passage", "article", "input", "history", "table", "story"}
-_OF_QUESTION |= {"system", "system_prompt", "tools", "functions", "document", "documents", "background", "hypothesis"}
-_OF_QUESTION |= {"premise", "evidence", "facts", "schema", "paragraph", "passages", "starter_code", *MEDIA}
-_AN_OPTION = re.compile(r"[a-e]|(opt|option|choice|answer|distractor|sol|ending)s?[ _]?[a-e0-9]|\w+_(options|choices)")
-
-
-def part_of_question(column: str) -> bool:
-    """Whether a column's name says that it belongs to what is asked."""
-    return column.lower() in _OF_QUESTION or _AN_OPTION.fullmatch(column.lower()) is not None
-
-
-class ColumnFile(Section):
-    """A mapping in a file of its own."""
-
-    about: str = ""
-    """the dataset, where it comes from, its licence"""
-    signature: list[list[str]] = Field(default_factory=list)
-    """sets of columns; a file that has all of one set looks like this dataset"""
-    columns: Columns
-    roles: Roles | None = None
-    preference: Preferred | None = None
-
-
-def load_column_file(name: str) -> ColumnFile:
-    """A mapping that ships with the project, by name, or a .yaml file. Raises InputError."""
-    path = COLUMNS / f"{name}.yaml"
-    if not path.is_file():
-        path = Path(name)
-    if not path.is_file():
-        names = column_names()
-        known = f"neither a mapping that ships here ({', '.join(names)}) nor a file"
-        raise InputError(f"columns {name}: {known}{did_you_mean(name, names)}")
-    text = read_yaml(path, "column mapping", "signature:, columns:, roles:")
-    mistakes = Mistakes(path, text)
-    file = None
-    try:
-        file = ColumnFile.model_validate(text.value)
-    except ValidationError as error:
-        mistakes.found_in_schema(error.errors(include_url=False, include_context=False), ColumnFile)
-    if file is not None and (wrong := file.columns.contradiction()):
-        mistakes.found_in_values([Wrong(("columns",), wrong)])
-    if file is None or mistakes:
-        raise InputError(mistakes.render())
-    return file
-
-
-def suggested(columns: Iterable[str], *, pairs: bool) -> str | None:
-    """The one shipped mapping whose signature a file's columns have; of several, the one that asks for most columns.
-
-    None is suggested that would leave out a column which belongs to the question.
-    """
-    have = set(columns)
-    fits: dict[str, int] = {}
-    for name in column_names():
-        file = load_column_file(name)
-        sizes = [len(names) for names in file.signature if set(names) <= have]
-        left = any(map(part_of_question, have - _Read(file.columns).columns))
-        if sizes and file.columns.pairs == pairs and not left:
-            fits[name] = max(sizes)
-    best = [name for name, size in fits.items() if size == max(fits.values())]
-    return best[0] if len(best) == 1 else None
-
-
-class _Read:
-    """What a mapping reads, its templates parsed. Raises ValueError for a template that is not one."""
-
-    def __init__(self, columns: Columns) -> None:
-        self.templates: dict[str, ColumnTemplate] = {}
-        self.paths: dict[str, str] = {}
-        for ours, theirs in columns.named().items():
-            if is_template(theirs):
-                self.templates[ours] = ColumnTemplate(theirs)
-            else:
-                self.paths[ours] = theirs
-        self.turns = [_TurnTemplates(turn) for turn in columns.messages or ()]
-        texts = [*self.templates.values(), *(text for turn in self.turns for text in turn.all())]
-        self.optional = {name for text in texts for name in text.optional}
-        self.optional |= {name for turn in self.turns if turn.when for name in turn.when.columns}
-        paths = [*self.paths.values(), *(turn.calls for turn in self.turns if turn.calls)]
-        self.columns = {name for text in texts for name in text.columns} | {path.split(".")[0] for path in paths}
-        self.whole = set(paths)
-
-    def check(self, name: str, have: set[str]) -> None:
-        """Raise InputError for a column that the source does not have."""
-        named = {path for path in self.whole if path in have}
-        heads = {path.split(".")[0] for path in named}
-        missing = sorted(self.columns - self.optional - have - heads)
-        if missing:
-            found = ", ".join(sorted(have)) or "none"
-            raise InputError(f"{name}: no column {missing[0]}{did_you_mean(missing[0], have)} (found {found})")
-
-
-class _TurnTemplates:
-    """One message of a mapping."""
-
-    def __init__(self, turn: Turn) -> None:
-        self.role, self.calls = turn.role, turn.tool_calls
-        self.content = ColumnTemplate(turn.content) if turn.content is not None else None
-        self.reasoning = ColumnTemplate(turn.reasoning) if turn.reasoning is not None else None
-        self.when = condition(turn.when) if turn.when is not None else None
-
-    def all(self) -> list[ColumnTemplate]:
-        return [text for text in (self.content, self.reasoning, self.when) if text is not None]
-
-    def message(self, values: Values, at: str) -> dict[str, Any] | None:
-        """The message for a row; None where it is left out."""
-        if self.when is not None and not self.when(values):
-            return None
-        message: dict[str, Any] = {"role": self.role, "content": self.content(values) if self.content else ""}
-        if self.reasoning is not None:
-            message["reasoning_content"] = self.reasoning(values)
-        if self.calls is not None:
-            calls = found_at(values, self.calls)
-            if calls is MISSING or calls is None:
-                found = "missing" if calls is MISSING else "null"
-                raise BadRow("column missing", f"column {self.calls} is {found}; {at} needs it")
-            message["tool_calls"] = tool_calls_from(calls, self.calls)
-        return message
 
 
 def row_format(source: Source, rows: list[Row]) -> Form | None:
@@ -203,7 +76,7 @@ class _Mapping:
             rows, recipe = ("rows", "pairs") if pairs else ("pairs", "rows")
             raise InputError(f"data.sources: {source.path}: {self.name}: is for {rows}; the recipe trains on {recipe}")
         try:
-            self._read = _Read(self.columns)
+            self._read = Reads(self.columns)
         except ValueError as error:
             raise InputError(f"data.sources: {source.path}: {self.name}: {error}") from None
 
@@ -258,11 +131,7 @@ class _Mapping:
         assert self.columns is not None
         if "turns" in found:
             turns = found.pop("turns")
-            found["messages"] = (
-                [_renamed_turn(turn, self.columns.role, self.columns.content) for turn in turns]
-                if isinstance(turns, list)
-                else turns
-            )
+            found["messages"] = renamed_turns(turns, self.columns.role, self.columns.content)
         return dict(self._with_roles(found)), noticed
 
     def as_turns(self, values: Values) -> tuple[Values, Noticed]:
@@ -315,16 +184,6 @@ class _Mapping:
         if tools and (value := found_at(values, tools)) is not MISSING:
             row.tools = tools_from(value, tools)
         return finished(row, "columns.messages", labels)
-
-
-def _renamed_turn(turn: Any, role: str | None, content: str | None) -> Any:
-    """A turn with its role and its text under our names; whatever else it has stays."""
-    if not isinstance(turn, dict) or (role is None and content is None):
-        return turn
-    renamed = {"role": role or "role", "content": content or "content"}
-    left = {key: value for key, value in turn.items() if key not in {path.split(".")[0] for path in renamed.values()}}
-    found = {ours: found_at(turn, path) for ours, path in renamed.items()}
-    return left | {ours: value for ours, value in found.items() if value is not MISSING}
 
 
 def _meaning(known: Mapping[str, int | str], value: Any, column: str) -> int | str:

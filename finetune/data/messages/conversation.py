@@ -13,6 +13,7 @@ from hybrid_ft.finetune.data.messages.training_marks import Weights
 from hybrid_ft.finetune.data.sources.rows import BadRow
 
 NOTHING_TO_LEARN = "nothing to learn"
+NO_ANSWER, OPEN_END = "no assistant turn", "ends on a {} turn"
 PASSED_ON = ("name", "tool_call_id")  # for templates that print them
 
 
@@ -88,7 +89,7 @@ def checked(conversation: Conversation, where: str, labels: Sequence[str] = ()) 
     if not messages:
         raise BadRow("no turns", f"{where} is empty; a row needs a user turn and an answer")
     if all(message["role"] != "assistant" for message in messages):
-        raise BadRow("no assistant turn", f"{where}: no assistant turn; there is nothing to learn from this row")
+        raise BadRow(NO_ANSWER, f"{where}: no assistant turn; there is nothing to learn from this row")
     if all(message["role"] != "assistant" or index in conversation.untrained for index, message in enumerate(messages)):
         text = "every assistant turn's own flag says not to train it; set one to true, or drop the row"
         raise BadRow(NOTHING_TO_LEARN, f"{where}: {text}")
@@ -100,7 +101,5 @@ def checked(conversation: Conversation, where: str, labels: Sequence[str] = ()) 
         if empty and message["role"] == "user":
             raise BadRow("empty prompt", f"{at}: the user's turn is empty; give its text, or drop the row")
     if (last := messages[-1]["role"]) != "assistant":
-        raise BadRow(
-            f"ends on a {last} turn", f"{where}: the row ends on a {last} turn that no answer follows; drop it"
-        )
+        raise BadRow(OPEN_END.format(last), f"{where}: the row ends on a {last} turn that no answer follows; drop it")
     return conversation

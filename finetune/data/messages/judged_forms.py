@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hybrid_ft.errors import InputError, shown
+from hybrid_ft.finetune.data.messages.column_files import load_column_file
 from hybrid_ft.finetune.data.messages.column_paths import at
 from hybrid_ft.finetune.data.messages.column_templates import ColumnTemplate, is_template
-from hybrid_ft.finetune.data.messages.columns import as_key, load_column_file, row_format
+from hybrid_ft.finetune.data.messages.columns import as_key, row_format
 from hybrid_ft.finetune.data.messages.conversation import Conversation
 from hybrid_ft.finetune.data.messages.judgement import Judgement
 from hybrid_ft.finetune.data.messages.plain_text import PlainText

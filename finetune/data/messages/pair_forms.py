@@ -36,6 +36,8 @@ OUTPUTS = ("output_1", "output_2")
 # the first of these that a source has is its prompt; "messages" comes last, since some sets keep the whole chosen
 # conversation under that name beside the prompt
 PROMPTS = ("prompt", "question", "instruction", "conversations", "conversation", "messages")
+MORE_PROMPTS = ("query", "context", "input")
+"""The same where none of PROMPTS is there."""
 TIE = 0
 SCORES = ("{}_score", "score_{}", "{}_rating", "rating_{}", "{}-rating", "{}-score")
 """Names of the columns of what the sides were rated."""
@@ -55,7 +57,7 @@ def recognise_pairs(rows: Iterable[Row]) -> PairForm | None:
     """The form of a source from its first rows, or None where the columns hold no pair."""
     rows = list(rows)
     columns = {name for row in rows for name in row.values}
-    prompt = next((name for name in PROMPTS if name in columns), None)
+    prompt = next((name for name in (*PROMPTS, *MORE_PROMPTS) if name in columns), None)
     beside = BESIDE | ({prompt, *QUESTION} if prompt else set())
     if set(SIDES) <= columns:
         kind = _kind(rows, prompt)
@@ -198,7 +200,7 @@ def _prompt(values: Values, column: str | None, unused: set[str]) -> Messages:
         raise BadRow("no prompt", f"{column} is {found}; the answers need what they answer")
     if isinstance(value, list | dict):
         messages = _turns(value, column, unused)
-        unused |= left_beside_turns(values)
+        unused |= left_beside_turns(values) - {column}
         if messages and messages[-1]["role"] == "assistant":
             text = f"{column} ends on an assistant's turn, so chosen and rejected answer nothing"
             raise BadRow("prompt ends on an answer", f"{text}; name the column that holds the prompt under columns")
@@ -206,4 +208,4 @@ def _prompt(values: Values, column: str | None, unused: set[str]) -> Messages:
     text = text_from(value, column)
     if is_transcript(text) and (turns := split_transcript(text))[-1] == {"role": "assistant", "content": ""}:
         return turns[:-1]
-    return question_from(text, values, unused)
+    return question_from(text, {name: other for name, other in values.items() if name != column}, unused)

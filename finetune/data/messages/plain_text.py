@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from hybrid_ft.finetune.data.messages.noticed import CHATS_AS_TEXT
+from hybrid_ft.finetune.data.messages.transcripts import looks_like_chat
 from hybrid_ft.finetune.data.messages.turns import text_from
 from hybrid_ft.finetune.data.sources.rows import BadRow
 
@@ -77,4 +79,4 @@ def plain_text(values: Mapping[str, Any]) -> PlainText:
     text = text_from(values["text"], "text")
     if not text.strip():
         raise BadRow("empty text", "text: the text is empty; drop the row")
-    return PlainText(text)
+    return PlainText(text, noticed={CHATS_AS_TEXT: 1} if looks_like_chat(text) else {})

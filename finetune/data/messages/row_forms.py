@@ -30,7 +30,8 @@ from hybrid_ft.finetune.data.sources.rows import BadRow, Row
 
 Values = Mapping[str, Any]
 Messages = list[dict[str, Any]]
-_TURNS = ("messages", "conversations", "conversation")
+TURNS = ("messages", "conversations", "conversation")
+"""Columns of turns."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def recognise(rows: Iterable[Row], wanted: str | None) -> Form | None:
     """The form of a source from its first rows, or None. ``wanted`` is the recipe's ``format``."""
     rows = list(rows)
     columns = {name for row in rows for name in row.values}
-    turns = next((name for name in _TURNS if name in columns), None)
+    turns = next((name for name in TURNS if name in columns and (wanted or _holds_turns(rows, name))), None)
     if turns and wanted in (None, "messages", "sharegpt"):
         return _turn_form(turns, wanted or _kind_of_turns(rows, turns), of_each=wanted is None)
     if wanted in (None, "prompt-completion") and {"prompt", "completion"} <= columns:
@@ -57,6 +58,13 @@ def recognise(rows: Iterable[Row], wanted: str | None) -> Form | None:
             reads,
             BESIDE | {"prompt", "completion", *QUESTION},
             lambda values: _answered(values, "prompt", "completion"),
+        )
+    if wanted in (None, "prompt-completion") and {"query", "response"} <= columns:
+        return Form(
+            "prompt-completion",
+            "query is the user's turn, response the assistant's",
+            BESIDE | {"query", "response", *QUESTION},
+            lambda values: _answered(values, "query", "response"),
         )
     if wanted in (None, "alpaca") and {"instruction", "output"} <= columns:
         both = "instruction and input, a blank line between, are" if "input" in columns else "instruction is"
@@ -81,6 +89,15 @@ def needed(wanted: str) -> str:
         "alpaca": "instruction and output",
         "text": "text",
     }[wanted]
+
+
+def _holds_turns(rows: list[Row], column: str) -> bool:
+    """Whether a column is one of turns, as far as its first row of objects says: not where none has a key of turns."""
+    for row in rows:
+        items = row.values.get(column)
+        if isinstance(items, list) and items and all(isinstance(item, dict) for item in items):
+            return any(item.keys() & {"role", "from", "content", "value"} for item in items)
+    return True
 
 
 def _kind_of_turns(rows: list[Row], column: str) -> str:

@@ -29,12 +29,16 @@ _STRING_OR_GAP = re.compile(r"""('(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")|\}\s+\{"""
 def with_lists(values: Values) -> tuple[Values, dict[str, int]]:
     """A row with its lists of messages in the place of the texts that hold them, and what was noticed.
 
-    A text that is a list of objects with role and content, or from and value, is those turns; other JSON stays text.
+    A text that is a list of objects with role and content, or from and value, is those turns; other JSON stays text. So is
+    an object of such lists.
     Columns that hold nothing but turns take any list. Raises BadRow for text that no tokenizer can encode.
     """
     found: dict[str, Any] = {}
     noticed: dict[str, int] = {}
     for name, value in values.items():
+        if isinstance(value, dict) and name in _ALWAYS_LISTS | _TEXTS_OR_LISTS and (turns := _of_columns(value)):
+            found[name] = turns
+            continue
         if not isinstance(value, str) or name not in _ALWAYS_LISTS | _TEXTS_OR_LISTS:
             continue
         pattern = _ANY_LIST if name in _ALWAYS_LISTS else _OF_MESSAGES
@@ -47,6 +51,17 @@ def with_lists(values: Values) -> tuple[Values, dict[str, int]]:
         elif parsed is None and name not in _ALWAYS_LISTS:
             noticed[NO_LISTS] = 1
     return ({**values, **found} if found else values), noticed
+
+
+def _of_columns(value: Values) -> list[Values]:
+    """Turns that a table holds as an object of lists, as datasets' Sequence of objects does; none for other objects."""
+    if not ({"role", "content"} <= value.keys() or {"from", "value"} <= value.keys()):
+        return []
+    columns = [column for column in value.values() if column is not None]
+    if not all(isinstance(column, list) for column in columns) or len({len(column) for column in columns}) != 1:
+        return []
+    names = [name for name, column in value.items() if column is not None]
+    return [dict(zip(names, turn, strict=True)) for turn in zip(*columns, strict=True)]
 
 
 def _is_message(item: Any) -> bool:
@@ -68,7 +83,7 @@ def _parsed(text: str, name: str) -> Any:
         text = array["list"]
     try:
         with limited(SECONDS, MEMORY), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of escapes that are none, in a text that is no list after all
+            warnings.simplefilter("ignore")  # of escapes that are none, in a text that is not a list after all
             value = ast.literal_eval(_STRING_OR_GAP.sub(lambda found: found[1] or "}, {", text.strip()))
         strict_json.check(value, text, f"{name}: ")
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError, TookTooLong):

@@ -9,6 +9,25 @@ _TURN = re.compile(r"\n\n(Human|Assistant):")
 _ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
+_WRITTEN_OUT = (
+    re.compile(
+        r"(?i)(?:^|\n)[ #*]*(?:human|user|instruction|question|prompt)[*]*:.*\n[ #*]*(?:assistant|response|answer|bot|ai)[*]*:",
+        re.DOTALL,
+    ),
+    re.compile(r"(?i)### ?(?:human|user|instruction):.*### ?(?:assistant|response):", re.DOTALL),
+    re.compile(
+        r"<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>|<\|prompter\|>|<\|user\|>|\[INST\]|<\|start\|>user"
+    ),
+)
+_LOOKED_AT = 4_000  # characters: a whole book would take a while
+
+
+def looks_like_chat(text: str) -> bool:
+    """Whether a text begins like a chat that was written out, with the marks of its turns in it."""
+    start = text[:_LOOKED_AT]
+    return any(pattern.search(start) for pattern in _WRITTEN_OUT)
+
+
 def is_transcript(value: Any) -> bool:
     """Whether a value is such a string: it begins with a human turn, and an assistant turn follows somewhere.
 

@@ -9,6 +9,7 @@ from typing import Any
 from hybrid_ft.errors import shown
 from hybrid_ft.finetune.data.messages.calls import tool_calls_from
 from hybrid_ft.finetune.data.messages.conversation import PASSED_ON, has_calls
+from hybrid_ft.finetune.data.messages.flow_yaml import scalar
 from hybrid_ft.finetune.data.messages.training_marks import KIND, MARKS, Weights, first_mark, mark_of, turn_mark
 from hybrid_ft.finetune.data.sources.rows import BadRow
 
@@ -24,6 +25,7 @@ ROLES = {
     "gpt": "assistant",
     "chatgpt": "assistant",
     "bot": "assistant",
+    "ai": "assistant",
     "model": "assistant",
     "observation": "tool",
     "function_response": "tool",
@@ -49,6 +51,11 @@ _CALLING_ROLES = ("function_call", "tool_call")
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 _KNOWN = {"tool_calls", "function_call", "function_calls", "functions", *_REASONING, *PASSED_ON, *MARKS, *MEDIA}
 _PART_KEYS = {"type", "text", "value", "content", "reasoning", "thinking", "tool_call", *MARKS, *MEDIA}
+_IN_TURNS = {
+    "tool_use": "give it as the turn's tool_calls: [{name: ..., arguments: {...}}]",
+    "tool_result": "give it as a turn of its own, {role: tool, content: ...}",
+}
+"""How what some write as parts of a content is read."""
 _THOUGHTS = re.compile(r"\s*<think>(?P<inner>.*?)</think>(?P<rest>.*)", re.DOTALL)
 
 
@@ -70,6 +77,8 @@ def sharegpt_messages_from(
 def turns_from(value: Any, where: str, unused: set[str], weights: dict[int, Weights]) -> list[dict[str, Any]]:
     """Messages in either form, one alone or a list."""
     items = [value] if isinstance(value, dict) else value
+    if isinstance(items, list) and items and all(isinstance(item, str) for item in items):
+        raise _a_list_of_texts(items, where)
     first = items[0] if isinstance(items, list) and items else None
     sharegpt = isinstance(first, dict) and first.get("from") is not None and first.get("role") is None
     return (sharegpt_messages_from if sharegpt else messages_from)(items, where, unused, weights)
@@ -88,21 +97,43 @@ def _messages(
     items: Any, where: str, unused: set[str], weights: dict[int, Weights], names: tuple[str, str]
 ) -> list[dict[str, Any]]:
     messages = []
+    if isinstance(items, list) and len(items) > 1 and where.isidentifier() and all(isinstance(t, str) for t in items):
+        fix = f"where they are the user's and the assistant's in turn, set columns: {{turns: {where}}}"
+        raise BadRow("wrong type", f"{where}: got a list of {len(items)} texts, which do not say who speaks; {fix}")
     for index, item in enumerate(_a_list(items, where)):
         at = f"{where}[{index}]"
-        message, of_turn = _message(_an_object(item, at), at, unused, names)
+        turn = _an_object(item, at)
+        if (plain := _plain(turn, names)) is not None:
+            messages.append(plain)
+            continue
+        message, of_turn = _message(turn, at, unused, names, messages[-1]["role"] if messages else None)
         messages.append(message)
         if message["role"] == "assistant" and any(weight != 1 for _, weight in of_turn):
             weights[index] = of_turn
     return messages
 
 
-def _message(turn: dict[str, Any], at: str, unused: set[str], names: tuple[str, str]) -> tuple[dict[str, Any], Weights]:
-    """A turn's message and its weights, ``names`` being the keys of role and text."""
+def _plain(turn: dict[str, Any], names: tuple[str, str]) -> dict[str, Any] | None:
+    """The message of a turn that is nothing but a role and its text, as most are; None for others, which take ten times
+    as long to look through."""
+    says, text = turn.get(names[0]), turn.get(names[1])
+    if len(turn) != 2 or type(says) is not str or type(text) is not str or says.lower() in _CALLING_ROLES:
+        return None
+    role = ROLES.get(says) or ROLES.get(says.lower())
+    return None if role is None else {"role": role, "content": text}
+
+
+def _message(
+    turn: dict[str, Any], at: str, unused: set[str], names: tuple[str, str], before: str | None
+) -> tuple[dict[str, Any], Weights]:
+    """A turn's message and its weights, ``names`` being the keys of role and text, and ``before`` the last turn's role."""
     says, text = names
     if says == "role" and "role" not in turn and "from" in turn:
         raise BadRow("wrong form", f"{at} has from and value; set format: sharegpt")
-    role = _role(turn.get(says), f"{at}.{says}", turn.get(text))
+    if says not in turn:
+        keys = ", ".join(list(turn)[:6]) or "nothing"
+        raise BadRow("unknown role", f"{at}: has no {says} (found {keys}); a turn is {{{says}: user, {text}: ...}}")
+    role = _role(turn[says], f"{at}.{says}", turn.get(text), before)
     where = at.partition("[")[0]
     unused.update(f"{where}[].{key}" for key in _named(turn) - _KNOWN - set(names))
     refuse_media(turn, at)
@@ -118,7 +149,7 @@ def _message(turn: dict[str, Any], at: str, unused: set[str], names: tuple[str, 
         message["tool_calls"] = tool_calls_from(turn["function_call"], f"{at}.function_call")
     mark = turn_mark(turn, role, at)
     weights: Weights = [(None, 1.0 if mark is None else mark)]
-    if turn.get(says) in _CALLING_ROLES:
+    if turn[says].strip().lower() in _CALLING_ROLES:
         message |= _called(turn.get(text), f"{at}.{text}")
     elif turn.get(text) is not None:
         message["content"], more, of_parts = _content(turn[text], f"{at}.{text}", role, unused)
@@ -134,11 +165,12 @@ def _message(turn: dict[str, Any], at: str, unused: set[str], names: tuple[str, 
     return message, weights
 
 
-def _role(role: Any, at: str, text: Any) -> str:
-    known = ROLES.get(role) if isinstance(role, str) else None
+def _role(role: Any, at: str, text: Any, before: str | None) -> str:
+    known = ROLES.get(role.strip().lower()) if isinstance(role, str) else None
     if known is None:
         swapped = isinstance(text, str) and text in ROLES
-        means = f"; say what it means, such as roles: {{{role}: user}}" if isinstance(role, str) else ""
+        likely = "assistant" if before == "user" else "user"
+        means = f"; say what it means, such as roles: {{{scalar(role)}: {likely}}}" if isinstance(role, str) else ""
         fix = "; it looks swapped with the text beside it" if swapped else means
         names = "system, user, assistant, tool, environment, or a common name of theirs (human, gpt, observation)"
         raise BadRow("unknown role", f"{at}: got {shown(role)}; must be one of {names}{fix}")
@@ -174,7 +206,7 @@ def _content(value: Any, at: str, role: str, unused: set[str]) -> tuple[str, dic
         elif kind == "tool_call" and role == "assistant":
             calls += tool_calls_from(inner, f"{part_at}.{kind}")
         else:
-            rule = "this model reads text; leave the part out, or the row"
+            rule = _IN_TURNS.get(str(kind), "this model reads text; leave the part out, or the row")
             raise BadRow(NOT_TEXT, f"{part_at}: got a part of type {shown(kind)}; {rule}")
         refuse_media(part, part_at)
         unused.update(f"{at.partition('[')[0]}[].content[].{key}" for key in _named(part) - _PART_KEYS)
@@ -223,8 +255,21 @@ def text_from(value: Any, at: str) -> str:
         fix = "; write it in quotes" if number else ""
         if number and at.isidentifier():
             fix += f', or map it in columns as "{{{{ {at} }}}}"'
+        elif isinstance(value, bool) and at.isidentifier():
+            fix = f"; map it in columns as \"{{{{ 'yes' if {at} else 'no' }}}}\", in words that are to be learned"
         raise BadRow("not text", f"{at}: got {shown(value)}; must be a string{fix}")
     return value
+
+
+def _a_list_of_texts(texts: list[str], at: str) -> BadRow:
+    if len(texts) > 1:
+        fix = "give each a row of its own"
+    elif at.isidentifier():
+        fix = f'map it in columns as "{{{{ {at}[0] }}}}"'
+    else:
+        fix = "give the text without the list"
+    count = "a list of 1 text" if len(texts) == 1 else f"a list of {len(texts)} texts"
+    return BadRow("wrong type", f"{at}: got {count}; must be a string, or a list of turns (role, content); {fix}")
 
 
 def _a_list(value: Any, at: str) -> list[Any]:

@@ -11,6 +11,7 @@ import numpy as np
 from hybrid_ft.finetune.data.messages import noticed
 from hybrid_ft.finetune.data.report.count import Count, Counts, added_up
 from hybrid_ft.finetune.data.tokens import borders, reasoning
+from hybrid_ft.finetune.data.tokens.calls_as_text import CALLS_AS_TEXT
 from hybrid_ft.finetune.data.tokens.encode import CUT, EMPTY_TRAINED, EMPTY_UNTRAINED, OF_TURNS, UNTRAINED
 from hybrid_ft.finetune.data.tokens.fit_pairs import CUT_PROMPT
 
@@ -24,6 +25,9 @@ NOTES = {
     reasoning.DROPPED: "{unit}s whose reasoning was left out, as data.reasoning says",
     reasoning.AS_TEXT: "{unit}s whose reasoning was put into the answer's text in <think> tags, as data.reasoning says",
     reasoning.LONE_END: "{unit}s with a </think> that nothing opens; what is before it was read as reasoning",
+    reasoning.LONE_KEPT: "{unit}s with a </think> that nothing opens, trained as text (see data.reasoning)",
+    CALLS_AS_TEXT: "{unit}s with calls of tools in an answer's text, trained as text; the chat template writes those that "
+    "are given as tool_calls: [{{name: ..., arguments: {{...}}}}]",
     EMPTY_TRAINED: "turns in which the chat template writes an empty thought, which is trained "
     "(data.train_empty_thoughts: false leaves it out)",
     EMPTY_UNTRAINED: "turns in which the chat template writes an empty thought, not trained",
@@ -52,10 +56,10 @@ class SourceCounts:
     """What one source holds and what became of it.
 
     ``kept``: rows in tokens, before the mix takes its share. ``taken``: rows of the mix, each as often as it is there;
-    ``repeat``: how often that is at most; ``share``: of the trained tokens of all sources. ``happened``: by the keys of NOTES; ``left_out``: rows by a column that belongs
-    to what is asked or trained and that nothing reads; ``rated_bad``: rows by a column of true and false that says false
-    of them. ``passed_over``: rows that the source's ``only`` leaves out, which are not read.
-    """
+    ``repeat``: how often that is at most; ``share``: of the trained tokens of all sources. ``happened``: by the keys of
+    NOTES; ``left_out``: rows by a column that belongs to what is asked or trained and that nothing reads;
+    ``rated_bad``: rows by a column of true and false that says false of them. ``passed_over``: rows that the source's
+    ``only`` or ``without`` leaves out, which are not read."""
 
     name: str
     format: str = ""
@@ -105,7 +109,7 @@ class SourceCounts:
         """The counts on one line."""
         line = f"{self.name}: {self.format}, {counted(self.read, 'row')}"
         if self.passed_over:
-            line += f" of {self.read + self.passed_over:,}, as only says"
+            line += f" of {self.read + self.passed_over:,}, as only or without says"
         if self.dropped.count:
             line += f", dropped {dropped_text(self.dropped, self.read)}"
         if self.taken != self.kept:
@@ -201,8 +205,13 @@ class Account:
             for column, count in source.left_out.most_first():
                 lines.append(f"column {column} is left out of the {unit}s that have it: {count}")
             for column, count in source.rated_bad.most_first():
-                fix = f"only: {{{column}: true}} beside the source's path takes the good ones"
-                lines.append(f"{unit}s that their column {column} calls bad, trained all the same: {count}; {fix}")
+                fix, called = (
+                    f"only: {{{column}: true}} beside the source's path takes the good ones",
+                    f"column {column}",
+                )
+                if column[0] == "{":  # with the value that says so
+                    fix, called = f"without: {column} beside the source's path leaves them out", column
+                lines.append(f"{unit}s that their {called} calls bad, trained all the same: {count}; {fix}")
         for token, count in added_up([source.control_tokens_as_text for source in sources]).most_first():
             lines.append(f"{token} in a row's text, encoded as plain text: {count}")
         if self.train.duplicates:

@@ -1,6 +1,7 @@
 """Rows of .parquet and .arrow files.
 
-A column of objects has every key in every row, null where the row had none.
+A column of objects has every key in every row, null where the row had none. Classes that datasets has named are known by
+number and name.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from hybrid_ft.errors import InputError, short
 from hybrid_ft.finetune.data.limits import TookTooLong, limited
 from hybrid_ft.finetune.data.sources import strict_json
+from hybrid_ft.finetune.data.sources.class_names import features_in, naming
 from hybrid_ft.finetune.data.sources.json_rows import MAX_LINE_BYTES
 from hybrid_ft.finetune.data.sources.rows import BadRow, NoRows, Row
 
@@ -75,14 +77,20 @@ def _rows(
                 if batch is not None and number < read:
                     passed = min(read - number, batch.num_rows)
                     number, batch = number + passed, batch.slice(passed)
+                if batch is not None and (twice := _twice(batch.schema)) is not None:
+                    raise InputError(f"{name}: column {short(twice)!r} is there twice; give each column its own name")
                 rows = batch.to_pylist() if batch is not None else []
             if batch is None:
                 break
-            decoders = {field.name: decode for field in batch.schema if (decode := _decoder(field.type))}
+            decoders = naming(features_in(batch.schema.metadata))
+            decoders |= {field.name: decode for field in batch.schema if (decode := _decoder(field.type))}
             for values in rows:
                 number += 1
                 try:
-                    yield Row(number, values | {column: decode(values[column]) for column, decode in decoders.items()})
+                    decoded = {
+                        column: decode(values[column]) for column, decode in decoders.items() if column in values
+                    }
+                    yield Row(number, values | decoded)
                 except BadRow as bad:
                     bad.line = number
                     yield bad
@@ -96,6 +104,22 @@ def _rows(
         raise InputError(
             f"{name}: not {'an' if kind == 'Arrow' else 'a'} {kind} file that can be read ({reason})"
         ) from None
+
+
+def _twice(fields: pa.Schema | pa.StructType) -> str | None:
+    """The name of two columns, or of two fields of an object in one."""
+    import pyarrow as pa
+
+    names = [field.name for field in fields]
+    if len(set(names)) < len(names):
+        return next(name for name in names if names.count(name) > 1)
+    for field in fields:
+        kind = field.type
+        while pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+            kind = kind.value_type
+        if pa.types.is_struct(kind) and (twice := _twice(kind)) is not None:
+            return f"{field.name}.{twice}"
+    return None
 
 
 def _text_or_bytes(value: Any) -> Any:

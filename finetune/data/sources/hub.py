@@ -1,4 +1,4 @@
-"""Datasets of the Hugging Face hub, from the cache where there is no network.
+"""Datasets of the Hugging Face hub and single files of them.
 
 Without a network only what is in the cache is opened, and nothing waits for long.
 """
@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from hybrid_ft.errors import BAD_INPUT, ENVIRONMENT, InputError, one_line
+from hybrid_ft.finetune.recipe.hub_files import HUB_FILES, repository
 
 if TYPE_CHECKING:
     from hybrid_ft.finetune.recipe.data_section import Source
@@ -36,6 +37,12 @@ def load_from_hub(source: Source, name: str, near: str = "", streaming: bool = F
                 revision=source.revision,
                 **({"streaming": True} if streaming else {}),
             )
+    except RuntimeError as error:
+        if "scripts are no longer supported" not in str(error):
+            raise
+        text = "is read by a program of its own, which the datasets library does not run"
+        fix = f"name one of its data files, {HUB_FILES}{source.path}/FILE, or a local copy"
+        raise InputError(f"{name}: {text}; {fix}") from None
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         fix = f"there is no such local file either{near}; check the name, the network and, for a gated set, your login"
         if not reachable and not isinstance(error, ValueError):
@@ -46,6 +53,35 @@ def load_from_hub(source: Source, name: str, near: str = "", streaming: bool = F
             BAD_INPUT if isinstance(error, ValueError) else ENVIRONMENT
         )  # ValueError: no such split or configuration
         raise InputError(f"{name}: cannot be loaded from the hub ({text}); {fix}", status) from None
+
+
+def hub_file(path: str, revision: str | None) -> str:
+    """The local copy of one file of a hub dataset. Raises InputError: status 2 for a name that is none, 3 for what cannot
+    be had."""
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        name, file = repository(path)
+    except ValueError as error:
+        raise InputError(f"path: {error}") from None
+    try:
+        with _as_the_network_is(_reachable()):
+            return huggingface_hub.hf_hub_download(name, file, repo_type="dataset", revision=revision)
+    except LocalEntryNotFoundError:
+        text = "cannot be loaded: the hub cannot be reached, and the cache does not hold it"
+        raise InputError(
+            f"{path}: {text}; check the name, the network and, for a gated set, your login", ENVIRONMENT
+        ) from None
+    except EntryNotFoundError:
+        raise InputError(f"{path}: {name} has no file {file}; see its page on the hub for those it has") from None
+    except HFValidationError as error:
+        raise InputError(f"{path}: {one_line(error, 200)}") from None
+    except (HfHubHTTPError, OSError) as error:
+        fix = "check the name, the revision and, for a gated set, your login"
+        raise InputError(
+            f"{path}: cannot be loaded from the hub ({one_line(error, 200)}); {fix}", ENVIRONMENT
+        ) from None
 
 
 def _reachable() -> bool:

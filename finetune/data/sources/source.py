@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hybrid_ft.errors import InputError, shown
+from hybrid_ft.finetune.data.sources.class_names import naming
 from hybrid_ft.finetune.data.sources.file import file_rows, is_data_file
 from hybrid_ft.finetune.data.sources.folder import Folder, describes_folder, read_folder
-from hybrid_ft.finetune.data.sources.hub import load_from_hub
+from hybrid_ft.finetune.data.sources.hub import hub_file, load_from_hub
 from hybrid_ft.finetune.data.sources.rows import BadRow, NoRows, Row
 from hybrid_ft.finetune.data.sources.slices import Slice, slices
+from hybrid_ft.finetune.recipe.hub_files import HUB_FILES
 from hybrid_ft.finetune.recipe.nearest import nearest_file
 
 if TYPE_CHECKING:
@@ -50,8 +52,11 @@ def open_source(source: Source) -> Opened:
 
 
 def folder_of(source: Source) -> Folder | None:
-    """The splits of local data, and their files; None for a dataset of the hub. Raises InputError."""
+    """The splits of local data, and their files, one file of the hub included, which is fetched; None for a dataset of
+    the hub. Raises InputError."""
     path = source.path
+    if path.startswith(HUB_FILES):
+        path = hub_file(path, source.revision)
     if os.path.isdir(path):
         return read_folder(path, source.name)
     if not os.path.exists(path) and glob.has_magic(path):
@@ -170,5 +175,6 @@ def _hub_rows(source: Source, name: str) -> Iterator[Row]:
     dataset = load_from_hub(source, name, nearest_file(source.path))
     if not len(dataset):
         raise InputError(f"{name}: 0 rows")
+    named = naming(dataset.features.to_dict())
     for number, values in enumerate(dataset):
-        yield Row(number, values)
+        yield Row(number, values | {column: name(values[column]) for column, name in named.items()})

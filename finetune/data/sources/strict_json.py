@@ -60,7 +60,7 @@ def raw_parse(text: str, start: int) -> tuple[Any, int]:
     """The value that begins at ``start`` of a longer text, and where it ends.
 
     A value that is JSON but breaks a rule of this module comes back as the BadRow itself, so that the reader can go on
-    behind it. Raises json.JSONDecodeError (with a position in ``text``) where it is no JSON, RecursionError where it is
+    behind it. Raises json.JSONDecodeError (with a position in ``text``) where it is not JSON, RecursionError where it is
     nested without end.
     """
     try:

@@ -103,7 +103,12 @@ def _header(cells: list[str], name: str, line: int) -> list[str]:
 
 def _refuse_other_separator(header: list[str], delimiter: str, name: str, line: int) -> None:
     """A header that is one column and holds another separator: the file is read by the wrong one."""
-    fixes = {",": "name the file .csv", "\t": "name the file .tsv", ";": "separate the columns by commas"}
+    fixes = {
+        ",": "name the file .csv",
+        "\t": "name the file .tsv",
+        ";": "separate the columns by commas",
+        "|": "separate the columns by commas",
+    }
     for other, fix in fixes.items():
         if len(header) == 1 and other != delimiter and other in header[0]:
             raise InputError(f"{name}:{line}: the header is one column, {short(repr(header[0]))}; {fix}")

@@ -57,9 +57,32 @@ class StreamedRows:
         }
 
 
+class StreamedPairs(StreamedRows):
+    """``trained``: tokens of the answers; the rest is prompts, each counted once for its pair."""
+
+    def line(self, name: str) -> str:
+        text = f"{name}: {counted(self.rows, 'pair')}, {counted(self.tokens, 'token')}"
+        if self.held:
+            text += f"; {counted(self.held, 'pair')} held out"
+        return text + (f"; in pass {self.passes + 1}" if self.passes else "")
+
+    def table(self) -> list[tuple[str, str]]:
+        return [("pairs", f"{self.rows:,}"), ("tokens, prompt once", f"{self.tokens:,}")]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "pairs": self.rows,
+            "tokens": self.tokens,
+            "pairs_held_out": self.held,
+            "whole_passes": self.passes,
+        }
+
+
 def account_of(counted: State, sample: Account) -> Account:
     """The account of a stream up to a window's end, which ``counted`` is; the rest as in the ``sample``'s."""
     names = ("rows", "tokens", "trained", "packs", "room", "held", "passes")
-    rows = StreamedRows(**{name: counted[name] for name in names})
+    of_pairs = sample.train.unit == "pair"
+    kind, unit = (StreamedPairs, "pair") if of_pairs else (StreamedRows, "row")
+    rows = kind(**{name: counted[name] for name in names}, unit=unit)
     sources = [counts_of(counts) for counts in counted["counts"]]
     return replace(sample, sources=sources, train=rows, examples=[], refusal=None, sample=None)

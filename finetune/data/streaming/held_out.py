@@ -14,6 +14,7 @@ from hybrid_ft.finetune.data.messages.preference import Unusable
 from hybrid_ft.finetune.data.report.account import SourceCounts
 from hybrid_ft.finetune.data.source_rows import text_hash
 from hybrid_ft.finetune.data.sources.rows import BadRow
+from hybrid_ft.finetune.data.streaming.chunk_forms import reader_of
 from hybrid_ft.finetune.data.streaming.source_stream import HeldOutRule, SourceStream
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def held_out_rows(recipe: Recipe, way: Way[Any, Any], texts: bool) -> Dataset:
     Raises InputError where there is none.
     """
     rule = HeldOutRule(recipe.data.eval.fraction, recipe.data.seed)
-    sources = [SourceStream(source, way, texts, rule) for source in recipe.data.sources]
+    sources = [SourceStream(source, way, reader_of(recipe, texts), rule) for source in recipe.data.sources]
     most, searched = recipe.data.eval.count or MOST, 0
     found: list[tuple[float, str, int, Any]] = []  # a heap, the largest hash first
     counts = [SourceCounts("") for _ in sources]
@@ -70,7 +71,8 @@ def held_out_rows(recipe: Recipe, way: Way[Any, Any], texts: bool) -> Dataset:
 
 def rows_of_their_own(recipe: Recipe, way: Way[Any, Any], texts: bool) -> tuple[Dataset, list[SourceCounts]]:
     """The rows of ``data.eval.sources``, all of them, with their counts. Raises InputError."""
-    sources = [SourceStream(source, way, texts, HeldOutRule(0.0, 0)) for source in recipe.data.eval.sources]
+    reader, rule = reader_of(recipe, texts), HeldOutRule(0.0, 0)
+    sources = [SourceStream(source, way, reader, rule) for source in recipe.data.eval.sources]
     tables: list[pa.Table] = []
     for source in sources:
         while (chunk := source.next_table()) is not None:

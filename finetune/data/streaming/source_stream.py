@@ -6,24 +6,29 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 
-from hybrid_ft.finetune.data.labels import Only
-from hybrid_ft.finetune.data.reading import LOOK_AHEAD, check_supervised, converted, form_of_rows
+from hybrid_ft.finetune.data.labels import chosen_by
+from hybrid_ft.finetune.data.messages.row_forms import Form
+from hybrid_ft.finetune.data.reading import LOOK_AHEAD, converted
 from hybrid_ft.finetune.data.report.account import SourceCounts
 from hybrid_ft.finetune.data.report.count import Count, Counts
 from hybrid_ft.finetune.data.source_rows import BATCH, text_hash
 from hybrid_ft.finetune.data.sources.rows import BadRow, Row
 from hybrid_ft.finetune.data.sources.source import Opened
 from hybrid_ft.finetune.data.streaming.chunk import encoded_chunk
+from hybrid_ft.finetune.data.streaming.chunk_forms import ChunkReader
 from hybrid_ft.finetune.data.streaming.raw_rows import raw_rows
+from hybrid_ft.finetune.data.streaming.stream_rows import AnyRow, rows_of
 
 if TYPE_CHECKING:
     from hybrid_ft.finetune.data.way import Way
     from hybrid_ft.finetune.recipe.data_section import Source
 
 State = dict[str, Any]
+
+_LOOKED_AT = 10_000
+"""Rows in which a column of ``without`` must come, as a stream's end may never be read; of JSON not every row has it."""
 
 
 @dataclass(frozen=True)
@@ -44,26 +49,6 @@ class HeldOutRule:
         return self.fraction > 0 and self.hash(asked) < self.fraction
 
 
-@dataclass(slots=True)
-class StreamRow:
-    """A row to train on. ``ids`` and ``labels`` int32 [tokens]; ``weights`` float32 [tokens], [] where all are 1."""
-
-    origin: str
-    ids: np.ndarray
-    labels: np.ndarray
-    weights: np.ndarray
-
-    @property
-    def trained(self) -> int:
-        return int((self.labels != -100).sum())
-
-    @classmethod
-    def of(cls, table: pa.Table, row: int) -> StreamRow:
-        """A row of a chunk, copied: what is kept of a chunk does not keep all of it in memory."""
-        lists = (table[name][row].values.to_numpy().copy() for name in ("input_ids", "labels", "weights"))
-        return cls(table["origin"][row].as_py(), *lists)
-
-
 class SourceStream:
     """A source's usable rows that are not held out, in its order, ``repeat`` times a pass.
 
@@ -74,17 +59,17 @@ class SourceStream:
     after_chunk: Callable[[], None] = staticmethod(lambda: None)
     """called when a chunk has been read"""
 
-    def __init__(self, source: Source, way: Way[Any, Any], texts: bool, rule: HeldOutRule) -> None:
-        check_supervised(source)
+    def __init__(self, source: Source, way: Way[Any, Any], reader: ChunkReader, rule: HeldOutRule) -> None:
+        reader.check(source)
         self._source, self._way, self._rule = source, way, rule
         self._raw = raw_rows(source)
-        self._only = None if source.only is None else Only(source.only, self._raw.name)
+        self._only = chosen_by(source, self._raw.name)
         first = self._first_rows()
-        self._form = form_of_rows(source, first, self._raw.name, texts) if first else None
+        self._form = reader.form(source, first, self._raw.name) if first else None
         self.counts, self.held = SourceCounts(self._raw.name), 0
         self.counts.repeat = source.repeat
         self.turns, self._left = 0, source.repeat - 1
-        self._rows: list[StreamRow] = []
+        self._rows: list[AnyRow] = []
         self._taken = 0
         self._before = self._here()
 
@@ -99,7 +84,7 @@ class SourceStream:
         """Those that are here."""
         return getattr(self._raw, "files", [])
 
-    def next(self) -> StreamRow | None:
+    def next(self) -> AnyRow | None:
         """The next row; None at the end of a pass, until ``rewind``."""
         while self._taken == len(self._rows):
             if self._next_chunk():
@@ -159,13 +144,10 @@ class SourceStream:
             return None
         rows = self._chosen(raw)
         counts.passed_over += len(raw) - len(rows)
-
-        def form(found: list[Row]) -> Any:
-            assert self._form is not None
-            return self._form
-
         opened = Opened(self._raw.name, iter(rows), self._raw.notes)
-        return self._way.sift(converted(opened, counts, form, BadRow))
+        if self._form is None:  # none of the source's rows can be read
+            return self._way.sift(converted(opened, counts, _no_form, BadRow))
+        return self._way.sift(self._form.convert(opened, counts))
 
     def _next_chunk(self) -> bool:
         chunk = self.next_table()
@@ -173,11 +155,9 @@ class SourceStream:
         if chunk is None:
             return False
         table, asked = chunk
-        for row, question in enumerate(asked):
-            if self._rule.holds(question):
-                self.held += self.turns == 0
-            else:
-                self._rows.append(StreamRow.of(table, row))
+        out = [self._rule.holds(question) for question in asked]
+        self.held += sum(out) if self.turns == 0 else 0
+        self._rows = rows_of(table, [row for row, held in enumerate(out) if not held])
         return True
 
     def _again(self) -> None:
@@ -193,15 +173,29 @@ class SourceStream:
         return [row for row in rows if isinstance(row, BadRow) or self._only is None or self._only.takes(row.values)]
 
     def _first_rows(self) -> list[Row]:
-        """The rows that decide the form, which are the same wherever a stream goes on."""
+        """The rows that decide the form, which are the same wherever a stream goes on.
+
+        Raises InputError for a column of the source's ``without`` that no row has, as far as they are looked at.
+        """
         found: list[Row] = []
-        read = 0
-        while (read < LOOK_AHEAD or not found) and (rows := self._raw.take(LOOK_AHEAD)):
-            chosen = self._chosen(rows)
-            read += len(chosen)
-            found += [row for row in chosen if isinstance(row, Row)]
+        chosen = read = 0
+        while rows := self._raw.take(LOOK_AHEAD):
+            read += len(rows)
+            some = self._chosen(rows)
+            if chosen < LOOK_AHEAD or not found:
+                chosen += len(some)
+                found += [row for row in some if isinstance(row, Row)]
+            unseen = self._only is not None and self._only.unseen()
+            if chosen >= LOOK_AHEAD and found and (not unseen or read >= _LOOKED_AT):
+                break
+        if self._only is not None and read:
+            self._only.check_unwanted("" if not rows else f" in the first {read:,} rows of the stream")
         self._raw.rewind()
         return found
+
+
+def _no_form(rows: list[Row]) -> Form:
+    raise AssertionError("the first rows that can be read decide the form")
 
 
 def counts_of(state: State) -> SourceCounts:

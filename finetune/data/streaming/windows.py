@@ -15,8 +15,11 @@ import numpy as np
 
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.data.packing import pack
+from hybrid_ft.finetune.data.prompt_order import order_of
 from hybrid_ft.finetune.data.report.account import refusal
-from hybrid_ft.finetune.data.streaming.source_stream import HeldOutRule, SourceStream, State, StreamRow
+from hybrid_ft.finetune.data.streaming.chunk_forms import reader_of
+from hybrid_ft.finetune.data.streaming.source_stream import HeldOutRule, SourceStream, State
+from hybrid_ft.finetune.data.streaming.stream_rows import AnyRow
 
 if TYPE_CHECKING:
     from hybrid_ft.finetune.data.way import Way
@@ -27,12 +30,12 @@ _JUDGED = 1000  # rows read before a share of them says anything
 
 @dataclass
 class Window:
-    """Rows, the source of each, and the packs they fall into, in the order of training.
+    """Rows, the source of each, and the packs they fall into, in the order of training; of pairs, the steps.
 
     ``start``: the stream's state before it; ``end``: what was counted up to its end.
     """
 
-    rows: list[StreamRow]
+    rows: list[AnyRow]
     sources: list[int]
     packs: list[list[int]]
     start: State
@@ -45,21 +48,30 @@ class RowStream:
     Without weights a source's chance to give the next row is its size on disk (``repeat`` times it; alone ``repeat``
     where one is on the hub), so that all end together, and a pass ends when all have. With weights these are the
     chances, and a source that ends begins again.
+
+    Pairs are dealt to steps; where a list makes several of them, those of one prompt follow one another.
     """
 
     def __init__(self, recipe: Recipe, way: Way[Any, Any], texts: bool, buffer: int | None = None) -> None:
         data, train = recipe.data, recipe.train
         self._recipe = recipe
-        self._budget = train.batch_tokens if data.packing else None
+        # the rows of a padded batch, or of a step of pairs; packs take what their budget does
+        self._rows = recipe.pairs_or_rows or (None if data.packing else train.batch_size)
         size = data.shuffle_buffer if buffer is None else buffer
-        # padded batches are all of the same size
-        self._size = size if data.packing else max(size - size % train.batch_size, train.batch_size)
-        rule = HeldOutRule(data.eval.fraction, data.seed)
-        self.sources = [SourceStream(source, way, texts, rule) for source in data.sources]
+        # steps, and padded batches, are all of the same size
+        self._size = size if self._rows is None else max(size - size % self._rows, self._rows)
+        self._by_prompt = any(source.pairs == "all" for source in data.sources)
+        rule, reader = HeldOutRule(data.eval.fraction, data.seed), reader_of(recipe, texts)
+        self.sources = [SourceStream(source, way, reader, rule) for source in data.sources]
         self._weighed = data.sources[0].weight is not None
         self._shares = _shares([source.weight for source in data.sources], self.sources, recipe)
         self.passes, self._window = 0, 0
         self._totals = dict.fromkeys(("rows", "tokens", "trained", "packs", "room"), 0)
+
+    @property
+    def endless(self) -> bool:
+        """Whether no pass ever ends."""
+        return self._weighed
 
     def windows(self, judged: bool = True) -> Iterator[Window]:
         """From where the stream stands. Raises InputError where the data must not be trained on; with ``judged=False``
@@ -95,10 +107,10 @@ class RowStream:
         sources = [source.state() for source in self.sources]
         return {"passes": self.passes, "window": self._window, "totals": dict(self._totals), "sources": sources}
 
-    def _draw(self) -> tuple[list[StreamRow], list[int]]:
+    def _draw(self) -> tuple[list[AnyRow], list[int]]:
         """The next rows of the mix, and the source of each; fewer than a window at the end of a pass."""
         random = np.random.default_rng(self._seeds("mix"))
-        chances, rows, sources = self._shares.copy(), list[StreamRow](), list[int]()
+        chances, rows, sources = self._shares.copy(), list[AnyRow](), list[int]()
         while len(rows) < self._size and chances.any():
             number = int(random.choice(len(chances), p=chances / chances.sum())) if len(chances) > 1 else 0
             row = self.sources[number].next()
@@ -112,20 +124,25 @@ class RowStream:
                 sources.append(number)
         return rows, sources
 
-    def _packed(self, rows: list[StreamRow], sources: list[int], start: State) -> Window:
-        lengths, seed = [len(row.ids) for row in rows], self._seeds("order")
-        if self._budget is not None:
-            packs = pack(lengths, self._budget, int(np.random.SeedSequence(seed).generate_state(1)[0]))
-            room = len(packs) * self._budget
+    def _packed(self, rows: list[AnyRow], sources: list[int], start: State) -> Window:
+        lengths, seed = [row.tokens for row in rows], self._seeds("order")
+        if self._rows is None:
+            budget = self._recipe.train.batch_tokens
+            packs = pack(lengths, budget, int(np.random.SeedSequence(seed).generate_state(1)[0]))
+            room = len(packs) * budget
         else:
-            order = np.random.default_rng(seed).permutation(len(rows)).tolist()
-            size = self._recipe.train.batch_size
-            packs = [order[at : at + size] for at in range(0, len(order), size)]
+            order = self._order(rows, seed)
+            packs = [order[at : at + self._rows] for at in range(0, len(order), self._rows)]
             room = sum(len(one) * max(lengths[row] for row in one) for one in packs)
         trained = sum(row.trained for row in rows)
         new = {"rows": len(rows), "tokens": sum(lengths), "trained": trained, "packs": len(packs), "room": room}
         self._totals = {name: self._totals[name] + value for name, value in new.items()}
         return Window(rows, sources, packs, start, self.account_state())
+
+    def _order(self, rows: list[AnyRow], seed: Sequence[int]) -> list[int]:
+        if self._by_prompt:
+            return order_of([row.prompt for row in rows], seed)
+        return np.random.default_rng(seed).permutation(len(rows)).tolist()
 
     def account_state(self) -> State:
         """What was counted so far, JSON."""

@@ -10,10 +10,9 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from hybrid_ft.errors import InputError, shown
+from hybrid_ft.errors import InputError, did_you_mean, shown
 from hybrid_ft.finetune.data.sources import strict_json
 from hybrid_ft.finetune.data.sources.rows import BadRow
-from hybrid_ft.finetune.recipe.nearest import did_you_mean
 from hybrid_ft.finetune.recipe.template_arguments import refused_argument
 
 if TYPE_CHECKING:

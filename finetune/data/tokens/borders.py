@@ -1,8 +1,8 @@
 """Where a prompt ends and an answer begins, in characters and in tokens.
 
-A row's tokens up to there must be those that ask for the answer. A tokenizer may join the prompt's last characters and the answer's first in one token, line ends mostly, after which a
-model is never asked. There the row is encoded in two parts.
-"""
+A row's tokens up to there must be those that ask for the answer. A tokenizer may join the prompt's last characters and
+the answer's first in one token, line ends mostly, after which a model is never asked. There the row is encoded in two
+parts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from hybrid_ft.finetune.data.tokens.control_tokens import ControlTokens
 from hybrid_ft.finetune.data.tokens.filled import Filled
@@ -107,15 +110,15 @@ def empty_thought(border: Border, filled: Filled, control: ControlTokens) -> int
 
 
 class Laid:
-    """A marked row in tokens, encoded in one part or in several; a part's first character is at ``_froms`` of it."""
+    """A marked row in tokens, encoded in one part or in several; a part's first character is at ``_froms`` of it.
+
+    ``tokens``: their ids, int32 [tokens].
+    """
 
     def __init__(self, froms: list[int], encodings: Sequence[Tokenized]) -> None:
         self._froms, self._encodings = froms, encodings
-        self._tokens = [0]
-        self.ids: list[int] = list(encodings[0].ids)
-        for encoding in encodings[1:]:
-            self._tokens.append(len(self.ids))
-            self.ids += encoding.ids
+        self._tokens = [0, *accumulate(len(encoding.tokens) for encoding in encodings[:-1])]
+        self.tokens = encodings[0].tokens if len(encodings) == 1 else np.concatenate([one.tokens for one in encodings])
 
     def at(self, position: int) -> int:
         """The token that holds a character."""
@@ -153,7 +156,7 @@ class Laid:
     def goes_on(self, border: Border, control: ControlTokens) -> bool:
         """Whether the tokens before an answer are those that come of asking; notes its first one then."""
         tail, begin = control.ids_of(border.row_tail), self.tail_at(border)
-        if self.ids[begin : begin + len(tail)] != tail:
+        if self.tokens[begin : begin + len(tail)].tolist() != tail:
             return False
         border.first = begin + len(tail)
         return True
@@ -163,7 +166,7 @@ class Laid:
         begin, tail = self.tail_at(border), control.ids_of(border.tail)
         whole = control.ids_of(border.tail + border.opening)
         opened = len(whole) - len(tail) if not border.cause and whole[: len(tail)] == tail else 0
-        return self.ids[:begin] + whole, opened
+        return self.tokens[:begin].tolist() + whole, opened
 
 
 def continued(
@@ -180,7 +183,7 @@ def continued(
         before = marked[: last.start] + ("" if last.cause else last.opening)
         parts = Laid([0, last.at], control.encode([before, marked[last.at :]]))
         # a tokenizer that puts a space before a text's first word makes another text of two parts
-        if control.text(parts.ids) == control.text(laid.ids) and parts.goes_on(last, control):
+        if control.text(parts.tokens.tolist()) == control.text(laid.tokens.tolist()) and parts.goes_on(last, control):
             laid = parts
             joined.pop()
             causes.append(SPLIT_LINE_ENDS if _LINE_ENDS.match(marked, last.at) else SPLIT_MERGES)

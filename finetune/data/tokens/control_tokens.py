@@ -14,8 +14,10 @@ import secrets
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from hybrid_ft.errors import InputError
-from hybrid_ft.finetune.data.tokens.parts import PartTokenizer, Tokenized
+from hybrid_ft.finetune.data.tokens.parts import InOne, PartTokenizer, Tokenized
 from hybrid_ft.hybrid_model.checkpoint.new_tokens import tokens_of_text
 
 if TYPE_CHECKING:
@@ -26,7 +28,8 @@ _MOST_REMEMBERED = 4096
 
 
 class ControlTokens:
-    """The control tokens of a tokenizer: all that were added to its vocabulary, runs of white space and words of a recipe apart.
+    """The control tokens of a tokenizer: all that were added to its vocabulary, runs of white space and words of a
+    recipe apart.
 
     Raises InputError for a tokenizer whose parts cannot be taken apart.
     """
@@ -41,10 +44,14 @@ class ControlTokens:
         longest_first = sorted(self.ids, key=len, reverse=True)
         self.pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
         nonce = secrets.token_hex(8)
+        always = set.intersection(*map(set, self.ids)) if self.ids else set()
+        self._always = min(always, key=str.isalnum, default="")
         self._renamed = {name: f"\U000f0000{nonce}{index}\U000f0001" for name, index in self.ids.items()}
         parts = json.loads(backend.to_str())
         # The model itself writes its unknown token, wherever a text has a character that it does not know.
         self._counted = frozenset(self.ids.values()) - {_unknown(parts["model"])}
+        self._is_counted = np.zeros(1 + max([_last_id(parts["model"]), *added.values()]), bool)
+        self._is_counted[list(self._counted)] = True
         self._original = {renamed: name for name, renamed in self._renamed.items()}
         self._written = re.compile("\U000f0000[0-9a-f]+\U000f0001")
         self._short: dict[str, list[int]] = {}
@@ -59,13 +66,15 @@ class ControlTokens:
 
     def found_in(self, literal: str) -> list[re.Match[str]]:
         """Every control token that text would become, left to right."""
+        if self._always not in literal:  # far sooner seen than that no name is in it
+            return []
         return list(self.pattern.finditer(literal))
 
     def encode(self, marked: list[str]) -> Sequence[Tokenized]:
         """Encode texts whose control tokens are marked. No begin or end token is put around them."""
         if self._in_parts is not None:
             return self._in_parts.encode(marked)
-        return self._backend.encode_batch(marked, add_special_tokens=False)
+        return [InOne(encoding) for encoding in self._backend.encode_batch(marked, add_special_tokens=False)]
 
     def ids_of(self, marked: str) -> list[int]:
         """The ids of one marked text; those of short ones, which come again in row after row, are kept."""
@@ -95,9 +104,9 @@ class ControlTokens:
             parts.append(text if control else self.pattern.sub(lambda match: f"[text: {match[0]}]", text))
         return "".join(parts)
 
-    def count(self, ids: list[int]) -> int:
+    def count(self, ids: Sequence[int] | np.ndarray) -> int:
         """How many of the ids are control tokens, the model's unknown token apart."""
-        return sum(map(self._counted.__contains__, ids))
+        return int(np.count_nonzero(self._is_counted[ids]))
 
     def count_in(self, literal: str) -> int:
         """How many such tokens are in what the template wrote."""
@@ -108,6 +117,11 @@ def _unknown(model: dict[str, Any]) -> int | None:
     if isinstance(model["vocab"], list):
         return model.get("unk_id")
     return model["vocab"].get(model.get("unk_token"))
+
+
+def _last_id(model: dict[str, Any]) -> int:
+    vocab = model["vocab"]
+    return len(vocab) - 1 if isinstance(vocab, list) else max(vocab.values(), default=0)
 
 
 def _renamed_copy(parts: dict[str, Any], renamed: dict[str, str], ids: dict[str, int]) -> Any:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from hybrid_ft.finetune.data.messages.conversation import Conversation
 from hybrid_ft.finetune.data.messages.training_marks import Weights
 from hybrid_ft.finetune.data.sources.rows import BadRow
 from hybrid_ft.finetune.data.tokens.borders import Border, border_of, continued, empty_thought
+from hybrid_ft.finetune.data.tokens.calls_as_text import CALLS_AS_TEXT, calls_as_text
 from hybrid_ft.finetune.data.tokens.control_tokens import ControlTokens
 from hybrid_ft.finetune.data.tokens.filled import filled_text
 from hybrid_ft.finetune.data.tokens.reasoning import AS_GIVEN, HIDDEN, Thoughts, placed
@@ -30,15 +33,14 @@ OF_TURNS = frozenset({UNTRAINED, EMPTY_TRAINED, EMPTY_UNTRAINED})
 class Encoded:
     """A row in tokens.
 
-    ``turns``: [first, last] of the tokens of each assistant turn that is trained, the token that ends it included.
-    ``prompt_ids`` and ``answer``: what a model is asked with for the last of them, and the text of that turn that comes
-    after it. ``opened``: how many tokens of ``prompt_ids`` are what asking adds behind the assistant's header, if the row
-    has them too. ``control_tokens_as_text``: control tokens that stood in the row's texts and were encoded as text.
-    ``counts``: what a user should know of, by the account's kinds, and how often.
-    ``weights``: of each token in the loss; None where all are 1.
-    """
+    ``tokens``: their ids, int32 [tokens]. ``turns``: [first, last] of the tokens of each assistant turn that is
+    trained, the token that ends it included. ``prompt_ids`` and ``answer``: what a model is asked with for the last of
+    them, and the text of that turn that comes after it. ``opened``: how many tokens of ``prompt_ids`` are what asking
+    adds behind the assistant's header, if the row has them too. ``control_tokens_as_text``: control tokens that stood
+    in the row's texts and were encoded as text. ``counts``: what a user should know of, by the account's kinds, and how
+    often. ``weights``: of each token in the loss; None where all are 1."""
 
-    ids: list[int]
+    tokens: np.ndarray
     turns: list[tuple[int, int]]
     prompt_ids: list[int]
     answer: str
@@ -47,20 +49,30 @@ class Encoded:
     counts: dict[str, int] = field(default_factory=dict)
     weights: list[float] | None = None
 
+    @property
+    def ids(self) -> list[int]:
+        """The tokens as a list."""
+        found: list[int] = self.tokens.tolist()
+        return found
+
     def labels(self) -> list[int]:
         """The ids where they are learned, -100 elsewhere."""
-        labels = [-100] * len(self.ids)
+        found: list[int] = self._labels().tolist()
+        return found
+
+    def _labels(self) -> np.ndarray:
+        labels = np.full(len(self.tokens), -100, np.int32)
         for first, last in self.turns:
-            labels[first : last + 1] = self.ids[first : last + 1]
+            labels[first : last + 1] = self.tokens[first : last + 1]
         if self.weights is not None:
-            labels = [label if weight else -100 for label, weight in zip(labels, self.weights, strict=True)]
+            labels[np.array(self.weights) == 0] = -100
         return labels
 
     def columns(self) -> dict[str, Any]:
         """The row for the file of tokens, its origin apart."""
         return {
-            "input_ids": self.ids,
-            "labels": self.labels(),
+            "input_ids": self.tokens,
+            "labels": self._labels(),
             "weights": self.weights or [],
             "prompt_ids": self.prompt_ids,
             "answer": self.answer,
@@ -69,8 +81,8 @@ class Encoded:
     def sizes(self) -> dict[str, int]:
         """Tokens of the row, and how many of them are trained."""
         if self.weights is not None:
-            return {"length": len(self.ids), "trained": sum(label != -100 for label in self.labels())}
-        return {"length": len(self.ids), "trained": sum(last - first + 1 for first, last in self.turns)}
+            return {"length": len(self.tokens), "trained": int(np.count_nonzero(self._labels() != -100))}
+        return {"length": len(self.tokens), "trained": sum(last - first + 1 for first, last in self.turns)}
 
     def happened(self) -> dict[str, int]:
         """What a user should know of, with how often: in rows, but for OF_TURNS."""
@@ -126,7 +138,7 @@ def encode_prompt(
     messages = as_rendered(moved.conversation, template.habits.field)
     filled = filled_text(skeleton, messages, conversation.tools, template, ask=True)
     (encoding,) = control.encode([filled.marked])
-    _check_controls(encoding.ids, filled.plan.controls, control)
+    _check_controls(encoding.tokens, filled.plan.controls, control)
     return encoding.ids
 
 
@@ -156,10 +168,12 @@ def _filled(conversation: Conversation, template: ChatTemplate, control: Control
             border.learned = border.at if thoughts.train_empty else skip
     if plan.hidden_reasoning:
         counts[HIDDEN] = counts.get(HIDDEN, 0) + plan.hidden_reasoning
+    if written := calls_as_text(conversation.messages, untrained, template):
+        counts[CALLS_AS_TEXT] = written
     if untrained:
         counts[UNTRAINED] = len(untrained)
     answer = filled.text[borders[-1].text_at : borders[-1].text_end] if borders else ""
-    found = {match[0] for slot in skeleton.slots for match in control.pattern.finditer(slot.text)}
+    found = {match[0] for slot in skeleton.slots for match in control.found_in(slot.text)}
     weights = None
     if conversation.weights:
         check_unmoved(conversation, moved.conversation)
@@ -170,9 +184,9 @@ def _filled(conversation: Conversation, template: ChatTemplate, control: Control
 
 
 def _encoded(row: _Filled, encoding: Tokenized, control: ControlTokens) -> Encoded:
-    _check_controls(encoding.ids, row.controls, control)
+    _check_controls(encoding.tokens, row.controls, control)
     if not row.borders:
-        return Encoded(encoding.ids, [], [], row.answer, row.control_tokens_as_text, 0, row.counts)
+        return Encoded(encoding.tokens, [], [], row.answer, row.control_tokens_as_text, 0, row.counts)
     # a tokenizer may join the prompt's last characters with the answer's first: the last answer is then encoded apart, so
     # that training begins at the token where generation begins
     laid, causes = continued(row.marked, row.borders, encoding, control)
@@ -183,10 +197,10 @@ def _encoded(row: _Filled, encoding: Tokenized, control: ControlTokens) -> Encod
     weights = None
     if row.weights is not None:
         weights = token_weights(laid, [(*turn, own) for turn, own in zip(turns, row.weights, strict=True)])
-    return Encoded(laid.ids, turns, prompt_ids, row.answer, row.control_tokens_as_text, opened, row.counts, weights)
+    return Encoded(laid.tokens, turns, prompt_ids, row.answer, row.control_tokens_as_text, opened, row.counts, weights)
 
 
-def _check_controls(ids: list[int], written: int, control: ControlTokens) -> None:
-    if control.count(ids) != written:
+def _check_controls(tokens: np.ndarray, written: int, control: ControlTokens) -> None:
+    if control.count(tokens) != written:
         text = "its vocabulary builds a control token from plain text; take the text out of the row"
         raise BadRow("control token in text", f"the tokenizer cannot encode this row's text as text: {text}")

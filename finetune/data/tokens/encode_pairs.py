@@ -95,7 +95,8 @@ def side_of(row: Encoded | BadRow, template: ChatTemplate) -> Encoded:
 def cut(row: Encoded, opened: int) -> tuple[list[int], list[int]]:
     """Prompt and answer; ``opened`` tokens that ask for it belong to the answer."""
     first, last = row.turns[-1]
-    return row.ids[: first - opened], row.ids[first - opened : last + 1]
+    ids = row.ids
+    return ids[: first - opened], ids[first - opened : last + 1]
 
 
 def _joined(chosen: Encoded, rejected: Encoded) -> TokenPair:

@@ -34,7 +34,8 @@ _STAND_IN = (
 
 @dataclass(frozen=True)
 class Encoder:
-    """What turns conversations into tokens: a tokenizer, its control tokens, a chat template, and what becomes of thoughts."""
+    """What turns conversations into tokens: a tokenizer, its control tokens, a chat template, and what becomes of
+    thoughts."""
 
     tokenizer: PreTrainedTokenizerBase
     control: ControlTokens

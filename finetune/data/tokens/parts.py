@@ -6,20 +6,23 @@ such places a text is a part: its tokens are its own, whatever is around it, so 
 remembered. The places (P: ``!`` to ``~``):
 
     P, then a space    no word has a space behind anything but white space
+    a-z, then not      a word ends with its last letter, and what no letter begins does not look back; numbers likewise
     line end, then P   a word ends with its last line end; not so by GPT-2's pattern, in which of two line ends before P
                        the second is a word of its own, and at a text's end is not
-    control tokens     are taken out of a text before it is cut
+    control tokens     are taken out of a text before it is cut; what stands between two is called a piece
 """
 
 from __future__ import annotations
 
 import re
+from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from itertools import accumulate, chain
+from itertools import accumulate
 from typing import Any, Protocol
 
+import numpy as np
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 _LETTERS = (r"\p{L}+", r"[\p{L}\p{M}]+")
@@ -32,20 +35,30 @@ _LINES_APART = frozenset(
 """The patterns of GPT-4, Llama 3 and Olmo, of Qwen 2 and 3, and of Qwen 3.5."""
 
 _LONGEST, _MOST = 48, 2**17  # characters of a part that is remembered, and how many are
-# the first, which most parts are, is also what the others would find there
-_LINE_PART = r" [!-~]++(?= )|{c}|{n}*[\r\n](?=[!-~])|{n}*[!-~]+(?:{m}{n}*(?<![\r\n])[!-~]+)*(?:{m}{n}*)?|{n}+"
-_PART = r" [!-~]++(?= )|{c}|{n}*[!-~]+(?:{m}{n}*[!-~]+)*(?:{m}{n}*)?|{n}+"
+_BYTES = array("i").itemsize
+_WHOLE = 16  # characters of a text between two control tokens that is remembered as one: a role, mostly
+_BORDER = r"[\t\n\r -/:-@\[-`{{-~]"  # neither letter nor digit
+# what most parts are comes first: a word or a number, with what stands before it
+_FIRST = (
+    r" ?[!-/:-@\[-`{{-~]*+(?:[A-Za-z]++(?=[0-9]|" + _BORDER + r")|[0-9]++(?=[A-Za-z]|" + _BORDER + r"))| [!-~]++(?= )|"
+)
+_LINE_PART = _FIRST + r"{n}*[\r\n](?=[!-~])|{n}*[!-~]+(?:{m}{n}*(?<![\r\n])[!-~]+)*(?:{m}{n}*)?|{n}+"
+_PART = _FIRST + r"{n}*[!-~]+(?:{m}{n}*[!-~]+)*(?:{m}{n}*)?|{n}+"
 
-Ids = tuple[int, ...]
 Places = list[tuple[int, int]]
 
 
 class Tokenized(Protocol):
-    """A text in tokens, as the tokenizers library gives it."""
+    """A text in tokens."""
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """Its tokens' ids, int32 [tokens]."""
+        ...
 
     @property
     def ids(self) -> list[int]:
-        """Of its tokens."""
+        """The same as a list."""
         ...
 
     def char_to_token(self, char_pos: int, /) -> int | None:
@@ -57,42 +70,80 @@ class Tokenized(Protocol):
         ...
 
 
-class InParts:
-    """A text in tokens, put together from its parts. ``places``: where the tokens of a part begin and end in it."""
+class InOne:
+    """A text in tokens, as the tokenizers library gives it."""
 
-    def __init__(self, parts: list[str], found: list[Ids], places: Callable[[str], Places]) -> None:
-        self.ids: list[int] = list(chain.from_iterable(found))
-        self._parts, self._found, self._places = parts, found, places
-        self._starts: list[int] | None = None
+    def __init__(self, encoding: Any) -> None:
+        self.ids: list[int] = encoding.ids
+        self.tokens = np.array(self.ids, np.int32)
+        self.char_to_token = encoding.char_to_token
+        self.token_to_chars = encoding.token_to_chars
+
+
+class InParts:
+    """A text in tokens, put together. ``pieces``: texts and control tokens in turn; ``found``: each one's ids, as bytes."""
+
+    __slots__ = ("_found", "_inner", "_laid", "_parts_of", "_pieces", "tokens")
+
+    def __init__(
+        self, pieces: list[str], found: list[bytes], parts_of: Callable[[str], list[tuple[str, Places]]]
+    ) -> None:
+        self.tokens: np.ndarray = np.frombuffer(b"".join(found), np.int32)
+        self._pieces, self._found, self._parts_of = pieces, found, parts_of
+        self._laid: tuple[list[int], list[int]] | None = None
+        self._inner: dict[int, tuple[list[Places], list[int], list[int]]] = {}
+
+    @property
+    def ids(self) -> list[int]:
+        """As ``Tokenized``."""
+        found: list[int] = self.tokens.tolist()
+        return found
 
     def char_to_token(self, position: int) -> int | None:
         """As ``Tokenized``."""
-        starts, firsts = self._laid()
-        part = bisect_right(starts, position) - 1
-        inside = position - starts[part]
-        if inside < 0 or part == len(self._parts):
+        starts, firsts = self._where()
+        piece = bisect_right(starts, position) - 1
+        inside = position - starts[piece]
+        if inside < 0 or piece == len(self._pieces):
             return None
-        if not inside and len(self._found[part]) == 1:
-            return firsts[part]
-        places = self._places(self._parts[part])
-        found = next((number for number, (begin, end) in enumerate(places) if begin <= inside < end), None)
-        return None if found is None else firsts[part] + found
+        if piece % 2:  # a control token
+            return firsts[piece]
+        places, inner_starts, inner_firsts = self._in(piece)
+        part = bisect_right(inner_starts, inside) - 1
+        inside -= inner_starts[part]
+        found = next((number for number, (begin, end) in enumerate(places[part]) if begin <= inside < end), None)
+        return None if found is None else firsts[piece] + inner_firsts[part] + found
 
     def token_to_chars(self, token: int) -> tuple[int, int] | None:
         """As ``Tokenized``."""
-        starts, firsts = self._laid()
-        part = bisect_right(firsts, token) - 1
-        if token < 0 or part == len(self._parts):
+        starts, firsts = self._where()
+        piece = bisect_right(firsts, token) - 1
+        if token < 0 or piece == len(self._pieces):
             return None
-        begin, end = self._places(self._parts[part])[token - firsts[part]]
-        return starts[part] + begin, starts[part] + end
+        if piece % 2:
+            return starts[piece], starts[piece + 1]
+        places, inner_starts, inner_firsts = self._in(piece)
+        inside = token - firsts[piece]
+        part = bisect_right(inner_firsts, inside) - 1
+        begin, end = places[part][inside - inner_firsts[part]]
+        before = starts[piece] + inner_starts[part]
+        return before + begin, before + end
 
-    def _laid(self) -> tuple[list[int], list[int]]:
-        """Where each part begins, and the end, in characters and in tokens."""
-        if self._starts is None:
-            self._starts = [0, *accumulate(map(len, self._parts))]
-            self._firsts = [0, *accumulate(map(len, self._found))]
-        return self._starts, self._firsts
+    def _where(self) -> tuple[list[int], list[int]]:
+        """Where each piece begins, and the end, in characters and in tokens."""
+        if self._laid is None:
+            sizes = [len(ids) // _BYTES for ids in self._found]
+            self._laid = [0, *accumulate(map(len, self._pieces))], [0, *accumulate(sizes)]
+        return self._laid
+
+    def _in(self, piece: int) -> tuple[list[Places], list[int], list[int]]:
+        """The places of the tokens in each part of a piece, and where the parts begin in it, in characters and in tokens."""
+        if piece not in self._inner:
+            parts = self._parts_of(self._pieces[piece])
+            places = [of_part for _, of_part in parts]
+            starts = [0, *accumulate(len(part) for part, _ in parts)]
+            self._inner[piece] = places, starts, [0, *accumulate(map(len, places))]
+        return self._inner[piece]
 
 
 class PartTokenizer:
@@ -102,11 +153,11 @@ class PartTokenizer:
     """
 
     def __init__(self, backend: Any, mark: str, control: str, lines_apart: bool) -> None:
-        self._backend = backend
+        self._backend, self._mark = backend, mark
         pattern = _LINE_PART if lines_apart else _PART
-        self._part = re.compile(pattern.format(c=f"{control}|{mark * 2}", n=f"[^!-~{mark}]", m=f"[^ !-~{mark}]"))
-        self._between = mark * 2
-        self._ids: dict[str, Ids] = {self._between: ()}
+        self._parts = re.compile(pattern.format(n=f"[^!-~{mark}]", m=f"[^ !-~{mark}]")).findall
+        self._pieces = re.compile(f"({control})").split
+        self._ids: dict[str, bytes] = {"": b""}
         self._places = lru_cache(4096)(self._placed)
 
     @classmethod
@@ -129,41 +180,52 @@ class PartTokenizer:
     def encode(self, texts: Sequence[str]) -> list[Tokenized]:
         """Each text in tokens, without any around it."""
         if len(self._ids) > _MOST:
-            self._ids = {self._between: ()}
-        joined = self._between.join([*texts, ""])  # all at once: a call for each text would take as long as the parts
-        parts = self._part.findall(joined)
-        if joined.count(self._between) != len(texts) or sum(map(len, parts)) != len(joined):
-            return self._encode_odd(texts)
-        known = self._ids
-        found: list[Any] = list(map(known.get, parts))
-        if None in found:
-            found = self._learned(parts, found)
-        rows: list[Tokenized] = []
-        begin = 0
-        for _ in texts:
-            end = parts.index(self._between, begin)
-            rows.append(InParts(parts[begin:end], found[begin:end], self._places))
-            begin = end + 1
-        return rows
-
-    def _encode_odd(self, texts: Sequence[str]) -> list[Tokenized]:
-        """Texts of which one has a part of a control token's name and is not taken apart."""
-        rows = []
+            self._ids = {"": b""}
+        known = self._ids.get
+        rows: list[tuple[list[str], list[Any]]] = []
+        waiting: list[tuple[list[Any], int, list[str]]] = []
+        new: dict[str, None] = {}
         for text in texts:
-            whole = sum(map(len, self._part.findall(text))) == len(text) and self._between not in text
-            rows.append(self.encode([text])[0] if whole else self._backend.encode(text, add_special_tokens=False))
-        return rows
-
-    def _learned(self, parts: list[str], found: list[Ids | None]) -> list[Ids]:
-        """The ids of parts of which some are new."""
-        known, long = self._ids, dict[str, Ids]()
-        new = list(dict.fromkeys(part for part, ids in zip(parts, found, strict=True) if ids is None))
-        for part, encoding in zip(new, self._backend.encode_batch(new, add_special_tokens=False), strict=True):
-            (known if len(part) <= _LONGEST else long)[part] = tuple(encoding.ids)
+            pieces = self._pieces(text)
+            found: list[Any] = list(map(known, pieces))
+            rows.append((pieces, found))
+            if text.count(self._mark) != len(pieces) // 2:  # it holds a part of a control token's name
+                continue
+            for at, ids in enumerate(found):
+                if ids is not None:
+                    continue
+                piece = pieces[at]
+                parts = [piece] if at % 2 else self._parts(piece)
+                of_parts: list[Any] = list(map(known, parts))
+                if None in of_parts:
+                    new.update(
+                        (part, None) for part, known_ids in zip(parts, of_parts, strict=True) if known_ids is None
+                    )
+                    waiting.append((found, at, parts))
+                else:
+                    found[at] = b"".join(of_parts)
+                    if len(piece) <= _WHOLE:
+                        self._ids[piece] = found[at]
+        learned = self._learned(list(new))  # all at once: a call for each would take as long as the parts
+        for found, at, parts in waiting:
+            found[at] = b"".join([ids if (ids := known(part)) is not None else learned[part] for part in parts])
         return [
-            ids if ids is not None else known[part] if part in known else long[part]
-            for part, ids in zip(parts, found, strict=True)
+            InOne(self._backend.encode(text, add_special_tokens=False))
+            if None in found
+            else InParts(pieces, found, self._placed_parts)
+            for text, (pieces, found) in zip(texts, rows, strict=True)
         ]
+
+    def _learned(self, new: list[str]) -> dict[str, bytes]:
+        """The ids of new parts, of which the long ones are not remembered."""
+        long: dict[str, bytes] = {}
+        for part, encoding in zip(new, self._backend.encode_batch(new, add_special_tokens=False), strict=True):
+            (self._ids if len(part) <= _LONGEST else long)[part] = array("i", encoding.ids).tobytes()
+        return long
+
+    def _placed_parts(self, piece: str) -> list[tuple[str, Places]]:
+        """The parts of a piece, and where the tokens of each begin and end in it."""
+        return [(part, self._places(part)) for part in self._parts(piece)]
 
     def _placed(self, part: str) -> Places:
         return self._backend.encode(part, add_special_tokens=False).offsets

@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 from hybrid_ft.finetune.data.messages.conversation import Conversation
 from hybrid_ft.finetune.data.sources.rows import BadRow
 
-HIDDEN, DROPPED, AS_TEXT, LONE_END = (
+HIDDEN, DROPPED, AS_TEXT, LONE_END, LONE_KEPT = (
     "reasoning_not_shown",
     "reasoning_dropped",
     "reasoning_as_text",
     "lone_think_end",
+    "lone_think_end_kept",
 )
 """What can happen to a row's reasoning: the keys under which it is counted."""
 BEGIN, END = "<think>", "</think>"
@@ -61,7 +62,8 @@ class Habits:
 
 
 class Parted(NamedTuple):
-    """An answer's text as ``lead + inner + </think> + rest``; ``lead`` is empty where the thought's beginning is not there."""
+    """An answer's text as ``lead + inner + </think> + rest``; ``lead`` is empty where the thought's beginning is not
+    there."""
 
     lead: str
     inner: str
@@ -130,6 +132,7 @@ def _moved(message: dict[str, Any], thoughts: Thoughts, habits: Habits, happened
     if not tagged.lead and habits.opened_thought and not habits.parts_tags:
         _count(happened, LONE_END, True)
         return bare | {"content": habits.opened_thought + message["content"]}
+    _count(happened, LONE_KEPT, not tagged.lead and not habits.parts_tags)
     return message
 
 

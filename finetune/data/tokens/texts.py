@@ -55,13 +55,12 @@ def encode_texts(
     begin = _beginning(tokenizer)
     encoded: list[EncodedText | BadRow] = []
     for text, encoding in zip(texts, control.encode([text.text for text in texts]), strict=True):
-        ids = encoding.ids
-        if control.count(ids):
+        if control.count(encoding.tokens):
             reason = "its vocabulary builds a control token from plain text; take the text out of the row"
             encoded.append(BadRow("control token in text", f"the tokenizer cannot encode this row as text: {reason}"))
             continue
         found = {match[0] for match in control.found_in(text.text)}
-        encoded.append(EncodedText([*begin, *ids, end], tuple(sorted(found))))
+        encoded.append(EncodedText([*begin, *encoding.ids, end], tuple(sorted(found))))
     return encoded
 
 

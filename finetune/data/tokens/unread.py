@@ -18,7 +18,7 @@ from transformers.utils.chat_template_utils import _compile_jinja_template
 from hybrid_ft.finetune.data.limits import MEMORY, RENDER_ERRORS, SECONDS, TookTooLong, limited
 
 _TEXT, _DEEP, _WRITTEN = "looks_at_text", "looks_at_value", "writes_value"
-"""The checks: refuse a text, refuse whatever holds one, refuse what is no text and holds one."""
+"""The checks: refuse a text, refuse whatever holds one, refuse what is not text and holds one."""
 _OF_TYPES = frozenset(
     [
         *("boolean", "callable", "defined", "false", "float", "integer", "iterable"),

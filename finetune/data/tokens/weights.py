@@ -60,7 +60,7 @@ def token_weights(laid: Laid, turns: Iterable[tuple[int, int, Weights]]) -> list
 
     A token with characters of two parts has the later one's: it is what the model has to say next to get there.
     """
-    found = [1.0] * len(laid.ids)
+    found = [1.0] * len(laid.tokens)
     for first, last, weights in turns:
         position = 0
         for token in range(first, last + 1):

@@ -9,13 +9,13 @@ import secrets
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
 from hybrid_ft.errors import ENVIRONMENT, InputError
+from hybrid_ft.finetune.data.scratch import Scratch
 
 SECONDS = 10.0
 MEMORY = 2**30
@@ -49,7 +49,7 @@ def passes(programs: Sequence[str], seconds: float = SECONDS, memory: int = MEMO
 def _passes(program: str, seconds: float, memory: int) -> bool:
     """One program. What it prints at its end shows that it came there: it may have left before its tests."""
     mark = secrets.token_hex(16)
-    with tempfile.TemporaryDirectory(prefix="hybrid-ft-code-", ignore_cleanup_errors=True) as folder:
+    with Scratch() as folder:
         file = Path(folder, "program.py")
         file.write_text(f"{program}\n\nprint({mark!r}, flush=True)\n", encoding="utf-8", errors="replace")
         process = subprocess.Popen(

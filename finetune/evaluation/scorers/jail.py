@@ -1,8 +1,10 @@
 """Runs one program of a model's; what it may not use is gone first.
 
-limits     processor seconds, memory, open files, size of a written file, processes; no core dump
-landlock   (Linux 5.13 on) the file system is for reading, but for the program's own folder
-seccomp    no sockets, no signals to others, no look into other processes
+limits         processor seconds, memory (threads take some), open files, size of a written file; no core dump
+landlock       (Linux 5.13 on) the file system is for reading, but for the program's own folder
+capabilities   none, for root neither
+seccomp        no sockets, no further processes, no signals to others, no look into other processes, and no change of what
+               Landlock does not guard: a file's length by its name, owner, rights, times, attributes
 
 python -I jail.py PROGRAM SECONDS BYTES
 """
@@ -15,19 +17,31 @@ import runpy
 import struct
 import sys
 
-# By machine: AUDIT_ARCH, then the numbers of socket, kill, ptrace, process_vm_readv, process_vm_writev.
+# By machine: AUDIT_ARCH; clone, which makes threads and processes; capset; and what is denied:
+# socket, kill, ptrace, process_vm_readv, process_vm_writev; fork, vfork; truncate, chmod, fchmod, fchmodat;
+# chown, fchown, lchown, fchownat; utime, utimes, futimesat, utimensat; setxattr and removexattr, each also with l and f.
 _CALLS = {
-    "x86_64": (0xC000003E, (41, 62, 101, 310, 311)),
-    "aarch64": (0xC00000B7, (198, 129, 117, 270, 271)),
+    "x86_64": (
+        0xC000003E,
+        56,
+        126,
+        (41, 62, 101, 310, 311, 57, 58, 76, 90, 91, 268, 92, 93, 94, 260, 132, 235, 261, 280)
+        + (188, 189, 190, 197, 198, 199),
+    ),
+    "aarch64": (0xC00000B7, 220, 91, (198, 129, 117, 270, 271, 45, 52, 53, 55, 54, 88, 5, 6, 7, 14, 15, 16)),
 }
-# The same number everywhere: pidfd_send_signal, io_uring_setup (which opens sockets too).
-_CALLS_OF_ALL = (424, 425)
+# The same number everywhere: pidfd_send_signal, io_uring_setup (which opens sockets too), fchmodat2, setxattrat,
+# removexattrat, file_setattr.
+_CALLS_OF_ALL = (424, 425, 452, 463, 466, 469)
+_CLONE3, _CLONE_THREAD = 435, 0x10000
+_CAPABILITIES = 0x20080522  # the third version of capset's form
 _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446
 # Landlock's rights that change something: write a file, remove, make of any kind (its first version's).
 _WRITES = 1 << 1 | sum(1 << bit for bit in range(4, 13))
 _NO_NEW_PRIVILEGES, _SET_SECCOMP, _SECCOMP_FILTER = 38, 22, 2
-_ALLOW, _DENY, _KILL = 0x7FFF0000, 0x00050001, 0x80000000  # _DENY gives EPERM
-_LOAD, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
+_ALLOW, _DENY, _ABSENT, _KILL = 0x7FFF0000, 0x00050001, 0x00050026, 0x80000000  # EPERM; ENOSYS
+_LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+_NUMBER, _MACHINE, _FIRST = 0, 4, 16  # places in what a filter sees of a call: its number, the machine, an argument
 
 
 def limit(seconds: float, memory: int) -> None:
@@ -43,9 +57,11 @@ def limit(seconds: float, memory: int) -> None:
         resource.setrlimit(what, (most, most))
 
 
-def no_new_processes() -> None:
-    """Threads count as processes: a few are left, whatever else the user runs (root has no such limit)."""
-    resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+def no_capabilities(libc: ctypes.CDLL) -> None:
+    """What root may do beyond its own files: mount, load modules, set the clock, change any file's owner."""
+    header, none = struct.pack("<Ii", _CAPABILITIES, 0), bytes(24)
+    if libc.syscall(_CALLS[platform.machine()][2], header, none):
+        raise OSError("capset")
 
 
 def only_own_folder(libc: ctypes.CDLL, folder: str) -> None:
@@ -62,21 +78,28 @@ def only_own_folder(libc: ctypes.CDLL, folder: str) -> None:
     os.close(rules)
 
 
-def no_sockets(libc: ctypes.CDLL) -> None:
-    """A filter of system calls that this process and its children can no longer take off."""
-    architecture, numbers = _CALLS[platform.machine()]
+def only_harmless_calls(libc: ctypes.CDLL) -> None:
+    """A filter of system calls that this process can no longer take off. Threads are made by clone: clone3, whose flags a
+    filter cannot see, is said to be missing, and the C library then takes clone."""
+    architecture, clone, _, numbers = _CALLS[platform.machine()]
     denied = (*numbers, *_CALLS_OF_ALL)
-    many = len(denied)
-    program = [
-        (_LOAD, 0, 0, 4),
-        (_EQUAL, 1, 0, architecture),
-        (_RETURN, 0, 0, _KILL),
-        (_LOAD, 0, 0, 0),
-        (_AT_LEAST, many + 1, 0, 0x40000000),  # x32's numbers for the same calls
-        *((_EQUAL, many - at, 0, number) for at, number in enumerate(denied)),  # over the rest and _ALLOW
-        (_RETURN, 0, 0, _ALLOW),
-        (_RETURN, 0, 0, _DENY),
+    steps: list[tuple[int, int | str, int | str, int]] = [
+        (_LOAD, 0, 0, _MACHINE),
+        (_EQUAL, 0, "kill", architecture),
+        (_LOAD, 0, 0, _NUMBER),
+        (_AT_LEAST, "deny", 0, 0x40000000),  # x32's numbers for the same calls
+        *((_EQUAL, "deny", 0, number) for number in denied),
+        (_EQUAL, "absent", 0, _CLONE3),
+        (_EQUAL, 0, "allow", clone),
+        (_LOAD, 0, 0, _FIRST),
+        (_ANY_BIT, "allow", "deny", _CLONE_THREAD),
     ]
+    ends = {"kill": _KILL, "deny": _DENY, "absent": _ABSENT, "allow": _ALLOW}
+    places = {end: len(steps) + at for at, end in enumerate(ends)}
+    program = [
+        (code, *(to if isinstance(to, int) else places[to] - at - 1 for to in jumps), number)
+        for at, (code, *jumps, number) in enumerate(steps)
+    ] + [(_RETURN, 0, 0, value) for value in ends.values()]
     packed = ctypes.create_string_buffer(b"".join(struct.pack("<HBBI", *line) for line in program))
     header = ctypes.create_string_buffer(
         struct.pack("<HxxxxxxQ", len(program), ctypes.addressof(packed)), struct.calcsize("<HxxxxxxQ")
@@ -92,8 +115,8 @@ def main() -> None:
     if libc.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0):
         raise OSError("no_new_privs")
     only_own_folder(libc, os.path.dirname(program))
-    no_sockets(libc)
-    no_new_processes()
+    no_capabilities(libc)
+    only_harmless_calls(libc)
     sys.argv = [program]
     runpy.run_path(program, run_name="__main__")
 

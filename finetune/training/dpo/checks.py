@@ -19,8 +19,8 @@ from hybrid_ft.finetune.training.shared_prompts import divided
 
 
 def check_whole_steps(dpo: Dpo, pairs: Dataset, batch_tokens: int, team: int = 1) -> None:
-    """Raise InputError where a loss that sorts a step's pairs against each other would not see them all at once. ``team``: processes
-    that share a micro-batch."""
+    """Raise InputError where a loss that sorts a step's pairs against each other would not see them all at once.
+    ``team``: processes that share a micro-batch."""
     if not LOSSES[dpo.loss].sorts:
         return
     largest = sum(sorted(sizes_of(pairs, PARTS), reverse=True)[: dpo.pairs_per_step])

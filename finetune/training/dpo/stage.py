@@ -19,6 +19,7 @@ from hybrid_ft.finetune.data.prepare import prepare
 from hybrid_ft.finetune.recipe.schema import Dpo, Recipe
 from hybrid_ft.finetune.runs.folder import RunFolder
 from hybrid_ft.finetune.runs.identity import digest
+from hybrid_ft.finetune.runs.weights import is_divided
 from hybrid_ft.finetune.training import run as training
 from hybrid_ft.finetune.training.arguments import arguments
 from hybrid_ft.finetune.training.dpo.checks import check_first_loss, check_whole_steps
@@ -148,7 +149,8 @@ def _trial(start: Start, trainer: PairTrainer) -> ReferenceCache:
     """The place of the reference. An hour of its log-probabilities is no use where no step fits."""
     recipe = start.recipe
     dtype = "bfloat16" if models.in_bfloat16(recipe) else "float32"
-    key = reference_key(trainer.model, start.prepared.all_digests(), start.tokenizer.chat_template, dtype)
+    template, processes = start.tokenizer.chat_template, start.folder.processes
+    key = reference_key(trainer.model, start.prepared.all_digests(), template, dtype, processes=processes)
     cache = ReferenceCache(_section(recipe).reference_cache or start.folder.path / "reference", key)
     cache.check()
     try_longest(trainer, start.prepared.train, "pair", {"ref_chosen_logps": 0.0, "ref_rejected_logps": 0.0})
@@ -159,7 +161,7 @@ def _ready(start: Start, trainer: PairTrainer, cache: ReferenceCache) -> None:
     """Both splits with the reference's log-probabilities, from the cache or computed now; the model is its reference."""
     pairs = start.prepared
     splits = {name: (rows, pairs.digests[name]) for name, rows in pairs.splits().items()}
-    values = fill_reference(start, cache, splits, trainer.reference)
+    values = fill_reference(start, cache, splits, trainer.reference, is_divided(trainer.model))
     trainer.train_dataset = with_reference(pairs.train, pairs.digests["train"], values)
     if pairs.eval is not None:
         trainer.eval_dataset = with_reference(pairs.eval, pairs.digests["eval"], values)

@@ -18,10 +18,12 @@ from trl import KTOConfig
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune import models
 from hybrid_ft.finetune.data.prepare import prepare
+from hybrid_ft.finetune.data.prompt_order import order_of
 from hybrid_ft.finetune.recipe.preference_section import Kto
 from hybrid_ft.finetune.recipe.schema import Recipe
 from hybrid_ft.finetune.runs.folder import RunFolder
 from hybrid_ft.finetune.runs.identity import digest
+from hybrid_ft.finetune.runs.weights import is_divided
 from hybrid_ft.finetune.training.arguments import arguments
 from hybrid_ft.finetune.training.kto.batches import ANSWER, bounds_of, forks_of
 from hybrid_ft.finetune.training.kto.metrics import measures, show_progress
@@ -37,7 +39,7 @@ from hybrid_ft.finetune.training.reference_cache import (
     digest_of_tokens,
     reference_key,
 )
-from hybrid_ft.finetune.training.shared_prompts import divided, order_of
+from hybrid_ft.finetune.training.shared_prompts import divided
 from hybrid_ft.finetune.training.stage import Stage, Start
 from hybrid_ft.finetune.training.stuck_loss import StuckLoss
 from hybrid_ft.finetune.training.trial import try_longest
@@ -77,7 +79,8 @@ class Split:
         return cls(rows, forks, digests)
 
     def with_reference(self, values: Values) -> Dataset:
-        """The rows with ``ref_logps``, where there is a KL term also ``ref_KL_logps`` (float32), and ``row``, their number."""
+        """The rows with ``ref_logps``, where there is a KL term also ``ref_KL_logps`` (float32), and ``row``, their
+        number."""
         found = np.asarray([values[digest][0] for digest in self.digests], dtype=np.float32)
         sides, rows = len(self.forks) // len(self.rows), self.rows
         for side, name in zip(range(sides), ("ref_logps", "ref_KL_logps"), strict=False):
@@ -183,7 +186,8 @@ def _trial(start: Start, trainer: AnswerTrainer) -> ReferenceCache:
     recipe, splits = start.recipe, start.prepared.splits.values()
     dtype = "bfloat16" if models.in_bfloat16(recipe) else "float32"
     digests = [one for split in splits for one in split.digests]
-    key = reference_key(trainer.model, digests, start.tokenizer.chat_template, dtype, ANSWERS)
+    template, processes = start.tokenizer.chat_template, start.folder.processes
+    key = reference_key(trainer.model, digests, template, dtype, ANSWERS, processes)
     cache = ReferenceCache(_section(recipe).reference_cache or start.folder.path / "reference", key, ANSWERS)
     cache.check()
     try_longest(trainer, start.prepared.train, "row", BLANK)
@@ -193,7 +197,7 @@ def _trial(start: Start, trainer: AnswerTrainer) -> ReferenceCache:
 def _ready(start: Start, trainer: AnswerTrainer, cache: ReferenceCache) -> None:
     """Both splits with the reference's log-probabilities, from the cache or computed now; the model is its reference."""
     splits = {name: (split.forks, split.digests) for name, split in start.prepared.splits.items()}
-    values = fill_reference(start, cache, splits, trainer.reference)
+    values = fill_reference(start, cache, splits, trainer.reference, is_divided(trainer.model))
     train = start.prepared.splits["train"]
     trainer.train_dataset = train.with_reference(values)
     if (held_out := start.prepared.splits.get("eval")) is not None:

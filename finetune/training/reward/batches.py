@@ -12,7 +12,8 @@ from hybrid_ft.finetune.training.shared_prompts import shared_prompts
 
 
 def padded_pairs(pairs: Sequence[Row], pad_token_id: int) -> dict[str, torch.Tensor]:
-    """TRL's batch of 2P whole rows, the chosen ones first, of pairs with a ``margin``, float, with the columns by which a prompt is computed once."""
+    """TRL's batch of 2P whole rows, the chosen ones first, of pairs with a ``margin``, float, with the columns by which
+    a prompt is computed once."""
     whole = [
         {side: pair["prompt_ids"] + pair[side] for side in ("chosen_ids", "rejected_ids")} | {"margin": pair["margin"]}
         for pair in pairs

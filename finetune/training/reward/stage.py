@@ -14,19 +14,20 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from trl import RewardConfig
 
-from hybrid_ft.finetune.data.prepare import prepare
+from hybrid_ft.finetune.data.streaming.prepared import StreamPrepared, prepare
 from hybrid_ft.finetune.recipe.preference_section import Reward
 from hybrid_ft.finetune.recipe.schema import Recipe
 from hybrid_ft.finetune.runs.folder import RunFolder
-from hybrid_ft.finetune.runs.identity import digest
+from hybrid_ft.finetune.runs.identity import digest, ends_digest
 from hybrid_ft.finetune.training.arguments import arguments
-from hybrid_ft.finetune.training.pair_steps import prompts_to_keep
+from hybrid_ft.finetune.training.pair_steps import prompts_to_keep, steps_of_pairs
 from hybrid_ft.finetune.training.plan import Plan
 from hybrid_ft.finetune.training.preference import portions_of, show_measures
 from hybrid_ft.finetune.training.reference_cache import digests_of
 from hybrid_ft.finetune.training.reward.metrics import measures, show_progress
-from hybrid_ft.finetune.training.reward.trainer import ScoreTrainer
+from hybrid_ft.finetune.training.reward.trainer import ScoreTrainer, StreamedScoreTrainer
 from hybrid_ft.finetune.training.stage import Stage, Start
+from hybrid_ft.finetune.training.streamed import StreamParts
 from hybrid_ft.finetune.training.trial import try_longest
 
 if TYPE_CHECKING:
@@ -72,11 +73,14 @@ def _identity(pairs: Scored) -> dict[str, str]:
         for rows in (pairs.eval, pairs.train)
         if rows is not None
     ]
-    return {"rows": digest(b"|".join(parts))}
+    of_files = {"files": ends_digest(pairs.kept.files)} if isinstance(pairs.kept, StreamPrepared) else {}
+    return {"rows": digest(b"|".join(parts))} | of_files
 
 
 def plan_of(recipe: Recipe, pairs: Any, processes: int = 1) -> Plan:
     """A step is its pairs, however many processes share them."""
+    if recipe.data.streaming:
+        return Plan.of_stream(recipe)
     return Plan.of(recipe, len(pairs.train), _section(recipe).pairs_per_step)
 
 
@@ -98,20 +102,24 @@ def reward_arguments(recipe: Recipe, plan: Plan, folder: RunFolder) -> RewardCon
         center_rewards_coefficient=reward.center_rewards_coefficient,
         per_device_train_batch_size=reward.pairs_per_step,
         gradient_accumulation_steps=1,
+        # a stream goes on from its own state
+        ignore_data_skip=recipe.data.streaming,
     )
 
 
 def _trainer(start: Start, model: PreTrainedModel | PeftModel, progress: Any) -> ScoreTrainer:
-    return ScoreTrainer(
-        model,
-        args=reward_arguments(start.recipe, start.plan, start.folder),
-        train_dataset=start.prepared.train,
-        eval_dataset=start.prepared.eval,
-        pairs_per_step=_section(start.recipe).pairs_per_step,
-        batch_tokens=start.recipe.train.batch_tokens,
-        prompts=prompts_to_keep(start.recipe, start.prepared.train),
-        **start.of_trainer(progress),
-    )
+    recipe, pairs = start.recipe, start.prepared
+    common = start.of_trainer(progress) | {
+        "args": reward_arguments(recipe, start.plan, start.folder),
+        "train_dataset": pairs.train,
+        "eval_dataset": pairs.eval,
+        "pairs_per_step": _section(recipe).pairs_per_step,
+        "batch_tokens": recipe.train.batch_tokens,
+    }
+    if isinstance(pairs.kept, StreamPrepared):
+        steps = StreamParts(pairs.kept.open, steps_of_pairs)
+        return StreamedScoreTrainer(model, **common | {"origins": str}, steps=steps)
+    return ScoreTrainer(model, **common, prompts=prompts_to_keep(recipe, pairs.train))
 
 
 REWARD = Stage(

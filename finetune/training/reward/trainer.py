@@ -20,6 +20,7 @@ from hybrid_ft.finetune.training.reward.batches import padded_pairs
 from hybrid_ft.finetune.training.reward.metrics import ScoreSums
 from hybrid_ft.finetune.training.shared_prompts import count_work
 from hybrid_ft.finetune.training.step_trainer import StepTrainer
+from hybrid_ft.finetune.training.streamed import StreamedTrainer
 
 
 class ScoreTrainer(StepTrainer, RewardTrainer):
@@ -69,3 +70,7 @@ def _heard(model: Any, seen: list[torch.Tensor]) -> Any:
         return outputs
 
     return forward
+
+
+class StreamedScoreTrainer(StreamedTrainer, ScoreTrainer):
+    """A reward model on a stream of pairs."""

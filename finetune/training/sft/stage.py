@@ -63,8 +63,7 @@ def _micro_batches(recipe: Recipe, prepared: Prepared) -> int:
 def plan_of(recipe: Recipe, prepared: Prepared, processes: int = 1) -> Plan:
     """A step is its packs, or its rows, however many processes share them."""
     if recipe.data.streaming:
-        steps = recipe.train.steps or 1
-        return Plan(steps, steps, math.floor(recipe.train.warmup * steps))
+        return Plan.of_stream(recipe)
     return Plan.of(recipe, _micro_batches(recipe, prepared), a_step(recipe))
 
 
@@ -106,8 +105,8 @@ def _idle(start: Start) -> str:
         key = "tokens_per_step" if recipe.data.packing else "rows_per_step"
         idle, who = -count % processes, "processes" if start.team.size == 1 else "teams"
         return (
-            f"\n          {idle} of {processes} {who} wait at the end of each step: its {count} micro-batches are not "
-            f"a multiple of them; train.{key} sets it"
+            f"\n          {idle} of {processes} {who} wait at the end of each step: the number of its micro-batches, {count}, "
+            f"is not a multiple of {processes}; train.{key} sets it"
         )
     return ""
 
@@ -201,5 +200,5 @@ SFT = Stage(
     ready=_ready,
     questions=_questions,
     show=_show,
-    of_main=True,
+    late=True,
 )

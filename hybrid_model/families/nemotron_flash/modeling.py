@@ -12,17 +12,17 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, DynamicCache, GenerationMixin, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.utils.generic import can_return_tuple
 
-from hybrid_ft.hybrid_model.door.cache_name import CACHE, under_both_names
-from hybrid_ft.hybrid_model.door.current import current_layout, laid_out
+from hybrid_ft.hybrid_model.door.cache_name import under_both_names
+from hybrid_ft.hybrid_model.door.current import laid_out
 from hybrid_ft.hybrid_model.families.nemotron_flash.config import NemotronFlashConfig
-from hybrid_ft.hybrid_model.families.nemotron_flash.meta_tokens import behind_root, put_in, with_meta
+from hybrid_ft.hybrid_model.families.nemotron_flash.meta_tokens import with_meta_tokens
 from hybrid_ft.hybrid_model.families.nemotron_flash.mixers import (
     NemotronFlashAttention,
     NemotronFlashDeltaNet,
@@ -30,7 +30,7 @@ from hybrid_ft.hybrid_model.families.nemotron_flash.mixers import (
     NemotronFlashMLP,
 )
 from hybrid_ft.hybrid_model.layers.own_language_model import OwnLanguageModel
-from hybrid_ft.hybrid_model.layers.padded_rows import rope_of, seen_by_queries
+from hybrid_ft.hybrid_model.layers.padded_rows import read_rows, rope_of
 
 
 class NemotronFlashDecoderLayer(GradientCheckpointingLayer):
@@ -127,55 +127,22 @@ class NemotronFlashModel(NemotronFlashPreTrainedModel):
         Each row is one document, padded where attention_mask [B, past + T] is 0; its positions are counted from that mask.
         Where a layout is current, the one row holds its segments.
         """
-        hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        count, layout = self.config.num_memory_tokens, current_layout()
-        use_cache = self.config.use_cache and not self.training if use_cache is None else use_cache
-        masks: dict[Any, torch.Tensor | None] = {}
-        own = slice(None)
-        places = None
-        if layout is not None:
-            use_cache, past_key_values = False, None
-            if count:
-                layout, own = behind_root(layout, count), slice(count, None)
-                hidden = torch.cat([self.memory_tokens.to(hidden.dtype).unsqueeze(0), hidden], dim=1)
-            positions = layout.positions.unsqueeze(0)
-        else:
-            if use_cache and past_key_values is None:
-                past_key_values = DynamicCache(config=self.config)
-            past = 0 if past_key_values is None else past_key_values.get_seq_length()
-            columns = hidden.shape[1] + max(past - count, 0)
-            real = hidden.new_ones(len(hidden), columns) if attention_mask is None else attention_mask[:, -columns:]
-            real = real.bool()
-            if past:
-                real = with_meta(real, count) if count else real
-            elif count:
-                hidden, real, places = put_in(hidden, real, self.memory_tokens)
-            positions = (real.long().cumsum(1) - 1).clamp(min=0)[:, -hidden.shape[1] :]
-            masks = self._masks(real, hidden.shape[1])
-        rope = self._rope(hidden, positions)
+        count = self.config.num_memory_tokens
+        rows = read_rows(self, input_ids, inputs_embeds, attention_mask, past_key_values, use_cache, before=count)
+        own = with_meta_tokens(rows, self.memory_tokens) if count else None
+        windows = {self.config.window(layer) for layer, kind in enumerate(self.config.kinds) if kind == "a"}
+        masks: dict[Any, torch.Tensor | None] = {window: rows.seen(window) for window in windows}
+        masks["recurrent"] = rows.padding()
+        hidden = rows.hidden
+        rope = self._rope(hidden, rows.positions())
         seen = []
-        with laid_out(layout):
+        with laid_out(rows.layout):
             for layer in self.layers:
                 seen.append(hidden)
-                hidden = layer(hidden, rope, masks, past_key_values)
+                hidden = layer(hidden, rope, masks, rows.cache)
         seen.append(self.final_layernorm(hidden))
-
-        def without_meta(x: torch.Tensor) -> torch.Tensor:
-            return x[:, own] if places is None else x.gather(1, places[..., None].expand(-1, -1, x.shape[-1]))
-
         shown = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        return BaseModelOutputWithPast(
-            last_hidden_state=without_meta(seen[-1]),
-            hidden_states=tuple(map(without_meta, seen)) if shown else None,
-            **{CACHE: past_key_values if use_cache else None},
-        )
-
-    def _masks(self, real: torch.Tensor, queries: int) -> dict[Any, torch.Tensor | None]:
-        """What the last ``queries`` of the places real [B, S] see: bool [B, 1, T, S] by window, and those that are tokens."""
-        windows = {self.config.window(layer) for layer, kind in enumerate(self.config.kinds) if kind == "a"}
-        masks: dict[Any, torch.Tensor | None] = {w: seen_by_queries(real, queries, w) for w in windows}
-        masks["recurrent"] = None if real.shape[1] > queries or bool(real.all()) else real
-        return masks
+        return rows.outputs(seen, shown, own) if own else rows.outputs(seen, shown)
 
     def _rope(self, hidden: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
         """cos and sin [B, T, head size] in the hidden states' dtype."""

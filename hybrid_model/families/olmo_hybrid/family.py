@@ -25,7 +25,8 @@ _OWN: tuple[type[nn.Module], ...] = (
 
 
 def _mixings(config: Config) -> list[tuple[Mixing, ...]]:
-    rule = delta(config.linear_num_value_heads, config.linear_key_head_dim, config.linear_value_head_dim)
+    keys, values = config.linear_num_key_heads, config.linear_num_value_heads
+    rule = delta(values, config.linear_key_head_dim, config.linear_value_head_dim, keys)
     return [(rule if kind == "linear_attention" else attention(config),) for kind in config.layer_types]
 
 
@@ -44,6 +45,15 @@ def _repair(raw: dict[str, Any]) -> dict[str, Any]:
     return kept | {"rope_parameters": {"rope_theta": None}}
 
 
+def _misread(config: Config) -> str | None:
+    """transformers takes the MLP's activation for the delta layers' convolution too, and here that is SiLU."""
+    if config.hidden_act == "silu":
+        return None
+    return (
+        f"hidden_act is {config.hidden_act!r}; must be silu, the only one that the delta layers' convolution has here"
+    )
+
+
 FAMILY = Family(
     name="Olmo Hybrid",
     model_types={"olmo_hybrid": "OlmoHybridForCausalLM"},
@@ -59,8 +69,9 @@ FAMILY = Family(
     },
     own={cls.__name__: lambda _, cls=cls: cls for cls in _OWN},  # type: ignore[misc]
     remembers=True,
-    shares_heads=True,
+    heads=lambda config: (config.num_attention_heads, config.linear_num_key_heads),
     repair=_repair,
+    misread=_misread,
     released=Released(
         shapes=names.released_shapes,
         named=names.released_state_dict,

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, DynamicCache, GenerationMixin, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
@@ -20,10 +20,9 @@ from transformers.models.mistral.modeling_mistral import MistralAttention
 from transformers.utils.generic import can_return_tuple
 
 from hybrid_ft.hybrid_model.door.cache_name import CACHE, under_both_names
-from hybrid_ft.hybrid_model.door.current import current_layout
 from hybrid_ft.hybrid_model.families.samba.config import SambaConfig
 from hybrid_ft.hybrid_model.layers.own_language_model import OwnLanguageModel
-from hybrid_ft.hybrid_model.layers.padded_rows import rope_of, seen_by_queries
+from hybrid_ft.hybrid_model.layers.padded_rows import read_rows, rope_of
 
 
 class SambaMLP(nn.Module):
@@ -130,32 +129,17 @@ class SambaModel(SambaPreTrainedModel):
         Each row is one document, padded where attention_mask [B, past + T] is 0; its positions are counted from that mask.
         Where a layout is current, the one row holds its segments.
         """
-        hidden = self.embeddings(input_ids) if inputs_embeds is None else inputs_embeds
-        layout, queries = current_layout(), hidden.shape[1]
-        use_cache = self.config.use_cache and not self.training if use_cache is None else use_cache
-        mask = of_tokens = None
-        if layout is not None:
-            use_cache, past_key_values, positions = False, None, layout.positions.unsqueeze(0)
-        else:
-            if use_cache and past_key_values is None:
-                past_key_values = DynamicCache(config=self.config)
-            columns = queries + (0 if past_key_values is None else past_key_values.get_seq_length())
-            real = hidden.new_ones(len(hidden), columns) if attention_mask is None else attention_mask[:, -columns:]
-            real = real.bool()
-            positions = (real.long().cumsum(1) - 1).clamp(min=0)[:, -queries:]
-            mask = seen_by_queries(real, queries, self.config.sliding_window)
-            of_tokens = None if columns > queries or bool(real.all()) else real
-        rope = rope_of(positions, self.config.head_dim, float(self.config.attn["rope_theta"]), hidden.dtype)
+        rows = read_rows(self, input_ids, inputs_embeds, attention_mask, past_key_values, use_cache)
+        hidden, mask, padding = rows.hidden, rows.seen(self.config.sliding_window), rows.padding()
+        theta = float(self.config.attn["rope_theta"])
+        rope = rope_of(rows.positions(), self.config.head_dim, theta, hidden.dtype)
         seen = []
         for layer in self.layers:
             seen.append(hidden)
-            hidden = layer(hidden, rope, mask, of_tokens, past_key_values)
+            hidden = layer(hidden, rope, mask, padding, rows.cache)
         seen.append(self.norm_f(hidden))
-        shown = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        return BaseModelOutputWithPast(
-            last_hidden_state=seen[-1],
-            hidden_states=tuple(seen) if shown else None,
-            **{CACHE: past_key_values if use_cache else None},
+        return rows.outputs(
+            seen, self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         )
 
 

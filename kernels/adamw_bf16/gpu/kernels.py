@@ -1,8 +1,7 @@
 """One step of AdamW as one Triton kernel.
 
-16 bytes for each number, 9 read and 7 written, each once; torch's operations move 349. The random bits are made on the way
-(Philox, of a seed and the number's place), so that none go through memory.
-"""
+16 bytes for each number, 9 read and 7 written, each once; torch's operations move 349. The random bits are made on the
+way (Philox, of a seed and the number's place), so that none go through memory."""
 
 import triton
 import triton.language as tl
@@ -34,8 +33,8 @@ def _wide(x):
 def update_kernel(
     weight, low, gradient, first, second, N, seed, kept, new1, beta2, new2, rate, correction, eps, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """In place; weight, gradient, first and second are the int16 patterns of bfloat16 [N], low int8 [N]. new1, new2: 1 less
-    the betas, which a difference of float32 would not be."""
+    """In place; weight, gradient, first and second are the int16 patterns of bfloat16 [N], low int8 [N]. new1, new2: 1
+    less the betas, which a difference of float32 would not be."""
     place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     here = place < N
     high = tl.load(weight + place, mask=here, other=0).to(tl.int32)

@@ -1,9 +1,8 @@
 """One token of a Gated DeltaNet layer as one Triton kernel.
 
 One token of a Gated DeltaNet layer as one Triton kernel: the step of the delta rule, whose programs each convolve what
-they need of q, k and v and compute their head's gates. Every column block of a head does so again for q and k, whose inputs
-are few beside the state.
-"""
+they need of q, k and v and compute their head's gates. Every column block of a head does so again for q and k, whose
+inputs are few beside the state."""
 
 import triton
 import triton.language as tl

@@ -31,8 +31,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from hybrid_ft.kernels.first_order import first_order
 from hybrid_ft.kernels.gated_delta_rule.cpu.chunk_backward import Gradients, run_backward
 from hybrid_ft.kernels.gated_delta_rule.cpu.chunk_forward import run_forward
 from hybrid_ft.kernels.gated_delta_rule.cpu.plan import ChunkPlan, plan_chunks
@@ -120,7 +120,7 @@ class _ChunkedGatedDeltaRule(torch.autograd.Function):
         return outputs.rows[:-1].view(v.shape), final_state
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, do: Tensor, d_final: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, g, *kept = ctx.saved_tensors
         call: Call = ctx.call

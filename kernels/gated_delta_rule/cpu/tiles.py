@@ -208,7 +208,8 @@ class Inputs(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """What forward keeps for backward, by row: D and T [rows, C, C], S at the chunk's start [rows, K, V], Y [rows, C, V]."""
+    """What forward keeps for backward, by row: D and T [rows, C, C], S at the chunk's start [rows, K, V], Y [rows, C,
+    V]."""
 
     decay: Tensor
     T: Tensor
@@ -220,8 +221,8 @@ class Kept(NamedTuple):
 
 
 def decay_(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """exp(x) in place, at most 1, and 0 instead of what is subnormal in ``dtype``, by default x's: such numbers cost 40 ns
-    each on a CPU, exp(-inf) 2 ns."""
+    """exp(x) in place, at most 1, and 0 instead of what is subnormal in ``dtype``, by default x's: such numbers cost 40
+    ns each on a CPU, exp(-inf) 2 ns."""
     lowest = -700.0 if (dtype or x.dtype) == torch.float64 else -87.0
     return torch.threshold_(x.clamp_(lowest, 0).exp_(), 1.001 * math.exp(lowest), 0.0)
 

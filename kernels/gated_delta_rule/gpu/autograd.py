@@ -24,11 +24,12 @@ def triton_gated_delta_rule(
     scale: float,
     use_qk_l2norm: bool,
     keep_states: bool,
+    correct: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """The op on checked arguments: o and the final state."""
     needs_states = keep_states and torch.is_grad_enabled()
     o, final_state, *_ = forward_op(
-        q, k, v, g, beta, cu_seqlens, initial_state, float(scale), use_qk_l2norm, needs_states
+        q, k, v, g, beta, cu_seqlens, initial_state, float(scale), use_qk_l2norm, needs_states, correct
     )
     return o, final_state
 
@@ -46,16 +47,17 @@ def forward_op(
     scale: float,
     use_qk_l2norm: bool,
     keep_states: bool,
+    correct: bool,
 ) -> Eight:
-    inputs = Inputs(q, k, v, g, beta, cu_seqlens, initial_state, scale, use_qk_l2norm)
+    inputs = Inputs(q, k, v, g, beta, cu_seqlens, initial_state, scale, use_qk_l2norm, correct)
     with _on(q):
         o, final_state, kept = run_forward(inputs, keep_states)
     return o, final_state, *kept
 
 
 @forward_op.register_fake
-def _(q, k, v, g, beta, cu_seqlens, initial_state, scale, use_qk_l2norm, keep_states):
-    o, final_state, kept = Call(q, v, cu_seqlens).forward_memory(keep_states)
+def _(q, k, v, g, beta, cu_seqlens, initial_state, scale, use_qk_l2norm, keep_states, correct):
+    o, final_state, kept = Call(q, v, cu_seqlens).forward_memory(keep_states, correct)
     return o, final_state, *kept
 
 
@@ -71,8 +73,9 @@ def backward_op(
     kept: list[Tensor],
     scale: float,
     use_qk_l2norm: bool,
+    correct: bool,
 ) -> Six:
-    inputs = Inputs(q, k, v, None, None, cu_seqlens, initial_state, scale, use_qk_l2norm)
+    inputs = Inputs(q, k, v, None, None, cu_seqlens, initial_state, scale, use_qk_l2norm, correct)
     with _on(q):
         return tuple(run_backward(inputs, Kept(*kept), do, d_final))  # type: ignore[return-value]
 
@@ -83,12 +86,12 @@ def _(do, d_final, q, k, v, cu_seqlens, *_):
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Eight) -> None:
-    q, k, v, g, beta, cu_seqlens, initial_state, scale, use_qk_l2norm, keep_states = inputs
+    q, k, v, g, beta, cu_seqlens, initial_state, scale, use_qk_l2norm, keep_states, correct = inputs
     o, _, *kept = output
     # Else a gradient of zeros would be made for every buffer that is only kept.
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(q, k, None if keep_states else v, cu_seqlens, initial_state, *kept)
-    ctx.scale, ctx.use_qk_l2norm, ctx.o_shape = scale, use_qk_l2norm, o.shape
+    ctx.scale, ctx.use_qk_l2norm, ctx.correct, ctx.o_shape = scale, use_qk_l2norm, correct, o.shape
     ctx.dtypes = g.dtype, beta.dtype
 
 
@@ -97,10 +100,10 @@ def _backward(ctx: Any, do: Tensor | None, d_final: Tensor | None, *_: None) -> 
     if do is None:
         do = q.new_zeros(ctx.o_shape)
     dq, dk, dv, dg, dbeta, d_initial = backward_op(
-        do, d_final, q, k, v, cu_seqlens, initial_state, kept, ctx.scale, ctx.use_qk_l2norm
+        do, d_final, q, k, v, cu_seqlens, initial_state, kept, ctx.scale, ctx.use_qk_l2norm, ctx.correct
     )
     d_state = None if initial_state is None else d_initial.to(initial_state.dtype)
-    return dq, dk, dv, dg.to(ctx.dtypes[0]), dbeta.to(ctx.dtypes[1]), None, d_state, None, None, None
+    return dq, dk, dv, dg.to(ctx.dtypes[0]), dbeta.to(ctx.dtypes[1]), None, d_state, None, None, None, None
 
 
 forward_op.register_autograd(_backward, setup_context=_setup)

@@ -43,12 +43,14 @@ class Inputs(NamedTuple):
     initial_state: Tensor | None
     scale: float
     use_qk_l2norm: bool
+    correct: bool = True
 
 
 class Kept(NamedTuple):
-    """What backward reads, chunk by chunk: gates [NT, HV, ROWS, BT] float32, inverse [NT, HV, BT, BT]; if states are
-    kept, else empty, states [NT, HV, V, K] and y [B, T, HV, V], in q's dtype like inverse; if segments are cut into
-    pieces, else empty, starts [NP, HV, K, V] and moves [NP, HV, K, K] in float32, see splits.py."""
+    """What backward reads, chunk by chunk: gates [NT, HV, ROWS, BT] float32, inverse [NT, HV, BT, BT], empty where
+    nothing is corrected; if states are kept, else empty, states [NT, HV, V, K] and y [B, T, HV, V], in q's dtype like
+    inverse; if segments are cut into pieces, else empty, starts [NP, HV, K, V] and moves [NP, HV, K, K] in float32, see
+    splits.py."""
 
     gates: Tensor
     inverse: Tensor
@@ -141,13 +143,14 @@ class Call:
         """Programs of a scan over ``segments`` segments or pieces."""
         return segments * self.value_heads * -(-(columns or self.value_dim) // block)
 
-    def forward_memory(self, keep_states: bool) -> Forward:
+    def forward_memory(self, keep_states: bool, correct: bool) -> Forward:
         gates = self.memory(self.chunks, self.value_heads, ROWS.value, CHUNK, dtype=torch.float32)
         states = self.states() if keep_states else self.memory(0)
         y = self.tokens(self.value_dim) if keep_states else self.memory(0)
         starts = self.outer_states(self.pieces)
         moves = self.memory(self.pieces, self.value_heads, self.key_dim, self.key_dim, dtype=torch.float32)
-        kept = Kept(gates, self.square(), states, y, starts, moves)
+        inverse = self.square() if correct else self.memory(0)
+        kept = Kept(gates, inverse, states, y, starts, moves)
         return Forward(self.tokens(self.value_dim), self.outer_states(self.segments), kept)
 
     def backward_memory(self) -> Backward:

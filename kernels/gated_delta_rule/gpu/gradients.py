@@ -6,9 +6,9 @@ Rows are tokens, S is the state at the chunk's start, dS' the gradient of the on
     dq^ = scale exp(c) dO S^T + E B             dk^ = -exp(c) dV S^T + F B        the part where k reads the state
     dB  = exp(c_last - c) Y dS'^T + E^T q^ + F^T k^                               the part where it is written
 
-then dbeta = k^ . dB, dk^ += beta dB, the gradient of the norms, and dg from every product of a weight and its gradient
-whose decay a token's gate is part of. The diagonal of E has no decay in it and is left out of dg: it would cancel in
-exact arithmetic only.
+(F = 0 and no dk^ so far where nothing is corrected), then dbeta = k^ . dB, dk^ += beta dB, the gradient of the norms,
+and dg from every product of a weight and its gradient whose decay a token's gate is part of. The diagonal of E has no
+decay in it and is left out of dg: it would cancel in exact arithmetic only.
 
 Two kernels, q's and then k's, and in k's two loops over V: the accumulators of all do not fit into the registers. E and
 F go to k's products through memory (over ``weights``, which nothing reads after this; F^T above the diagonal, where E
@@ -24,6 +24,12 @@ multiprocessor (benchmarks/kernel_counts.py makes the counts):
     kernel            warps  registers  spilled  shared  programs  bytes    products
     query                 8        128     32 B  56 KiB         2  2.62 GB  85 GFLOP
     key                   4        255     40 B  56 KiB         2  3.06 GB  145 GFLOP
+
+One kernel instead, with one loop over V, was compiled and not taken: it moves 3.2 GB for 5.7, but takes 255 registers of
+8 warps and 8 B, so that a multiprocessor holds one program, which waits for each of its loads. By the model behind
+benchmarks/gpu_check/predictions.py the wait and the issue take 1.61 ms (1.54 with V 32 columns at a time in 4 stages),
+those of the two kernels 1.58; at two programs, 128 registers, 512 B do not fit. At three quarters of 4.3 TB/s the bytes
+of the two take 1.76 ms: a GPU has to say which is faster.
 """
 
 import triton
@@ -154,6 +160,7 @@ def key_kernel(
     BV: tl.constexpr,
     L2NORM: tl.constexpr,
     STAGES: tl.constexpr,
+    CORRECT: tl.constexpr,
 ):
     """One program per chunk and value head, after ``query_kernel``, whose ``change`` it completes; dk [B, T, HV, K] is
     that head's share."""
@@ -168,29 +175,33 @@ def key_kernel(
     out = start * d.HV + head
     change += row * d.BT
     y += out * d.V
-    pairs, dk1, dk2 = read_products(y, dv + out * d.V, state(states, row, d), o, here, d, BV, STAGES)
-    later = o[:, None] > o[None, :]
-    f = tl.where(later, -pairs * pair_decay(gates, o, o, d), 0.0) * gate(gates, NORM_K, o, d)[:, None]
-    tl.store(weights + o[None, :] * d.BT + o[:, None], operand(f, d), mask=later)
-    weighted = f * write_factor(gates, o, d)[None, :]
-    publish()
-    keys = token(k, start, key_head, T)
-    k1, k2 = load_keys(keys, k.t, o, here, d)
-    shared = weighted * dot_keys(k1, k2, k1, k2, d)
-    dk1, dk2, read = scale_rows(dk1, dk2, -gate(gates, READ_K, o, d), k1, k2, d)
-    tl.store(change + o, tl.load(change + o) + (read + (tl.sum(shared, 1) - tl.sum(shared, 0))))
-    publish()
-    k1, k2 = load_keys(keys, k.t, o, here, d)
-    dk1, dk2 = add_product(dk1, dk2, operand(weighted, d), k1, k2, d)
-    forget()
+    if CORRECT:
+        pairs, dk1, dk2 = read_products(y, dv + out * d.V, state(states, row, d), o, here, d, BV, STAGES)
+        later = o[:, None] > o[None, :]
+        f = tl.where(later, -pairs * pair_decay(gates, o, o, d), 0.0) * gate(gates, NORM_K, o, d)[:, None]
+        tl.store(weights + o[None, :] * d.BT + o[:, None], operand(f, d), mask=later)
+        weighted = f * write_factor(gates, o, d)[None, :]
+        publish()
+        keys = token(k, start, key_head, T)
+        k1, k2 = load_keys(keys, k.t, o, here, d)
+        shared = weighted * dot_keys(k1, k2, k1, k2, d)
+        dk1, dk2, read = scale_rows(dk1, dk2, -gate(gates, READ_K, o, d), k1, k2, d)
+        tl.store(change + o, tl.load(change + o) + (read + (tl.sum(shared, 1) - tl.sum(shared, 0))))
+        publish()
+        k1, k2 = load_keys(keys, k.t, o, here, d)
+        dk1, dk2 = add_product(dk1, dk2, operand(weighted, d), k1, k2, d)
+        forget()
+    else:
+        dk1, dk2 = key_zeros(d)
     d_states = state(d_states, row, d)
     db1, db2 = write_products(y, d_states, o, here, d, BV, STAGES)
     forget()
     k1, k2 = load_keys(token(k, start, key_head, T), k.t, o, here, d)
     db1, db2, stored = scale_rows(db1, db2, decay_to_end(gates, o, d), k1, k2, d)
     forget()
-    db1, db2 = add_square(db1, db2, weights, keys, k.t, left, d, False)
-    forget()
+    if CORRECT:
+        db1, db2 = add_square(db1, db2, weights, keys, k.t, left, d, False)
+        forget()
     db1, db2 = add_square(db1, db2, weights, token(q, start, key_head, T), q.t, left, d, True)
     forget()
     k1, k2 = load_keys(token(k, start, key_head, T), k.t, o, here, d)

@@ -1,21 +1,25 @@
 """Work within a chunk: gates, the inverse T, the weights of o.
 
-With q^, k^ the normalised rows, D_ij the decay from token j to token i and b_j = beta_j k^_j (names as in cpu/chunked.py):
+With q^, k^ the normalised rows, D_ij the decay from token j to token i and b_j = beta_j k^_j (names as in
+cpu/chunked.py):
 
     T       = (I + strict_lower(k^_i . b_j D_ij))^-1
     weights = scale * lower(q^_i . b_j D_ij)
 
-T by forward substitution in diagonal blocks of 16, then block by block below them. Powers of the matrix, which a
-Neumann series would need, reach 1e9 and more where beta passes 1 and keys are alike; T itself never passes 2. For the
-same reason the blocks are multiplied in three-pass tf32: one pass is off by 1e-2 in the worst case.
+T by blocks of 2, 4, ... 64 on the diagonal, each from the two inverses within it. Powers of the matrix, which a Neumann
+series would need, reach 1e9 and more where beta passes 1 and keys are alike; T itself never passes 2. For the same
+reason the blocks are multiplied in three-pass tf32: one pass is off by 1e-2 in the worst case. By the model behind
+benchmarks/gpu_check/predictions.py this takes 0.31 to 0.35 ms; forward substitution in blocks of 16 by a kernel of its
+own, of one warp, after one that made the weights, took 0.44 to 0.59 together and 0.88 GB: its 15 steps wait for one
+another. Off by 2.7e-7 where keys went through SiLU and beta is 2, by 2.4e-5 where all keys are alike to 1e-3 (the
+substitution: 1.9e-7 and 5.8e-6); bfloat16, in which T is kept, is off by 1e-3.
 
 Compiled for Hopper, bfloat16, heads of 96/192; bytes and products for 30 heads and 32,768 tokens, programs on one
 multiprocessor (benchmarks/kernel_counts.py makes the counts):
 
     kernel            warps  registers  spilled  shared  programs  bytes    products
-    weights, forward      4        103      0 B  24 KiB         4  0.55 GB  12 GFLOP
-    weights, backward     4         94      0 B  24 KiB         5  0.52 GB  12 GFLOP
-    inverse               1        192      0 B   1 KiB         8  0.33 GB  17 GFLOP
+    weights, forward      4        128      0 B  24 KiB         4  0.67 GB  42 GFLOP
+    weights, backward     4         76      0 B  24 KiB         6  0.52 GB  12 GFLOP
 """
 
 import triton
@@ -31,10 +35,7 @@ from hybrid_ft.kernels.gated_delta_rule.gpu.tiles import (
     READ_Q,
     WRITE_K,
     at_token,
-    dot,
     dot_keys,
-    dot_rows,
-    forget,
     gate,
     gates_of,
     load_keys,
@@ -72,6 +73,7 @@ def weights_kernel(
     beta_h,
     gates,
     weights,
+    inverse,
     chunks,
     scale,
     T,
@@ -79,8 +81,9 @@ def weights_kernel(
     L2NORM: tl.constexpr,
     FIRST: tl.constexpr,
 ):
-    """One program per chunk and value head. Writes the weights, and if FIRST the gates before them; else from gates that
-    are there: backward computes the weights again rather than keep them. g and beta with their strides, see ``Heads``."""
+    """One program per chunk and value head. Writes the weights, and if FIRST the gates before them and the inverse,
+    unless that is None; else from gates that are there: backward computes the weights again rather than keep them. g
+    and beta with their strides, see ``Heads``."""
     segment, start, row, head, left = place(chunks, d)
     if segment < 0:
         return
@@ -101,10 +104,13 @@ def weights_kernel(
         b = b.to(tl.float32)
         _write_gates(gates, log_decay, b, norm_q, norm_k, scale, o, d)
         publish()
-    read = gate(gates, NORM_Q, o, d) * scale
     write = gate(gates, NORM_K, o, d) * gate(gates, BETA, o, d)
-    pairs = dot_keys(q1, q2, k1, k2, d) * read[:, None] * write[None, :] * pair_decay(gates, o, o, d)
+    decay = pair_decay(gates, o, o, d) * write[None, :]
+    pairs = dot_keys(q1, q2, k1, k2, d) * decay * (gate(gates, NORM_Q, o, d) * scale)[:, None]
     tl.store(weights + o[:, None] * d.BT + o[None, :], operand(pairs, d))
+    if inverse is not None:
+        pairs = dot_keys(k1, k2, k1, k2, d) * decay * gate(gates, NORM_K, o, d)[:, None]
+        _write_inverse(square(inverse, row, d), tl.where(o[:, None] > o[None, :], pairs, 0.0), d)
 
 
 @triton.jit
@@ -146,74 +152,58 @@ def _split(x):
     return coarse.to(tl.float32), (x - coarse).to(tl.float32)
 
 
-@triton.jit(do_not_specialize=["T"])
-def inverse_kernel(k, gates, inverse, chunks, T, d):
-    """T, one program per chunk and value head, from the gates: X_ii of the diagonal blocks, then X_ij = -X_ii times the
-    sum over j <= m < i of L_im X_mj."""
-    segment, start, row, head, left = place(chunks, d)
-    if segment < 0:
-        return
-    gates = gates_of(gates, row, d)
-    inverse = square(inverse, row, d)
-    keys = token(k, start, head // (d.HV // d.H), T)
-    # Each block is stored as soon as it is there: the next _pairs waits for that, so that nothing piles up in registers.
-    none = tl.zeros([BLOCK, BLOCK], tl.float32)
-    x00 = _inverse_block(gates, keys, k.t, left, 0, d)
-    _store_blocks(inverse, 0, x00, none, none, none, d)
-    if d.BT > 16:
-        x11 = _inverse_block(gates, keys, k.t, left, 16, d)
-        x10 = -dot(x11, dot(_pairs(gates, keys, k.t, left, 16, 0, d), x00))
-        _store_blocks(inverse, 16, x10, x11, none, none, d)
-    if d.BT > 32:
-        x22 = _inverse_block(gates, keys, k.t, left, 32, d)
-        l21 = _pairs(gates, keys, k.t, left, 32, 16, d)
-        x21 = -dot(x22, dot(l21, x11))
-        x20 = -dot(x22, dot(_pairs(gates, keys, k.t, left, 32, 0, d), x00) + dot(l21, x10))
-        _store_blocks(inverse, 32, x20, x21, x22, none, d)
-        x33 = _inverse_block(gates, keys, k.t, left, 48, d)
-        l32 = _pairs(gates, keys, k.t, left, 48, 32, d)
-        x32 = -dot(x33, dot(l32, x22))
-        sum1, sum0 = dot(l32, x21), dot(l32, x20)
-        l31 = _pairs(gates, keys, k.t, left, 48, 16, d)
-        x31 = -dot(x33, dot(l31, x11) + sum1)
-        sum0 += dot(l31, x10)
-        x30 = -dot(x33, dot(_pairs(gates, keys, k.t, left, 48, 0, d), x00) + sum0)
-        _store_blocks(inverse, 48, x30, x31, x32, x33, d)
-
-
 @triton.jit
-def _pairs(gates, keys, k_t, left, row, col, d):
-    """k^_i . b_j D_ij for 16 tokens i from ``row`` on and 16 tokens j from ``col`` <= ``row`` on."""
-    forget()  # ten products' keys
-    o_i = row + tl.arange(0, BLOCK)
-    o_j = col + tl.arange(0, BLOCK)
-    products = dot_rows(keys, k_t, o_i, keys, k_t, o_j, left, d)
-    read = gate(gates, NORM_K, o_i, d)
-    write = gate(gates, NORM_K, o_j, d) * gate(gates, BETA, o_j, d)
-    return products * read[:, None] * write[None, :] * pair_decay(gates, o_i, o_j, d)
-
-
-@triton.jit
-def _inverse_block(gates, keys, k_t, left, row, d):
-    """Forward substitution for a diagonal block: row i of the inverse is e_i - sum over j < i of L_ij times row j."""
+def _write_inverse(inverse, x, d):
+    """(I + x)^-1 of a strictly lower triangular x [BT, BT], by blocks on the diagonal. If two neighbours there have the
+    inverses A and B, and x has C below A, then the inverse of both has -B C A below A: for blocks of 1, 2, 4, 8 and 16
+    on all of the diagonal at once, and then for the two of 32."""
+    many: tl.constexpr = d.BT // BLOCK
     o = tl.arange(0, BLOCK)
-    # The transpose: a row of L is then a column, which lies as the rows that it weighs do.
-    upper = tl.trans(_pairs(gates, keys, k_t, left, row, row, d))
-    x = tl.where(o[:, None] == o[None, :], 1.0, 0.0)
-    for i in range(1, BLOCK):
-        weights = tl.sum(tl.where((o[None, :] == i) & (o[:, None] < i), upper, 0.0), 1)
-        x = tl.where(o[:, None] == i, x - tl.sum(weights[:, None] * x, 0)[None, :], x)
-    return x
+    apart = o[:, None] ^ o[None, :]
+    a = _blocks(x, 0, many, d)
+    y = tl.where(apart == 0, 1.0, tl.where(apart == 1, -a, 0.0))
+    for shift in tl.static_range(1, 4):
+        y -= _dot(_dot(y, tl.where((apart >> shift) == 1, a, 0.0)), y)
+    # of two neighbours of 16: the first's inverse beside the second's
+    i = tl.arange(0, 2)
+    first = (i == 0)[None, :, None, None]
+    before = tl.sum(tl.where(first, tl.reshape(y, [many // 2, 2, BLOCK, BLOCK]), 0.0), 1)
+    before = tl.where(first, 0.0, tl.expand_dims(before, 1))
+    z = -_dot(y, _dot(_blocks(x, 1, many, d), tl.reshape(before, [many, BLOCK, BLOCK])))
+    half: tl.constexpr = d.BT // 2
+    r, c = (tl.arange(0, many) % 2)[:, None, None, None], i[None, :, None, None]
+    both = tl.where(r == c, tl.expand_dims(y, 1), tl.where(r > c, tl.expand_dims(z, 1), 0.0))
+    both = tl.reshape(tl.permute(both, (0, 2, 1, 3)), [d.BT, half])
+    o, h = tl.arange(0, d.BT), tl.arange(0, half)
+    tl.store(inverse + (o * d.BT + o // half * half)[:, None] + h[None, :], operand(both, d))
+    y, b = tl.split(tl.permute(tl.reshape(both, [2, half, half]), (1, 2, 0)))
+    left, _ = tl.split(tl.permute(tl.reshape(x, [d.BT, 2, half]), (0, 2, 1)))
+    _, below = tl.split(tl.permute(tl.reshape(left, [2, half, half]), (1, 2, 0)))
+    at = inverse + h[:, None] * d.BT + h[None, :]
+    tl.store(at + half, tl.zeros([half, half], d.DOT))
+    tl.store(at + half * d.BT, operand(-_dot(b, _dot(below, y)), d))
 
 
 @triton.jit
-def _store_blocks(inverse, row, a, b, c, e, d):
-    """One row of blocks."""
-    o = tl.arange(0, BLOCK)
-    at = inverse + (row + o)[:, None] * d.BT + o[None, :]
-    tl.store(at, operand(a, d))
-    if d.BT > 16:
-        tl.store(at + 16, operand(b, d))
-    if d.BT > 32:
-        tl.store(at + 32, operand(c, d))
-        tl.store(at + 48, operand(e, d))
+def _blocks(x, BACK: tl.constexpr, MANY: tl.constexpr, d):
+    """[MANY, BT // MANY, BT // MANY]: of every row of blocks the one on the diagonal, or BACK before it."""
+    block: tl.constexpr = d.BT // MANY
+    o = tl.arange(0, d.BT)[:, None, None] // block
+    mine = o == tl.arange(0, MANY)[None, :, None] + BACK
+    x = tl.sum(tl.where(mine, tl.reshape(x, [d.BT, MANY, block]), 0.0), 1)
+    return tl.reshape(x, [MANY, block, block])
+
+
+@triton.jit
+def _dot(a, b):
+    """As good as float32, from three passes of tf32. Triton's own three also look for NaN in every sum."""
+    a_high, b_high = _tf32(a), _tf32(b)
+    x = tl.dot(a - a_high, b_high, input_precision="tf32")
+    x = tl.dot(a_high, b - b_high, x, input_precision="tf32")
+    return tl.dot(a_high, b_high, x, input_precision="tf32")
+
+
+@triton.jit
+def _tf32(x):
+    """Rounded to what tf32 holds."""
+    return ((x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hybrid_ft.kernels.gated_delta_rule.gpu.call import CHUNK, Backward, Call, Forward, Inputs, Kept, cut
 from hybrid_ft.kernels.gated_delta_rule.gpu.gradients import key_kernel, query_kernel
-from hybrid_ft.kernels.gated_delta_rule.gpu.intra import inverse_kernel, weights_kernel
+from hybrid_ft.kernels.gated_delta_rule.gpu.intra import weights_kernel
 from hybrid_ft.kernels.gated_delta_rule.gpu.scans import backward_kernel, forward_kernel
 from hybrid_ft.kernels.gated_delta_rule.gpu.settings import Launch, Settings, settings_for
 from hybrid_ft.kernels.gated_delta_rule.gpu.splits import join_kernel, summary_backward_kernel, summary_kernel
@@ -22,15 +22,9 @@ def run_forward(inputs: Inputs, keep_states: bool) -> Forward:
     assert v is not None and inputs.g is not None and inputs.beta is not None
     call = Call(q, v, inputs.cu_seqlens)
     chunks, use = cut(call, inputs.cu_seqlens), settings_for(q)
-    out = call.forward_memory(keep_states)
+    out = call.forward_memory(keep_states, inputs.correct)
     kept, weights = out.kept, call.square()
-    _weights(inputs, call, use, chunks, kept.gates, weights, first=True)
-    grid = (call.chunks * call.value_heads,)
-    if grid[0]:
-        inverse_kernel[grid](
-            heads(inputs.k), kept.gates, kept.inverse, chunks, call.tokens_in_row, call.dims(),
-            **use.inverse.options(),
-        )  # fmt: skip
+    _weights(inputs, call, use, chunks, kept, weights, first=True)
     if not call.segments:
         return out
     initial, final, segments = contiguous(inputs.initial_state), out.final_state, call.segments
@@ -39,7 +33,7 @@ def run_forward(inputs: Inputs, keep_states: bool) -> Forward:
         _summarise(inputs, call, use, pieces, kept, final := call.outer_states(call.pieces))
         _join(call, use, pieces, initial, final, kept, kept.starts, backward=False)
         chunks, initial, segments = pieces.chunks, kept.starts, call.pieces
-    block, within = block_of(call.value_dim, use), Within(kept.gates, kept.inverse, weights)
+    block, within = block_of(call.value_dim, use), within_chunks(inputs, kept, weights)
     forward_kernel[(call.lanes(segments, block),)](
         heads(q), heads(inputs.k), heads(v), within, initial, out.o, kept.y, kept.states, final, chunks,
         call.tokens_in_row, call.dims(use.halves), scan(block, use, use.forward), KEEP=keep_states, **use.forward.options(),
@@ -58,7 +52,7 @@ def run_backward(inputs: Inputs, kept: Kept, do: Tensor, d_final: Tensor | None)
     if v is not None:
         kept = kept._replace(states=call.states(), y=call.tokens(call.value_dim))
     weights, d_states = call.square(), call.states()
-    _weights(inputs, call, use, chunks, kept.gates, weights, first=False)
+    _weights(inputs, call, use, chunks, kept, weights, first=False)
     if call.segments:
         _scan_backward(inputs, call, use, chunks, kept, weights, do, d_final, d_states, out)
     if call.chunks * call.value_heads:
@@ -67,13 +61,15 @@ def run_backward(inputs: Inputs, kept: Kept, do: Tensor, d_final: Tensor | None)
 
 
 def _weights(
-    inputs: Inputs, call: Call, use: Settings, chunks: Chunks, gates: Tensor, weights: Tensor, first: bool
+    inputs: Inputs, call: Call, use: Settings, chunks: Chunks, kept: Kept, weights: Tensor, first: bool
 ) -> None:
+    """``first``: the gates and the inverse as well, which backward has."""
     g, beta = ((None, 0, 0, 0) if x is None else heads(x) for x in (inputs.g, inputs.beta))
+    inverse = kept.inverse if first and inputs.correct else None
     if call.chunks * call.value_heads:
         weights_kernel[(call.chunks * call.value_heads,)](
-            heads(inputs.q), heads(inputs.k), *g, *beta, gates, weights, chunks, inputs.scale, call.tokens_in_row,
-            call.dims(), L2NORM=inputs.use_qk_l2norm, FIRST=first, **use.weights.options(),
+            heads(inputs.q), heads(inputs.k), *g, *beta, kept.gates, weights, inverse, chunks, inputs.scale,
+            call.tokens_in_row, call.dims(), L2NORM=inputs.use_qk_l2norm, FIRST=first, **use.weights.options(),
         )  # fmt: skip
 
 
@@ -81,7 +77,7 @@ def _summarise(inputs: Inputs, call: Call, use: Settings, pieces: Pieces, kept: 
     """A and M of every piece, see splits.py."""
     assert inputs.v is not None
     block, dims = block_of(call.value_dim, use), call.dims(use.halves)
-    lanes, within = call.lanes(call.pieces, block), Within(kept.gates, kept.inverse, None)
+    lanes, within = call.lanes(call.pieces, block), within_chunks(inputs, kept, None)
     summary_kernel[(lanes + call.lanes(call.pieces, block, call.key_dim),)](
         heads(inputs.k), heads(inputs.v), within, sums, kept.moves, pieces, lanes, call.tokens_in_row, dims,
         dims._replace(V=tl.constexpr(call.key_dim)), scan(block, use, use.summary), **use.summary.options(),
@@ -121,7 +117,7 @@ def _scan_backward(
     q, k, v = heads(inputs.q), heads(inputs.k), None if inputs.v is None else heads(inputs.v)
     initial, d_final, d_initial = contiguous(inputs.initial_state), contiguous(d_final), out.d_initial
     block, dims, segments = block_of(call.value_dim, use), call.dims(use.halves), call.segments
-    within = Within(kept.gates, kept.inverse, weights)
+    within = within_chunks(inputs, kept, weights)
     pieces = call.pieces_of(chunks) if call.cut_backward(1 if v is None else 2) else None
     if pieces:
         d_initial, d_ends = (call.outer_states(call.pieces) for _ in range(2))
@@ -170,11 +166,15 @@ def _gradients(
     key_kernel[grid](
         q, k, kept.gates, weights, kept.y, kept.states, d_states, out.dv, dk, out.dg, out.dbeta, change, chunks,
         call.tokens_in_row, call.dims(), BV=block, L2NORM=inputs.use_qk_l2norm, STAGES=use.key.stages,
-        **use.key.options(),
+        CORRECT=inputs.correct, **use.key.options(),
     )  # fmt: skip
     if group > 1:
         for total, shares in ((out.dq, dq), (out.dk, dk)):
             total.copy_(shares.unflatten(2, (call.heads, group)).sum(3))
+
+
+def within_chunks(inputs: Inputs, kept: Kept, weights: Tensor | None) -> Within:
+    return Within(kept.gates, kept.inverse if inputs.correct else None, weights)
 
 
 def block_of(value_dim: int, use: Settings) -> int:

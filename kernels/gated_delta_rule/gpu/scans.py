@@ -10,6 +10,8 @@ Backward, from dS', the gradient of the state at the chunk's end:
     dV = (dO weights + dS' k^T * WRITE_K) T
     dS = dS' * decay + (dO * READ_Q) q - (dV * READ_K) k
 
+Without an inverse nothing is corrected: Y = V and dV = dO weights + dS' k^T * WRITE_K, and dS lacks its last term.
+
 The norms of q and k, scale, beta and the decays are in the factors per token (tiles.py), so that q and k themselves are
 the products' operands, straight from memory.
 
@@ -112,8 +114,11 @@ def scan_forward(pid, q, k, v, within, initial_state, o, y, states, final_state,
         a1, a2 = s1.to(d.DOT), s2.to(d.DOT)
         if KEEP:
             _store_inner(state(states, row, d), a1, a2, o_v, d, use.BV)
-        error = v_columns - _read(a1, a2, k1, k2, gate(gates, READ_K, o_c, d), d, use.APART)
-        write = dot(operand(error, d), tl.trans(load_square(square(within.inverse, row, d), d)))
+        if within.inverse is None:
+            write = v_columns
+        else:
+            error = v_columns - _read(a1, a2, k1, k2, gate(gates, READ_K, o_c, d), d, use.APART)
+            write = dot(operand(error, d), tl.trans(load_square(square(within.inverse, row, d), d)))
         out = ((start + at) * d.HV + head) * d.V
         if KEEP:
             store_columns(y + out, d.HV * d.V, o_c, o_v, here, operand(write, d), d.V, d.V % use.BV == 0)
@@ -123,10 +128,15 @@ def scan_forward(pid, q, k, v, within, initial_state, o, y, states, final_state,
             read = dot_onto(read, operand(write, d), tl.trans(load_square(square(within.weights, row, d), d)))
             store_columns(o + out, d.HV * d.V, o_c, o_v, here, read, d.V, d.V % use.BV == 0)
         decay = chunk_decay(gates, d)
-        write = operand(write * gate(gates, WRITE_K, o_c, d)[None, :], d)
-        s1 = dot_onto(s1 * decay, write, k1)
-        if d.K2:
-            s2 = dot_onto(s2 * decay, write, k2)
+        if v is None and within.inverse is None:
+            s1 *= decay
+            if d.K2:
+                s2 *= decay
+        else:
+            write = operand(write * gate(gates, WRITE_K, o_c, d)[None, :], d)
+            s1 = dot_onto(s1 * decay, write, k1)
+            if d.K2:
+                s2 = dot_onto(s2 * decay, write, k2)
     if final_state is not None:
         store_outer(final_state, outer, s1, s2, o_v, d)
 
@@ -158,16 +168,24 @@ def scan_backward(pid, q, k, do, within, d_final, dv, d_states, d_initial, chunk
             _store_inner(state(d_states, row, d), a1, a2, o_v, d, use.BV)
         dy = _read(a1, a2, k1, k2, gate(gates, WRITE_K, o_c, d), d, use.APART)
         dy = dot_onto(dy, do_columns, load_square(square(within.weights, row, d), d))
-        dvalue = dot(operand(dy, d), load_square(square(within.inverse, row, d), d))
+        dvalue = dy
+        if within.inverse is not None:
+            dvalue = dot(operand(dy, d), load_square(square(within.inverse, row, d), d))
         if dv is not None:
             out = ((start + at) * d.HV + head) * d.V
             store_columns(dv + out, d.HV * d.V, o_c, o_v, here, dvalue, d.V, d.V % use.BV == 0)
         read = operand(do_columns * gate(gates, READ_Q, o_c, d)[None, :], d)
-        corrected = operand(-dvalue * gate(gates, READ_K, o_c, d)[None, :], d)
-        decay = chunk_decay(gates, d)
-        s1 = _add_two(s1 * decay, read, q1, corrected, k1, use.APART)
-        if d.K2:
-            s2 = _add_two(s2 * decay, read, q2, corrected, k2, use.APART)
+        if within.inverse is None:
+            decay = chunk_decay(gates, d)
+            s1 = dot_onto(s1 * decay, read, q1)
+            if d.K2:
+                s2 = dot_onto(s2 * decay, read, q2)
+        else:
+            corrected = operand(-dvalue * gate(gates, READ_K, o_c, d)[None, :], d)
+            decay = chunk_decay(gates, d)
+            s1 = _add_two(s1 * decay, read, q1, corrected, k1, use.APART)
+            if d.K2:
+                s2 = _add_two(s2 * decay, read, q2, corrected, k2, use.APART)
     store_outer(d_initial, outer, s1, s2, o_v, d)
 
 

@@ -44,7 +44,6 @@ class Settings:
     halves: bool
     apart: bool
     weights: Launch
-    inverse: Launch
     forward: Launch
     summary: Launch
     join: Launch
@@ -54,15 +53,13 @@ class Settings:
     key: Launch
 
 
-# 64 rows for the four warps of a warp-group product. The inverse's 16 x 16 blocks are one warp's work: four would do it
-# four times over.
+# 64 rows for the four warps of a warp-group product; a warp each for the inverse's four blocks of 16.
 HOPPER = Settings(
     block=64,
     gradient_block=64,
     halves=True,
     apart=False,
-    weights=Launch(4),
-    inverse=Launch(1),
+    weights=Launch(4, max_registers=128),
     forward=Launch(4, stages=2),
     summary=Launch(4, stages=2),
     join=Launch(4),
@@ -76,8 +73,7 @@ AMPERE = Settings(
     gradient_block=32,
     halves=False,
     apart=False,
-    weights=Launch(4),
-    inverse=Launch(4),
+    weights=Launch(8),
     forward=Launch(8),
     summary=Launch(8),
     join=Launch(4),
@@ -93,7 +89,6 @@ BLACKWELL = Settings(
     halves=True,
     apart=True,
     weights=Launch(4),
-    inverse=Launch(8),
     forward=Launch(8),
     summary=Launch(4),
     join=Launch(4),

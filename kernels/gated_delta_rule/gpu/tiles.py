@@ -59,7 +59,7 @@ class Pieces(NamedTuple):
 
 class Within(NamedTuple):
     """What is computed within every chunk alone, see intra.py: gates [NT, HV, ROWS, BT], inverse and weights
-    [NT, HV, BT, BT]; None where nothing reads them."""
+    [NT, HV, BT, BT]; None where nothing reads them. No inverse: nothing is corrected."""
 
     gates: Any
     inverse: Any
@@ -89,8 +89,8 @@ STEP = tl.constexpr(16)  # keys or tokens; a head size is a multiple of it
 
 @triton.jit
 def place(chunks, d):
-    """Of a program per chunk and value head: the chunk's segment (-1: no such chunk), first token in int64, chunk and value
-    head as one number in int64, value head, how many tokens are left of the segment."""
+    """Of a program per chunk and value head: the chunk's segment (-1: no such chunk), first token in int64, chunk and
+    value head as one number in int64, value head, how many tokens are left of the segment."""
     chunk = tl.program_id(0) // d.HV
     head = tl.program_id(0) % d.HV
     segment = tl.load(chunks.segment_of + chunk)
@@ -228,17 +228,6 @@ def dot_keys(a1, a2, b1, b2, d):
     x = dot(a1, tl.trans(b1))
     if d.K2:
         x = dot_onto(x, a2, tl.trans(b2))
-    return x
-
-
-@triton.jit
-def dot_rows(a, a_t, o_a, b, b_t, o_b, left, d):
-    """a b^T of rows in memory, ``left`` of them, over all keys a few at a time: what one warp has registers for."""
-    x = tl.zeros([o_a.shape[0], o_b.shape[0]], tl.float32)
-    for first in tl.range(0, d.K, STEP, num_stages=1):
-        o_k = first + tl.arange(0, STEP)
-        rows = load_rows(a, a_t, o_a, o_k, o_a < left, d.K, True)
-        x = dot_onto(x, rows, load_columns(b, b_t, o_b, o_k, o_b < left, d.K, True))
     return x
 
 

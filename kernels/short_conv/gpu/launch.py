@@ -11,20 +11,18 @@ from torch import Tensor
 
 from hybrid_ft.kernels.rowwise import as_rows, check_gpu, on
 from hybrid_ft.kernels.short_conv.gpu.kernels import (
-    activation_kernel,
+    backward_kernel,
     final_tail_kernel,
     forward_kernel,
     initial_tail_kernel,
-    input_kernel,
     step_kernel,
 )
 
-# Tokens, channels and warps of a tile, 16 numbers to a thread: with 32 the shifted loads do not fit into the registers.
-# The kernel that sums over a tile's tokens has more of them, for fewer partial sums.
+# Tokens, channels and warps of a tile. Forward has 16 numbers to a thread: with 32 the shifted loads do not fit into the
+# registers. Backward has half as many, as it holds a gradient beside them, but more tokens, of which W-1 are the next
+# tile's, for fewer partial sums.
 TILE = {"BT": 32, "BD": 64, "num_warps": 4}
-SUMMED = {"BT": 64, "BD": 32, "num_warps": 4}
-# with a bias there is one sum more, and half as many numbers to a thread
-SUMMED_WITH_BIAS = {"BT": 32, "BD": 32, "num_warps": 4}
+BACKWARD_TILE = {"BT": 64, "BD": 32, "num_warps": 8}
 WIDEST = 7
 # Of one token's step: few, since all that a GPU has to do for one row are some thousands of channels.
 STEP_CHANNELS = 128
@@ -112,40 +110,25 @@ def backward_op(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """dx, dweight, dbias or nothing, and the gradient of the initial tail or nothing."""
     (N, D), W, S = x.shape, weight.shape[1], cu_seqlens.shape[0] - 1
-    dx, dpre = x.new_empty(N, D), x.new_empty(N, D)
-    rows = W if bias is None else W + 1
-    summed = SUMMED if bias is None else SUMMED_WITH_BIAS
-    dtaps = x.new_empty(triton.cdiv(N, summed["BT"]), rows, D, dtype=torch.float32)
+    dx = x.new_empty(N, D)
+    tiles, rows = triton.cdiv(N, BACKWARD_TILE["BT"] - W + 1), W if bias is None else W + 1
+    dtaps = x.new_empty(tiles, rows, D, dtype=torch.float32)
     dtail = _initial_memory(x, initial_tail)
     x, dy, weight = as_rows(x), as_rows(dy), weight.contiguous()
     bias = None if bias is None else bias.contiguous()
     tail = None if initial_tail is None else initial_tail.contiguous()
     d_final = None if d_final is None else d_final.contiguous()
-    counts = N, S, S.bit_length()
+    read = x, x.stride(0), weight, bias, tail, cu_seqlens
     with on(x):
         if dx.numel():
-            activation_kernel[_grid(N, D, summed)](
-                x,
-                x.stride(0),
-                weight,
-                bias,
-                tail,
-                cu_seqlens,
-                dy,
-                dy.stride(0),
-                dpre,
-                dtaps,
-                *counts,
-                D,
-                W,
-                activate,
-                **summed,
+            counts = N, S, S.bit_length()
+            backward_kernel[(tiles * triton.cdiv(D, BACKWARD_TILE["BD"]),)](
+                *read, dy, dy.stride(0), d_final, dx, dtaps, *counts, D, W, activate, **BACKWARD_TILE
             )
-            input_kernel[_grid(N, D, TILE)](dpre, weight, d_final, cu_seqlens, dx, *counts, D, W, **TILE)
         if dtail.numel():
             BD, warps = _channels(D)
             initial_tail_kernel[(S * triton.cdiv(D, BD),)](
-                dpre, weight, d_final, cu_seqlens, dtail, D, W, BD, num_warps=warps
+                *read[:5], dy, dy.stride(0), d_final, cu_seqlens, dtail, D, W, activate, BD, num_warps=warps
             )
     sums = dtaps.sum(0)
     dbias = x.new_empty(0) if bias is None else sums[W].to(bias.dtype, copy=True)

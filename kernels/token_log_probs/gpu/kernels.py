@@ -26,7 +26,7 @@ def forward_kernel(logits, targets, target_logits, highest, total, moment, V, BV
         s = s * shrink + e
         m = new
     target = tl.load(targets + n)
-    # a target outside the vocabulary has no address in the row: its result is no number
+    # a target outside the vocabulary has no address in the row: its result is not a number
     inside = (target >= 0) & (target < V)
     z = tl.load(logits + n * V + target, mask=inside, other=float("nan")).to(tl.float32)
     tl.store(target_logits + n, z)

@@ -12,6 +12,7 @@ import pytest
 from bench_runs import printed_rows
 
 
+@pytest.mark.slow
 def test_without_a_gpu_nothing_is_measured(root: Path, tmp_path: Path, bench: SimpleNamespace) -> None:
     out = tmp_path / "gpu.jsonl"
     command = [sys.executable, str(root / "benchmarks" / "gpu"), "--out", str(out)]

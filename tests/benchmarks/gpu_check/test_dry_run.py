@@ -85,6 +85,7 @@ def test_predictions_are_of_what_is_launched(load) -> None:
     assert kernels and {name.split("_kernel, ")[1] for name in kernels} <= words
 
 
+@pytest.mark.slow
 def test_a_step_that_breaks_costs_itself_alone(
     folder: Path, load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

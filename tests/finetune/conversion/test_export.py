@@ -1,35 +1,23 @@
 """hybrid-ft export: other dtypes and shards read back and compared, and 8 and 4 bits that plain transformers opens."""
 
-import importlib
 import json
+import math
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from export_helpers import export, logits
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from hybrid_ft import cli
 from hybrid_ft.finetune.conversion.source import cache_bytes
-from hybrid_ft.hybrid_model.checkpoint import tensor_files
 from hybrid_ft.hybrid_model.checkpoint.config import BUNDLED
 from hybrid_ft.hybrid_model.families.known import family_of_type
 
 
-def export(*arguments: Any) -> int:
-    return cli.main(["export", *map(str, arguments)])
-
-
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
     return {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
-
-
-def logits(folder: Path, **how: Any) -> torch.Tensor:
-    model = AutoModelForCausalLM.from_pretrained(folder, **how).eval()
-    with torch.no_grad():
-        return model(torch.arange(4, 60)[None], use_cache=False).logits.double()
 
 
 @pytest.fixture(params=["qwen3_5_text", "nemotron_h", "granitemoehybrid"])
@@ -84,48 +72,6 @@ def test_what_a_family_keeps_in_float32_stays(other: Path, tmp_path: Path) -> No
     assert any(name.endswith(kept) for name in after)
 
 
-def test_cut_short_it_goes_on_with_the_next_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = (BUNDLED, tmp_path / "out", "--to", "transformers", "--dtype", "bfloat16", "--shard-size", "300kB")
-    write = tensor_files.write_tensors
-    written: list[str] = []
-
-    def killed(path: Path, new: Any) -> None:
-        if len(written) == 3:
-            path.write_bytes(b"half")
-            raise KeyboardInterrupt
-        written.append(path.name)
-        write(path, new)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(tensor_files, "write_tensors", killed)
-        assert export(*arguments) in (75, 130)
-    assert not (tmp_path / "out").exists() and len(list((tmp_path / "out.part").glob("model-*.safetensors"))) == 3
-    monkeypatch.setattr(tensor_files, "write_tensors", lambda path, new: (written.append(path.name), write(path, new)))
-    assert export(*arguments) == 0
-    assert len(written) == 9 and len(set(written)) == 9 and not (tmp_path / "out.part").exists()
-    monkeypatch.undo()
-    whole = (*arguments[:1], tmp_path / "whole", *arguments[2:])
-    assert export(*whole) == 0
-    for path in (tmp_path / "whole").iterdir():
-        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
-
-
-def test_a_shard_that_is_not_what_was_to_be_written_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = tensor_files.write_tensors
-
-    def wrong(path: Path, new: Any) -> None:
-        write(path, new)
-        found = load_file(path)
-        name = max(found, key=lambda name: found[name].numel())
-        found[name].view(-1)[7] += 1
-        save_file(found, path)
-
-    monkeypatch.setattr(tensor_files, "write_tensors", wrong)
-    with pytest.raises(RuntimeError, match="is not what was to be written"):
-        export(BUNDLED, tmp_path / "out", "--to", "transformers")
-    assert not (tmp_path / "out").exists()
-
-
 def test_bad_input_is_one_line_and_nothing_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "there").mkdir()
     adapter = tmp_path / "adapter"
@@ -137,6 +83,9 @@ def test_bad_input_is_one_line_and_nothing_is_written(tmp_path: Path, capsys: py
     save_file(found, large / "model.safetensors", {"format": "pt"})
     short = shutil.copytree(BUNDLED, tmp_path / "short")
     (short / "model.safetensors").write_bytes((BUNDLED / "model.safetensors").read_bytes()[:-5])
+    damaged = shutil.copytree(large, tmp_path / "damaged")
+    found["model.embed_tokens.weight"][5, 5] = math.nan
+    save_file(found, damaged / "model.safetensors", {"format": "pt"})
     there = {path for path in tmp_path.rglob("*")}
     for arguments, message, status in (
         ((BUNDLED, "{t}/out", "--to", "onnx"), "--to: got 'onnx'; must be one of transformers, int8, int4, gguf", 2),
@@ -148,56 +97,13 @@ def test_bad_input_is_one_line_and_nothing_is_written(tmp_path: Path, capsys: py
         ((adapter, "{t}/out", "--to", "transformers"), "is an adapter; make a model of it first: hybrid-ft merge", 2),
         ((short, "{t}/out", "--to", "transformers"), "it is damaged, copy it again", 2),
         ((large, "{t}/out", "--to", "transformers", "--dtype", "float16"), "not finite in torch.float16", 4),
+        ((damaged, "{t}/out", "--to", "transformers"), "values that are not finite; take another checkpoint", 2),
         ((BUNDLED, "{t}/out", "--to", "transformers", "--rows", "{t}/rows.jsonl"), "rows.jsonl", 2),
     ):
         assert export(*(str(part).format(t=tmp_path) for part in arguments)) == status, message
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
-        shutil.rmtree(tmp_path / "out.part", ignore_errors=True)  # where a value was found while writing
         assert {path for path in tmp_path.rglob("*")} == there
-
-
-def test_the_loss_on_held_out_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = tmp_path / "rows.jsonl"
-    talk = [{"role": "user", "content": "What is two and two?"}, {"role": "assistant", "content": "Four."}]
-    rows.write_text(json.dumps({"messages": talk}) + "\n")
-    assert export(BUNDLED, tmp_path / "out", "--to", "transformers", "--dtype", "bfloat16", "--rows", rows) == 0
-    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("loss"))
-    before, after = float(line.split()[1]), float(line.split()[3])
-    assert 0 < abs(after - before) < 0.1 and "per token of 1 rows of" in line
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("to", "package", "smaller"), [("int8", "torchao", 3.0), ("int4", "bitsandbytes", 3.2)])
-def test_8_and_4_bits_open_in_plain_transformers(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], to: str, package: str, smaller: float
-) -> None:
-    pytest.importorskip(package)
-    assert export(BUNDLED, tmp_path / "out", "--to", to) == 0
-    weights = (tmp_path / "out/model.safetensors").stat().st_size
-    assert weights < (BUNDLED / "model.safetensors").stat().st_size / smaller
-    found, wanted = logits(tmp_path / "out", device_map="cpu"), logits(BUNDLED)
-    assert 0 < float((found - wanted).norm() / wanted.norm()) < 0.3
-    config = json.loads((tmp_path / "out/config.json").read_text())
-    assert config["quantization_config"]["quant_method"] == package and config["rope_parameters"] == {
-        "rope_theta": None
-    }
-    assert (
-        tmp_path / "out/tokenizer.json"
-    ).exists() and "with the logits from before saving" in capsys.readouterr().out
-    assert export(tmp_path / "out", tmp_path / "again", "--to", "transformers") == 2
-    assert "quantised already" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(("to", "package"), [("int8", "torchao"), ("int4", "bitsandbytes")])
-def test_a_package_that_is_missing_is_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, to: str, package: str
-) -> None:
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == package else find(name, *more))
-    assert export(BUNDLED, tmp_path / "out", "--to", to) == 3
-    assert f"--to {to}: needs {package}; pip install 'hybrid-ft[quantised]'" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_memory_of_a_conversation() -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, OlmoHybridConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import hybrid_ft
 from hybrid_ft import cli
@@ -169,7 +169,7 @@ BAD = {
     "another family": (of_base(model_type="llama"), "model_type is 'llama'"),
     "OUT is there": (lambda folder: (folder.parent / "out").mkdir(), "out: is there already; name a new folder"),
     "OUT's folder is not": (lambda folder: None, "its folder does not exist"),
-    "in the way": (lambda folder: (folder.parent / "out.part").mkdir(), "out.part: is in the way"),
+    "in the way": (lambda folder: (folder.parent / "out.part").write_text(""), "out.part: is in the way"),
     "a dtype": (lambda folder: None, "dtype: got 'int4'; must be one of float32"),
 }  # fmt: skip
 
@@ -206,25 +206,26 @@ WATCHED = (
 )
 
 
+SIZES = {
+    "vocab_size": 50_000, "hidden_size": 512, "intermediate_size": 4096, "num_hidden_layers": 10,
+    "num_attention_heads": 4, "num_key_value_heads": 4, "linear_num_key_heads": 4, "linear_num_value_heads": 4,
+    "linear_key_head_dim": 96, "linear_value_head_dim": 192, "eos_token_id": 0, "pad_token_id": 1,
+}  # fmt: skip
+
+
 @pytest.mark.slow
-def test_the_memory_is_not_that_of_the_model(tmp_path: Path, tiny_tokenizer: Any) -> None:
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        ("olmo_hybrid", {"rope_parameters": {"rope_theta": None}}),
+        ("qwen3_5_text", {"head_dim": 128, "tie_word_embeddings": False}),
+    ],
+)
+def test_the_memory_is_not_that_of_the_model(
+    tmp_path: Path, tiny_tokenizer: Any, kind: str, more: dict[str, Any]
+) -> None:
     """512 MB of weights in eight files, all of them adapted, the embedding too; 4 MB blocks."""
-    config = OlmoHybridConfig(
-        vocab_size=50_000,
-        hidden_size=512,
-        intermediate_size=4096,
-        num_hidden_layers=10,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        linear_num_key_heads=4,
-        linear_num_value_heads=4,
-        linear_key_head_dim=96,
-        linear_value_head_dim=192,
-        rope_parameters={"rope_theta": None},
-        eos_token_id=0,
-        pad_token_id=1,
-    )
-    config.save_pretrained(tmp_path / "shape")
+    AutoConfig.for_model(kind, **SIZES, **more).save_pretrained(tmp_path / "shape")
     model = hybrid_ft.load(tmp_path / "shape", from_scratch=True)
     model.save_pretrained(tmp_path / "base", max_shard_size="64MB")
     tiny_tokenizer.save_pretrained(tmp_path / "base")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from hybrid_ft.finetune.data.sources.source import open_source
@@ -236,3 +236,50 @@ def write_rows(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+PAIR_SPECIAL = ["<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>"]
+PAIR_CHARACTERS = [chr(code) for code in range(32, 127)] + ["\n", "\n\n", "\x1b"]
+# the last turn ends in another token than those before it, so that a rendered prompt is no prefix of the whole
+PAIR_TEMPLATE = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] }}"
+    "{% if tools and loop.first %}{{ '<tools>' + (tools | tojson) + '</tools>' }}{% endif %}"
+    "{% if loop.last and m['role'] == 'assistant' %}{{ eos_token }}{% else %}{{ '<|im_end|>\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def pair_tokenizer() -> PreTrainedTokenizerFast:
+    """Of single characters, in which two line ends are one token; its template ends turns as Olmo's does."""
+    words = {word: index for index, word in enumerate([*PAIR_SPECIAL, *PAIR_CHARACTERS])}
+    backend = Tokenizer(models.WordLevel(words, unk_token="?"))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex("\n\n|[\\s\\S]"), "isolated")
+    backend.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        eos_token=PAIR_SPECIAL[0],
+        pad_token=PAIR_SPECIAL[1],
+        additional_special_tokens=PAIR_SPECIAL[2:],
+    )
+    tokenizer.chat_template = PAIR_TEMPLATE
+    return tokenizer
+
+
+@pytest.fixture
+def pair_recipe() -> Callable[..., Recipe]:
+    """``pair_recipe(path, data={...}, dpo={...})``: a recipe that drops what it may, its sections overridden."""
+
+    def go(*paths: str, **sections: Any) -> Recipe:
+        data = {"sources": [{"path": path} for path in paths], "max_length": 512, "max_dropped": 0.9}
+        return Recipe.model_validate(
+            {
+                "model": {"path": "tiny"} | sections.get("model", {}),
+                "data": data | sections.get("data", {}),
+                "train": {"batch_tokens": 2048} | sections.get("train", {}),
+                "dpo": sections.get("dpo", None if "reward" in sections else {}),
+                "reward": sections.get("reward"),
+            }
+        )
+
+    return go

@@ -124,3 +124,12 @@ def test_what_cannot_be_read_is_said(place: Path) -> None:
         Path("tests/bad.yaml").write_text("made: {kind: needle}\nevaluator: contains\n")
         with pytest.raises(InputError, match=complaint):
             prepared(more=f"decontaminate: {names}")
+
+
+def test_columns_of_a_file_stand_in_a_task(place: Path) -> None:
+    """A name alone has no place for them; what the message says is done as it says."""
+    with pytest.raises(InputError, match="columns in no known format") as raised:
+        prepared(more="decontaminate: [tests/test.jsonl]")
+    assert str(raised.value).endswith("name a YAML file with rows: {path: tests/test.jsonl, columns: ...} instead")
+    Path("asked.yaml").write_text("rows: {path: tests/test.jsonl, columns: {prompt: q, completion: a}}\n")
+    assert kept(prepared(more="decontaminate: [asked.yaml]")[1]) == [2, 4, *range(5, 15)]

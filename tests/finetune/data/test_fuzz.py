@@ -27,7 +27,7 @@ MUTATED = st.sampled_from(ROWS).flatmap(mutated)
 def test_mutated_rows(tmp_path: Path, recipe: Callable[..., Any], tokenizer: Any) -> None:
     path = tmp_path / "rows.jsonl"
 
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=40, deadline=None)
     @given(st.lists(MUTATED, min_size=1, max_size=3), st.integers(0, len(ROWS) - 1), st.sampled_from(["error", "skip"]))
     def check(rows: list[Any], form: int, on_bad_row: str) -> None:
         # the first row is whole, so that the form is known
@@ -57,7 +57,7 @@ def test_mutated_bytes(suffix: str, tmp_path: Path, rows_of: Callable[..., list[
         whole = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()
     noise = random.Random(0)
     path = tmp_path / f"rows{suffix}"
-    for _ in range(250):
+    for _ in range(150):
         content = bytearray(whole)
         for _ in range(noise.randint(1, 4)):
             at = noise.randrange(len(content))

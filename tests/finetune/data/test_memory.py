@@ -26,12 +26,13 @@ print(len(prepare(recipe, AutoTokenizer.from_pretrained(sys.argv[2])).train))
 
 
 def held(process: int) -> int:
-    """Bytes that a process and its children hold in memory, what they share once."""
+    """Bytes that a process and its children hold in memory, what they share once. Without pages of files, which the kernel
+    takes back when it needs them, and of which some kernels map more around each that is read."""
     found, place = 0, Path("/proc", str(process))
     try:
         for line in (place / "smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                found += int(line.split()[1]) * 1024
+            if line.startswith(("Pss:", "Pss_File:")):
+                found += (1 if line.startswith("Pss:") else -1) * int(line.split()[1]) * 1024
         children = [child for task in (place / "task").iterdir() for child in (task / "children").read_text().split()]
     except (OSError, ProcessLookupError):
         return found

@@ -127,7 +127,7 @@ def test_rows_that_are_passed_over_or_part_of_another_s_pair(folder: Path, tiny_
     Path("rows.jsonl").write_text(lines([{"prompt": "q?", "completion": f"a{n}", "label": n == 0} for n in range(2)]))
     only = recipe_of({"path": "rows.jsonl", "only": {"label": True}})
     (row,) = find_row(only, tiny_tokenizer, "rows.jsonl:2")
-    assert row.dropped == "passed over, as only says" and row.key == "data.sources"
+    assert row.dropped == "passed over, as only or without says" and row.key == "data.sources"
     pairs = recipe_of({"path": "rows.jsonl"}, kind="dpo")
     assert columns_of(*find_row(pairs, tiny_tokenizer, "rows.jsonl:1")).keys() == {"prompt", "chosen", "rejected"}
     (row,) = find_row(pairs, tiny_tokenizer, "rows.jsonl:2")

@@ -1,14 +1,19 @@
 """What a source's rows come to beside their turns: columns that are left out, ratings, and the rows that are wanted."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import yaml
 
 from hybrid_ft.errors import InputError
+from hybrid_ft.finetune.data.messages.noticed import MISSING_AS_TEXT
 from hybrid_ft.finetune.data.reading import conversations, judgements, preferences
-from hybrid_ft.finetune.data.report.account import SourceCounts
+from hybrid_ft.finetune.data.report.account import NOTES, Account, SourceCounts
+from hybrid_ft.finetune.data.report.rows import RowCounts
 from hybrid_ft.finetune.data.sources.rows import BadRow
 from hybrid_ft.finetune.recipe.data_section import Source
 
@@ -112,6 +117,38 @@ def test_rows_that_their_label_calls_bad_are_counted(column: str, tmp_path: Path
     assert read(tmp_path, [pair], pairs=True)[1].rated_bad.count == 0
 
 
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        ("feedback", [1, -1, 1, None]),
+        ("vote", ["up", "down", "up", ""]),
+        ("rating", ["thumbs_up", "thumbs_down", "thumbs_up", 3]),
+        ("is_correct", [1, 0, True, "yes"]),
+        ("accepted", [True, "no", "true", 1]),
+        ("label", ["good", "Bad", "good", 0]),
+    ],
+)
+def test_a_verdict_that_is_no_false_is_counted_and_its_advice_leaves_the_row_out(
+    column: str, values: list[Any], tmp_path: Path
+) -> None:
+    rows = [{"prompt": f"q{n}", "completion": "a", column: value} for n, value in enumerate(values)]
+    _, counts = read(tmp_path, rows)
+    ((said, count),) = counts.rated_bad.by_reason.items()
+    assert count.count == 1
+    made, counts = read(tmp_path, rows, without=yaml.safe_load(said))
+    assert [row.messages[0]["content"] for row in made] == ["q0", "q2", "q3"] and not counts.rated_bad.count
+
+
+def test_the_note_on_bad_rows_names_the_key_that_leaves_them_out(tmp_path: Path) -> None:
+    rows = [{"prompt": f"q{n}", "completion": "a", "vote": value} for n, value in enumerate((1, -1))]
+    _, counts = read(tmp_path, rows)
+    none = RowCounts(np.array([1]), 1, 0, 0.0, 1, 1)
+    lines = Account("x", 1, [counts], [], none, None).warnings()
+    (line,) = [line for line in lines if "calls bad" in line]
+    advised = re.search(r"; without: (\{.*\}) beside the source's path leaves them out$", line)
+    assert advised and yaml.safe_load(advised[1]) == {"vote": "-1"}
+
+
 def test_marks_that_a_judged_answer_has_no_use_for_are_named(tmp_path: Path) -> None:
     turns = [TURNS[0], TURNS[1] | {"train": False}]
     path = tmp_path / "rows.jsonl"
@@ -137,6 +174,33 @@ def test_only_compares_as_a_table_spells_values(tmp_path: Path) -> None:
         asked(lable=True)
     with pytest.raises(InputError, match=r"none of 3 rows has lang: fr \(the first: lang is de, en\); name values"):
         asked(lang="fr")
+
+
+def test_without_leaves_out_rows_with_any_of_its_values(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("prompt,completion,lang\nq1,nan,de\nq2,a,en\nq3,None,en\nq4,b,de\n")
+
+    def asked(only: Any = None, **without: Any) -> list[str]:
+        rows = conversations(Source(path=str(path), only=only, without=without), SourceCounts("x"))
+        return [row.messages[0]["content"] for _, row in rows if not isinstance(row, BadRow)]
+
+    assert asked(completion="nan") == ["q2", "q3", "q4"]
+    assert asked(completion=["nan", "None"]) == ["q2", "q4"]
+    assert asked(completion="nan", lang="en") == ["q4"]
+    assert asked(only={"lang": "de"}, completion="nan") == ["q4"]
+    with pytest.raises(InputError, match=r"rows.csv: without: no column lnag; did you mean lang\? \(found prompt, "):
+        asked(lnag="en")
+    with pytest.raises(InputError, match=r"rows.csv: without: all 4 rows have lang: de, en; name values of the rows"):
+        asked(lang=["en", "de"])
+
+
+def test_the_note_on_missing_texts_names_the_key_that_leaves_them_out(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("prompt,completion\nq1,nan\nq2,a\n")
+    advised = re.search(r"\(without: (\{.*\}) on the source", NOTES[MISSING_AS_TEXT].format(unit="row"))
+    assert advised
+    rows = conversations(Source(path=str(path), without=yaml.safe_load(advised[1])), SourceCounts("x"))
+    assert [row.messages[0]["content"] for _, row in rows if not isinstance(row, BadRow)] == ["q2"]
 
 
 @pytest.mark.parametrize(

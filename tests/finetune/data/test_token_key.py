@@ -49,6 +49,7 @@ def name_of(tmp_path: Path, tiny_tokenizer: Any) -> Callable[..., str]:
         {"source": {"format": "prompt-completion"}},
         {"source": {"columns": {"file": "own.yaml"}}},
         {"source": {"only": {"prompt": "1"}}},
+        {"source": {"without": {"prompt": "1"}}},
         {"columns": ("input_ids", "answer")},
     ],
     ids=str,

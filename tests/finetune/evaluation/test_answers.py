@@ -1,4 +1,4 @@
-"""What is shown of answers before and after, and what counts as an invented value."""
+"""What is shown of answers before and after."""
 
 import io
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from hybrid_ft.finetune.evaluation.answers import invented, show
+from hybrid_ft.finetune.evaluation.answers import show
 
 
 def test_the_table_and_three_examples() -> None:
@@ -32,23 +32,6 @@ def test_the_table_and_three_examples() -> None:
     assert sum("…" in line for line in lines) == 6 and "end" not in table
     assert sum(line.count("word") for line in lines) == 6 * 48
     assert lines[-3:] == ["hello", "  before  loss 2.5", "  after   loss 1.25"]
-
-
-@pytest.mark.parametrize(
-    ("answer", "reference", "count"),
-    [
-        ('{"a": 1, "b": null}', '{"a": null, "b": null}', (1, 2)),
-        ('{"a": null}', '{"a": null, "b": null}', (0, 2)),
-        ('{"a": "", "b": 2}', '{"a": null, "b": 2}', (1, 1)),
-        ('{"a": "x", "a": "x", "a', '{"a": null}', (1, 1)),  # cut short: the first value written counts
-        ('{"a": null, "b": "x', '{"a": null, "b": 2}', (0, 1)),
-        ("nothing of the kind", '{"a": null}', (0, 1)),
-        ('{"a": 1}', "plain text", (0, 0)),
-        ("[1]", "[null]", (0, 0)),
-    ],
-)
-def test_invented_values(answer: str, reference: str, count: tuple[int, int]) -> None:
-    assert invented(answer, reference) == count
 
 
 def test_rows_of_a_file_that_ask_nothing_are_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

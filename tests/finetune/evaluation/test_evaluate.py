@@ -15,9 +15,9 @@ import pytest
 from rich.console import Console
 
 from hybrid_ft.errors import InputError
-from hybrid_ft.finetune.evaluation import contamination, evaluate, gate, named_tasks, scoring
-from hybrid_ft.finetune.evaluation.compared import Measure
+from hybrid_ft.finetune.evaluation import contamination, evaluate, gate, named_tasks, scoring, table
 from hybrid_ft.finetune.evaluation.evaluate import Wanted
+from hybrid_ft.finetune.evaluation.measure import Measure
 from hybrid_ft.finetune.evaluation.statistics import Interval
 
 TASKS = {
@@ -109,6 +109,34 @@ def test_it_goes_on_after_any_line(place: Path, monkeypatch: pytest.MonkeyPatch)
     file.write_bytes(b"not json\n")
     with pytest.raises(InputError, match="is not a file of kept answers"):
         run(["first"], tasks=["exact.yaml"])
+
+
+def test_a_screen_of_80_characters_cuts_nothing_off() -> None:
+    screen = io.StringIO()
+    models = ["tiny", "medical-think/merged", "runs-of-another-name/merged"]
+    measure = Measure("gsm8k", "number", 1319, [Interval(0.5, 0.4, 0.6)] * 3, [Interval(0.0, -0.05, 0.05)] * 2)
+    table.show(Console(file=screen, width=80), models, [measure], [])
+    text = "".join(screen.getvalue().split())
+    assert "…" not in text and "1,319" in text
+
+
+@pytest.mark.parametrize("task", ["sampled", "loss"])
+def test_what_is_made_after_an_interruption_is_the_same_to_the_last_bit(place: Path, task: str) -> None:
+    """Wherever it was cut off: batches and their seeds are those of a run that nobody touched."""
+    Path("sampled.yaml").write_text(
+        "rows: rows.jsonl\nevaluator: exact\nmax_new_tokens: 5\ntemperature: 1.0\nsamples: 2\n"
+    )
+    run(["first"], tasks=[f"{task}.yaml"], batch_tokens=150)
+    (file,) = Path("out/answers").iterdir()
+    whole, results = file.read_bytes(), Path("out/results.json").read_bytes()
+    lines = whole.splitlines(keepends=True)
+    answers = [json.loads(line).get("answer") for line in lines]
+    assert task == "loss" or len(set(answers)) > 12  # nothing is drawn twice
+    for end in (1, len(lines) // 2, len(lines) - 2):
+        file.write_bytes(b"".join(lines[:end]))
+        run(["first"], tasks=[f"{task}.yaml"], batch_tokens=150)
+        assert file.read_bytes() == whole, end
+        assert Path("out/results.json").read_bytes() == results
 
 
 @pytest.mark.slow

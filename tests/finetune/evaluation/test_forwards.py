@@ -1,5 +1,6 @@
 """Shared beginnings against every row computed alone by plain transformers."""
 
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 
 import hybrid_ft
 from hybrid_ft.errors import InputError
+from hybrid_ft.finetune.evaluation import written
 from hybrid_ft.finetune.evaluation.batches import Budget, common_prefix, in_batches
 from hybrid_ft.finetune.evaluation.items import Asked, Item
 from hybrid_ft.finetune.evaluation.likelihood import best_option, log_probs
@@ -101,6 +103,41 @@ def test_answers_without_one(model: Any, tiny_tokenizer: Any) -> None:
     assert [found[number][0] for number in range(5)] == answer(model, tiny_tokenizer, prompts, [3, 0], 8)
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "qwen3_5_text",
+        *(
+            pytest.param(kind, marks=pytest.mark.slow)
+            for kind in ("granitemoehybrid", "nemotron_h", "lfm2", "falcon_h1")
+        ),
+    ],
+)
+def test_answers_of_another_family(kind: str, tiny_tokenizer: Any) -> None:
+    """Its caches are transformers' own: no beginning is shared, and every answer is plain transformers' of its prompt."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from hybrid_ft.hybrid_model.families.known import family_of_type
+    from hybrid_ft.hybrid_model.lay_flat import lay_flat
+
+    tokens = {"vocab_size": len(tiny_tokenizer), "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 3}
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **tokens | {"initializer_range": 0.3} | dict(family_of_type(kind).tiny[kind]))
+    plain = AutoModelForCausalLM.from_config(config).float().eval()
+    shared = ids(70, 3)
+    prompts = [[*shared, *ids(2 + 3 * n, n)] for n in range(4)]
+    with torch.no_grad():
+        rows = [
+            plain.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=8, pad_token_id=0)[0, len(prompt) :]
+            for prompt in prompts
+        ]
+    expected = [tiny_tokenizer.decode(row, skip_special_tokens=True) for row in rows]
+    model = lay_flat(plain)
+    found = dict(write_answers(model, tiny_tokenizer, prompts, [3], 8, Sampling(), Budget(tokens=200)))
+    assert [found[number][0] for number in range(4)] == expected
+    assert len(set(expected)) == 4
+
+
 def test_states_are_float32_in_a_model_of_bfloat16(steady_base: Path) -> None:
     from hybrid_ft.finetune.evaluation.written import _states_of
     from hybrid_ft.hybrid_model.door.cache import DeltaCache
@@ -124,6 +161,25 @@ def test_batches_are_the_longest_first_and_within_the_budget() -> None:
     seen.clear()
     list(in_batches(sizes, Budget(tokens=40), work, padded=True))
     assert seen == [[1], [3, 2], [0, 4]]
+
+
+@pytest.mark.parametrize("there", range(6))
+def test_batches_after_an_interruption_are_those_without(there: int) -> None:
+    sizes = [5, 30, 10, 20, 1]
+    seen: list[list[int]] = []
+
+    def work(rows: list[int]) -> list[int]:
+        seen.append(rows)
+        return [10 * row for row in rows]
+
+    order = [1, 3, 2, 0, 4]
+    done = [row in order[:there] for row in range(5)]
+    assert dict(in_batches(sizes, Budget(tokens=35), work, done=done)) == {row: 10 * row for row in order[there:]}
+    assert seen == [rows for rows in ([1], [3, 2, 0], [4]) if rows[-1] in order[there:]]
+    # of any other choice, as of rows that were added, the missing ones alone
+    seen.clear()
+    assert dict(in_batches(sizes, Budget(tokens=35), work, done=[True, True, False, False, True])) == {2: 20, 3: 30}
+    assert seen == [[3, 2]]
 
 
 @pytest.mark.parametrize(
@@ -163,18 +219,50 @@ def test_answers_end_at_a_text_of_their_own(model: Any, tiny_tokenizer: Any) -> 
     """Where the new tokens hold it, not where the prompt's end begins it; a row that has ended waits for the others."""
     prompts = [ids(4 + n, n + 2) for n in range(8)]
 
-    def written(stops: list[str]) -> dict[int, tuple[str, int]]:
+    def asked(stops: list[str]) -> dict[int, tuple[str, int]]:
         return dict(write_answers(model, tiny_tokenizer, prompts, [3, 0], 16, Sampling(), Budget(), stops))
 
-    whole = written([])
+    whole = asked([])
     longest = max(whole, key=lambda number: len(whole[number][0]))
     text = whole[longest][0]
     across = [str(tiny_tokenizer.decode(prompts[n][-1:])) + whole[n][0][:1] for n in whole if whole[n][0]]
     stops = [text[-4:-2], *(stop for stop in across if not any(stop in each for each, _ in whole.values()))]
     assert len(text) > 6 and len(stops) > 1
-    ended = written(stops)
+    ended = asked(stops)
     for number, (found, tokens) in ended.items():
         full, at = whole[number][0], whole[number][0].find(stops[0])
         assert found == (full if at < 0 else full[: at + 2])
         assert tokens == whole[number][1] if at < 0 else tokens <= whole[number][1]
     assert ended[longest][1] < whole[longest][1]
+
+
+@pytest.mark.parametrize("shared", [0, 80])
+def test_rows_that_have_ended_leave_their_batch(
+    model: Any, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch, shared: int
+) -> None:
+    """In two batches, each answer is what its prompt alone gives up to the text; few columns are read for ended rows."""
+    prompts = [ids(shared, 1) + ids(5 + n % 7, n + 2) for n in range(40)]
+    whole = answer(model, tiny_tokenizer, prompts, [3, 0], 40)
+    # the letter that ends most answers early and leaves some long
+    ends = {letter: [text.find(letter) + 1 or len(text) for text in whole] for letter in set("".join(whole))}
+    letter = min(ends, key=lambda one: abs(statistics.median(ends[one]) - 6) - (max(ends[one]) > 25) * 10)
+    assert max(ends[letter]) > 2 * statistics.median(ends[letter])
+    columns = 0
+    forward = type(model.base_model).forward
+
+    def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal columns
+        shape = kwargs["input_ids"].shape
+        columns += shape[0] if shape[1] == 1 else 0
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(model.base_model), "forward", watched)
+    read = {}
+    for least in (4, 1000):
+        columns = 0
+        monkeypatch.setattr(written, "_WORTH_LEAVING", least)
+        found = dict(write_answers(model, tiny_tokenizer, prompts, [3, 0], 40, Sampling(), Budget(rows=20), [letter]))
+        for number, text in enumerate(whole):
+            assert found[number][0] == text.partition(letter)[0] + letter * (letter in text)
+        read[least] = columns
+    assert read[4] < 0.9 * read[1000]

@@ -8,6 +8,7 @@ import torch
 from run_helpers import plain_model
 
 from hybrid_ft.finetune.evaluation import hard_rows
+from hybrid_ft.finetune.evaluation.files import HARD_ROWS
 from hybrid_ft.finetune.evaluation.hard_rows import HardRows
 
 
@@ -67,12 +68,12 @@ def test_a_sample_is_seeded_and_no_larger_than_said(
 def test_a_run_names_them(start: Any) -> None:
     """On the screen, in a file, on the page, where hostile text is text."""
     run = start(held_out=4)
-    lines = [json.loads(line) for line in (run.folder / hard_rows.FILE).read_text().splitlines()]
+    lines = [json.loads(line) for line in (run.folder / HARD_ROWS).read_text().splitlines()]
     assert len(lines) == 16 and {line["split"] for line in lines} == {"training", "held-out"}
     assert lines[0]["loss"] == max(line["loss"] for line in lines)
     assert f"hard rows {lines[0]['origin']} (" in run.screen
     lines[0]["answer"] = "<script>alert(1)</script>"
-    (run.folder / hard_rows.FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (run.folder / HARD_ROWS).write_text("".join(json.dumps(line) + "\n" for line in lines))
     from hybrid_ft.finetune.reports.page import write_report
 
     page = write_report([run.folder], run.folder / "page.html").read_text()

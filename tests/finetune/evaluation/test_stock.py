@@ -108,6 +108,8 @@ def test_what_prompts_share_is_read_once_and_kept(
     place: Path, steady_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("lm_eval")
+    from lm_eval.utils import env
+
     model = hybrid_ft.load(steady_base).eval()
     monkeypatch.setattr(evaluate, "model_for_answers", lambda path: model)
     read: list[int] = []
@@ -121,14 +123,20 @@ def test_what_prompts_share_is_read_once_and_kept(
     tasks = ["lm_eval:letters.yaml"]
     # characters are tokens here: four examples before each of 24 questions
     asked = hflm_contexts(stock_tasks.load_stock(tasks, (), (), None)[0])
+    compiled: list[str] = []
+    compile_one = env.compile
+    monkeypatch.setattr(env, "compile", lambda text, *more: compiled.append(text) or compile_one(text, *more))
     run([str(steady_base)], tasks, batch_tokens=100_000)
+    assert 0 < max(map(compiled.count, compiled)) < 4, "a template is compiled for each row"
     shared = len("".join(asked[0].rpartition("\n\n")[:2]))
     assert len(set(asked)) == 24 and shared > 80
     assert sum(read) < shared + sum(len(context) - shared + 3 * 8 for context in asked)
     (file,) = Path("out/answers").iterdir()
     whole, results = file.read_bytes(), Path("out/results.json").read_text()
     read.clear()
-    run([str(steady_base)], tasks)
+    with monkeypatch.context() as patched:
+        patched.setattr(evaluate, "model_for_answers", lambda path: pytest.fail("nothing is missing"))
+        run([str(steady_base)], tasks)
     assert read == []
     # a kill in the middle of a line
     lines = whole.splitlines(keepends=True)

@@ -162,6 +162,11 @@ def test_what_cannot_be_sent_is_refused_and_nothing_is_written(
     for spoil, arguments, message in (
         ({}, ["{f}", "no spaces here"], "must be OWNER/NAME of the hub"),
         ({}, ["{f}", "a/b", "--base", "a b"], "--base: a b: must be OWNER/NAME"),
+        (
+            {},
+            ["{f}", "a/b", "--license", "mit\nbase_model: x"],
+            "--license: got 'mit\\nbase_model: x'; must be an id of the hub's",
+        ),
         ({}, ["{f}/..", "a/b"], "holds no config.json, adapter_config.json or *.gguf; did you mean"),
         ({}, ["{f}/none", "a/b"], "no such folder"),
         ({}, ["{f}", "a/b", "--run", "{f}"], "must be a run's folder"),

@@ -137,6 +137,7 @@ def test_what_waits_for_a_worker_that_has_failed_is_asked_to_stop_and_then_ended
     assert (tmp_path / "rank-1.log").read_text() == "asked\n"
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_the_workers_at_once(tmp_path, monkeypatch):
     code = SAVES.replace("time.sleep(1.5)", "signal.signal(signal.SIGTERM, signal.SIG_DFL); time.sleep(100)")
     run = started(code, 2, tmp_path)

@@ -8,9 +8,16 @@ from typing import Any
 import pytest
 
 from hybrid_ft.finetune.mirror import copying
+from hybrid_ft.finetune.mirror.files import saved_steps
 from hybrid_ft.finetune.mirror.mirror import Mirror
+from hybrid_ft.finetune.mirror.place import Place
 from hybrid_ft.finetune.runs import checkpoints
 from hybrid_ft.finetune.runs.folder import RunFolder
+
+
+def steps(place: str) -> list[int]:
+    """Of the checkpoints that are whole there, the newest first."""
+    return saved_steps(Place(place).listing())
 
 
 class Run:
@@ -33,6 +40,8 @@ class Run:
         (staged / "sub").mkdir(parents=True)
         (staged / "weights.safetensors").write_bytes(content + str(step).encode())
         (staged / "sub/state.json").write_text(json.dumps({"step": step}))
+        if best:
+            (staged / "trainer_state.json").write_text(json.dumps({"best_global_step": best}))
         final = self.folder.checkpoints / f"checkpoint-{step}"
         checkpoints.commit(staged, final)
         with open(self.folder.metrics, "a") as out:

@@ -1,27 +1,22 @@
 """What lies in the place at any moment is a run that can go on, whatever fails on the way there."""
 
 import json
-import re
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
-import pytest
+from fsspec.implementations.local import LocalFileSystem
 
-from hybrid_ft.errors import InputError
-from hybrid_ft.finetune.mirror.files import saved_steps, small_files
 from hybrid_ft.finetune.mirror.place import Place
-from hybrid_ft.finetune.runs.mirror_account import account, behind
+from hybrid_ft.finetune.runs.mirror_account import account
 from hybrid_ft.finetune.runs.status import status
+from tests.finetune.mirror.conftest import steps
 
 REMOVALS = [f"remove checkpoints/checkpoint-1/{name}" for name in ("sub/state.json", "weights.safetensors")]
 
 
 class Broken(Exception):
     pass
-
-
-def steps(place: str) -> list[int]:
-    return saved_steps(Place(place).listing())
 
 
 def test_the_newest_and_the_best_are_there_and_nothing_else(run, place):
@@ -43,6 +38,41 @@ def test_the_newest_and_the_best_are_there_and_nothing_else(run, place):
     assert Place(place).read("model/model.safetensors") == b"result"
     assert json.loads(Place(place).read("run.json"))["finished"]["step"] == 3
     assert account(mine.folder.path)["whole"] is True
+
+
+def test_a_connection_that_was_lost_is_made_anew(run, tmp_path, monkeypatch):
+    """By ssh it does not come back by itself; until the machine answers again the run goes on."""
+    opened = []
+
+    def open_one(text, **options):
+        if len(opened) == 1:
+            opened.append(None)
+            raise OSError("no route to host")
+        files = LocalFileSystem(skip_instance_cache=True)
+        files.ftp = SimpleNamespace(get_channel=lambda: SimpleNamespace(settimeout=lambda seconds: None))
+        opened.append(files)
+        return files, str(tmp_path / "there")
+
+    monkeypatch.setattr("hybrid_ft.finetune.mirror.place.url_to_fs", open_one)
+    mine = run(where="ssh://me@machine/there")
+    mine.begin()
+    mine.mirror.begin(None)
+    mine.save(1)
+    mine.wait()
+
+    def lost(*arguments, **options):
+        raise EOFError
+
+    for name in ("cat_file", "pipe_file", "put_file", "find"):
+        monkeypatch.setattr(opened[0], name, lost)
+    mine.save(2)
+    mine.wait()
+    assert steps(str(tmp_path / "there")) == [2], mine.said
+    assert len(opened) >= 3 and opened[1] is None
+    assert [text.split()[1] for text in mine.said if text.startswith("mirror ")][-2:] == [
+        "ssh://me@machine/there",
+        "caught",
+    ]
 
 
 def test_the_manifest_comes_last_and_only_then_do_older_ones_go(run, place, monkeypatch):
@@ -76,6 +106,26 @@ def test_the_manifest_comes_last_and_only_then_do_older_ones_go(run, place, monk
         *(line for line in of_folders if line in REMOVALS),
     ]
     assert done.index("write metrics.jsonl") < done.index("write checkpoints/checkpoint-2/manifest.json")
+
+
+def test_a_start_that_went_on_keeps_the_best_there(run, place):
+    """Also before its first save, and where the place was chosen after the best was saved."""
+    mine = run()
+    mine.begin()
+    mine.mirror.begin(None)
+    mine.save(1, best=1)
+    mine.wait()
+    newest = mine.save(2, best=1)
+    mine.wait()
+    again = run()
+    again.mirror.begin(newest)
+    again.wait()
+    assert steps(place) == [2, 1]
+    Place(place).remove_folder("checkpoints/checkpoint-1")
+    again = run()
+    again.mirror.begin(newest)
+    again.wait()
+    assert steps(place) == [2, 1]
 
 
 def test_every_request_may_fail_once(run, place, monkeypatch):
@@ -218,89 +268,3 @@ def test_the_end_waits_and_says_what_is_missing(run, place, monkeypatch):
         again.mirror.end()
     assert again.mirror.status() == 0 and status(again.folder.path).code == 0
     assert steps(place) == [2] and Place(place).read("model/model.safetensors") == b"result"
-
-
-def test_a_later_start_takes_the_place_over_and_the_earlier_one_stops_copying(run, place):
-    mine = run()
-    mine.begin(rate=1)
-    mine.mirror.begin(None)
-    mine.save(1)
-    mine.wait()
-    later = run("later")
-    later.mirror.look()
-    assert later.mirror.fetch(None) is not None
-    later.mirror.begin(None)
-    later.wait()
-    mine.save(2)
-    copying = mine.mirror._copying
-    copying.tell()
-    assert not copying.wait(10, 10) and copying.taken
-    assert any("was taken over by a start on" in text and "the run goes on" in text for text in mine.said)
-    assert steps(place) == [1]
-    later.save(3)
-    later.wait()
-    assert steps(place) == [3]
-
-
-def test_two_runs_do_not_share_a_place(run, place, tmp_path):
-    mine = run()
-    mine.begin(rate=1)
-    mine.mirror.begin(None)
-    mine.save(1)
-    mine.wait()
-    other = run("other", str(tmp_path / "elsewhere"))
-    other.begin(rate=1)
-    other.folder.note(mirrored_as="another")
-    again = run("other")
-    with pytest.raises(InputError, match=re.escape(f"{Path(place).name} holds another run; give another mirror")):
-        again.mirror.look()
-    fresh = run("fresh")
-    fresh.mirror.look()
-    with pytest.raises(InputError, match=r"mirror: .* belongs to another run: rate was 1, is 2; give another mirror"):
-        fresh.folder.check({"rate": 2})
-
-
-def test_a_place_that_was_cleared_is_filled_again(run, place):
-    mine = run()
-    mine.begin()
-    mine.mirror.begin(None)
-    mine.save(1)
-    mine.wait()
-    for name in Place(place).listing():
-        Place(place).remove(name)
-    mine.save(2)
-    mine.wait()
-    assert steps(place) == [2] and Place(place).read("run.json") is not None
-
-
-def test_small_files_leave_out_checkpoints_results_hidden_files_and_links(tmp_path):
-    for name in (
-        "run.json",
-        "metrics.jsonl",
-        ".lock",
-        ".mirror.json",
-        "reference/a.safetensors",
-        "model/x",
-        "adapter/x",
-    ):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("x")
-    (tmp_path / "checkpoints/checkpoint-1").mkdir(parents=True)
-    (tmp_path / "checkpoints/checkpoint-1/x").write_text("x")
-    (tmp_path / "link").symlink_to(tmp_path / "run.json")
-    assert small_files(tmp_path) == ["metrics.jsonl", "reference/a.safetensors", "run.json"]
-
-
-@pytest.mark.parametrize(
-    ("known", "saved", "finished", "text"),
-    [
-        ({"step": 4}, 4, False, ""),
-        ({"step": None}, 0, False, ""),
-        ({"step": 4, "whole": True}, 4, True, ""),
-        ({"step": None, "fault": "X: y"}, 3, False, "the mirror p has no checkpoint and lacks step 3 (X: y)"),
-        ({"step": 4, "whole": False}, 4, True, "the mirror p has step 4 and lacks the result"),
-        ({"step": 2, "whole": False}, 4, True, "the mirror p has step 2 and lacks step 4 and the result"),
-    ],
-)
-def test_how_far_behind(known, saved, finished, text):
-    assert behind({"place": "p"} | known, saved, finished) == text

@@ -34,7 +34,8 @@ def test_the_newest_comes_with_all_that_the_run_needs(run):
     mine = a_mirrored_run(run)
     other, found = fetched(run)
     assert found == other.folder.checkpoints / "checkpoint-2"
-    for name in ("run.json", "metrics.jsonl", "answers-before.jsonl", "checkpoints/checkpoint-2/weights.safetensors"):
+    names = ["run.json", "metrics.jsonl", "answers-before.jsonl"]
+    for name in [*names, *(f"checkpoints/checkpoint-{step}/weights.safetensors" for step in (1, 2))]:  # 1 is the best
         assert (other.folder.path / name).read_bytes() == (mine.folder.path / name).read_bytes(), name
     assert other.folder.record == mine.folder.record
     assert not (other.folder.checkpoints / checkpoints.STAGING).exists()
@@ -107,6 +108,7 @@ def test_a_fetch_cut_short_at_any_request_is_taken_up_again(run, monkeypatch):
             other, found = fetched(run, f"fresh-{number}")
             assert found is not None and checkpoints.fault(found) is None and found.name == "checkpoint-2"
             assert (other.folder.path / "answers-before.jsonl").exists()
+            assert checkpoints.fault(found.with_name("checkpoint-1")) is None  # the best
             number += 1
             continue
         break
@@ -156,7 +158,7 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("lora", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_fresh_machine_ends_bit_for_bit_as_the_uninterrupted_run(start, monkeypatch, place, lora):
     """The first machine is lost in the middle of the run with all that it had."""
     from run_helpers import LORA

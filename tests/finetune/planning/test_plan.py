@@ -1,5 +1,6 @@
 """``hybrid-ft plan``: its figures, kinds that fit, keys that would, the user's table."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -8,7 +9,9 @@ from typing import Any
 import pytest
 
 from hybrid_ft.errors import InputError
-from hybrid_ft.finetune.planning import plan
+from hybrid_ft.finetune.machines import memory
+from hybrid_ft.finetune.planning import estimate, plan
+from hybrid_ft.finetune.planning.estimate import changes
 from hybrid_ft.finetune.planning.gpus import find, read_table
 from hybrid_ft.finetune.planning.plan import Asked
 from hybrid_ft.finetune.recipe.schema import Recipe
@@ -98,6 +101,68 @@ def test_a_key_that_makes_it_fit_does(planned: Any) -> None:
     assert "1 x RTX 4090: fits" in part(smaller, "memory")
 
 
+SMALL, DIVIDED = ("train", "optimizer", "adamw_bf16"), ("train", "sharded", True)
+HOST = ("model", "gradient_checkpointing", "offload")
+
+
+def offered(count: int, lora: Any = None, **train: Any) -> list[tuple[tuple[str, str, Any], ...]]:
+    data = {"sources": [{"path": "owner/rows"}], "max_length": 4096}
+    train = {"batch_tokens": 32768} | train
+    recipe = Recipe.model_validate({"model": {"path": "owner/base", "lora": lora}, "data": data, "train": train})
+    return list(changes(recipe, count))
+
+
+def test_rows_are_cut_only_after_the_base_is_rounded() -> None:
+    """Under adapters; and no base is rounded whose exact weights they need."""
+    nf4 = ("model", "quantize", "nf4")
+    keys = [[key for _, key, _ in some] for some in offered(1, {})]
+    cut = [n for n, some in enumerate(keys) if "max_length" in some]
+    assert keys.index(["batch_tokens"]) < keys.index(["quantize"]) < min(cut)
+    assert ["quantize", "gradient_checkpointing"] in keys[: min(cut)]
+    for lora in ({"dora": True}, {"init": "pissa"}):
+        assert not any(nf4 in some for some in offered(1, lora))
+
+
+def test_of_a_family_whose_layers_are_not_known_the_least_is_said(
+    planned: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimate, "peak", lambda *given: dataclasses.replace(memory.peak(*given), proven=False))
+    lines = planned(Asked(), model={"lora": {}})
+    assert re.search(r": may fit, at least [\d.]+ GB of", part(lines, "memory"))
+    assert part(lines, "may fit").count("at least") == part(lines, "may fit").count("\n") + 1
+    assert "needs at least" in part(lines, "not on")
+
+
+def test_bits_of_the_weights_go_last() -> None:
+    """On one GPU before the host's memory is used; over several only where what rounds nothing is not enough."""
+    assert offered(1)[:2] == [(SMALL,), (SMALL, HOST)] == offered(1, optimizer="muon")[:2]
+    assert offered(2)[:4] == [(DIVIDED,), (DIVIDED, HOST), (DIVIDED, SMALL), (DIVIDED, SMALL, HOST)]
+    assert offered(2, sharded="machine")[:2] == [(HOST,), (SMALL,)]
+    assert not any(SMALL in some for some in offered(2, optimizer="adamw_bf16"))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw_bf16", "muon"])
+def test_what_is_offered_is_a_recipe(optimizer: str) -> None:
+    """Adapters come with the one optimizer that they have."""
+    found = offered(2, optimizer=optimizer)
+    adapted = [{key: value for _, key, value in some} for some in found if ("model", "lora", {}) in some]
+    assert adapted and all(one.get("optimizer", optimizer) == "adamw" for one in adapted)
+
+
+def test_a_machines_gpus_hold_a_whole_model(planned: Any) -> None:
+    """16 GPUs are two machines: each holds what one of 8 does, and over the slow link goes less than without copies."""
+    found = {}
+    for how, gpus in ((True, 16), ("machine", 16), ("machine", 8), (True, 8)):
+        lines = planned(Asked(gpu="b300", gpus=gpus, tokens=10**9), train={"sharded": how})
+        weights = float(re.findall(r"weights +([\d.]+) GB", part(lines, "memory"))[0])
+        longest = float(re.findall(r"to ([\d.]+) (?:h|min)", part(lines, "time"))[0])
+        found[how, gpus] = weights, longest
+    assert found["machine", 16][0] == found["machine", 8][0] == found[True, 8][0] == pytest.approx(29.7 / 8, abs=0.06)
+    assert found[True, 16][0] == pytest.approx(29.7 / 16, abs=0.06)
+    assert found["machine", 16][1] < found[True, 16][1]
+    assert found["machine", 8] == found[True, 8]
+
+
 def test_without_tokens_there_is_no_time(planned: Any) -> None:
     lines = planned()
     assert "owner/rows is not on this machine" in part(lines, "data") and "--tokens" in part(lines, "data")
@@ -179,3 +244,24 @@ def test_every_price_that_ships_is_dated_and_every_kind_has_room() -> None:
     for gpu in read_table().values():
         assert all(offer.date and offer.date >= "2026-08-01" for offer in gpu.offers)
         assert 20e9 < gpu.memory < 300e9 and 1e14 < gpu.flops < 3e15
+
+
+@pytest.mark.parametrize("handed_on", [False, True])
+def test_each_stage_of_a_file_is_planned(base_7b: Path, tmp_path: Path, handed_on: bool) -> None:
+    """Later ones on the shape of the first one's base, with its adapter where that goes on."""
+    model = {"path": str(base_7b), "lora": {"rank": 8}}
+    data = {"sources": [{"path": "owner/rows"}], "max_length": 4096}
+    sft, dpo = {"model": model, "data": data}, {"data": data, "train": {"batch_tokens": 8192}}
+    if handed_on:
+        dpo["model"] = {"adapter": "previous"}
+    file = tmp_path / "all.yaml"
+    file.write_text(json.dumps({"stages": [{"sft": sft}, {"dpo": dpo}], "output": str(tmp_path / "out")}))
+    lines: list[str] = []
+    assert plan.run_file(str(file), [], Asked(gpu="h100", gpus=1), lines.append) == 0
+    assert [line for line in lines if line.startswith("stage ")] == ["stage 1 of 2  sft", "stage 2 of 2  dpo"]
+    models = [line for line in lines if line.startswith("model ")]
+    assert str(base_7b) in models[1] and len(models) == 2
+    assert ("all trained" not in models[1]) == handed_on
+    assert re.search(r"^price +3.99 \$ an hour at 3.99 \$ a GPU and hour \(", "\n".join(lines), re.MULTILINE)
+    with pytest.raises(InputError, match="--tokens: .*all.yaml has several stages"):
+        plan.run_file(str(file), [], Asked(tokens=10**6), lines.append)

@@ -15,6 +15,7 @@ from hybrid_ft.finetune.data.prepare import Prepared, prepare
 from hybrid_ft.finetune.data.sources.rows import Row
 from hybrid_ft.finetune.models import load_tokenizer
 from hybrid_ft.finetune.recipe.data_section import Source
+from hybrid_ft.finetune.recipe.hub_files import hub_dataset
 from hybrid_ft.finetune.recipe.load import load_recipe
 from hybrid_ft.finetune.recipe.schema import Recipe
 from hybrid_ft.finetune.recipe.shipped import RECIPES, evaluation_names, recipe_names
@@ -104,7 +105,16 @@ def local(sources: list[Source], key: str, place: Path, rows: int) -> list[str]:
             "tables for",
             "For Ann",
         ]
-        asked += ["Ann is 3", "cancel order", "klokka", "pick it", "How many?", "We may end it", "What grew?"]
+        asked += [
+            "Ann is 3",
+            "cancel order",
+            "klokka",
+            "pick it",
+            "How many?",
+            "We may end it",
+            "What grew?",
+            "Oslo's law",
+        ]
         mark = next(mark for mark in asked if mark in text)
         file.write_text("".join(text.replace(mark, f"{n} {mark}") + "\n" for n in range(many)))
         changes += [f"{key}.{number}.{name}=null" for name in ("name", "split", "count")] + [
@@ -160,7 +170,9 @@ def test_rows_of_their_columns_are_read(name: str, tmp_path: Path) -> None:
         ("bigcode/self-oss-instruct-sc2-exec-filter-50k", "self-oss-instruct", "Add.", "x\ny"),
         ("meta-math/MetaMathQA", "metamath", "1 + 1?", "2. The answer is: 2"),
         ("coastalcph/lex_glue", "case-hold", "A. p\nB. q\nC. r\nD. s\nE. t", "t\n\nThe answer is E."),
-        ("ibm-research/finqa", "finqa", "Sales rose.\nA lot.\n\n | 2019\nSales | 10\n\nEnd.\n\nHow much?", "divide(2, 8)\n#### 25%"),
+        ("UCSC-VLAA/m23k-tokenized", "m23k", "Which?\nA. a\nB. b", "It is B."),
+        ("paraloq/json_data_extraction", "json-extraction", '{"type": "object"}\n\nAnn is 3.', '{"name": "Ann", "age": 3}'),
+        ("TableQAKit/FinQA_retrieval", "finqa", "Sales rose.\nA lot.\n\n | 2019\nSales | 10\n\nEnd.\n\nHow much?", "divide(2, 8)\n#### 25%"),
         ("bitext/Bitext-customer-support-llm-chatbot-training-dataset", "bitext-support", "cancel order {{", "I cancel {{Order Number}}."),
         ("CohereLabs/aya_dataset", "aya", "Hva er klokka?", "Den er ni."),
         ("allenai/coconot", "coconot", "How do I pick it?", "I cannot help."),
@@ -184,11 +196,15 @@ def test_columns_that_differ_from_row_to_row() -> None:
     tos = CONFIGURATIONS["coastalcph/lex_glue", "unfair_tos"]
     assert turns("unfair-tos", tos)[1] == "unilateral termination, arbitration"
     assert turns("unfair-tos", tos | {"labels": []})[1] == "none"
-    finqa = ROWS["ibm-research/finqa"]
-    nested = {name: finqa[name] for name in ("pre_text", "table", "post_text")} | {
-        "qa": {"question": "How much?", "answer": "3"}
+    finqa = ROWS["TableQAKit/FinQA_retrieval"]
+    bare = {name: finqa[name] for name in ("pre_text", "table", "post_text")} | {"question": "How much?", "answer": "3"}
+    assert turns("finqa", bare)[1] == "#### 3"
+    objects = ROWS["paraloq/json_data_extraction"] | {
+        "schema": {"type": "object"},
+        "item": {"b": "<é & 'ø'>", "a": None},
     }
-    assert turns("finqa", nested)[1] == "#### 3"
+    question, record = turns("json-extraction", objects)
+    assert '{"type": "object"}' in question and record == """{"b": "<é & 'ø'>", "a": null}"""
     tatqa = turns("tatqa", ROWS["next-tat/TAT-QA"])
     assert tatqa[0].startswith(" | 2019 | 2018\nSales | 10 | 8\n\nAmounts are in million.\n\nWhat grew?\n")
     assert tatqa[1:] == ["#### Sales, costs", "By how much?", "10-8, in million\n#### 2"]
@@ -221,7 +237,7 @@ def test_the_page_has_them_with_their_data_and_tasks(root: Path) -> None:
         assert line is not None, name
         files = [file for file in FILES if file in (f"domains/{name}/sft", f"domains/{name}/dpo")]
         named = {source.path for file in files for source in load_recipe(file, stage=stage_of(file)).data.sources}
-        for path in named - {"allenai/Dolci-Instruct-SFT", "allenai/Dolci-Instruct-DPO"}:
+        for path in map(hub_dataset, named - {"allenai/Dolci-Instruct-SFT", "allenai/Dolci-Instruct-DPO"}):
             assert path.startswith(("/", "datasets/")) or all(part in line[0] for part in path.split("/")), path
         tasks = re.findall("`([a-z0-9-]+)`", line[0].rpartition("|")[0].rpartition("|")[2])
         assert {task for task in tasks if not task.endswith("-")} <= set(evaluation_names())

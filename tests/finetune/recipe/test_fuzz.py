@@ -42,7 +42,7 @@ def outcome(folder: Path, text: bytes, overrides: list[str], monkeypatch: pytest
     return []
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.data())
 def test_changed_values_and_keys(folder: Path, data: st.DataObject) -> None:
     recipe = Recipe.model_validate(WHOLE).model_dump()
@@ -65,7 +65,7 @@ def test_changed_values_and_keys(folder: Path, data: st.DataObject) -> None:
         )
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 3), st.sampled_from(PIECES)), min_size=1, max_size=4)
 )  # fmt: skip

@@ -1,33 +1,11 @@
-"""Suggestions: likely slips find their word or file, unlike ones find nothing."""
+"""Suggestions: likely slips find their file, unlike ones find nothing."""
 
 import os
 from pathlib import Path
 
 import pytest
 
-from hybrid_ft.finetune.recipe.nearest import did_you_mean, nearest, nearest_file
-
-
-@pytest.mark.parametrize(
-    ("word", "near"),
-    [
-        ("dop", "dpo"),  # two of three letters exchanged: the least likeness that counts
-        ("cosin", "cosine"),
-        ("sigmod", "sigmoid"),
-        ("exprot", "export"),
-        ("ppo", "dpo"),
-        ("kto", None),
-        ("quantize", None),
-        ("", None),
-    ],
-)
-def test_nearest_word(word: str, near: str | None) -> None:
-    assert nearest(word, ["sft", "dpo", "export", "cosine", "sigmoid"]) == near
-
-
-def test_a_suggestion_is_a_phrase() -> None:
-    assert did_you_mean("dop", ["dpo"]) == "; did you mean dpo?"
-    assert did_you_mean("x" * 100_000, ["dpo"]) == ""
+from hybrid_ft.finetune.recipe.nearest import nearest_file
 
 
 @pytest.fixture

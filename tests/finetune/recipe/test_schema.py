@@ -130,6 +130,7 @@ SOURCE = [
     "labels",
     "pairs",
     "only",
+    "without",
     "weight",
     "count",
     "repeat",

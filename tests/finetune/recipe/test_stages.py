@@ -70,8 +70,59 @@ def test_an_adapter_is_handed_on_unmerged() -> None:
     assert dpo.recipe.model.lora and dpo.recipe.model.lora.merge  # the export wants whole weights
     kept, _, _ = load_stages(write(handed), ["sft.model.lora={merge: true}"]).stages
     assert kept.recipe and kept.recipe.model.lora and kept.recipe.model.lora.merge
-    (line,) = mistakes(handed)
-    assert line.endswith("dpo.model.adapter: got previous; the stage before must train an adapter: give it model.lora")
+    added, _, _ = load_stages(write(ALL), ["sft.model.lora={}", "dpo.model.adapter=previous"]).stages
+    assert added.recipe and added.recipe.model.lora and not added.recipe.model.lora.merge
+    merged, whole, _ = load_stages(write(handed), ["sft.model.lora={}", "dpo.model.adapter=null"]).stages
+    assert merged.recipe and merged.recipe.model.lora and merged.recipe.model.lora.merge
+    assert whole.recipe and (whole.recipe.model.path, whole.recipe.model.adapter) == ("runs/all/1-sft/merged", None)
+
+
+LATER = (
+    "  - {kind}: {{model: {{adapter: {adapter}}}, data: {{sources: [{{path: rows.jsonl}}]}}, train: {{steps: 2}}}}\n"
+)
+ADAPTED = "stages:\n" + LATER.format(kind="sft", adapter="null, path: tiny, lora: {}")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("stages:\n" + LATER.format(kind="sft", adapter="previous, path: tiny"), "and no stage comes before this one"),
+        (
+            ADAPTED.replace("lora: {}", "lora: null") + LATER.format(kind="dpo", adapter="previous"),
+            "give it model.lora",
+        ),
+        (ADAPTED + "  - export: {}\n" + LATER.format(kind="dpo", adapter="previous"), "the stage before is an export"),
+        (
+            ADAPTED + LATER.format(kind="dpo", adapter="runs/old/adapter"),
+            "must be previous, for the adapter of the stage",
+        ),
+        (
+            ADAPTED + LATER.format(kind="reward", adapter="previous"),
+            "has no head that scores; set model.merge_adapter: true",
+        ),
+        (
+            ADAPTED.replace("sft:", "reward:") + LATER.format(kind="reward", adapter="previous, merge_adapter: true"),
+            "leave model.merge_adapter out",
+        ),
+        (
+            ADAPTED
+            + LATER.format(kind="dpo", adapter="previous, merge_adapter: true, lora: {merge: true}")
+            + LATER.format(kind="sft", adapter="previous"),
+            "leaves its model whole (model.merge_adapter)",
+        ),
+    ],
+)
+def test_an_adapter_that_cannot_be_handed_on_is_refused(text: str, said: str) -> None:
+    (line,) = mistakes(text)
+    assert line.startswith("all.yaml:") and "model.adapter: got " in line and said in line, line
+
+
+def test_previous_is_of_files_of_stages() -> None:
+    Path("sft.yaml").write_text(SFT.replace("path: tiny", "path: tiny, adapter: previous"))
+    with pytest.raises(
+        InputError, match=r"sft\.yaml:1: model\.adapter: got previous, which is the adapter of the stage"
+    ):
+        load_recipe("sft.yaml")
 
 
 def test_a_later_recipe_s_own_base_gives_way() -> None:

@@ -8,13 +8,15 @@ import chromium
 import pytest
 from made_run import HOSTILE, made_run
 
-from hybrid_ft.finetune.evaluation.compared import Measure, as_json
+from hybrid_ft.finetune.evaluation.compared import as_json
+from hybrid_ft.finetune.evaluation.measure import Measure
 from hybrid_ft.finetune.evaluation.statistics import Interval
 from hybrid_ft.finetune.reports.page import write_report
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(chromium.FOUND is None, reason="no Chromium")]
 
 SCREENS = {"wide": {}, "dark": {"dark": True}, "phone": {"width": 390}, "dark phone": {"width": 390, "dark": True}}
+TALLEST = "Math.max(...[...document.querySelectorAll('th')].map(one => one.clientHeight))"
 WIDTHS = "[document.documentElement.scrollWidth, innerWidth]"
 
 
@@ -26,15 +28,18 @@ def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[chromium.Tab]:
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of two runs and an evaluation, one run full of hostile texts."""
+    """Of two runs and an evaluation of three models, one run full of hostile texts."""
     place = tmp_path_factory.mktemp("page")
     runs = [made_run(place / "mine", steps=200), made_run(place / "a-hostile-run", hostile=True, steps=90)]
-    score = [Interval(0.5, 0.4, 0.6)] * 2
-    measures = [Measure(HOSTILE[0], "number", 100, score, [Interval(0.1, 0.05, 0.15)])]
+    score = [Interval(0.5, 0.4, 0.6)] * 3
+    changes = [Interval(0.1, 0.05, 0.15), Interval(0.0, -0.05, 0.05)]
+    measures = [Measure(HOSTILE[0], "number", 100, score, changes)]
     examples = [{"task": HOSTILE[1], "origin": "x:1", "question": HOSTILE[2], "reference": "y" * 300}]
-    examples[0] |= {"answers": HOSTILE[3:5]}
+    examples[0] |= {"answers": HOSTILE[3:6]}
     (place / "evaluation").mkdir()
-    table = as_json(["allenai/a-model-of-a-long-name", "runs/mine/adapter"], measures, examples=examples)
+    table = as_json(
+        ["allenai/a-model-of-a-long-name", "runs/mine/adapter", "runs/another-one/merged"], measures, examples=examples
+    )
     (place / "evaluation" / "results.json").write_text(json.dumps(json.loads(table)))
     return write_report([*runs, place / "evaluation"], place / "page.html")
 
@@ -48,6 +53,7 @@ def test_it_fits_and_asks_nobody(tab: chromium.Tab, page: Path) -> None:
         tab.open(page)
         wide, shown = tab.value(WIDTHS)
         assert wide <= shown, screen
+        assert tab.value(TALLEST) < 120, screen  # a heading whose column is too narrow has a letter a line
         paper, ink = tab.value(
             "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]"
         )

@@ -54,6 +54,8 @@ def test_of_an_adapter(tmp_path: Path, settings: dict[str, object], rank: int) -
 def test_what_a_server_cannot_do(tmp_path: Path) -> None:
     wide = next_commands([adapter(tmp_path / "adapter", r=1024)], "olmo_hybrid")
     assert wide[-2] == "serve     vLLM serves adapters up to rank 512; merge this one first"
+    experts = adapter(tmp_path / "experts", target_parameters=["mlp.experts.down_proj"])
+    assert next_commands([experts], "qwen3_next")[-2] == "serve     merge this adapter of experts first"
 
 
 def test_what_is_said_of_serving_is_what_the_table_says(root: Path, tmp_path: Path) -> None:

@@ -50,7 +50,10 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("more", [{}, {"merge_adapter": True}, {"merge_adapter": True, "lora": LORA["lora"]}])
+@pytest.mark.parametrize(
+    "more",
+    [{}, pytest.param({"merge_adapter": True}, marks=pytest.mark.slow), {"merge_adapter": True, "lora": LORA["lora"]}],
+)
 def test_a_run_starts_from_the_adapted_model(start: Any, adapter: Path, tiny_base: Path, more: Any) -> None:
     """A learning rate of next to nothing leaves it where it is; steps at the usual one move it."""
     wanted = logits(opened(tiny_base, adapter))
@@ -71,6 +74,7 @@ def test_a_run_starts_from_the_adapted_model(start: Any, adapter: Path, tiny_bas
         assert f"with {adapter} merged: " in moved.screen
 
 
+@pytest.mark.slow
 def test_a_third_run_goes_on_from_the_second(start: Any, adapter: Path, tiny_base: Path) -> None:
     second = start("second", model={"adapter": str(adapter)}).folder / "adapter"
     third = start("third", model={"adapter": str(second), "lora": {"merge": True}})
@@ -79,7 +83,7 @@ def test_a_third_run_goes_on_from_the_second(start: Any, adapter: Path, tiny_bas
     assert relative(logits(folded), logits(opened(tiny_base, second))) > 1e-3
 
 
-@pytest.mark.parametrize("more", [{}, {"merge_adapter": True}])
+@pytest.mark.parametrize("more", [{}, pytest.param({"merge_adapter": True}, marks=pytest.mark.slow)])
 def test_resumed_equals_uninterrupted(
     start: Any, adapter: Path, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any]
 ) -> None:
@@ -111,6 +115,7 @@ def test_resumed_equals_uninterrupted(
         start("cut", model=model)
 
 
+@pytest.mark.slow
 def test_the_reference_of_pairs_is_the_model_as_it_starts(
     start: Any, start_pairs: Any, adapter: Path, tmp_path: Path
 ) -> None:

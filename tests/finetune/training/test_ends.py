@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from run_helpers import copied
 
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.runs.export import Exporter
@@ -38,6 +39,17 @@ def at_step(monkeypatch: pytest.MonkeyPatch, trainer: str, step: int) -> Any:
     monkeypatch.setattr(cls, "compute_loss", killed)
 
 
+@pytest.fixture(scope="module")
+def finished_once(start_once: Any) -> Path:
+    return start_once().folder
+
+
+@pytest.fixture
+def finished(finished_once: Path, tmp_path: Path) -> Path:
+    """``start()`` has run to its end, in a copy of that folder."""
+    return copied(finished_once, tmp_path / "run")
+
+
 SFT, DPO = (
     "hybrid_ft.finetune.training.sft.trainer.PackedSFTTrainer",
     "hybrid_ft.finetune.training.dpo.trainer.PairTrainer",
@@ -45,7 +57,7 @@ SFT, DPO = (
 
 
 @pytest.mark.parametrize("model", [{}, pytest.param(LORA, marks=pytest.mark.slow)], ids=["full", "lora"])
-@pytest.mark.parametrize("kind", ["sft", "dpo"])
+@pytest.mark.parametrize("kind", ["sft", pytest.param("dpo", marks=pytest.mark.slow)])
 def test_it_ends_as_one_longer_run_would_have(
     start: Any, start_pairs: Any, monkeypatch: pytest.MonkeyPatch, kind: str, model: dict[str, Any]
 ) -> None:
@@ -87,11 +99,13 @@ def test_epochs_and_the_schedule_of_the_new_length(start: Any) -> None:
         assert rates[step] == pytest.approx(1e-2 * (1 - (step - 1) / (3 * steps)))
 
 
-def test_what_leads_nowhere_is_refused_with_the_way_out(start: Any, tmp_path: Path) -> None:
+def test_a_run_that_is_not_there_is_not_extended(start: Any, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--extend: .* holds no run to go on with"):
         start(extend=True)
     assert not (tmp_path / "run").exists()
-    start()
+
+
+def test_what_leads_nowhere_is_refused_with_the_way_out(start: Any, finished: Path, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     for wanted, way in (
         ({"train": {"steps": 8}}, r"train.steps was 6, is 8; it is finished: .* by --extend"),
@@ -113,8 +127,7 @@ def test_what_leads_nowhere_is_refused_with_the_way_out(start: Any, tmp_path: Pa
     assert both.status == 0 and max(both.metrics()) == 7
 
 
-def test_without_its_last_checkpoint_it_is_not_extended(start: Any, tmp_path: Path) -> None:
-    start()
+def test_without_its_last_checkpoint_it_is_not_extended(start: Any, finished: Path, tmp_path: Path) -> None:
     file = tmp_path / "run/checkpoints/checkpoint-6/scheduler.json"
     file.write_text("{}")
     with pytest.raises(InputError, match=r"checkpoint-6 is missing or damaged.*model.path=.*/run/model"):
@@ -130,10 +143,11 @@ def test_an_unfinished_run_becomes_longer(start: Any, monkeypatch: pytest.Monkey
     assert run.status == 0 and "going on from checkpoint-2" in run.screen and max(run.metrics()) == 8
 
 
-def test_a_finished_run_of_an_older_program_has_nothing_to_do(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_run_of_an_older_program_has_nothing_to_do(
+    start: Any, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from hybrid_ft.finetune.runs import identity
 
-    start()
     monkeypatch.setattr(identity, "code_digest", lambda: "sha256:other")
     assert start().screen.endswith("this run is finished; nothing to do\n")
 
@@ -168,6 +182,7 @@ def test_an_adapter_is_merged_after_the_end_as_it_would_have_been_at_the_end(
     assert start(model=both).screen.endswith("nothing to do\n") and start(model=LORA).screen.endswith("nothing to do\n")
 
 
+@pytest.mark.slow
 def test_an_extended_run_merges_as_well(start: Any) -> None:
     both = {"lora": LORA["lora"] | {"merge": True}}
     start(model=LORA)

@@ -1,5 +1,6 @@
 """Runs on other families than Olmo Hybrid, from folders as plain transformers saves them, and what they leave behind."""
 
+import io
 import json
 import math
 import warnings
@@ -8,12 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 import hybrid_ft
+from hybrid_ft import cli
 from hybrid_ft.errors import InputError
-from hybrid_ft.hybrid_model.families.known import FAMILIES, family_of_type
+from hybrid_ft.finetune import pipeline
+from hybrid_ft.hybrid_model.families.known import FAMILIES, family_of, family_of_type
 
 LORA = {"lora": {"targets": "all-linear", "rank": 4, "alpha": 8, "merge": True}}
 OTHERS = [kind for family in FAMILIES for kind in family.tiny if kind not in ("olmo_hybrid", "qwen3_5_text")]
@@ -74,11 +79,53 @@ def test_sft_with_lora(start: Any, base: Path) -> None:
     assert_result(run.folder / "merged", base)
 
 
-def test_dpo_begins_at_ln_2(start_pairs: Any, base: Path) -> None:
-    """The run itself refuses a first loss that is not that of equal models."""
-    run = start_pairs(model={"path": str(base)} | LORA, held_out=4)
-    assert run.status == 0
-    assert_result(run.folder / "merged", base)
+@pytest.mark.slow
+def test_sft_with_lora_on_experts_goes_on_and_is_merged(start: Any, base: Path, tmp_path: Path) -> None:
+    experts = family_of(hybrid_ft.load(base).config).experts
+    wanted = {"lora": {"targets": "attention+experts", "rank": 4, "alpha": 8}}
+    if not experts:
+        with pytest.raises(InputError, match="has no routed experts"):
+            start(model={"path": str(base)} | wanted)
+        return
+    run = start(model={"path": str(base)} | wanted)
+    config = json.loads((run.folder / "adapter/adapter_config.json").read_text())
+    assert config["target_parameters"] == sorted(experts) and config["target_modules"]
+    trained = load_file(run.folder / "adapter/adapter_model.safetensors")
+    assert all(tensor.any() for name, tensor in trained.items() if "experts" in name)
+    on = start("on", model={"path": str(base), "adapter": str(run.folder / "adapter")})
+    after = load_file(on.folder / "adapter/adapter_model.safetensors")
+    assert after.keys() == trained.keys() and not all(torch.equal(after[name], x) for name, x in trained.items())
+    assert cli.main(["merge", str(on.folder / "adapter"), str(tmp_path / "merged")]) == 0
+    assert_result(tmp_path / "merged", base)
+    opened = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), on.folder / "adapter").eval()
+    tokens = torch.arange(4, 40)[None]
+    with torch.no_grad():
+        theirs, ours = (
+            model(tokens, use_cache=False).logits for model in (opened, hybrid_ft.load(tmp_path / "merged"))
+        )
+    assert torch.allclose(ours, theirs, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_run_of_sft_and_dpo(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stages in a row, the second from the first one's merged result. DPO itself refuses a first loss that is not that of
+    equal models."""
+    monkeypatch.chdir(tmp_path)
+    pairs = [{"prompt": f"ab{i}", "chosen": "cd", "rejected": f"ef {i}"} for i in range(6)]
+    rows = [{"prompt": f"ab{i}", "completion": f"cd {i}"} for i in range(6)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    train = {"steps": 2, "batch_tokens": 200, "learning_rate": 0.01}
+    sft = {"model": {"path": str(base)} | LORA, "train": train}
+    dpo = {"model": LORA, "dpo": {"pairs_per_step": 3}, "train": train}
+    for stage, file in ((sft, "rows.jsonl"), (dpo, "pairs.jsonl")):
+        stage["data"] = {"sources": [{"path": file}], "max_length": 100, "eval": {"fraction": 0.4}}
+    (tmp_path / "all.yaml").write_text(json.dumps({"stages": [{"sft": sft}, {"dpo": dpo}]}))
+    screen = io.StringIO()
+    assert pipeline.run("all.yaml", [], Console(file=screen, width=200)) == 0, screen.getvalue()
+    first, second = (tmp_path / f"runs/all/{stage}/merged" for stage in ("1-sft", "2-dpo"))
+    assert_result(first, base)
+    assert_result(second, first)
 
 
 def test_the_first_loss_is_that_of_plain_transformers(start: Any, base: Path) -> None:

@@ -3,17 +3,15 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from memory_trace import trace
 from run_helpers import losses, quickstart_recipe
 from safetensors.torch import load_file
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -30,16 +28,6 @@ FAST = ("olmo_hybrid", "qwen3_5_moe_text", "zamba2")  # an untied head; experts;
 KINDS = [
     kind if kind in FAST else pytest.param(kind, marks=pytest.mark.slow) for family in FAMILIES for kind in family.tiny
 ]
-
-
-@pytest.fixture
-def mesh() -> Iterator[DeviceMesh]:
-    """Of this process alone: pieces are whole, and dtypes, groups and hooks those of many."""
-    dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
-    try:
-        yield init_device_mesh("cpu", (1,))
-    finally:
-        dist.destroy_process_group()
 
 
 def tiny(kind: str, dtype: torch.dtype = torch.float32, checkpointing: bool = False, lora: bool = False) -> Any:

@@ -25,8 +25,13 @@ def weights(folder):
     return load_file(folder / "model.safetensors")
 
 
-def test_the_result_has_the_best_weights_and_no_other(start, tmp_path):
-    run = start(**BEST)
+@pytest.fixture(scope="module")
+def whole(start_once):
+    return start_once("whole", **BEST)
+
+
+def test_the_result_has_the_best_weights_and_no_other(whole):
+    run = whole
     step = best_step(run)
     assert step < 10, "the last step is the best one: this run shows nothing"
     kept = sorted(path.name for path in (run.folder / "checkpoints").iterdir())
@@ -48,15 +53,17 @@ def test_without_it_the_last_weights_are_the_result(start):
     assert all((last[name] == result[name]).all() for name in last)
 
 
-def test_a_run_killed_on_the_way_has_the_same_best(start, monkeypatch):
-    whole = start("whole", **BEST)
+@pytest.mark.parametrize("lost", [pytest.param(False, marks=pytest.mark.slow), True], ids=["", "its machine lost"])
+def test_a_run_killed_on_the_way_has_the_same_best(start, whole, monkeypatch, tmp_path, lost):
+    """Also where nothing is left of the run but its mirror."""
     from hybrid_ft.finetune.training.sft.trainer import PackedSFTTrainer
 
     class Killed(BaseException):
         pass
 
     compute_loss = PackedSFTTrainer.compute_loss
-    for step in (3, 9):
+    how = BEST | ({"mirror": str(tmp_path / "mirror")} if lost else {})
+    for step in (3, best_step(whole) + 1, 10):
 
         def killed(self, *args, step=step, **kwargs):
             if self.state.global_step + 1 == step and self.optimizer is not None:
@@ -65,8 +72,10 @@ def test_a_run_killed_on_the_way_has_the_same_best(start, monkeypatch):
 
         with monkeypatch.context() as patched, pytest.raises(Killed):
             patched.setattr(PackedSFTTrainer, "compute_loss", killed)
-            start("cut", **BEST)
-    cut = start("cut", **BEST)
+            start("cut", **how)
+        if lost:
+            shutil.rmtree(tmp_path / "cut")
+    cut = start("cut", **how)
     assert (cut.folder / "model/model.safetensors").read_bytes() == (
         whole.folder / "model/model.safetensors"
     ).read_bytes()

@@ -34,7 +34,9 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[] if kind == "LoRA+ and NEFTune" else pytest.mark.slow) for kind in KINDS]
+)
 def test_a_run_opens_in_plain_peft_and_resumes_to_the_bit(
     start: Any, tiny_base: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
@@ -96,6 +98,7 @@ def test_neftune_s_noise_is_the_recipe_s_in_training_alone(start: Any, monkeypat
     assert before[0] == before[1]
 
 
+@pytest.mark.slow
 def test_pairs_train_an_adapter_that_began_with_the_base_s_own_factors(start_pairs: Any, tiny_base: Path) -> None:
     """TRL gives a reference adapter to every model with one, which would take its part out of the base once more."""
     lora = {"rank": 4, "init": "pissa", "modules_to_save": ["model.norm"], "merge": True}
@@ -127,6 +130,19 @@ def test_bfloat16_keeps_what_is_trained_whole_in_float32(start: Any) -> None:
         ("lora: {modules: [q_proj], targets: mlp}", "model.lora.modules: got a list of 1 beside targets mlp"),
         ("lora: {modules: ['(q']}", "model.lora.modules.0: got '(q'; must be a name or a regular expression"),
         ("lora: {init: orthogonal, rank: 5}", "model.lora.init: got orthogonal with rank 5"),
+        (
+            "lora: {targets: experts, dropout: 0.1}",
+            "model.lora.dropout: got 0.1; PEFT adapts the experts of all layers",
+        ),
+        (
+            "lora: {targets: mlp+experts, dora: true}",
+            "model.lora.dora: got true; PEFT adapts the experts of all layers",
+        ),
+        (
+            "lora: {targets: experts, init: olora}",
+            "model.lora.init: got 'olora'; PEFT adapts the experts of all layers",
+        ),
+        ("lora: {targets: experts, layers: [0]}", "model.lora.layers: got a list of 1; PEFT adapts the experts of all"),
         (
             "adapter: a, lora: {modules_to_save: [lm_head]}",
             "model.lora.modules_to_save: got a list of 1; model.adapter goes",

@@ -33,6 +33,7 @@ def traced(as_on_a_gpu) -> Any:
     return go
 
 
+@pytest.mark.slow
 def test_what_is_held_is_the_weights_and_two_moments(traced):
     config = preset_config("7B")
     weights = 2 * config.vocab_size * config.hidden_size + 832_667_520  # four layers and the last norm

@@ -112,8 +112,15 @@ def base(tiny_base: Path, tmp_path: Path, tied: bool) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("words", [WORDS, MANY], ids=["in free rows", "in new rows"])
-@pytest.mark.parametrize("tied", [False, True], ids=["head", "tied"])
+@pytest.mark.parametrize(
+    ("tied", "words"),
+    [
+        pytest.param(False, WORDS, id="head, in free rows"),
+        pytest.param(True, MANY, id="tied, in new rows"),
+        pytest.param(False, MANY, id="head, in new rows", marks=pytest.mark.slow),
+        pytest.param(True, WORDS, id="tied, in free rows", marks=pytest.mark.slow),
+    ],
+)
 def test_under_lora_the_new_rows_alone_are_trained(go: Any, base: Path, words: Any, tied: bool, tmp_path: Path) -> None:
     """Plain transformers with PEFT, the merged model, the merge command and what chat opens are one model."""
     folder = go("run", model={"path": str(base), "lora": LORA} | words)
@@ -153,6 +160,7 @@ def test_all_weights_are_trained_and_exported_with_the_tokens(go: Any, tiny_base
     assert plain_model(again / "model", torch.float32).config.vocab_size == 192
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [{}, {"lora": LORA}], ids=["full", "lora"])
 def test_resumed_equals_uninterrupted(go: Any, monkeypatch: pytest.MonkeyPatch, model: Any) -> None:
     whole = go("whole", model=MANY | model)
@@ -164,6 +172,7 @@ def test_resumed_equals_uninterrupted(go: Any, monkeypatch: pytest.MonkeyPatch, 
         assert file.read_bytes() == (resumed / file.relative_to(whole)).read_bytes(), file
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [WORDS, MANY], ids=["in free rows", "in new rows"])
 def test_pairs_go_on_from_an_adapter_with_new_tokens(go: Any, words: Any) -> None:
     """Its rows are trained further; the reference is the model as it starts, and so is that of a fresh adapter."""

@@ -1,16 +1,25 @@
 """The parts of a team's processes are its micro-batch, once; what cannot be shared is refused by name."""
 
+import json
+import os
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import transformers
 from datasets import Dataset
+from run_helpers import losses
+from safetensors import safe_open
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
+import hybrid_ft
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.runs.team import Team
 from hybrid_ft.finetune.training.own_tokens import check_heads, own_answers, own_pack
 from hybrid_ft.finetune.training.packs import FILLER, collate_with_rows, packs_dataset
+from hybrid_ft.hybrid_model.checkpoint.save import save
 from hybrid_ft.hybrid_model.families.known import FAMILIES
 
 
@@ -92,3 +101,52 @@ def test_more_processes_than_heads_are_refused():
     check_heads(of_three, 3)
     with pytest.raises(InputError, match="^train.sequence_parallel: got 4; must be at most 3, the heads of this model"):
         check_heads(of_three, 4)
+
+
+@pytest.fixture
+def of_five_heads(tmp_path, steady_base, tiny_tokenizer):
+    config = transformers.OlmoHybridConfig.from_pretrained(steady_base)
+    for name in ("num_attention_heads", "num_key_value_heads", "linear_num_key_heads", "linear_num_value_heads"):
+        setattr(config, name, 5)
+    config.hidden_size = 40
+    config.save_pretrained(tmp_path / "shape")
+    save(hybrid_ft.load(tmp_path / "shape", from_scratch=True, seed=1), tmp_path / "base", tiny_tokenizer)
+    return tmp_path / "base"
+
+
+def checkpointed(output: Path) -> dict[str, list[tuple[str, list[int]]]]:
+    """Of each file of the last checkpoint the tensors in it, but those of random states, of which each process has one."""
+    found: dict[str, list[tuple[str, list[int]]]] = {}
+    for file in sorted((output / "checkpoints" / "checkpoint-4").iterdir()):
+        found[file.name] = []
+        if file.suffix == ".safetensors" and file.name != "random_state.safetensors":
+            with safe_open(file, framework="pt") as opened:
+                found[file.name] = [(name, opened.get_slice(name).get_shape()) for name in sorted(opened.keys())]
+    return found
+
+
+@pytest.mark.slow
+def test_four_processes_take_the_steps_of_one_and_two_go_on(tmp_path, of_five_heads):
+    """By ``hybrid-ft launch``, in pieces: 5 heads as 2, 1, 1, 1, then as 3, 2; the checkpoints are the same files."""
+    rows = [json.dumps({"prompt": f"ab{n}?", "completion": "cd" * (n % 9 + 1)}) for n in range(26)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    (tmp_path / "r.yaml").write_text(
+        f"model: {{path: {of_five_heads}}}\n"
+        "data: {sources: [{path: rows.jsonl}], eval: {count: 6}, max_length: 100}\n"
+        "train: {tokens_per_step: 240, batch_tokens: 120, steps: 4, learning_rate: 1e-3, warmup: 0, schedule: constant}\n"
+    )
+
+    def run(processes: int, *keys: str) -> None:
+        command = [sys.executable, "-m", "hybrid_ft.cli", "launch", "r.yaml", f"--processes={processes}", *keys]
+        done = subprocess.run(
+            command, check=False, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+            timeout=400,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    run(1, "output=one")
+    run(4, "output=shared", "train.sharded=true", "train.sequence_parallel=4", "train.steps=2")
+    run(2, "output=shared", "train.sharded=true", "train.sequence_parallel=2", "--extend")
+    assert len(losses(tmp_path / "one")) == 4
+    assert losses(tmp_path / "shared") == pytest.approx(losses(tmp_path / "one"), rel=2e-4)
+    assert checkpointed(tmp_path / "one") == checkpointed(tmp_path / "shared")

@@ -6,12 +6,18 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from run_helpers import plain_model
+from run_helpers import move, plain_model
 from safetensors.torch import load_file
 
+import hybrid_ft
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.recipe.load import load_recipe
+from hybrid_ft.finetune.runs.processes import whole
+from hybrid_ft.finetune.training.fsdp import divide
 from hybrid_ft.finetune.training.trainer import RunTrainer
+from hybrid_ft.hybrid_model import quantised
+from hybrid_ft.hybrid_model.adapters import add_lora
+from hybrid_ft.hybrid_model.quantised import known_to_peft, quantise
 
 ADAPTERS = {"targets": "all-linear", "rank": 4, "alpha": 8, "merge": True}
 LAYERS = {"nf4": "Linear4bit", "int8": "Linear8bitLt"}
@@ -59,6 +65,64 @@ def test_adapters_are_trained_on_a_quantised_base(start, monkeypatch, tiny_base,
             model.eval()(row, use_cache=False).logits for model in (plain_model(run.folder / "merged"), adapted_base)
         )
     assert float((got - want).norm() / want.norm()) < 1e-5
+
+
+@pytest.mark.parametrize("how", LAYERS)
+def test_pieces_compute_what_the_whole_does(tiny_base, mesh, how):
+    """FSDP2's gathered weight is a plain parameter, without what unpacks it; bit for bit, with checkpointing and after a step."""
+    pytest.importorskip("bitsandbytes")
+    row = torch.tensor([[5, 9, 33, 60, 12, 8, 7, 44, 21]])
+    found = []
+    for divided in (False, True):
+        model = hybrid_ft.load(tiny_base, dtype=torch.float32)
+        quantise(model, how, torch.float32)
+        torch.manual_seed(0)
+        with known_to_peft(model, how):
+            model = add_lora(model, rank=4)
+        move(model, 0.1)
+        if divided:
+            divide(model, mesh, False)
+        plain = model.get_base_model()
+        plain.gradient_checkpointing_enable({"use_reentrant": False})
+        plain.enable_input_require_grads()
+        model.train()
+        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+        losses = []
+        for _ in range(2):
+            loss = model(input_ids=row, labels=row, use_cache=False).loss
+            losses.append(loss.item())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        gradients = {n: whole(p.grad) for n, p in model.named_parameters() if p.requires_grad}
+        found.append((losses, gradients))
+    (losses, gradients), (in_pieces, of_pieces) = found
+    assert losses == in_pieces and losses[0] != losses[1]
+    assert gradients.keys() == of_pieces.keys()
+    assert all(torch.equal(gradient, of_pieces[name]) for name, gradient in gradients.items())
+
+
+@pytest.mark.parametrize("how", LAYERS)
+def test_a_base_without_values_is_the_same_but_for_them(tiny_base, monkeypatch, how):
+    """And no layer of it is packed: one of each shape is."""
+    pytest.importorskip("bitsandbytes")
+    packed, pack = [], quantised._packed
+    monkeypatch.setattr(quantised, "_packed", lambda weight: packed.append(weight.shape) or pack(weight))
+    found = []
+    for values in (True, False):
+        model = hybrid_ft.load(tiny_base, dtype=torch.bfloat16, weights=values)
+        packed.clear()
+        quantise(model, how, torch.bfloat16, values)
+        beside = {str(number): table for number, table in enumerate(quantised.tables(model))}
+        tensors = dict(model.named_parameters()) | dict(model.named_buffers()) | beside
+        kinds = {name: (type(module).__name__, module.training) for name, module in model.named_modules()}
+        states = [state and (state.shape, state.dtype) for state in map(_state, model.parameters())]
+        found.append(({name: (x.shape, x.dtype, type(x)) for name, x in tensors.items()}, kinds, states))
+    assert found[0] == found[1] and len(packed) == len(set(packed))
+
+
+def _state(parameter):
+    return getattr(parameter, "quant_state", None)
 
 
 @pytest.mark.slow

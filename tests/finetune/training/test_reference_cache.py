@@ -165,6 +165,7 @@ def test_tokens_cannot_move_between_prompt_and_answer(make_pairs: Any) -> None:
     assert len(set(digests_of(Dataset.from_list(rows)))) == 4
 
 
+@pytest.mark.slow
 def test_runs_share_a_cache(start_pairs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another rate, output, loss and rank find it; other pairs and another base do not, and leave nothing behind."""
     from hybrid_ft.finetune.training.dpo.trainer import PairTrainer

@@ -145,9 +145,17 @@ def go(base: Path, output: Path) -> tuple[int, str]:
     return training.run(recipe, MADE_UP, Console(file=screen, width=200)), screen.getvalue()
 
 
-def test_to_the_end(tiny_base: Path, tmp_path: Path) -> None:
-    status, screen = go(tiny_base, tmp_path / "run")
+@pytest.fixture(scope="module")
+def whole(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run to the end and its screen."""
+    folder = tmp_path_factory.mktemp("whole")
+    status, screen = go(tiny_base, folder / "run")
     assert status == 0
+    return folder / "run", screen
+
+
+def test_to_the_end(tiny_base: Path, whole: tuple[Path, str]) -> None:
+    folder, screen = whole
     for line in (
         "data      6 rows of its own",
         "rows      6",
@@ -158,21 +166,20 @@ def test_to_the_end(tiny_base: Path, tmp_path: Path) -> None:
         "next      talk      hybrid-ft chat",
     ):
         assert line in screen, line
-    record = json.loads((tmp_path / "run/run.json").read_text())
+    record = json.loads((folder / "run.json").read_text())
     assert record["stage"] == "square" and record["finished"]["step"] == 12
     before, after = (
         record["before"]["held_out"],
-        [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines() if "eval_loss" in line],
+        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines() if "eval_loss" in line],
     )
     assert after[-1]["step"] == 12 and after[-1]["eval_loss"] < before["loss"] and after[-1]["eval_largest"] > 0
-    assert go(tiny_base, tmp_path / "run")[1].endswith("this run is finished; nothing to do\n")
+    assert go(tiny_base, folder)[1].endswith("this run is finished; nothing to do\n")
 
 
-@pytest.mark.parametrize("step", [0, 5, 11])
+@pytest.mark.parametrize("step", [*(pytest.param(step, marks=pytest.mark.slow) for step in (0, 11)), 5])
 def test_killed_it_ends_as_it_would_have(
-    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: tuple[Path, str], step: int
 ) -> None:
-    assert go(tiny_base, tmp_path / "whole")[0] == 0
     compute_loss = SquaredTrainer.compute_loss
 
     def killed(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -186,4 +193,4 @@ def test_killed_it_ends_as_it_would_have(
     status, screen = go(tiny_base, tmp_path / "cut")
     assert status == 0 and ("going on from checkpoint-" in screen) is (step >= 3)
     result = "model/model.safetensors"
-    assert (tmp_path / "cut" / result).read_bytes() == (tmp_path / "whole" / result).read_bytes()
+    assert (tmp_path / "cut" / result).read_bytes() == (whole[0] / result).read_bytes()

@@ -5,8 +5,9 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hybrid_ft.finetune.data.prompt_order import order_of
 from hybrid_ft.finetune.training.pair_steps import PromptSampler
-from hybrid_ft.finetune.training.shared_prompts import clusters_of, count_work, dealt, divided, order_of
+from hybrid_ft.finetune.training.shared_prompts import clusters_of, count_work, dealt, divided
 from hybrid_ft.hybrid_model.families.olmo_hybrid.presets import preset_config
 
 ANSWERS = ("chosen_ids", "rejected_ids")

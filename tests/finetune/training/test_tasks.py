@@ -76,7 +76,8 @@ def test_a_task_chooses_the_result(start: Any, tasks: Any) -> None:
     assert table(run)["loss", "loss"]["scores"][1]["value"] == pytest.approx(losses[step], rel=1e-9)
 
 
-@pytest.mark.parametrize("how", [pytest.param("kill", marks=pytest.mark.slow), "stop"])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["kill", "stop"])
 def test_a_run_cut_in_a_measure_ends_as_the_whole_one(
     start: Any, tasks: Any, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
@@ -126,7 +127,7 @@ def test_rows_shared_by_processes_are_the_rows_of_one(start: Any, tasks: Any, tm
     model, tokenizer = load_for_answers(str(run.folder / "model"))
     suite = suites.Suite.of(Section(**tasks()["suite"]), tokenizer, tmp_path / "one")
     whole = suite.measure(model, 0)
-    two = suites.Suite(suite.tasks, suite.items, tokenizer, tmp_path / "two")
+    two = suites.Suite(suite.tasks, suite.items, [], tokenizer, tmp_path / "two")
     for rank in (1, 0):
         stub: Any = SimpleNamespace(count=2, rank=rank, wait=lambda: None, any=lambda flag: flag)
         if rank:

@@ -32,7 +32,14 @@ TIED: dict[str, dict[str, Any]] = {
     "both apart": {"target_modules": ATTENTION, "modules_to_save": ["embed_tokens", "lm_head"]},
     "both by lora": KINDS["embeddings"],
     "kept tied": {"target_modules": ATTENTION, "modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
-}
+    "kept tied, both named": {
+        "target_modules": ATTENTION, "modules_to_save": ["embed_tokens", "lm_head"], "ensure_weight_tying": True,
+    },
+    "grown and kept tied": {
+        "target_modules": ATTENTION, "modules_to_save": ["embed_tokens", "lm_head"], "ensure_weight_tying": True,
+        "resize": 75,
+    },
+}  # fmt: skip
 
 
 def make_adapter(base: Path, folder: Path, resize: int | None = None, seed: int = 0, **settings: Any) -> Any:

@@ -54,7 +54,16 @@ CASES = [("untied", kind, KINDS[kind]) for kind in KINDS] + [("tied", kind, TIED
 
 
 @pytest.mark.filterwarnings("ignore")  # PEFT's on tied layers and on DoRA's merge
-@pytest.mark.parametrize(("base", "kind", "settings"), CASES, ids=[f"{base}, {kind}" for base, kind, _ in CASES])
+@pytest.mark.parametrize(
+    ("base", "kind", "settings"),
+    [
+        # on a tied base the kinds that have no part in the tie merge as on any other
+        pytest.param(
+            *case, id=", ".join(case[:2]), marks=pytest.mark.slow if case[0] == "tied" and case[1] in KINDS else []
+        )
+        for case in CASES
+    ],
+)
 def test_a_merged_model_is_the_adapted_one(bases, tmp_path, relative, small_blocks, base, kind, settings):
     adapted = make_adapter(bases[base], tmp_path / "adapter", **settings)
     merge = merged(bases[base], tmp_path / "adapter", tmp_path / "out")
@@ -165,6 +174,7 @@ REFUSED = {
     "repeated layers": (lambda f: edited(f, layer_replication=[[0, 2]]), "layer_replication is set"),
     "a bias in the factors": (lambda f: edited(f, lora_bias=True), "lora_bias is set"),
     "alpha in words": (lambda f: edited(f, lora_alpha="much"), "lora_alpha is 'much'"),
+    "another rank": (lambda f: edited(f, r=3), "has rank 2, adapter_config.json says 3; they do not belong together"),
     "half of a pair": (lambda f: without(f, "0.mlp.up_proj.lora_A"), "layers.0.mlp.up_proj.weight has one of lora_A and"),
     "no weights": (lambda f: without(f, ""), "holds no weights"),
     "dora without lengths": (lambda f: edited(f, use_dora=True), "do not agree on a lora_magnitude_vector"),

@@ -11,6 +11,7 @@ from transformers import OlmoHybridForCausalLM
 
 import hybrid_ft
 from hybrid_ft.hybrid_model.adapters import add_lora
+from hybrid_ft.hybrid_model.checkpoint import agreement
 from hybrid_ft.hybrid_model.checkpoint.save import save, verify
 from hybrid_ft.hybrid_model.lay_flat import is_flat
 
@@ -94,6 +95,25 @@ def test_verify_sees_one_changed_weight(saved, ours):
     save_file(tensors, saved / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(RuntimeError, match="logits differ by"):
         verify(saved, ours)
+
+
+def test_a_model_that_blows_rounding_up_is_measured_by_float64(ours, tmp_path, monkeypatch):
+    """Sharp attention makes 3e-5 of float32's rounding; the bound is set below that."""
+    with torch.no_grad():
+        for name, parameter in ours.named_parameters():
+            if name.endswith(("q_norm.weight", "k_norm.weight")):
+                parameter *= 100
+    save(ours, tmp_path)
+    monkeypatch.setattr(agreement, "_TOLERANCE", 6e-6)
+    assert verify(tmp_path, ours) < 1e-10
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="logits differ by"):
+        patched.setattr(agreement, "_MOST", 0.0)  # and so not in float64
+        verify(tmp_path, ours)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["lm_head.weight"] *= 1 + 1e-3
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(RuntimeError, match="logits differ by 1"):
+        verify(tmp_path, ours)
 
 
 def test_verify_sees_rope_names_and_end_tokens(saved, ours):

@@ -26,7 +26,7 @@ BROKEN = {
     "no config": (lambda f: (f / "config.json").unlink(), "config.json: missing; a checkpoint has one"),
     "an adapter": (
         lambda f: (f / "config.json").rename(f / "adapter_config.json"),
-        "config.json: missing; it holds an adapter; make a model of it and its base with: hybrid-ft merge ",
+        "config.json: missing; it holds an adapter; a recipe goes on with it by model.adapter: ",
     ),
     "config no JSON": (lambda f: (f / "config.json").write_text("{"), "config.json: not JSON"),
     "config a list": (lambda f: (f / "config.json").write_text("[]"), "config.json: not a JSON object"),

@@ -63,6 +63,9 @@ def test_other_masks_are_refused(make_pair):
     for mask, at in ((window, "query 2 and key 1"), (hole, "query 3 and key 1"), (prefix, "query 1 and key 0")):
         with pytest.raises(ValueError, match=f"{at} break causal attention inside documents"):
             documents_of(mask, (1, 4))
+    for numbers in (full.tril().float(), full.tril().long()):
+        with pytest.raises(ValueError, match="attention_mask holds 1; a mask of pairs must be bool, or 0 where"):
+            documents_of(numbers, (1, 4))
     with pytest.raises(ValueError, match=r"attention_mask is \(1, 4, 4, 4\); a mask of pairs must be \(1, 1, 4, 4\)"):
         documents_of(full.expand(1, 4, 4, 4), (1, 4))
     model = make_pair()[1]

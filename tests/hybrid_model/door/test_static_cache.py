@@ -37,6 +37,7 @@ def test_the_tokens_of_the_growing_cache(model, way):
     assert torch.equal(model.generate(TOKENS, cache_implementation="static", **GREEDY, **way), expected)
 
 
+@pytest.mark.slow
 def test_a_compiled_step_is_one_graph_for_all(make_pair):
     model = make_pair(seed=8, num_hidden_layers=2, layer_types=["linear_attention", "full_attention"])[1].double()
     expected = model.generate(TOKENS, **GREEDY)

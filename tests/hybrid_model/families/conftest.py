@@ -4,11 +4,19 @@ import copy
 import math
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from safetensors.torch import load_file, save_file
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedModel,
+)
 
 from hybrid_ft.hybrid_model.families.known import FAMILIES, family_of_type
 from hybrid_ft.hybrid_model.lay_flat import lay_flat
@@ -85,3 +93,22 @@ def plain_and_flat(plain_model: Callable[..., PreTrainedModel]) -> Callable[...,
 @pytest.fixture(scope="module", params=EVERY)
 def models(request: pytest.FixtureRequest, plain_and_flat: Callable[..., Any]) -> tuple[Any, Any]:
     return plain_and_flat(request.param)
+
+
+@pytest.fixture(scope="session")
+def multimodal(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As Qwen3.5 is released: the text model beside a vision tower, and heads that predict further tokens."""
+    text = family_of_type("qwen3_5_text").tiny["qwen3_5_text"] | {"vocab_size": 128, "eos_token_id": 4}
+    vision = {"depth": 1, "hidden_size": 16, "num_heads": 2, "intermediate_size": 16, "out_hidden_size": 64}
+    config = AutoConfig.for_model("qwen3_5", text_config=text, vision_config=vision, tie_word_embeddings=False)
+    config.eos_token_id = 6
+    model = AutoModelForImageTextToText.from_config(config)
+    randomise(model, 0)
+    folder = tmp_path_factory.mktemp("multimodal") / "base"
+    model.save_pretrained(folder)
+    whole = load_file(folder / "model.safetensors")
+    whole["mtp.layers.0.weight"] = torch.randn(3, 5)
+    whole["model.language_model.layers.0.linear_attn.A_log"] += 0.123
+    save_file(whole, folder / "model.safetensors", {"format": "pt"})
+    (folder / "preprocessor_config.json").write_text("{}")
+    return folder

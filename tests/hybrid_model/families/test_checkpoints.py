@@ -8,14 +8,14 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 import hybrid_ft
 from hybrid_ft.errors import InputError
 from hybrid_ft.hybrid_model.checkpoint.base_layout import verify_in_base_layout
 from hybrid_ft.hybrid_model.checkpoint.save import save, verify
 from hybrid_ft.hybrid_model.families.known import family_of_type
-from tests.hybrid_model.families.conftest import EVERY, randomise
+from tests.hybrid_model.families.conftest import EVERY
 
 TOKENS = torch.arange(3, 60)[None]
 OTHERS = [param for param in EVERY if param.values[0] != "olmo_hybrid"]
@@ -40,25 +40,6 @@ def base(request, plain_model, tmp_path_factory):
     plain = plain_model(request.param)
     plain.save_pretrained(folder, max_shard_size="200KB")
     return plain, folder
-
-
-@pytest.fixture(scope="module")
-def multimodal(tmp_path_factory):
-    """As Qwen3.5 is released: the text model beside a vision tower, and heads that predict further tokens."""
-    text = family_of_type("qwen3_5_text").tiny["qwen3_5_text"] | {"vocab_size": 128, "eos_token_id": 4}
-    vision = {"depth": 1, "hidden_size": 16, "num_heads": 2, "intermediate_size": 16, "out_hidden_size": 64}
-    config = AutoConfig.for_model("qwen3_5", text_config=text, vision_config=vision, tie_word_embeddings=False)
-    config.eos_token_id = 6
-    model = AutoModelForImageTextToText.from_config(config)
-    randomise(model, 0)
-    folder = tmp_path_factory.mktemp("multimodal") / "base"
-    model.save_pretrained(folder)
-    whole = load_file(folder / "model.safetensors")
-    whole["mtp.layers.0.weight"] = torch.randn(3, 5)
-    whole["model.language_model.layers.0.linear_attn.A_log"] += 0.123
-    save_file(whole, folder / "model.safetensors", {"format": "pt"})
-    (folder / "preprocessor_config.json").write_text("{}")
-    return folder
 
 
 def test_a_folder_of_plain_transformers_opens_with_its_logits(base, relative):
@@ -141,6 +122,31 @@ def test_a_base_in_float32_can_be_written_in_bfloat16(multimodal, tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["text_config"]["dtype"] == "bfloat16"
 
 
+def test_a_tied_head_that_the_base_stores_goes_with_the_embedding(plain_model, tmp_path):
+    plain_model("lfm2").save_pretrained(tmp_path / "base")
+    path = tmp_path / "base" / "model.safetensors"
+    whole = load_file(path)
+    save_file(whole | {"lm_head.weight": whole["model.embed_tokens.weight"].clone()}, path, {"format": "pt"})
+    model = hybrid_ft.load(tmp_path / "base")
+    with torch.no_grad():
+        model.model.embed_tokens.weight.mul_(1.5)
+    save(model, tmp_path / "result")
+    verify(tmp_path / "result", model)
+    after = tensors(tmp_path / "result")
+    assert torch.equal(after["lm_head.weight"], 1.5 * whole["model.embed_tokens.weight"])
+
+
+def test_an_experts_missing_part_is_one_line(plain_model, tmp_path):
+    plain_model("qwen3_next").save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    whole = load_file(path)
+    del whole["model.layers.0.mlp.experts.3.up_proj.weight"]
+    save_file(whole, path, {"format": "pt"})
+    with pytest.raises(InputError, match="tensors that transformers joins, as those of experts") as raised:
+        hybrid_ft.load(tmp_path)
+    assert "\n" not in str(raised.value)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -162,6 +168,8 @@ def test_weights_that_are_not_those_of_the_config_are_refused(multimodal, tmp_pa
     ("change", "message"),
     [
         ({"model_type": "qwen3_6"}, "'qwen3_6'; must be one of .*; did you mean qwen3_5"),
+        # as like as two words must be anywhere for a suggestion
+        ({"model_type": "olm3_h"}, "did you mean olmo3"),
         ({"model_type": "phi4flash", "auto_map": {"AutoModel": "x.Y"}}, "names code of its own .auto_map."),
         ({"text_config": None}, "text_config is 'None'; must be an object"),
         ({"quantization_config": {"bits": 4}}, "quantised weights cannot be trained"),

@@ -1,5 +1,6 @@
 """Every family: sets of LoRA layers by name, a gradient in each adapted matrix, merged weights that compute the same."""
 
+import json
 import re
 from collections import Counter
 
@@ -9,6 +10,8 @@ from torch import nn
 
 from hybrid_ft.errors import InputError
 from hybrid_ft.hybrid_model.adapters import add_lora, target_modules
+from hybrid_ft.hybrid_model.checkpoint.adapter_start import open_adapter
+from hybrid_ft.hybrid_model.checkpoint.merge_in_memory import merge_in_memory
 from hybrid_ft.hybrid_model.families.known import family_of
 from tests.hybrid_model.families.conftest import EVERY
 
@@ -86,6 +89,32 @@ def test_experts_are_adapted_by_name(model, relative):
     names = {name for name, p in trained.named_parameters() if p.requires_grad and "experts" in name}
     assert names and not any("shared" in name for name in names)
     assert all(dict(trained.named_parameters())[name].grad is not None for name in names)
+
+
+def test_an_adapter_of_experts_opens_and_is_merged(model, plain_and_flat, relative, tmp_path, request):
+    family = family_of(model.config)
+    if not family.experts:
+        return
+    kind = request.node.callspec.params["model"]
+    trained = add_lora(model, "mlp+experts" if "mlp" in set_names(model) else "experts", rank=2, alpha=6)
+    with torch.no_grad():
+        for name, p in trained.named_parameters():
+            if "lora_B" in name:
+                p.normal_(std=0.3)
+    trained.save_pretrained(str(tmp_path), save_embedding_layers=False)
+    expected = trained.eval()(input_ids=TOKENS, use_cache=False).logits
+    settings = json.loads((tmp_path / "adapter_config.json").read_text()) | {"base_model_name_or_path": "here"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    opened = open_adapter(plain_and_flat(kind)[1], tmp_path)
+    assert relative(opened(input_ids=TOKENS, use_cache=False).logits, expected) < 1e-6
+    merged = plain_and_flat(kind)[1]
+    merge_in_memory(merged, tmp_path)
+    assert relative(merged(input_ids=TOKENS, use_cache=False).logits, expected) < 1e-5
+    settings["r"] = 3
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    for opening in (open_adapter, merge_in_memory):
+        with pytest.raises(InputError, match=r"has rank 2, adapter_config.json says (r is )?3"):
+            opening(plain_and_flat(kind)[1], tmp_path)
 
 
 @pytest.mark.parametrize("name", ["mlp.gate", "in_proj_a", "lm_head", "conv1d"])

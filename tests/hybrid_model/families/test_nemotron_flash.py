@@ -12,7 +12,7 @@ import hybrid_ft
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.training.log_prob_head import use_own_head_on_cpu
 from hybrid_ft.hybrid_model.door.layout import build_layout
-from hybrid_ft.hybrid_model.families.nemotron_flash import family, modeling
+from hybrid_ft.hybrid_model.families.nemotron_flash import family, meta_tokens, modeling
 from hybrid_ft.hybrid_model.families.nemotron_flash.config import NemotronFlashConfig
 from hybrid_ft.hybrid_model.flops import forward_flops
 
@@ -140,7 +140,7 @@ MISTAKES = {
         family, "delta_over_levels", lambda qkv, g, beta, *rest: RULE(qkv, g - 0.05, beta, *rest)
     ),
     "documents that continue nothing": lambda patch, model: patch.setattr(
-        modeling, "behind_root", lambda layout, count: build_layout((count, *layout.lengths))
+        meta_tokens, "behind_root", lambda layout, count: build_layout((count, *layout.lengths))
     ),
     "rope without its scaling": lambda patch, model: patch.setattr(model.config, "rope_type", "default"),
     "a window of one token less": lambda patch, model: patch.setattr(model.model.layers[3].self_attn, "window", 16),

@@ -59,6 +59,16 @@ def test_7B_is_the_released_model():
     assert shapes["model.layers.0.linear_attn.v_conv1d.weight"] == (5760, 1, 4)
 
 
+def test_a_changed_config_has_other_shapes():
+    config = preset_config("tiny")
+    before = released_shapes(config)
+    released_shapes(config).clear()  # what is handed out is a copy
+    config.vocab_size += 1
+    assert released_shapes(config)["model.embed_tokens.weight"][0] == before["model.embed_tokens.weight"][0] + 1
+    config.vocab_size -= 1
+    assert released_shapes(config) == before != {}
+
+
 @pytest.mark.parametrize(("name", "low", "high"), [("tiny", 0, 5e6), ("190M", 1.85e8, 1.95e8), ("1B", 0.9e9, 1.1e9)])
 def test_sizes(name, low, high):
     assert low < parameters(meta(name)) < high

@@ -1,10 +1,14 @@
 """The Qwen layers of our own: grouped values, and the mistakes that no shape check would see."""
 
+import copy
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from hybrid_ft.hybrid_model.door.layout import build_layout
-from hybrid_ft.hybrid_model.families import qwen
+from hybrid_ft.hybrid_model.families.qwen import layers as qwen
 from hybrid_ft.hybrid_model.layers import delta_levels
 
 TOKENS = torch.randint(3, 128, (80,), generator=torch.Generator().manual_seed(0))
@@ -25,6 +29,16 @@ def test_heads_of_every_ratio(plain_and_flat, relative, heads):
     names = ("linear_key_head_dim", "linear_value_head_dim", "linear_num_key_heads", "linear_num_value_heads")
     plain, flat = plain_and_flat("qwen3_5_text", **dict(zip(names, heads)))
     assert relative(logits(flat), logits(plain)) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["qwen3_5_text", "qwen3_next"])
+def test_another_activation_of_the_convolution(plain_and_flat, relative, kind):
+    plain, flat = plain_and_flat(kind, hidden_act="gelu")
+    rows = TOKENS.split([30, 50])
+    with torch.no_grad():
+        got = flat(input_ids=TOKENS[None], layout=build_layout([30, 50])).logits[0].split([30, 50])
+        for row, out in zip(rows, got, strict=True):
+            assert relative(out, plain(input_ids=row[None], use_cache=False).logits[0]) < 1e-5
 
 
 def flat_split(mixer, x):
@@ -76,6 +90,46 @@ def test_each_mistake_would_be_seen(models, relative, monkeypatch, mistake):
     assert relative(logits(flat), logits(plain)) < 1e-5
     module, name, wrong = MISTAKES[mistake]
     monkeypatch.setattr(module, name, wrong)
+    assert relative(logits(flat), logits(plain)) > 1e-3
+
+
+def query_and_gate_split_flat(attention, monkeypatch):
+    weight = attention.q_proj.weight
+    halves = weight.detach().unflatten(0, (2, -1, attention.head_dim)).transpose(0, 1)
+    monkeypatch.setattr(weight, "data", halves.reshape(weight.shape))
+
+
+def gate_of(function):
+    """In the attention's place of ``torch.sigmoid``."""
+
+    def change(attention, monkeypatch):
+        module = sys.modules[type(attention).__module__]
+        monkeypatch.setattr(module, "torch", SimpleNamespace(**vars(torch) | {"sigmoid": function}))
+
+    return change
+
+
+GATE_MISTAKES = {
+    "query and gate not split by head": query_and_gate_split_flat,
+    "no output gate": gate_of(torch.ones_like),
+    "SiLU for sigmoid in the output gate": gate_of(torch.nn.functional.silu),
+}
+
+
+@pytest.mark.parametrize("mistake", GATE_MISTAKES)
+def test_each_mistake_of_gated_attention_would_be_seen(models, relative, monkeypatch, mistake):
+    plain, flat = models
+    want = logits(plain)
+    assert relative(logits(flat), want) < 1e-5
+    GATE_MISTAKES[mistake](flat.model.layers[-1].self_attn, monkeypatch)
+    assert relative(logits(flat), want) > 1e-3
+
+
+def test_rope_over_the_whole_head_would_be_seen(models, relative, monkeypatch):
+    plain, flat = models
+    config = copy.deepcopy(flat.config)
+    config.rope_parameters["partial_rotary_factor"] = 1.0
+    monkeypatch.setattr(flat.model, "rotary_emb", type(flat.model.rotary_emb)(config))
     assert relative(logits(flat), logits(plain)) > 1e-3
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from hybrid_ft.hybrid_model.door.spread import Spread, cut
+from hybrid_ft.hybrid_model.families.known import family_of_type
 from hybrid_ft.hybrid_model.layers.heads import Heads
 
 # 5 heads; 3 key heads of 2 value heads each, and 6 query heads that share one key head or three
@@ -43,8 +44,18 @@ MODELS = {
     "qwen3_5_moe_text": (QWEN | EXPERTS, "float32"),
     "qwen3_next": (QWEN | EXPERTS, "float32"),
 }
-FAST = ("olmo_hybrid", "olmo_hybrid in float32", "qwen3_5_text", "olmo3")
+# Mamba-2 with one group of 4 heads or two, and convolutions, beside 2 key heads of 2 query heads each
+OF_FAMILIES = ("granitemoehybrid", "falcon_h1", "nemotron_h", "bamba", "zamba2", "lfm2", "lfm3", "lfm2_moe")
+MODELS |= {name: (family_of_type(name).tiny[name], "float32") for name in OF_FAMILIES}
 BARS = {"float64": 1e-12, "float32": 5e-6}
+
+
+def forms_of(name: str) -> dict[str, list[int] | None]:
+    """Parents of the row's segments; the last form is the one before it, computed again in backward."""
+    forked = [-1, -1, 0, 0]
+    return (
+        {"checkpointed": forked} if name in OF_FAMILIES else {"packed": None, "forked": forked, "checkpointed": forked}
+    )
 
 
 def together(processes: int, models: tuple[str, ...]) -> dict[str, dict[str, float]]:
@@ -73,14 +84,9 @@ def together(processes: int, models: tuple[str, ...]) -> dict[str, dict[str, flo
     return json.loads(said[0][0].decode().splitlines()[-1])
 
 
-@pytest.fixture(scope="module")
-def two() -> dict[str, dict[str, float]]:
-    return together(2, FAST)
-
-
 def check(found: dict[str, dict[str, float]], name: str) -> None:
     _, dtype = MODELS[name]
-    for form in ("packed", "forked", "checkpointed"):
+    for form in forms_of(name):
         errors = found[f"{name} {form}"]
         # Qwen's norms add 1 to their weights in float32, and their gradients are summed there
         norms = BARS["float32"] if "qwen" in name else BARS[dtype]
@@ -88,18 +94,12 @@ def check(found: dict[str, dict[str, float]], name: str) -> None:
         assert errors["sum"] < BARS[dtype], errors
 
 
-@pytest.mark.parametrize("name", FAST)
-def test_two_processes_compute_what_one_does(two, name):
-    check(two, name)
-
-
 @pytest.mark.slow
 def test_two_three_and_four_processes_do():
-    """5 heads as 2, 1, 1, 1; 3 key heads as 1, 1, 1."""
-    rest = tuple(name for name in MODELS if name not in FAST)
+    """5 heads as 2, 1, 1, 1; 3 key heads as 1, 1, 1; 4 heads of one group or two as 2, 1, 1."""
     of_qwen = tuple(name for name in MODELS if "qwen" in name)
-    others = tuple(name for name in MODELS if "qwen" not in name)
-    for processes, names in ((2, rest), (3, of_qwen), (4, others)):
+    others = tuple(name for name in MODELS if "qwen" not in name and name not in OF_FAMILIES)
+    for processes, names in ((2, (*of_qwen, *others)), (3, (*of_qwen, *OF_FAMILIES)), (4, others)):
         found = together(processes, names)
         for name in names:
             check(found, name)
@@ -115,6 +115,22 @@ def test_heads_are_cut_as_evenly_as_it_goes():
     assert torch.equal(torch.cat([one.own(weight) for one in heads]), weight)
     with pytest.raises(ValueError, match="2 heads cannot be shared by 3 processes"):
         Heads(layout, 2)
+
+
+def test_groups_are_handed_to_as_many_units_as_there_must_be():
+    """Of 12 heads in 2 groups: to 3 processes each group twice, to 5 three times."""
+    for size, repeats, counts in ((1, 1, (2,)), (2, 1, (1, 1)), (3, 2, (2, 1, 1)), (5, 3, (2, 1, 1, 1, 1))):
+        spreads = [Spread((1,) * size, rank, None) for rank in range(size)] if size > 1 else [None]
+        made = [Heads.of_groups(SimpleNamespace(spread=one), 12, 2) for one in spreads]
+        assert tuple(one.count for one in made) == counts and {one.repeats for one in made} == {repeats}
+        # heads, then groups of two numbers each: what a process has of both belongs together
+        weight = torch.cat([torch.arange(12) // 6, torch.tensor([0, 0, 1, 1])])
+        parts = [
+            one.own_joined(weight, [12, 4], {1}).split([12 // one.units * one.count, 2 * one.count]) for one in made
+        ]
+        assert torch.equal(torch.cat([heads for heads, _ in parts]), weight[:12])
+        for heads, groups in parts:
+            assert torch.equal(groups[::2].repeat_interleave(len(heads) // (len(groups) // 2)), heads)
 
 
 def test_one_process_exchanges_nothing():
@@ -138,7 +154,6 @@ def compare(models: list[str]) -> dict[str, dict[str, float]]:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     rank, size, found = dist.get_rank(), dist.get_world_size(), {}
-    forms = {"packed": None, "forked": [-1, -1, 0, 0], "checkpointed": [-1, -1, 0, 0]}
     for name in models:
         sizes, dtype = MODELS[name]
         torch.manual_seed(0)
@@ -146,7 +161,7 @@ def compare(models: list[str]) -> dict[str, dict[str, float]]:
         config = transformers.CONFIG_MAPPING[kind](vocab_size=96, pad_token_id=0, eos_token_id=1, **sizes)
         cls = getattr(transformers, family_of(config).model_types[kind])
         model = lay_flat(cls(config)).to(getattr(torch, dtype)).train()
-        for form, parents in forms.items():
+        for form, parents in forms_of(name).items():
             if form == "checkpointed":
                 model.gradient_checkpointing_enable({"use_reentrant": False})
             layout = build_layout([31, 9, 1, 16], parents)

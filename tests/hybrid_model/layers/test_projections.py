@@ -7,6 +7,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hybrid_ft.hybrid_model.layers import projections as module
@@ -93,17 +94,22 @@ def test_in_bfloat16_they_are_nearer_to_the_truth(autocast: bool, adapted: tuple
     assert errors[len(WIDTHS)][0] < errors[len(WIDTHS)][1]  # x's gradient
 
 
-def test_nothing_is_added_outside_the_products() -> None:
-    for adapted, added in (((), len(WIDTHS) - 1), (("layers.0", "layers.1"), len(WIDTHS) - 1 + 2)):
-        together, apart_each = both(adapted=adapted)
-        adds = []
-        for model in (together, apart_each):
-            x = torch.randn(6, 32, requires_grad=True)
-            outputs = model(x)
-            with Names() as names:
-                torch.autograd.backward(outputs, [torch.ones_like(y) for y in outputs])
-            adds.append(sum(name in ("add", "add_") for name in names.found))
-        assert adds == [0, added]
+@pytest.mark.parametrize("fake", [False, True])
+@pytest.mark.parametrize(("adapted", "added"), [((), len(WIDTHS) - 1), (("layers.0", "layers.1"), len(WIDTHS) - 1 + 2)])
+def test_nothing_is_added_outside_the_products(adapted: tuple[str, ...], added: int, fake: bool) -> None:
+    """Also where a step is traced or counted on tensors without memory."""
+    mode, adds = FakeTensorMode(), []
+    for model in both(adapted=adapted):
+        x = torch.randn(6, 32)
+        if fake:
+            x = mode.from_tensor(x)
+            for layer in [layer for layer in model.modules() if type(layer) is nn.Linear]:
+                layer.weight = nn.Parameter(mode.from_tensor(layer.weight), layer.weight.requires_grad)
+        outputs = model(x.requires_grad_())
+        with Names() as names:
+            torch.autograd.backward(outputs, [torch.ones_like(y) for y in outputs])
+        adds.append(sum(name in ("add", "add_") for name in names.found))
+    assert adds == [0, added]
 
 
 @pytest.mark.parametrize("what", ["hook", "forward", "bias", "autocast", "no gradient", "dropout"])
@@ -136,3 +142,27 @@ def test_what_is_frozen_keeps_no_input(trained: bool) -> None:
     ):
         sum(y.sum() for y in projections(x, *layers)).backward()
     assert x.grad is not None and (x.shape in kept) == trained
+
+
+class Quantised(torch.Tensor):
+    """As torchao's: a float to whoever asks for the dtype, known to ``linear``, and to no other product."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.Tensor.__matmul__, torch.Tensor.addmm_, torch.addmm, torch.matmul):
+            raise NotImplementedError(func)
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("adapted", [(), ("layers.0", "layers.2")])
+def test_a_quantised_weight_is_left_to_its_own_linear(adapted: tuple[str, ...]) -> None:
+    model, other = both(adapted=adapted)
+    x = torch.randn(5, 32)
+    for parameter in [*model.parameters(), *other.parameters()]:
+        parameter.requires_grad_(parameter.shape[-1] == 4 or len(parameter) == 4)
+    for layer in model.modules():
+        if type(layer) is nn.Linear and layer.in_features == 32 and layer.out_features != 4:
+            layer._parameters["weight"] = layer.weight.detach().as_subclass(Quantised)
+    for ours, theirs in zip(results(model, x), results(other, x), strict=True):
+        assert torch.equal(ours, theirs)

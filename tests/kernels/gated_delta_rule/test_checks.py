@@ -105,6 +105,25 @@ def test_a_gpu_has_kernels_for_16_bits_and_torch_for_the_rest(
     assert torch.equal(o, expected)
 
 
+def test_a_gpu_is_told_to_leave_out_the_correction_but_in_float16(
+    as_on_a_gpu: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("triton")
+    from hybrid_ft.kernels.gated_delta_rule.gpu import autograd as module
+
+    told = []
+    monkeypatch.setattr(module, "triton_gated_delta_rule", lambda q, *rest: told.append(rest[-1]) or (q, None))
+    rates = {name: good()[name].float() for name in ("g", "beta")}
+    with as_on_a_gpu():
+        for correct in (True, False):
+            narrow = {name: torch.zeros(1, 6, 4, 16, dtype=torch.bfloat16) for name in "qkv"}
+            gated_delta_rule(**narrow, **rates, correct=correct)
+        half = {name: torch.zeros(1, 6, 4, 16, dtype=torch.float16) for name in "qkv"}
+        with pytest.raises(ValueError, match="q: got torch.float16; on a GPU, without the correction, it must be"):
+            gated_delta_rule(**half, **rates, correct=False)
+    assert told == [True, False]
+
+
 def test_packed_segments_want_one_row() -> None:
     batch = {name: x.expand(3, *x.shape[1:]) for name, x in good().items()}
     with pytest.raises(ValueError, match=r"cu_seqlens: got a batch of 3; packed segments need a batch of 1"):

@@ -22,37 +22,36 @@ SIZES = [(96, 192), (128, 128)]
 ARCHS = [80, 90, 100]
 # KiB a program can have. Ampere's settings are also those of sm_86, sm_89 and sm_120, which have less than sm_80.
 SHARED = {80: 99, 90: 227, 100: 227}
-KERNELS = ["weights_kernel", "inverse_kernel", "forward_kernel", "backward_kernel", "query_kernel", "key_kernel"]
+KERNELS = ["weights_kernel", "forward_kernel", "backward_kernel", "query_kernel", "key_kernel"]
 KERNELS += ["summary_kernel", "join_kernel", "summary_backward_kernel"]
 # That a multiprocessor of Hopper holds at once.
-PROGRAMS = {"weights_kernel": 4, "inverse_kernel": 8, "forward_kernel": 2, "backward_kernel": 2, "query_kernel": 2}
+PROGRAMS = {"weights_kernel": 4, "forward_kernel": 2, "backward_kernel": 2, "query_kernel": 2}
 PROGRAMS |= {"key_kernel": 2, "summary_kernel": 2, "summary_backward_kernel": 2, "join_kernel": 2}
 # Bytes per thread that may spill on Hopper, where they buy programs; elsewhere there are none.
 SPILLED_FOR_PROGRAMS = 96
 
 
 @pytest.fixture
-def launch_of(
-    record: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
-) -> Callable[[str, int, tuple[int, int], torch.dtype], Any]:
+def launch_of(record: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """A kernel as it is launched by the whole op, cut into pieces."""
     from hybrid_ft.kernels.gated_delta_rule.gpu import call, launch, settings
 
-    def kernel(name: str, arch: int, dims: tuple[int, int], dtype: torch.dtype) -> Any:
+    def kernel(name: str, arch: int, dims: tuple[int, int], dtype: torch.dtype, correct: bool = True) -> Any:
         monkeypatch.setattr(launch, "settings_for", lambda x: settings.settings(arch))
         monkeypatch.setattr(call, "SHORTEST", 1)
         T, H = 128, 2
         q, k, v = (torch.zeros(1, T, H, size, dtype=dtype) for size in (dims[0], *dims))
         g = beta = torch.zeros(1, T, H)
         state = torch.zeros(2, H, *dims)
-        inputs = call.Inputs(q, k, v, g, beta, torch.tensor([0, 50, T]), state, 0.1, True)
+        inputs = call.Inputs(q, k, v, g, beta, torch.tensor([0, 50, T]), state, 0.1, correct, correct)
 
         def both() -> None:
             kept = launch.run_forward(inputs, False).kept
             launch.run_backward(inputs._replace(g=None, beta=None), kept, v, state)
 
         recorders = record(launch, both)
-        assert sorted(recorders) == sorted(KERNELS)
+        launched = sorted(name for name, recorder in recorders.items() if recorder.launch)
+        assert launched == sorted(KERNELS)
         return recorders[name]
 
     return kernel
@@ -84,8 +83,8 @@ def test_compiled(
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_compiled_for_mamba2(kernel: str, launch_of: Callable[..., Any], build: Callable[..., Any]) -> None:
-    """States of 128 by 64, as Granite 4 H, Falcon-H1 and Nemotron-H have them."""
-    built = build(launch_of(kernel, 90, (128, 64), torch.bfloat16), 90)
+    """States of 128 by 64, as Granite 4 H, Falcon-H1 and Nemotron-H have them; no inverse."""
+    built = build(launch_of(kernel, 90, (128, 64), torch.bfloat16, correct=False), 90)
     assert built.spilled <= SPILLED_FOR_PROGRAMS and built.programs >= PROGRAMS[kernel]
 
 

@@ -10,7 +10,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -42,24 +41,23 @@ def test_interpreter(half: str) -> None:
     interpret(half)
 
 
-def rule(
-    q, k, v, g, beta, *, cu_seqlens, initial_state, output_final_state, scale=None, use_qk_l2norm=True, keep=False
-):
+def rule(q, k, v, g, beta, *, cu_seqlens, initial_state, output_final_state, scale=None, keep=False, **options):
     from hybrid_ft.kernels.gated_delta_rule.gpu.autograd import triton_gated_delta_rule
 
     scale = q.shape[3] ** -0.5 if scale is None else scale
-    return triton_gated_delta_rule(q, k, v, g, beta, cu_seqlens, initial_state, scale, use_qk_l2norm, keep)
+    l2norm, correct = (options.get(name, True) for name in ("use_qk_l2norm", "correct"))
+    return triton_gated_delta_rule(q, k, v, g, beta, cu_seqlens, initial_state, scale, l2norm, keep, correct)
 
 
-def assert_right(inputs: tuple[list[Tensor], list[Tensor], Tensor], **options) -> None:
+def assert_right(inputs: tuple[list[Tensor], list[Tensor], Tensor], keep: bool = False, **options: bool) -> None:
     """At most twice what the kernels' equations are off by in torch's float32, or one sum over a chunk. New memory is NaN
     throughout."""
-    true = results(gated_delta_rule_reference, *inputs)
-    limits = [2 * max(x, FLOAT32_FLOOR) for x in rounding_errors(*inputs, true, torch.float32)]
+    true = results(gated_delta_rule_reference, *inputs, **options)
+    limits = [2 * max(x, FLOAT32_FLOOR) for x in rounding_errors(*inputs, true, torch.float32, **options)]
     torch.use_deterministic_algorithms(True)
     try:
         assert torch.empty(3).isnan().all()
-        got = results(rule, *inputs, torch.float32, **options)
+        got = results(rule, *inputs, torch.float32, keep=keep, **options)
     finally:
         torch.use_deterministic_algorithms(False)
     errors = {n: (error(x, t), limit) for n, x, t, limit in zip(NAMES, got, true, limits)}
@@ -239,32 +237,41 @@ def test_no_norm_and_a_scale() -> None:
 
 
 @inside
-def test_mamba2_is_the_rule_of_small_keys_and_large_values() -> None:
-    """S_t = exp(g) S_{t-1} + dt k v^T, o = q S, with two groups for four heads and time steps beyond 2."""
-    leaves, up, cu_seqlens = case([0, 70, 71, 130], (2, 4), (32, 16))
-    leaves[4] = 4 * leaves[4]
-    small, options = 2.0**-30, {"scale": 1.0, "use_qk_l2norm": False}
+@pytest.mark.parametrize(
+    ("edges", "heads", "dims", "gate", "piece", "keep"),
+    [
+        ([0, 0, 1, 70, 71, 130], (2, 4), (48, 16), "typical", None, False),
+        ([0, 200], (1, 1), (16, 32), "typical", 1, True),
+        *(
+            pytest.param(*values, marks=pytest.mark.kernels)
+            for values in (
+                ([0, 100], (1, 2), (128, 64), "closed", None, True),
+                ([0, 130], (1, 2), (256, 64), "open", None, False),
+                ([0, 0, 1, 150, 150, 351, 420], (1, 3), (80, 48), "some closed", 1, False),
+            )
+        ),
+    ],
+    ids=str,
+)
+def test_without_the_correction(
+    edges: list[int],
+    heads: tuple[int, int],
+    dims: tuple[int, int],
+    gate: str,
+    piece: int | None,
+    keep: bool,
+    short_pieces: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Mamba-2, with time steps beyond 2: nothing is inverted."""
+    from hybrid_ft.kernels.gated_delta_rule.gpu import intra
 
-    def scaled(rule: Callable) -> Callable:
-        return lambda q, k, v, *rest, **given: rule(q, k * small, v / small, *rest, **given)
-
-    def ssd(q, k, v, g, beta, *, cu_seqlens, initial_state, output_final_state, **_):
-        q, k = (x.repeat_interleave(2, 2) for x in (q, k))
-        outputs, states = [], []
-        for s, (start, end) in enumerate(pairwise(cu_seqlens.tolist())):
-            state = initial_state[s]
-            for t in range(start, end):
-                write = beta[0, t, :, None, None] * k[0, t, :, :, None] * v[0, t, :, None, :]
-                state = g[0, t, :, None, None].exp() * state + write
-                outputs.append((q[0, t, :, None, :] @ state).squeeze(1))
-            states.append(state)
-        return torch.stack(outputs)[None], torch.stack(states)
-
-    true = results(ssd, leaves, up, cu_seqlens)
-    exact = results(scaled(gated_delta_rule_reference), leaves, up, cu_seqlens, **options)
-    assert max(error(x, t) for x, t in zip(exact, true)) < 1e-12
-    got = results(scaled(rule), leaves, up, cu_seqlens, torch.float32, **options)
-    assert max(error(x, t) for x, t in zip(got, true)) < 1e-6
+    monkeypatch.setattr(intra, "_write_inverse", None)
+    if piece:
+        short_pieces(piece)
+    leaves, up, cu_seqlens = case(edges, heads, dims, gate)
+    leaves[4] = 2 * leaves[4]
+    assert_right((leaves, up, cu_seqlens), keep, use_qk_l2norm=False, correct=False)
 
 
 @inside
@@ -361,8 +368,9 @@ def test_operators_are_what_they_say(short_pieces: Callable[[int], None]) -> Non
     leaves, _, cu_seqlens = case([0, 10, 66], (1, 2), (32, 16))
     inputs = [x.float().requires_grad_() for x in leaves]
     state = leaves[5][:1].float().requires_grad_()
-    for keep in (False, True):  # without cu_seqlens: with them the last chunks may be memory that nobody wrote
-        torch.library.opcheck(forward_op, (*inputs[:5], None, state, 0.1, True, keep))
+    # without cu_seqlens: with them the last chunks may be memory that nobody wrote
+    for keep, correct in ((False, True), (True, False)):
+        torch.library.opcheck(forward_op, (*inputs[:5], None, state, 0.1, True, keep, correct))
     short_pieces(1)
 
     def layer(*xs: Tensor) -> Tensor:

@@ -45,7 +45,9 @@ EDGES = [[0, 1], [0, 63], [0, 100], [0, 64, 128], [0, 0, 1, 3, 3, 6, 70, 70], [0
     ("edges", "W"),
     [(edges, 4) for edges in EDGES if edges != EDGES[4]]
     + [pytest.param(EDGES[4], 4, marks=pytest.mark.quick)]
-    + [(EDGES[4], W) for W in (1, 2, 3)],
+    + [(EDGES[4], W) for W in (1, 2, 3)]
+    # around the ends of backward's tiles of 64 - 3 tokens
+    + [([0, 58, 61, 62, 122, 125, 190], 4)],
     ids=str,
 )
 def test_segments(assert_as_good, edges: list[int], W: int) -> None:

@@ -44,9 +44,31 @@ def made(tmp_path: Path) -> Callable[..., Path]:
                     parameter.mul_(3)
                 elif "norm" in name or name.endswith(("A_log", "dt_bias")):
                     parameter.add_(torch.randn_like(parameter) * 0.3)
+            for name, buffer in model.named_buffers():
+                if name.endswith("bias"):  # by which experts are chosen
+                    buffer.add_(torch.randn_like(buffer) * 0.1)
         folder = tmp_path / "base"
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         return folder
 
     return make
+
+
+@pytest.fixture
+def exported() -> Callable[[Path, Path], tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]:
+    """``exported(base, out)``: tensors and settings of the file, and what the checkpoint holds."""
+    import gguf
+    import torch
+    from safetensors.torch import load_file
+
+    from hybrid_ft import cli
+
+    def export(base: Path, out: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        assert cli.main(["export", str(base), str(out), "--to", "gguf", "--type", "f32"]) == 0
+        reader = gguf.GGUFReader(next(out.iterdir()))
+        tensors = {one.name: torch.tensor(gguf.quants.dequantize(one.data, one.tensor_type)) for one in reader.tensors}
+        settings = {name.partition(".")[2]: field.contents() for name, field in reader.fields.items()}
+        return tensors, settings, load_file(base / "model.safetensors")
+
+    return export

@@ -4,22 +4,12 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from transformers.models.bamba.modeling_bamba import apply_rotary_pos_emb
 
 from hybrid_ft import cli
 
 gguf = pytest.importorskip("gguf")
-
-
-def exported(base: Any, out: Any) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, torch.Tensor]]:
-    """Tensors and settings of the file, and what the checkpoint holds."""
-    assert cli.main(["export", str(base), str(out), "--to", "gguf", "--type", "f32"]) == 0
-    reader = gguf.GGUFReader(next(out.iterdir()))
-    tensors = {each.name: torch.tensor(gguf.quants.dequantize(each.data, each.tensor_type)) for each in reader.tensors}
-    settings = {name.partition(".")[2]: field.contents() for name, field in reader.fields.items()}
-    return tensors, settings, load_file(base / "model.safetensors")
 
 
 def assert_mixer(tensors: dict[str, torch.Tensor], stored: dict[str, torch.Tensor], groups: int) -> None:
@@ -31,7 +21,7 @@ def assert_mixer(tensors: dict[str, torch.Tensor], stored: dict[str, torch.Tenso
 
 
 @pytest.mark.parametrize("experts", [4, 0])
-def test_granite(made: Any, tmp_path: Any, experts: int) -> None:
+def test_granite(made: Any, exported: Any, tmp_path: Any, experts: int) -> None:
     more = {"num_local_experts": experts, "num_experts_per_tok": min(experts, 2), "mamba_n_groups": 2}
     base = made("granitemoehybrid", split="qwen2", embedding_multiplier=3.0, **more)
     tensors, settings, stored = exported(base, tmp_path / "out")
@@ -51,7 +41,7 @@ def test_granite(made: Any, tmp_path: Any, experts: int) -> None:
     assert {name: settings[name] for name in wanted} == wanted
 
 
-def test_the_queries_of_bamba_turn_as_neighbours(made: Any, tmp_path: Any) -> None:
+def test_the_queries_of_bamba_turn_as_neighbours(made: Any, exported: Any, tmp_path: Any) -> None:
     """What llama.cpp turns, pairs (2i, 2i + 1), gives the scores that transformers gives with (i, i + n / 2)."""
     base = made("bamba", split="qwen2")
     tensors, settings, stored = exported(base, tmp_path / "out")
@@ -90,7 +80,7 @@ MULTIPLIERS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_falcons_weights_hold_its_multipliers(made: Any, tmp_path: Any, tied: bool) -> None:
+def test_falcons_weights_hold_its_multipliers(made: Any, exported: Any, tmp_path: Any, tied: bool) -> None:
     """The file's weights in a model whose multipliers are 1 give the model's logits."""
     base = made("falcon_h1", split="qwen2", mamba_rms_norm=False, tie_word_embeddings=tied, **MULTIPLIERS)
     tensors, _, stored = exported(base, tmp_path / "out")

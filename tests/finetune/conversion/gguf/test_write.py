@@ -144,7 +144,10 @@ def test_what_cannot_be_converted_is_said_before_work_begins(
 ) -> None:
     base = made("lfm2", split=r"\p{L}+|.")
     for arguments, message in (
-        ((BUNDLED,), "--to gguf: Olmo Hybrid (olmo_hybrid) cannot be converted; known are lfm2, qwen3_5_text"),
+        (
+            (BUNDLED,),
+            "--to gguf: Olmo Hybrid (olmo_hybrid) cannot be converted; known are lfm2, lfm2_moe, qwen3_5_text",
+        ),
         ((base,), "tokenizer.json: splits text in a way that llama.cpp has no name for; known are gpt-2, qwen2"),
         ((base, "--type", "q2_k"), "--type: got 'q2_k'; must be one of f32, f16"),
         ((base, "--dtype", "float16"), "--dtype: does not go with --to gguf; take --type"),

@@ -1,51 +1,20 @@
 """What a message advises for unknown columns is followed, and reads all that belongs to the question."""
 
-import json
-import re
 from pathlib import Path
 from typing import Any
 
+import pandas
 import pytest
-import yaml
+from advice_helpers import READERS, follow, message, written
 
-from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.data.messages.column_templates import BadRow
-from hybrid_ft.finetune.data.reading import conversations, judgements, preferences
+from hybrid_ft.finetune.data.reading import conversations, preferences
 from hybrid_ft.finetune.data.report.account import SourceCounts
 from hybrid_ft.finetune.recipe.data_section import Source
 
-READERS = {"rows": conversations, "pairs": preferences, "judged": judgements}
 TOOLS = [{"name": "f"}]
 CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
 MEDQA = {"question": "Which?", "options": {"A": "Iron", "B": "Zinc"}, "answer": "Zinc", "answer_idx": "B", "meta": "x"}
-
-
-def written(tmp_path: Path, rows: list[dict[str, Any]]) -> str:
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
-def message(path: str, kind: str) -> str:
-    with pytest.raises(InputError) as error:
-        list(READERS[kind](Source(path=path), SourceCounts(path)))
-    assert "\n" not in str(error.value)
-    return str(error.value)
-
-
-def advised(text: str) -> dict[str, Any]:
-    """The keys that a message says to set, as YAML reads them."""
-    match = re.search(r"set columns: (.*?)(?: and roles: (\{.*?\}))?(?: \(unused then: .*\))?$", text)
-    assert match, text
-    keys = {"columns": yaml.safe_load(match[1])}
-    return keys | ({"roles": yaml.safe_load(match[2])} if match[2] else {})
-
-
-def follow(tmp_path: Path, rows: list[dict[str, Any]], kind: str = "rows") -> tuple[list[Any], SourceCounts]:
-    path = written(tmp_path, rows)
-    counts = SourceCounts(path)
-    made = READERS[kind](Source.model_validate({"path": path} | advised(message(path, kind))), counts)
-    return [item for _, item in made], counts
 
 
 FOLLOWED: dict[str, tuple[dict[str, Any], list[str]]] = {
@@ -61,7 +30,20 @@ FOLLOWED: dict[str, tuple[dict[str, Any], list[str]]] = {
         },
         ["qr", "a"],
     ),
+    "gemini with a system text": (
+        {"systemInstruction": {"role": "system", "parts": [{"text": "s"}]}}
+        | {"contents": [{"role": "user", "parts": [{"text": "q"}]}, {"role": "model", "parts": [{"text": "a"}]}]},
+        ["s", "q", "a"],
+    ),
     "gsm8k": ({"question": "q", "answer": "a"}, ["q", "a"]),
+    "input": ({"input": "q", "output": "a"}, ["q", "a"]),
+    "inputs": ({"inputs": "q", "targets": "a", "task": "t"}, ["q", "a"]),
+    "an article": ({"article": "q", "highlights": "a"}, ["q", "a"]),
+    "turns by other keys": (
+        {"conversation": [{"speaker": "User", "text": "q"}, {"speaker": "Bot", "text": "a"}]},
+        ["q", "a"],
+    ),
+    "a system message": ({"system_message": "s", "question": "q", "answer": "a"}, ["s", "q", "a"]),
     "response": ({"instruction": "q", "response": "a", "id": 3}, ["q", "a"]),
     "about": ({"query": "q", "context": "c", "answer": "a"}, ["c\n\nq", "a"]),
     "contexts": ({"query": "q", "contexts": ["c", "d"], "answer": 7}, ["c\n\nd\n\nq", "7"]),
@@ -70,6 +52,50 @@ FOLLOWED: dict[str, tuple[dict[str, Any], list[str]]] = {
     "letters": ({"question": "Which?", "A": "x", "B": "y", "answer": "B"}, ["Which?\nA. x\nB. y", "B"]),
     "blanks in a name": ({"question": "q", "choice 1": "x", "answer": "a"}, ["q\nx", "a"]),
     "system": ({"system_prompt": "s", "question": "q", "response": "a"}, ["s", "q", "a"]),
+    "yes or no": ({"question": "q", "passage": "p", "answer": False}, ["p\n\nq", "no"]),
+    "squad": (
+        {"id": "1", "context": "c", "question": "q", "answers": {"text": ["a", "b"], "answer_start": [1, 2]}},
+        ["c\n\nq", "a"],
+    ),
+    "answers": ({"question": "q", "answers": ["a", "b"]}, ["q", "a"]),
+    "answers that are objects": ({"question": "q", "answers": [{"text": "a", "answer_start": 1}]}, ["q", "a"]),
+    "triviaqa": ({"question": "q", "answer": {"value": "a", "aliases": ["b"]}}, ["q", "a"]),
+    "drop": ({"passage": "p", "question": "q", "answers_spans": {"spans": ["a"], "types": ["span"]}}, ["p\n\nq", "a"]),
+    "arc": (
+        {"question": "Which?", "choices": {"text": ["x", "y"], "label": ["1", "2"]}, "answerKey": "2"},
+        ["Which?\n1. x\n2. y", "2"],
+    ),
+    "arc as published": (
+        {"question": {"stem": "Which?", "choices": [{"text": "x", "label": "A"}, {"text": "y", "label": "B"}]}}
+        | {"answerKey": "B"},
+        ["Which?\nA. x\nB. y", "B"],
+    ),
+    "options without letters": (
+        {"question": "Which?", "options": [{"text": "x"}, {"text": "y"}], "answer": "y"},
+        ["Which?\nA. x\nB. y", "y"],
+    ),
+    "passages": (
+        {
+            "question": "q",
+            "context": [{"title": "t", "text": "c", "score": 1}, {"title": "u", "text": "d"}],
+            "answer": "a",
+        },
+        ["t\nc\n\nu\nd\n\nq", "a"],
+    ),
+    "documents": ({"query": "q", "documents": [{"id": "7", "content": "c"}], "answer": "a"}, ["c\n\nq", "a"]),
+    "hotpot": (
+        {"question": "q", "answer": "a", "context": {"title": ["t", "u"], "sentences": [["c", "d"], ["e"]]}},
+        ["t\nc d\n\nu\ne\n\nq", "a"],
+    ),
+    "an instruction's text": ({"instruction": "q", "text": "c", "target": "a"}, ["c\n\nq", "a"]),
+    "a whole row as text": ({"instruction": "q", "response": "a", "text": "Below: q a"}, ["q", "a"]),
+    "a dialogue": ({"dialogue": "q", "summary": "a"}, ["q", "a"]),
+    "keys in capitals": (
+        {"messages": [{"Role": "User", "Content": "q"}, {"Role": "Assistant", "Content": "a"}]},
+        ["q", "a"],
+    ),
+    "texts in turn": ({"dialog": ["q", "a", "r", "b"]}, ["q", "a", "r", "b"]),
+    "keys of every object": ({"question": "q", "answers": {"value": ["a"], "values": 1}}, ["q", "a"]),
 }
 
 
@@ -119,7 +145,15 @@ def test_turns_keep_calls_and_reasoning(tmp_path: Path) -> None:
     [
         {"question": "q", "answer": "a", "history": [["x", "y"]]},
         {"question": "q", "answer": "a", "image": "cat.png"},
-        {"question": "q", "answer": "a", "options": [{"text": "x"}]},
+        FOLLOWED["gemini"][0] | {"systemInstruction": {"parts": [{"text": "s"}, {"text": "t"}]}},
+        {"question": "q", "answer": "a", "options": [{"x": "x"}]},
+        {"question": "q", "answer": "a", "context": [{"text": "c", "remark": "r"}]},
+        {"question": "q", "answers": ["a", "b"], "correct": 1},
+        {"question": "q", "answers": ["a", "b"], "choices": {"text": ["a"], "label": ["A", "B"]}},
+        {"dialogue": ["q", "a"], "speakers": ["Ann", "Bob"]},
+        {"question_id": 81, "category": "writing", "turns": ["q", "r"], "reference": ["a", "b"]},
+        {"text": "A film.", "label": "1"},
+        {"sent1": "q", "sent2": "r", "ending0": "a", "ending1": "b", "ending2": "c", "ending3": "d", "label": 0},
         {"question": "q", "answer": "a", "solution": "b", "choices": ["a"]},
         {"turns": [{"role": "x", "content": "q"}, {"role": "y", "content": "a"}, {"role": "z", "content": "b"}]},
         {"dialog": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "context": "c"},
@@ -153,6 +187,146 @@ def test_pairs_given_for_rows_are_called_pairs(tmp_path: Path) -> None:
     assert len(list(preferences(Source(path=path), SourceCounts(path)))) == 1
 
 
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        (
+            {"role": "user", "content": "q"},
+            "rows are turns, each alone; a row is a whole conversation, {messages: [{role: ",
+        ),
+        ({"from": "human", "value": "q"}, "rows are turns, each alone; "),
+        (
+            {"conversations": [{"user": "q", "assistant": "a"}]},
+            "holds objects of user, assistant, which do not say who speaks",
+        ),
+    ],
+)
+def test_turns_that_do_not_say_who_speaks(row: dict[str, Any], says: str, tmp_path: Path) -> None:
+    assert says in message(written(tmp_path, [row]), "rows")
+
+
 def test_no_pair_is_advised_without_its_context(tmp_path: Path) -> None:
     row = {"query": "q", "history": ["x"], "preferred": "a", "dispreferred": "b"}
     assert "set columns" not in message(written(tmp_path, [row]), "pairs")
+
+
+def test_a_question_that_its_passage_does_not_answer(tmp_path: Path) -> None:
+    rows = [
+        {"context": "c", "question": "q", "answers": {"text": ["a"], "answer_start": [0]}},
+        {"context": "c", "question": "r", "answers": {"text": [], "answer_start": []}},
+    ]
+    made, _ = follow(tmp_path, rows)
+    assert [row.messages[-1]["content"] for row in made] == ["a", "unanswerable"]
+
+
+RATED = [
+    {"prompt": "q", "response": text, "helpfulness": score, "verbosity": 1}
+    for text, score in (("a", 4), ("b", 1), ("c", 3), ("d", 2))
+]
+
+
+def test_rated_answers_are_pairs_or_judged_or_the_better_rows(tmp_path: Path) -> None:
+    pairs, _ = follow(tmp_path, RATED, "pairs")
+    assert [(pair.chosen["content"], pair.rejected["content"]) for pair in pairs] == [("a", "b"), ("c", "d")]
+    judged, _ = follow(tmp_path, RATED, "judged")
+    assert [row.good for row in judged] == [True, False, True, False]
+    made, counts = follow(tmp_path, RATED)
+    assert [row.messages[-1]["content"] for row in made] == ["a", "c"] and counts.passed_over == 2
+
+
+SCORED = [{"prompt": "q", "completion": text, "score": score} for text, score in (("a", 0.8), ("b", 0.25), ("c", 1))]
+
+
+def test_scores_of_any_number_tell_good_answers_from_bad(tmp_path: Path) -> None:
+    judged, _ = follow(tmp_path, SCORED, "judged")
+    assert [row.good for row in judged] == [True, False, True]
+    pairs, _ = follow(tmp_path, SCORED[:2], "pairs")
+    assert [(pair.chosen["content"], pair.rejected["content"]) for pair in pairs] == [("a", "b")]
+    stars = [row | {"score": row["score"] * 5} for row in SCORED]
+    assert [row.good for row in follow(tmp_path, stars, "judged")[0]] == [True, False, True]
+
+
+SQUAD: dict[str, Any] = {
+    "title": "T",
+    "paragraphs": [{"context": "c", "qas": [{"question": "q", "answers": [{"text": "a"}]}]}],
+}
+
+
+@pytest.mark.parametrize("kind", READERS)
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"version": "1.1", "data": [SQUAD]}, "several questions, in data[].paragraphs[].qas; write each question as"),
+        (SQUAD, "several questions, in paragraphs[].qas; write each question as"),
+        ({"story": "s", "questions": ["q", "r"], "answers": {"input_text": ["a", "b"]}}, "questions, in questions; "),
+        (
+            {"message_id": "1", "parent_id": None, "text": "q", "role": "prompter"},
+            "single messages of a tree, by parent_id",
+        ),
+        ({"mapping": {"a": {"message": None, "parent": None, "children": ["b"]}}}, "trees of messages, by children"),
+        ({"prompt": {"text": "q", "replies": [{"text": "a", "replies": []}]}}, "trees of messages, by replies"),
+        ({"input_ids": [1, 2], "attention_mask": [1, 1], "labels": [-100, 2]}, "input_ids holds token ids"),
+    ],
+)
+def test_rows_that_no_mapping_reads_are_named(row: dict[str, Any], says: str, kind: str, tmp_path: Path) -> None:
+    assert says in message(written(tmp_path, [row]), kind)
+
+
+def test_the_paths_of_a_tree_are_read(tmp_path: Path) -> None:
+    """As the message about trees says: each path a row, and two replies to one message a pair."""
+    tree = [("1", None, "q"), ("2", "1", "a"), ("3", "1", "b"), ("4", "2", "r"), ("5", "4", "c")]
+    by_name = {name: (parent, text) for name, parent, text in tree}
+
+    def turns(name: str | None) -> list[dict[str, str]]:
+        if name is None:
+            return []
+        before = turns(by_name[name][0])
+        return [*before, {"role": ("user", "assistant")[len(before) % 2], "content": by_name[name][1]}]
+
+    path = written(tmp_path, [{"messages": turns("5")}, {"messages": turns("3")}])
+    rows = [row for _, row in conversations(Source(path=path), SourceCounts(path))]
+    assert [[turn["content"] for turn in row.messages] for row in rows] == [["q", "a", "r", "c"], ["q", "b"]]
+    path = written(tmp_path, [{"prompt": turns("1"), "chosen": "a", "rejected": "b"}])
+    ((_, pair),) = preferences(Source(path=path), SourceCounts(path))
+    assert (pair.prompt, pair.chosen["content"]) == (turns("1"), "a")
+
+
+def test_the_questions_of_an_article_are_read(tmp_path: Path) -> None:
+    """As the message about several questions says: each a row with its passage, for which a mapping is advised."""
+    rows = [
+        {"context": passage["context"], "question": qa["question"], "answer": qa["answers"][0]["text"]}
+        for passage in SQUAD["paragraphs"]
+        for qa in passage["qas"]
+    ]
+    (made,), _ = follow(tmp_path, rows)
+    assert [turn["content"] for turn in made.messages] == ["c\n\nq", "a"]
+
+
+@pytest.mark.parametrize("orient", ["columns", "split"])
+def test_a_table_by_columns_is_written_by_rows(orient: Any, tmp_path: Path) -> None:
+    """As the message says: pandas then writes rows that are read."""
+    frame, path = pandas.DataFrame([{"prompt": "q", "completion": "a"}]), tmp_path / "rows.json"
+    frame.to_json(path, orient=orient)
+    assert message(str(path), "rows").endswith("to_json(..., orient='records', lines=True) of pandas")
+    frame.to_json(path.with_suffix(".jsonl"), orient="records", lines=True)
+    ((_, made),) = conversations(Source(path=str(path.with_suffix(".jsonl"))), SourceCounts(""))
+    assert [turn["content"] for turn in made.messages] == ["q", "a"]
+
+
+def test_a_conversation_beside_a_pair_is_called_one(tmp_path: Path) -> None:
+    """It ends on the question that both answers are to: nothing in it is trained."""
+    row: dict[str, Any] = {"conversations": [{"from": "human", "value": "q"}], "chosen": {"from": "gpt", "value": "a"}}
+    for turns in (row["conversations"], [*row["conversations"], {"from": "gpt", "value": "a"}, *row["conversations"]]):
+        path = written(tmp_path, [row | {"conversations": turns, "rejected": {"from": "gpt", "value": "b"}}])
+        ((_, bad),) = conversations(Source(path=path), SourceCounts(path))
+        assert isinstance(bad, BadRow) and str(bad).endswith("; the rows hold pairs, which hybrid-ft dpo trains on")
+    assert len(list(preferences(Source(path=path), SourceCounts(path)))) == 1
+    ((_, bad),) = conversations(Source(path=written(tmp_path, [row])), SourceCounts(path))
+    assert isinstance(bad, BadRow) and "pairs" not in str(bad)
+
+
+def test_turns_that_are_no_pair_are_not_said_to_lack_a_speaker(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    for kind in ("pairs", "judged"):
+        text = message(written(tmp_path, [{"messages": turns}]), kind)
+        assert "known formats: " in text and "who speaks" not in text

@@ -48,6 +48,14 @@ RECOGNISED = [
 ]  # fmt: skip
 
 
+def test_scores_that_are_fewer_than_answers(write_rows: WriteRows) -> None:
+    good = {"prompt": "q", "responses": ["a", "b"], "scores": [2, 1]}
+    for first, second in ((good, good | {"responses": ["a", "b", "c"]}), (good | {"scores": [1]}, good)):
+        rows, _ = read(write_rows([first, second]))
+        (bad,) = [row for row in rows if isinstance(row, BadRow)]
+        assert str(bad).startswith("scores: has ") and "answers; must have as many" in str(bad)
+
+
 @pytest.mark.parametrize("row", RECOGNISED, ids=range(len(RECOGNISED)))
 def test_a_list_is_its_best_answer_against_its_worst(row: dict[str, Any], write_rows: WriteRows) -> None:
     rows, counts = read(write_rows([row, row]))

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hybrid_ft.errors import InputError
-from hybrid_ft.finetune.data.messages.columns import load_column_file, pair_format, row_format, suggested
+from hybrid_ft.finetune.data.messages.column_files import load_column_file, suggested
+from hybrid_ft.finetune.data.messages.columns import pair_format, row_format
 from hybrid_ft.finetune.data.messages.conversation import Conversation
 from hybrid_ft.finetune.data.messages.preference import Preference, Unusable
 from hybrid_ft.finetune.data.sources.rows import BadRow, Row
@@ -173,7 +174,10 @@ def test_tool_calls() -> None:
         ({"q": "x", "b": "y"}, r"column a is missing \(found q, b\)"),
         ({"q": "x", "a": None}, "a is null"),
         ({"q": "x", "a": ["y"]}, r"a: got a list of 1; write how it becomes text, such as \{\{ a \| join\(', '\) \}\}"),
-        ({"q": "x", "a": {"b": 1}}, "a: got a mapping with b; must be a string or a number"),
+        (
+            {"q": "x", "a": {"b": 1}},
+            r"a: got a mapping with b; write how it becomes text, such as \{\{ a \| tojson \}\}",
+        ),
         ({"q": "x", "a": float("nan")}, "a: got nan; must be a string or a number"),
         ({"q": "x", "a": ""}, r"columns.messages\[1\]: the assistant's turn is empty"),
     ],
@@ -254,6 +258,34 @@ def test_shipped_mappings_are_suggested_for_the_files_they_read() -> None:
 def test_a_mapping_that_would_leave_out_part_of_the_question_is_not_suggested() -> None:
     assert suggested(["question", "answer", "options"], pairs=False) is None
     assert suggested(["text", "code", "test_list", "context"], pairs=False) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "question", "reply"),
+    [
+        (
+            "medqa-options",
+            {
+                "question": "Which?",
+                "answer": "heart",
+                "options": {"B": "heart", "A": "lung"},
+                "meta_info": "",
+                "answer_idx": "B",
+            },
+            "Which?\n\nA. lung\nB. heart",
+            "heart\n\nThe answer is B.",
+        ),
+        ("evol-instruct", {"instruction": "Add.", "response": "x\r\ny\rz"}, "Add.", "x\ny\nz"),
+    ],
+)
+def test_a_shipped_mapping_reads_its_dataset(name: str, row: dict[str, Any], question: str, reply: str) -> None:
+    rows = [Row(1, row)]
+    form = row_format(source(name), rows)
+    assert form is not None
+    conversation = form.convert(row)
+    assert isinstance(conversation, Conversation)
+    asked, answered = (message["content"].strip() for message in conversation.messages)
+    assert (asked, answered) == (question, reply)
 
 
 @pytest.mark.parametrize("name", PAIRS)

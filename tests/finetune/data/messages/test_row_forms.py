@@ -253,6 +253,30 @@ def test_roles_of_one_spelling_are_known_in_the_other() -> None:
     assert read({"conversations": shared}).messages == wanted
 
 
+def test_names_of_roles_in_capitals() -> None:
+    turns = [{"role": "System", "content": "s"}, {"role": "User", "content": "q"}, {"role": "AI", "content": "a"}]
+    assert read({"messages": turns}).messages == [{"role": "system", "content": "s"}, user("q"), assistant("a")]
+    turns[2] = {"role": "Function_Call", "content": '{"name": "f", "arguments": {"x": 1}}'}
+    assert read({"messages": turns}).messages[2] == assistant("", tool_calls=[CALL])
+
+
+def test_what_stands_beside_query_and_response() -> None:
+    made = read({"system": "s", "query": "r", "response": "b", "history": [["q", "a"]]})
+    wanted = [{"role": "system", "content": "s"}, user("q"), assistant("a"), user("r"), assistant("b")]
+    assert made.messages == wanted and made.unused == set()
+
+
+def test_what_tables_write_for_a_missing_text_is_counted() -> None:
+    for text, count in (("nan", 1), ("NaN", 1), ("<NA>", 1), ("None", 1), ("null", 1), ("Nan bread", 0), ("none", 0)):
+        assert read({"prompt": "q", "completion": text}).noticed.get("turns_that_are_nan_or_null", 0) == count, text
+
+
+def test_places_of_pictures_without_any_are_counted() -> None:
+    for text, count in (("<image>\nWhat is it?", 1), ("hear <audio>", 1), ("an image", 0), ("<img>", 0)):
+        noticed = read({"prompt": text, "completion": "a"}).noticed
+        assert noticed.get("turns_with_placeholders_of_media", 0) == count, text
+
+
 def row(*turns: Any) -> dict[str, Any]:
     return {"messages": list(turns)}
 
@@ -263,7 +287,15 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
     ("no turns", row(), "no turns", "messages is empty"),
     ("no object", row("q", assistant("a")), "wrong type", "messages[0]: got 'q'"),
     ("role", row(user("q"), {"role": "bard", "content": "a"}), "unknown role", "messages[1].role: got 'bard'; must be one of system, user, assistant, tool"),
-    ("no role", row({"content": "q"}), "unknown role", "messages[0].role: got null"),
+    ("no role", row({"content": "q"}), "unknown role", "messages[0]: has no role (found content); a turn is {role: user, content: ...}"),
+    ("role after a question", row(user("q"), {"role": "bard", "content": "a"}), "unknown role", "say what it means, such as roles: {bard: assistant}"),
+    ("role to quote", row(user("q"), {"role": "b: d", "content": "a"}), "unknown role", "such as roles: {'b: d': assistant}"),
+    ("role first", row({"role": "bard", "content": "a"}), "unknown role", "say what it means, such as roles: {bard: user}"),
+    ("no from", {"conversations": [said("human", "q"), {"text": "a"}]}, "unknown role", "conversations[1]: has no from (found text); a turn is {from: user, value: ...}"),
+    ("a call as a part", row(user("q"), assistant([{"type": "tool_use", "name": "f", "input": {}}])), "part that is not text", "give it as the turn's tool_calls"),
+    ("a result as a part", row(user([{"type": "tool_result", "content": "1"}])), "part that is not text", "a turn of its own, {role: tool, content: ...}"),
+    ("a text in a list", {"prompt": ["q"], "completion": ["a"]}, "wrong type", 'prompt: got a list of 1 text; must be a string, or a list of turns (role, content); map it in columns as "{{ prompt[0] }}"'),
+    ("texts in a list", {"prompt": "q", "completion": ["a", "b"]}, "wrong type", "completion: got a list of 2 texts; must be a string, or a list of turns (role, content); give each a row of its own"),
     ("role list", row({"role": ["user"], "content": "q"}), "unknown role", "messages[0].role: got a list of 1"),
     ("other form", row(user("q"), {"from": "gpt", "value": "a"}), "wrong form", "set format: sharegpt"),
     ("null user", row(user(None), assistant("a")), "null content", "messages[0].content is null (role user)"),
@@ -340,3 +372,13 @@ def test_a_column_that_some_rows_lack() -> None:
 def test_a_reason_is_one_printable_line_whatever_a_row_holds(odd):
     text = str(BadRow("column missing", f"column messages is missing (found {odd}messages)"))
     assert text.isprintable() and text.splitlines() == [text] and "messages is missing" in text
+
+
+def test_a_system_text_in_parts() -> None:
+    """Anthropic's and Bedrock's."""
+    row = {"messages": [user("q"), assistant("a")]}
+    for parts in ([{"text": "s"}, {"text": "t"}], [{"type": "text", "text": "st"}]):
+        assert [turn["content"] for turn in read(row | {"system": parts}).messages] == ["st", "q", "a"]
+    with pytest.raises(BadRow, match=r"^system\[0\].*: got a part of type 'image'"):
+        read(row | {"system": [{"type": "image"}]})
+    assert [turn["content"] for turn in read(row | {"system": []}).messages] == ["q", "a"]

@@ -118,3 +118,26 @@ def test_columns_of_turns_say_what_is_wrong_with_their_text() -> None:
         assert says in str(caught.value)
     history = read({"instruction": "i", "output": "a", "history": '[["q", "r"]]'}).messages
     assert [turn["content"] for turn in history] == ["q", "r", "i", "a"]
+
+
+@pytest.mark.parametrize("turns", [ASKED + ANSWER, SHAREGPT])
+def test_an_object_of_lists_is_its_turns(turns: list[dict[str, Any]]) -> None:
+    """As datasets' Sequence of objects lies in a table; a key that no turn has is null."""
+    columns = {key: [turn[key] for turn in turns] for key in turns[0]}
+    for name in ("messages", "conversations", "conversation"):
+        for more in ({}, {"weight": None}):
+            assert read({name: columns | more}).messages == ASKED + ANSWER
+    for columns["content"] in (["a"], "a"):
+        with pytest.raises(BadRow, match="messages: got a mapping with .*; must be a list of turns"):
+            read({"messages": columns | {"role": ["user", "assistant"]}}, format="messages")
+
+
+def test_an_object_of_lists_is_a_side_of_a_pair() -> None:
+    sides = [{key: [turn[key] for turn in ASKED + answer] for key in ASKED[0]} for answer in (ANSWER, WORSE)]
+    pair = read_pair({"chosen": sides[0], "rejected": sides[1]})
+    assert [pair.prompt, [pair.chosen], [pair.rejected]] == [ASKED, ANSWER, WORSE]
+
+
+def test_roles_with_blanks_around_them() -> None:
+    turns = [{"role": " User ", "content": "q"}, {"role": "assistant\n", "content": "a"}]
+    assert [turn["role"] for turn in read({"messages": turns}).messages] == ["user", "assistant"]

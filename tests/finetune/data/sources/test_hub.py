@@ -85,3 +85,15 @@ def test_failures_are_one_line(failure: Exception, status: int, monkeypatch: pyt
     with pytest.raises(InputError, match=r"someone/rows\[train\]: cannot be loaded from the hub") as error:
         list(open_source(Source(path="someone/rows")).rows)
     assert error.value.status == status and "\n" not in str(error.value)
+
+
+def test_a_program_is_not_run_and_its_files_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("Dataset scripts are no longer supported, but found rows.py")
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    monkeypatch.setattr(hub, "_reachable", lambda: True)
+    said = r"a program of its own, .*; name one of its data files, hf://datasets/someone/rows/FILE, or a local copy"
+    with pytest.raises(InputError, match=said) as error:
+        list(open_source(Source(path="someone/rows")).rows)
+    assert error.value.status == 2 and "\n" not in str(error.value)

@@ -56,7 +56,15 @@ def test_the_seed_decides_the_order(of, stream, questions):
     assert one == same != other
 
 
-@pytest.mark.parametrize("data", [{}, {"packing": False}, {"eval": {"fraction": 0.3}}, {"shuffle_buffer": 100}])
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param({}, marks=pytest.mark.slow),
+        {"packing": False},
+        pytest.param({"eval": {"fraction": 0.3}}, marks=pytest.mark.slow),
+        {"shuffle_buffer": 100},
+    ],
+)
 def test_goes_on_from_any_window(of, stream, questions, data):
     """From JSON, in another process as it were: rows, packs and counts, over the end of a pass."""
     files = [{"path": str(questions("a.jsonl", 150))}, {"path": str(questions("b.jsonl", 70)), "repeat": 2}]

@@ -67,6 +67,9 @@ PIECES += [
     "\u0663",
     "\u2167",
     "\u00aa",
+    "caf\u00e9s",
+    "x1y",
+    "'ll",
     "a",
     "B",
     "The",
@@ -154,6 +157,23 @@ def test_what_came_before_is_not_asked_for_again() -> None:
     assert control._in_parts is not None
     control._in_parts._backend = Spy()
     control.encode(["The words, the words.\nThe end"])
-    assert asked == ["The", " words,", " the", " words.\n", " end"]
+    assert asked == ["The", " words", ",", " the", ".\n", " end"]
     control.encode(["the words.\nThe the"])
-    assert asked[5:] == ["the"]
+    assert asked[6:] == ["the"]
+
+
+def test_what_is_text_and_what_is_a_control_token_is_counted_from_either_form() -> None:
+    control = ControlTokens(tokenizer_of(KNOWN["olmo"]))
+    (encoded,) = control.encode([control.mark("<|im_start|>The words<|im_end|>") + "<|im_end|>"])
+    assert encoded.ids == encoded.tokens.tolist() and control.count(encoded.ids) == control.count(encoded.tokens) == 2
+    assert control.count(control.encode([""])[0].tokens) == control.count([]) == 0
+
+
+@pytest.mark.parametrize("names", [SPECIAL, [*SPECIAL, "[UNK]"]], ids=["all with |", "nothing in all"])
+def test_names_are_found_whatever_they_have_in_common(names: list[str]) -> None:
+    tokenizer = tokenizer_of(KNOWN["olmo"])
+    tokenizer.add_special_tokens({"additional_special_tokens": names[1:]})
+    control = ControlTokens(tokenizer)
+    for name in names:
+        assert [match[0] for match in control.found_in(f"a {name} b{name}")] == [name, name]
+    assert control.found_in("a | b [ c") == [] == control.found_in("")

@@ -65,7 +65,7 @@ def test_a_thought_is_at_the_beginning_and_ends(content: str, parts: Any) -> Non
         (said("b", reasoning_content=" "), PLAIN, "template", said("b"), {}),
         (said("<think>a</think>b"), PLAIN, "template", said("<think>a</think>b"), {}),
         (said("a</think>b"), OPENING, "template", said("<think>a</think>b"), {"lone_think_end": 1}),
-        (said("a</think>b"), PLAIN, "template", said("a</think>b"), {}),
+        (said("a</think>b"), PLAIN, "template", said("a</think>b"), {"lone_think_end_kept": 1}),
         (said("b", reasoning_content="a\n"), PLAIN, "text", said("<think>\na\n</think>\n\nb"), {"reasoning_as_text": 1}),
         (said("<think>a</think>b"), KNOWS, "text", said("<think>a</think>b"), {"reasoning_as_text": 1}),
         (said("a</think>b"), PLAIN, "text", said("<think>\na</think>b"), {"reasoning_as_text": 1, "lone_think_end": 1}),

@@ -61,7 +61,13 @@ def our_step(trainer: Any) -> tuple[float, torch.Tensor]:
     return float(trainer.training_step(trainer.model, step)), gradients(trainer.model)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+# a loss of each way to a step: pair by pair, sorted, by the token, one side for itself
+FAST = ("sigmoid", "sigmoid_norm", "apo_zero", "bco_pair", "aot", "discopop")
+
+
+@pytest.mark.parametrize(
+    "loss", [loss if loss in FAST else pytest.param(loss, marks=pytest.mark.slow) for loss in LOSSES]
+)
 def test_every_loss_is_trl_s(stock: Any, make_trainer: Any, loss: str) -> None:
     beta = 2.0 if loss == "sigmoid_norm" else 0.3
     smoothing = 0.1 if loss in ("robust", "exo_pair", *SORTING) else 0.0

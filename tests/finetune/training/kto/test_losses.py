@@ -94,6 +94,7 @@ def test_every_loss_is_trl_s(
         assert trainer.kl == pytest.approx(stock._metrics["train"]["kl"][0], rel=1e-4) and trainer.kl > 1
 
 
+@pytest.mark.slow
 def test_micro_batches_do_not_change_the_step(make_trainer: Any, make_answers: Any) -> None:
     answers = make_answers(24)
     value, gradient = our_step(lowered(make_trainer(answers, moved=0.02), 12.0))

@@ -57,6 +57,7 @@ def test_the_loss_is_trl_s(
         assert measured[name] == pytest.approx(known[name][0], rel=1e-4, abs=1e-6), name
 
 
+@pytest.mark.slow
 def test_micro_batches_do_not_change_the_step(make_trainer: Any, make_pairs: Any) -> None:
     pairs = make_pairs(24)
     value, gradient = our_step(make_trainer(pairs, moved=0.02))

@@ -90,6 +90,51 @@ def test_from_files_to_a_model(recipe_file, tmp_path, monkeypatch):
         assert said in screen.getvalue()
 
 
+WITHOUT_THIS_PROJECT = """
+import json, sys
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+base, adapter, question, out = sys.argv[1:]
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).eval()
+tokenizer = AutoTokenizer.from_pretrained(adapter)
+messages = [{"role": "user", "content": question}]
+prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+with torch.no_grad():
+    tokens = model.generate(**prompt, do_sample=False, max_new_tokens=16, eos_token_id=None)
+    torch.save([model(**prompt).logits, tokens], out)
+assert "hybrid_ft" not in sys.modules
+"""
+
+
+@pytest.mark.slow
+def test_an_adapter_is_the_same_model_where_this_project_is_not(recipe_file, tmp_path, tiny_base):
+    """Logits and greedy tokens in a process of plain transformers and PEFT."""
+    from rich.console import Console
+    from transformers import AutoTokenizer
+
+    from hybrid_ft.finetune.generation.generate import load_for_answers
+    from hybrid_ft.finetune.recipe.load import load_recipe
+    from hybrid_ft.finetune.training.sft import stage as sft
+
+    recipe = load_recipe(recipe_file, ["model.lora={rank: 4}", "evaluate.every=100"])
+    assert sft.run(recipe, Console(file=io.StringIO())) == 0
+    adapter, out = tmp_path / "run/adapter", tmp_path / "plain.pt"
+    (tmp_path / "plain.py").write_text(WITHOUT_THIS_PROJECT)  # a script's own folder comes first in its path
+    subprocess.run([sys.executable, tmp_path / "plain.py", tiny_base, adapter, "c?", out], check=True, cwd=tmp_path)
+    logits, tokens = torch.load(out)
+    model, _ = load_for_answers(str(adapter))
+    prompt = AutoTokenizer.from_pretrained(adapter).apply_chat_template(
+        [{"role": "user", "content": "c?"}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    with torch.no_grad():
+        assert float((model(**prompt).logits - logits).norm() / logits.norm()) < 1e-5
+        # PEFT alone does not read the end tokens beside an adapter
+        got = model.generate(**prompt, do_sample=False, max_new_tokens=16, eos_token_id=None)
+        assert got.tolist() == tokens.tolist()
+
+
 def command(recipe_file: Path, output: Path) -> list[str]:
     return [sys.executable, "-m", "hybrid_ft.cli", "sft", str(recipe_file), f"output={output}"]
 

@@ -71,7 +71,12 @@ def assert_same_run(one: Any, other: Any, steps: int) -> None:
     assert [name for name in state if not torch.equal(state[name], other_state[name])] == []
 
 
-@pytest.mark.parametrize("case", CASES)
+FAST = ("full-packed-accumulated",)
+
+
+@pytest.mark.parametrize(
+    "case", [case if case in FAST else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
+)
 def test_resumed_equals_uninterrupted(start, monkeypatch, case):
     """Killed in the first epoch between two saves, then stopped by a signal in a later one."""
     sections = CASES[case]

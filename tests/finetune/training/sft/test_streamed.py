@@ -79,7 +79,9 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", ["packed", pytest.param("padded", marks=pytest.mark.slow), "lora"])
+@pytest.mark.parametrize(
+    "case", ["packed", *(pytest.param(case, marks=pytest.mark.slow) for case in ("padded", "lora"))]
+)
 def test_killed_and_stopped_it_ends_as_the_uninterrupted_run(go, monkeypatch, case):
     whole = go("whole", **CASES[case])
     assert whole.status == 0 and "in pass 2" in whole.data["summary"][1]
@@ -130,7 +132,7 @@ def test_an_error_of_the_stream_is_one_line_from_a_loader_s_process_too(workers)
 @pytest.fixture
 def windows():
     """A stream of windows of 3 to 5 packs of one row each, whose id is its number."""
-    from hybrid_ft.finetune.data.streaming.source_stream import StreamRow
+    from hybrid_ft.finetune.data.streaming.stream_rows import StreamRow
     from hybrid_ft.finetune.data.streaming.windows import Window
 
     def row(number):

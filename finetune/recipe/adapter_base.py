@@ -1,0 +1,44 @@
+"""The base of a recipe that names an adapter alone."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from hybrid_ft.errors import shown
+from hybrid_ft.finetune.recipe.checks import TRAINED_PRESETS
+from hybrid_ft.finetune.recipe.mistakes import Wrong
+
+CONFIG = "adapter_config.json"
+
+
+def take_base(raw: dict[str, Any], folder: Path) -> list[Wrong]:
+    """Set ``model.path``, and ``model.revision``, where they are left out and ``model.adapter`` is a folder that says them.
+
+    ``folder``: the recipe's, where a relative path may start. What is wrong with the adapter itself is found when it is opened.
+    """
+    model = raw.get("model")
+    if not isinstance(model, dict) or model.get("path") is not None or not isinstance(model.get("adapter"), str):
+        return []
+    given = os.path.expanduser(model["adapter"])
+    places = [Path(given, CONFIG), folder / given / CONFIG]
+    file = next((place for place in places if place.is_file()), None)
+    if file is None:
+        return []
+    try:
+        said = json.loads(file.read_text(encoding="utf-8"))
+        base, revision = said["base_model_name_or_path"], said.get("revision")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+    if not isinstance(base, str) or not base:
+        return []
+    raw["model"] = model | {"path": base}
+    if isinstance(revision, str) and not os.path.exists(base):
+        raw["model"].setdefault("revision", revision)
+    if os.path.isabs(base) and not os.path.isdir(base):
+        rule = f"left out; {file} says {shown(base)}, where nothing is; set it to where the base lies now"
+        raw["model"]["path"] = TRAINED_PRESETS[0]  # the checks that follow would say it again
+        return [Wrong(("model", "path"), rule)]
+    return []
