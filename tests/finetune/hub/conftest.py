@@ -17,11 +17,15 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
     return hub
 
 
-@pytest.fixture(scope="module")
-def run(start_once: Any) -> Any:
+@pytest.fixture(scope="session")
+def run(start_in: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A LoRA run with an adapter and a merged model, held-out rows and answers."""
     lora = {"lora": LORA["lora"] | {"merge": True}}
-    return start_once(model=lora, held_out=4, evaluate={"answers": 2, "max_new_tokens": 3, "samples": ["Why?"]})
+    done = start_in(tmp_path_factory.mktemp("for-the-hub"))(
+        model=lora, held_out=4, evaluate={"answers": 2, "max_new_tokens": 3, "samples": ["Why?"]}
+    )
+    assert done.status == 0
+    return done
 
 
 @pytest.fixture
