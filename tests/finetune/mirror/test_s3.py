@@ -42,7 +42,7 @@ def port() -> Iterator[int]:
     command = [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        for _ in range(300):
+        for _ in range(3000):
             with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
                 break
             time.sleep(0.1)
@@ -67,7 +67,7 @@ def apart(work: Callable[..., Any], *arguments: Any) -> int:
     """Do ``work`` in a process of its own; returns its exit status, or minus the signal that has ended it."""
     child = FORK.Process(target=work, args=arguments)
     child.start()
-    child.join(120)
+    child.join(600)
     assert child.exitcode is not None
     return child.exitcode
 
@@ -220,7 +220,7 @@ def test_cut_connections_and_errors_end_nothing(run, place, port, proxy, monkeyp
     assert proxy.cut + proxy.errors > 5
     proxy.bad = False
     copying.tell()
-    assert copying.wait(60, 60)
+    assert copying.wait(300, 300)
     other = run("other", f"{place}-shaky")
     other.mirror.look()
     assert other.mirror.fetch(None).name == "checkpoint-5" and other.folder.finished
