@@ -197,7 +197,7 @@ def test_pairs_have_two_answers_a_prompt(planned: Any) -> None:
     assert part(lines, "memory") and part(lines, "time")
 
 
-GOOD = {"name": "Mine", "memory": 100, "tflops": 500, "mfu": [0.2, 0.4], "link": 20}
+GOOD = {"name": "Mine", "memory": 100, "tflops": 500, "bandwidth": 2, "mfu": [0.2, 0.4], "link": 20}
 OFFER = {"price": 1.0, "place": "here", "date": "2026-11-01"}
 
 
