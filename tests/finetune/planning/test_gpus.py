@@ -10,7 +10,7 @@ from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.planning.gpus import read_table
 from hybrid_ft.finetune.planning.plan import Asked
 
-GOOD = {"name": "Mine", "memory": 100, "tflops": 500, "mfu": [0.2, 0.4], "link": 20}
+GOOD = {"name": "Mine", "memory": 100, "tflops": 500, "bandwidth": 2, "mfu": [0.2, 0.4], "link": 20}
 
 
 OFFER = {"price": 1.0, "place": "here", "date": "2026-11-01"}

@@ -3,6 +3,7 @@
 import sys
 
 import pytest
+from jail_time import ENOUGH
 
 from hybrid_ft.finetune.evaluation.scorers.code import check_jail, code_in, passes
 
@@ -12,7 +13,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the jail is Lin
 def test_right_and_wrong_programs_keep_their_order() -> None:
     check_jail()
     wrong = ["assert 1 == 2", "def f(:", "raise SystemExit(0)", "import os; os._exit(0)", "import sys; sys.exit()"]
-    assert passes(["assert 1 + 1 == 2", *wrong, "import re, json, math, collections\nprint('x' * 9000)"]) == [
+    assert passes(["assert 1 + 1 == 2", *wrong, "import re, json, math, collections\nprint('x' * 9000)"], ENOUGH) == [
         True,
         *[False] * len(wrong),
         True,
