@@ -34,9 +34,11 @@ def run_forward(inputs: Inputs, keep_states: bool) -> Forward:
         _join(call, use, pieces, initial, final, kept, kept.starts, backward=False)
         chunks, initial, segments = pieces.chunks, kept.starts, call.pieces
     block, within = block_of(call.value_dim, use), within_chunks(inputs, kept, weights)
-    forward_kernel[(call.lanes(segments, block),)](
+    lanes = call.lanes(segments, block)
+    settings = use.alone if call.alone(lanes) else use.forward
+    forward_kernel[(lanes,)](
         heads(q), heads(inputs.k), heads(v), within, initial, out.o, kept.y, kept.states, final, chunks,
-        call.tokens_in_row, call.dims(use.halves), scan(block, use, use.forward), KEEP=keep_states, **use.forward.options(),
+        call.tokens_in_row, call.dims(use.halves), scan(block, use, settings), KEEP=keep_states, **settings.options(),
     )  # fmt: skip
     if pieces:
         out.final_state.copy_(final[pieces.first[1:] - 1])
