@@ -16,7 +16,7 @@ from hybrid_ft.finetune.runs.storage import size
 SHARED_MEMORY = 2**30
 """bytes of /dev/shm that several GPUs want: NCCL without P2P goes through it, and a container's usual 64 MiB break it"""
 _SLOW = 50e6
-"""bytes a second below which a disk is no place for checkpoints"""
+"""bytes a second below which a disk is too slow for checkpoints"""
 _NETWORK = {"nfs": "a network disk", "nfs4": "a network disk", "cifs": "a network disk", "9p": "a shared folder"}
 
 
