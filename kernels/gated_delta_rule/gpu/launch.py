@@ -153,9 +153,7 @@ def _gradients(
     q, k, grid = heads(inputs.q), heads(inputs.k), (call.chunks * call.value_heads,)
     block, group = min(use.gradient_block, block_of(call.value_dim, use)), call.value_heads // call.heads
     if block >= call.value_dim:
-        block = max(
-            16, block // 2
-        )  # a loop of one step is no loop to the compiler: all that follows would be live in it
+        block = max(16, block // 2)  # the compiler unrolls a loop of one step: all that follows would be live in it
     dq, dk = out[:2]
     if group > 1:
         dq, dk = (call.tokens(call.key_dim, dtype=torch.float32) for _ in range(2))
