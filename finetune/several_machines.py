@@ -1,4 +1,4 @@
-"""Stages on several machines: machine 0 goes through the file, the others start their part of each stage.
+"""Stages on several machines: number 0 leads, the others follow.
 
 Machine 0 alone knows what is done and what is next. It tells the others by a store at the address where they meet, which
 it holds for as long as the file takes; the workers of each stage meet in a store of their own, at a port that is free.

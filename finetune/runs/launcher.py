@@ -59,7 +59,8 @@ def elastic_note(output: object) -> str:
     note = f"\nlauncher  this one ends with 1 whatever happened: hybrid-ft status {output} tells it"
     if _says(_SHUTDOWN):
         return note
-    return f"{note};\n          after a signal it kills a save that takes over 30 s: export {_SHUTDOWN}=3600, or use hybrid-ft launch"
+    mend = f"export {_SHUTDOWN}=3600, or use hybrid-ft launch"
+    return f"{note};\n          after a signal it kills a save that takes over 30 s: {mend}"
 
 
 def _says(name: str, unset: str = "") -> str:

@@ -1,4 +1,4 @@
-"""Micro-batches whose tokens two processes share take the steps of one: pairs, and bases in 4 or 8 bits."""
+"""Pairs and quantised bases, their micro-batches' tokens shared by two processes."""
 
 import os
 import socket
