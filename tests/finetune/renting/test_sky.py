@@ -12,6 +12,7 @@ import yaml
 
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.recipe.load import load_recipe
+from hybrid_ft.finetune.recipe.stages import load_stages
 from hybrid_ft.finetune.renting import sky
 
 
@@ -77,9 +78,56 @@ def test_the_recipe_means_the_same_there(job, place, tmp_path, monkeypatch):
     assert Path(rows.path).is_file() and rows.path.endswith("train.jsonl")
     assert len(list(there.glob(parts.path))) == 2
     assert hub.path == "me/rows" and hub.columns is not None and Path(str(hub.columns.file)).is_file()
-    assert shipped.path == mine.recipe.data.sources[3].path  # ships, not brought
+    assert shipped.path == mine.recipes[0].data.sources[3].path  # ships, not brought
     same = {"data", "output", "mirror"}
-    assert found.model_dump(exclude=same) == mine.recipe.model_dump(exclude=same)
+    assert found.model_dump(exclude=same) == mine.recipes[0].model_dump(exclude=same)
+
+
+def test_stages_mean_the_same_there(job, place, tmp_path, monkeypatch):
+    """Each with what it reads here, and the file's own questions; what a stage leaves is not brought."""
+    made = place / "runs/all/1-sft/model"
+    made.mkdir(parents=True)
+    mine = job("sky", "all.yaml", "sft.train.epochs=2")
+    here = load_stages("all.yaml", ["sft.train.epochs=2"])
+    task = yaml.safe_load(sky.task(mine))
+    there = bring(task, tmp_path / "home")
+    shutil.rmtree(place / "my rows")
+    shutil.rmtree(place / "parts")
+    monkeypatch.chdir(there)
+    assert not [path for path in there.rglob("*") if path.name in ("model", "1-sft")]
+    _, _, file, *rest = command(task["run"])
+    found = load_stages(file, rest[: rest.index("--processes")])
+    assert found.place == Path("runs/all") and [stage.kind for stage in found.stages] == ["sft", "dpo", "export"]
+    sft, dpo = (stage.recipe for stage in found.stages[:2])
+    assert sft is not None and sft.train.epochs == 2 and Path(sft.data.sources[0].path).read_text()
+    assert sft.mirror == "/copies/all/1-sft" and dpo is not None and dpo.dpo.reference_cache is None
+    rows, hub = found.questions.sources
+    assert Path(rows.path).read_text() and hub.path == "me/questions"
+    same = {"data", "mirror"}
+    assert sft.model_dump(exclude=same) == here.stages[0].recipe.model_dump(exclude=same)
+
+
+def test_two_stages_of_a_kind_with_files_of_this_machine_are_refused(job, place):
+    text = (
+        (place / "all.yaml")
+        .read_text()
+        .replace("  - export:", "  - sft: {data: {sources: [{path: me/more}]}}\n  - export:")
+    )
+    (place / "twice.yaml").write_text(text)
+    with pytest.raises(
+        InputError, match=r"^twice\.yaml: sft\.data\.sources\.0\.path is on this machine, and an override"
+    ):
+        job("sky", "twice.yaml")
+    (place / "parts" / "deep").mkdir()
+    (place / "parts/deep/all.yaml").write_text("stages: [{sft: ../first.yaml}]\n")
+    with pytest.raises(InputError, match=r"stages: '\.\./first\.yaml' must lie beside the file"):
+        job("sky", "parts/deep/all.yaml")
+
+
+def test_stages_that_ship_bring_nothing(job):
+    task = yaml.safe_load(sky.task(job("sky", "domains/math")))
+    assert list(task["file_mounts"]) == ["/copies"]
+    assert command(task["run"])[2:] == ["domains/math", 'mirror="/copies/math"', "output=runs/math", "--processes", "8"]
 
 
 def test_scripts_are_bash_and_run_what_they_say(job, place, tmp_path):
