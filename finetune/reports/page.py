@@ -131,10 +131,12 @@ def _printable(text: str) -> str:
 
 
 def _charts(runs: list[KeptRun]) -> list[Chart]:
-    found = [
-        chart(title, [(run.name, number, *run.series(name)) for number, run in enumerate(runs)], dotted)
-        for title, name, dotted in (*_CURVES, *_tasks(runs))
-    ]
+    found = []
+    for title, name, dotted in (*_CURVES, *_tasks(runs)):
+        curves = [(run.name, number, *run.series(name)) for number, run in enumerate(runs)]
+        if name == "padding" and not any(value for _, _, _, values in curves for value in values):
+            continue  # packed rows have none, and a line at 0 says nothing
+        found.append(chart(title, curves, dotted))
     return [one for one in found if one is not None]
 
 

@@ -50,6 +50,17 @@ def test_what_a_page_says(tmp_path: Path) -> None:
     assert page.text.index("held:5") < page.text.index("held:0")
 
 
+def test_padding_has_a_panel_where_there_is_some(tmp_path: Path) -> None:
+    """Packed rows have none, and a line at 0 says nothing."""
+    for share in (0.0, 0.25):
+        run = made_run(tmp_path / f"padded-{share}")
+        lines = [json.dumps({"step": step, "loss": 1.0, "padding": share}) for step in (1, 2, 3)]
+        (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+        page = Page(write_report([run], tmp_path / "page.html"))
+        titles = [a.get("aria-label") for tag, a in page.elements if tag == "svg"]
+        assert titles == ["loss", *["padding"] * bool(share)]
+
+
 def test_hostile_texts_are_text(tmp_path: Path) -> None:
     run = made_run(tmp_path / "<b>run", hostile=True, output="<script>x</script>")
     evaluation = tmp_path / "<table onclick=x>"
