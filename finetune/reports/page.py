@@ -18,7 +18,7 @@ import markupsafe
 from hybrid_ft.errors import InputError, masked, one_line
 from hybrid_ft.finetune.evaluation import statistics
 from hybrid_ft.finetune.reports.chart import Chart, chart, shown
-from hybrid_ft.finetune.reports.differences import cut, marked, recipe_rows
+from hybrid_ft.finetune.reports.differences import cut, ends, marked, recipe_rows
 from hybrid_ft.finetune.reports.kept_run import KeptEvaluation, KeptRun, read_places
 from hybrid_ft.finetune.reports.read import Lines
 from hybrid_ft.finetune.reports.stage_answers import stage_answers
@@ -94,6 +94,7 @@ def render(runs: list[KeptRun], evaluations: list[KeptEvaluation], most: int = 4
         charts=_charts(runs),
         most=most,
         cut=cut,
+        ends=ends,
         script=markupsafe.Markup(_script()),
         script_digest=base64.b64encode(hashlib.sha256(_script().encode()).digest()).decode(),
     )
@@ -252,7 +253,7 @@ def _row(was: dict[str, Any], now: dict[str, Any], head: str, reference: str | N
     before, after = marked(str(was.get("answer", "")), str(now.get("answer", "")))
     words = [{True: "right", False: "wrong", None: ""}[one.get("exact")] for one in (was, now)]
     return {
-        "head": cut(head),
+        "head": ends(head),
         "before": before,
         "after": after,
         "was": words[0],
@@ -262,7 +263,8 @@ def _row(was: dict[str, Any], now: dict[str, Any], head: str, reference: str | N
 
 
 def _hard_row(line: dict[str, Any]) -> dict[str, Any]:
-    texts = [(name, cut(str(line[name]), 600)) for name in ("prompt", "chosen", "rejected", "answer") if name in line]
+    names = [name for name in ("prompt", "chosen", "rejected", "answer") if name in line]
+    texts = [(name, (ends if name == "prompt" else cut)(str(line[name]), 600)) for name in names]
     loss = line.get("loss")
     value = shown(loss) if isinstance(loss, int | float) and math.isfinite(loss) else ""
     return {"place": f"{line.get('origin', '')}, {line.get('split', '')}", "loss": value, "texts": texts}
