@@ -44,6 +44,9 @@ _CURVES = (
     ("rejected answers against the reference, nats a token", "rejected_gain", False),
     ("held-out margin", "eval_rewards/margins", True),
     ("held-out accuracy", "eval_accuracy", True),
+    ("held-out pairs in the right order", "eval_rewards/accuracies", True),
+    ("of those whose chosen answer is the longer", "eval_accuracy_longer", True),
+    ("of those whose chosen answer is the shorter", "eval_accuracy_shorter", True),
 )
 
 
@@ -187,11 +190,14 @@ def _versions(identity: dict[str, Any]) -> str:
 def _verdict(run: KeptRun) -> list[str]:
     """What has changed, in a line each: held-out loss, exact answers with their interval."""
     lines = []
-    before = ((run.record.get("before") or {}).get("held_out") or {}).get("loss")
+    begun, ended = ((run.record.get(when) or {}).get("held_out") or {} for when in ("before", "finished"))
     losses = run.series("eval_loss")[1]
-    after = ((run.record.get("finished") or {}).get("held_out") or {}).get("loss") or (losses[-1] if losses else None)
+    before, after = begun.get("loss"), ended.get("loss") or (losses[-1] if losses else None)
     if before is not None and after is not None:
         lines.append(f"Held-out loss {shown(before)} before, {shown(after)} after.")
+    if (of := "rewards/accuracies") in begun and of in ended:
+        shares = f"{100 * begun[of]:.1f} % before, {100 * ended[of]:.1f} % after"
+        lines.append(f"Held-out pairs in the right order: {shares}, of {ended.get('pairs', 0):,.0f}.")
     was, now = ([float(bool(line.get("exact"))) for line in lines_] for lines_ in run.answers)
     if was and len(was) == len(now):
         scores = [statistics.share(values) for values in (was, now)]

@@ -61,6 +61,20 @@ def test_padding_has_a_panel_where_there_is_some(tmp_path: Path) -> None:
         assert titles == ["loss", *["padding"] * bool(share)]
 
 
+def test_what_a_page_of_pairs_says(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "pairs")
+    record = json.loads((run / "run.json").read_text())
+    for when, share in (("before", 0.5), ("finished", 0.75)):
+        record[when]["held_out"] |= {"pairs": 2000.0, "rewards/accuracies": share}
+    (run / "run.json").write_text(json.dumps(record))
+    line = {"step": 8, "eval_rewards/accuracies": 0.75, "eval_accuracy_longer": 0.25, "eval_accuracy_shorter": 1.0}
+    (run / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    page = Page(write_report([run], tmp_path / "page.html"))
+    assert "Held-out pairs in the right order: 50.0 % before, 75.0 % after, of 2,000." in page.text
+    titles = [a.get("aria-label") for tag, a in page.elements if tag == "svg"]
+    assert titles[0] == "held-out pairs in the right order" and len(titles) == 3
+
+
 def test_hostile_texts_are_text(tmp_path: Path) -> None:
     run = made_run(tmp_path / "<b>run", hostile=True, output="<script>x</script>")
     evaluation = tmp_path / "<table onclick=x>"
