@@ -260,6 +260,7 @@ def _row(was: dict[str, Any], now: dict[str, Any], head: str, reference: str | N
     words = [{True: "right", False: "wrong", None: ""}[one.get("exact")] for one in (was, now)]
     return {
         "head": ends(head),
+        "question": ends(str(now.get("question", ""))),
         "before": before,
         "after": after,
         "was": words[0],

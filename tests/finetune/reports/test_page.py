@@ -27,6 +27,7 @@ def test_what_a_page_says(tmp_path: Path) -> None:
         "Held-out loss 2.5 before, 1.25 after.",
         "Exact answers to 30 held-out prompts: 6.7 % [1.8, 21.3] before, 93.3 % [78.7, 98.2] after: +86.7 points",
         "four five six: 2 (one two three:3)",
+        "one two three asked 5",
         "hybrid-ft sft",
         "torch 2.0, hybrid-ft 0.1",
         "learning_rate",
