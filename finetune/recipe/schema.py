@@ -58,7 +58,7 @@ class Dpo(Section):
 
 
 class Train(Section):
-    """Length, learning rate and batch sizes. The optimizer is AdamW."""
+    """Length, batch sizes, optimizer and learning rate."""
 
     epochs: float = Field(1.0, gt=0, le=10_000, examples=[3])
     """Passes over the rows."""
@@ -69,9 +69,9 @@ class Train(Section):
     batch_size: AtLeastOne = Field(8, examples=[16])
     """Rows in a padded micro-batch, if they are not packed."""
     tokens_per_step: AtLeastOne | None = Field(None, examples=[131072])
-    """Tokens per optimizer step, over all processes, if rows are packed: a multiple of batch_tokens."""
+    """Tokens per optimizer step, over all processes, if rows are packed: a multiple of batch_tokens; null: batch_tokens times accumulation."""
     rows_per_step: AtLeastOne | None = Field(None, examples=[32])
-    """Rows per optimizer step, over all processes, if they are not packed: a multiple of batch_size."""
+    """Rows per optimizer step, over all processes, if they are not packed: a multiple of batch_size; null: batch_size times accumulation."""
     accumulation: AtLeastOne = Field(1, examples=[4])
     """Micro-batches per optimizer step, over all processes, if the two keys above are null. Set
     dpo.pairs_per_step, kto.rows_per_step or reward.pairs_per_step instead for these stages."""
@@ -88,7 +88,7 @@ class Train(Section):
     warmup: float = Field(0.03, ge=0, lt=1, examples=[0.1])
     """Share of the steps in which the learning rate rises from 0, rounded down to whole steps."""
     weight_decay: float = Field(0.0, ge=0, le=1, examples=[0.1])
-    """AdamW's weight decay."""
+    """Decoupled weight decay, of AdamW and of Muon."""
     betas: list[Beta] = Field(default_factory=lambda: [0.9, 0.95], min_length=2, max_length=2, examples=[[0.9, 0.999]])
     """AdamW's decay rates of the two moments."""
     max_grad_norm: float = Field(1.0, gt=0, examples=[0.5])
@@ -136,7 +136,7 @@ class Evaluate(Section):
     """What is measured on held-out rows, and which prompts are answered before and after."""
 
     every: Annotated[AtLeastOne | None, Free(unless="evaluate.load_best")] = Field(None, examples=[100])
-    """Steps between held-out losses. If there are held-out rows, one is always taken at the end."""
+    """Steps between held-out losses; null: only before and after. One is taken at the end in any case, if there are held-out rows."""
     load_best: bool = Field(False, examples=[True])
     """Make the checkpoint with the lowest held-out loss the result; it is kept beside the newest ones."""
     answers: int = Field(0, ge=0, examples=[50])
@@ -146,7 +146,7 @@ class Evaluate(Section):
     max_new_tokens: AtLeastOne = Field(256, examples=[512])
     """Most tokens in an answer."""
     suite: Annotated[Suite | None, Free(unless="evaluate.suite.best")] = Field(None, examples=[{"tasks": ["gsm8k"]}])
-    """Tasks of hybrid-ft evaluate; null: none."""
+    """Tasks of `hybrid-ft evaluate`; null: none."""
 
     @property
     def keeps_best(self) -> bool:

@@ -90,7 +90,7 @@ def test_equal_to_the_released_template(file: str, templates: dict[str, str]) ->
         encoding="utf-8"
     )
 
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=150)
     @given(st.lists(MESSAGE, max_size=6), TOOLS, st.booleans())
     def check(messages: list[dict[str, Any]], tools: Any, ask: bool) -> None:
         assert rendered(templates["olmo-instruct"], messages, tools, ask) == rendered(released, messages, tools, ask)
