@@ -81,7 +81,11 @@ def run_step(step: Step, options: argparse.Namespace, libraries: Path, deadline:
         log.write(f"\n== {step.name}\n")
         log.flush()
         process = subprocess.Popen(
-            [*command, *(["--dry"] if options.dry else [])], stdout=log, stderr=log, env=environment(libraries, step.rivals) | step.environment(), start_new_session=True
+            [*command, *(["--dry"] if options.dry else [])],
+            stdout=log,
+            stderr=log,
+            env=environment(libraries, step.rivals) | step.environment(),
+            start_new_session=True,
         )  # fmt: skip
         try:
             status = process.wait(limit)

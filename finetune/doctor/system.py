@@ -22,7 +22,7 @@ LOCKED = 2**30
 _IPC_LOCK = 14
 """bit of the capability that lifts this limit"""
 _SLOW = 50e6
-"""bytes a second below which a disk is no place for checkpoints"""
+"""bytes a second below which a disk is too slow for checkpoints"""
 _NETWORK = {"nfs": "a network disk", "nfs4": "a network disk", "cifs": "a network disk", "9p": "a shared folder"}
 
 

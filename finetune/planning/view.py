@@ -47,7 +47,8 @@ def described(recipe: Recipe, one: Case, work: Work) -> Iterator[str]:
     rates = " to ".join(f"{_rounded(rate):,.0f}" for rate in per_second)
     yield line(
         "time",
-        f"{hours(one.seconds)} for {work.epochs:.3g} epoch{plural}, {rates} tokens/s (not measured: from the kind's published speeds)",
+        f"{hours(one.seconds)} for {work.epochs:.3g} epoch{plural}, {rates} tokens/s "
+        "(not measured: from the kind's published speeds)",
     )
     if idle := waiting(recipe, work, one.count):
         yield line("", _idle(recipe, work, one.count, idle))

@@ -1,4 +1,6 @@
-"""The shipped template renders what the released Olmo template does. Here by what is known of it, on its own file where that is."""
+"""The shipped template renders what the released Olmo template does.
+
+Here by what is known of it, on its own file where that is."""
 
 import json
 import os
