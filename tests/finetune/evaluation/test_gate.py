@@ -21,7 +21,7 @@ def test_a_gate(place: Path) -> None:
     for text, said in (
         ("exat: 0.5\n", "limits.yaml:1: exat: no such task is evaluated .*did you mean exact?"),
         ("exact: high\n", "limits.yaml:1: exact: got 'high'; must be a number"),
-        ("exact: {exat: 1}\n", "exact: no measure exat"),
+        ("exact: {exat: 1}\n", "limits.yaml: exact: no measure exat"),
     ):
         Path("limits.yaml").write_text(text)
         with pytest.raises(InputError, match=said):

@@ -140,7 +140,14 @@ def test_made_prompts_are_nearly_as_long_as_asked(kind: str, tokenizer: Any) -> 
         ("choice\noptions: [x, y]", "z", "rows.jsonl:1: the reference is 'z'; must be one of 'x', 'y', once"),
         ("json", "text", "rows.jsonl:1: the reference is 'text'; must be a JSON object"),
         ("exact\ncluster: page", "z", "rows.jsonl:1: column page is missing; cluster needs it"),
-        ("exact\nshots: 3", "z", "shots: got 3; there are 1 rows"),
+        ("exact\nshots: 3", "z", "rows.jsonl: shots: got 3; there are 1 rows"),
+        ("choice\noptions: letters", "z", r"rows.jsonl:1: options: no column letters \(found prompt, completion\)"),
+        (
+            "number",
+            "z",
+            r"rows.jsonl: no row is left to ask; left out, the reference has no number: 1 \(rows.jsonl:1\)",
+        ),
+        ("calls", "z", "rows.jsonl: no row has tools or calls"),
     ],
 )
 def test_a_wrong_row_is_named(

@@ -13,6 +13,7 @@ from hybrid_ft.finetune.evaluation.task import load_task
     [
         ("rows: rows.jsonl\nevaluator: exct\n", "task.yaml:2: evaluator: got 'exct'; must be .*did you mean exact?"),
         ("rows: rows.jsonl\nevaluator: exact\nshot: 3\n", "task.yaml:3: unknown key shot; did you mean shots?"),
+        ("rows: rows.jsonl\n", "task.yaml: evaluator is missing: how answers are scored, such as number"),
         ("rows: rows.jsonl\nevaluator: choice\n", "options: must be given for evaluator: choice"),
         ("rows: rows.jsonl\nevaluator: exact\nprogram: x\n", "task.yaml:3: program: is for evaluator: code, not exact"),
         ("evaluator: exact\n", "rows: a task must have rows or made, and not both"),
