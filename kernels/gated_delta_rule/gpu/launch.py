@@ -3,6 +3,8 @@
 Everything is queued; nothing waits for the device.
 """
 
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
@@ -15,6 +17,7 @@ from hybrid_ft.kernels.gated_delta_rule.gpu.scans import backward_kernel, forwar
 from hybrid_ft.kernels.gated_delta_rule.gpu.settings import Launch, Settings, settings_for
 from hybrid_ft.kernels.gated_delta_rule.gpu.splits import join_kernel, summary_backward_kernel, summary_kernel
 from hybrid_ft.kernels.gated_delta_rule.gpu.tiles import Chunks, Heads, Pieces, Scan, Within
+from hybrid_ft.kernels.launching import launch
 
 
 def run_forward(inputs: Inputs, keep_states: bool) -> Forward:
@@ -34,7 +37,8 @@ def run_forward(inputs: Inputs, keep_states: bool) -> Forward:
         _join(call, use, pieces, initial, final, kept, kept.starts, backward=False)
         chunks, initial, segments = pieces.chunks, kept.starts, call.pieces
     block, within = block_of(call.value_dim, use), within_chunks(inputs, kept, weights)
-    forward_kernel[(call.lanes(segments, block),)](
+    launch(
+        forward_kernel, call.lanes(segments, block),
         heads(q), heads(inputs.k), heads(v), within, initial, out.o, kept.y, kept.states, final, chunks,
         call.tokens_in_row, call.dims(use.halves), scan(block, use, use.forward), KEEP=keep_states, **use.forward.options(),
     )  # fmt: skip
@@ -67,7 +71,8 @@ def _weights(
     g, beta = ((None, 0, 0, 0) if x is None else heads(x) for x in (inputs.g, inputs.beta))
     inverse = kept.inverse if first and inputs.correct else None
     if call.chunks * call.value_heads:
-        weights_kernel[(call.chunks * call.value_heads,)](
+        launch(
+            weights_kernel, call.chunks * call.value_heads,
             heads(inputs.q), heads(inputs.k), *g, *beta, kept.gates, weights, inverse, chunks, inputs.scale,
             call.tokens_in_row, call.dims(), L2NORM=inputs.use_qk_l2norm, FIRST=first, **use.weights.options(),
         )  # fmt: skip
@@ -78,9 +83,10 @@ def _summarise(inputs: Inputs, call: Call, use: Settings, pieces: Pieces, kept: 
     assert inputs.v is not None
     block, dims = block_of(call.value_dim, use), call.dims(use.halves)
     lanes, within = call.lanes(call.pieces, block), within_chunks(inputs, kept, None)
-    summary_kernel[(lanes + call.lanes(call.pieces, block, call.key_dim),)](
+    launch(
+        summary_kernel, lanes + call.lanes(call.pieces, block, call.key_dim),
         heads(inputs.k), heads(inputs.v), within, sums, kept.moves, pieces, lanes, call.tokens_in_row, dims,
-        dims._replace(V=tl.constexpr(call.key_dim)), scan(block, use, use.summary), **use.summary.options(),
+        call.dims(use.halves, call.key_dim), scan(block, use, use.summary), **use.summary.options(),
     )  # fmt: skip
 
 
@@ -95,7 +101,8 @@ def _join(
     backward: bool,
 ) -> None:
     block = block_of(call.value_dim, use)
-    join_kernel[(call.lanes(call.segments, block),)](
+    launch(
+        join_kernel, call.lanes(call.segments, block),
         outer, sums, kept.moves, states, pieces, call.dims(use.halves), BV=block, BACKWARD=backward,
         **use.join.options(),
     )  # fmt: skip
@@ -121,14 +128,16 @@ def _scan_backward(
     pieces = call.pieces_of(chunks) if call.cut_backward(1 if v is None else 2) else None
     if pieces:
         d_initial, d_ends = (call.outer_states(call.pieces) for _ in range(2))
-        summary_backward_kernel[(call.lanes(call.pieces, block),)](
+        launch(
+            summary_backward_kernel, call.lanes(call.pieces, block),
             q, k, heads(do), within, d_initial, pieces, call.tokens_in_row, dims,
             scan(block, use, use.summary_backward), **use.summary_backward.options(),
         )  # fmt: skip
         _join(call, use, pieces, d_final, d_initial, kept, d_ends, backward=True)
         chunks, initial, d_final, segments = pieces.chunks, kept.starts, d_ends, call.pieces
     lanes = call.lanes(segments, block)
-    backward_kernel[(lanes if v is None else 2 * lanes,)](
+    launch(
+        backward_kernel, lanes if v is None else 2 * lanes,
         q, k, v, heads(do), within, initial, d_final, kept.y, kept.states, out.dv, d_states, d_initial, chunks, lanes,
         call.tokens_in_row, dims, scan(block, use, use.backward), KEPT=v is None, **use.backward.options(),
     )  # fmt: skip
@@ -148,7 +157,7 @@ def _gradients(
     out: Backward,
 ) -> None:
     """Fills dq, dk, dg and dbeta."""
-    q, k, grid = heads(inputs.q), heads(inputs.k), (call.chunks * call.value_heads,)
+    q, k, programs = heads(inputs.q), heads(inputs.k), call.chunks * call.value_heads
     block, group = min(use.gradient_block, block_of(call.value_dim, use)), call.value_heads // call.heads
     if block >= call.value_dim:
         block = max(
@@ -158,12 +167,14 @@ def _gradients(
     if group > 1:
         dq, dk = (call.tokens(call.key_dim, dtype=torch.float32) for _ in range(2))
     change = call.memory(call.chunks, call.value_heads, CHUNK, dtype=torch.float32)
-    query_kernel[grid](
+    launch(
+        query_kernel, programs,
         q, k, heads(do), kept.gates, weights, kept.y, kept.states, d_states, dq, change, chunks,
         inputs.scale, call.tokens_in_row, call.dims(), BV=block, L2NORM=inputs.use_qk_l2norm, STAGES=use.query.stages,
         **use.query.options(),
     )  # fmt: skip
-    key_kernel[grid](
+    launch(
+        key_kernel, programs,
         q, k, kept.gates, weights, kept.y, kept.states, d_states, out.dv, dk, out.dg, out.dbeta, change, chunks,
         call.tokens_in_row, call.dims(), BV=block, L2NORM=inputs.use_qk_l2norm, STAGES=use.key.stages,
         CORRECT=inputs.correct, **use.key.options(),
@@ -182,8 +193,13 @@ def block_of(value_dim: int, use: Settings) -> int:
     return min(use.block, max(16, triton.next_power_of_2(value_dim)))
 
 
-def scan(block: int, use: Settings, launch: Launch) -> Scan:
-    return Scan(*(tl.constexpr(x) for x in (block, use.apart, launch.stages)))
+def scan(block: int, use: Settings, of: Launch) -> Scan:
+    return _scan(block, use.apart, of.stages)
+
+
+@cache
+def _scan(block: int, apart: bool, stages: int) -> Scan:
+    return Scan(*(tl.constexpr(x) for x in (block, apart, stages)))
 
 
 def heads(x: Tensor) -> Heads:
