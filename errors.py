@@ -15,7 +15,7 @@ CUT_OFF = 0.65
 _MOST_LETTERS = 80
 
 # Forms that nothing but a credential has: of Hugging Face, OpenAI, GitHub, GitLab, Slack, AWS, a JSON web token, and a
-# URL's user and password; of ssh, where a user is no secret, the two together.
+# URL's user and password; of ssh, where a user is not secret, the two together.
 _CREDENTIAL = re.compile(
     r"\bhf_(?=[A-Za-z]*[0-9A-Z])[A-Za-z0-9]{16,}|\bsk-[\w-]{20,}|\bgh[pousr]_\w{20,}|\bgithub_pat_\w{20,}"
     r"|\bglpat-[\w-]{16,}|\bxox[abeprs]-[\w-]{10,}|\bA[KS]IA[0-9A-Z]{16}\b|\beyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]+"

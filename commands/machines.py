@@ -46,8 +46,7 @@ def doctor(
     ] = None,
     overrides: Overrides = None,
 ) -> int:
-    """Check this machine, one line per check: GPUs, kernels, collectives, disk, limits, the hub. Exit status 3 if one
-    fails."""
+    """Check this machine: GPUs, kernels, collectives, disk, limits, the hub. Exit status 3 if a check fails."""
     resolved = None
     if recipe is not None:
         from hybrid_ft.finetune.recipe.load import load_recipe

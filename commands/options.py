@@ -14,6 +14,14 @@ Overrides = Annotated[
         metavar="KEY=VALUE", help="Values that replace the recipe's: train.learning_rate=1e-4", show_default=False
     ),
 ]
+StageOverrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="Values that replace the file's, after the stage: sft.train.learning_rate=1e-4",
+        show_default=False,
+    ),
+]
 AcceptChanges = Annotated[
     bool,
     typer.Option("--accept-changes", help="Resume although the recipe, data, base or code changed."),

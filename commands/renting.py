@@ -25,13 +25,13 @@ def rent(
     time: Annotated[str | None, typer.Option(help="Time limit, such as 12h; hf, slurm.", show_default=False)] = None,
     bucket: Annotated[
         str | None,
-        typer.Option(help="Bucket that holds the run's folder: s3://my-runs, or me/runs for hf.", show_default=False),
+        typer.Option(help="Bucket for the run's mirror: s3://my-runs, or me/runs for hf.", show_default=False),
     ] = None,
     mirror: Annotated[
         str | None,
         typer.Option(
             metavar="PLACE",
-            help="Copy the run here, instead of --bucket: s3://my-runs/mine.",
+            help="The mirror itself, instead of --bucket: s3://my-runs/mine.",
             show_default=False,
         ),
     ] = None,

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from hybrid_ft.commands.options import AcceptChanges, Extend, Mirror, Overrides, RecipeName, with_mirror
+from hybrid_ft.commands.options import AcceptChanges, Extend, Mirror, Overrides, RecipeName, StageOverrides, with_mirror
 from hybrid_ft.finetune.recipe.stage_kinds import STAGE_KINDS
 from hybrid_ft.finetune.runs.signals import resumable
 
@@ -49,7 +49,7 @@ def run_stages(
     stages: Annotated[
         str, typer.Argument(metavar="FILE", help="A YAML file of stages, or the name of one that ships.")
     ],
-    overrides: Overrides = None,
+    overrides: StageOverrides = None,
     mirror: Mirror = None,
 ) -> int:
     """Run a file of stages, which train or export, each from the last one's model. Finished stages are not repeated."""

@@ -128,7 +128,7 @@ def _processes(how: Launch) -> int:
     wanted = how.processes or max(gpus, 1)
     from hybrid_ft.finetune.doctor.run import check_quickly
 
-    check_quickly()
+    check_quickly(how.nodes.count)
     if gpus and wanted > gpus:
         raise InputError(f"--processes: {wanted} must be at most {gpus}, the GPUs of this machine", ENVIRONMENT)
     return wanted

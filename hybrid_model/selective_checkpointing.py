@@ -27,7 +27,7 @@ KEPT = frozenset(
         "aten::_scaled_dot_product_flash_attention_for_cpu",
     }
 )
-"""Operators whose outputs are kept. They are dear to compute for what they weigh; on a CPU the delta rule is no operator
+"""Operators whose outputs are kept. They are dear to compute for what they weigh; on a CPU the delta rule is not an operator
 and is computed again."""
 
 

@@ -134,8 +134,8 @@ repeated. If its recipe or files have changed, it is done again, and so are all 
 
 A stage's recipe is a file beside this one, a shipped recipe's name, or the recipe itself. From the second stage on its
 `model.path`, `revision`, `tokenizer` and `from_scratch` are replaced by the model of the stage before. The adapter of
-a stage is merged for the next one, unless that says `model.adapter: previous`. Keys on the command line begin with the stage:
-`hybrid-ft run all.yaml sft.train.steps=100 dpo.dpo.beta=2 output=runs/b`.
+a stage is merged for the next one, unless that says `model.adapter: previous`. Keys on the command line begin with the
+stage: `hybrid-ft run all.yaml sft.train.steps=100 dpo.dpo.beta=2 output=runs/b`.
 """
 
 STAGES_EXAMPLE = """\
@@ -185,7 +185,7 @@ def _sections(schema: type[BaseModel], prefix: str) -> Iterator[str]:
 
 
 def _section(schema: type[BaseModel], prefix: str) -> str:
-    about = re.sub(r"\n +", "\n", schema.__doc__ or "").strip()
+    about = re.sub(r"\n +", "\n", schema.__doc__ or "").strip().replace("``", "`")
     rows = "".join(_row(f"{prefix}{name}", field) for name, field in schema.model_fields.items())
     return f"{about}\n\n| Key | Default | Values | Example | Meaning |\n|---|---|---|---|---|\n{rows}"
 
@@ -207,7 +207,7 @@ def _default(field: FieldInfo) -> str:
 def _values(field: FieldInfo) -> str:
     """Type and range in words: ``number, above 0 to 1, or null``."""
     kind, limits, null = _kind(field.annotation, list(field.metadata))
-    words = ", ".join(filter(None, [kind, _range(limits, kind == "whole number")]))
+    words = _limited(kind, limits)
     return f"{words}, or `null`" if null or "null:" in (field.description or "") else words
 
 
@@ -216,24 +216,28 @@ def _kind(annotation: Any, limits: list[Any]) -> tuple[str, list[Any], bool]:
     args = get_args(annotation)
     if type(None) in args:
         kinds = [_kind(arg, limits) for arg in args if arg is not type(None)]
-        return ", ".join(kind for kind, *_ in kinds), [limit for _, found, _ in kinds for limit in found], True
+        return ", ".join(_limited(kind, found) for kind, found, _ in kinds), [], True
     if hasattr(annotation, "__metadata__"):
         return _kind(args[0], [*limits, *annotation.__metadata__])
     if getattr(annotation, "__origin__", None) is list:
         kind = _kind(args[0], [])[0]
         return f"list of {kind}" if "`" in kind else f"list of {kind}s", limits, False
     if getattr(annotation, "__origin__", None) is dict:
-        return f"mapping to {_kind(args[1], [])[0]}", [], False
+        return "mapping", [], False
     if get_origin(annotation) in (Union, types.UnionType):
         return ", ".join(_kind(arg, [])[0] for arg in args), [], False
     if args:
-        return ", ".join(f"`{arg}`" for arg in args), [], False
+        return ", ".join(f"`{flow(arg)}`" for arg in args), [], False
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "section", [], False
     return _WORDS.get(annotation, "recipe or file"), limits, False
 
 
 _WORDS = {bool: "`true`, `false`", int: "whole number", float: "number", str: "string"}
+
+
+def _limited(kind: str, limits: list[Any]) -> str:
+    return ", ".join(filter(None, [kind, _range(limits, kind == "whole number")]))
 
 
 def _range(limits: list[Any], whole: bool) -> str:
@@ -264,9 +268,9 @@ def _losses() -> str:
         LOSS_TABLE
         + rows
         + (
-            "\nThe first value is the loss before the first step, at the default beta (for exo_pair with label_smoothing "
-            "0.001), where the model is still its own reference; a run checks it. `aot` and `aot_unpaired` sort the pairs of a step against each other, so that "
-            "these must fit one micro-batch of one process.\n"
+            "\nThe first value is the loss before the first step, at the default beta (for exo_pair with label_smoothing\n"
+            "0.001), where the model is still its own reference; a run checks it. `aot` and `aot_unpaired` sort the pairs\n"
+            "of a step against each other, so that these must fit one micro-batch of one process.\n"
         )
     )
 

@@ -2,9 +2,9 @@
 
 import json
 import random
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -27,14 +27,6 @@ def tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 @pytest.fixture(scope="module")
 def model() -> OlmoHybridForCausalLM:
     return hybrid_ft.load("tiny")
-
-
-@pytest.fixture(scope="module")
-def scripts(root: Path) -> Iterator[None]:
-    """The scripts import one another as plain modules."""
-    sys.path.insert(0, str(root / "scripts"))
-    yield
-    sys.path.remove(str(root / "scripts"))
 
 
 def continued(
@@ -70,10 +62,10 @@ def test_tokenizer_keeps_every_text_and_renders_turns(tokenizer: PreTrainedToken
     assert opened == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
 
 
-@pytest.mark.usefixtures("scripts")
-def test_it_copies_names_it_never_met(model: OlmoHybridForCausalLM, tokenizer: PreTrainedTokenizerBase) -> None:
-    import quickstart_words as words
-
+def test_it_copies_names_it_never_met(
+    model: OlmoHybridForCausalLM, tokenizer: PreTrainedTokenizerBase, script: Callable[[str], ModuleType]
+) -> None:
+    words = script("quickstart_words")
     rng = random.Random(0)
     names = [(words.person(rng, held_out=True), words.person(rng, held_out=True)) for _ in range(40)]
     prompts = [f"name: {name}; owner: {owner}; colour: red. owner? {owner}. name? " for name, owner in names]

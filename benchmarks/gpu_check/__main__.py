@@ -69,7 +69,7 @@ def run_part(options: argparse.Namespace) -> int:
 
 
 def run_step(step: Step, options: argparse.Namespace, libraries: Path, deadline: float, rows: Rows) -> None:
-    limit = min(step.limit * (5 if options.dry else 1), deadline - time.monotonic())
+    limit = min(step.limit * (20 if options.dry else 1), deadline - time.monotonic())
     if limit < LEAST:
         rows.add(step.name, failed="not begun: the part's time is used up")
         return
@@ -81,7 +81,11 @@ def run_step(step: Step, options: argparse.Namespace, libraries: Path, deadline:
         log.write(f"\n== {step.name}\n")
         log.flush()
         process = subprocess.Popen(
-            [*command, *(["--dry"] if options.dry else [])], stdout=log, stderr=log, env=environment(libraries, step.rivals) | step.environment(), start_new_session=True
+            [*command, *(["--dry"] if options.dry else [])],
+            stdout=log,
+            stderr=log,
+            env=environment(libraries, step.rivals) | step.environment(),
+            start_new_session=True,
         )  # fmt: skip
         try:
             status = process.wait(limit)

@@ -120,7 +120,9 @@ def quick_tests(rows: Rows, dry: bool) -> None:
 
 def memcheck(rows: Rows, dry: bool) -> None:
     """One small case of the delta rule under compute-sanitizer."""
-    tool = shutil.which("compute-sanitizer") or next(iter(map(str, Path("/usr/local").glob("cuda*/bin/compute-sanitizer"))), None)  # fmt: skip
+    tool = shutil.which("compute-sanitizer") or next(
+        iter(map(str, Path("/usr/local").glob("cuda*/bin/compute-sanitizer"))), None
+    )
     command: list[Any] = [sys.executable, str(Path(__file__).with_name("small_case.py")), *(["--dry"] if dry else [])]
     if not dry:
         if tool is None:

@@ -115,7 +115,13 @@ def isolation(rows: Rows, dry: bool) -> None:
             for what, t, a, b in (("logits", truth, own, got), ("gradients", true_gradients, own_gradients, gradients)):
                 error, limit = _relative(b, t), 2 * _relative(a, t)
                 wrong = not error <= max(limit, 1e-12)
-                rows.add(f"{name}, {what}: error over bfloat16's own", error / max(limit / 2, 1e-12), "x", floor=2.0, wrong=wrong)  # fmt: skip
+                rows.add(
+                    f"{name}, {what}: error over bfloat16's own",
+                    error / max(limit / 2, 1e-12),
+                    "x",
+                    floor=2.0,
+                    wrong=wrong,
+                )
             _, repeated = _with_gradients(narrow, together)
             same = torch.equal(repeated, gradients)
             rows.add(f"{name}, gradients again", "the same bits" if same else "other bits", wrong=not same)
@@ -126,7 +132,9 @@ def _with_gradients(model: Any, logits_of: Any) -> tuple[Tensor, Tensor]:
     logits = logits_of(model)
     weights = torch.linspace(0.5, 1.5, logits.shape[0], device=logits.device, dtype=torch.float32)
     (logits.float() if logits.dtype != torch.float64 else logits).log_softmax(-1)[:, 5].mul(weights).sum().backward()
-    return logits.detach().cpu().double(), torch.cat([p.grad.flatten().cpu().double() for p in model.parameters() if p.grad is not None])  # fmt: skip
+    return logits.detach().cpu().double(), torch.cat(
+        [p.grad.flatten().cpu().double() for p in model.parameters() if p.grad is not None]
+    )
 
 
 def _relative(x: Tensor, true: Tensor) -> float:

@@ -23,11 +23,32 @@ _todo: list[Launch] = []
 
 
 def for_part_1(rows: Rows, dry: bool) -> None:
-    _compile(rows, dry, {"delta rule": launched.delta_rule, "self-test": launched.self_test, "model": launched.model, "quickstart": launched.quickstart, "layer kernels": launched.layer_kernels}, True)  # fmt: skip
+    _compile(
+        rows,
+        dry,
+        {
+            "delta rule": launched.delta_rule,
+            "self-test": launched.self_test,
+            "model": launched.model,
+            "quickstart": launched.quickstart,
+            "layer kernels": launched.layer_kernels,
+        },
+        True,
+    )
 
 
 def for_part_2(rows: Rows, dry: bool) -> None:
-    _compile(rows, dry, {"delta rule": launched.delta_rule, "self-test": launched.self_test, "model": launched.model, "rivals": launched.rivals}, False)  # fmt: skip
+    _compile(
+        rows,
+        dry,
+        {
+            "delta rule": launched.delta_rule,
+            "self-test": launched.self_test,
+            "model": launched.model,
+            "rivals": launched.rivals,
+        },
+        False,
+    )
 
 
 def _compile(rows: Rows, dry: bool, sets: dict[str, Any], with_variants: bool) -> None:
@@ -54,7 +75,8 @@ def _compile(rows: Rows, dry: bool, sets: dict[str, Any], with_variants: bool) -
         if failed:
             rows.add(f"compile {name}", failed=failed)
     slowest = max(taken, key=lambda one: one[1])
-    note = f"{len(taken)} kernels on {workers} cores, {sum(one[1] for one in taken):.0f} CPU seconds; slowest {slowest[0]} {slowest[1]:.0f} s"
+    note = f"{len(taken)} kernels on {workers} cores, {sum(one[1] for one in taken):.0f} CPU seconds"
+    note += f"; slowest {slowest[0]} {slowest[1]:.0f} s"
     rows.add("compiled", seconds, "s", note=note)
 
 

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hybrid_ft.errors import BAD_INPUT, NUMERICS, STORAGE, InputError
+from hybrid_ft.finetune import disk
 from hybrid_ft.finetune.runs import storage
 from hybrid_ft.finetune.runs.checkpoints import publish
-from hybrid_ft.finetune.runs.lock import taken
 
 _RECORD = ".conversion"
 
@@ -60,7 +60,7 @@ class Place:
         except OSError as error:
             raise InputError(f"{self.part}: cannot be written ({error.strerror}); name another folder") from None
         with record:
-            if not taken(record):
+            if not disk.taken(record):
                 raise InputError(f"{self.part}: another process is at work in it; wait for it, or stop it")
             record.seek(0)
             if record.read() != identity:

@@ -8,8 +8,6 @@ one holds a lock, and others that want the same wait for it.
 from __future__ import annotations
 
 import dataclasses
-import errno
-import fcntl
 import json
 import os
 import re
@@ -19,11 +17,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import xxhash
 
+from hybrid_ft.finetune import disk
 from hybrid_ft.finetune.data.report.account import SourceCounts
 from hybrid_ft.finetune.data.report.count import Count, Counts
 from hybrid_ft.finetune.data.token_key import SourceKey
@@ -36,7 +35,6 @@ _ROWS, _ACCOUNT, _MANIFEST = "rows.arrow", "account.json", "manifest.json"
 _UNFINISHED, _LOCK = ".unfinished-", ".lock-"
 _NAME = re.compile(r"[0-9a-f]{32}")
 _ABANDONED = 7 * 24 * 3600  # seconds after which what another machine was making is taken to be left behind
-_LOOK = 0.2  # seconds between two looks whether another process has done
 _BLOCK = 2**22
 
 Make = Callable[[Path], SourceTokens]
@@ -86,11 +84,11 @@ class KeptTokens:
             sums = {file.name: _checksum(file) for file in sorted(staged.iterdir())}
             (staged / _MANIFEST).write_text(json.dumps({"files": sums, "of": key.parts}, default=str), encoding="utf-8")
             for place in (*staged.iterdir(), staged):
-                _sync(place)
+                disk.sync(place)
             if entry.exists():  # a damaged one
                 self._remove(entry)
             os.rename(staged, entry)
-            _sync(self.folder)
+            disk.sync(self.folder)
         finally:
             shutil.rmtree(staged, ignore_errors=True)
         self._used.add(key.name)
@@ -124,22 +122,14 @@ class KeptTokens:
     @contextmanager
     def _held(self, key: SourceKey) -> Iterator[None]:
         """Hold a key against other processes, waiting for one that holds it."""
-        file, said = self.folder / f"{_LOCK}{key.name}", False
-        while True:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with open(file, "a") as opened:
-                while not _locked(opened):
-                    if not said:
-                        self._say("another process is preparing the same rows; waiting for it")
-                    said = True
-                    time.sleep(_LOOK)
-                # whoever held it has taken the file away: a lock on that keeps nobody out
-                if file.exists() and os.path.samestat(os.fstat(opened.fileno()), os.stat(file)):
-                    try:
-                        yield
-                    finally:
-                        file.unlink(missing_ok=True)
-                    return
+        file = self.folder / f"{_LOCK}{key.name}"
+        waiting = "another process is preparing the same rows; waiting for it"
+        # unlike a run's folder an entry is whole whoever else is at work: a disk without locks keeps nobody out
+        with disk.held(file, lambda: self._say(waiting), needed=False):
+            try:
+                yield
+            finally:
+                file.unlink(missing_ok=True)
 
     def _unfinished(self, what: str) -> Path:
         """A name for what is not whole, or no longer, which says whose it is."""
@@ -156,7 +146,7 @@ class KeptTokens:
             # not this process's own: closing a file lets go of all locks on it
             if file.name != f"{_LOCK}{key.name}":
                 with suppress(OSError), open(file, "a") as opened:
-                    if _locked(opened):
+                    if disk.taken(opened, needed=False):
                         file.unlink()
 
     def _make_room(self) -> None:
@@ -195,17 +185,6 @@ def _checksum(file: Path) -> list[Any]:
     return [size, total.hexdigest()]
 
 
-def _locked(file: IO[str]) -> bool:
-    """Whether this process now holds a file. Unlike a run's folder, an entry is whole whoever else is at work: a disk that
-    knows no locks keeps nobody out."""
-    try:
-        # not flock, which forked workers would inherit and hold for a while after this process is killed
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return error.errno not in (errno.EACCES, errno.EAGAIN)
-    return True
-
-
 def _alive(process: str) -> bool:
     try:
         os.kill(int(process), 0)
@@ -222,11 +201,3 @@ def _age(place: Path) -> float:
         return time.time() - place.stat().st_mtime
     except OSError:
         return 0.0
-
-
-def _sync(place: Path) -> None:
-    handle = os.open(place, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

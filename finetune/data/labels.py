@@ -118,7 +118,7 @@ def _by_column(values: Mapping[str, Any] | None) -> dict[str, set[str]]:
 
 
 def rated_bad(values: Values, read: Collection[str]) -> str | None:
-    """The column by which a row is a bad one, with the value that says so, ``{vote: -1}``, where that is no false; None where
+    """The column by which a row is a bad one, with the value that says so, ``{vote: -1}``, where that is not false; None where
     there is none, or where it is one of ``read``."""
     for name in (*RATINGS, *VERDICTS):
         if name in values and name not in read:

@@ -11,13 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.data.sources.hub import load_from_hub
 from hybrid_ft.finetune.data.sources.source import files_read, folder_of
-from hybrid_ft.finetune.recipe.shipped import COLUMNS, PACKAGE_ROOT
+from hybrid_ft.finetune.recipe.shipped import COLUMNS, digest_of_code
 from hybrid_ft.hybrid_model.checkpoint.new_tokens import tokens_of_text
 
 if TYPE_CHECKING:
@@ -142,14 +141,5 @@ def _digest(file: str) -> str:
 
 @cache
 def _code() -> str:
-    """Of what makes rows into tokens, as it lies here: a version number stays while its code is worked on."""
-    total = hashlib.sha256()
-    for name in _CODE:
-        place = PACKAGE_ROOT / name
-        for file in [place] if place.is_file() else sorted(_sources(place)):
-            total.update(f"{file.relative_to(PACKAGE_ROOT).as_posix()}\0".encode() + file.read_bytes())
-    return total.hexdigest()
-
-
-def _sources(place: Path) -> list[Path]:
-    return [file for file in place.rglob("*") if file.suffix in (".py", ".jinja")]
+    """Of what makes rows into tokens."""
+    return digest_of_code(_CODE)

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import re
 import time
+from collections.abc import Callable, Iterator
 
 import torch
 
 from hybrid_ft.errors import one_line
 from hybrid_ft.finetune.data.report.account import counted
 from hybrid_ft.finetune.doctor.finding import Finding, absent
-from hybrid_ft.finetune.planning.gpus import read_table
+from hybrid_ft.finetune.planning.gpus import Gpu, read_table
 from hybrid_ft.finetune.runs import device
 
 HEADS, DIMS = (30, 30), (96, 192)
 """of Olmo Hybrid 7B: what is asked where no recipe is given"""
 _SIDE, _TIMES = 8192, 10
+_COPIED = 2**29
+"""bytes, of which no cache of a GPU holds more than a quarter"""
 _LEAST, _UNEVEN = 0.6, 0.1
 """share of a kind's stated rate, and relative difference between GPUs of a machine, that make a check red"""
 
@@ -62,34 +66,57 @@ def kernels() -> Finding:
     return Finding("kernels", "the gated delta rule's self-test: outputs and gradients are right")
 
 
-def rates() -> Finding:
+def rates() -> Iterator[Finding]:
+    """Of products, and of the GPU's memory, which recurrent layers, norms and the optimizer wait for."""
     if not device.is_gpu():
-        return absent("rate")
-    return judged([_rate(number) for number in range(device.count())], device.name())
+        yield absent("rate")
+        yield absent("copies")
+        return
+    gpus, name = range(device.count()), device.name()
+    yield judged("rate", [_multiplied(number) for number in gpus], name)
+    yield judged("copies", [_copied(number) for number in gpus], name)
 
 
-def judged(flops: list[float], name: str) -> Finding:
-    """``flops``: operations a second of each GPU of the kind ``name``."""
-    said = ", ".join(f"{one / 1e12:,.0f}" for one in flops) + " TF in bfloat16"
-    stated = next((gpu.flops for gpu in read_table().values() if gpu.name.split()[0].lower() in name.lower()), None)
-    if min(flops) < max(flops) * (1 - _UNEVEN):
-        return Finding(
-            "rate", f"{said}: GPU {flops.index(min(flops))} is slower than the others; take another machine", red=True
-        )
-    if stated and min(flops) < _LEAST * stated:
-        return Finding(
-            "rate", f"{said} of {stated / 1e12:,.0f} stated for {name}: slowed down; take another machine", red=True
-        )
-    return Finding("rate", said)
+def judged(check: str, measured: list[float], name: str) -> Finding:
+    """``measured``: of each GPU of the kind ``name`` operations (``rate``) or bytes (``copies``) a second."""
+    gpu, products = _kind(name), check == "rate"
+    stated = gpu and (gpu.flops if products else gpu.bandwidth)
+    digits, unit = (0, "TF in bfloat16") if products else (2, "TB/s to and from memory")
+    said = f"{', '.join(f'{one / 1e12:,.{digits}f}' for one in measured)} {unit}"
+    if min(measured) < max(measured) * (1 - _UNEVEN):
+        slow = measured.index(min(measured))
+        return Finding(check, f"{said}: GPU {slow} is slower than the others; take another machine", red=True)
+    if stated and min(measured) < _LEAST * stated:
+        of = f"{stated / 1e12:,.{digits}f}"
+        return Finding(check, f"{said} of {of} stated for {name}: slowed down; take another machine", red=True)
+    return Finding(check, said)
 
 
-def _rate(number: int) -> float:
-    place = torch.device("cuda", number)
-    x = torch.randn(_SIDE, _SIDE, dtype=torch.bfloat16, device=place)
-    torch.mm(x, x)
+def _kind(name: str) -> Gpu | None:
+    """The table's, by every word of its key; boards for PCIe have other figures than those of a kind's name."""
+    words = re.findall(r"[a-z0-9]+", name.lower())
+    if "pcie" in words:
+        return None
+    return next((gpu for key, gpu in read_table().items() if set(key.split("-")) <= set(words)), None)
+
+
+def _multiplied(number: int) -> float:
+    x = torch.randn(_SIDE, _SIDE, dtype=torch.bfloat16, device=torch.device("cuda", number))
+    return 2 * _SIDE**3 / _seconds(lambda: torch.mm(x, x), x.device)
+
+
+def _copied(number: int) -> float:
+    x = torch.zeros(_COPIED, dtype=torch.uint8, device=torch.device("cuda", number))
+    other = torch.empty_like(x)
+    return 2 * _COPIED / _seconds(lambda: other.copy_(x), x.device)
+
+
+def _seconds(work: Callable[[], object], place: torch.device) -> float:
+    """Of one, after a first that is not counted."""
+    work()
     torch.cuda.synchronize(place)
     began = time.perf_counter()
     for _ in range(_TIMES):
-        torch.mm(x, x)
+        work()
     torch.cuda.synchronize(place)
-    return 2 * _SIDE**3 * _TIMES / (time.perf_counter() - began)
+    return (time.perf_counter() - began) / _TIMES

@@ -24,10 +24,11 @@ def run(recipe: Recipe | None, say: Callable[[str], None]) -> int:
     return ENVIRONMENT if red else 0
 
 
-def check_quickly() -> None:
+def check_quickly(machines: int = 1) -> None:
     """What takes a second, before a launch on GPUs. Raises InputError, status 3, with a line for each red one."""
     gpus = device.count() if device.is_gpu() else 0
-    found = [*of_gpus(), system.shared_memory(gpus), system.limits()] if gpus else [*unseen()]
+    of_machine = [system.shared_memory(gpus), system.limits(), system.locked_memory(gpus, machines)]
+    found = [*of_gpus(), *of_machine] if gpus else [*unseen()]
     red = [str(one) for one in found if one.red]
     if red:
         raise InputError("\n".join(red), ENVIRONMENT)
@@ -39,10 +40,11 @@ def findings(recipe: Recipe | None) -> Iterator[Finding]:
     yield from of_gpus()
     yield from unseen()
     yield arithmetic.kernels()
-    yield arithmetic.rates()
+    yield from arithmetic.rates()
     yield collectives.check(gpus)
     yield system.shared_memory(gpus)
     yield system.limits()
+    yield system.locked_memory(gpus)
     weights, kept = _needed(recipe, gpus)
     yield system.memory(weights)
     yield system.disk(Path(recipe.output) if recipe and recipe.output else Path.cwd(), kept)

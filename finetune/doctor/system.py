@@ -15,8 +15,14 @@ from hybrid_ft.finetune.runs.storage import size
 
 SHARED_MEMORY = 2**30
 """bytes of /dev/shm that several GPUs want: NCCL without P2P goes through it, and a container's usual 64 MiB break it"""
+RDMA = "/sys/class/infiniband"
+"""a folder for each adapter: InfiniBand, RoCE or EFA"""
+LOCKED = 2**30
+"""bytes that a process must be allowed to lock, or NCCL cannot register its buffers with such an adapter"""
+_IPC_LOCK = 14
+"""bit of the capability that lifts this limit"""
 _SLOW = 50e6
-"""bytes a second below which a disk is no place for checkpoints"""
+"""bytes a second below which a disk is too slow for checkpoints"""
 _NETWORK = {"nfs": "a network disk", "nfs4": "a network disk", "cifs": "a network disk", "9p": "a shared folder"}
 
 
@@ -38,6 +44,34 @@ def limits() -> Finding:
     return Finding(
         "limits", f"{'any number of' if files == resource.RLIM_INFINITY else f'{files:,}'} open files, {cores} CPUs"
     )
+
+
+def locked_memory(gpus: int, machines: int = 1) -> Finding:
+    """What NCCL needs between machines; on one GPUs meet without an adapter."""
+    adapters = sorted(os.listdir(RDMA)) if gpus and os.path.isdir(RDMA) else []
+    if not adapters:
+        return absent("memlock")
+    most = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+    if most == resource.RLIM_INFINITY or _is_lifted(_status()):
+        return Finding("memlock", f"any memory may be locked, as {adapters[0]} needs")
+    if most >= LOCKED:
+        return Finding("memlock", f"{size(most)} may be locked")
+    mend = "run ulimit -l unlimited, or start the container with --ulimit memlock=-1"
+    said = f"{size(most)} may be locked, and between machines {adapters[0]} needs {size(LOCKED)}: {mend}"
+    return Finding("memlock", said, red=machines > 1)
+
+
+def _is_lifted(status: str) -> bool:
+    """Whether /proc/self/status says that this process may lock what it likes."""
+    held = next((line.split()[1] for line in status.splitlines() if line.startswith("CapEff:")), "0")
+    return bool(int(held, 16) >> _IPC_LOCK & 1)
+
+
+def _status() -> str:
+    try:
+        return Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return ""
 
 
 def memory(needed: int | None = None) -> Finding:

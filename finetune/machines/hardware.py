@@ -48,7 +48,8 @@ def _check_workers(workers: int) -> None:
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if files != resource.RLIM_INFINITY and files < OPEN_FILES:
         raise InputError(
-            f"train.loader_workers: {workers} loader workers need {OPEN_FILES:,} open files, and a process may have {files:,} here; "
+            f"train.loader_workers: {workers} loader workers need {OPEN_FILES:,} open files, and a process may have "
+            f"{files:,} here; "
             f"run ulimit -n {OPEN_FILES} first, or set train.loader_workers: 0",
             ENVIRONMENT,
         )
@@ -57,7 +58,8 @@ def _check_workers(workers: int) -> None:
     size = shutil.disk_usage(SHARED).total
     if size < SHARED_MEMORY:
         raise InputError(
-            f"train.loader_workers: {workers} loader workers hand over batches in {SHARED}, which has {size:,} bytes and must have "
+            f"train.loader_workers: {workers} loader workers hand over batches in {SHARED}, which has {size:,} bytes "
+            f"and must have "
             f"{SHARED_MEMORY:,}; start the container with more (--shm-size), or set train.loader_workers: 0",
             ENVIRONMENT,
         )

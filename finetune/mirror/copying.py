@@ -284,7 +284,7 @@ class Copying:
         self.moved = time.monotonic()
 
     def _remove_all_but(self, kept: list[str]) -> None:
-        """The manifest first: what is half removed is no checkpoint."""
+        """The manifest first: what is half removed does not count as a checkpoint."""
         older = sorted({file.partition("/")[0] for file in self._place.listing(CHECKPOINTS)} - set(kept))
         if older:
             # a start that has taken the place over since may have saved newer ones, after this list

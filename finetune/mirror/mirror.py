@@ -104,7 +104,8 @@ class Mirror:
             if name in RESULTS and not (self._folder.path / name).is_dir():
                 if self._fetch_folder(name, manifest_of(name)) is None:
                     raise InputError(
-                        f"mirror: {self.place.name} has no whole {name}; take the run further by --extend, or give another output",
+                        f"mirror: {self.place.name} has no whole {name}; take the run further by --extend, "
+                        "or give another output",
                         ENVIRONMENT,
                     )
                 self._say(f"mirror    fetched {name} from {self.place.name}")

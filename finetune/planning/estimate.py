@@ -75,6 +75,11 @@ def case(recipe: Recipe, shape: Shape, work: Work, gpu: Gpu, count: int, save_by
     return Case(gpu, count, memory, seconds, len(kept))
 
 
+def waiting(recipe: Recipe, work: Work, count: int) -> int:
+    """How many of so many GPUs, or of the teams that share a micro-batch, wait at the end of each step."""
+    return -work.dealt % (count // recipe.train.sequence_parallel)
+
+
 def _of_a_machine(count: int) -> int:
     """Of so many GPUs those of one machine, of which each has as many."""
     machines = math.ceil(count / OF_A_MACHINE)
@@ -91,7 +96,7 @@ def _seconds(
     adapters."""
     size = recipe.train.sequence_parallel
     teams = count // size
-    idle = math.ceil(work.micro_batches / teams) * teams / work.micro_batches
+    idle = 1 + waiting(recipe, work, count) / work.dealt
     done = (work.operations + work.again * again) * idle / count
     over = 4 / 3  # what is done of full training with recomputation, over what counts
     slow, fast = (done / (gpu.flops * share * over) for share in gpu.mfu)

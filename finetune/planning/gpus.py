@@ -11,7 +11,7 @@ from hybrid_ft.errors import InputError, did_you_mean, shown
 from hybrid_ft.finetune.recipe.yaml_file import read_yaml
 
 TABLE = Path(__file__).with_name("gpus.yaml")
-_NUMBERS = ("memory", "tflops", "link")
+_NUMBERS = ("memory", "tflops", "bandwidth", "link")
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,15 @@ class Offer:
 
 @dataclass(frozen=True)
 class Gpu:
-    """memory: bytes; flops: bfloat16 operations a second; mfu: shares of them, low and high; link: bytes a second."""
+    """memory: bytes; flops: bfloat16 operations a second; mfu: shares of them, low and high; bandwidth: bytes a second to
+    and from its memory; link: bytes a second to its neighbours."""
 
     key: str
     name: str
     memory: float
     flops: float
     mfu: tuple[float, float]
+    bandwidth: float
     link: float
     offers: tuple[Offer, ...]
 
@@ -77,7 +79,7 @@ def _gpu(key: str, row: Any, place: str) -> Gpu:
     wanted = {"name", "mfu", "offers", *_NUMBERS}
     if not isinstance(row, dict) or row.keys() != wanted:
         raise InputError(f"{place}: is {shown(row)}; must have exactly {', '.join(sorted(wanted))}")
-    memory, tflops, link = (_positive(row[name], f"{place}.{name}") for name in _NUMBERS)
+    memory, tflops, bandwidth, link = (_positive(row[name], f"{place}.{name}") for name in _NUMBERS)
     mfu = row["mfu"]
     if not isinstance(mfu, list) or len(mfu) != 2:
         raise InputError(f"{place}.mfu: is {shown(mfu)}; must be two shares, from and to")
@@ -88,7 +90,7 @@ def _gpu(key: str, row: Any, place: str) -> Gpu:
     if not isinstance(offers, list) or not offers:
         raise InputError(f"{place}.offers: is {shown(offers)}; must be a list of price, place and date")
     read = tuple(_offer(offer, f"{place}.offers[{number}]") for number, offer in enumerate(offers))
-    return Gpu(key, str(row["name"]), memory * 1e9, tflops * 1e12, (low, high), link * 1e9, read)
+    return Gpu(key, str(row["name"]), memory * 1e9, tflops * 1e12, (low, high), bandwidth * 1e12, link * 1e9, read)
 
 
 def _offer(row: Any, place: str) -> Offer:

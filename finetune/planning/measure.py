@@ -134,7 +134,7 @@ def _of_layers(
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
 
-    forward_and_backward()  # what is compiled or allocated for the first time is no step's
+    forward_and_backward()  # a step does not compile or allocate for the first time
     step()
     ends = time.perf_counter() + seconds
     passes: list[float] = []

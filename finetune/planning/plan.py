@@ -107,7 +107,7 @@ def run(recipe: Recipe, asked: Asked, say: Callable[[str], None]) -> int:
             say(text)
     found = list(cases(recipe, model.shape, work, kinds, counts, model.save))
     shown = _shown(found, asked)
-    for text in view.described(shown, work):
+    for text in view.described(recipe, shown, work):
         say(text)
     say(view.saves(recipe, model.save, work))
     others = [one for one in found if one is not shown]
@@ -172,4 +172,5 @@ def _with_tokens(work: Work, other: Recipe, recipe: Recipe) -> Work:
         return work
     tokens = min(work.batch.tokens, other.train.batch_tokens)
     batch = replace(work.batch, tokens=tokens, labelled=min(work.batch.labelled, tokens))
-    return replace(work, batch=batch, micro_batches=round(work.micro_batches / share))
+    dealt = round(work.dealt / share) if work.dealt == work.micro_batches else work.dealt
+    return replace(work, batch=batch, micro_batches=round(work.micro_batches / share), dealt=dealt)

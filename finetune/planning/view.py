@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from hybrid_ft.finetune.planning.estimate import DISK, OUTSIDE, Case
+from hybrid_ft.finetune.planning.estimate import DISK, OUTSIDE, Case, waiting
 from hybrid_ft.finetune.planning.work import Work
 from hybrid_ft.finetune.runs.storage import size
 
@@ -19,13 +19,14 @@ def line(heading: str, text: str) -> str:
     return f"{heading:{_WIDTH}}{text}"
 
 
-def described(one: Case, work: Work, measured: bool = False) -> Iterator[str]:
+def described(recipe: Recipe, one: Case, work: Work) -> Iterator[str]:
     """One case in full: every term of the memory, where the peak is, time and money."""
     memory = one.memory
     place = named(one)
     known = "fits" if memory.proven else "may fit"
     fits = known if one.fits else "may just fit" if one.tight else "does not fit"
-    yield line("memory", f"{place}: {fits}, {needed(one)} of {size(one.gpu.memory)} each, most in {memory.when}")
+    each = " each" if one.count > 1 else ""
+    yield line("memory", f"{place}: {fits}, {needed(one)} of {size(one.gpu.memory)}{each}, most in {memory.when}")
     if one.kept:
         yield line("", f"{one.kept} layers keep their activations, the rest are computed again")
     for name, count in memory.terms.items():
@@ -37,16 +38,31 @@ def described(one: Case, work: Work, measured: bool = False) -> Iterator[str]:
     if not (one.fits or one.tight):
         return
     if one.seconds is None:
-        hour = one.count * one.gpu.offer.price
-        yield line("price", f"{hour:,.2f} $ an hour at {one.gpu.offer}; the run's is known with its tokens")
+        hour = f"{one.count * one.gpu.offer.price:,.2f} $ an hour at " if one.count > 1 else ""
+        yield line("price", f"{hour}{one.gpu.offer}; the run's is known with its tokens")
         return
     assert work.tokens is not None
     per_second = sorted(work.tokens * work.epochs / seconds for seconds in one.seconds)
-    how = "measured on this machine" if measured else "not measured: from the kind's published speeds"
     plural = "s" * (work.epochs != 1)
-    rates = " to ".join(f"{rate:,.0f}" for rate in per_second)
-    yield line("time", f"{hours(one.seconds)} for {work.epochs:.3g} epoch{plural}, {rates} tokens/s ({how})")
-    yield line("cost", f"{dollars(one)} at {one.gpu.offer}; --price sets it")
+    rates = " to ".join(f"{_rounded(rate):,.0f}" for rate in per_second)
+    yield line(
+        "time",
+        f"{hours(one.seconds)} for {work.epochs:.3g} epoch{plural}, {rates} tokens/s "
+        "(not measured: from the kind's published speeds)",
+    )
+    if idle := waiting(recipe, work, one.count):
+        yield line("", _idle(recipe, work, one.count, idle))
+    yield line("cost", f"{dollars(one)} at {one.gpu.offer}" + ("; --price sets it" if one.gpu.offer.date else ""))
+
+
+def _idle(recipe: Recipe, work: Work, count: int, idle: int) -> str:
+    size, packed = recipe.train.sequence_parallel, recipe.stage == "sft" and recipe.data.packing
+    who = f"{count} GPUs" if size == 1 else f"{count // size} teams of {size} GPUs"
+    if work.dealt != work.micro_batches:
+        return f"{idle} of {who} wait at the end of each step, of {work.dealt} rows"
+    keys = "train.tokens_per_step and train.batch_tokens set" if packed else "train.rows_per_step sets"
+    many = "micro-batch" if work.micro_batches == 1 else "micro-batches"
+    return f"{idle} of {who} wait at the end of each step, of {work.micro_batches} {many}; {keys} their number"
 
 
 def alternatives(found: Sequence[Case], mended: Callable[[Case], str]) -> Iterator[str]:
@@ -92,6 +108,11 @@ def needed(one: Case) -> str:
 
 def named(one: Case) -> str:
     return f"{one.count} x {one.gpu.name}"
+
+
+def _rounded(rate: float) -> float:
+    """To two digits: it is one end of a range."""
+    return float(f"{rate:.2g}") if rate else rate
 
 
 def _span(seconds: float) -> str:

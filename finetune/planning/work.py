@@ -32,6 +32,7 @@ class Work:
 
     tokens, steps   None where neither the rows nor the recipe say them
     micro_batches   of a step, over all processes
+    dealt           what a step's work is dealt out in: its micro-batches, or its pairs or judged answers
     ``batch`` is the largest micro-batch; ``typical``: lengths of the rows in one as they mostly are.
     exchanged       bytes a token that go to other heads and come back, in all layers, where processes share its row
     ``source`` says where the figures are from, ``rows`` what they come to.
@@ -42,6 +43,7 @@ class Work:
     epochs: float
     steps: int | None
     micro_batches: int
+    dealt: int
     operations: float
     again: float
     source: str
@@ -132,7 +134,8 @@ def work_of(
     epochs = plan.steps / plan.per_epoch
     typical = _typical(whole, None if pairs else prepared.packs, total / micro / plan.per_epoch)
     exchanged = _exchanged(config)
-    return Work(batch, total, epochs, plan.steps, micro, operations, again, "the rows", rows, typical, exchanged)
+    dealt = rows_of_a_step(recipe) if pairs else micro
+    return Work(batch, total, epochs, plan.steps, micro, dealt, operations, again, "the rows", rows, typical, exchanged)
 
 
 def _typical(whole: np.ndarray, packs: list[list[int]] | None, tokens: float) -> tuple[int, ...]:
@@ -171,7 +174,8 @@ def _told(recipe: Recipe, config: PreTrainedConfig, why: str, tokens: int | None
     said = f"{tokens:,} tokens" if tokens else "tokens not known: --tokens N says them"
     rows = f"{said}; rows taken to be {of_rows:,} tokens long, as data.max_length allows, and micro-batches full"
     typical = (of_rows,) * max(full // of_rows, 1)
-    return Work(batch, tokens, epochs, steps, micro, operations, again, why, rows, typical, _exchanged(config))
+    dealt = rows_of_a_step(recipe) if pairs else micro
+    return Work(batch, tokens, epochs, steps, micro, dealt, operations, again, why, rows, typical, _exchanged(config))
 
 
 def _exchanged(config: Any) -> int:

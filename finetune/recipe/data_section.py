@@ -132,7 +132,8 @@ class Source(Section):
     """Rows to learn from: a file, a folder, a pattern of files, or a hub dataset."""
 
     path: Text = Field(examples=["data/train.jsonl"])
-    """A file, a pattern of files (data/*.jsonl), a folder, the name of a hub dataset, or one file of it (hf://datasets/ORG/NAME/FILE); docs/data.md says what is read."""
+    """A file, a pattern of files (data/*.jsonl), a folder, the name of a hub dataset, or one file of it
+    (hf://datasets/ORG/NAME/FILE); docs/data.md says what is read."""
     name: Text | None = Field(None, examples=["main"])
     """Configuration of a dataset, on the hub or in a folder."""
     split: Text | None = Field(None, examples=["train[:1000]", "test[10%:20%]"])
@@ -142,13 +143,14 @@ class Source(Section):
     format: Literal["messages", "prompt-completion", "alpaca", "sharegpt", "text"] | None = Field(
         None, examples=["alpaca"]
     )
-    """Format of the rows; null: recognised from the columns. text: plain text, every token trained, no chat template."""
+    """Format of the rows; null: recognised from the columns. text: plain text, every token trained, no chat
+    template."""
     columns: Annotated[Columns | None, _NAME_IS_FILE] = Field(None, examples=["gsm8k"])
     """Which column is which: a mapping that ships here, by name, a .yaml file, or the mapping itself."""
     roles: Roles | None = Field(None, examples=[{"Human": "user", "Bot": "assistant"}])
-    """What the roles of the turns mean, if their names are not known."""
+    """What the roles of the turns mean, if their names are not known: system, user, assistant, tool or environment."""
     preference: Preferred | None = Field(None, examples=[{"model_a": 1, "model_b": 2, "tie": "tie"}])
-    """Of pairs: which output each value of the preference column names."""
+    """Of pairs: which output each value of the preference column names: 1, 2 or tie."""
     labels: Labels | None = Field(None, min_length=1, examples=[{"5": True, "1": False}])
     """Of judged answers: which values of the label column mean a good answer (true), and which a bad one."""
     pairs: Literal["best_worst", "all"] = Field("best_worst", examples=["all"])
@@ -158,7 +160,8 @@ class Source(Section):
     without: dict[str, Scalar | list[Scalar]] | None = Field(None, min_length=1, examples=[{"completion": "nan"}])
     """No rows with any of these values, such as the word that stands for a missing answer; null: all."""
     weight: float | None = Field(None, gt=0, examples=[0.5])
-    """Share of the mix, by rows or as data.weight_by says. The mix is the largest that the sources can fill, taking no row more often than repeat says."""
+    """Share of the mix, by rows or as data.weight_by says. The mix is the largest that the sources can fill, taking no
+    row more often than repeat says."""
     count: AtLeastOne | None = Field(None, examples=[5000])
     """Take this many rows, a seeded sample; null: all."""
     repeat: int = Field(1, ge=1, le=1000, examples=[3])
@@ -169,7 +172,8 @@ class HeldOut(Section):
     """Rows kept from training: a share or a number of the training rows, split by prompt, or separate files."""
 
     fraction: float = Field(0.0, ge=0, lt=1, examples=[0.01])
-    """Share of the rows, split by prompt so that no prompt is on both sides. For a stream: share of the prompts, by their hash."""
+    """Share of the rows, split by prompt so that no prompt is on both sides. For a stream: share of the prompts, by
+    their hash."""
     count: AtLeastOne | None = Field(None, examples=[200])
     """Number of rows, instead of fraction. For a stream: how many held-out rows are kept and measured; null: 500."""
     sources: list[Source] = Field(default_factory=list, examples=[[{"path": "data/held-out.jsonl"}]])
@@ -187,11 +191,13 @@ class Data(Section):
     sources: list[Source] = Field(min_length=1, examples=[[{"path": "data/train.jsonl"}]])
     """What to train on, a list of files and hub datasets."""
     weight_by: Literal["rows", "tokens"] = Field("rows", examples=["tokens"])
-    """What the sources' weights are shares of. tokens: the trained tokens (in a pair, of both answers), for sources whose rows differ in length."""
+    """What the sources' weights are shares of. tokens: the trained tokens (in a pair, of both answers), for sources
+    whose rows differ in length."""
     eval: Annotated[HeldOut, NULL_IS_EMPTY] = Field(default_factory=HeldOut, examples=[{"fraction": 0.01}])
     """Held-out rows; none by default."""
     decontaminate: list[Text] = Field(default_factory=list, examples=[["gsm8k", "test.jsonl"]])
-    """Evaluation tasks, by name or file, and files of rows: training rows that contain half of the 8-word sequences of one of their questions are dropped and counted, as Ai2 does (Olmo 3's report, 4.2.1)."""
+    """Evaluation tasks, by name or file, and files of rows: training rows that contain half of the 8-word sequences of
+    one of their questions are dropped and counted, as Ai2 does (Olmo 3's report, 4.2.1)."""
     max_length: int = Field(4096, ge=2, le=2**20, examples=[16384])
     """Most tokens in a row."""
     on_long_row: Literal["drop", "cut", "split", "error"] = Field("drop", examples=["cut"])
@@ -202,11 +208,13 @@ class Data(Section):
     max_dropped: float = Field(0.01, ge=0, le=1, examples=[0.05])
     """The run is refused if a larger share of the rows would be dropped."""
     reasoning: Literal["template", "text", "drop"] = Field("template", examples=["text"])
-    """What happens to reasoning, which comes as a field (reasoning_content) or in `<think>` tags. template: the chat template writes it or leaves it out; text: it is written into the answer, in tags; drop: it is left out."""
+    """What happens to reasoning, which comes as a field (reasoning_content) or in `<think>` tags. template: the chat
+    template writes it or leaves it out; text: it is written into the answer, in tags; drop: it is left out."""
     train_empty_thoughts: bool = Field(True, examples=[False])
     """Whether to train an empty thought that the chat template itself puts before an answer. Must be true for pairs."""
     streaming: bool = Field(False, examples=[True])
-    """Read rows while training, for datasets larger than the disk; needs train.steps. docs/data.md says what differs."""
+    """Read rows while training, for datasets larger than the disk; needs train.steps. docs/data.md says what
+    differs."""
     shuffle_buffer: AtLeastOne = Field(10_000, examples=[50_000])
     """For a stream: how many rows are shuffled and packed together, and held in memory at 8 bytes per token."""
     packing: bool = Field(True, examples=[False])
@@ -214,7 +222,9 @@ class Data(Section):
     seed: Seed = Field(0, examples=[1])
     """Seed of samples and of the held-out split."""
     cache: Annotated[Text | Literal[False] | None, Free()] = Field(None, examples=["runs/tokens", False])
-    """A folder for tokenized rows, which runs may share: a start with the same rows reads them there. false: none are kept; null: the environment variable HYBRID_FT_CACHE, or .tokens beside the run's folder, except sources smaller than 1 MB."""
+    """A folder for tokenized rows, which runs may share: a start with the same rows reads them there. false: none are
+    kept; null: the environment variable HYBRID_FT_CACHE, or .tokens beside the run's folder, except sources smaller
+    than 1 MB."""
 
     @property
     def plain_text(self) -> bool:

@@ -13,7 +13,7 @@ _FILE = re.compile(r"hf://datasets/(\w[\w.-]*/\w[\w.-]*)/((?:[^*?\[\]/]+/)*[^*?\
 
 
 def repository(path: str) -> tuple[str, str]:
-    """``ORG/NAME`` and ``FILE`` of ``hf://datasets/ORG/NAME/FILE``. Raises ValueError for what is no such name."""
+    """``ORG/NAME`` and ``FILE`` of ``hf://datasets/ORG/NAME/FILE``. Raises ValueError for any other text."""
     found = _FILE.fullmatch(path)
     if found is None:
         raise ValueError(f"got {shown(path)}; must name one file of a hub dataset, {HUB_FILES}ORG/NAME/FILE")

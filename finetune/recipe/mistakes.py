@@ -269,6 +269,6 @@ def _meaning(field: FieldInfo | None) -> str:
     """``: a model folder or a hub name, such as tiny``, of a key that must be given."""
     if field is None:
         return ""
-    first = (field.description or "").partition(". ")[0].removesuffix(".")
+    first = " ".join((field.description or "").split()).partition(". ")[0].removesuffix(".")
     example = f", such as {flow(field.examples[0])}" if field.examples else ""
     return f": {first[:1].lower()}{first[1:]}{example}" if first else ""

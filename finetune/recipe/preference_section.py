@@ -24,7 +24,7 @@ class Kto(Section):
     beta: float = Field(0.1, gt=0, examples=[0.05])
     """How strongly the model is kept close to the reference."""
     desirable_weight: float = Field(1.0, ge=0, examples=[1.5])
-    """Weight of the loss of good answers. Together they should weigh 1 to 1.33 times as much as all bad ones."""
+    """Weight of the loss of good answers. All of them together should weigh 1 to 1.33 times as much as all bad ones."""
     undesirable_weight: float = Field(1.0, ge=0, examples=[1.5])
     """Weight of the loss of bad answers."""
     rows_per_step: AtLeastOne = Field(32, examples=[128])

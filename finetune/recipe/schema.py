@@ -36,7 +36,8 @@ class Dpo(Section):
     loss: LossName = Field(DEFAULT, examples=["sigmoid"])
     """TRL's name of the loss, see the table below; null: the default, which Olmo Hybrid was tuned with."""
     beta: float = Field(None, gt=0, validate_default=True, examples=[0.1])
-    """How strongly the model is kept close to the reference; null: 5 for sigmoid_norm, which is per token, otherwise 0.1."""
+    """How strongly the model is kept close to the reference; null: 5 for sigmoid_norm, which is per token, otherwise
+    0.1."""
     label_smoothing: float = Field(0.0, ge=0, lt=0.5, examples=[0.1])
     """Share of the pairs believed to be the wrong way round, for the losses that take it."""
     pairs_per_step: AtLeastOne = Field(32, examples=[128])
@@ -58,7 +59,7 @@ class Dpo(Section):
 
 
 class Train(Section):
-    """Length, learning rate and batch sizes. The optimizer is AdamW."""
+    """Length, batch sizes, optimizer and learning rate."""
 
     epochs: float = Field(1.0, gt=0, le=10_000, examples=[3])
     """Passes over the rows."""
@@ -69,26 +70,37 @@ class Train(Section):
     batch_size: AtLeastOne = Field(8, examples=[16])
     """Rows in a padded micro-batch, if they are not packed."""
     tokens_per_step: AtLeastOne | None = Field(None, examples=[131072])
-    """Tokens per optimizer step, over all processes, if rows are packed: a multiple of batch_tokens."""
+    """Tokens per optimizer step, over all processes, if rows are packed: a multiple of batch_tokens; null: batch_tokens
+    times accumulation."""
     rows_per_step: AtLeastOne | None = Field(None, examples=[32])
-    """Rows per optimizer step, over all processes, if they are not packed: a multiple of batch_size."""
+    """Rows per optimizer step, over all processes, if they are not packed: a multiple of batch_size; null: batch_size
+    times accumulation."""
     accumulation: AtLeastOne = Field(1, examples=[4])
     """Micro-batches per optimizer step, over all processes, if the two keys above are null. Set
     dpo.pairs_per_step, kto.rows_per_step or reward.pairs_per_step instead for these stages."""
     learning_rate: float | None = Field(None, gt=0, le=1, examples=[1e-5])
-    """Peak learning rate. null: 2.5e-5 for all weights and 2e-4 for LoRA; for dpo and kto 1e-6 and 1e-5, for reward 1e-5 and 1e-4 (TRL's). Those for all weights are Ai2's for Olmo Hybrid; LoRA takes about ten times as much. With Gated DeltaNet at alpha 32 (tinker-cookbook's sweep on Qwen3.5) 3e-4 is best at every rank from 4 to 128, the same product as 1.5e-4 at alpha 64, and 1e-3 does harm."""
+    """Peak learning rate. null: 2.5e-5 for all weights and 2e-4 for LoRA; for dpo and kto 1e-6 and 1e-5, for reward
+    1e-5 and 1e-4 (TRL's). Those for all weights are Ai2's for Olmo Hybrid; LoRA takes about ten times as much. With
+    Gated DeltaNet at alpha 32 (tinker-cookbook's sweep on Qwen3.5) 3e-4 is best at every rank from 4 to 128, the same
+    product as 1.5e-4 at alpha 64, and 1e-3 does harm."""
     optimizer: Literal["adamw", "adamw_bf16", "muon"] = Field("adamw", examples=["adamw_bf16"])
-    """adamw: weights, gradients and both moments in float32, 16 bytes for a trained number. adamw_bf16: all of them in bfloat16, weights with 8 bits more, rounded at random: 9 bytes, so that all weights of a 7B are trained on one 80 GB GPU. The arithmetic is bfloat16 then, on a CPU too. muon: torch's Muon for the matrices of layers (on a CPU in float32), with updates of the size of AdamW's, and AdamW for everything else; one moment for a matrix, 12 bytes. Whether it gains anything on a model that was pretrained with AdamW is not known."""
+    """adamw: weights, gradients and both moments in float32, 16 bytes for a trained number. adamw_bf16: all of them in
+    bfloat16, weights with 8 bits more, rounded at random: 9 bytes, so that all weights of a 7B are trained on one 80 GB
+    GPU. The arithmetic is bfloat16 then, on a CPU too. muon: torch's Muon for the matrices of layers (on a CPU in
+    float32), with updates of the size of AdamW's, and AdamW for everything else; one moment for a matrix, 12 bytes.
+    Whether it gains anything on a model that was pretrained with AdamW is not known."""
     loraplus_ratio: float | None = Field(None, ge=1, le=1000, examples=[16])
-    """LoRA+: B learns this many times as fast as A, and so do single vectors (DoRA's lengths, norms). null: all at one rate. Lower the learning rate to half or so with it."""
+    """LoRA+: B learns this many times as fast as A, and so do single vectors (DoRA's lengths, norms). null: all at one
+    rate. Lower the learning rate to half or so with it."""
     neftune_alpha: float | None = Field(None, gt=0, le=1000, examples=[5])
-    """NEFTune: in training every embedding of a document of L tokens in D dimensions gets uniform noise of up to alpha / sqrt(L D). null: none."""
+    """NEFTune: in training every embedding of a document of L tokens in D dimensions gets uniform noise of up to alpha
+    / sqrt(L D). null: none."""
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", examples=["cosine"])
     """Shape of the learning rate after the warm-up; linear and cosine end at 0."""
     warmup: float = Field(0.03, ge=0, lt=1, examples=[0.1])
     """Share of the steps in which the learning rate rises from 0, rounded down to whole steps."""
     weight_decay: float = Field(0.0, ge=0, le=1, examples=[0.1])
-    """AdamW's weight decay."""
+    """Decoupled weight decay, of AdamW and of Muon."""
     betas: list[Beta] = Field(default_factory=lambda: [0.9, 0.95], min_length=2, max_length=2, examples=[[0.9, 0.999]])
     """AdamW's decay rates of the two moments."""
     max_grad_norm: float = Field(1.0, gt=0, examples=[0.5])
@@ -104,9 +116,13 @@ class Train(Section):
     loader_workers: Annotated[int, Free()] = Field(0, ge=0, le=64, examples=[4])
     """Processes that prepare batches ahead of training."""
     sharded: bool | Literal["machine"] = Field(False, examples=[True])
-    """Divide weights, gradients and optimizer among the processes (FSDP2); machine: among those of each machine, which exchange gradients once a step (HSDP), for machines with a slow link between them; false: each holds a copy (DDP)."""
+    """Divide weights, gradients and optimizer among the processes (FSDP2); machine: among those of each machine, which
+    exchange gradients once a step (HSDP), for machines with a slow link between them; false: each holds a copy
+    (DDP)."""
     sequence_parallel: Annotated[AtLeastOne, Free()] = Field(1, examples=[2])
-    """Processes that share the tokens of each micro-batch, each computing whole sequences of some heads: a divisor of the number of processes. A step is the same rows. For packed rows and for dpo and kto; not with Kimi Linear, Ling, Jamba, Samba and Nemotron-Flash."""
+    """Processes that share the tokens of each micro-batch, each computing whole sequences of some heads: a divisor of
+    the number of processes. A step is the same rows. For packed rows and for dpo and kto; not with Kimi Linear, Ling,
+    Jamba, Samba and Nemotron-Flash."""
     check_memory: Annotated[bool, Free()] = Field(True, examples=[False])
     """Refuse, before the weights are read, a step that cannot fit the GPU; false: try it anyway."""
     trackers: Annotated[list[Literal["tensorboard", "trackio", "wandb"]], Free()] = Field(
@@ -127,7 +143,8 @@ class Suite(Section):
     every: AtLeastOne | None = Field(None, examples=[500])
     """Steps between evaluations; null: only before and after."""
     best: Text | None = Field(None, examples=["gsm8k"])
-    """A task. The result is the checkpoint with the best score in its first measure, among those evaluated during training and the last."""
+    """A task. The result is the checkpoint with the best score in its first measure, among those evaluated during
+    training and the last."""
     run_code: bool = Field(False, examples=[True])
     """Allow tasks to run code that the model writes."""
 
@@ -136,7 +153,8 @@ class Evaluate(Section):
     """What is measured on held-out rows, and which prompts are answered before and after."""
 
     every: Annotated[AtLeastOne | None, Free(unless="evaluate.load_best")] = Field(None, examples=[100])
-    """Steps between held-out losses. If there are held-out rows, one is always taken at the end."""
+    """Steps between held-out losses; null: only before and after. One is taken at the end in any case, if there are
+    held-out rows."""
     load_best: bool = Field(False, examples=[True])
     """Make the checkpoint with the lowest held-out loss the result; it is kept beside the newest ones."""
     answers: int = Field(0, ge=0, examples=[50])
@@ -146,7 +164,7 @@ class Evaluate(Section):
     max_new_tokens: AtLeastOne = Field(256, examples=[512])
     """Most tokens in an answer."""
     suite: Annotated[Suite | None, Free(unless="evaluate.suite.best")] = Field(None, examples=[{"tasks": ["gsm8k"]}])
-    """Tasks of hybrid-ft evaluate; null: none."""
+    """Tasks of `hybrid-ft evaluate`; null: none."""
 
     @property
     def keeps_best(self) -> bool:
@@ -176,7 +194,8 @@ class Recipe(Section):
     output: Annotated[Text | None, Free()] = Field(None, examples=["runs/mine"])
     """The run's folder; null: runs/ and the recipe file's stem."""
     mirror: Annotated[Text | None, Free()] = Field(None, examples=["s3://my-runs/mine"])
-    """A place to copy every checkpoint and the result to, from which a fresh machine can resume: s3://, gs://, hf://buckets/, ssh:// or a folder. null: none."""
+    """A place to copy every checkpoint and the result to, from which a fresh machine can resume: s3://, gs://,
+    hf://buckets/, ssh:// or a folder. null: none."""
 
     @field_validator("train")
     @classmethod

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from hybrid_ft.errors import InputError, did_you_mean
@@ -69,3 +71,15 @@ def shipped(path: str) -> Path | None:
     candidate = PACKAGE_ROOT / path
     inside = parts[:1] in (("datasets",), ("recipes",)) and ".." not in parts
     return candidate if inside and os.path.exists(candidate) else None
+
+
+def digest_of_code(names: Iterable[str]) -> str:
+    """sha256 of the code and templates in these folders and files of the package, as they lie here: a version number stays
+    while its code is worked on."""
+    total = hashlib.sha256()
+    for name in names:
+        place = PACKAGE_ROOT / name
+        files = [place] if place.is_file() else [file for file in place.rglob("*") if file.suffix in (".py", ".jinja")]
+        for file in sorted(files):
+            total.update(f"{file.relative_to(PACKAGE_ROOT).as_posix()}\0".encode() + file.read_bytes())
+    return total.hexdigest()

@@ -10,7 +10,7 @@ from typing import Any
 
 from hybrid_ft.errors import ENVIRONMENT, RESUMABLE, InputError, one_line
 from hybrid_ft.finetune.renting.install import install
-from hybrid_ft.finetune.renting.job import RUNS, Job, readable, words
+from hybrid_ft.finetune.renting.job import Job, readable, words
 from hybrid_ft.finetune.renting.kinds import flavor
 
 IMAGE = "python:3.12"
@@ -37,12 +37,12 @@ def specification(job: Job) -> str:
         "image": order.image or IMAGE,
         "command": ["bash", "-c", _script(job)],
         "env": {} if job.file is None else {RECIPE: job.file.read_text(encoding="utf-8-sig")},
-        "secrets": list(order.secret),
+        # a bucket of the hub is reached with the token alone
+        "secrets": list(dict.fromkeys([*order.secret, *([TOKEN] if job.kept else [])])),
         "flavor": flavor(order.gpu or "", order.gpus),
         "timeout": order.time,
         **({"attempts": 1 + order.restarts} if order.restarts else {}),
         "name": job.name,
-        "volumes": [] if order.mirror else [{"type": "bucket", "source": order.hub_bucket, "mount_path": RUNS}],
     }
     return readable(wanted)
 
@@ -83,7 +83,6 @@ def start(text: str, say: Callable[[str], None]) -> int:
         found = f"huggingface_hub {huggingface_hub.__version__} starts a job once"
         raise InputError(f"--restarts: {found}; pip install -U huggingface_hub, or leave the option out", ENVIRONMENT)
     wanted["secrets"] = {name: _secret(name) for name in wanted["secrets"]}
-    wanted["volumes"] = [huggingface_hub.Volume(**volume) for volume in wanted["volumes"]]
     problems: tuple[Any, ...] = (*HfHubHTTPError.__bases__, OSError)  # the network's among them
     try:
         started = huggingface_hub.run_job(**wanted)

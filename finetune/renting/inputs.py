@@ -111,6 +111,7 @@ def check_without_links(brought: list[Input]) -> None:
                 link = next((name for name in (*folders, *names) if os.path.islink(os.path.join(folder, name))), None)
                 if link is not None:
                     raise InputError(
-                        f"{item.key}: {shown(os.path.relpath(os.path.join(folder, link), place))} is a link, which is not uploaded;"
+                        f"{item.key}: {shown(os.path.relpath(os.path.join(folder, link), place))} is a link, "
+                        "which is not uploaded;"
                         " copy the folder with cp -rL, or give the hub name"
                     )

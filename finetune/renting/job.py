@@ -19,10 +19,12 @@ from hybrid_ft.finetune.recipe.shipped import find_recipe
 from hybrid_ft.finetune.recipe.stage_kinds import PREFERENCE
 from hybrid_ft.finetune.recipe.yaml_file import read_yaml
 from hybrid_ft.finetune.renting.inputs import Input, inputs, shipped_name
-from hybrid_ft.finetune.renting.order import Order
+from hybrid_ft.finetune.renting.order import HUB_BUCKETS, Order
 
-RUNS = "/runs"
-"""Where a bucket is mounted."""
+COPIES = "/copies"
+"""Where a bucket is mounted that holds the run's mirror."""
+RUNS = "runs"
+"""Where the run's folder lies, on the machine's own disk, below the folder that the command runs in."""
 WIDTH = 100
 
 
@@ -35,6 +37,7 @@ class Job:
     given      the recipe as the user named it
     overrides  the user's
     brought    the recipe's local paths
+    kept       the mirror that --bucket asks for, as the machine names it
     """
 
     order: Order
@@ -44,6 +47,7 @@ class Job:
     given: str
     overrides: tuple[str, ...]
     brought: list[Input]
+    kept: str | None = None
 
     def elsewhere(self) -> list[str]:
         """Arguments of ``hybrid-ft launch`` on a machine that has none of this one's paths, from the folder of the inputs."""
@@ -57,8 +61,8 @@ class Job:
             *self.overrides,
             *(item.override for item in self.brought),
             *own,
-            # with a mirror on the machine's own disk, below the folder that the command runs in
-            f"output={'runs' if self.order.mirror else RUNS}/{self.name}",
+            *_mirror(self.kept),
+            f"output={RUNS}/{self.name}",
             "--processes",
             str(self.order.gpus),
         ]
@@ -67,8 +71,7 @@ class Job:
 def make_job(file: str, overrides: Sequence[str], order: Order) -> Job:
     """The job of a recipe. Raises InputError for a recipe that is wrong here and for a file of stages."""
     found = find_recipe(file)
-    if order.mirror is not None:
-        overrides = [*overrides, f"mirror={json.dumps(order.mirror, ensure_ascii=False)}"]
+    overrides = [*overrides, *_mirror(order.mirror)]
     if "stages" in read_yaml(found).value:
         raise InputError(f"{file}: holds stages; a job trains one recipe: give those of its stages one after the other")
     recipe = load_recipe(file, overrides)
@@ -76,17 +79,33 @@ def make_job(file: str, overrides: Sequence[str], order: Order) -> Job:
         raise InputError(
             f"mirror: {shown(recipe.mirror)} goes with the machine; give a place such as s3://my-runs/mine"
         )
+    if recipe.mirror and order.bucket:
+        raise InputError(f"mirror: {shown(recipe.mirror)} not with --bucket, which is a mirror; leave one of them out")
     shipped = shipped_name(file)
     name = re.sub(r"[^a-z0-9]+", "-", Path(str(recipe.output)).name.lower()).strip("-")[:40].strip("-") or "run"
+    name = name if name[0].isalpha() else f"run-{name}"
+    kept = _in_bucket(order, name)
     return Job(
         order,
-        recipe,
-        name if name[0].isalpha() else f"run-{name}",
+        recipe.model_copy(update={"mirror": kept}) if kept else recipe,
+        name,
         None if shipped else found.resolve(),
         shipped or file,
         tuple(overrides),
         inputs(recipe),
+        kept,
     )
+
+
+def _in_bucket(order: Order, name: str) -> str | None:
+    """The mirror in the bucket. Only SkyPilot mounts one: it brings the bucket's credentials, the hub's needs its token."""
+    if order.bucket is None:
+        return None
+    return f"{HUB_BUCKETS}{order.hub_bucket}/{name}" if order.place == "hf" else f"{COPIES}/{name}"
+
+
+def _mirror(place: str | None) -> list[str]:
+    return [f"mirror={json.dumps(place, ensure_ascii=False)}"] if place else []
 
 
 def words(arguments: Sequence[str]) -> str:

@@ -45,11 +45,11 @@ _NEEDED = {
     (
         "sky",
         "bucket",
-    ): "the machine's disk goes with it, and the run's folder must stay: a bucket such as s3://my-runs, or --mirror",
+    ): "the machine's disk goes with it, and the run's mirror must stay: a bucket such as s3://my-runs, or --mirror",
     (
         "hf",
         "bucket",
-    ): "the job's disk goes with it, and the run's folder must stay: a bucket of yours such as me/runs, or --mirror",
+    ): "the job's disk goes with it, and the run's mirror must stay: a bucket of yours such as me/runs, or --mirror",
     ("hf", "time"): "without a limit a job there ends after 30 minutes: such as 12h",
     ("slurm", "time"): "the run is told to save before the limit: such as 12h",
 }
@@ -57,7 +57,7 @@ _BUCKETS = {
     "sky": (re.compile(r"(s3|gs|r2|nebius|oci)://[a-z0-9][\w.-]*(/[\w.-]+)*/?", re.ASCII), "such as s3://my-runs"),
     "hf": (re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII), "owner/name, such as me/runs"),
 }
-_HF_BUCKET = "hf://buckets/"
+HUB_BUCKETS = "hf://buckets/"
 _TIME = re.compile(r"([1-9][0-9]{0,4})([mhd])", re.ASCII)
 _SECONDS = {"m": 60, "h": 3600, "d": 86400}
 _LONGEST_NOTICE = 1200
@@ -70,10 +70,10 @@ class Order:
     gpus      of one machine
     nodes     machines
     time      the limit: a number and m, h or d
-    bucket    where the runs' folders lie
+    bucket    what holds the copies of runs
     package   what is installed there: a wheel's file, or a requirement that pip knows
     image     a container's image; with no ``package`` it has the program already
-    mirror    where the run is copied to, in place of a bucket that its folder lies in; sky, hf
+    mirror    where the run is copied to; in place of a folder of a bucket; sky, hf
     secret    names of environment variables; their values are never written
     restarts  how often the job goes on by itself after status 75 (slurm), or is started again (hf)
     """
@@ -109,10 +109,10 @@ class Order:
                 raise InputError(f"--{option}: must be given with --on {place}; {why}")
         if self.bucket is not None:
             form, example = _BUCKETS[self.place]
-            if not form.fullmatch(self.bucket.removeprefix(_HF_BUCKET)):
+            if not form.fullmatch(self.bucket.removeprefix(HUB_BUCKETS)):
                 raise InputError(f"--bucket: {shown(self.bucket)} must be a bucket for --on {self.place}, {example}")
         if self.mirror is not None and self.bucket is not None:
-            raise InputError("--mirror: not with --bucket; the run is on the machine's own disk, or in a bucket")
+            raise InputError("--mirror: not with --bucket, which is a mirror too; leave one of them out")
         for name in self.secret:
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
                 raise InputError(
@@ -140,4 +140,4 @@ class Order:
     @property
     def hub_bucket(self) -> str:
         """``owner/name`` of a bucket on the hub."""
-        return (self.bucket or "").removeprefix(_HF_BUCKET)
+        return (self.bucket or "").removeprefix(HUB_BUCKETS)

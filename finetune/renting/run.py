@@ -9,7 +9,7 @@ from pathlib import Path
 from hybrid_ft.errors import InputError, holds_secret
 from hybrid_ft.finetune.planning.gpus import read_table
 from hybrid_ft.finetune.renting import hf, sky, slurm
-from hybrid_ft.finetune.renting.job import RUNS, Job, make_job, words
+from hybrid_ft.finetune.renting.job import Job, make_job, words
 from hybrid_ft.finetune.renting.order import PLACES, Order
 
 _SUFFIX = {"sky": ".sky.yaml", "hf": ".hf.yaml", "slurm": ".sbatch"}
@@ -72,10 +72,9 @@ def _tell(job: Job, target: Path, checked: bool, start: bool, say: Callable[[str
     machines = f"{order.nodes} machines with " if order.nodes and order.nodes > 1 else ""
     say(f"{target}: {PLACES[order.place]}, {machines}{order.gpus} x {gpu}{', spot' if order.spot else ''}")
     if order.place != "slurm":
-        if order.mirror:
-            say(f"the run will be on the machine's own disk and its mirror at {order.mirror}")
-        else:
-            say(f"the run's folder will be {order.bucket or ''}/{job.name}, mounted at {RUNS}/{job.name}")
+        bucket = order.bucket and f"{order.bucket.rstrip('/')}/{job.name}"
+        mirror = job.kept if order.place == "hf" else bucket
+        say(f"the run will be on the machine's own disk and its mirror at {mirror or order.mirror}")
     if order.place == "sky":
         said = "SkyPilot takes it" if checked else "not checked: SkyPilot is not installed here"
         size = sum(map(_bytes, {here for item in job.brought for here in item.files.values()}))

@@ -13,7 +13,7 @@ from typing import Any
 from hybrid_ft.errors import ENVIRONMENT, RESUMABLE, InputError, one_line
 from hybrid_ft.finetune.renting.inputs import check_without_links
 from hybrid_ft.finetune.renting.install import Install, install
-from hybrid_ft.finetune.renting.job import RUNS, Job, check_printable, readable, words
+from hybrid_ft.finetune.renting.job import COPIES, Job, check_printable, readable, words
 from hybrid_ft.finetune.renting.kinds import accelerators
 
 HOME = "~/hybrid-ft"
@@ -43,7 +43,8 @@ def task(job: Job) -> str:
     }
     if order.image is not None:
         resources["image_id"] = f"docker:{order.image}"
-    bucket = {} if order.mirror else {RUNS: {"source": order.bucket, "mode": "MOUNT_CACHED"}}
+    # MOUNT, not MOUNT_CACHED: what is closed is in the bucket, so an old copy goes only after the new one is there
+    bucket = {} if job.kept is None else {COPIES: {"source": order.bucket, "mode": "MOUNT"}}
     mounts: dict[str, Any] = {**files, **bucket}
     wanted = {
         "name": job.name,
@@ -99,7 +100,8 @@ def check(text: str, folder: Path) -> bool:
 
 def _python() -> str | None:
     """The interpreter that has SkyPilot: this one, or that of the ``sky`` command, which has an environment of its own."""
-    if find_spec("sky") is not None:
+    found = find_spec("sky")
+    if found is not None and found.origin is not None:  # not a folder of that name in the current one
         return sys.executable
     command = shutil.which("sky")
     if command is None:

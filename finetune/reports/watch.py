@@ -74,7 +74,7 @@ class Metrics:
 
 def watch(place: Path, console: Console, every: float, once: bool, sleep: Callable[[float], None] = time.sleep) -> int:
     """Show a run, or the stage at work of several, until it ends; ``once``: as it stands. Returns 0, or status 4 where
-    the run ended in a number that is not finite. Raises InputError for a place that is no run's."""
+    the run ended in a number that is not finite. Raises InputError for a place that does not hold a run."""
     if not place.is_dir():
         raise InputError(f"{place}: there is no such folder; name a run's, the recipe's output")
     seen = _Seen(place)

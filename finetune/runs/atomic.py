@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from hybrid_ft.finetune import disk
 from hybrid_ft.hybrid_model.checkpoint.usual_mode import give_usual_mode
 
 _ABANDONED = 3600.0
@@ -25,7 +26,7 @@ def write_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(staged, path)
-    _sync(path.parent)
+    disk.sync(path.parent)
 
 
 @contextmanager
@@ -34,12 +35,12 @@ def whole_file(path: Path) -> Iterator[Path]:
     staged = _staged(path)
     try:
         yield staged
-        _sync(staged)
+        disk.sync(staged)
         os.replace(staged, path)
     except BaseException:
         staged.unlink(missing_ok=True)
         raise
-    _sync(path.parent)
+    disk.sync(path.parent)
 
 
 def _staged(path: Path) -> Path:
@@ -57,12 +58,12 @@ def publish(staged: Path, final: Path, beat: Callable[[], None] = lambda: None) 
     read its weights."""
     give_usual_mode(staged.rglob("*.safetensors"))
     for path in [*staged.rglob("*"), staged]:
-        _sync(path)
+        disk.sync(path)
         beat()
     if final.exists():
         remove(final)
     os.rename(staged, final)
-    _sync(final.parent)
+    disk.sync(final.parent)
 
 
 def remove(folder: Path) -> None:
@@ -86,11 +87,3 @@ def sha256(paths: list[Path], beat: Callable[[], None] = lambda: None) -> dict[P
     # hashlib lets go of the interpreter lock, so several shards are read and hashed at once
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         return dict(zip(paths, pool.map(digest, paths), strict=True))
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -111,7 +111,8 @@ class Exporter:
     def _refuse_not_finite(self, model: torch.nn.Module) -> None:
         if not weights.are_finite(model.parameters()):
             raise InputError(
-                f"{self.folder}: the result has weights that are not finite, so it is not saved; lower train.learning_rate in a new output",
+                f"{self.folder}: the result has weights that are not finite, so it is not saved; "
+                "lower train.learning_rate in a new output",
                 NUMERICS,
             )
 

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.recipe.keys import free_keys
-from hybrid_ft.finetune.recipe.shipped import PACKAGE_ROOT
+from hybrid_ft.finetune.recipe.shipped import digest_of_code
 from hybrid_ft.finetune.runs.atomic import sha256
 from hybrid_ft.hybrid_model.checkpoint.config import BUNDLED
 from hybrid_ft.hybrid_model.families.presets import TINY
@@ -129,14 +129,8 @@ def ends_digest(files: Sequence[str]) -> str:
 
 @cache
 def code_digest() -> str:
-    """Of this package as it lay here when it was first asked for, since that is what this process runs: a version number
-    stays while its code is worked on."""
-    total = hashlib.sha256()
-    for name in _CODE:
-        place = PACKAGE_ROOT / name
-        for file in [place] if place.is_file() else sorted(place.rglob("*.py")):
-            total.update(f"{file.relative_to(PACKAGE_ROOT).as_posix()}\0".encode() + file.read_bytes())
-    return "sha256:" + total.hexdigest()
+    """Of what decides weights, as it lay here when this was first asked for, since that is what this process runs."""
+    return "sha256:" + digest_of_code(_CODE)
 
 
 def _content(place: Path, weights: bool) -> str:

@@ -67,7 +67,8 @@ def _not_here() -> list[str]:
         )
     if place := _says("ACCELERATE_TORCH_DEVICE"):
         wrong.append(
-            f"ACCELERATE_TORCH_DEVICE is {place}: each process takes its own GPU here, or the processor with --cpu. Start without it"
+            f"ACCELERATE_TORCH_DEVICE is {place}: each process takes its own GPU here, or the processor with --cpu. "
+            "Start without it"
         )
     return wrong
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
 
 from hybrid_ft.errors import BAD_INPUT, STORAGE, InputError
+from hybrid_ft.finetune import disk
 from hybrid_ft.finetune.runs.storage import no_room
 
 NAME = ".lock"
@@ -24,23 +23,17 @@ def held(folder: Path, key: str = "output", wait: Callable[[], object] | None = 
     InputError says so. ``key``: of the recipe, that names the folder. Raises InputError for a place that cannot be
     written.
     """
+
+    def refuse() -> None:
+        raise InputError(f"{key}: another process is at work in {folder}; wait for it, or stop it")
+
     made, before = _make(folder, key)
-    with _locked(folder, key, wait):
+    with disk.held(folder / NAME, wait or refuse):
         try:
             yield
         finally:
             if _entries(folder) == before:
                 _take_away(made)
-
-
-def taken(file: IO[str]) -> bool:
-    """Whether a file that is open for writing is now this process's alone, until it is closed."""
-    try:
-        # not flock, which the loader's workers would inherit and hold for a while after this process is killed
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    return True
 
 
 def _entries(folder: Path) -> set[str]:
@@ -70,19 +63,3 @@ def _make(folder: Path, key: str) -> tuple[list[Path], set[str]]:
         reason = f"cannot write in {folder} ({error.strerror})"
         raise InputError(f"{key}: {reason}; give another {key.rpartition('.')[2]}", status) from error
     return missing, before
-
-
-@contextmanager
-def _locked(folder: Path, key: str, wait: Callable[[], object] | None) -> Iterator[None]:
-    while True:
-        with open(folder / NAME, "a") as file:
-            if not taken(file):
-                if wait is None:
-                    raise InputError(f"{key}: another process is at work in {folder}; wait for it, or stop it")
-                wait()
-                fcntl.lockf(file, fcntl.LOCK_EX)
-            # whoever held it may have taken the file away: a lock on that keeps nobody out
-            if (folder / NAME).exists() and os.path.samestat(os.fstat(file.fileno()), os.stat(folder / NAME)):
-                yield
-                return
-            folder.mkdir(parents=True, exist_ok=True)

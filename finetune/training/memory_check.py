@@ -71,7 +71,8 @@ def held_line(model: Any, pieces: int, optimizer: str = "adamw") -> str:
     """What is held between steps where no GPU is: a step's own share is not reckoned there."""
     whole = sum(p.numel() * p.element_size() for p in model.parameters())
     gradients = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    return f"memory    {size((whole + gradients + moment_bytes(model, optimizer)) / pieces)} for weights, gradients and moments, beside a step's own"
+    held = size((whole + gradients + moment_bytes(model, optimizer)) / pieces)
+    return f"memory    {held} for weights, gradients and moments, beside a step's own"
 
 
 def said(memory: Memory) -> str:

@@ -57,7 +57,8 @@ class StepTrainer(RunTrainer):
             if hasattr(module, "attention_dropout"):
                 module.attention_dropout = 0.0
         self.work = [0, 0]
-        self.counted = True  # whether the rows at work count here: not where they keep this process in step, or another counts them
+        # whether the rows at work count here: not where they keep this process in step, or another counts them
+        self.counted = True
 
     def padded(self, rows: Sequence[Row]) -> dict[str, Any]:
         """A micro-batch of rows, as TRL's trainer takes it."""

@@ -32,7 +32,7 @@ class StreamParts(IterableDataset[Any]):
     """What a process takes of a stream, part by part.
 
     ``parts`` makes them of the stream's packs, each with the state after it. From a loader's process an error comes in the
-    place of a part: a traceback of it is no message.
+    place of a part: a traceback would not help a user.
     """
 
     def __init__(

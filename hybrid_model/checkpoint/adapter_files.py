@@ -255,7 +255,7 @@ def _whole_name(name: str) -> str:
 
 
 def _module(name: str) -> str:
-    """``embed_tokens`` of ``model.embed_tokens.weight``; nothing of what is no weight."""
+    """``embed_tokens`` of ``model.embed_tokens.weight``; nothing of what is not a weight."""
     parts = name.split(".")
     return parts[-2] if len(parts) > 1 and parts[-1] == "weight" else ""
 

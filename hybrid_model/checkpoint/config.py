@@ -121,7 +121,9 @@ def _download(name: str, revision: str | None, weights: bool) -> Path:
         found = snapshot_download(name, revision=revision, allow_patterns=patterns, etag_timeout=_PATIENCE)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         at = f" at {revision}" if revision else ""
-        raise InputError(f"{name}{at}: no such folder here, and the hub says: {one_line(error)}", ENVIRONMENT) from None
+        raise InputError(
+            f"{name}{at}: no such folder here, and the hub says: {one_line(error, 150)}", ENVIRONMENT
+        ) from None
     return Path(found)
 
 

@@ -69,5 +69,5 @@ def gated_delta_rule(
 
 
 def on_kernels(q: Tensor) -> bool:
-    """Three-pass tf32 costs a kernel the registers that it has for 16 bits, and is no better than torch's float32."""
+    """Three-pass tf32 costs a kernel the registers that it has for 16 bits, and is not better than torch's float32."""
     return q.is_cuda and q.itemsize == 2

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-LIMIT = 240.0
+LIMIT = 600.0
 """seconds after which a start that takes two has hung"""
 
 
@@ -44,7 +44,7 @@ class ForkServer:
             return int(self._answer())
 
     def close(self) -> None:
-        self.process.communicate(timeout=30)
+        self.process.communicate(timeout=120)
 
     def _answer(self) -> str:
         assert self.process.stdout is not None
@@ -120,7 +120,7 @@ class Ranks:
     hung: str | None = None
     """what had to be done to end them"""
 
-    def wait(self, limit: float = 60.0, grace: float = 30.0) -> list[int]:
+    def wait(self, limit: float = LIMIT, grace: float = 30.0) -> list[int]:
         """The exit statuses, once all have ended. When one ends with a status that is not 0 the others are asked to stop
         (SIGTERM) and killed ``grace`` seconds later, as torchrun does; all are killed after ``limit`` seconds."""
         began, asked_at = time.monotonic(), None

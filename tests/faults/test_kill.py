@@ -65,8 +65,9 @@ def test_killed_at_random_moments(harness, every_job, count, chance, faults_row,
 def test_one_kill_and_one_flipped_bit(harness, jobs):
     """The battery's share of the quick tests."""
     job, output = jobs["sft-lora"], harness.folder() / "run"
-    child = harness.start(job, output)
-    while len(checkpoints(output)) < 2:
+    mark = output.with_suffix(".stalled")
+    child = harness.start(job, output, {"stall_in_step": {"step": 4, "seconds": 600.0, "mark": str(mark)}})
+    while not mark.exists():
         assert not child.ended(0.005), child.screen
     child.kill(signal.SIGKILL)
     assert child.wait() == -signal.SIGKILL

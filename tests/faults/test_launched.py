@@ -19,7 +19,7 @@ from children import Child
 from harness import Harness, Job, differing, newest_sound, results, unsound
 
 ENVIRONMENT = {"ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "lo"}
-LONGEST = 180.0
+LONGEST = 600.0
 """seconds that a start of several processes may take on a machine that does other things too"""
 GOING = (0, 75)
 
@@ -63,7 +63,7 @@ def launched(harness: Harness, job: Job, output: Path, machines: int = 1) -> Mac
     return Machines(started, processes)
 
 
-def left_running(machines: Machines, patience: float = 60.0) -> list[int]:
+def left_running(machines: Machines, patience: float = 300.0) -> list[int]:
     """Processes of a machine that still run after so many seconds."""
     sessions = {child.pid for child in machines.children}
     end = time.monotonic() + patience

@@ -65,7 +65,7 @@ def test_a_mirror_that_has_no_room(harness, jobs, count, chance, faults_row, nam
         with small_disk(harness, size) as disk:
             mirrored = job.but("mirror", f"mirror={disk / 'mirror'}")
             output = disk.with_name("run")
-            child = harness.start(mirrored, output, {"short_waits": {"seconds": 2.0}})
+            child = harness.start(mirrored, output, {"short_waits": {"seconds": 10.0}})
             status = child.wait()
             told = "No space left" in child.screen and "lacks" in child.screen
             if status != 75 or not told or "Traceback" in child.screen:

@@ -10,8 +10,8 @@ import pytest
 from harness import newest_sound
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-PATIENCE = 20.0
-"""seconds: a step, a save and this machine's other work"""
+PATIENCE = 120.0
+"""seconds: a step, a save and this machine's other work; how long it really took is in the table"""
 
 
 @pytest.mark.faults
@@ -34,8 +34,8 @@ def test_stops_at_random_moments(harness, jobs, count, chance, faults_row, numbe
         log = output.with_suffix(".steps")
         child = harness.start(job, output, {"log_steps": {"file": str(log)}})
         time.sleep(seconds)
-        sent = time.monotonic()
         child.kill(number)
+        sent = time.monotonic()  # not before: steps are short, and this process may have to wait for a processor
         child.wait(PATIENCE)
         took = time.monotonic() - sent
         steps = [float(line) for line in log.read_text().splitlines()] if log.exists() else []
@@ -68,6 +68,7 @@ def test_stops_at_random_moments(harness, jobs, count, chance, faults_row, numbe
 @pytest.mark.faults
 def test_a_second_signal_stops_at_once(harness, jobs, chance, count, faults_row):
     """In a step that takes minutes; nothing is saved then, and nothing is lost that was."""
+    slowest = [0.0]
     for job in jobs.values():
         harness.whole(job)
 
@@ -76,14 +77,17 @@ def test_a_second_signal_stops_at_once(harness, jobs, chance, count, faults_row)
         job, output = jobs[draw.choice(sorted(jobs))], harness.folder() / "run"
         first, second = draw.choice(SIGNALS), draw.choice(SIGNALS)
         mark = output.with_suffix(".stalled")
-        stall = {"step": draw.randint(1, 8), "seconds": 120.0, "mark": str(mark)}
+        stall = {"step": draw.randint(1, 8), "seconds": 600.0, "mark": str(mark)}
         child = harness.start(job, output, {"stall_in_step": stall})
         while not mark.exists():
-            time.sleep(0.01)
+            assert not child.ended(0.01), child.screen
         child.kill(first)
-        time.sleep(0.5)
+        while catches(child.pid, second):
+            assert not child.ended(0.01), child.screen
         child.kill(second)
-        status = child.wait(5)
+        sent = time.monotonic()
+        status = child.wait(PATIENCE)
+        slowest[0] = max(slowest[0], time.monotonic() - sent)
         told = f"{job.name}, {first.name} and {second.name}"
         if status not in (-second, 128 + second, 75):
             return f"{told}: exit status {status}\n{child.screen[-2000:]}"
@@ -91,8 +95,14 @@ def test_a_second_signal_stops_at_once(harness, jobs, chance, count, faults_row)
         return f"{told}: {wrong}" if wrong else None
 
     failures = harness.each(range(count(10)), trial)
-    faults_row("a second signal", "stops within 5 s, resume identical", count(10), failures)
+    faults_row("a second signal", "stops at once, resume identical", count(10), failures, f"at most {slowest[0]:.1f} s")
     assert not failures, "\n".join(failures[:10])
+
+
+def catches(pid: int, number: signal.Signals) -> bool:
+    """Whether a process handles a signal itself; the first one gives the others back to the system."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return bool(next(int(line.split()[1], 16) for line in lines if line.startswith("SigCgt")) >> (number - 1) & 1)
 
 
 @pytest.fixture
@@ -117,6 +127,7 @@ def test_a_signal_while_libraries_load(signals_heard, harness, jobs, count, chan
             [*command, f"output={output}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
         while "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
+            assert process.poll() is None
             time.sleep(0.02)
         seconds, sent = draw.uniform(0, 2), draw.choice(SIGNALS)
         time.sleep(seconds)

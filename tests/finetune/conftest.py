@@ -31,7 +31,8 @@ class Start:
 
 @pytest.fixture
 def start(tmp_path: Path, tiny_base: Path, tiny_tokenizer: Any) -> Any:
-    """``start(rows=..., train={...}, ...)`` runs a recipe on random rows into ``tmp_path / output``; ``start.prepared`` are the rows."""
+    """``start(rows=..., train={...}, ...)`` runs a recipe on random rows into ``tmp_path / output``; ``start.prepared`` are
+    the rows."""
     return starts_in(tmp_path, tiny_base, tiny_tokenizer)
 
 

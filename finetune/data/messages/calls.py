@@ -133,7 +133,7 @@ class _Padding:
         self.count = 0
 
     def out_of_schema(self, schema: dict[str, Any]) -> dict[str, Any]:
-        """A schema, or a tool around one: what is null in it is no keyword and no property."""
+        """A schema, or a tool around one: its nulls are neither keywords nor properties."""
         kept: dict[str, Any] = {}
         for key, value in schema.items():
             if value is None and key not in _NULL_MEANS_NULL:

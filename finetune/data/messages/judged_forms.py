@@ -40,7 +40,10 @@ _GOOD = (
     "yes",
     "👍",
 )
-_BAD = ("false", "0", "-1", "bad", "down", "thumbs_down", "thumbs down", "dislike", "disliked", "negative", "undesirable", "no", "👎")  # fmt: skip
+_BAD = (
+    *("false", "0", "-1", "bad", "down", "thumbs_down", "thumbs down"),
+    *("dislike", "disliked", "negative", "undesirable", "no", "👎"),
+)
 MEANING = dict.fromkeys(_GOOD, True) | dict.fromkeys(_BAD, False)
 
 

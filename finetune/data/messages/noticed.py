@@ -20,9 +20,15 @@ NOTES = {
     IN_SYSTEM: "calls of tools that only the system text names",
     CONSECUTIVE: "assistant turns right behind another one, each trained to its own end token",
     WEIGHTED: "turns that weigh less than others in the loss, or whose parts do",
-    MISSING_AS_TEXT: "turns that are nothing but nan, None or null, as tables write what is missing; trained as they stand (without: {{completion: nan}} on the source leaves such rows out)",
+    MISSING_AS_TEXT: (
+        "turns that are nothing but nan, None or null, as tables write what is missing; trained as they stand "
+        "(without: {{completion: nan}} on the source leaves such rows out)"
+    ),
     PLACEHOLDERS: "turns with <image>, <audio> or <video> and nothing in that place; trained as text",
-    CHATS_AS_TEXT: "texts that look like chats written out, of which every token is trained, the user's turns too (for the answers alone give messages: [{{role: user, content: ...}}, ...])",
+    CHATS_AS_TEXT: (
+        "texts that look like chats written out, of which every token is trained, the user's turns too "
+        "(for the answers alone give messages: [{{role: user, content: ...}}, ...])"
+    ),
     SCORES_REVERSED: "{unit}s whose chosen answer has the lower score",
 }
 """How a note puts each."""

@@ -209,7 +209,7 @@ class _Whole:
         self._end()
 
     def keyed_or_single(self, notes: list[str]) -> Iterator[Row | BadRow]:
-        """An object of rows keyed by id; or, when its first value is no object, one row."""
+        """An object of rows keyed by id; or, if its first value is not an object, one row."""
         start, line = self._at, self._here()
         self._open_object()
         key = self._key()

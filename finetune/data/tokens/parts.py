@@ -28,7 +28,8 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 _LETTERS = (r"\p{L}+", r"[\p{L}\p{M}]+")
 _NO_LETTERS = {r"\p{L}+": r"[^\s\p{L}\p{N}]+", r"[\p{L}\p{M}]+": r"[^\s\p{L}\p{M}\p{N}]+"}
 _LINES_APART = frozenset(
-    rf"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?{letters}|{digits}| ?{_NO_LETTERS[letters]}[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    rf"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?{letters}|{digits}"
+    rf"| ?{_NO_LETTERS[letters]}[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     for letters in _LETTERS
     for digits in (r"\p{N}{1,3}", r"\p{N}")
 )

@@ -53,7 +53,7 @@ class Pieces:
 
 def _escaped(text: str, quoted: bool = False) -> str:
     return "".join(
-        f"\\x{ord(char) - 0xDC00:02x}"  # a byte that is no character by itself
+        f"\\x{ord(char) - 0xDC00:02x}"  # a byte that is not a character by itself
         if "\udc80" <= char <= "\udcff"
         else char
         if char.isprintable() and not (quoted and char in '"\\')

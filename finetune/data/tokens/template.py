@@ -336,7 +336,7 @@ class ChatTemplate:
 def _header(added: str, before: str) -> str:
     """What every assistant's turn begins with: the part of ``added``, which asks for one, that stands ``before`` an
     answer."""
-    # A thought is no part of it: some templates ask with ``<think>`` and begin a turn without one in ``<think></think>``.
+    # A thought is not part of it: some templates ask with ``<think>`` and begin a turn without one in ``<think></think>``.
     header, _, thought = added.partition(BEGIN)
     if header and header in before and (thought or added in before):
         return header

@@ -146,7 +146,7 @@ def _trainer(start: Start, model: PreTrainedModel | PeftModel, progress: ShowPro
 
 
 def _trial(start: Start, trainer: PairTrainer) -> ReferenceCache:
-    """The place of the reference. An hour of its log-probabilities is no use where no step fits."""
+    """The place of the reference. An hour of its log-probabilities is wasted if no step fits."""
     recipe = start.recipe
     dtype = "bfloat16" if models.in_bfloat16(recipe) else "float32"
     template, processes = start.tokenizer.chat_template, start.folder.processes

@@ -182,7 +182,7 @@ def _trainer(start: Start, model: PreTrainedModel | PeftModel, progress: ShowPro
 
 
 def _trial(start: Start, trainer: AnswerTrainer) -> ReferenceCache:
-    """The place of the reference. An hour of its log-probabilities is no use where no step fits."""
+    """The place of the reference. An hour of its log-probabilities is wasted if no step fits."""
     recipe, splits = start.recipe, start.prepared.splits.values()
     dtype = "bfloat16" if models.in_bfloat16(recipe) else "float32"
     digests = [one for split in splits for one in split.digests]

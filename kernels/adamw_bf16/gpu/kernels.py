@@ -1,6 +1,6 @@
 """One step of AdamW as one Triton kernel.
 
-16 bytes for each number, 9 read and 7 written, each once; torch's operations move 349. The random bits are made on the
+16 bytes for each number, 9 read and 7 written, each once. The random bits are made on the
 way (Philox, of a seed and the number's place), so that none go through memory."""
 
 import triton

@@ -139,6 +139,10 @@ class Call:
         """Programs of a scan over ``segments`` segments or pieces."""
         return segments * self.value_heads * -(-(columns or self.value_dim) // block)
 
+    def alone(self, programs: int) -> bool:
+        """Whether each of a scan's programs has a multiprocessor to itself."""
+        return programs <= PROGRAMS // 2
+
     def forward_memory(self, keep_states: bool, correct: bool) -> Forward:
         gates = self.memory(self.chunks, self.value_heads, ROWS.value, CHUNK, dtype=torch.float32)
         states = self.states() if keep_states else self.memory(0)

@@ -8,11 +8,11 @@ cpu/chunked.py):
 
 T by blocks of 2, 4, ... 64 on the diagonal, each from the two inverses within it. Powers of the matrix, which a Neumann
 series would need, reach 1e9 and more where beta passes 1 and keys are alike; T itself never passes 2. For the same
-reason the blocks are multiplied in three-pass tf32: one pass is off by 1e-2 in the worst case. By the model behind
-benchmarks/gpu_check/predictions.py this takes 0.31 to 0.35 ms; forward substitution in blocks of 16 by a kernel of its
-own, of one warp, after one that made the weights, took 0.44 to 0.59 together and 0.88 GB: its 15 steps wait for one
-another. Off by 2.7e-7 where keys went through SiLU and beta is 2, by 2.4e-5 where all keys are alike to 1e-3 (the
-substitution: 1.9e-7 and 5.8e-6); bfloat16, in which T is kept, is off by 1e-3.
+reason one product of float16 or tf32 is not enough, it is off by 1e-2 in the worst case: see ``_dot``. By the model
+behind benchmarks/gpu_check/predictions.py this takes 0.25 to 0.29 ms (with three products of tf32 0.31 to 0.35); forward
+substitution in blocks of 16 by a kernel of its own, of one warp, after one that made the weights, took 0.44 to 0.59
+together and 0.88 GB: its 15 steps wait for one another. Off by 2.3e-7 where keys went through SiLU and beta is 2, by
+6.8e-6 where all keys are alike to 1e-3; bfloat16, in which T is kept, is off by 1e-3.
 
 Compiled for Hopper, bfloat16, heads of 96/192; bytes and products for 30 heads and 32,768 tokens, programs on one
 multiprocessor (benchmarks/kernel_counts.py makes the counts):
@@ -196,14 +196,9 @@ def _blocks(x, BACK: tl.constexpr, MANY: tl.constexpr, d):
 
 @triton.jit
 def _dot(a, b):
-    """As good as float32, from three passes of tf32. Triton's own three also look for NaN in every sum."""
-    a_high, b_high = _tf32(a), _tf32(b)
-    x = tl.dot(a - a_high, b_high, input_precision="tf32")
-    x = tl.dot(a_high, b - b_high, x, input_precision="tf32")
-    return tl.dot(a_high, b_high, x, input_precision="tf32")
-
-
-@triton.jit
-def _tf32(x):
-    """Rounded to what tf32 holds."""
-    return ((x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+    """As good as float32, from three products of float16, whose 11 bits twice are 22; nothing here nears its range. tf32
+    has as many bits, but its operands lie in other threads than a product's result, and all would have to move."""
+    a_high, b_high = a.to(tl.float16), b.to(tl.float16)
+    x = tl.dot((a - a_high.to(tl.float32)).to(tl.float16), b_high)
+    x = tl.dot(a_high, (b - b_high.to(tl.float32)).to(tl.float16), x)
+    return tl.dot(a_high, b_high, x)

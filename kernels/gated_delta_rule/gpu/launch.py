@@ -37,10 +37,12 @@ def run_forward(inputs: Inputs, keep_states: bool) -> Forward:
         _join(call, use, pieces, initial, final, kept, kept.starts, backward=False)
         chunks, initial, segments = pieces.chunks, kept.starts, call.pieces
     block, within = block_of(call.value_dim, use), within_chunks(inputs, kept, weights)
+    lanes = call.lanes(segments, block)
+    settings = use.alone if call.alone(lanes) else use.forward
     launch(
-        forward_kernel, call.lanes(segments, block),
+        forward_kernel, lanes,
         heads(q), heads(inputs.k), heads(v), within, initial, out.o, kept.y, kept.states, final, chunks,
-        call.tokens_in_row, call.dims(use.halves), scan(block, use, use.forward), KEEP=keep_states, **use.forward.options(),
+        call.tokens_in_row, call.dims(use.halves), scan(block, use, settings), KEEP=keep_states, **settings.options(),
     )  # fmt: skip
     if pieces:
         out.final_state.copy_(final[pieces.first[1:] - 1])
@@ -160,9 +162,7 @@ def _gradients(
     q, k, programs = heads(inputs.q), heads(inputs.k), call.chunks * call.value_heads
     block, group = min(use.gradient_block, block_of(call.value_dim, use)), call.value_heads // call.heads
     if block >= call.value_dim:
-        block = max(
-            16, block // 2
-        )  # a loop of one step is no loop to the compiler: all that follows would be live in it
+        block = max(16, block // 2)  # the compiler unrolls a loop of one step: all that follows would be live in it
     dq, dk = out[:2]
     if group > 1:
         dq, dk = (call.tokens(call.key_dim, dtype=torch.float32) for _ in range(2))

@@ -12,6 +12,9 @@ Backward, from dS', the gradient of the state at the chunk's end:
 
 Without an inverse nothing is corrected: Y = V and dV = dO weights + dS' k^T * WRITE_K, and dS lacks its last term.
 
+The next chunk's v is loaded while this one is worked on: it is no product's operand, which alone the compiler loads a
+stage ahead, and its wait would be part of every step.
+
 The norms of q and k, scale, beta and the decays are in the factors per token (tiles.py), so that q and k themselves are
 the products' operands, straight from memory.
 
@@ -19,8 +22,13 @@ Compiled for Hopper, bfloat16, heads of 96/192; bytes and products for 30 heads 
 multiprocessor (benchmarks/kernel_counts.py makes the counts):
 
     kernel            warps  registers  spilled  shared  programs  bytes    products
-    forward               4        232      0 B  83 KiB         2  1.40 GB  157 GFLOP
+    forward               4        230      0 B  83 KiB         2  1.40 GB  157 GFLOP
+    forward, alone        4        233      0 B 124 KiB         1  1.40 GB  157 GFLOP
     backward              4        254      0 B  97 KiB         2  3.61 GB  254 GFLOP
+
+Forward waits for a step after another: by the model behind benchmarks/gpu_check/predictions.py two programs on a
+multiprocessor take 3,620 cycles for a step of each (3,880 with v loaded in its own step). Where each is alone there (one
+sequence of 30 heads), three stages leave 2,570, whatever the memory's latency, for 3,430 of two.
 """
 
 import triton
@@ -102,22 +110,27 @@ def scan_forward(pid, q, k, v, within, initial_state, o, y, states, final_state,
     else:
         values = token(v, start, head, T)
         s1, s2 = load_outer(initial_state, outer, o_v, d, use.BV)
+        v_columns = load_columns(values, v.t, o_c, o_v, o_c < length, d.V, d.V % use.BV == 0)
     for i in tl.range(0, tl.cdiv(length, d.BT), num_stages=use.STAGES):
         row = (chunk + i) * d.HV + head
         at = (chunk - chunk) + i * d.BT
         here = o_c < length - i * d.BT
         gates = gates_of(within.gates, row, d)
         k1, k2 = load_keys(keys + at * k.t, k.t, o_c, here, d)
-        v_columns = 0.0
-        if v is not None:
-            v_columns = load_columns(values + at * v.t, v.t, o_c, o_v, here, d.V, d.V % use.BV == 0)
+        if v is None:
+            value = 0.0
+        else:
+            value = v_columns
+            later = o_c < length - (i + 1) * d.BT
+            at_next = values + (at + d.BT) * v.t
+            v_columns = load_columns(at_next, v.t, o_c, o_v, later, d.V, d.V % use.BV == 0)
         a1, a2 = s1.to(d.DOT), s2.to(d.DOT)
         if KEEP:
             _store_inner(state(states, row, d), a1, a2, o_v, d, use.BV)
         if within.inverse is None:
-            write = v_columns
+            write = value
         else:
-            error = v_columns - _read(a1, a2, k1, k2, gate(gates, READ_K, o_c, d), d, use.APART)
+            error = value - _read(a1, a2, k1, k2, gate(gates, READ_K, o_c, d), d, use.APART)
             write = dot(operand(error, d), tl.trans(load_square(square(within.inverse, row, d), d)))
         out = ((start + at) * d.HV + head) * d.V
         if KEEP:

@@ -35,6 +35,7 @@ class Settings:
     """A ``Launch`` for each kernel, and:
 
     block   V columns of a state tile; gradient_block, those of a step of the gradients' products
+    alone   ``forward``, where each program has a multiprocessor and all of its memory to itself
     halves  a scan takes K = 128 as 64 + 64
     apart   see scans._read
     """
@@ -45,6 +46,7 @@ class Settings:
     apart: bool
     weights: Launch
     forward: Launch
+    alone: Launch
     summary: Launch
     join: Launch
     backward: Launch
@@ -61,6 +63,7 @@ HOPPER = Settings(
     apart=False,
     weights=Launch(4, max_registers=128),
     forward=Launch(4, stages=2),
+    alone=Launch(4, stages=3),
     summary=Launch(4, stages=2),
     join=Launch(4),
     backward=Launch(4, stages=2),
@@ -75,6 +78,7 @@ AMPERE = Settings(
     apart=False,
     weights=Launch(8),
     forward=Launch(8),
+    alone=Launch(8),
     summary=Launch(8),
     join=Launch(4),
     backward=Launch(8),
@@ -90,6 +94,7 @@ BLACKWELL = Settings(
     apart=True,
     weights=Launch(4),
     forward=Launch(8),
+    alone=Launch(8),
     summary=Launch(4),
     join=Launch(4),
     backward=Launch(8),

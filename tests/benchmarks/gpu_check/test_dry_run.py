@@ -47,7 +47,7 @@ def load(folder: Path, monkeypatch: pytest.MonkeyPatch):
 
 def check(folder: Path, out: Path, *options: str) -> subprocess.CompletedProcess[str]:
     env = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(folder), "--dry", "--seconds", "600", "--out", str(out), *options]
+    command = [sys.executable, str(folder), "--dry", "--seconds", "3600", "--out", str(out), *options]
     return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
 
 

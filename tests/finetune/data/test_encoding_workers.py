@@ -120,7 +120,7 @@ def test_processes_end_with_the_one_that_started_them(
 ) -> None:
     processes(2)
     recipe, me = recipe_of(), os.getpid()
-    monkeypatch.setattr(encoding_workers, "encoded_batch", lambda *_: time.sleep(60))
+    monkeypatch.setattr(encoding_workers, "encoded_batch", lambda *_: time.sleep(600))
     child = os.fork()
     if child == 0:
         try:
@@ -128,13 +128,13 @@ def test_processes_end_with_the_one_that_started_them(
         finally:
             os._exit(0)
     workers: list[psutil.Process] = []
-    until = time.monotonic() + 30
+    until = time.monotonic() + 300
     while len(workers) < 2 and time.monotonic() < until:
         workers = psutil.Process(child).children()
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     assert len(workers) == 2 and os.getpid() == me
-    assert psutil.wait_procs(workers, timeout=30)[1] == []
+    assert psutil.wait_procs(workers, timeout=300)[1] == []
 
 
 def test_processes_beside_each_other_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ MUTATED = st.sampled_from(ROWS).flatmap(mutated)
 def test_mutated_rows(tmp_path: Path, recipe: Callable[..., Any], tokenizer: Any) -> None:
     path = tmp_path / "rows.jsonl"
 
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(st.lists(MUTATED, min_size=1, max_size=3), st.integers(0, len(ROWS) - 1), st.sampled_from(["error", "skip"]))
     def check(rows: list[Any], form: int, on_bad_row: str) -> None:
         # the first row is whole, so that the form is known

@@ -16,6 +16,7 @@ import pytest
 from rich.console import Console
 
 from hybrid_ft.errors import InputError
+from hybrid_ft.finetune import disk
 from hybrid_ft.finetune.data import kept_tokens, source_rows, sources_in_tokens
 from hybrid_ft.finetune.data.prepare import Prepared, prepare
 from hybrid_ft.finetune.data.report.view import draw
@@ -287,7 +288,7 @@ def test_where_nothing_can_be_kept_rows_are_prepared_all_the_same(
         def fails(*_: Any) -> None:
             raise OSError(28, "No space left on device") if how == "full" else OSError(30, "Read-only file system")
 
-        monkeypatch.setattr(kept_tokens, "_sync" if how == "full" else "_locked", fails)
+        monkeypatch.setattr(disk, "sync" if how == "full" else "taken", fails)
     assert everything(prepare(made(), tokenizer)) == wanted
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith(f"tokens are not kept: {tmp_path / 'cache'}: ") and "data.cache" in line

@@ -57,7 +57,7 @@ def test_a_runaway_template_is_refused_at_the_start(
         ChatTemplate(templates["chatml"] + program, "wild.jinja", tokenizer, control)
     assert str(error.value).startswith("model.chat_template: chat template wild.jinja ") and says in str(error.value)
     assert "\n" not in str(error.value) and error.value.status == 2
-    assert time.perf_counter() - began < 5
+    assert time.perf_counter() - began < 60
 
 
 @pytest.mark.parametrize("on_bad_row", ["error", "skip"])
@@ -82,7 +82,7 @@ def test_a_row_on_which_it_runs_away_stops_the_run(
     began = time.perf_counter()
     with pytest.raises(InputError) as error:
         prepare(made, tokenizer)
-    assert time.perf_counter() - began < 5
+    assert time.perf_counter() - began < 60
     text = str(error.value)
     assert text.startswith(f"{path}:3: chat template ") and "takes more than 0.3 s on this row" in text
     assert "model.chat_template" in text and "on_bad_row" not in text

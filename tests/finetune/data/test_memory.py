@@ -63,21 +63,21 @@ def most_held(recipe: Path, tokenizer: Path) -> tuple[int, int]:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path, tokenizer: Any) -> None:
-    """Four times the rows take at most 64 bytes a row and 40 MB more: no text and no token of theirs."""
+    """Eight times the rows take less than half of the bytes that their text has more, which is no text and no token of theirs:
+    a third of it comes and goes with what allocators keep and which batches are under way."""
     tokenizer.save_pretrained(tmp_path / "tokenizer")
+    answer = " ".join(f"w{number % 977}" for number in range(400))
     peaks = []
-    for times in (1, 4):
+    for times in (1, 8):
         file, recipe, rows = tmp_path / f"rows-{times}.jsonl", tmp_path / f"r-{times}.yaml", 0
         with file.open("w") as out:
             while out.tell() < BYTES * times:
-                answer = " ".join(f"w{number % 977}" for number in range(rows, rows + 40))
-                out.write(f'{{"prompt": "question {rows}?", "completion": "{answer}"}}\n')
+                out.write(f'{{"prompt": "question {rows}?", "completion": "{rows} {answer}"}}\n')
                 rows += 1
         model = {"path": "tiny", "from_scratch": True, "chat_template": "olmo-instruct"}
         data = {"sources": [{"path": str(file)}], "cache": False, "max_length": 2**20, "packing": False}
         recipe.write_text(yaml.safe_dump({"model": model, "data": data}))
         prepared, most = most_held(recipe, tmp_path / "tokenizer")
         assert prepared == rows
-        peaks.append((rows, most))
-    (few, least), (many, most) = peaks
-    assert most - least < 40 * 2**20 + 64 * (many - few), peaks
+        peaks.append(most)
+    assert peaks[1] - peaks[0] < 7 * BYTES // 2, peaks

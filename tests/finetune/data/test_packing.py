@@ -22,7 +22,7 @@ def naive(lengths: list[int], budget: int) -> int:
     return len(rooms)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.integers(1, 5000).flatmap(
         lambda budget: st.tuples(st.just(budget), st.lists(st.integers(1, budget), max_size=60), st.integers(0, 3))
@@ -60,7 +60,7 @@ def by_definition(lengths: np.ndarray, budget: int, seed: int) -> list[list[int]
     return [packs[number] for number in random.permutation(len(packs)).tolist()]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.integers(1, 5000).flatmap(
         lambda budget: st.tuples(st.just(budget), st.lists(st.integers(1, budget), max_size=60), st.integers(0, 3))

@@ -10,7 +10,7 @@ from hybrid_ft.finetune.data.selection import mix_sources, split_held_out
 from hybrid_ft.finetune.recipe.data_section import HeldOut, Source
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.integers(0, 12), min_size=2, max_size=80), st.floats(0.01, 0.99), st.integers(0, 3))
 def test_a_prompt_is_on_one_side(prompts: list[int], fraction: float, seed: int) -> None:
     hashes = np.array(prompts, dtype=np.uint64)
@@ -24,7 +24,7 @@ def test_a_prompt_is_on_one_side(prompts: list[int], fraction: float, seed: int)
 
 
 @given(st.integers(1, 99), st.integers(0, 5))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_count_is_exact_where_prompts_differ(count: int, seed: int) -> None:
     assert split_held_out(np.arange(100, dtype=np.uint64), HeldOut(count=count), seed).sum() == count
 
@@ -41,7 +41,7 @@ def test_a_count_that_leaves_nothing() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(1, 60), st.floats(0.1, 9.0)), min_size=1, max_size=4), st.integers(0, 3))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_weights_are_shares_of_the_largest_mix(sources: list[tuple[int, float]], seed: int) -> None:
     source = np.repeat(np.arange(len(sources)), [rows for rows, _ in sources])
     recipes = [Source(path=f"{number}", weight=weight) for number, (_, weight) in enumerate(sources)]
@@ -67,7 +67,7 @@ def test_weights_are_shares_of_the_largest_mix(sources: list[tuple[int, float]],
     ),
     st.integers(0, 3),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_weights_by_tokens_are_shares_of_the_trained_tokens(sources: list[tuple[list[int], float]], seed: int) -> None:
     source = np.repeat(np.arange(len(sources)), [len(rows) for rows, _ in sources])
     trained = np.array([size for rows, _ in sources for size in rows])

@@ -86,9 +86,9 @@ def a_program(place: Path, text: str) -> None:
 @pytest.mark.parametrize("case", FAILURES)
 def test_a_driver_that_fails_is_red_and_not_absent(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     status, screen, said = FAILURES[case]
-    a_program(tmp_path, "time.sleep(60)" if status is None else f"print({screen!r}, end='')\nsys.exit({status})")
+    a_program(tmp_path, "time.sleep(600)" if status is None else f"print({screen!r}, end='')\nsys.exit({status})")
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(nvidia, "_PATIENCE", 1.0 if status is None else 30.0)
+    monkeypatch.setattr(nvidia, "_PATIENCE", 1.0 if status is None else 300.0)
     first = next(iter(run.of_gpus()))
     assert first.red and first.name == "GPUs" and said in first.said and "\n" not in first.said
 
@@ -101,6 +101,7 @@ def test_an_older_driver_is_asked_in_its_own_words(tmp_path: Path, monkeypatch: 
         f"assert 'clocks_throttle_reasons.active' in sys.argv[1]\nprint({SOUND!r}, end='')",
     )
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(nvidia, "_PATIENCE", 300.0)
     assert nvidia.query() == SOUND
 
 

@@ -33,7 +33,19 @@ def test_on_a_cpu_what_needs_a_gpu_is_not_red(here: None, tmp_path: Path, tiny_b
     assert run.run(recipe, lines.append) == 0
     assert [line for line in lines if line.startswith("-   GPUs") and line.endswith("not here")]
     names = [line[4:17].strip() for line in lines]
-    assert {"versions", "kernels", "rate", "collectives", "limits", "disk", "model", "tokenizer", "data"} <= set(names)
+    assert {
+        "versions",
+        "kernels",
+        "rate",
+        "copies",
+        "memlock",
+        "collectives",
+        "limits",
+        "disk",
+        "model",
+        "tokenizer",
+        "data",
+    } <= set(names)
 
 
 def test_a_red_line_is_status_3(here: None, monkeypatch: pytest.MonkeyPatch) -> None:

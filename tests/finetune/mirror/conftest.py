@@ -58,7 +58,7 @@ class Run:
         copying = self.mirror._copying
         assert copying is not None
         copying.tell()
-        assert copying.wait(10, 10)
+        assert copying.wait(120, 120)
 
 
 @pytest.fixture(autouse=True)

@@ -173,14 +173,14 @@ def test_while_a_checkpoint_is_copied_it_stays_on_the_disk_and_of_those_that_wai
 
     def slow(file: Path, name: str) -> None:
         at_it.set()
-        assert go.wait(10)
+        assert go.wait(120)
         put(file, name)
 
     monkeypatch.setattr(mine.mirror.place, "put", slow)
     mine.begin()
     mine.mirror.begin(None)
     first = mine.save(1)
-    assert at_it.wait(10)
+    assert at_it.wait(120)
     mine.save(2)
     mine.save(3)
     assert first.is_dir() and not first.with_name("checkpoint-2").exists()

@@ -36,7 +36,7 @@ def test_what_another_start_has_saved_there_is_not_removed(run, place, monkeypat
 
     monkeypatch.setattr(Place, "listing", asleep)
     mine.save(2)
-    mine.mirror._copying.wait(10, 10)
+    mine.mirror._copying.wait(120, 120)
     assert steps(place) == [3] and mine.mirror._copying.taken
 
 
@@ -54,7 +54,7 @@ def test_a_later_start_takes_the_place_over_and_the_earlier_one_stops_copying(ru
     mine.save(2)
     copying = mine.mirror._copying
     copying.tell()
-    assert not copying.wait(10, 10) and copying.taken
+    assert not copying.wait(120, 120) and copying.taken
     assert any("was taken over by a start on" in text and "the run goes on" in text for text in mine.said)
     assert steps(place) == [1]
     later.save(3)

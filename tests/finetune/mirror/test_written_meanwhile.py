@@ -16,7 +16,7 @@ def test_a_checkpoint_saved_while_small_files_go_is_not_there_without_its_metric
 
     def slow(record: bytes) -> None:
         sent(record)
-        saved.wait(10)
+        saved.wait(120)
 
     def listed(self: Place, file: Path, name: str) -> None:
         lines.setdefault(name.split("/")[1], (self.read("metrics.jsonl") or b"").count(b"\n"))

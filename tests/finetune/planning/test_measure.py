@@ -12,7 +12,7 @@ from hybrid_ft.finetune.planning.work import Work
 from hybrid_ft.finetune.recipe.schema import Recipe, changed
 from hybrid_ft.hybrid_model.checkpoint.config import find_config
 
-WORK = Work(Batch(64, 64), 6400, 1.0, 100, 1, 0.0, 0.0, "", "", (40, 24))
+WORK = Work(Batch(64, 64), 6400, 1.0, 100, 1, 1, 0.0, 0.0, "", "", (40, 24))
 
 
 @pytest.fixture

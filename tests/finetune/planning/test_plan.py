@@ -79,6 +79,23 @@ def test_money_is_hours_times_price(planned: Any) -> None:
     assert dollars == pytest.approx([2 * 2.0 * one for one in hours], rel=0.03)
 
 
+def test_gpus_that_wait_are_said_and_counted(planned: Any) -> None:
+    """Two micro-batches are one each for two of eight GPUs; the pairs of a step are dealt out one by one."""
+    of_two = {"model": {"lora": {}}, "train": {"batch_tokens": 32768, "tokens_per_step": 65536}}
+    two, eight = (planned(Asked(gpu="h100", gpus=gpus, tokens=10**9), **of_two) for gpus in (2, 8))
+    assert "wait" not in part(two, "time")
+    assert "6 of 8 GPUs wait at the end of each step, of 2 micro-batches; train.tokens_per_step" in part(eight, "time")
+    hours = [re.findall(r"([\d,.]+) h", part(lines, "time")) for lines in (two, eight)]
+    assert [float(n) for n in hours[1]] == pytest.approx([float(n) for n in hours[0]], rel=0.05)
+    pairs = {"model": {"lora": {}}, "dpo": {"pairs_per_step": 16}}
+    one, eight = (planned(Asked(gpu="h100", gpus=gpus, tokens=10**9), **pairs) for gpus in (1, 8))
+    assert "wait" not in part(eight, "time")
+    hours = [re.findall(r"([\d,.]+) h", part(lines, "time")) for lines in (one, eight)]
+    assert float(hours[0][0]) / float(hours[1][0]) > 6
+    odd = planned(Asked(gpu="h100", gpus=8, tokens=10**9), model={"lora": {}}, dpo={"pairs_per_step": 12})
+    assert "4 of 8 GPUs wait at the end of each step, of 12 rows" in part(odd, "time")
+
+
 def test_the_kinds_that_fit_are_in_order_of_cost(planned: Any) -> None:
     lines = planned(Asked(tokens=10**9), model={"lora": {}})
     found = re.findall(r"h, ([\d,.]+) to ([\d,.]+) \$", part(lines, "fits"))
@@ -197,7 +214,7 @@ def test_pairs_have_two_answers_a_prompt(planned: Any) -> None:
     assert part(lines, "memory") and part(lines, "time")
 
 
-GOOD = {"name": "Mine", "memory": 100, "tflops": 500, "mfu": [0.2, 0.4], "link": 20}
+GOOD = {"name": "Mine", "memory": 100, "tflops": 500, "bandwidth": 2, "mfu": [0.2, 0.4], "link": 20}
 OFFER = {"price": 1.0, "place": "here", "date": "2026-11-01"}
 
 
@@ -262,6 +279,6 @@ def test_each_stage_of_a_file_is_planned(base_7b: Path, tmp_path: Path, handed_o
     models = [line for line in lines if line.startswith("model ")]
     assert str(base_7b) in models[1] and len(models) == 2
     assert ("all trained" not in models[1]) == handed_on
-    assert re.search(r"^price +3.99 \$ an hour at 3.99 \$ a GPU and hour \(", "\n".join(lines), re.MULTILINE)
+    assert re.search(r"^price +3.99 \$ a GPU and hour \(", "\n".join(lines), re.MULTILINE)
     with pytest.raises(InputError, match="--tokens: .*all.yaml has several stages"):
         plan.run_file(str(file), [], Asked(tokens=10**6), lines.append)

@@ -42,7 +42,7 @@ def outcome(folder: Path, text: bytes, overrides: list[str], monkeypatch: pytest
     return []
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.data())
 def test_changed_values_and_keys(folder: Path, data: st.DataObject) -> None:
     recipe = Recipe.model_validate(WHOLE).model_dump()
@@ -65,7 +65,7 @@ def test_changed_values_and_keys(folder: Path, data: st.DataObject) -> None:
         )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 3), st.sampled_from(PIECES)), min_size=1, max_size=4)
 )  # fmt: skip
@@ -78,7 +78,7 @@ def test_changed_bytes(folder: Path, edits: list[tuple[int, int, bytes]]) -> Non
         outcome(folder, text, [], monkeypatch)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.text(max_size=30))
 def test_any_override(folder: Path, override: str) -> None:
     with pytest.MonkeyPatch.context() as monkeypatch:

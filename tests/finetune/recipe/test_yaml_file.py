@@ -197,7 +197,7 @@ SCALARS = (
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     st.recursive(
         SCALARS,

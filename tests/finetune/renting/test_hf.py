@@ -22,8 +22,14 @@ def test_it_is_what_run_job_takes(job):
     wanted = yaml.safe_load(hf.specification(job("hf", secret=("HF_TOKEN",))))
     inspect.signature(huggingface_hub.run_job).bind(**wanted)
     assert wanted["flavor"] == "h200x2" and wanted["timeout"] == "12h"
-    assert wanted["secrets"] == ["HF_TOKEN"]
-    assert wanted["volumes"] == [{"type": "bucket", "source": "me/runs", "mount_path": "/runs"}]
+    assert wanted["secrets"] == ["HF_TOKEN"] and "volumes" not in wanted
+    assert 'mirror="hf://buckets/me/runs/hub"' in wanted["command"][2] and "output=runs/hub" in wanted["command"][2]
+
+
+def test_the_bucket_brings_the_token_that_it_needs(job):
+    assert yaml.safe_load(hf.specification(job("hf")))["secrets"] == ["HF_TOKEN"]
+    own = {"bucket": None, "mirror": "s3://my-runs/hub"}
+    assert yaml.safe_load(hf.specification(job("hf", **own)))["secrets"] == []
 
 
 @pytest.fixture
@@ -45,16 +51,17 @@ def test_a_secret_s_value_goes_to_the_hub_alone(job, started, monkeypatch):
     assert TOKEN not in text
     assert hf.start(text, said.append) == 0
     (given,) = started
-    assert given["secrets"] == {"HF_TOKEN": TOKEN} and given["volumes"][0].to_dict()["mountPath"] == "/runs"
+    assert given["secrets"] == {"HF_TOKEN": TOKEN}
     assert said == ["started https://huggingface.co/jobs/me/1"]
 
 
 def test_restarts_are_attempts_and_an_older_hub_library_does_not_lose_them(job, started, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
     text = hf.specification(job("hf", restarts=4))
     assert yaml.safe_load(text)["attempts"] == 5
     assert hf.start(text, print) == 0 and len(started) == 1
 
-    def older(*, image, command, env, secrets, flavor, timeout, name, volumes):
+    def older(*, image, command, env, secrets, flavor, timeout, name):
         raise AssertionError("a job was started")
 
     monkeypatch.setattr(huggingface_hub, "run_job", older)
@@ -74,6 +81,8 @@ def test_a_secret_that_is_not_set_starts_nothing(job, started, monkeypatch):
 
 @pytest.mark.parametrize("error", [OSError, HfHubHTTPError.__bases__[0]])
 def test_what_the_hub_refuses_is_one_line(job, monkeypatch, error):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+
     def run_job(**given):
         raise error("no\nnetwork")
 
@@ -104,7 +113,8 @@ def test_the_script_brings_the_recipe_and_passes_the_status_on(job, tmp_path, mo
     assert launch == "launch" and (there / file).read_text() == Path("hub.yaml").read_text()
     monkeypatch.chdir(there)
     found = load_recipe(file, rest[: rest.index("--processes")])
-    assert found.output == "/runs/hub" and found.evaluate.samples == ["it's $HOME"]
+    assert found.output == "runs/hub" and found.mirror == "hf://buckets/me/runs/hub"
+    assert found.evaluate.samples == ["it's $HOME"]
 
 
 def test_the_run_is_told_to_save_before_the_job_s_time_is_over(job, tmp_path, monkeypatch):
@@ -139,10 +149,9 @@ def test_what_ships_needs_nothing(job):
     assert "hybrid-ft launch quickstart/sft" in wanted["command"][2] and "pip" not in wanted["command"][2]
 
 
-def test_with_a_mirror_no_bucket_is_mounted(job):
-    wanted = yaml.safe_load(hf.specification(job("hf", bucket=None, mirror="hf://buckets/me/runs/hub")))
-    assert wanted["volumes"] == []
-    assert 'mirror="hf://buckets/me/runs/hub"' in wanted["command"][2] and "output=runs/hub" in wanted["command"][2]
+def test_two_mirrors_are_refused(job):
+    with pytest.raises(InputError, match="^mirror: 's3://mine/hub' not with --bucket"):
+        job("hf", "hub.yaml", "mirror=s3://mine/hub")
 
 
 def test_a_mirror_on_the_jobs_own_disk_is_refused(job):

@@ -27,7 +27,7 @@ HF = {"gpu": "h200", "bucket": "me/runs", "time": "12h"}
         ("hf", HF | {"time": None}, "--time: must be given with --on hf; without a limit a job there ends after 30"),
         ("hf", HF | {"time": "0h"}, "--time: '0h' must be a whole number and m, h or d"),
         ("hf", HF | {"time": "1:00"}, "--time: '1:00' must be"),
-        ("sky", SKY | {"mirror": "s3://my-runs/mine"}, "--mirror: not with --bucket; the run is on"),
+        ("sky", SKY | {"mirror": "s3://my-runs/mine"}, "--mirror: not with --bucket, which is a mirror too; leave"),
         ("hf", HF | {"bucket": "s3://my-runs"}, "--bucket: 's3://my-runs' must be a bucket for --on hf, owner/name"),
         ("hf", HF | {"secret": ("HF_TOKEN=abc",)}, "--secret: must be the name of an environment variable"),
         ("slurm", {"time": "1h", "bucket": "s3://a"}, "--bucket: not with --on slurm; the runs lie on"),

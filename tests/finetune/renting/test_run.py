@@ -28,6 +28,7 @@ def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         raise OSError("refused")
 
     monkeypatch.setattr("huggingface_hub.run_job", run_job)
+    monkeypatch.setenv("HF_TOKEN", "hf_" + "x" * 30)
     return folder
 
 

@@ -40,8 +40,14 @@ def test_what_it_asks_for(job):
         "job_recovery": {"max_restarts_on_errors": 0, "recover_on_exit_codes": [75]},
     }
     assert task["secrets"] == {"HF_TOKEN": None}
-    assert task["file_mounts"]["/runs"] == {"source": "s3://my-runs", "mode": "MOUNT_CACHED"}
-    assert command(task["run"])[-4:] == ["hub.yaml", "output=/runs/hub", "--processes", "8"]
+    assert task["file_mounts"]["/copies"] == {"source": "s3://my-runs", "mode": "MOUNT"}
+    assert command(task["run"])[-5:] == [
+        "hub.yaml",
+        'mirror="/copies/hub"',
+        "output=runs/hub",
+        "--processes",
+        "8",
+    ]
 
 
 def test_with_a_mirror_the_run_is_on_the_machines_own_disk(job):
@@ -66,13 +72,13 @@ def test_the_recipe_means_the_same_there(job, place, tmp_path, monkeypatch):
     assert (program, launch) == (".venv/bin/hybrid-ft", "launch")
     found = load_recipe(file, rest[: rest.index("--processes")])
     assert Path(file).read_text().startswith("# a comment of the user's\n")
-    assert found.output == "/runs/mine" and found.train.epochs == 2
+    assert found.output == "runs/mine" and found.mirror == "/copies/mine" and found.train.epochs == 2
     rows, parts, hub, shipped = found.data.sources
     assert Path(rows.path).is_file() and rows.path.endswith("train.jsonl")
     assert len(list(there.glob(parts.path))) == 2
     assert hub.path == "me/rows" and hub.columns is not None and Path(str(hub.columns.file)).is_file()
     assert shipped.path == mine.recipe.data.sources[3].path  # ships, not brought
-    same = {"data", "output"}
+    same = {"data", "output", "mirror"}
     assert found.model_dump(exclude=same) == mine.recipe.model_dump(exclude=same)
 
 
@@ -123,7 +129,7 @@ def test_the_reference_s_cache_stays_with_the_run(job, place):
     mine = job("sky", "hub.yaml", f"dpo.reference_cache={place}/cache")
     words = command(yaml.safe_load(sky.task(mine))["run"])
     at = words.index("dpo.reference_cache=null")
-    assert words.index(f"dpo.reference_cache={place}/cache") < at < words.index("output=/runs/hub")
+    assert words.index(f"dpo.reference_cache={place}/cache") < at < words.index("output=runs/hub")
 
 
 def test_a_stage_without_a_reference_has_no_cache(job):
@@ -133,7 +139,7 @@ def test_a_stage_without_a_reference_has_no_cache(job):
 
 def test_kept_tokens_stay_beside_the_run(job, place):
     words = command(yaml.safe_load(sky.task(job("sky", "hub.yaml", f"data.cache={place}/cache")))["run"])
-    assert words.index(f"data.cache={place}/cache") < words.index("data.cache=null") < words.index("output=/runs/hub")
+    assert words.index(f"data.cache={place}/cache") < words.index("data.cache=null") < words.index("output=runs/hub")
 
 
 def test_what_cannot_be_brought_is_refused(job, place):
@@ -169,6 +175,13 @@ def test_skypilot_is_asked_where_it_is_installed(job, tmp_path, monkeypatch, acc
         with pytest.raises(InputError, match="^SkyPilot does not take the task: ValueError: unknown key nodes$"):
             sky.check(text, Path.cwd())
     assert not [path for path in Path.cwd().iterdir() if path.name.startswith(".")]
+
+
+def test_a_folder_of_that_name_is_not_skypilot(job, tmp_path, monkeypatch):
+    (tmp_path / "sky").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PATH", "")
+    assert not sky.check(sky.task(job("sky")), Path.cwd())
 
 
 @pytest.mark.skipif(not shutil.which("sky"), reason="SkyPilot is not installed")

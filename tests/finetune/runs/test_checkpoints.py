@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from hybrid_ft.finetune import disk
 from hybrid_ft.finetune.runs import atomic, checkpoints
 
 CONTENTS = {"weights.safetensors": b"w" * 300, "optimizer.pt": b"o" * 40, "sub/shard.bin": b"s" * 9}
@@ -104,8 +105,8 @@ def test_a_save_cut_short_leaves_the_older_ones_and_no_trace_after_the_next_star
 def test_everything_is_synced_before_the_rename_and_the_parent_after(tmp_path, monkeypatch):
     """What the disk has seen, in order; a machine that dies in between has lost nothing that was committed."""
     done: list[str] = []
-    sync, rename = atomic._sync, atomic.os.rename
-    monkeypatch.setattr(atomic, "_sync", lambda path: (done.append(path.name), sync(path)))
+    sync, rename = disk.sync, atomic.os.rename
+    monkeypatch.setattr(disk, "sync", lambda path: (done.append(path.name), sync(path)))
     monkeypatch.setattr(atomic.os, "rename", lambda old, new: (done.append("rename"), rename(old, new)))
     make(tmp_path, 1)
     before, after = done[: done.index("rename")], done[done.index("rename") + 1 :]

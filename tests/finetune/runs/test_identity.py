@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
+from hybrid_ft.finetune.recipe import shipped
 from hybrid_ft.finetune.runs import identity
 
 
@@ -17,7 +18,7 @@ def code(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     """A copy of the package that the digest is of."""
     for name in ("kernels", "hybrid_model", "finetune"):
         shutil.copytree(root / name, tmp_path / name, ignore=shutil.ignore_patterns("*.safetensors", "__pycache__"))
-    monkeypatch.setattr(identity, "PACKAGE_ROOT", tmp_path)
+    monkeypatch.setattr(shipped, "PACKAGE_ROOT", tmp_path)
     identity.code_digest.cache_clear()
     yield tmp_path
     identity.code_digest.cache_clear()

@@ -15,11 +15,11 @@ from pathlib import Path
 from hybrid_ft.finetune.runs import watchdog
 from hybrid_ft.finetune.runs.watchdog import Watchdog
 
-watchdog.TICK, watchdog.FIRST, watchdog.PATIENCE, watchdog.GRACE = 0.05, 2.0, 0.8, 0.8
+watchdog.TICK, watchdog.FIRST, watchdog.PATIENCE, watchdog.GRACE = 0.05, 2.0, 0.8, 30.0
 dog = Watchdog()
 
 def go():
-    print("begun", flush=True)
+    print(time.monotonic(), flush=True)
 
 def beating(seconds, every=0.2):
     ends = time.monotonic() + seconds
@@ -57,9 +57,8 @@ def begin(tmp_path):
 
 
 def end(process) -> Ended:
-    process.stdout.readline()  # importing took as long as it took
-    began = time.monotonic()
-    _, stderr = process.communicate(timeout=30)
+    began = float(process.stdout.readline())  # importing took as long as it took; one clock for all processes
+    _, stderr = process.communicate(timeout=90)
     return Ended(process.returncode, stderr, time.monotonic() - began)
 
 
@@ -74,7 +73,7 @@ time.sleep(100)
 """
     ended = end(begin(body))
     assert ended.status == 75
-    assert 0.6 < ended.seconds < 10
+    assert 0.6 < ended.seconds < 60
     lines = ended.stderr.splitlines()
     assert lines[-1] == (
         "error: no progress for 0.8 s (process 3): ended, with what every thread was doing above and in "
@@ -92,10 +91,10 @@ def test_a_folder_that_cannot_be_written_does_not_keep_it_alive(begin, tmp_path)
 
 
 def test_a_hang_that_never_lets_go_of_the_interpreter_is_ended_too(begin):
-    ended = end(begin("dog.beat()\ntime.sleep(0.3)\ngo()\nctypes.PyDLL(None).sleep(100)"))
+    ended = end(begin("dog.beat()\nwatchdog.GRACE = 0.8\ntime.sleep(0.3)\ngo()\nctypes.PyDLL(None).sleep(100)"))
     assert ended.status == 1
     assert "Timeout (0:00:01.600000)!" in ended.stderr
-    assert ended.seconds < 10
+    assert ended.seconds < 60
 
 
 def test_before_the_first_beat_there_is_more_time(begin):
@@ -133,7 +132,7 @@ def test_a_suspended_process_is_not_taken_for_hung(begin):
     os.kill(process.pid, signal.SIGSTOP)
     time.sleep(1.2)  # longer than PATIENCE
     os.kill(process.pid, signal.SIGCONT)
-    _, stderr = process.communicate(timeout=30)
+    _, stderr = process.communicate(timeout=90)
     assert process.returncode == 9, stderr
 
 

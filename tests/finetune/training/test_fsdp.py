@@ -128,7 +128,7 @@ def test_two_processes_take_the_steps_of_one(tmp_path: Path, root: Path, keys: s
         command = [sys.executable, "-m", "hybrid_ft.cli", "launch", "r.yaml", f"--processes={processes}"]
         command += [f"output={output}", keys, f"train.sharded={str(processes > 1).lower()}", *more]
         env = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, check=False, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=400)
+        done = subprocess.run(command, check=False, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=1200)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "Warning" not in done.stdout + done.stderr
 

@@ -42,7 +42,7 @@ def run(place: Path, output: str, machines: int, processes: int, *keys: str) -> 
         with (place / f"{output}-{rank}.log").open("w") as screen:
             ranks.append(subprocess.Popen(command, cwd=place, env=env, stdout=screen, stderr=subprocess.STDOUT))
     try:
-        return max(rank.wait(timeout=400) for rank in ranks)
+        return max(rank.wait(timeout=1200) for rank in ranks)
     finally:
         for rank in ranks:
             rank.kill()

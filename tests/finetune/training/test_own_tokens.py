@@ -140,7 +140,7 @@ def test_four_processes_take_the_steps_of_one_and_two_go_on(tmp_path, of_five_he
         command = [sys.executable, "-m", "hybrid_ft.cli", "launch", "r.yaml", f"--processes={processes}", *keys]
         done = subprocess.run(
             command, check=False, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-            timeout=400,
+            timeout=1200,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
 

@@ -8,7 +8,7 @@ from hybrid_ft.finetune.training.portions import in_portions
 sizes = st.lists(st.integers(1, 50), min_size=1, max_size=40)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(sizes=sizes, budget=st.integers(50, 200), processes=st.integers(1, 5))
 def test_every_pair_is_in_one_micro_batch_and_processes_have_as_many(
     sizes: list[int], budget: int, processes: int

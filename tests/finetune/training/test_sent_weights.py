@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -74,7 +75,10 @@ dist.destroy_process_group()
 def children(*recipes: dict) -> list[list[dict]]:
     """What each of two processes says of each recipe."""
     shared = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2"}
-    shared |= {"MASTER_PORT": str(29000 + os.getpid() % 900), "ACCELERATE_USE_CPU": "true", "LOCAL_WORLD_SIZE": "2"}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared |= {"MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true", "LOCAL_WORLD_SIZE": "2"}
     command = [sys.executable, "-c", CHILD, *map(json.dumps, recipes)]
     started = [
         subprocess.Popen(
@@ -82,7 +86,7 @@ def children(*recipes: dict) -> list[list[dict]]:
         )
         for n in range(2)
     ]
-    said = [one.communicate(timeout=500)[0] for one in started]
+    said = [one.communicate(timeout=1200)[0] for one in started]
     assert [one.returncode for one in started] == [0, 0]
     return [[json.loads(line) for line in text.splitlines() if line.startswith("{")] for text in said]
 
@@ -221,7 +225,7 @@ def test_a_run_that_goes_on_sends_the_checkpoints(tmp_path: Path, root: Path) ->
             f"output={output}",
             *more,
         ]
-        done = subprocess.run(command, check=False, cwd=tmp_path, capture_output=True, text=True, timeout=400)
+        done = subprocess.run(command, check=False, cwd=tmp_path, capture_output=True, text=True, timeout=1200)
         assert done.returncode == 0, done.stdout + done.stderr
     for file in ("adapter_model.safetensors", "optimizer-00001.safetensors"):
         one, two = (load_file(tmp_path / of / "checkpoints/checkpoint-4" / file) for of in ("whole", "cut"))

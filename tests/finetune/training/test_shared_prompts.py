@@ -13,7 +13,7 @@ from hybrid_ft.hybrid_model.families.olmo_hybrid.presets import preset_config
 ANSWERS = ("chosen_ids", "rejected_ids")
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(prompts=st.lists(st.integers(0, 9), min_size=1, max_size=40), seed=st.integers(0, 5))
 def test_the_order_keeps_a_prompt_s_answers_together(prompts: list[int], seed: int) -> None:
     order = order_of(prompts, seed)
@@ -31,7 +31,7 @@ rows = st.lists(st.tuples(st.integers(0, 4), st.integers(1, 10), st.integers(1, 
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows=rows, budget=st.integers(30, 90), processes=st.integers(1, 3))
 def test_portions_hold_every_row_once_within_the_budget(rows: list[dict], budget: int, processes: int) -> None:
     shares = [dealt(rows, ANSWERS, budget, processes, process)[0] for process in range(processes)]

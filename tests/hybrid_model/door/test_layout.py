@@ -23,7 +23,7 @@ def packed_positions(lengths):
     side=st.sampled_from(["left", "right"]),
     extra=st.integers(0, 3),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_padded_rows_come_back_where_they_were(lengths, side, extra):
     width = max(lengths) + extra or 1
     mask = rows_of(lengths, width, side)
@@ -40,7 +40,7 @@ def test_padded_rows_come_back_where_they_were(lengths, side, extra):
 
 
 @given(lengths=st.lists(st.integers(1, 6), min_size=1, max_size=6), data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_way_to_say_where_documents_begin_gives_the_same_layout(lengths, data):
     total = sum(lengths)
     position_ids = packed_positions(lengths)
@@ -160,7 +160,7 @@ def test_a_layout_that_is_no_tree_by_depth_is_refused(lengths, parents, message)
 
 
 @given(data=st.data(), count=st.integers(1, 8))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_tree_layout_takes_segments_in_any_order(data, count):
     parents = [data.draw(st.integers(-1, s - 1)) for s in range(count)]
     lengths = [data.draw(st.integers(0, 4)) for _ in range(count)]

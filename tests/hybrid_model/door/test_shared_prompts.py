@@ -187,7 +187,7 @@ def test_an_answer_of_several_rows_is_computed_once(make_pair: Callable, relativ
     assert_same(make_pair(2), batch, relative)
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(
     lengths=st.lists(
         st.tuples(st.integers(0, 90), st.lists(st.integers(1, 40), min_size=1, max_size=4)), max_size=5, min_size=1

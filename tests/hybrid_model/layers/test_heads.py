@@ -75,7 +75,7 @@ def together(processes: int, models: tuple[str, ...]) -> dict[str, dict[str, flo
         for rank in range(processes)
     ]
     try:
-        said = [rank.communicate(timeout=600) for rank in ranks]
+        said = [rank.communicate(timeout=1200) for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()

@@ -167,7 +167,7 @@ def test_dense_batch_is_rows_of_segments() -> None:
 
 
 @given(lengths=st.lists(st.integers(0, 90), min_size=1, max_size=7), seed=st.integers(0, 99))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_each_segment_alone_equals_packed(lengths: list[int], seed: int) -> None:
     edges = [0, *torch.tensor(lengths).cumsum(0).tolist()]
     leaves, up, cu_seqlens = case(edges, dims=(8, 8), seed=seed)

@@ -1,4 +1,6 @@
-"""The RMS norm's Triton kernels, alone and with the residual, in the interpreter in float32 or on a GPU, and compiled ahead of time."""
+"""The RMS norm's Triton kernels, alone and with the residual.
+
+In the interpreter in float32 or on a GPU, and compiled ahead of time."""
 
 import os
 

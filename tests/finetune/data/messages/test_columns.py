@@ -65,7 +65,7 @@ def pair(columns: Any, values: dict[str, Any], **more: Any) -> Preference:
 
 
 @given(st.text(min_size=1).filter(str.strip), st.text(min_size=1).filter(str.strip))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_text_is_put_in_as_it_is(question: str, answer: str) -> None:
     values = {"question": question, "answer": answer}
     assert turns("gsm8k", values) == [("user", question), ("assistant", answer)]

@@ -213,7 +213,7 @@ columns = [
 ]
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(st.dictionaries(st.sampled_from([*columns, "chosen", "rejected"]), anything, max_size=8))
 def test_whatever_a_row_holds_it_is_a_pair_or_says_why_not(values: dict[str, Any]) -> None:
     form = recognise_pairs([Row(1, values)])

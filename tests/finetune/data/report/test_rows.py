@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hybrid_ft.finetune.data.report.view import histogram
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.integers(1, 70_000), min_size=1, max_size=50))
 def test_histogram_counts_every_row(lengths: list[int]) -> None:
     rows = histogram(np.array(lengths))

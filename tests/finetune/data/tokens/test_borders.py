@@ -171,7 +171,7 @@ def test_any_row_of_any_template_begins_as_asked_or_says_why(
     text = st.lists(piece, min_size=1, max_size=5).map("".join).map(lambda text: text if text.strip() else text + "x")
     names = st.sampled_from([*templates, OPENED, BOTH_TAGS])
 
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(names, st.lists(text, min_size=1, max_size=2), text)
     def check(name: str, questions: list[str], answer: str) -> None:
         turns = chat(*(part for question in questions for part in (question, "ok")))[:-1]

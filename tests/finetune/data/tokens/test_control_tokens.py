@@ -23,7 +23,7 @@ def test_marked_text_is_encoded_as_the_tokenizer_does(kind: str, tokenizers: dic
     control = ControlTokens(tokenizer)
     part = st.sampled_from([*control.ids, " ", "\n", "fox", " the", "é", "▁", "<|im_", "end|>"]) | st.text(max_size=5)
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(st.lists(part).map("".join))
     def check(text: str) -> None:
         (encoding,) = control.encode([control.mark(text)])

@@ -37,7 +37,7 @@ def test_tokens_are_those_of_the_rendered_text(
     made = template(name)
 
     # no "<", so that no control token comes about
-    @settings(max_examples=20, deadline=None)
+    @settings(max_examples=20)
     @given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="<"), min_size=1), min_size=2, max_size=6))
     def check(texts: list[str]) -> None:
         turns = chat(*(text if text.strip() else f"{text}x" for text in texts[: len(texts) // 2 * 2]))
@@ -63,7 +63,7 @@ def test_learned_text_is_the_answers_own(
         ["a", "é", " ", "\n", "<|im_end|>", "<|eot_id|>", "</s>", "<end_of_turn>", "{{x}}", "<think>"]
     )
 
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=50)
     @given(st.lists(st.lists(word, min_size=1).map("".join), min_size=2, max_size=6))
     def check(texts: list[str]) -> None:
         texts = [text if text.strip() else f"{text}x" for text in texts[: len(texts) // 2 * 2]]

@@ -85,7 +85,7 @@ def test_a_line_end_that_would_join_the_headers_becomes_a_token_of_the_answer(to
 texts = st.text(st.sampled_from("ab \n<|>"), min_size=1, max_size=8).filter(lambda text: bool(text.strip()))
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.lists(texts, min_size=1, max_size=4), texts, texts)
 def test_any_texts_come_back_and_the_prompt_is_what_the_model_is_asked_with(
     tokenizer: Any, turns: list[str], chosen: str, rejected: str

@@ -1,4 +1,6 @@
-"""The shipped template renders what the released Olmo template does. Here by what is known of it, on its own file where that is."""
+"""The shipped template renders what the released Olmo template does.
+
+Here by what is known of it, on its own file where that is."""
 
 import json
 import os
@@ -90,7 +92,7 @@ def test_equal_to_the_released_template(file: str, templates: dict[str, str]) ->
         encoding="utf-8"
     )
 
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=150)
     @given(st.lists(MESSAGE, max_size=6), TOOLS, st.booleans())
     def check(messages: list[dict[str, Any]], tools: Any, ask: bool) -> None:
         assert rendered(templates["olmo-instruct"], messages, tools, ask) == rendered(released, messages, tools, ask)

@@ -9,13 +9,15 @@ import pytest
 
 from hybrid_ft.finetune.evaluation.scorers.code import check_jail, code_in, passes
 
+ENOUGH = 120.0
+"""seconds for what must come to its end, on a machine that does other things too"""
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the jail is Linux's")
 
 
 def test_right_and_wrong_programs_keep_their_order() -> None:
     check_jail()
     wrong = ["assert 1 == 2", "def f(:", "raise SystemExit(0)", "import os; os._exit(0)", "import sys; sys.exit()"]
-    assert passes(["assert 1 + 1 == 2", *wrong, "import re, json, math, collections\nprint('x' * 9000)"]) == [
+    assert passes(["assert 1 + 1 == 2", *wrong, "import re, json, math, collections\nprint('x' * 9000)"], ENOUGH) == [
         True,
         *[False] * len(wrong),
         True,
@@ -26,12 +28,12 @@ def test_time_and_memory_end() -> None:
     began = time.monotonic()
     programs = [
         "while True: pass",
-        "import time; time.sleep(60)",
+        "import time; time.sleep(600)",
         "while True: print('y' * 9999)",
         "x = bytearray(2**31)",
     ]
     assert passes(programs, seconds=1.0) == [False] * 4
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 300
 
 
 def test_no_network_no_other_process_no_other_folder(tmp_path: Path) -> None:
@@ -73,19 +75,19 @@ def test_no_network_no_other_process_no_other_folder(tmp_path: Path) -> None:
         "open('own', 'w').write('x'); assert open('own').read() == 'x'",
         "import threading\nheld = []\nthread = threading.Thread(target=held.append, args=(1,))\nthread.start(); thread.join()\nassert held",
     ]
-    assert passes(harmless) == [True, True]
+    assert passes(harmless, ENOUGH) == [True, True]
 
 
 def test_what_it_leaves_running_is_ended(tmp_path: Path) -> None:
     """The environment is not handed on, and nothing outlives the program."""
     os.environ["HYBRID_FT_TEST_SECRET"] = "hidden"
     try:
-        assert passes(["import os; assert 'HYBRID_FT_TEST_SECRET' not in os.environ"]) == [True]
+        assert passes(["import os; assert 'HYBRID_FT_TEST_SECRET' not in os.environ"], ENOUGH) == [True]
     finally:
         del os.environ["HYBRID_FT_TEST_SECRET"]
     began = time.monotonic()
-    passes(["import os, time\nif os.fork() == 0: time.sleep(60)"], seconds=1.0)
-    assert time.monotonic() - began < 20
+    passes(["import os, time\nif os.fork() == 0: time.sleep(600)"], seconds=1.0)
+    assert time.monotonic() - began < 300
 
 
 def test_code_is_found_in_an_answer() -> None:

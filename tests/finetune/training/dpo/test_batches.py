@@ -12,7 +12,7 @@ from hybrid_ft.finetune.training.pair_steps import PARTS, PairCollator
 from hybrid_ft.finetune.training.shared_prompts import clusters_of, count_work
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(count=st.integers(1, 12), processes=st.integers(1, 3), by_chosen=st.booleans())
 def test_shares_of_a_step_add_up_to_one(make_pairs: Any, count: int, processes: int, by_chosen: bool) -> None:
     pairs = [pair | {"row": row} for row, pair in enumerate(make_pairs(count))]

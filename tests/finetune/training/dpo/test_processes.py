@@ -42,7 +42,7 @@ def test_processes_do_not_change_the_update(
             for rank in range(processes)
         ]
         try:
-            said = [rank.communicate(timeout=240)[0] for rank in ranks]
+            said = [rank.communicate(timeout=1200)[0] for rank in ranks]
         finally:
             for rank in ranks:
                 rank.kill()

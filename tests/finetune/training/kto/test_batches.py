@@ -15,7 +15,7 @@ from hybrid_ft.finetune.training.kto.batches import (
 prompts = st.lists(st.integers(0, 6), min_size=2, max_size=30).map(sorted)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(prompts=prompts)
 def test_every_answer_goes_once_to_another_prompt(prompts: list[int]) -> None:
     partners = partners_of(prompts)
@@ -45,7 +45,7 @@ rows = st.lists(st.tuples(st.integers(0, 4), st.integers(1, 20)), min_size=1, ma
 )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(rows=rows.filter(lambda rows: len(rows) > 1), processes=st.integers(1, 3))
 def test_shares_of_a_step_add_up_to_one(rows: list[dict], processes: int) -> None:
     steps = [

@@ -66,7 +66,7 @@ def test_two_processes_take_the_steps_of_one(tmp_path: Path, tiny_base: Path, ti
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=1200,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         lines = (tmp_path / f"of-{processes}" / "metrics.jsonl").read_text().splitlines()

@@ -42,7 +42,7 @@ def test_two_processes_take_the_steps_of_one(tmp_path: Path, tiny_base: Path, mo
     command = [sys.executable, "-m", "hybrid_ft.cli", "launch", "score.yaml", "--processes=2", "output=of-2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*command, f"train.{how}"], env=environment, capture_output=True, text=True, check=False, timeout=240
+        [*command, f"train.{how}"], env=environment, capture_output=True, text=True, check=False, timeout=1200
     )
     assert done.returncode == 0, done.stdout + done.stderr
     one, two = (

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from hybrid_ft.hybrid_model.door.layout import build_layout, tree_layout
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-11}
+OF_GRADIENTS = {torch.float32: 4e-5, torch.float64: 1e-11}
+"""in float32 the tree's and its rows' own lie up to 1.1e-5 from the truth, by how a processor sums"""
 ROPE = {"rope_theta": 10000.0, "rope_type": "default"}
 
 
@@ -54,7 +56,7 @@ def assert_tree_equals_rows(model, relative, assert_gradients):
                 expected.append(exact(row[None], use_cache=False).logits[0, -length:])
         row_gradients = gradients(exact, (torch.cat(expected) * torch.cat(weights).double()).sum())
         assert relative(got, torch.cat(expected)) < TOLERANCE[model.dtype]
-        assert_gradients(tree_gradients, row_gradients, TOLERANCE[model.dtype])
+        assert_gradients(tree_gradients, row_gradients, OF_GRADIENTS[model.dtype])
 
     return check
 
@@ -84,7 +86,7 @@ def test_a_prompt_of_a_thousand_tokens(assert_tree_equals_rows):
 
 @pytest.mark.parametrize("model", ["float64 rope"], indirect=True)
 @given(data=st.data(), count=st.integers(1, 6), seed=st.integers(0, 2**16))
-@settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_random_trees_in_any_order(assert_tree_equals_rows, data, count, seed):
     parents = [data.draw(st.integers(-1, s - 1)) for s in range(count)]
     lengths = [data.draw(st.sampled_from([0, 1, 2, 3, 7, 30, 64, 65])) for _ in range(count)]

@@ -87,7 +87,7 @@ def test_float32_error_is_at_most_twice_the_references_own() -> None:
 
 
 @given(lengths=st.lists(st.integers(0, 9), min_size=1, max_size=6))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_each_segment_alone_equals_packed(lengths: list[int]) -> None:
     edges = [0, *accumulate(lengths)]
     (x, weight, tail), up, cu_seqlens = case(edges)

@@ -74,7 +74,7 @@ def test_float32_error_is_at_most_twice_the_references_own() -> None:
 
 
 @given(lengths=st.lists(st.integers(0, 9), min_size=1, max_size=6))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_each_segment_alone_equals_packed(lengths: list[int]) -> None:
     edges = [0, *torch.tensor(lengths).cumsum(0).tolist()]
     (x, dt, A, B, C, skip), _, cu_seqlens = case(edges, D=3, M=2)

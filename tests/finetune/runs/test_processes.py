@@ -88,15 +88,15 @@ def test_a_signal_is_heard_while_another_process_is_waited_for():
         threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
         import ctypes
         # ctypes lets go of the interpreter lock and, unlike time.sleep, comes back to no Python code when a signal arrives
-        end = time.monotonic() + 60
+        end = time.monotonic() + 600
         def wait():
             while time.monotonic() < end:
-                ctypes.CDLL(None).poll(None, 0, 60000)
+                ctypes.CDLL(None).poll(None, 0, 600000)
         _hearing_signals(wait)
     """
     began = time.monotonic()
-    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=55).returncode == 75
-    assert time.monotonic() - began < 50
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=550).returncode == 75
+    assert time.monotonic() - began < 500
 
 
 def test_what_is_waited_for_comes_back_with_its_error():
