@@ -6,7 +6,7 @@ cut into pieces of whole chunks, which are scanned side by side (splits.py).
 
 from collections import OrderedDict
 from collections.abc import Callable
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -117,13 +117,9 @@ class Call:
     def pieces_of(self, chunks: Chunks) -> Pieces:
         return _kept(chunks.cu_seqlens, (self.piece, self.pieces), lambda: cut_pieces(self, chunks))
 
-    def dims(self, halves: bool = False) -> Dims:
-        """``halves``: 128 is 64 + 64."""
-        first = 64 if halves and self.key_dim == 128 else 1 << (self.key_dim.bit_length() - 1)
-        rest = self.key_dim - first
-        second = max(16, triton.next_power_of_2(rest)) if rest else 0
-        sizes = (self.heads, self.value_heads, self.key_dim, self.value_dim, first, second, CHUNK)
-        return Dims(*(tl.constexpr(x) for x in (*sizes, DOTS[self.like.dtype])))
+    def dims(self, halves: bool = False, columns: int | None = None) -> Dims:
+        """``halves``: 128 is 64 + 64. ``columns`` in place of V."""
+        return _dims(self.heads, self.value_heads, self.key_dim, columns or self.value_dim, self.like.dtype, halves)
 
     def memory(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         return torch.empty(shape, dtype=dtype or self.like.dtype, device=self.like.device)
@@ -162,6 +158,16 @@ class Call:
         dq, dk = (self.memory(self.batch, self.length, self.heads, self.key_dim) for _ in range(2))
         dg, dbeta = (self.tokens(dtype=torch.float32) for _ in range(2))
         return Backward(dq, dk, self.tokens(self.value_dim), dg, dbeta, self.outer_states(self.segments))
+
+
+# All that a kernel has compiled in is made once: see launching.compiled_in.
+@cache
+def _dims(heads: int, value_heads: int, key_dim: int, value_dim: int, dtype: torch.dtype, halves: bool) -> Dims:
+    first = 64 if halves and key_dim == 128 else 1 << (key_dim.bit_length() - 1)
+    rest = key_dim - first
+    second = max(16, triton.next_power_of_2(rest)) if rest else 0
+    sizes = (heads, value_heads, key_dim, value_dim, first, second, CHUNK)
+    return Dims(*(tl.constexpr(x) for x in (*sizes, DOTS[dtype])))
 
 
 def cut(call: Call, cu_seqlens: Tensor | None) -> Chunks:

@@ -1,7 +1,6 @@
-"""Grids and launches in order; nothing waits for the device.
+"""Grids and launches in order; nothing waits for the device."""
 
-Everything is queued; nothing waits for the device.
-"""
+from functools import cache
 
 import torch
 import triton
@@ -15,6 +14,7 @@ from hybrid_ft.kernels.gated_delta_rule.gpu.scans import backward_kernel, forwar
 from hybrid_ft.kernels.gated_delta_rule.gpu.settings import Launch, Settings, settings_for
 from hybrid_ft.kernels.gated_delta_rule.gpu.splits import join_kernel, summary_backward_kernel, summary_kernel
 from hybrid_ft.kernels.gated_delta_rule.gpu.tiles import Chunks, Heads, Pieces, Scan, Within
+from hybrid_ft.kernels.launching import launch
 
 
 def run_forward(inputs: Inputs, keep_states: bool) -> Forward:
@@ -36,7 +36,8 @@ def run_forward(inputs: Inputs, keep_states: bool) -> Forward:
     block, within = block_of(call.value_dim, use), within_chunks(inputs, kept)
     lanes = call.lanes(segments, block)
     settings = use.alone if call.alone(lanes) else use.forward
-    forward_kernel[(lanes,)](
+    launch(
+        forward_kernel, lanes,
         heads(q), heads(inputs.k), heads(v), within, initial, out.o, kept.y, kept.states, final, chunks,
         call.tokens_in_row, call.dims(use.halves), scan(block, use, settings), KEEP=keep_states, **settings.options(),
     )  # fmt: skip
@@ -65,7 +66,8 @@ def _weights(inputs: Inputs, call: Call, use: Settings, chunks: Chunks, kept: Ke
     """Fills the gates, the weights and the inverse."""
     assert inputs.g is not None and inputs.beta is not None
     if call.chunks * call.value_heads:
-        weights_kernel[(call.chunks * call.value_heads,)](
+        launch(
+            weights_kernel, call.chunks * call.value_heads,
             heads(inputs.q), heads(inputs.k), *heads(inputs.g), *heads(inputs.beta), kept.gates, kept.weights,
             kept.inverse if inputs.correct else None, chunks, inputs.scale, call.tokens_in_row, call.dims(),
             L2NORM=inputs.use_qk_l2norm, **use.weights.options(),
@@ -77,9 +79,10 @@ def _summarise(inputs: Inputs, call: Call, use: Settings, pieces: Pieces, kept: 
     assert inputs.v is not None
     block, dims = block_of(call.value_dim, use), call.dims(use.halves)
     lanes, within = call.lanes(call.pieces, block), within_chunks(inputs, kept)
-    summary_kernel[(lanes + call.lanes(call.pieces, block, call.key_dim),)](
+    launch(
+        summary_kernel, lanes + call.lanes(call.pieces, block, call.key_dim),
         heads(inputs.k), heads(inputs.v), within, sums, kept.moves, pieces, lanes, call.tokens_in_row, dims,
-        dims._replace(V=tl.constexpr(call.key_dim)), scan(block, use, use.summary), **use.summary.options(),
+        call.dims(use.halves, call.key_dim), scan(block, use, use.summary), **use.summary.options(),
     )  # fmt: skip
 
 
@@ -94,7 +97,8 @@ def _join(
     backward: bool,
 ) -> None:
     block = block_of(call.value_dim, use)
-    join_kernel[(call.lanes(call.segments, block),)](
+    launch(
+        join_kernel, call.lanes(call.segments, block),
         outer, sums, kept.moves, states, pieces, call.dims(use.halves), BV=block, BACKWARD=backward,
         **use.join.options(),
     )  # fmt: skip
@@ -119,14 +123,16 @@ def _scan_backward(
     pieces = call.pieces_of(chunks) if call.cut_backward(1 if v is None else 2) else None
     if pieces:
         d_initial, d_ends = (call.outer_states(call.pieces) for _ in range(2))
-        summary_backward_kernel[(call.lanes(call.pieces, block),)](
+        launch(
+            summary_backward_kernel, call.lanes(call.pieces, block),
             q, k, heads(do), within, d_initial, pieces, call.tokens_in_row, dims,
             scan(block, use, use.summary_backward), **use.summary_backward.options(),
         )  # fmt: skip
         _join(call, use, pieces, d_final, d_initial, kept, d_ends, backward=True)
         chunks, initial, d_final, segments = pieces.chunks, kept.starts, d_ends, call.pieces
     lanes = call.lanes(segments, block)
-    backward_kernel[(lanes if v is None else 2 * lanes,)](
+    launch(
+        backward_kernel, lanes if v is None else 2 * lanes,
         q, k, v, heads(do), within, initial, d_final, kept.y, kept.states, out.dv, d_states, d_initial, chunks, lanes,
         call.tokens_in_row, dims, scan(block, use, use.backward), KEPT=v is None, **use.backward.options(),
     )  # fmt: skip
@@ -145,7 +151,7 @@ def _gradients(
     out: Backward,
 ) -> None:
     """Fills dq, dk, dg and dbeta."""
-    q, k, grid = heads(inputs.q), heads(inputs.k), (call.chunks * call.value_heads,)
+    q, k, programs = heads(inputs.q), heads(inputs.k), call.chunks * call.value_heads
     block, group = min(use.gradient_block, block_of(call.value_dim, use)), call.value_heads // call.heads
     if block >= call.value_dim:
         block = max(16, block // 2)  # the compiler unrolls a loop of one step: all that follows would be live in it
@@ -154,12 +160,14 @@ def _gradients(
         dq, dk = (call.tokens(call.key_dim, dtype=torch.float32) for _ in range(2))
     change = call.memory(call.chunks, call.value_heads, CHUNK, dtype=torch.float32)
     pairs = call.square()
-    query_kernel[grid](
+    launch(
+        query_kernel, programs,
         q, k, heads(do), kept.gates, pairs, kept.y, kept.states, d_states, dq, change, chunks,
         inputs.scale, call.tokens_in_row, call.dims(), BV=block, L2NORM=inputs.use_qk_l2norm, STAGES=use.query.stages,
         **use.query.options(),
     )  # fmt: skip
-    key_kernel[grid](
+    launch(
+        key_kernel, programs,
         q, k, kept.gates, pairs, kept.y, kept.states, d_states, out.dv, dk, out.dg, out.dbeta, change, chunks,
         call.tokens_in_row, call.dims(), BV=block, L2NORM=inputs.use_qk_l2norm, STAGES=use.key.stages,
         CORRECT=inputs.correct, **use.key.options(),
@@ -178,8 +186,13 @@ def block_of(value_dim: int, use: Settings) -> int:
     return min(use.block, max(16, triton.next_power_of_2(value_dim)))
 
 
-def scan(block: int, use: Settings, launch: Launch) -> Scan:
-    return Scan(*(tl.constexpr(x) for x in (block, use.apart, launch.stages)))
+def scan(block: int, use: Settings, of: Launch) -> Scan:
+    return _scan(block, use.apart, of.stages)
+
+
+@cache
+def _scan(block: int, apart: bool, stages: int) -> Scan:
+    return Scan(*(tl.constexpr(x) for x in (block, apart, stages)))
 
 
 def heads(x: Tensor) -> Heads:
