@@ -77,6 +77,7 @@ def test_a_plain_tuple_is_given_where_it_is_asked_for(pair):
     given = {"input_ids": ROWS[0][None], "use_cache": False}
     with torch.no_grad():
         as_tuple = pair[1].model(**given, return_dict=False)
+        assert type(as_tuple) is tuple
         close(as_tuple[0], pair[1].model(**given).last_hidden_state)
 
 
