@@ -85,7 +85,7 @@ def _above(op: OpOverload, function: Callable[..., Any]) -> Callable[..., Any]:
     def above(keys: Any, *inputs: Any) -> Any:
         inputs = (*inputs, *defaults[len(inputs) :])
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs):
-            return Own.apply(*inputs, keys)  # type: ignore[no-untyped-call]
+            return Own.apply(*inputs, keys)
         return below(keys, inputs)
 
     _differentiated[op] = Own
