@@ -31,7 +31,8 @@ def test_without_a_task_nothing_is_evaluated(
 ) -> None:
     monkeypatch.setattr(evaluate, "run", lambda *given: pytest.fail("nothing was asked"))
     assert cli.main(["evaluate", "tiny"]) == 2
-    assert "name a task: --on TASK" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "name a task, --on TASK" in said and "gsm8k" in said and said.count("\n") == 1
 
 
 def test_watch_looks_once_or_every_so_often(monkeypatch: pytest.MonkeyPatch) -> None:
