@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hybrid_ft.errors import ENVIRONMENT, InputError
 from hybrid_ft.finetune.data.scratch import Scratch
-from hybrid_ft.finetune.machines.workers import Nodes, launch
+from hybrid_ft.finetune.machines.workers import Nodes, check_restarts, launch
 from hybrid_ft.finetune.recipe.load import load_recipe
 from hybrid_ft.finetune.recipe.shipped import find_recipe
 from hybrid_ft.finetune.recipe.yaml_file import read_yaml
+from hybrid_ft.finetune.several_machines import Leader, follow
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from hybrid_ft.finetune.recipe.schema import Recipe
 
+Announce = Callable[[str, str, float, int], None]
+"""kind, recipe, seconds to stop, port"""
 LEAST_GRACE = 600.0
 """seconds that workers have for a step, a save and their end"""
 SLOWER = 4
@@ -51,16 +55,18 @@ def run(
     """
     _check_not_launched()
     if "stages" in read_yaml(find_recipe(file)).value:
-        if how.nodes.count > 1:
-            raise InputError("--nodes: a file of stages runs on one machine; launch its recipes one by one")
         if accept_changes or extend:
             option = "--accept-changes" if accept_changes else "--extend"
             raise InputError(f"{option}: goes with a recipe; a changed stage of a file of stages is done anew")
-        return _stages(file, overrides, how, console)
+        return (
+            _stages(file, overrides, how, console)
+            if how.nodes.count == 1
+            else _on_machines(file, overrides, how, console)
+        )
     recipe = load_recipe(file, overrides)
     options = [*(["--accept-changes"] if accept_changes else []), *(["--extend"] if extend else [])]
     command = [recipe.stage, file, *overrides, *options]
-    return _launch(command, recipe, how, _processes(how))
+    return _launch(command, how, _processes(how), seconds_to_stop(recipe))
 
 
 def run_stages(file: str, overrides: Sequence[str], console: Console) -> int:
@@ -77,7 +83,10 @@ def run_stages(file: str, overrides: Sequence[str], console: Console) -> int:
 
     count = asked_for()
     if "LOCAL_WORLD_SIZE" in os.environ and number_told("LOCAL_WORLD_SIZE", 1) < count:
-        raise InputError("a file of stages runs on one machine; on several, start its recipes one by one", ENVIRONMENT)
+        raise InputError(
+            "a file of stages on several machines is started by hybrid-ft launch --nodes, not by a launcher",
+            ENVIRONMENT,
+        )
     if number_told("RANK", 0, count - 1):
         return 0
     for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "RANK", "LOCAL_RANK"):
@@ -85,25 +94,69 @@ def run_stages(file: str, overrides: Sequence[str], console: Console) -> int:
     return _stages(file, overrides, Launch(count), console)
 
 
-def _stages(file: str, overrides: Sequence[str], how: Launch, console: Console) -> int:
+def _stages(
+    file: str, overrides: Sequence[str], how: Launch, console: Console, announce: Announce | None = None
+) -> int:
+    """``announce``: tells other machines of each stage before its workers start here."""
     from hybrid_ft.finetune import pipeline
 
     processes = _processes(how)
-    return pipeline.run(file, overrides, console, lambda kind, recipe: _stage(kind, recipe, how, processes))
+
+    def stage(kind: str, recipe: Recipe) -> int:
+        text, grace = recipe.to_yaml(), seconds_to_stop(recipe)
+        told = announce and partial(announce, kind, text, grace)
+        return _stage(kind, text, how, processes, grace, told)
+
+    return pipeline.run(file, overrides, console, stage)
 
 
-def _stage(kind: str, recipe: Recipe, how: Launch, processes: int) -> int:
+def _on_machines(file: str, overrides: Sequence[str], how: Launch, console: Console) -> int:
+    """Stages on several machines: machine 0 goes through the file, the others do their part of each stage."""
+    from hybrid_ft.finetune.recipe.stages import load_stages
+
+    check_restarts(how.restarts, how.nodes)
+    load_stages(file, overrides)  # what is wrong with it is said on every machine, before they meet
+    if how.nodes.rank:
+        processes = _processes(how)
+        return follow(
+            how.nodes,
+            lambda kind, text, grace, nodes: _stage(kind, text, replace(how, nodes=nodes), processes, grace),
+        )
+    leader, status = Leader(how.nodes), 1
+    try:
+        status = _stages(file, overrides, how, console, leader.announce)
+    except InputError as error:
+        status = error.status
+        raise
+    finally:
+        leader.end(status)
+    return status
+
+
+def _stage(
+    kind: str, recipe: str, how: Launch, processes: int, grace: float, announce: Callable[[int], None] | None = None
+) -> int:
     """One stage of a file: its resolved recipe, from a file of its own."""
     with Scratch() as place:
         file = Path(place) / f"{kind}.yaml"
-        file.write_text(recipe.to_yaml(), encoding="utf-8")
-        return _launch([kind, str(file)], recipe, how, processes)
+        file.write_text(recipe, encoding="utf-8")
+        return _launch([kind, str(file)], how, processes, grace, announce)
 
 
-def _launch(command: list[str], recipe: Recipe, how: Launch, processes: int) -> int:
-    grace = seconds_to_stop(recipe)
+def _launch(
+    command: list[str], how: Launch, processes: int, grace: float, announce: Callable[[int], None] | None = None
+) -> int:
     program = [sys.executable, "-m", "hybrid_ft.cli", *command]
-    return launch(program, processes, nodes=how.nodes, grace=grace, restarts=how.restarts, logs=how.logs, say=_say)
+    return launch(
+        program,
+        processes,
+        nodes=how.nodes,
+        grace=grace,
+        restarts=how.restarts,
+        logs=how.logs,
+        say=_say,
+        announce=announce,
+    )
 
 
 def seconds_to_stop(recipe: Recipe) -> float:

@@ -98,20 +98,21 @@ def launch(
     restarts: int = 0,
     logs: Path | None = None,
     say: Callable[[str], None] = print,
+    announce: Callable[[int], None] | None = None,
 ) -> int:
     """Run ``command`` in ``processes`` processes on this machine. Returns the status that they agree on.
 
     command   program and arguments
     grace     seconds that workers have for ending after a signal or after one of them has ended, then SIGKILL
     restarts  how often the command is started again after status 75 without a signal to this process; one machine only
+    announce  on machine 0: the workers meet at a free port, and this tells it to the other machines
     logs      folder of ``rank-N.log``, the screens of all workers but number 0; None: a temporary one, kept on failure
 
     The status is that of the first worker whose status is an error (2 to 5, or 1), else 75 where one was stopped or
     killed, else 0. Raises InputError where the machines cannot meet.
     """
     nodes = nodes or Nodes()
-    if restarts and nodes.count > 1:
-        raise InputError("--restarts: must be 0 with several machines; let what started them start all of them again")
+    check_restarts(restarts, nodes)
     place = logs or Path(tempfile.mkdtemp(prefix="hybrid-ft-logs-"))
     try:
         place.mkdir(parents=True, exist_ok=True)
@@ -119,7 +120,7 @@ def launch(
         raise InputError(f"--logs: cannot make {place} ({error.strerror}); give another folder") from None
     status, group = 1, _Group()
     for attempt in range(restarts + 1):
-        group = _start_once(command, processes, nodes, grace, place)
+        group = _start_once(command, processes, nodes, grace, place, announce)
         status = _status(group)
         if status != RESUMABLE or group.received is not None:
             break
@@ -131,12 +132,26 @@ def launch(
     return status
 
 
-def _start_once(command: Sequence[str], processes: int, nodes: Nodes, grace: float, logs: Path) -> _Group:
+def check_restarts(restarts: int, nodes: Nodes) -> None:
+    if restarts and nodes.count > 1:
+        raise InputError("--restarts: must be 0 with several machines; let what started them start all of them again")
+
+
+def _start_once(
+    command: Sequence[str],
+    processes: int,
+    nodes: Nodes,
+    grace: float,
+    logs: Path,
+    announce: Callable[[int], None] | None,
+) -> _Group:
     """Start the workers and wait for their end."""
     group = _Group()
     with ExitStack() as around:
         host, port = nodes.address()
-        store = _store(host, port) if nodes.rank == 0 else None
+        store = store_at(host, 0 if announce else port) if nodes.rank == 0 else None
+        if announce and store:
+            announce(store.port)
         common = _environment(processes, nodes, host, store.port if store else port)
         around.enter_context(_passed_on(group))
         around.callback(_kill, group)
@@ -181,8 +196,8 @@ def _environment(processes: int, nodes: Nodes, host: str, port: int) -> dict[str
     )
 
 
-def _store(host: str, port: int) -> Any:
-    """The store that the workers meet in, held by machine 0 as long as they live."""
+def store_at(host: str, port: int) -> Any:
+    """The store that workers meet in, held by machine 0 as long as they live; port 0: any that is free."""
     from torch.distributed import DistError, TCPStore
 
     try:

@@ -99,6 +99,8 @@ def dollars(one: Case) -> str:
     assert found is not None
     if max(found) < 0.01:
         return "under 0.01 $"
+    if min(found) < 0.005:
+        return f"at most {max(found):.2f} $"
     return " to ".join(f"{value:,.0f}" if value >= 10 else f"{value:.2f}" for value in found) + " $"
 
 

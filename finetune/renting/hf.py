@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import shlex
 from collections.abc import Callable
 from typing import Any
@@ -24,10 +25,13 @@ TOKEN = "HF_TOKEN"
 def specification(job: Job) -> str:
     """The arguments of ``run_job`` as YAML; of secrets the names. Raises InputError for what the job would not have."""
     order = job.order
+    if job.beside:
+        here = next(iter(job.beside.values()))
+        raise InputError(f"{here}: lies on this machine, and --on hf brings one file; write this stage into that")
     for item in job.brought:
         if item.files:
-            kind = "model" if item.key.startswith("model.") else "dataset"
-            if item.key == "model.chat_template" or item.key.endswith(".columns"):
+            kind = "model" if re.match(r"(\w+\.)?model\.", item.key) else "dataset"
+            if item.key.endswith("model.chat_template") or item.key.endswith(".columns"):
                 how = "only what is on the hub or ships reaches the job: put its text into a recipe or an image"
             else:
                 how = f"hf upload OWNER/NAME {shlex.quote(next(iter(item.files.values())))} --repo-type {kind}"
@@ -54,7 +58,7 @@ def _script(job: Job) -> str:
         lines.append(f"printf '%s' \"${RECIPE}\" > {job.name}.yaml")
     program = "hybrid-ft"
     if order.image is None or order.package is not None:
-        found = install(order.package, job.recipe)
+        found = install(order.package, job.recipes)
         if found.wheel is not None:
             raise InputError(
                 "--package: a wheel on this machine cannot be brought by --on hf; give a requirement that pip fetches"

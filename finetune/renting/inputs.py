@@ -18,6 +18,7 @@ from hybrid_ft.finetune.recipe.shipped import PACKAGE_ROOT, RECIPES, column_name
 if TYPE_CHECKING:
     from hybrid_ft.finetune.recipe.data_section import Source
     from hybrid_ft.finetune.recipe.schema import Recipe
+    from hybrid_ft.finetune.recipe.stages import Questions
 
 _MOST_FILES = 100
 _SHIPPED = ("recipes", "datasets")
@@ -53,9 +54,18 @@ def shipped_name(file: str) -> str | None:
     return path.relative_to(RECIPES).with_suffix("").as_posix() if path.is_relative_to(RECIPES) else None
 
 
-def inputs(recipe: Recipe) -> list[Input]:
-    """Every local path of a resolved recipe, by its key. Raises InputError for what cannot be carried."""
-    here = [(key, path) for key, path in _paths(recipe) if os.path.exists(path) or _pattern(path)]
+def inputs(recipes: list[tuple[str, Recipe]], made: Path | None = None, asked: Questions | None = None) -> list[Input]:
+    """Every local path of resolved recipes, by its key. Raises InputError for what cannot be carried.
+
+    recipes   with what their keys begin with, such as ``sft.``, nothing for one alone
+    made      the folder of what the run itself makes, which is not brought
+    asked     a file's own questions
+    """
+    paths = [(f"{prefix}{key}", path) for prefix, recipe in recipes for key, path in _paths(recipe)]
+    paths += _of_sources("evaluate.sources", asked.sources if asked else [])
+    here = [(key, path) for key, path in paths if os.path.exists(path) or _pattern(path)]
+    own = made.absolute() if made else None
+    here = [(key, path) for key, path in here if own is None or not Path(path).absolute().is_relative_to(own)]
     return [_input(key, path, number) for number, (key, path) in enumerate(here)]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
@@ -27,12 +28,12 @@ class Install:
     libraries: tuple[str, ...]
 
 
-def install(package: str | None, recipe: Recipe) -> Install:
+def install(package: str | None, recipes: Sequence[Recipe]) -> Install:
     """What ``package`` names, else the release that runs here; with the versions of the libraries that run here.
 
     Raises InputError where nothing that pip can fetch runs here, and for a wheel that is not there.
     """
-    libraries = (*_pins(), *_of_recipe(recipe))
+    libraries = tuple(dict.fromkeys([*_pins(), *(name for recipe in recipes for name in _of_recipe(recipe))]))
     if package is None:
         return Install(_release(), None, libraries)
     if package.endswith(".whl"):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from hybrid_ft.finetune.recipe.load import load_recipe
 from hybrid_ft.finetune.recipe.schema import Recipe
 from hybrid_ft.finetune.recipe.shipped import find_recipe
 from hybrid_ft.finetune.recipe.stage_kinds import PREFERENCE
+from hybrid_ft.finetune.recipe.stages import load_stages
 from hybrid_ft.finetune.recipe.yaml_file import read_yaml
 from hybrid_ft.finetune.renting.inputs import Input, inputs, shipped_name
 from hybrid_ft.finetune.renting.order import HUB_BUCKETS, Order
@@ -36,25 +38,34 @@ class Job:
     file       the recipe's own file; None for one that ships, which is there by its name
     given      the recipe as the user named it
     overrides  the user's
-    brought    the recipe's local paths
+    stages     the recipe, or those of a file of stages, with what their overrides begin with
+    brought    the recipes' local paths
+    beside     recipes that a file of stages names: relative paths there, and the absolute ones here
     kept       the mirror that --bucket asks for, as the machine names it
     """
 
     order: Order
-    recipe: Recipe
+    stages: list[tuple[str, Recipe]]
     name: str
     file: Path | None
     given: str
     overrides: tuple[str, ...]
     brought: list[Input]
     kept: str | None = None
+    beside: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def recipes(self) -> list[Recipe]:
+        return [recipe for _, recipe in self.stages]
 
     def elsewhere(self) -> list[str]:
         """Arguments of ``hybrid-ft launch`` on a machine that has none of this one's paths, from the folder of the inputs."""
         recipe = self.given if self.file is None else f"{self.name}.yaml"
-        caches = [name for name in PREFERENCE if getattr(getattr(self.recipe, name), "reference_cache", None)]
-        own = [f"{name}.reference_cache=null" for name in caches]  # in the run's folder, which stays
-        own += ["data.cache=null"] if self.recipe.data.cache else []  # beside it
+        own = []
+        for prefix, one in self.stages:
+            caches = [name for name in PREFERENCE if getattr(getattr(one, name), "reference_cache", None)]
+            own += [f"{prefix}{name}.reference_cache=null" for name in caches]  # in the run's folder, which stays
+            own += [f"{prefix}data.cache=null"] if one.data.cache else []  # beside it
         return [
             "launch",
             recipe,
@@ -69,32 +80,75 @@ class Job:
 
 
 def make_job(file: str, overrides: Sequence[str], order: Order) -> Job:
-    """The job of a recipe. Raises InputError for a recipe that is wrong here and for a file of stages."""
+    """The job of a recipe, or of a file of stages. Raises InputError for what is wrong here or cannot be carried."""
     found = find_recipe(file)
     overrides = [*overrides, *_mirror(order.mirror)]
-    if "stages" in read_yaml(found).value:
-        raise InputError(f"{file}: holds stages; a job trains one recipe: give those of its stages one after the other")
-    recipe = load_recipe(file, overrides)
-    if recipe.mirror and "://" not in recipe.mirror and order.place != "slurm":
-        raise InputError(
-            f"mirror: {shown(recipe.mirror)} goes with the machine; give a place such as s3://my-runs/mine"
-        )
-    if recipe.mirror and order.bucket:
-        raise InputError(f"mirror: {shown(recipe.mirror)} not with --bucket, which is a mirror; leave one of them out")
     shipped = shipped_name(file)
-    name = re.sub(r"[^a-z0-9]+", "-", Path(str(recipe.output)).name.lower()).strip("-")[:40].strip("-") or "run"
+    raw = read_yaml(found).value
+    if "stages" in raw:
+        file_of_stages = load_stages(file, overrides)
+        stages = [(f"{stage.kind}.", stage.recipe) for stage in file_of_stages.stages if stage.recipe is not None]
+        output, asked = file_of_stages.place, file_of_stages.questions
+        brought = inputs(stages, output, asked)
+        _check_kinds(file, [prefix for prefix, _ in stages], brought)
+        brought = [_as_written(item, raw) for item in brought]
+        beside = {} if shipped else _beside(found, raw["stages"])
+    else:
+        recipe = load_recipe(file, overrides)
+        stages, output, beside = [("", recipe)], Path(str(recipe.output)), {}
+        brought = inputs(stages)
+    mirror = stages[0][1].mirror
+    if mirror and "://" not in mirror and order.place != "slurm":
+        raise InputError(f"mirror: {shown(mirror)} goes with the machine; give a place such as s3://my-runs/mine")
+    if mirror and order.bucket:
+        raise InputError(f"mirror: {shown(mirror)} not with --bucket, which is a mirror; leave one of them out")
+    name = re.sub(r"[^a-z0-9]+", "-", output.name.lower()).strip("-")[:40].strip("-") or "run"
     name = name if name[0].isalpha() else f"run-{name}"
-    kept = _in_bucket(order, name)
     return Job(
         order,
-        recipe.model_copy(update={"mirror": kept}) if kept else recipe,
+        stages,
         name,
         None if shipped else found.resolve(),
         shipped or file,
         tuple(overrides),
-        inputs(recipe),
-        kept,
+        brought,
+        _in_bucket(order, name),
+        beside,
     )
+
+
+def _check_kinds(file: str, prefixes: list[str], brought: list[Input]) -> None:
+    """An override of a kind goes to every stage of it."""
+    for item in brought:
+        kind = item.key.partition(".")[0]
+        if prefixes.count(f"{kind}.") > 1:
+            raise InputError(
+                f"{file}: {item.key} is on this machine, and an override goes to all stages of its kind; give the {kind}"
+                " recipes one after the other"
+            )
+
+
+def _as_written(item: Input, raw: dict[str, Any]) -> Input:
+    """A source that the file of stages names by its path alone has no key of its own."""
+    found = re.fullmatch(r"evaluate\.sources\.(\d+)\.path", item.key)
+    sources = (raw.get("evaluate") or {}).get("sources") or []
+    if found and isinstance(dict(enumerate(sources)).get(int(found[1])), str):
+        return replace(item, key=item.key.removesuffix(".path"))
+    return item
+
+
+def _beside(file: Path, entries: list[Any]) -> dict[str, str]:
+    """The recipes that a file of the user's names, which must lie below its own folder."""
+    found: dict[str, str] = {}
+    for given in (value for entry in entries for value in entry.values()):
+        if not isinstance(given, str) or not (file.parent / given).is_file():
+            continue
+        if os.path.isabs(given) or ".." in Path(given).parts:
+            raise InputError(
+                f"{file}: stages: {shown(given)} must lie beside the file or below it, to be brought with it"
+            )
+        found[Path(given).as_posix()] = str((file.parent / given).resolve())
+    return found
 
 
 def _in_bucket(order: Order, name: str) -> str | None:

@@ -27,8 +27,9 @@ def task(job: Job) -> str:
     """The task's YAML. Raises InputError for what cannot be brought or installed."""
     order = job.order
     check_without_links(job.brought)
-    found = None if order.image and order.package is None else install(order.package, job.recipe)
+    found = None if order.image and order.package is None else install(order.package, job.recipes)
     files = {f"{HOME}/{there}": here for item in job.brought for there, here in item.files.items()}
+    files |= {f"{HOME}/{there}": here for there, here in job.beside.items()}
     if job.file is not None:
         files[f"{HOME}/{job.name}.yaml"] = str(job.file)
     if found is not None and found.wheel is not None:

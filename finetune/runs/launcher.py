@@ -22,6 +22,7 @@ _NOT_HERE = (
     ("ACCELERATE_USE_PARALLELISM_CONFIG", "a parallelism config", "train.sharded: true divides the model (FSDP2)"),
     ("ACCELERATE_USE_SAGEMAKER", "SageMaker's launcher", "torchrun or accelerate launch start the processes"),
 )
+_SHUTDOWN = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
 # Of --use_fsdp: the variable, the values that are what happens here, and what that is.
 _DIVIDED = (
     ("FSDP_OFFLOAD_PARAMS", ("false",), "weights stay on the GPU"),
@@ -48,6 +49,18 @@ def agreed(recipe: Recipe, bfloat16: bool) -> Recipe:
     if not divided or recipe.train.sharded:
         return recipe
     return changed(recipe, "train", sharded=True)
+
+
+def elastic_note(output: object) -> str:
+    """Lines for the screen of a run under torchrun, or accelerate's launcher, which is one: what becomes of statuses and
+    of long saves."""
+    if not _says("TORCHELASTIC_RUN_ID"):
+        return ""
+    note = f"\nlauncher  this one ends with 1 whatever happened: hybrid-ft status {output} tells it"
+    if _says(_SHUTDOWN):
+        return note
+    mend = f"export {_SHUTDOWN}=3600, or use hybrid-ft launch"
+    return f"{note};\n          after a signal it kills a save that takes over 30 s: {mend}"
 
 
 def _says(name: str, unset: str = "") -> str:

@@ -26,7 +26,7 @@ from hybrid_ft.finetune.runs import checkpoints, device, weights
 from hybrid_ft.finetune.runs.console import duration, say
 from hybrid_ft.finetune.runs.folder import RunFolder
 from hybrid_ft.finetune.runs.identity import run_identity, tokenizer_digest
-from hybrid_ft.finetune.runs.launcher import agreed
+from hybrid_ft.finetune.runs.launcher import agreed, elastic_note
 from hybrid_ft.finetune.runs.session import begin_or_go_on, check_storage, in_folder, newest_checkpoint
 from hybrid_ft.finetune.runs.team import Team
 from hybrid_ft.finetune.training import ends, fsdp, seams, tasks
@@ -211,7 +211,7 @@ def _introduce(stage: Stage, start: Start, model: torch.nn.Module, resumed: Path
     if processes.count > 1:
         divided = f"in {fsdp.pieces(processes.count, train.sharded)} pieces (FSDP2)"
         how = divided if train.sharded else "a copy in each (DDP)"
-        start.say(f"processes {processes.count}, the model {how}{start.team.said}")
+        start.say(f"processes {processes.count}, the model {how}{start.team.said}{elastic_note(start.folder.path)}")
     start.say(f"output    {start.folder.path}" + (f", going on from {resumed.name}" if resumed else ""))
     if start.mirror:
         start.say(f"mirror    {start.mirror.place.name}")

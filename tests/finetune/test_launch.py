@@ -3,14 +3,17 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from hybrid_ft.errors import InputError
+from hybrid_ft.finetune import several_machines
 from hybrid_ft.finetune.launch import Launch, run, run_stages, seconds_to_stop
 from hybrid_ft.finetune.machines.workers import Nodes
 from hybrid_ft.finetune.recipe.load import load_recipe
@@ -112,7 +115,7 @@ def test_a_save_has_the_time_that_it_takes(place, monkeypatch):
 @pytest.mark.parametrize(
     ("how", "arguments", "message"),
     [
-        (Launch(2, Nodes(2, 0, "h:1")), {}, "--nodes: a file of stages runs on one machine"),
+        (Launch(2, Nodes(2, 0, "h:1"), restarts=1), {}, "--restarts: must be 0 with several machines"),
         (Launch(2), {"accept_changes": True}, "--accept-changes: goes with a recipe"),
     ],
 )
@@ -125,6 +128,74 @@ def test_a_launcher_in_a_launcher_is_refused(place, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="starts the processes itself"):
         run("sft.yaml", [], Launch(2), None)  # type: ignore[arg-type]
+
+
+def loopback() -> str:
+    """An address to meet at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+def machines(*arguments: str) -> list[subprocess.Popen[str]]:
+    """Two, which meet on loopback; the second one first."""
+    meet = ["--processes", "1", "--nodes", "2", "--rendezvous", loopback()]
+    return [command("launch", *arguments, *meet, "--node-rank", rank) for rank in ("1", "0")]
+
+
+@pytest.mark.slow
+def test_stages_on_two_machines_stopped_and_gone_on_with(place):
+    """A signal to either ends both with 75; the same commands end all stages, and a third start finds them done."""
+    with open("all.yaml", "a") as file:
+        file.write("  - export:\n")
+    steps, metrics = "sft.train.steps=60", Path("runs/all/1-sft/metrics.jsonl")
+    other, first = machines("all.yaml", steps)
+    try:
+        end = time.monotonic() + 600
+        while not metrics.exists() or not metrics.read_text():
+            assert time.monotonic() < end and first.poll() is None
+            time.sleep(0.05)
+    finally:
+        other.send_signal(signal.SIGTERM)
+        outs = [one.communicate(timeout=600) for one in (other, first)]
+    assert [one.returncode for one in (other, first)] == [75, 75], outs
+    assert "Traceback" not in str(outs)
+    for _ in range(2):
+        other, first = machines("all.yaml", steps)
+        outs = [one.communicate(timeout=600) for one in (other, first)]
+        assert [one.returncode for one in (other, first)] == [0, 0], outs
+        assert outs[1][0].count("all 3 stages are done") == 1 and "all 3 stages" not in outs[0][0]
+    records = [json.loads(Path(f"runs/all/{stage}/run.json").read_text()) for stage in ("1-sft", "2-dpo")]
+    assert [record["processes"] for record in records] == [2, 2]
+
+
+def test_a_machine_without_a_first_one_waits_and_says_so(place, monkeypatch):
+    monkeypatch.setattr(several_machines, "_ARRIVAL", 0.1)
+    with pytest.raises(InputError, match="^--rendezvous: machine 0 does not answer at 127.0.0.1:1;") as refused:
+        run("all.yaml", [], Launch(1, Nodes(2, 1, "127.0.0.1:1")), None)  # type: ignore[arg-type]
+    assert refused.value.status == 3
+
+
+def test_how_the_first_machine_ends_is_how_all_end(place):
+    """What it refuses before a stage is no success elsewhere."""
+    nodes = Nodes(2, 0, loopback())
+    leader, seen = several_machines.Leader(nodes), []
+    leader.announce("sft", "a: 1", 5.0, 7)
+
+    def stage(*given: object) -> int:
+        seen.append(given)
+        threading.Thread(target=leader.end, args=(3,)).start()
+        return 0
+
+    assert several_machines.follow(Nodes(2, 1, nodes.rendezvous), stage) == 3
+    assert seen == [("sft", "a: 1", 5.0, Nodes(2, 1, "127.0.0.1:7"))]
+
+
+def test_where_its_own_part_of_a_stage_fails_a_machine_ends(place):
+    nodes = Nodes(2, 0, loopback())
+    leader = several_machines.Leader(nodes)
+    leader.announce("sft", "a: 1", 5.0, 7)
+    assert several_machines.follow(Nodes(2, 1, nodes.rendezvous), lambda *given: 4) == 4
 
 
 @pytest.mark.slow
@@ -150,7 +221,10 @@ def test_of_a_launchers_processes_the_first_starts_the_stages(place, monkeypatch
 @pytest.mark.parametrize(
     ("told", "message"),
     [
-        ({"LOCAL_WORLD_SIZE": "2", "RANK": "0"}, "a file of stages runs on one machine"),
+        (
+            {"LOCAL_WORLD_SIZE": "2", "RANK": "0"},
+            "a file of stages on several machines is started by hybrid-ft launch --nodes",
+        ),
         ({"RANK": "4"}, "RANK is '4' in the environment and must be 0 to 3"),
         ({"WORLD_SIZE": "many"}, "WORLD_SIZE is 'many' in the environment"),
     ],

@@ -31,6 +31,14 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "    - {path: 'my rows/$(touch hacked) train.jsonl'}\n    - {path: 'my rows/part-*.jsonl'}\n"
         "    - {path: me/rows, columns: columns.yaml}\n    - {path: datasets/quickstart/train.jsonl}\n"
     )
+    (folder / "parts").mkdir()
+    (folder / "parts" / "first.yaml").write_text(
+        "model: {path: me/base}\ndata: {sources: [{path: ../my rows/part-0.jsonl}]}\n"
+    )
+    (folder / "all.yaml").write_text(
+        "stages:\n  - sft: parts/first.yaml\n  - dpo: {data: {sources: [{path: me/pairs}]}, dpo: {reference_cache: cache}}\n"
+        "  - export:\nevaluate: {sources: ['my rows/part-1.jsonl', {path: me/questions}]}\n"
+    )
     (folder / "hub.yaml").write_text("model: {path: me/base}\ndata: {sources: [{path: me/rows}]}\n")
     return folder
 

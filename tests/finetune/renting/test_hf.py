@@ -149,6 +149,16 @@ def test_what_ships_needs_nothing(job):
     assert "hybrid-ft launch quickstart/sft" in wanted["command"][2] and "pip" not in wanted["command"][2]
 
 
+def test_a_file_of_stages_must_hold_them_itself(job, place):
+    with pytest.raises(
+        InputError, match=r"parts/first\.yaml: lies on this machine, and --on hf brings one file; write"
+    ):
+        hf.specification(job("hf", "all.yaml"))
+    (place / "one.yaml").write_text("stages:\n  - sft: {model: {path: me/base}, data: {sources: [{path: me/rows}]}}\n")
+    wanted = yaml.safe_load(hf.specification(job("hf", "one.yaml")))
+    assert wanted["env"][hf.RECIPE].startswith("stages:") and "launch one.yaml" in wanted["command"][2]
+
+
 def test_two_mirrors_are_refused(job):
     with pytest.raises(InputError, match="^mirror: 's3://mine/hub' not with --bucket"):
         job("hf", "hub.yaml", "mirror=s3://mine/hub")

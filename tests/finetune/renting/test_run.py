@@ -65,7 +65,6 @@ def test_a_program_that_is_not_here_is_status_3(place, tools, capsys, program):
         (["hub.yaml", "train.epohcs=2", *SKY], "override train.epohcs: unknown key"),
         (["hub.yaml", *SKY, "--gpu", "h10"], "--gpu: 'h10' must be one of"),
         (["mine.yaml", *HF], "data.sources.0.path: lies on this machine"),
-        (["quickstart", *SLURM], "quickstart: holds stages; a job trains one recipe"),
         (["hub.yaml", *SKY, "--package", "git+https://me:secret@host/x"], "hub.yaml: the file would hold a secret"),
         (["hub.yaml", *SLURM, "--write", "no/such/file"], "--write: no/such is not a folder"),
         (["hub.yaml", *SLURM, "--write", "columns.yaml"], "columns.yaml: is there with another text"),

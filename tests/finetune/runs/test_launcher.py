@@ -8,7 +8,7 @@ import pytest
 
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.recipe.schema import Recipe, changed
-from hybrid_ft.finetune.runs.launcher import agreed
+from hybrid_ft.finetune.runs.launcher import agreed, elastic_note
 
 
 def recipe(**sections: Any) -> Recipe:
@@ -152,3 +152,14 @@ def test_a_launcher_on_a_cpu_is_heeded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert device.kind() == "cuda"
     monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
     assert device.kind() == "cpu"
+
+
+def test_torchrun_is_said_to_lose_statuses_and_long_saves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", raising=False)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    assert elastic_note("runs/mine") == ""  # hybrid-ft launch, or none
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert "hybrid-ft status runs/mine tells it" in elastic_note("runs/mine")
+    assert "export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=3600" in elastic_note("runs/mine")
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")
+    assert "tells it" in elastic_note("runs/mine") and "kills" not in elastic_note("runs/mine")
