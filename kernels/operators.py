@@ -13,6 +13,8 @@ from torch import Tensor
 from torch._C import DispatchKey
 from torch._ops import OpOverload
 
+from hybrid_ft.kernels.first_order import first_order
+
 LIBRARY = torch.library.Library("hybrid_ft", "FRAGMENT")
 DEVICES = {DispatchKey.CPU, DispatchKey.CUDA}
 
@@ -76,6 +78,7 @@ def _above(op: OpOverload, function: Callable[..., Any]) -> Callable[..., Any]:
             return output
 
         @staticmethod
+        @first_order
         def backward(ctx: Any, *gradients: Tensor | None) -> Any:
             if Own.formula is None:
                 raise RuntimeError(f"{op.name()} cannot be differentiated")

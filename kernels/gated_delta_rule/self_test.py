@@ -27,7 +27,7 @@ GATES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 # The rounding of one float32 sum over a chunk of 64 tokens: below it nothing is asked of float32.
 FLOAT32_FLOOR = 64**0.5 * 2**-24
-# Orders of the K and V dimensions that the reference is run in, see ``reference_errors``.
+# Orders of the K and V dimensions that float32 is run in, see ``largest_errors``.
 ORDERS = 4
 # as its layers call the rule
 MAMBA2: dict[str, Any] = {"use_qk_l2norm": False, "correct": False}
@@ -101,7 +101,19 @@ def reordered(xs: list[Tensor], dims: str, by_k: Tensor, by_v: Tensor) -> list[T
 def reference_errors(
     leaves: list[Tensor], up: list[Tensor], cu_seqlens: Tensor, true: list[Tensor], **options: Any
 ) -> list[float]:
-    """The reference's own in float32, each the largest of ORDERS orders of the K and V dimensions.
+    """The reference's own in float32, see ``largest_errors``."""
+
+    def errors(leaves: list[Tensor], up: list[Tensor], cu_seqlens: Tensor, true: list[Tensor]) -> list[float]:
+        got = results(gated_delta_rule_reference, leaves, up, cu_seqlens, torch.float32, **options)
+        return [error(x, y) for x, y in zip(got, true)]
+
+    return largest_errors(errors, leaves, up, cu_seqlens, true)
+
+
+def largest_errors(
+    errors: Callable[..., list[float]], leaves: list[Tensor], up: list[Tensor], cu_seqlens: Tensor, true: list[Tensor]
+) -> list[float]:
+    """Of each result, what ``errors`` of these four finds in ORDERS orders of the K and V dimensions.
 
     An element of dg or dbeta is one sum of K V terms that may cancel several hundred times, and where the gates are shut
     one element is nearly all of the tensor: the error is then a single random rounding, in one order often next to none.
@@ -111,9 +123,8 @@ def reference_errors(
     for i in range(ORDERS):
         orders = [torch.randperm(n, generator=gen) if i else torch.arange(n) for n in leaves[5].shape[2:]]
         inputs = reordered(leaves, "KKV..S", *orders), reordered(up, "VS", *orders), cu_seqlens
-        got = results(gated_delta_rule_reference, *inputs, torch.float32, **options)
-        errors = map(error, got, reordered(true, "VSKKV..S", *orders))
-        largest = [max(pair) for pair in zip(largest, errors)]
+        found = errors(*inputs, reordered(true, "VSKKV..S", *orders))
+        largest = [max(pair) for pair in zip(largest, found)]
     return largest
 
 
