@@ -64,7 +64,9 @@ def evaluate(
 ) -> int:
     """Score models on tasks, with intervals, and compare each with the first. The same command resumes."""
     if not on and not forgetting:
-        raise typer.BadParameter("name a task: --on TASK")
+        from hybrid_ft.finetune.recipe.shipped import evaluation_names
+
+        raise typer.BadParameter(f"name a task, --on TASK: a file, or one of {', '.join(evaluation_names())}")
     with resumable():
         from hybrid_ft.finetune.evaluation.evaluate import Wanted, run
         from hybrid_ft.finetune.runs.console import screen

@@ -17,7 +17,14 @@ from hybrid_ft.finetune.recipe.shipped import recipe_names
 
 
 def pages(root: Path) -> list[Path]:
-    return sorted([*root.glob("*.md"), *(root / "docs").rglob("*.md"), *(root / "datasets").rglob("*.md")])
+    return sorted(
+        [
+            *root.glob("*.md"),
+            *(root / "docs").rglob("*.md"),
+            *(root / "datasets").rglob("*.md"),
+            *(root / "recipes").rglob("*.md"),
+        ]
+    )
 
 
 def found(root: Path, pattern: str) -> list[tuple[str, str]]:

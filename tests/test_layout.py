@@ -234,3 +234,59 @@ def test_messages_use_the_fields_words(root: Path) -> None:
     files = [path for folder in FOLDERS for path in sorted((root / folder).rglob("*.py"))]
     found = [(path.name, match[0]) for path in files for match in foreign.finditer(path.read_text(encoding="utf-8"))]
     assert len(files) > 100 and found == []
+
+
+LARGE = 100
+"""lines of code, docstrings and comments aside, from which a file has tests of its own name"""
+
+
+def lines_of_code(text: str) -> int:
+    """Without blank lines, comments and strings that stand alone."""
+    alone = [
+        node
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    ]
+    told = {line for node in alone for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)}
+    return sum(
+        number not in told and bool(line.strip()) and not line.lstrip().startswith("#")
+        for number, line in enumerate(text.splitlines(), 1)
+    )
+
+
+def untested(root: Path) -> list[str]:
+    """Large files for which there is neither ``tests/PLACE/test_NAME.py`` nor a folder ``tests/PLACE/NAME`` of tests."""
+    found = []
+    for _, path in modules(root):
+        place, name = root / "tests" / path.parent.relative_to(root), path.stem
+        if path.parent.name == "gpu":
+            # Triton's kernels run by their launches alone, in a process of their own or on a GPU: an op's, all together
+            own = list(place.parent.glob("test_triton*.py"))
+        else:
+            own = [*place.glob(f"test_{name}.py"), *(place / name).glob("test_*.py")]
+        if not own and lines_of_code(path.read_text(encoding="utf-8")) >= LARGE:
+            found.append(str(path.relative_to(root)))
+    return found
+
+
+def test_the_test_of_a_rule_is_found_by_the_path_of_its_file(root: Path) -> None:
+    assert untested(root) == []
+
+
+def test_a_file_without_tests_of_its_name_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = '"""What it is."""\n\n# why\n' + "x = 1\n" * LARGE
+    assert lines_of_code(text) == LARGE
+    for name in ("finetune/a.py", "finetune/b.py", "finetune/c.py", "finetune/small.py", "kernels/op/gpu/d.py"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text if path.stem != "small" else text[:-6])
+    for name in ("finetune/test_a.py", "finetune/b/test_of_it.py", "finetune/test_others.py"):
+        path = tmp_path / "tests" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    found = [(path.stem, path) for path in sorted(tmp_path.rglob("*.py")) if "tests" not in path.parts]
+    monkeypatch.setattr(sys.modules[__name__], "modules", lambda root: found)
+    assert untested(tmp_path) == ["finetune/c.py", "kernels/op/gpu/d.py"]
+    (tmp_path / "tests/kernels/op").mkdir(parents=True)
+    (tmp_path / "tests/kernels/op/test_triton.py").touch()
+    assert untested(tmp_path) == ["finetune/c.py"]

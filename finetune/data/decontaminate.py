@@ -63,16 +63,22 @@ def decontaminated(way: Way[Any, Any], recipe: Recipe) -> Way[Any, Any]:
 def _asked(name: str) -> Iterator[tuple[str, str]]:
     """Where each question of a task or a file of rows stands, and its text: the last turn before the answer."""
     source = _rows_of(name)
+    some, why = False, ""
     try:
         for place, row in conversations(source, SourceCounts(source.path)):
             if isinstance(row, Conversation) and len(row.messages) > 1:
+                some = True
                 yield place, str(row.messages[-2]["content"])
+            elif isinstance(row, BadRow):
+                why = why or f" ({place}: {row})"
     except InputError as error:
         if source.path != name or "columns" not in str(error):
             raise
         # a name alone has no place for them
         task = f"data.decontaminate: name a YAML file with rows: {{path: {name}, columns: ...}} instead"
         raise InputError(f"{error}; {task}", error.status) from None
+    if not some:
+        raise InputError(f"data.decontaminate: {name}: no row of it asks anything{why}; mend its rows or their columns")
 
 
 def _rows_of(name: str) -> Source:

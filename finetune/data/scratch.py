@@ -6,6 +6,7 @@ import fcntl
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -30,9 +31,9 @@ class Scratch(tempfile.TemporaryDirectory[str]):
                 os.close(self._handle)
             self.cleanup()  # another process has cleared it before it was locked
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # at the interpreter's end ``os`` may be gone
         if self._handle is not None:
-            os.close(self._handle)
+            close(self._handle)
             self._handle = None
 
 

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hybrid_ft.finetune.data.tokens.prompts import PromptEncoder
+from hybrid_ft.finetune.evaluation.hard_rows import kept
 from hybrid_ft.finetune.evaluation.kept_answers import measures
 from hybrid_ft.finetune.generation.generate import answer
 
@@ -28,7 +29,8 @@ LONGEST = 240
 def answer_held_out(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Dataset, end_ids: list[int], wanted: Evaluate
 ) -> list[dict[str, Any]]:
-    """Greedy answers to ``wanted.answers`` held-out prompts, spread evenly over the rows: origin, answer, reference, exact.
+    """Greedy answers to ``wanted.answers`` held-out prompts, spread evenly over the rows: origin, question, answer,
+    reference, exact.
 
     Rows of plain text ask nothing and are passed over.
     """
@@ -43,6 +45,7 @@ def answer_held_out(
     return [
         {
             "origin": row["origin"],
+            "question": kept(str(tokenizer.decode(row["prompt_ids"], skip_special_tokens=True))),
             "answer": text,
             "reference": row["answer"],
             "exact": text.strip() == row["answer"].strip(),

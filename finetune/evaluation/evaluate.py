@@ -72,7 +72,7 @@ def run(models: Sequence[str], wanted: Wanted, console: Console) -> int:
     measured = {name: MEASURES[task.evaluator] for name, task, _ in tasks}
     measured |= {name: names for one in stock for name, names in measures_of(one).items()}
     limits = gate.read_limits(wanted.fail_below, list(measured)) if wanted.fail_below else {}
-    gate.check_measures(limits, measured)
+    gate.check_measures(limits, measured, wanted.fail_below)
     trained_on = contamination.recipe_of(wanted.trained_on) if wanted.trained_on else None
     if wanted.out.exists() and not wanted.out.is_dir():
         raise InputError(f"{wanted.out}: is a file; name a folder for the answers")

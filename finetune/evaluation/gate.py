@@ -80,10 +80,11 @@ def _dropped(measure: Measure, limit: float) -> list[str]:
     return [f"{measure.task}: {measure.name} fell by {fell} from the first model; may fall by {may}"]
 
 
-def check_measures(limits: Limits, names: Mapping[str, Any]) -> None:
+def check_measures(limits: Limits, names: Mapping[str, Any], path: Path | None) -> None:
     """Raise InputError, before a model is asked, for a measure that a task's evaluator has not."""
     for task, wanted in limits.items():
         known = [*names[task], _DROP]
         for name in wanted:
             if name and name not in known:
-                raise InputError(f"{task}: no measure {name} ({', '.join(known)}){did_you_mean(name, known)}")
+                text = f"no measure {name} ({', '.join(known)}){did_you_mean(name, known)}"
+                raise InputError(f"{path}: {task}: {text}")

@@ -112,5 +112,11 @@ def _line(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any], split: str, l
     else:
         names = {"chosen_ids": "chosen", "rejected_ids": "rejected", "completion_ids": "answer"}
         texts = {"prompt": row["prompt_ids"]} | {names[name]: row[name] for name in _answers(row)}
-    decoded = {name: str(tokenizer.decode(ids, skip_special_tokens=True))[:_LONGEST] for name, ids in texts.items()}
+    decoded = {name: kept(str(tokenizer.decode(ids, skip_special_tokens=True))) for name, ids in texts.items()}
     return {"origin": row["origin"], "split": split, "loss": round(loss, 6)} | decoded
+
+
+def kept(text: str) -> str:
+    """A text as it is kept: of a long one the beginning and the end, where what is asked of a passage stands."""
+    half = _LONGEST // 2
+    return text if len(text) <= _LONGEST else f"{text[:half]}\n…\n{text[-half:]}"

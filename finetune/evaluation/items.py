@@ -77,13 +77,18 @@ def read_items(task: Task, tokenizer: PreTrainedTokenizerBase, limit: int | None
     rows = _made(task, tokenizer) if task.made is not None else _read(task.rows, task, left_out)
     shots = _read(task.shots_from, task, Counts())[: task.shots] if task.shots_from else rows[: task.shots]
     if len(shots) < task.shots:
-        raise InputError(f"shots: got {task.shots}; there are {len(shots)} rows to take them from")
+        source = task.shots_from or task.rows
+        place = source.path if source else "made"
+        raise InputError(f"{place}: shots: got {task.shots}; there are {len(shots)} rows to take them from")
     rows = rows if task.shots_from or not task.shots else rows[task.shots :]
     most = min(limit or len(rows), task.rows.count if task.rows and task.rows.count else len(rows))
     if most < len(rows):
         rows = [rows[at] for at in sorted(random.Random(task.seed).sample(range(len(rows)), most))]
     if not rows:
-        raise InputError(f"{task.rows.path if task.rows else 'made'}: no row is left to ask")
+        why = "".join(f"; left out, {reason}: {count}" for reason, count in left_out.most_first())
+        raise InputError(f"{task.rows.path if task.rows else 'made'}: no row is left to ask{why}")
+    if task.evaluator == "calls" and not any(row.tools or row.answer.get("tool_calls") for row in rows):
+        raise InputError(f"{task.rows.path if task.rows else 'made'}: no row has tools or calls; name their columns")
     made = _in_chat(task, rows, shots, tokenizer) if task.form == "chat" else _plain(task, rows, shots, tokenizer)
     return Items(made[0], left_out, made[1])
 
@@ -168,7 +173,9 @@ def _asked(
 def _options(task: Task, values: Mapping[str, Any], reference: str) -> tuple[list[str], int]:
     """A row's options and which of them is right. Raises BadRow."""
     if isinstance(task.options, str):
-        found = values.get(task.options)
+        if task.options not in values:
+            raise BadRow("options", f"options: no column {task.options} (found {', '.join(values)})")
+        found = values[task.options]
         if (
             not isinstance(found, list)
             or not found

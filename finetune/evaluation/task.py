@@ -53,9 +53,9 @@ class Task(Section):
     made: Made | None = Field(None, examples=[{"kind": "needle", "tokens": 4096}])
     """Rows made here, in place of rows."""
     evaluator: Evaluator = Field(examples=["number"])
-    """exact: the reference's text. contains: every line of the reference. number: the number it comes to. choice: the
-    likeliest of options. json: fields of an object. calls: functions and arguments. code: program's tests.
-    instructions: IFEval's. loss: of the answers' tokens."""
+    """How answers are scored. exact: the reference's text. contains: every line of the reference. number: the number it
+    comes to. choice: the likeliest of options. json: fields of an object. calls: functions and arguments. code: program's
+    tests. instructions: IFEval's. loss: of the answers' tokens."""
     prompt: Text | None = Field(None, examples=["{{ prompt }}\n\nEnd with the number."])
     """The question, a Jinja2 template over the row's columns and prompt, the question as the columns give it."""
     system: Text | None = Field(None, examples=["Answer briefly."])

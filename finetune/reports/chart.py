@@ -51,8 +51,9 @@ def chart(
     left, right = min(xs), max(xs)
     across = _ticks(left, right, 1)
     # a value that never changes stands above 0 and not at the edge
-    flat = min(ys) == max(ys)
-    up = _ticks(min(ys[0], 0.0), max(ys[0], 0.0)) if flat else _ticks(min(ys), max(ys))
+    up = _ticks(min(ys), max(ys))
+    if len({shown(y) for y in up}) < max(2, len(up)):  # nor one that changes by less than its labels can say
+        up = _ticks(min(ys[0], 0.0), max(ys[0], 0.0))
     low, high = min(up[0], min(ys)), max(up[-1], max(ys))
 
     def at(x: float, y: float) -> tuple[float, float]:

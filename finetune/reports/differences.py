@@ -8,6 +8,7 @@ from functools import lru_cache
 from itertools import groupby
 from typing import Any
 
+from hybrid_ft.errors import masked
 from hybrid_ft.finetune.recipe.yaml_file import flow
 
 LONGEST = 1200
@@ -69,8 +70,17 @@ def _in_both(one: list[str], other: list[str]) -> list[set[int]]:
 
 
 def cut(text: str, most: int = LONGEST) -> str:
-    """The text, or its beginning and three dots."""
+    """The text, or its beginning and three dots. Secrets are masked before a cut may leave half of one, which nothing
+    knows."""
+    text = masked(text)
     return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def ends(text: str, most: int = LONGEST) -> str:
+    """The same with the end of a longer text: after a passage comes what is asked of it."""
+    text = masked(text)
+    half = (most - 3) // 2
+    return text if len(text) <= most else f"{text[:half]}\n…\n{text[-half:]}"
 
 
 def recipe_rows(recipes: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:

@@ -18,7 +18,7 @@ import markupsafe
 from hybrid_ft.errors import InputError, masked, one_line
 from hybrid_ft.finetune.evaluation import statistics
 from hybrid_ft.finetune.reports.chart import Chart, chart, shown
-from hybrid_ft.finetune.reports.differences import cut, marked, recipe_rows
+from hybrid_ft.finetune.reports.differences import cut, ends, marked, recipe_rows
 from hybrid_ft.finetune.reports.kept_run import KeptEvaluation, KeptRun, read_places
 from hybrid_ft.finetune.reports.read import Lines
 from hybrid_ft.finetune.reports.stage_answers import stage_answers
@@ -44,6 +44,9 @@ _CURVES = (
     ("rejected answers against the reference, nats a token", "rejected_gain", False),
     ("held-out margin", "eval_rewards/margins", True),
     ("held-out accuracy", "eval_accuracy", True),
+    ("held-out pairs in the right order", "eval_rewards/accuracies", True),
+    ("of those whose chosen answer is the longer", "eval_accuracy_longer", True),
+    ("of those whose chosen answer is the shorter", "eval_accuracy_shorter", True),
 )
 
 
@@ -94,6 +97,7 @@ def render(runs: list[KeptRun], evaluations: list[KeptEvaluation], most: int = 4
         charts=_charts(runs),
         most=most,
         cut=cut,
+        ends=ends,
         script=markupsafe.Markup(_script()),
         script_digest=base64.b64encode(hashlib.sha256(_script().encode()).digest()).decode(),
     )
@@ -131,10 +135,12 @@ def _printable(text: str) -> str:
 
 
 def _charts(runs: list[KeptRun]) -> list[Chart]:
-    found = [
-        chart(title, [(run.name, number, *run.series(name)) for number, run in enumerate(runs)], dotted)
-        for title, name, dotted in (*_CURVES, *_tasks(runs))
-    ]
+    found = []
+    for title, name, dotted in (*_CURVES, *_tasks(runs)):
+        curves = [(run.name, number, *run.series(name)) for number, run in enumerate(runs)]
+        if name == "padding" and not any(value for _, _, _, values in curves for value in values):
+            continue  # packed rows have none, and a line at 0 says nothing
+        found.append(chart(title, curves, dotted))
     return [one for one in found if one is not None]
 
 
@@ -184,11 +190,14 @@ def _versions(identity: dict[str, Any]) -> str:
 def _verdict(run: KeptRun) -> list[str]:
     """What has changed, in a line each: held-out loss, exact answers with their interval."""
     lines = []
-    before = ((run.record.get("before") or {}).get("held_out") or {}).get("loss")
+    begun, ended = ((run.record.get(when) or {}).get("held_out") or {} for when in ("before", "finished"))
     losses = run.series("eval_loss")[1]
-    after = ((run.record.get("finished") or {}).get("held_out") or {}).get("loss") or (losses[-1] if losses else None)
+    before, after = begun.get("loss"), ended.get("loss") or (losses[-1] if losses else None)
     if before is not None and after is not None:
         lines.append(f"Held-out loss {shown(before)} before, {shown(after)} after.")
+    if (of := "rewards/accuracies") in begun and of in ended:
+        shares = f"{100 * begun[of]:.1f} % before, {100 * ended[of]:.1f} % after"
+        lines.append(f"Held-out pairs in the right order: {shares}, of {ended.get('pairs', 0):,.0f}.")
     was, now = ([float(bool(line.get("exact"))) for line in lines_] for lines_ in run.answers)
     if was and len(was) == len(now):
         scores = [statistics.share(values) for values in (was, now)]
@@ -250,7 +259,8 @@ def _row(was: dict[str, Any], now: dict[str, Any], head: str, reference: str | N
     before, after = marked(str(was.get("answer", "")), str(now.get("answer", "")))
     words = [{True: "right", False: "wrong", None: ""}[one.get("exact")] for one in (was, now)]
     return {
-        "head": cut(head),
+        "head": ends(head),
+        "question": ends(str(now.get("question", ""))),
         "before": before,
         "after": after,
         "was": words[0],
@@ -260,7 +270,8 @@ def _row(was: dict[str, Any], now: dict[str, Any], head: str, reference: str | N
 
 
 def _hard_row(line: dict[str, Any]) -> dict[str, Any]:
-    texts = [(name, cut(str(line[name]), 600)) for name in ("prompt", "chosen", "rejected", "answer") if name in line]
+    names = [name for name in ("prompt", "chosen", "rejected", "answer") if name in line]
+    texts = [(name, (ends if name == "prompt" else cut)(str(line[name]), 600)) for name in names]
     loss = line.get("loss")
     value = shown(loss) if isinstance(loss, int | float) and math.isfinite(loss) else ""
     return {"place": f"{line.get('origin', '')}, {line.get('split', '')}", "loss": value, "texts": texts}

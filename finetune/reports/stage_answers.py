@@ -55,7 +55,7 @@ def _examples(lines: list[Lines]) -> list[dict[str, Any]]:
         {
             "task": Path(row[0]["source"]).name,
             "origin": row[0]["origin"],
-            "question": "",
+            "question": str(row[0].get("question", "")),
             "reference": row[0]["reference"],
             "answers": [line["answer"] for line in row],
         }

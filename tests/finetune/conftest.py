@@ -42,6 +42,12 @@ def start_once(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, tiny_t
     return starts_in(tmp_path_factory.mktemp("once"), tiny_base, tiny_tokenizer)
 
 
+@pytest.fixture(scope="session")
+def start_in(tiny_base: Path, tiny_tokenizer: Any) -> Callable[[Path], Any]:
+    """``start_in(folder)``: the same into a folder that the caller has made, for runs that several files copy."""
+    return lambda place: starts_in(place, tiny_base, tiny_tokenizer)
+
+
 def starts_in(place: Path, tiny_base: Path, tiny_tokenizer: Any) -> Callable[..., Start]:
     def go(
         output: str = "run",

@@ -12,8 +12,20 @@ TATQA = {
     "table": {"uid": "t", "table": [["", "2019", "2018"], ["Sales", "10", "8"]]},
     "paragraphs": [{"uid": "p", "order": 1, "text": "Amounts are in million."}],
     "questions": [
-        {"question": "What grew?", "answer": ["Sales", "costs"], "derivation": "", "scale": ""},
-        {"question": "By how much?", "answer": 2, "derivation": "10-8", "scale": "million"},
+        {
+            "question": "What grew?",
+            "answer": ["Sales", "costs"],
+            "derivation": "",
+            "scale": "",
+            "answer_type": "multi-span",
+        },
+        {
+            "question": "By how much?",
+            "answer": 2,
+            "derivation": "10-8",
+            "scale": "million",
+            "answer_type": "arithmetic",
+        },
     ],
 }
 

@@ -71,6 +71,7 @@ def made_run(place: Path, hostile: bool = False, steps: int = 30, **recipe: Any)
         rows = [
             {
                 "origin": f"held:{n}",
+                "question": f"{texts[0]} asked {n}",
                 "answer": f"{texts[n % len(texts)]} {when}",
                 "reference": texts[0],
                 "exact": n < right,

@@ -62,6 +62,7 @@ class _Mapping:
     """A source's mapping, from its recipe and from the file that this names. ``columns`` is None where it has none."""
 
     def __init__(self, source: Source, *, pairs: bool) -> None:
+        self._path = source.path
         self.name, self.columns = "columns", source.columns
         self._roles: dict[str, str] = dict(source.roles or {})
         self._preference = source.preference
@@ -82,7 +83,7 @@ class _Mapping:
 
     def check(self, rows: list[Row]) -> None:
         """Raise InputError for a column that none of the rows has."""
-        self._read.check(self.name, {column for row in rows for column in row.values})
+        self._read.check(f"{self._path}: {self.name}", {column for row in rows for column in row.values})
 
     def used(self, rows: list[Row]) -> frozenset[str]:
         """The source's columns that are read."""

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from hybrid_ft.kernels.adamw_bf16.gpu.kernels import update_kernel
 from hybrid_ft.kernels.adamw_bf16.reference import Rates
+from hybrid_ft.kernels.launching import launch
 from hybrid_ft.kernels.rowwise import on
 
 BLOCK, WARPS = 2048, 8
@@ -29,7 +30,8 @@ def update_op(
     with on(weight):
         for start in range(0, len(weight), MOST):
             w, g, m, v = (x[start : start + MOST] for x in patterns)
-            update_kernel[(triton.cdiv(len(w), BLOCK),)](
+            launch(
+                update_kernel, triton.cdiv(len(w), BLOCK),
                 w, low[start : start + MOST], g, m, v, len(w), (seed + start) & (2**62 - 1), kept, 1 - beta1, beta2,
                 1 - beta2, rate, correction, eps, BLOCK, num_warps=WARPS,
             )  # fmt: skip

@@ -7,6 +7,8 @@ import triton
 from torch import Tensor
 
 from hybrid_ft.kernels.delta_gates.gpu.kernels import backward_kernel, forward_kernel
+from hybrid_ft.kernels.launching import launch
+from hybrid_ft.kernels.operators import operator, register_autograd, register_fake
 from hybrid_ft.kernels.rowwise import PROGRAMS, as_rows, check_gpu, on
 
 
@@ -18,7 +20,7 @@ def triton_delta_gates(
     return forward_op(a, b, A_log, dt_bias, allow_neg_eigval)
 
 
-@torch.library.custom_op("hybrid_ft::delta_gates", mutates_args=())
+@operator("delta_gates")
 def forward_op(a: Tensor, b: Tensor, A_log: Tensor, dt_bias: Tensor, allow_neg_eigval: bool) -> tuple[Tensor, Tensor]:
     """g and beta."""
     g, beta, HV = a.new_empty(a.shape, dtype=torch.float32), b.new_empty(b.shape), a.shape[-1]
@@ -27,19 +29,20 @@ def forward_op(a: Tensor, b: Tensor, A_log: Tensor, dt_bias: Tensor, allow_neg_e
     a, b = as_rows(a), as_rows(b)
     BR, BD, warps = _tile(HV)
     with on(a):
-        forward_kernel[(triton.cdiv(len(a), BR) * triton.cdiv(HV, BD),)](
+        launch(
+            forward_kernel, triton.cdiv(len(a), BR) * triton.cdiv(HV, BD),
             a, a.stride(0), b, b.stride(0), A_log.contiguous(), dt_bias.contiguous(), g, beta, len(a), HV, BR, BD,
             allow_neg_eigval, num_warps=warps,
         )  # fmt: skip
     return g, beta
 
 
-@forward_op.register_fake
+@register_fake(forward_op)
 def _(a: Tensor, b: Tensor, A_log: Tensor, dt_bias: Tensor, allow_neg_eigval: bool) -> tuple[Tensor, Tensor]:
     return a.new_empty(a.shape, dtype=torch.float32), b.new_empty(b.shape)
 
 
-@torch.library.custom_op("hybrid_ft::delta_gates_backward", mutates_args=())
+@operator("delta_gates_backward")
 def backward_op(
     dg: Tensor, dbeta: Tensor, a: Tensor, b: Tensor, A_log: Tensor, dt_bias: Tensor, allow_neg_eigval: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -53,7 +56,8 @@ def backward_op(
     programs = min(PROGRAMS, tiles)
     d_log, d_bias = (a.new_empty(programs, HV, dtype=torch.float32) for _ in range(2))
     with on(a):
-        backward_kernel[(programs * triton.cdiv(HV, BD),)](
+        launch(
+            backward_kernel, programs * triton.cdiv(HV, BD),
             dg, dg.stride(0), dbeta, dbeta.stride(0), a, a.stride(0), b, b.stride(0), A_log.contiguous(),
             dt_bias.contiguous(), da, db, d_log, d_bias, len(a), triton.cdiv(tiles, programs), programs * BR,
             HV, BR, BD, allow_neg_eigval, num_warps=warps,
@@ -61,7 +65,7 @@ def backward_op(
     return da, db, d_log.sum(0).to(A_log.dtype), d_bias.sum(0).to(dt_bias.dtype)
 
 
-@backward_op.register_fake
+@register_fake(backward_op)
 def _(
     dg: Tensor, dbeta: Tensor, a: Tensor, b: Tensor, A_log: Tensor, dt_bias: Tensor, allow_neg_eigval: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -78,7 +82,7 @@ def _backward(ctx: Any, dg: Tensor, dbeta: Tensor) -> tuple[Tensor | None, ...]:
     return *backward_op(dg, dbeta, *ctx.saved_tensors, ctx.allow_neg_eigval), None
 
 
-forward_op.register_autograd(_backward, setup_context=_setup)
+register_autograd(forward_op, _backward, _setup)
 
 
 def _tile(HV: int) -> tuple[int, int, int]:

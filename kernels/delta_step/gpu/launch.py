@@ -9,6 +9,8 @@ from torch import Tensor
 
 from hybrid_ft.kernels.delta_step.gpu.kernels import delta_step_kernel
 from hybrid_ft.kernels.gated_delta_rule.gpu.step_launch import tile
+from hybrid_ft.kernels.launching import launch
+from hybrid_ft.kernels.operators import operator, register_fake
 from hybrid_ft.kernels.rowwise import as_rows, check_gpu, on
 
 
@@ -21,7 +23,7 @@ def triton_delta_step(
     return step_op(x, a, b, tail, state, conv_weight, A_log, dt_bias, H, allow_neg_eigval)
 
 
-@torch.library.custom_op("hybrid_ft::delta_step", mutates_args=())
+@operator("delta_step")
 def step_op(
     x: Tensor, a: Tensor, b: Tensor, tail: Tensor, state: Tensor, conv_weight: Tensor, A_log: Tensor, dt_bias: Tensor,
     H: int, allow_neg_eigval: bool,
@@ -35,7 +37,8 @@ def step_op(
     tail, state = (y if y[0].is_contiguous() else y.contiguous() for y in (tail, state))
     BK, BV, warps = tile(K, V)
     with on(x):
-        delta_step_kernel[(B * HV * triton.cdiv(V, BV),)](
+        launch(
+            delta_step_kernel, B * HV * triton.cdiv(V, BV),
             x, x.stride(0), a, a.stride(0), b, b.stride(0), tail, tail.stride(0), state, state.stride(0),
             conv_weight.contiguous(), A_log.contiguous(), dt_bias.contiguous(), o, new_tail, new_state, K**-0.5,
             H, HV, K, V, W, BK, BV, allow_neg_eigval, num_warps=warps,
@@ -43,7 +46,7 @@ def step_op(
     return o, new_tail, new_state
 
 
-@step_op.register_fake
+@register_fake(step_op)
 def _(
     x: Tensor, a: Tensor, b: Tensor, tail: Tensor, state: Tensor, conv_weight: Tensor, A_log: Tensor, dt_bias: Tensor,
     H: int, allow_neg_eigval: bool,

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from hybrid_ft.kernels.gated_delta_rule.gpu.call import Call, Inputs, Kept
 from hybrid_ft.kernels.gated_delta_rule.gpu.launch import run_backward, run_forward
+from hybrid_ft.kernels.operators import operator, register_autograd, register_fake
 
 Six = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
-Eight = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+Nine = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def triton_gated_delta_rule(
@@ -35,7 +36,7 @@ def triton_gated_delta_rule(
 
 
 # An operator's schema is its signature: tensors, numbers and lists of tensors, but no named tuples.
-@torch.library.custom_op("hybrid_ft::gated_delta_rule", mutates_args=())
+@operator("gated_delta_rule")
 def forward_op(
     q: Tensor,
     k: Tensor,
@@ -48,20 +49,20 @@ def forward_op(
     use_qk_l2norm: bool,
     keep_states: bool,
     correct: bool,
-) -> Eight:
+) -> Nine:
     inputs = Inputs(q, k, v, g, beta, cu_seqlens, initial_state, scale, use_qk_l2norm, correct)
     with _on(q):
         o, final_state, kept = run_forward(inputs, keep_states)
     return o, final_state, *kept
 
 
-@forward_op.register_fake
+@register_fake(forward_op)
 def _(q, k, v, g, beta, cu_seqlens, initial_state, scale, use_qk_l2norm, keep_states, correct):
     o, final_state, kept = Call(q, v, cu_seqlens).forward_memory(keep_states, correct)
     return o, final_state, *kept
 
 
-@torch.library.custom_op("hybrid_ft::gated_delta_rule_backward", mutates_args=())
+@operator("gated_delta_rule_backward")
 def backward_op(
     do: Tensor,
     d_final: Tensor | None,
@@ -80,12 +81,12 @@ def backward_op(
         return tuple(run_backward(inputs, Kept(*kept), do, d_final))  # type: ignore[return-value]
 
 
-@backward_op.register_fake
+@register_fake(backward_op)
 def _(do, d_final, q, k, v, cu_seqlens, *_):
     return tuple(Call(q, do, cu_seqlens).backward_memory())
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Eight) -> None:
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Nine) -> None:
     q, k, v, g, beta, cu_seqlens, initial_state, scale, use_qk_l2norm, keep_states, correct = inputs
     o, _, *kept = output
     # Else a gradient of zeros would be made for every buffer that is only kept.
@@ -106,7 +107,7 @@ def _backward(ctx: Any, do: Tensor | None, d_final: Tensor | None, *_: None) -> 
     return dq, dk, dv, dg.to(ctx.dtypes[0]), dbeta.to(ctx.dtypes[1]), None, d_state, None, None, None, None
 
 
-forward_op.register_autograd(_backward, setup_context=_setup)
+register_autograd(forward_op, _backward, _setup)
 
 
 def _on(x: Tensor) -> AbstractContextManager[Any]:

@@ -6,7 +6,7 @@ cut into pieces of whole chunks, which are scanned side by side (splits.py).
 
 from collections import OrderedDict
 from collections.abc import Callable
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -47,13 +47,14 @@ class Inputs(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """What backward reads, chunk by chunk: gates [NT, HV, ROWS, BT] float32, inverse [NT, HV, BT, BT], empty where
-    nothing is corrected; if states are kept, else empty, states [NT, HV, V, K] and y [B, T, HV, V], in q's dtype like
-    inverse; if segments are cut into pieces, else empty, starts [NP, HV, K, V] and moves [NP, HV, K, K] in float32, see
-    splits.py."""
+    """What backward reads, chunk by chunk: gates [NT, HV, ROWS, BT] float32; inverse, empty where nothing is corrected,
+    and weights [NT, HV, BT, BT]; if states are kept, else empty, states [NT, HV, V, K] and y [B, T, HV, V], in q's dtype
+    like inverse and weights; if segments are cut into pieces, else empty, starts [NP, HV, K, V] and moves [NP, HV, K, K]
+    in float32, see splits.py."""
 
     gates: Tensor
     inverse: Tensor
+    weights: Tensor
     states: Tensor
     y: Tensor
     starts: Tensor
@@ -116,13 +117,9 @@ class Call:
     def pieces_of(self, chunks: Chunks) -> Pieces:
         return _kept(chunks.cu_seqlens, (self.piece, self.pieces), lambda: cut_pieces(self, chunks))
 
-    def dims(self, halves: bool = False) -> Dims:
-        """``halves``: 128 is 64 + 64."""
-        first = 64 if halves and self.key_dim == 128 else 1 << (self.key_dim.bit_length() - 1)
-        rest = self.key_dim - first
-        second = max(16, triton.next_power_of_2(rest)) if rest else 0
-        sizes = (self.heads, self.value_heads, self.key_dim, self.value_dim, first, second, CHUNK)
-        return Dims(*(tl.constexpr(x) for x in (*sizes, DOTS[self.like.dtype])))
+    def dims(self, halves: bool = False, columns: int | None = None) -> Dims:
+        """``halves``: 128 is 64 + 64. ``columns`` in place of V."""
+        return _dims(self.heads, self.value_heads, self.key_dim, columns or self.value_dim, self.like.dtype, halves)
 
     def memory(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         return torch.empty(shape, dtype=dtype or self.like.dtype, device=self.like.device)
@@ -154,13 +151,23 @@ class Call:
         starts = self.outer_states(self.pieces)
         moves = self.memory(self.pieces, self.value_heads, self.key_dim, self.key_dim, dtype=torch.float32)
         inverse = self.square() if correct else self.memory(0)
-        kept = Kept(gates, inverse, states, y, starts, moves)
+        kept = Kept(gates, inverse, self.square(), states, y, starts, moves)
         return Forward(self.tokens(self.value_dim), self.outer_states(self.segments), kept)
 
     def backward_memory(self) -> Backward:
         dq, dk = (self.memory(self.batch, self.length, self.heads, self.key_dim) for _ in range(2))
         dg, dbeta = (self.tokens(dtype=torch.float32) for _ in range(2))
         return Backward(dq, dk, self.tokens(self.value_dim), dg, dbeta, self.outer_states(self.segments))
+
+
+# All that a kernel has compiled in is made once: see launching.compiled_in.
+@cache
+def _dims(heads: int, value_heads: int, key_dim: int, value_dim: int, dtype: torch.dtype, halves: bool) -> Dims:
+    first = 64 if halves and key_dim == 128 else 1 << (key_dim.bit_length() - 1)
+    rest = key_dim - first
+    second = max(16, triton.next_power_of_2(rest)) if rest else 0
+    sizes = (heads, value_heads, key_dim, value_dim, first, second, CHUNK)
+    return Dims(*(tl.constexpr(x) for x in (*sizes, DOTS[dtype])))
 
 
 def cut(call: Call, cu_seqlens: Tensor | None) -> Chunks:

@@ -1,6 +1,6 @@
 """Parts of the gradients' kernels: products, sums over tokens, decays.
 
-E, F and the layout of ``weights``: gradients.py.
+E, F and the layout of ``pairs``: gradients.py.
 """
 
 import triton
@@ -70,22 +70,22 @@ def add_product(x1, x2, a, b1, b2, d):
 
 
 @triton.jit
-def add_square(x1, x2, weights, rows, rows_t, left, d, E: tl.constexpr):
+def add_square(x1, x2, pairs, rows, rows_t, left, d, E: tl.constexpr):
     """x + E^T (or F^T) times ``rows``, from memory."""
     o = tl.arange(0, d.BT)
     b1, b2 = load_keys(rows, rows_t, o, o < left, d)
-    return add_product(x1, x2, transposed(weights, d, E), b1, b2, d)
+    return add_product(x1, x2, transposed(pairs, d, E), b1, b2, d)
 
 
 @triton.jit
-def transposed(weights, d, E: tl.constexpr):
+def transposed(pairs, d, E: tl.constexpr):
     """E^T or F^T: E lies as it is, F transposed above its diagonal."""
     o = tl.arange(0, d.BT)
     i, j = o[:, None], o[None, :]
     if E:
-        x = tl.load(weights + j * d.BT + i, mask=i <= j, other=0.0)
+        x = tl.load(pairs + j * d.BT + i, mask=i <= j, other=0.0)
     else:
-        x = tl.load(weights + i * d.BT + j, mask=i < j, other=0.0)
+        x = tl.load(pairs + i * d.BT + j, mask=i < j, other=0.0)
     return x
 
 

@@ -11,8 +11,8 @@ and dg from every product of a weight and its gradient whose decay a token's gat
 decay in it and is left out of dg: it would cancel in exact arithmetic only.
 
 Two kernels, q's and then k's, and in k's two loops over V: the accumulators of all do not fit into the registers. E and
-F go to k's products through memory (over ``weights``, which nothing reads after this; F^T above the diagonal, where E
-is 0): the transpose of an accumulator as a product's operand is miscompiled for Hopper by Triton 3.4 to 3.7.0. Where
+F go to k's products through memory (``pairs``, [NT, HV, BT, BT]; F^T above the diagonal, where E is 0): the transpose
+of an accumulator as a product's operand is miscompiled for Hopper by Triton 3.4 to 3.7.0. Where
 keys are loaded again behind a barrier, the compiler would otherwise hold them in registers that it does not have.
 
 Factors: dq and dk are of the raw rows, but for the norms' own gradient, and dB is kept times k's norm, without the beta
@@ -28,8 +28,10 @@ multiprocessor (benchmarks/kernel_counts.py makes the counts):
 One kernel instead, with one loop over V, was compiled and not taken: it moves 3.2 GB for 5.7, but takes 255 registers of
 8 warps and 8 B, so that a multiprocessor holds one program, which waits for each of its loads. By the model behind
 benchmarks/gpu_check/predictions.py the wait and the issue take 1.61 ms (1.54 with V 32 columns at a time in 4 stages),
-those of the two kernels 1.58; at two programs, 128 registers, 512 B do not fit. At three quarters of 4.3 TB/s the bytes
-of the two take 1.76 ms: a GPU has to say which is faster.
+those of the two kernels 1.58; at two programs, 128 registers, 512 B do not fit. With a loop for what reads the state, one
+for what is written, and E^T and F^T as products of their own, nothing goes through memory, but 128 registers of 8 warps
+leave 608 B (1.79 ms), 255 of 4 warps 896 B (1.64). At three quarters of 4.3 TB/s the bytes of the two kernels take 1.76
+ms: a GPU has to say which is faster.
 """
 
 import triton
@@ -76,7 +78,7 @@ def query_kernel(
     k,
     do,
     gates,
-    weights,
+    pairs,
     y,
     states,
     d_states,
@@ -92,7 +94,7 @@ def query_kernel(
 ):
     """One program per chunk and value head. Writes that head's share of dq [B, T, HV, K], its part of ``change``
     [NT, HV, BT], which is what each token reads, less what it wrote that later tokens of the chunk read, and E over
-    ``weights``. <S, dS'> is part of every token's dg: it counts as read by the chunk's last row."""
+    ``pairs``. <S, dS'> is part of every token's dg: it counts as read by the chunk's last row."""
     segment, start, row, head, left = place(chunks, d)
     if segment < 0:
         return
@@ -101,7 +103,7 @@ def query_kernel(
     key_head = head // (d.HV // d.H)
     gates = gates_of(gates, row, d)
     out = start * d.HV + head
-    pairs = tl.zeros([d.BT, d.BT], tl.float32)
+    e = tl.zeros([d.BT, d.BT], tl.float32)
     dq1, dq2 = key_zeros(d)
     inner = tl.zeros([BV], tl.float32)
     outputs = token(do, start, head, T)
@@ -114,13 +116,13 @@ def query_kernel(
         inner += tl.sum(s1.to(tl.float32) * ds1.to(tl.float32), 1)
         if d.K2:
             inner += tl.sum(s2.to(tl.float32) * ds2.to(tl.float32), 1)
-        pairs = dot_onto(pairs, do_rows, tl.trans(y_rows))
+        e = dot_onto(e, do_rows, tl.trans(y_rows))
         dq1, dq2 = add_product(dq1, dq2, do_rows, s1, s2, d)
 
     norm = gate(gates, NORM_Q, o, d)
-    e = pairs * pair_decay(gates, o, o, d) * (scale * norm)[:, None]
-    weights = square(weights, row, d)
-    tl.store(weights + o[:, None] * d.BT + o[None, :], operand(e, d))
+    e *= pair_decay(gates, o, o, d) * (scale * norm)[:, None]
+    pairs = square(pairs, row, d)
+    tl.store(pairs + o[:, None] * d.BT + o[None, :], operand(e, d))
     weighted = e * write_factor(gates, o, d)[None, :]
     publish()
     queries, keys = token(q, start, key_head, T), token(k, start, key_head, T)
@@ -145,7 +147,7 @@ def key_kernel(
     q,
     k,
     gates,
-    weights,
+    pairs,
     y,
     states,
     d_states,
@@ -171,15 +173,15 @@ def key_kernel(
     here = o < left
     key_head = head // (d.HV // d.H)
     gates = gates_of(gates, row, d)
-    weights = square(weights, row, d)
+    pairs = square(pairs, row, d)
     out = start * d.HV + head
     change += row * d.BT
     y += out * d.V
     if CORRECT:
-        pairs, dk1, dk2 = read_products(y, dv + out * d.V, state(states, row, d), o, here, d, BV, STAGES)
+        f, dk1, dk2 = read_products(y, dv + out * d.V, state(states, row, d), o, here, d, BV, STAGES)
         later = o[:, None] > o[None, :]
-        f = tl.where(later, -pairs * pair_decay(gates, o, o, d), 0.0) * gate(gates, NORM_K, o, d)[:, None]
-        tl.store(weights + o[None, :] * d.BT + o[:, None], operand(f, d), mask=later)
+        f = tl.where(later, -f * pair_decay(gates, o, o, d), 0.0) * gate(gates, NORM_K, o, d)[:, None]
+        tl.store(pairs + o[None, :] * d.BT + o[:, None], operand(f, d), mask=later)
         weighted = f * write_factor(gates, o, d)[None, :]
         publish()
         keys = token(k, start, key_head, T)
@@ -200,9 +202,9 @@ def key_kernel(
     db1, db2, stored = scale_rows(db1, db2, decay_to_end(gates, o, d), k1, k2, d)
     forget()
     if CORRECT:
-        db1, db2 = add_square(db1, db2, weights, keys, k.t, left, d, False)
+        db1, db2 = add_square(db1, db2, pairs, keys, k.t, left, d, False)
         forget()
-    db1, db2 = add_square(db1, db2, weights, token(q, start, key_head, T), q.t, left, d, True)
+    db1, db2 = add_square(db1, db2, pairs, token(q, start, key_head, T), q.t, left, d, True)
     forget()
     k1, k2 = load_keys(token(k, start, key_head, T), k.t, o, here, d)
     norm = gate(gates, NORM_K, o, d)

@@ -9,17 +9,16 @@ cpu/chunked.py):
 T by blocks of 2, 4, ... 64 on the diagonal, each from the two inverses within it. Powers of the matrix, which a Neumann
 series would need, reach 1e9 and more where beta passes 1 and keys are alike; T itself never passes 2. For the same
 reason one product of float16 or tf32 is not enough, it is off by 1e-2 in the worst case: see ``_dot``. By the model
-behind benchmarks/gpu_check/predictions.py this takes 0.25 to 0.29 ms (with three products of tf32 0.31 to 0.35); forward
+behind benchmarks/gpu_check/predictions.py this takes 0.25 to 0.30 ms (with three products of tf32 0.31 to 0.35); forward
 substitution in blocks of 16 by a kernel of its own, of one warp, after one that made the weights, took 0.44 to 0.59
-together and 0.88 GB: its 15 steps wait for one another. Off by 2.3e-7 where keys went through SiLU and beta is 2, by
+together and 0.88 GB: its 15 steps wait for one another. Off by 1.7e-7 where keys went through SiLU and beta is 2, by
 6.8e-6 where all keys are alike to 1e-3; bfloat16, in which T is kept, is off by 1e-3.
 
 Compiled for Hopper, bfloat16, heads of 96/192; bytes and products for 30 heads and 32,768 tokens, programs on one
 multiprocessor (benchmarks/kernel_counts.py makes the counts):
 
     kernel            warps  registers  spilled  shared  programs  bytes    products
-    weights, forward      4        128      0 B  24 KiB         4  0.67 GB  42 GFLOP
-    weights, backward     4         76      0 B  24 KiB         6  0.52 GB  12 GFLOP
+    weights               4        127      0 B  24 KiB         4  0.67 GB  42 GFLOP
 """
 
 import triton
@@ -79,11 +78,9 @@ def weights_kernel(
     T,
     d,
     L2NORM: tl.constexpr,
-    FIRST: tl.constexpr,
 ):
-    """One program per chunk and value head. Writes the weights, and if FIRST the gates before them and the inverse,
-    unless that is None; else from gates that are there: backward computes the weights again rather than keep them. g
-    and beta with their strides, see ``Heads``."""
+    """One program per chunk and value head. Writes the gates, the weights and, unless that is None, the inverse. g and
+    beta with their strides, see ``Heads``."""
     segment, start, row, head, left = place(chunks, d)
     if segment < 0:
         return
@@ -96,14 +93,13 @@ def weights_kernel(
     queries, keys = token(q, start, key_head, T), token(k, start, key_head, T)
     q1, q2 = load_keys(queries, q.t, o, here, d)
     k1, k2 = load_keys(keys, k.t, o, here, d)
-    if FIRST:
-        norm_q = _norm(q1, q2, here, L2NORM, d)
-        norm_k = _norm(k1, k2, here, L2NORM, d)
-        log_decay = tl.load(at_token(g, g_b, g_t, g_h, start, head, T) + o * g_t, mask=here, other=0.0)
-        b = tl.load(at_token(beta, beta_b, beta_t, beta_h, start, head, T) + o * beta_t, mask=here, other=0.0)
-        b = b.to(tl.float32)
-        _write_gates(gates, log_decay, b, norm_q, norm_k, scale, o, d)
-        publish()
+    norm_q = _norm(q1, q2, here, L2NORM, d)
+    norm_k = _norm(k1, k2, here, L2NORM, d)
+    log_decay = tl.load(at_token(g, g_b, g_t, g_h, start, head, T) + o * g_t, mask=here, other=0.0)
+    b = tl.load(at_token(beta, beta_b, beta_t, beta_h, start, head, T) + o * beta_t, mask=here, other=0.0)
+    b = b.to(tl.float32)
+    _write_gates(gates, log_decay, b, norm_q, norm_k, scale, o, d)
+    publish()
     write = gate(gates, NORM_K, o, d) * gate(gates, BETA, o, d)
     decay = pair_decay(gates, o, o, d) * write[None, :]
     pairs = dot_keys(q1, q2, k1, k2, d) * decay * (gate(gates, NORM_Q, o, d) * scale)[:, None]
@@ -199,6 +195,12 @@ def _dot(a, b):
     """As good as float32, from three products of float16, whose 11 bits twice are 22; nothing here nears its range. tf32
     has as many bits, but its operands lie in other threads than a product's result, and all would have to move."""
     a_high, b_high = a.to(tl.float16), b.to(tl.float16)
-    x = tl.dot((a - a_high.to(tl.float32)).to(tl.float16), b_high)
-    x = tl.dot(a_high, (b - b_high.to(tl.float32)).to(tl.float16), x)
-    return tl.dot(a_high, b_high, x)
+    x = tl.dot(_rest(a, a_high), b_high)
+    x = tl.dot(a_high, _rest(b, b_high), x)
+    return tl.dot(a_high, b_high, x * (1.0 / 2048.0))
+
+
+@triton.jit
+def _rest(x, high):
+    """What float16 leaves of x, times 2048: as it is, it would have less than 11 bits wherever x is small."""
+    return ((x - high.to(tl.float32)) * 2048.0).to(tl.float16)

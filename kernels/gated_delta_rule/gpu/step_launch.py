@@ -8,6 +8,8 @@ import triton
 from torch import Tensor
 
 from hybrid_ft.kernels.gated_delta_rule.gpu.step import step_kernel
+from hybrid_ft.kernels.launching import launch
+from hybrid_ft.kernels.operators import operator, register_fake
 from hybrid_ft.kernels.rowwise import on
 
 # V columns of a program: at 32 a row of the tile is one line of memory, and one sequence of a 7B model with 30 heads of
@@ -21,7 +23,7 @@ def tile(K: int, V: int) -> tuple[int, int, int]:
     return BK, BV, max(1, BK * BV // 1024)
 
 
-@torch.library.custom_op("hybrid_ft::gated_delta_rule_step", mutates_args=())
+@operator("gated_delta_rule_step")
 def step_op(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor, scale: float, use_qk_l2norm: bool
 ) -> tuple[Tensor, Tensor]:
@@ -34,7 +36,8 @@ def step_op(
     state = state if state[0].is_contiguous() else state.contiguous()
     BK, BV, warps = tile(K, V)
     with on(q):
-        step_kernel[(B * HV * triton.cdiv(V, BV),)](
+        launch(
+            step_kernel, B * HV * triton.cdiv(V, BV),
             q, q.stride(0), q.stride(1), k, k.stride(0), k.stride(1), v, v.stride(0), v.stride(1), g, g.stride(0),
             beta, beta.stride(0), state, state.stride(0), o, new_state, scale, H, HV, K, V, BK, BV, use_qk_l2norm,
             num_warps=warps,
@@ -42,7 +45,7 @@ def step_op(
     return o, new_state
 
 
-@step_op.register_fake
+@register_fake(step_op)
 def _(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor, scale: float, use_qk_l2norm: bool
 ) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from hybrid_ft.kernels.launching import compiled_in
+
 
 class Heads(NamedTuple):
     """A [B, T, heads, ...] tensor, its last dimension (if it has four) contiguous: address and strides."""
@@ -23,6 +25,7 @@ class Heads(NamedTuple):
     h: Any
 
 
+@compiled_in
 class Dims(NamedTuple):
     """Compile-time sizes. DOT is the dtype of the products' operands, and of what is kept between kernels."""
 
@@ -66,6 +69,7 @@ class Within(NamedTuple):
     weights: Any
 
 
+@compiled_in
 class Scan(NamedTuple):
     """How a pass over the chunks is compiled: V columns of its state tile, see ``scans._read``, stages of its loads."""
 

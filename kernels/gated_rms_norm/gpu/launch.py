@@ -7,6 +7,8 @@ import triton
 from torch import Tensor
 
 from hybrid_ft.kernels.gated_rms_norm.gpu.kernels import backward_kernel, forward_kernel
+from hybrid_ft.kernels.launching import launch
+from hybrid_ft.kernels.operators import operator, register_autograd, register_fake
 from hybrid_ft.kernels.rowwise import PROGRAMS, as_rows, check_gpu, check_width, on, tile
 
 
@@ -17,7 +19,7 @@ def triton_gated_rms_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float) -
     return forward_op(x, gate, weight, float(eps))
 
 
-@torch.library.custom_op("hybrid_ft::gated_rms_norm", mutates_args=())
+@operator("gated_rms_norm")
 def forward_op(x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
     y, D = x.new_empty(x.shape), x.shape[-1]
     if not y.numel():
@@ -25,18 +27,19 @@ def forward_op(x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
     x, gate, weight = as_rows(x), as_rows(gate), weight.contiguous()
     BR, BD, warps = tile(D)
     with on(x):
-        forward_kernel[(triton.cdiv(len(x), BR),)](
-            x, x.stride(0), gate, gate.stride(0), weight, y, eps, len(x), D, BR, BD, num_warps=warps
-        )
+        launch(
+            forward_kernel, triton.cdiv(len(x), BR),
+            x, x.stride(0), gate, gate.stride(0), weight, y, eps, len(x), D, BR, BD, num_warps=warps,
+        )  # fmt: skip
     return y
 
 
-@forward_op.register_fake
+@register_fake(forward_op)
 def _(x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
     return x.new_empty(x.shape)
 
 
-@torch.library.custom_op("hybrid_ft::gated_rms_norm_backward", mutates_args=())
+@operator("gated_rms_norm_backward")
 def backward_op(dy: Tensor, x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """dx, dgate, dweight."""
     dx, dgate, D = x.new_empty(x.shape), gate.new_empty(gate.shape), x.shape[-1]
@@ -48,14 +51,15 @@ def backward_op(dy: Tensor, x: Tensor, gate: Tensor, weight: Tensor, eps: float)
     programs = min(PROGRAMS, tiles)
     dweight = x.new_empty(programs, D, dtype=torch.float32)
     with on(x):
-        backward_kernel[(programs,)](
+        launch(
+            backward_kernel, programs,
             dy, dy.stride(0), x, x.stride(0), gate, gate.stride(0), scale, dx, dgate, dweight, eps, len(x),
             triton.cdiv(tiles, programs), D, BR, BD, num_warps=warps,
         )  # fmt: skip
     return dx, dgate, dweight.sum(0).to(weight.dtype)
 
 
-@backward_op.register_fake
+@register_fake(backward_op)
 def _(dy: Tensor, x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     return x.new_empty(x.shape), gate.new_empty(gate.shape), weight.new_empty(weight.shape)
 
@@ -69,4 +73,4 @@ def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     return *backward_op(dy, *ctx.saved_tensors, ctx.eps), None
 
 
-forward_op.register_autograd(_backward, setup_context=_setup)
+register_autograd(forward_op, _backward, _setup)

@@ -6,6 +6,8 @@ import torch
 import triton
 from torch import Tensor
 
+from hybrid_ft.kernels.launching import launch
+from hybrid_ft.kernels.operators import operator, register_autograd, register_fake
 from hybrid_ft.kernels.rms_norm.gpu.kernels import backward_kernel, forward_kernel
 from hybrid_ft.kernels.rowwise import PROGRAMS, as_rows, check_gpu, check_width, on, tile
 
@@ -31,7 +33,7 @@ def _memory(x: Tensor, before: Tensor | None, after: Tensor | None) -> tuple[Ten
     return total, x.new_empty(x.shape, dtype=dtype)
 
 
-@torch.library.custom_op("hybrid_ft::rms_norm", mutates_args=())
+@operator("rms_norm")
 def forward_op(
     x: Tensor, before: Tensor | None, after: Tensor | None, weight: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
@@ -43,19 +45,20 @@ def forward_op(
     x, weight = as_rows(x), weight.contiguous()
     before, after = (None if t is None else as_rows(t) for t in (before, after))
     with on(x):
-        forward_kernel[(triton.cdiv(len(x), BR),)](
+        launch(
+            forward_kernel, triton.cdiv(len(x), BR),
             x, x.stride(0), before, _stride(before), after, _stride(after), weight, None if before is None else total,
             y, eps, len(x), D, BR, BD, num_warps=warps,
         )  # fmt: skip
     return total, y
 
 
-@forward_op.register_fake
+@register_fake(forward_op)
 def _(x: Tensor, before: Tensor | None, after: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     return _memory(x, before, after)
 
 
-@torch.library.custom_op("hybrid_ft::rms_norm_backward", mutates_args=())
+@operator("rms_norm_backward")
 def backward_op(dy: Tensor, d_total: Tensor | None, total: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The gradients of what is normed, that of its other uses ``d_total`` included, and of weight."""
     dx, D = total.new_empty(total.shape), total.shape[-1]
@@ -68,14 +71,15 @@ def backward_op(dy: Tensor, d_total: Tensor | None, total: Tensor, weight: Tenso
     programs = min(PROGRAMS, tiles)
     dweight = total.new_empty(programs, D, dtype=torch.float32)
     with on(total):
-        backward_kernel[(programs,)](
+        launch(
+            backward_kernel, programs,
             dy, dy.stride(0), d_total, _stride(d_total), total, total.stride(0), scale, dx, dweight, eps, len(total),
             triton.cdiv(tiles, programs), D, BR, BD, num_warps=warps,
         )  # fmt: skip
     return dx, dweight.sum(0).to(weight.dtype)
 
 
-@backward_op.register_fake
+@register_fake(backward_op)
 def _(dy: Tensor, d_total: Tensor | None, total: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     return total.new_empty(total.shape), weight.new_empty(weight.shape)
 
@@ -103,7 +107,7 @@ def _backward(ctx: Any, d_total: Tensor | None, dy: Tensor | None) -> tuple[Tens
     )
 
 
-forward_op.register_autograd(_backward, setup_context=_setup)
+register_autograd(forward_op, _backward, _setup)
 
 
 def _stride(x: Tensor | None) -> int:

@@ -9,6 +9,8 @@ import torch
 import triton
 from torch import Tensor
 
+from hybrid_ft.kernels.launching import launch
+from hybrid_ft.kernels.operators import operator, register_autograd, register_fake
 from hybrid_ft.kernels.rowwise import as_rows, check_gpu, on
 from hybrid_ft.kernels.short_conv.gpu.kernels import (
     backward_kernel,
@@ -56,7 +58,7 @@ def _initial_memory(x: Tensor, initial_tail: Tensor | None) -> Tensor:
     return x.new_empty(0) if initial_tail is None else initial_tail.new_empty(initial_tail.shape)
 
 
-@torch.library.custom_op("hybrid_ft::short_conv", mutates_args=())
+@operator("short_conv")
 def forward_op(
     x: Tensor,
     weight: Tensor,
@@ -73,18 +75,20 @@ def forward_op(
     tail = None if initial_tail is None else initial_tail.contiguous()
     with on(x):
         if y.numel():
-            forward_kernel[_grid(N, D, TILE)](
-                x, x.stride(0), weight, bias, tail, cu_seqlens, y, N, S, S.bit_length(), D, W, activate, **TILE
-            )
+            launch(
+                forward_kernel, _grid(N, D, TILE),
+                x, x.stride(0), weight, bias, tail, cu_seqlens, y, N, S, S.bit_length(), D, W, activate, **TILE,
+            )  # fmt: skip
         if final_tail.numel():
             BD, warps = _channels(D)
-            final_tail_kernel[(S * triton.cdiv(D, BD),)](
-                x, x.stride(0), tail, cu_seqlens, final_tail, D, W, BD, num_warps=warps
-            )
+            launch(
+                final_tail_kernel, S * triton.cdiv(D, BD),
+                x, x.stride(0), tail, cu_seqlens, final_tail, D, W, BD, num_warps=warps,
+            )  # fmt: skip
     return y, final_tail
 
 
-@forward_op.register_fake
+@register_fake(forward_op)
 def _(
     x: Tensor,
     weight: Tensor,
@@ -97,7 +101,7 @@ def _(
     return x.new_empty(x.shape), _final_memory(x, weight, cu_seqlens, output_final_tail)
 
 
-@torch.library.custom_op("hybrid_ft::short_conv_backward", mutates_args=())
+@operator("short_conv_backward")
 def backward_op(
     dy: Tensor,
     d_final: Tensor | None,
@@ -122,20 +126,22 @@ def backward_op(
     with on(x):
         if dx.numel():
             counts = N, S, S.bit_length()
-            backward_kernel[(tiles * triton.cdiv(D, BACKWARD_TILE["BD"]),)](
-                *read, dy, dy.stride(0), d_final, dx, dtaps, *counts, D, W, activate, **BACKWARD_TILE
-            )
+            launch(
+                backward_kernel, tiles * triton.cdiv(D, BACKWARD_TILE["BD"]),
+                *read, dy, dy.stride(0), d_final, dx, dtaps, *counts, D, W, activate, **BACKWARD_TILE,
+            )  # fmt: skip
         if dtail.numel():
             BD, warps = _channels(D)
-            initial_tail_kernel[(S * triton.cdiv(D, BD),)](
-                *read[:5], dy, dy.stride(0), d_final, cu_seqlens, dtail, D, W, activate, BD, num_warps=warps
-            )
+            launch(
+                initial_tail_kernel, S * triton.cdiv(D, BD),
+                *read[:5], dy, dy.stride(0), d_final, cu_seqlens, dtail, D, W, activate, BD, num_warps=warps,
+            )  # fmt: skip
     sums = dtaps.sum(0)
     dbias = x.new_empty(0) if bias is None else sums[W].to(bias.dtype, copy=True)
     return dx, sums[:W].T.contiguous().to(weight.dtype), dbias, dtail
 
 
-@backward_op.register_fake
+@register_fake(backward_op)
 def _(
     dy: Tensor,
     d_final: Tensor | None,
@@ -165,7 +171,7 @@ def _backward(ctx: Any, dy: Tensor | None, d_final: Tensor | None) -> tuple[Tens
     return dx, dweight, None if bias is None else dbias, None, None if initial_tail is None else dtail, None, None
 
 
-forward_op.register_autograd(_backward, setup_context=_setup)
+register_autograd(forward_op, _backward, _setup)
 
 
 def triton_short_conv_step(x: Tensor, tail: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -174,7 +180,7 @@ def triton_short_conv_step(x: Tensor, tail: Tensor, weight: Tensor) -> tuple[Ten
     return step_op(x, tail, weight)
 
 
-@torch.library.custom_op("hybrid_ft::short_conv_step", mutates_args=())
+@operator("short_conv_step")
 def step_op(x: Tensor, tail: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """y and the new tail."""
     (B, D), W = x.shape, weight.shape[1]
@@ -185,19 +191,20 @@ def step_op(x: Tensor, tail: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     tail = tail if tail[0].is_contiguous() else tail.contiguous()
     BD = min(STEP_CHANNELS, triton.next_power_of_2(D))
     with on(x):
-        step_kernel[(B * triton.cdiv(D, BD),)](
-            x, x.stride(0), tail, tail.stride(0), weight, y, new_tail, D, W, BD, num_warps=max(1, BD // 64)
-        )
+        launch(
+            step_kernel, B * triton.cdiv(D, BD),
+            x, x.stride(0), tail, tail.stride(0), weight, y, new_tail, D, W, BD, num_warps=max(1, BD // 64),
+        )  # fmt: skip
     return y, new_tail
 
 
-@step_op.register_fake
+@register_fake(step_op)
 def _(x: Tensor, tail: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), x.new_empty(tail.shape)
 
 
-def _grid(N: int, D: int, tile: dict[str, int]) -> tuple[int]:
-    return (triton.cdiv(N, tile["BT"]) * triton.cdiv(D, tile["BD"]),)
+def _grid(N: int, D: int, tile: dict[str, int]) -> int:
+    return triton.cdiv(N, tile["BT"]) * triton.cdiv(D, tile["BD"])
 
 
 def _channels(D: int) -> tuple[int, int]:

@@ -2,10 +2,11 @@
 
 from typing import Any
 
-import torch
 import triton
 from torch import Tensor
 
+from hybrid_ft.kernels.launching import launch
+from hybrid_ft.kernels.operators import operator, register_autograd, register_fake
 from hybrid_ft.kernels.rowwise import as_rows, check_gpu, on, tile
 from hybrid_ft.kernels.swiglu.gpu.kernels import backward_kernel, forward_kernel
 
@@ -18,7 +19,7 @@ def triton_swiglu(gate: Tensor, up: Tensor) -> Tensor:
     return forward_op(gate, up)
 
 
-@torch.library.custom_op("hybrid_ft::swiglu", mutates_args=())
+@operator("swiglu")
 def forward_op(gate: Tensor, up: Tensor) -> Tensor:
     y = gate.new_empty(gate.shape)
     if not y.numel():
@@ -26,18 +27,19 @@ def forward_op(gate: Tensor, up: Tensor) -> Tensor:
     gate, up = as_rows(gate), as_rows(up)
     (N, D), (BR, BD, warps) = gate.shape, tile(gate.shape[1], COLUMNS)
     with on(gate):
-        forward_kernel[(triton.cdiv(N, BR) * triton.cdiv(D, BD),)](
-            gate, gate.stride(0), up, up.stride(0), y, N, D, BR, BD, num_warps=warps
-        )
+        launch(
+            forward_kernel, triton.cdiv(N, BR) * triton.cdiv(D, BD),
+            gate, gate.stride(0), up, up.stride(0), y, N, D, BR, BD, num_warps=warps,
+        )  # fmt: skip
     return y
 
 
-@forward_op.register_fake
+@register_fake(forward_op)
 def _(gate: Tensor, up: Tensor) -> Tensor:
     return gate.new_empty(gate.shape)
 
 
-@torch.library.custom_op("hybrid_ft::swiglu_backward", mutates_args=())
+@operator("swiglu_backward")
 def backward_op(dy: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     """dgate and dup."""
     dgate, dup = gate.new_empty(gate.shape), up.new_empty(up.shape)
@@ -46,13 +48,14 @@ def backward_op(dy: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     dy, gate, up = as_rows(dy), as_rows(gate), as_rows(up)
     (N, D), (BR, BD, warps) = gate.shape, tile(gate.shape[1], COLUMNS)
     with on(gate):
-        backward_kernel[(triton.cdiv(N, BR) * triton.cdiv(D, BD),)](
-            dy, dy.stride(0), gate, gate.stride(0), up, up.stride(0), dgate, dup, N, D, BR, BD, num_warps=warps
-        )
+        launch(
+            backward_kernel, triton.cdiv(N, BR) * triton.cdiv(D, BD),
+            dy, dy.stride(0), gate, gate.stride(0), up, up.stride(0), dgate, dup, N, D, BR, BD, num_warps=warps,
+        )  # fmt: skip
     return dgate, dup
 
 
-@backward_op.register_fake
+@register_fake(backward_op)
 def _(dy: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     return gate.new_empty(gate.shape), up.new_empty(up.shape)
 
@@ -65,4 +68,4 @@ def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
     return backward_op(dy, *ctx.saved_tensors)
 
 
-forward_op.register_autograd(_backward, setup_context=_setup)
+register_autograd(forward_op, _backward, _setup)

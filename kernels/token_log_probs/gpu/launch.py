@@ -14,6 +14,8 @@ import torch
 import triton
 from torch import Tensor
 
+from hybrid_ft.kernels.launching import launch
+from hybrid_ft.kernels.operators import operator, register_autograd, register_fake
 from hybrid_ft.kernels.rowwise import check_gpu, on
 from hybrid_ft.kernels.token_log_probs.gpu.kernels import backward_kernel, forward_kernel
 
@@ -30,7 +32,7 @@ def triton_token_log_probs(hidden: Tensor, weight: Tensor, targets: Tensor) -> t
     return log_probs, entropy, is_top
 
 
-@torch.library.custom_op("hybrid_ft::token_log_probs", mutates_args=())
+@operator("token_log_probs")
 def forward_op(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Log-probabilities, entropies, whether the target is a likeliest word, and for backward each row's highest logit
     and the sum of the exponentials below it."""
@@ -38,7 +40,8 @@ def forward_op(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor,
     hidden, weight, targets = _prepared(hidden, weight, targets)
     with on(hidden):
         for rows, logits in _chunks(hidden, weight):
-            forward_kernel[(len(logits),)](
+            launch(
+                forward_kernel, len(logits),
                 logits, targets[rows], target_logits[rows], highest[rows], total[rows], moment[rows], len(weight),
                 FORWARD_BLOCK, num_warps=WARPS,
             )  # fmt: skip
@@ -53,13 +56,13 @@ def forward_op(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor,
     )
 
 
-@forward_op.register_fake
+@register_fake(forward_op)
 def _(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     numbers = [hidden.new_empty(len(hidden), dtype=torch.float32) for _ in range(4)]
     return numbers[0], numbers[1], hidden.new_empty(len(hidden), dtype=torch.bool), numbers[2], numbers[3]
 
 
-@torch.library.custom_op("hybrid_ft::token_log_probs_backward", mutates_args=())
+@operator("token_log_probs_backward")
 def backward_op(
     dlp: Tensor, hidden: Tensor, weight: Tensor, targets: Tensor, highest: Tensor, total: Tensor, of_hidden: bool,
     of_weight: bool,
@@ -71,9 +74,10 @@ def backward_op(
     dw = torch.zeros_like(w, dtype=torch.float32) if of_weight else None
     with on(h):
         for rows, logits in _chunks(h, w):
-            backward_kernel[(len(logits) * triton.cdiv(len(w), BACKWARD_BLOCK),)](
-                logits, targets[rows], dlp[rows], highest[rows], total[rows], len(w), BACKWARD_BLOCK, num_warps=WARPS
-            )
+            launch(
+                backward_kernel, len(logits) * triton.cdiv(len(w), BACKWARD_BLOCK),
+                logits, targets[rows], dlp[rows], highest[rows], total[rows], len(w), BACKWARD_BLOCK, num_warps=WARPS,
+            )  # fmt: skip
             if dh is not None:
                 torch.mm(logits, w, out=dh[rows])
             if dw is not None:
@@ -84,7 +88,7 @@ def backward_op(
     )
 
 
-@backward_op.register_fake
+@register_fake(backward_op)
 def _(
     dlp: Tensor, hidden: Tensor, weight: Tensor, targets: Tensor, highest: Tensor, total: Tensor, of_hidden: bool,
     of_weight: bool,
@@ -101,12 +105,12 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
 
 
 def _backward(ctx: Any, dlp: Tensor, *_: Any) -> tuple[Tensor | None, Tensor | None, None]:
-    of_hidden, of_weight, _ = ctx.needs_input_grad
+    of_hidden, of_weight = ctx.needs_input_grad[:2]
     dh, dw = backward_op(dlp, *ctx.saved_tensors, of_hidden, of_weight)
     return dh if of_hidden else None, dw if of_weight else None, None
 
 
-forward_op.register_autograd(_backward, setup_context=_setup)
+register_autograd(forward_op, _backward, _setup)
 
 
 def _prepared(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -126,6 +126,15 @@ def test_what_cannot_be_read_is_said(place: Path) -> None:
             prepared(more=f"decontaminate: {names}")
 
 
+def test_rows_that_ask_nothing_are_no_protection(place: Path) -> None:
+    """Where none can be read, every row would stay in without a word."""
+    Path("tests/blind.yaml").write_text(
+        'rows: {path: test.jsonl, columns: {prompt: "{{ q.nope }}", completion: a}}\nevaluator: exact\n'
+    )
+    with pytest.raises(InputError, match=r"tests/blind.yaml: no row of it asks anything \(tests/test.jsonl:1: .*nope"):
+        prepared(more="decontaminate: [tests/blind.yaml]")
+
+
 def test_columns_of_a_file_stand_in_a_task(place: Path) -> None:
     """A name alone has no place for them; what the message says is done as it says."""
     with pytest.raises(InputError, match="columns in no known format") as raised:

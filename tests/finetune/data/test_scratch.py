@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from hybrid_ft.finetune.data import scratch
 from hybrid_ft.finetune.data.scratch import PREFIX, Scratch, clear_abandoned
 
 MAKE_AND_WAIT = """
@@ -62,6 +63,16 @@ def test_a_folder_is_kept_while_a_fork_uses_it() -> None:
     os.waitpid(child, 0)
     clear_abandoned()
     assert not name.exists()
+    kept.cleanup()
+
+
+def test_the_lock_goes_where_the_interpreter_ends_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At its end a module's names are None before the last objects go."""
+    kept = Scratch()
+    monkeypatch.setattr(scratch, "os", None)
+    kept.__del__()
+    assert kept._handle is None
+    monkeypatch.undo()
     kept.cleanup()
 
 

@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -47,5 +48,8 @@ def test_rows_of_a_file_that_ask_nothing_are_passed_over(tmp_path: Path, monkeyp
     monkeypatch.setattr(
         answers, "answer", lambda model, tokenizer, prompts, *rest: asked.append(len(prompts)) or ["a"] * len(prompts)
     )
-    found = answers.answer_held_out(None, None, Dataset.load_from_disk(str(tmp_path / "rows")), [], Evaluate(answers=3))  # type: ignore[arg-type]
+    words = SimpleNamespace(decode=lambda ids, skip_special_tokens: str(ids))
+    found = answers.answer_held_out(
+        None, words, Dataset.load_from_disk(str(tmp_path / "rows")), [], Evaluate(answers=3)
+    )  # type: ignore[arg-type]
     assert asked == [3] and [line["origin"] for line in found] == ["r:2", "r:834", "r:1667"]

@@ -1,4 +1,4 @@
-"""Shared beginnings against every row computed alone by plain transformers."""
+"""Answers after a shared beginning: those of each prompt alone, and what is read for them."""
 
 import statistics
 from pathlib import Path
@@ -6,74 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from random_ids import ids
 
 import hybrid_ft
-from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.evaluation import written
-from hybrid_ft.finetune.evaluation.batches import Budget, common_prefix, in_batches
-from hybrid_ft.finetune.evaluation.items import Asked, Item
-from hybrid_ft.finetune.evaluation.likelihood import best_option, log_probs
+from hybrid_ft.finetune.evaluation.batches import Budget
 from hybrid_ft.finetune.evaluation.written import write_answers
 from hybrid_ft.finetune.generation.generate import Sampling, answer
-
-
-@pytest.fixture(scope="module")
-def model(steady_base: Path) -> Any:
-    return hybrid_ft.load(steady_base).eval()
-
-
-@pytest.fixture(scope="module")
-def plain(steady_base: Path) -> Any:
-    from transformers import OlmoHybridForCausalLM
-
-    return OlmoHybridForCausalLM.from_pretrained(steady_base).eval()
-
-
-def ids(count: int, seed: int) -> list[int]:
-    return torch.randint(4, 80, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
-
-
-def item(prompt: list[int], branches: list[list[int]], labels: list[int] | None = None) -> Item:
-    return Item(Asked("x:1", [], {}, None, {}, options=["a", "bcdef"]), prompt, branches, labels or [])
-
-
-def alone(plain: Any, prompt: list[int], branch: list[int]) -> torch.Tensor:
-    row = torch.tensor([prompt + branch])
-    with torch.no_grad():
-        logits = plain(row, use_cache=False).logits[0].log_softmax(-1)
-    places = torch.arange(len(prompt) - 1, row.shape[1] - 1)
-    return logits[places, row[0, len(prompt) :]]
-
-
-@pytest.mark.parametrize("shots", [0, 40])
-@pytest.mark.parametrize("tokens", [100, 100_000])
-def test_branches_equal_rows_of_their_own(model: Any, plain: Any, shots: int, tokens: int) -> None:
-    """One token and several, in one batch and in many, with a shared beginning and without."""
-    shared = ids(shots, 1)
-    items = [
-        item(shared + ids(5 + 3 * n, n + 2), [ids(1, 50 + n), ids(1 + n % 3, 60 + n), ids(4, 70 + n)]) for n in range(6)
-    ]
-    found = dict(log_probs(model, items, Budget(tokens=tokens)))
-    assert sorted(found) == list(range(6))
-    for number, one in enumerate(items):
-        for branch, values in zip(one.branches, found[number], strict=True):
-            assert torch.allclose(torch.tensor(values), alone(plain, one.prompt, branch), atol=2e-5)
-
-
-def test_labels_of_rows_that_begin_alike(model: Any, plain: Any) -> None:
-    """Labels inside the shared beginning count for each row, the very first token for none."""
-    shared = ids(20, 1)
-    rows = [shared + ids(6 + n, n + 2) for n in range(4)]
-    items = [item(row, [], [row[0], *[-100] * 4, *row[5:]]) for row in rows]
-    found = dict(log_probs(model, items, Budget()))
-    for number, row in enumerate(rows):
-        assert torch.allclose(torch.tensor(found[number][0]), alone(plain, row[:5], row[5:]), atol=2e-5)
-
-
-def test_the_best_option_as_a_whole_and_per_character() -> None:
-    one = item([1], [[1], [2, 3]])
-    assert best_option(one, [[-2.0], [-2.0, -1.0]], per_character=False) == 0
-    assert best_option(one, [[-2.0], [-2.0, -1.0]], per_character=True) == 1
 
 
 def test_answers_after_a_shared_beginning(model: Any, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,73 +85,6 @@ def test_states_are_float32_in_a_model_of_bfloat16(steady_base: Path) -> None:
     assert states is not None
     kept = [layer.state for layer in states.layers if isinstance(layer, DeltaCache)]
     assert kept and all(state is not None and state.dtype == torch.float32 for state in kept)
-
-
-def test_batches_are_the_longest_first_and_within_the_budget() -> None:
-    seen: list[list[int]] = []
-    sizes = [5, 30, 10, 20, 1]
-
-    def work(rows: list[int]) -> list[int]:
-        seen.append(rows)
-        return [10 * row for row in rows]
-
-    assert dict(in_batches(sizes, Budget(tokens=35), work)) == {row: 10 * row for row in range(5)}
-    assert seen == [[1], [3, 2, 0], [4]]
-    seen.clear()
-    list(in_batches(sizes, Budget(tokens=40), work, padded=True))
-    assert seen == [[1], [3, 2], [0, 4]]
-
-
-@pytest.mark.parametrize("there", range(6))
-def test_batches_after_an_interruption_are_those_without(there: int) -> None:
-    sizes = [5, 30, 10, 20, 1]
-    seen: list[list[int]] = []
-
-    def work(rows: list[int]) -> list[int]:
-        seen.append(rows)
-        return [10 * row for row in rows]
-
-    order = [1, 3, 2, 0, 4]
-    done = [row in order[:there] for row in range(5)]
-    assert dict(in_batches(sizes, Budget(tokens=35), work, done=done)) == {row: 10 * row for row in order[there:]}
-    assert seen == [rows for rows in ([1], [3, 2, 0], [4]) if rows[-1] in order[there:]]
-    # of any other choice, as of rows that were added, the missing ones alone
-    seen.clear()
-    assert dict(in_batches(sizes, Budget(tokens=35), work, done=[True, True, False, False, True])) == {2: 20, 3: 30}
-    assert seen == [[3, 2]]
-
-
-@pytest.mark.parametrize(
-    "error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("x: can't allocate memory: y")]
-)
-def test_a_smaller_batch_where_memory_runs_out(error: Exception) -> None:
-    seen: list[int] = []
-
-    def work(rows: list[int]) -> list[int]:
-        seen.append(len(rows))
-        if len(rows) > 3:
-            raise error
-        return rows
-
-    budget = Budget()
-    assert sorted(row for row, _ in in_batches([4] * 12, budget, work)) == list(range(12))
-    assert seen == [12, 6, 3, 3, 3, 3] and budget.tokens == 12
-
-
-def test_one_row_that_does_not_fit() -> None:
-    def work(rows: list[int]) -> list[int]:
-        raise MemoryError
-
-    with pytest.raises(InputError, match="one row of 4,000 tokens does not fit") as refused:
-        list(in_batches([4000, 10], Budget(), work))
-    assert refused.value.status == 3
-    with pytest.raises(RuntimeError, match="another"):
-        list(in_batches([1], Budget(), lambda rows: (_ for _ in ()).throw(RuntimeError("another"))))
-
-
-def test_common_prefix() -> None:
-    assert common_prefix([[1, 2, 3], [1, 2, 4, 5], [1, 2]]) == [1, 2]
-    assert common_prefix([]) == [] and common_prefix([[7, 8]]) == [7, 8]
 
 
 def test_answers_end_at_a_text_of_their_own(model: Any, tiny_tokenizer: Any) -> None:

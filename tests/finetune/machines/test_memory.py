@@ -5,35 +5,10 @@ from typing import Any
 import pytest
 import torch
 from memory_trace import trace
-from transformers import OlmoHybridForCausalLM
+from shapes import cut, shape
 
 from hybrid_ft.finetune.machines.memory import MARGIN, Batch, held, peak
 from hybrid_ft.finetune.machines.shape import shape_of
-from hybrid_ft.hybrid_model.adapters import add_lora
-from hybrid_ft.hybrid_model.families.olmo_hybrid.presets import preset_config
-from hybrid_ft.hybrid_model.lay_flat import lay_flat
-from hybrid_ft.hybrid_model.quantised import quantise
-
-
-def cut(preset: str, layers: int) -> Any:
-    config = preset_config(preset)
-    config.num_hidden_layers, config.layer_types = layers, config.layer_types[:layers]
-    return config
-
-
-def shape(
-    config: Any, lora: int = 0, targets: str = "all-linear", optimizer: str = "adamw", quantize: str | None = None
-) -> Any:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16 if lora or optimizer == "adamw_bf16" else torch.float32)
-    try:
-        with torch.device("meta"):
-            model = lay_flat(OlmoHybridForCausalLM(config))
-    finally:
-        torch.set_default_dtype(before)
-    with torch.device("meta"):
-        made = add_lora(model, targets, rank=lora) if lora else model
-        return shape_of(made, config, True, quantize, optimizer=optimizer)
 
 
 @pytest.fixture
@@ -208,26 +183,3 @@ def test_of_adapters_on_a_base_in_4_bits(differs: Any, tokens: int, checkpointin
     """bitsandbytes' own products, each with its matrix unpacked for the moment."""
     pytest.importorskip("bitsandbytes")
     assert abs(differs(tokens=tokens, lora=32, quantize=True, checkpointing=checkpointing)) < MARGIN
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("how", ["nf4", "int8"])
-def test_a_quantised_base_weighs_what_bitsandbytes_makes_of_it(how: str) -> None:
-    pytest.importorskip("bitsandbytes")
-    torch.manual_seed(0)
-    model = lay_flat(OlmoHybridForCausalLM(preset_config("tiny"))).bfloat16()
-    whole, config = shape_of(model, model.config, True), model.config
-    reckoned = shape_of(add_lora(model, rank=4), config, True, how)
-    adapters = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    model = lay_flat(OlmoHybridForCausalLM(preset_config("tiny"))).bfloat16()
-    quantise(model, how, torch.bfloat16)
-    found = sum(x.numel() * x.element_size() for name, x in model.named_buffers() if name.endswith("scales"))
-    for parameter in model.parameters():
-        found += parameter.numel() * parameter.element_size()
-        state = getattr(parameter, "quant_state", None)
-        if state is not None:
-            tables = (state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code)
-            found += sum(x.numel() * x.element_size() for x in tables)
-    assert reckoned.bytes - adapters == pytest.approx(found, rel=2e-3)
-    assert found < 0.85 * whole.bytes
-    assert reckoned.unpacked == 2 * config.hidden_size * config.intermediate_size

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from domain_rows import CONFIGURATIONS, ROWS, row_of
 
 from hybrid_ft.cli import main
@@ -18,7 +19,7 @@ from hybrid_ft.finetune.recipe.data_section import Source
 from hybrid_ft.finetune.recipe.hub_files import hub_dataset
 from hybrid_ft.finetune.recipe.load import load_recipe
 from hybrid_ft.finetune.recipe.schema import Recipe
-from hybrid_ft.finetune.recipe.shipped import RECIPES, evaluation_names, recipe_names
+from hybrid_ft.finetune.recipe.shipped import EVALUATIONS, RECIPES, evaluation_names, recipe_names
 from hybrid_ft.finetune.recipe.stages import load_stages
 
 DOMAINS = sorted(path.stem for path in (RECIPES / "domains").glob("*.yaml"))
@@ -36,14 +37,21 @@ def test_the_domains_are_all_there() -> None:
     assert {f"domains/{name}/{file}" for name in DOMAINS for file in ("sft", "qwen3.5-4b")} <= set(FILES)
 
 
+def asked_by(name: str) -> list[str]:
+    """The tasks of the command that measures a domain."""
+    text = (RECIPES / f"domains/{name}.yaml").read_text()
+    return re.findall(r"--(?:on|forgetting) (?:\\\n# +)?(\S+)", text)
+
+
 @pytest.mark.parametrize("name", DOMAINS)
 def test_stages(name: str) -> None:
     found = load_stages(f"domains/{name}").stages
     pairs = f"domains/{name}/dpo" in FILES
     assert [stage.kind for stage in found] == ["sft", *["dpo"] * pairs, "export"]
     text = (RECIPES / f"domains/{name}.yaml").read_text()
-    tasks = re.findall(r"--(?:on|forgetting) (?:\\\n# +)?(\S+)", text)
-    assert f"hybrid-ft run domains/{name}\n" in text and tasks and set(tasks) <= set(evaluation_names())
+    asked = asked_by(name)
+    assert f"hybrid-ft run domains/{name}\n" in text and asked
+    assert {task for task in asked if not task.startswith("lm_eval:")} <= set(evaluation_names())
     assert all(f"runs/{name}/{folder}" in text for folder in [f"{len(found) - 1}-{found[-2].kind}/merged"])
 
 
@@ -69,6 +77,67 @@ def test_settings_and_their_sources(name: str) -> None:
         assert recipe.data.weight_by == ("rows" if "long-documents" in name else "tokens")
     assert "mbpp" not in str(sources) and "legalbench" not in str(sources)
     assert recipe.output and recipe.output.startswith("runs/" + name.split("/")[1])
+    # rows that hold what the result is measured by are left out; prompts that are made cannot be met
+    asked = [task for task in asked_by(name.split("/")[1]) if not task.startswith(("long-", "lm_eval:"))]
+    assert recipe.data.decontaminate == asked
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name.endswith("/sft")])
+def test_the_same_with_all_weights(name: str) -> None:
+    """By the overrides in the header."""
+    header = (RECIPES / f"{name}.yaml").read_text().replace("\n# ", " ")
+    found = re.search(r"All weights: ((?:\S+=\S+ )*\S+=[^\s,]+), ", header)
+    assert found is not None
+    recipe = load_recipe(name, found[1].split(), stage="sft")
+    assert recipe.model.lora is None and (recipe.train.learning_rate or 0) <= 2.5e-5
+
+
+LONG = (
+    "a man of forty who has had a cough for three weeks after a journey to the coast comes to see you and says that he "
+    "sold his boat there for less than it had cost him two years before because the harbour was to be closed"
+)
+MET = {
+    ("medqa", "medqa"): ROWS["GBaker/MedQA-USMLE-4-options-hf"] | {"sent1": LONG},
+    ("medmcqa", "medmcqa"): ROWS["openlifescienceai/medmcqa"] | {"question": LONG},
+    ("pubmedqa", "pubmedqa-hub"): ROWS["qiaojin/PubMedQA"] | {"context": {"contexts": [LONG]}},
+    ("casehold", "case-hold"): ROWS["coastalcph/lex_glue"] | {"context": LONG},
+    ("gsm8k", "gsm8k"): {"question": LONG, "answer": "#### 3"},
+    ("mbpp", "mbpp"): {"text": LONG, "code": "x = 1", "test_list": ["assert f(1) == 2"], "test_setup_code": ""},
+    ("legalbench", "legalbench-overruling"): {"text": LONG, "label": "Yes"},
+    ("tatqa", "tatqa"): ROWS["next-tat/TAT-QA"] | {"paragraphs": [{"text": LONG}]},
+    ("tool-calls", "xlam-function-calling"): ROWS["Salesforce/xlam-function-calling-60k"] | {"query": LONG},
+}
+
+
+@pytest.mark.parametrize(("task", "columns"), MET)
+def test_a_row_that_a_task_asks_is_found_in_training_rows(
+    task: str, columns: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Although the two ask in other words: the row itself is dropped, another stays."""
+    monkeypatch.chdir(tmp_path)
+    row = MET[task, columns]
+    text = json.dumps(row)
+    other = text.replace(LONG, "nobody has ever asked anything like it in any of the hundred books of that old library")
+    Path("asked.jsonl").write_text(text + "\n")
+    Path("rows.jsonl").write_text(text + "\n" + other + "\n")
+    found = yaml.safe_load((EVALUATIONS / f"{task}.yaml").read_text())
+    rows = {"path": "asked.jsonl", "columns": found["rows"]["columns"]}
+    Path("task.yaml").write_text(json.dumps({"rows": rows, "evaluator": "loss"}))
+    sources = json.dumps([{"path": "rows.jsonl", "columns": columns}])
+    model = "{path: tiny, chat_template: olmo-instruct}" if columns.startswith("xlam") else "{path: tiny}"
+    Path("r.yaml").write_text(f"model: {model}\ndata: {{sources: {sources}, decontaminate: [task.yaml]}}\n")
+    recipe = load_recipe("r.yaml")
+    made = prepare(recipe, load_tokenizer(recipe))
+    assert made.train["origin"] == ["rows.jsonl:2"]
+    assert made.report.sources[0].dropped.by_reason["asked in an evaluation"].count == 1
+
+
+def test_what_is_asked_of_xlam_is_not_trained() -> None:
+    """The one set without parts of its own."""
+    rows = yaml.safe_load((EVALUATIONS / "tool-calls.yaml").read_text())["rows"]
+    for name in ("domains/tools/sft", "domains/tools/qwen3.5-4b"):
+        source = load_recipe(name, stage="sft").data.sources[0]
+        assert source.path == rows["path"] and (source.split, rows["split"]) == ("train[:98%]", "train[98%:]")
 
 
 def test_runs_have_folders_of_their_own() -> None:
@@ -129,6 +198,7 @@ def stand_in(name: str, place: Path, rows: int = 40, *more: str, model: bool = T
     changes = [*local(recipe.data.sources, "data.sources", place, rows), *more]
     changes += local(recipe.data.eval.sources, "data.eval.sources", place, 4)
     changes += [] if recipe.data.eval.sources else ["data.eval.count=4"]
+    changes += ["data.decontaminate=[]"]  # the tasks' rows are on the hub
     if model:
         # the tiny base's template has no place for tools
         changes += ["model.path=tiny", "model.tokenizer=null"] + (

@@ -64,6 +64,17 @@ def test_it_fits_and_asks_nobody(tab: chromium.Tab, page: Path) -> None:
     assert tab.said == []
 
 
+def test_two_models_scores_fit_on_a_phone(tab: chromium.Tab, tmp_path: Path) -> None:
+    """The second's difference, which the table is for, stands on the screen and not beside it."""
+    some = Interval(0.5, 0.4, 0.6)
+    measures = [Measure("json-records", "fields", 24, [some] * 2, [Interval(0.0, -0.05, 0.05)])]
+    (tmp_path / "results.json").write_text(json.dumps(json.loads(as_json(["before", "after"], measures, examples=[]))))
+    tab.look(width=390)
+    tab.open(write_report([tmp_path], tmp_path / "page.html"))
+    right = "Math.max(...[...document.querySelectorAll('.scores td')].map(one => one.getBoundingClientRect().right))"
+    assert tab.value(right) <= 390
+
+
 def test_hostile_texts_do_nothing(tab: chromium.Tab, page: Path) -> None:
     """They stand there as text, and the page's policy would not run them if they did not."""
     tab.look()

@@ -15,3 +15,14 @@ def test_no_spike_is_lost() -> None:
     few = chart("steps are whole, and what stays the same is above 0", [("a", 0, [2.0, 4.0], [1e-4, 1e-4])])
     assert few and [label for _, label in few.across] == ["2", "3", "4"]
     assert few.up[0][1] == "0" and few.curves[0].points.split()[0].split(",")[1] == "8"
+
+
+def test_labels_tell_the_lines_apart() -> None:
+    """Values that are one to four digits lie on a flat line, not across a chart whose labels are all the same."""
+    for ys in ([0.9999962, 1.0], [5.01795, 5.01803], [3.0, 3.0], [0.0, 0.0]):
+        drawn = chart("x", [("a", 0, [4.0, 8.0], ys)])
+        assert drawn is not None
+        labels = [text for _, text in drawn.up]
+        assert len(set(labels)) == len(labels)
+    (curve,) = drawn.curves
+    assert "nan" not in curve.points

@@ -27,6 +27,7 @@ def test_what_a_page_says(tmp_path: Path) -> None:
         "Held-out loss 2.5 before, 1.25 after.",
         "Exact answers to 30 held-out prompts: 6.7 % [1.8, 21.3] before, 93.3 % [78.7, 98.2] after: +86.7 points",
         "four five six: 2 (one two three:3)",
+        "one two three asked 5",
         "hybrid-ft sft",
         "torch 2.0, hybrid-ft 0.1",
         "learning_rate",
@@ -48,6 +49,31 @@ def test_what_a_page_says(tmp_path: Path) -> None:
     assert "<mark>before</mark>" in page.raw and "<mark>after</mark>" in page.raw
     # what changed between right and wrong comes before what did not
     assert page.text.index("held:5") < page.text.index("held:0")
+
+
+def test_padding_has_a_panel_where_there_is_some(tmp_path: Path) -> None:
+    """Packed rows have none, and a line at 0 says nothing."""
+    for share in (0.0, 0.25):
+        run = made_run(tmp_path / f"padded-{share}")
+        lines = [json.dumps({"step": step, "loss": 1.0, "padding": share}) for step in (1, 2, 3)]
+        (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+        page = Page(write_report([run], tmp_path / "page.html"))
+        titles = [a.get("aria-label") for tag, a in page.elements if tag == "svg"]
+        assert titles == ["loss", *["padding"] * bool(share)]
+
+
+def test_what_a_page_of_pairs_says(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "pairs")
+    record = json.loads((run / "run.json").read_text())
+    for when, share in (("before", 0.5), ("finished", 0.75)):
+        record[when]["held_out"] |= {"pairs": 2000.0, "rewards/accuracies": share}
+    (run / "run.json").write_text(json.dumps(record))
+    line = {"step": 8, "eval_rewards/accuracies": 0.75, "eval_accuracy_longer": 0.25, "eval_accuracy_shorter": 1.0}
+    (run / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    page = Page(write_report([run], tmp_path / "page.html"))
+    assert "Held-out pairs in the right order: 50.0 % before, 75.0 % after, of 2,000." in page.text
+    titles = [a.get("aria-label") for tag, a in page.elements if tag == "svg"]
+    assert titles[0] == "held-out pairs in the right order" and len(titles) == 3
 
 
 def test_hostile_texts_are_text(tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from hybrid_ft.finetune.recipe.load import load_recipe
 from hybrid_ft.finetune.runs.processes import whole
 from hybrid_ft.finetune.training.fsdp import divide
 from hybrid_ft.finetune.training.trainer import RunTrainer
-from hybrid_ft.hybrid_model import quantised
 from hybrid_ft.hybrid_model.adapters import add_lora
 from hybrid_ft.hybrid_model.quantised import known_to_peft, quantise
 
@@ -100,29 +99,6 @@ def test_pieces_compute_what_the_whole_does(tiny_base, mesh, how):
     assert losses == in_pieces and losses[0] != losses[1]
     assert gradients.keys() == of_pieces.keys()
     assert all(torch.equal(gradient, of_pieces[name]) for name, gradient in gradients.items())
-
-
-@pytest.mark.parametrize("how", LAYERS)
-def test_a_base_without_values_is_the_same_but_for_them(tiny_base, monkeypatch, how):
-    """And no layer of it is packed: one of each shape is."""
-    pytest.importorskip("bitsandbytes")
-    packed, pack = [], quantised._packed
-    monkeypatch.setattr(quantised, "_packed", lambda weight: packed.append(weight.shape) or pack(weight))
-    found = []
-    for values in (True, False):
-        model = hybrid_ft.load(tiny_base, dtype=torch.bfloat16, weights=values)
-        packed.clear()
-        quantise(model, how, torch.bfloat16, values)
-        beside = {str(number): table for number, table in enumerate(quantised.tables(model))}
-        tensors = dict(model.named_parameters()) | dict(model.named_buffers()) | beside
-        kinds = {name: (type(module).__name__, module.training) for name, module in model.named_modules()}
-        states = [state and (state.shape, state.dtype) for state in map(_state, model.parameters())]
-        found.append(({name: (x.shape, x.dtype, type(x)) for name, x in tensors.items()}, kinds, states))
-    assert found[0] == found[1] and len(packed) == len(set(packed))
-
-
-def _state(parameter):
-    return getattr(parameter, "quant_state", None)
 
 
 @pytest.mark.slow

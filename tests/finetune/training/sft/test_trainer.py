@@ -161,6 +161,12 @@ def test_answers_are_exact_or_not(monkeypatch):
             "origin": [f"held.jsonl:{index}" for index in range(5)],
         }
     )
-    answers = evaluate.answer_held_out(None, None, rows, [9], Evaluate(answers=2, max_new_tokens=7))
+
+    class Words:
+        def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+            return f"asked {ids[0]}" if skip_special_tokens else "<s>"
+
+    answers = evaluate.answer_held_out(None, Words(), rows, [9], Evaluate(answers=2, max_new_tokens=7))
     assert asked == [([[0], [2]], [9], 7)]
     assert [(row["origin"], row["exact"]) for row in answers] == [("held.jsonl:0", True), ("held.jsonl:2", False)]
+    assert [row["question"] for row in answers] == ["asked 0", "asked 2"]

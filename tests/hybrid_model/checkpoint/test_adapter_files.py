@@ -15,6 +15,11 @@ from hybrid_ft.finetune.generation.generate import load_for_answers
 from hybrid_ft.hybrid_model import adapters
 
 
+@pytest.fixture(scope="module")
+def model(tiny_base: Path) -> Any:
+    return hybrid_ft.load(tiny_base)
+
+
 def saved_adapter(tiny_base: Path, tiny_tokenizer: Any, folder: Path, **kind: Any) -> torch.nn.Module:
     """An adapter that changes the model, saved the way a run saves it."""
     adapted = adapters.add_lora(hybrid_ft.load(tiny_base), "all-linear", rank=2, alpha=8, **kind)
