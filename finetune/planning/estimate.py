@@ -166,7 +166,7 @@ def changes(recipe: Recipe, count: int, heads: int = 1) -> Iterator[tuple[tuple[
     if count > 1 and not recipe.train.sharded:
         single.append((("train", "sharded", True),))
     packed = recipe.stage in ("dpo", "kto") or (recipe.stage == "sft" and recipe.data.packing)
-    if recipe.train.sequence_parallel == 1 < count <= heads and packed:
+    if recipe.train.sequence_parallel == 1 < count <= heads and packed and recipe.model.quantize != "int8":
         single.append((("train", "sequence_parallel", count),))
     base = tuple(one for some in single for one in some)
     yield from single

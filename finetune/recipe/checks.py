@@ -227,6 +227,9 @@ def _sequence_parallel(recipe: Recipe) -> Iterator[Wrong]:
     if recipe.stage == "sft" and not recipe.data.packing:
         text = f"got {size}; needs packed rows, set data.packing: true"
         yield Wrong(key, text, (("data", "packing"),))
+    if recipe.model.quantize == "int8":
+        text = f"got {size}; int8 rounds a token by the others that lie with it; set model.quantize: nf4"
+        yield Wrong(key, text, (("model", "quantize"),))
     if recipe.train.neftune_alpha is not None:
         text = f"got {size}; NEFTune's noise goes by whole documents; leave train.neftune_alpha out"
         yield Wrong(key, text, (("train", "neftune_alpha"),))

@@ -121,8 +121,8 @@ class Train(Section):
     (DDP)."""
     sequence_parallel: Annotated[AtLeastOne, Free()] = Field(1, examples=[2])
     """Processes that share the tokens of each micro-batch, each computing whole sequences of some heads: a divisor of
-    the number of processes. A step is the same rows. For packed rows and for dpo and kto; not with Kimi Linear, Ling,
-    Jamba, Samba and Nemotron-Flash."""
+    the number of processes. A step is the same rows. For packed rows and for dpo and kto; not with a base in int8, nor
+    with Kimi Linear, Ling, Jamba, Samba and Nemotron-Flash."""
     check_memory: Annotated[bool, Free()] = Field(True, examples=[False])
     """Refuse, before the weights are read, a step that cannot fit the GPU; false: try it anyway."""
     trackers: Annotated[list[Literal["tensorboard", "trackio", "wandb"]], Free()] = Field(

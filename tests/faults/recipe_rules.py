@@ -232,7 +232,12 @@ def broken_rules(recipe: dict[str, Any]) -> list[str]:
         "LoRA+ of nothing": train["loraplus_ratio"] is not None and not recipe["model"]["lora"],
         "noise in comparisons": train["neftune_alpha"] is not None and recipe["dpo"],
         "tokens of rows that cannot be shared": train["sequence_parallel"] > 1
-        and (recipe.get("reward") or not data["packing"] or train["neftune_alpha"] is not None),
+        and (
+            recipe.get("reward")
+            or not data["packing"]
+            or train["neftune_alpha"] is not None
+            or recipe["model"]["quantize"] == "int8"
+        ),
         "two sizes of a step": train["accumulation"] != 1 and (train["tokens_per_step"] or train["rows_per_step"]),
         "nothing filled in": train["learning_rate"] is None or recipe["output"] is None,
     }

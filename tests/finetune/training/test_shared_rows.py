@@ -10,6 +10,9 @@ import pytest
 from run_helpers import losses
 from safetensors.torch import load_file
 
+from hybrid_ft.errors import InputError
+from hybrid_ft.finetune.recipe.load import load_recipe
+
 ROWS = {"sft": "train", "dpo": "preferences"}
 
 
@@ -49,9 +52,7 @@ def run(place: Path, kind: str, output: str, processes: int, *keys: str) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("kind", "quantize"), [("dpo", None), ("sft", "nf4"), ("sft", "int8"), ("dpo", "nf4"), ("dpo", "int8")]
-)
+@pytest.mark.parametrize(("kind", "quantize"), [("dpo", None), ("sft", "nf4"), ("dpo", "nf4")])
 def test_two_processes_take_the_steps_of_one(tmp_path: Path, root: Path, kind: str, quantize: str | None) -> None:
     """In copies and in pieces."""
     if quantize:
@@ -71,3 +72,20 @@ def test_two_processes_take_the_steps_of_one(tmp_path: Path, root: Path, kind: s
         assert found.keys() == exact.keys()
         apart = sum(float((found[name] - exact[name]).double().norm() ** 2) for name in exact) ** 0.5
         assert apart < 1e-2 * sum(float(tensor.double().norm() ** 2) for tensor in exact.values()) ** 0.5
+
+
+def test_int8_is_not_shared(tmp_path: Path, root: Path) -> None:
+    """Its products round a token's numbers by those of the tokens beside it: losses of pairs differed by a hundredth."""
+    recipe(tmp_path, root, "dpo", ", lora: {rank: 4}, quantize: int8")
+    with pytest.raises(InputError, match=r"train\.sequence_parallel: got 2; int8 rounds a token by the others"):
+        load_recipe(str(tmp_path / "r.yaml"), ["train.sequence_parallel=2"])
+    assert load_recipe(str(tmp_path / "r.yaml")).model.quantize == "int8"
+
+
+@pytest.mark.slow
+def test_an_adapter_of_an_int8_base_is_saved(tmp_path: Path, root: Path) -> None:
+    """Opened in plain transformers it agrees to int8's own rounding, which a last bit of float32 moves by half a hundredth."""
+    pytest.importorskip("bitsandbytes")
+    recipe(tmp_path, root, "sft", ", lora: {rank: 4, alpha: 8}, quantize: int8")
+    run(tmp_path, "sft", "one", 1)
+    assert (tmp_path / "one/adapter").is_dir()
