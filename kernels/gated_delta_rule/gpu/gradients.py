@@ -120,7 +120,7 @@ def query_kernel(
         dq1, dq2 = add_product(dq1, dq2, do_rows, s1, s2, d)
 
     norm = gate(gates, NORM_Q, o, d)
-    e *= pair_decay(gates, o, o, d) * (scale * norm)[:, None]
+    e = e * pair_decay(gates, o, o, d) * (scale * norm)[:, None]
     pairs = square(pairs, row, d)
     tl.store(pairs + o[:, None] * d.BT + o[None, :], operand(e, d))
     weighted = e * write_factor(gates, o, d)[None, :]
