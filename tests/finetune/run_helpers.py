@@ -36,6 +36,18 @@ def plain_model(folder: Path, dtype: torch.dtype = torch.float64) -> Any:
     return OlmoHybridForCausalLM.from_pretrained(folder, dtype=dtype)
 
 
+def gradients(model: torch.nn.Module) -> torch.Tensor:
+    """All of them in one row, by name."""
+    return torch.cat([p.grad.double().flatten() for _, p in sorted(model.named_parameters()) if p.grad is not None])
+
+
+def our_step(trainer: Any) -> tuple[float, torch.Tensor]:
+    """The loss and the gradients of a step on all of a trainer's rows."""
+    trainer.model.zero_grad()
+    step = trainer.data_collator(list(trainer.train_dataset))
+    return float(trainer.training_step(trainer.model, step)), gradients(trainer.model)
+
+
 def copied(run: Path, output: Path) -> Path:
     """A run's folder as if it had been made at ``output``."""
     shutil.copytree(run, output)

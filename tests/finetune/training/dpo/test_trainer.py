@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from run_helpers import move
+from run_helpers import gradients, move, our_step
 from trl import DPOConfig, DPOTrainer
 
 LOSSES = re.findall(r"`'(\w+)'`", DPOConfig.__dataclass_fields__["loss_type"].metadata["help"])
@@ -19,10 +19,6 @@ class StockTrainer(DPOTrainer):
 
     def _prepare_dataset(self, dataset: Any, *args: Any) -> Any:
         return dataset
-
-
-def gradients(model: torch.nn.Module) -> torch.Tensor:
-    return torch.cat([p.grad.double().flatten() for _, p in sorted(model.named_parameters()) if p.grad is not None])
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +49,6 @@ def stock_step(stock: Any, loss: str, beta: float, smoothing: float) -> tuple[fl
     value = trainer.compute_loss(trainer.model.eval(), trainer.data_collator(list(pairs)))
     value.backward()
     return float(value.detach()), gradients(trainer.model)
-
-
-def our_step(trainer: Any) -> tuple[float, torch.Tensor]:
-    trainer.model.zero_grad()
-    step = trainer.data_collator(list(trainer.train_dataset))
-    return float(trainer.training_step(trainer.model, step)), gradients(trainer.model)
 
 
 # a loss of each way to a step: pair by pair, sorted, by the token, one side for itself

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from run_helpers import move
+from run_helpers import gradients, move, our_step
 from trl import RewardConfig, RewardTrainer
 
 
@@ -14,16 +14,6 @@ class StockTrainer(RewardTrainer):
 
     def _prepare_dataset(self, dataset: Any, *args: Any) -> Any:
         return dataset
-
-
-def gradients(model: torch.nn.Module) -> torch.Tensor:
-    return torch.cat([p.grad.double().flatten() for _, p in sorted(model.named_parameters()) if p.grad is not None])
-
-
-def our_step(trainer: Any) -> tuple[float, torch.Tensor]:
-    trainer.model.zero_grad()
-    step = trainer.data_collator(list(trainer.train_dataset))
-    return float(trainer.training_step(trainer.model, step)), gradients(trainer.model)
 
 
 @pytest.mark.parametrize("centred", [None, 0.1])
