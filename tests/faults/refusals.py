@@ -17,7 +17,7 @@ from transformers import OlmoHybridForCausalLM
 from hybrid_ft import cli
 from hybrid_ft.hybrid_model.checkpoint.config import BUNDLED
 
-MOST_SECONDS = 30.0
+MOST_SECONDS = 10.0
 RECIPE = "model: {path: tiny}\ndata: {sources: [{path: rows.jsonl}], max_length: 256}\ntrain: {steps: 1}\noutput: run\n"
 PAIRS = RECIPE.replace("rows.jsonl", "pairs.jsonl") + "dpo: {pairs_per_step: 2}\n"
 JUDGED = RECIPE.replace("rows.jsonl", "judged.jsonl") + "kto: {rows_per_step: 2}\n"

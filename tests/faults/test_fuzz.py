@@ -32,7 +32,7 @@ from hybrid_ft.finetune.recipe.data_section import Source
 from hybrid_ft.finetune.recipe.load import load_recipe
 from hybrid_ft.finetune.recipe.schema import Recipe
 
-MOST_SECONDS = 30.0
+MOST_SECONDS = 5.0
 """of the processor, for a file of rows or a recipe"""
 BAR = "0 tracebacks, 0 hangs over 30 s, no invalid one accepted, no valid one refused, the right line"
 SPOILED = 25

@@ -71,7 +71,7 @@ def test_loss_and_gradients_are_those_of_the_documents_alone(model, assert_gradi
     # a document of one token has no prediction at all
     expected, gradients = loss_and_gradients(model, alone([row for row in rows if len(row) > 1]), count)
     got, own = loss_and_gradients(model, FORMS[form](rows), count)
-    assert got == pytest.approx(expected, rel=1e-6)  # transformers sums it in float32, by the order of the processor
+    assert got == pytest.approx(expected, rel=1e-12)
     assert_gradients(own, gradients, 1e-11)
 
 
@@ -82,7 +82,7 @@ def test_the_mean_is_over_the_predictions_alone(model):
     for side in ("left", "right"):
         batch = padded(row, side)[0]
         labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-        assert float(model(**batch, labels=labels).loss.detach()) == pytest.approx(float(expected), rel=1e-6)
+        assert float(model(**batch, labels=labels).loss.detach()) == pytest.approx(float(expected), rel=1e-12)
 
 
 def test_labels_given_are_left_as_they_are():
