@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +22,7 @@ from hybrid_ft.finetune.data.messages.plain_text import PlainText
 from hybrid_ft.finetune.data.messages.preference import MARGIN, Preference, Unusable, margin_from
 from hybrid_ft.finetune.data.messages.row_forms import Form, needed
 from hybrid_ft.finetune.data.report.account import SourceCounts
-from hybrid_ft.finetune.data.sources.rows import BadRow, Row, origin
+from hybrid_ft.finetune.data.sources.rows import BadRow, Row, looked_at, origin
 from hybrid_ft.finetune.data.sources.source import Opened, open_source
 from hybrid_ft.finetune.data.tokens.arguments import COLUMN, row_arguments
 
@@ -77,9 +76,7 @@ def preferences(
     """
     check_of_pairs(source)
     opened = open_source(source)
-    rows = _chosen(source, opened, counts)
-    ahead = list(itertools.islice(rows, LOOK_AHEAD))
-    opened.rows = itertools.chain(ahead, rows)
+    ahead, opened.rows = looked_at(_chosen(source, opened, counts), LOOK_AHEAD)
     if (label := label_of_pairs(source, [row for row in ahead if isinstance(row, Row)])) is not None:
         opened.notes.append("good and bad answers to one prompt are its pairs")
         judged = converted(
@@ -102,9 +99,7 @@ def judgements(source: Source, counts: SourceCounts) -> Iterator[tuple[str, Judg
     """The judged answers of a source, each with its origin (``file:line``), those of a pair with the same; in the place of
     a row that holds none, the reason. ``counts`` fills meanwhile, as above."""
     opened = open_source(source)
-    rows = _chosen(source, opened, counts)
-    ahead = list(itertools.islice(rows, LOOK_AHEAD))
-    opened.rows = itertools.chain(ahead, rows)
+    ahead, opened.rows = looked_at(_chosen(source, opened, counts), LOOK_AHEAD)
     label = label_of(source, [row for row in ahead if isinstance(row, Row)])
     if label is not None:
         yield from converted(
@@ -135,14 +130,13 @@ def converted(
     ``form_of`` finds the form from the first rows; whatever a form makes has a set ``unused`` and ``template_arguments``.
     """
     counts.name, counts.notes = opened.name, opened.notes
-    rows = iter(opened.rows)
-    ahead = list(itertools.islice(rows, LOOK_AHEAD))
+    ahead, rows = looked_at(iter(opened.rows), LOOK_AHEAD)
     good = [row for row in ahead if isinstance(row, Row)]
     form = form_of(good) if good else None
     columns: set[str] = set()
     unused: set[str] = set()
     read: set[str] = set()
-    for row in itertools.chain(ahead, rows):
+    for row in rows:
         counts.read += 1
         place = origin(opened.name, row)
         if isinstance(row, BadRow | Unusable):

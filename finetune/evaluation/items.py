@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from hybrid_ft.finetune.data.messages.column_templates import ColumnTemplate, is
 from hybrid_ft.finetune.data.messages.columns import row_format
 from hybrid_ft.finetune.data.messages.conversation import Conversation
 from hybrid_ft.finetune.data.report.count import Counts
-from hybrid_ft.finetune.data.sources.rows import BadRow, Row, origin
+from hybrid_ft.finetune.data.sources.rows import BadRow, Row, looked_at, origin
 from hybrid_ft.finetune.data.sources.source import open_source
 from hybrid_ft.finetune.data.tokens.control_tokens import ControlTokens
 from hybrid_ft.finetune.data.tokens.encode import encode
@@ -117,8 +116,7 @@ def _read(source: Source | None, task: Task, left_out: Counts) -> list[Asked]:
     """The rows of a source, each checked against the task. Raises InputError with a line for each bad row."""
     assert source is not None
     opened = open_source(source)
-    rows = iter(opened.rows)
-    ahead = list(itertools.islice(rows, _LOOK_AHEAD))
+    ahead, rows = looked_at(iter(opened.rows), _LOOK_AHEAD)
     good = [row for row in ahead if isinstance(row, Row)]
     form = row_format(source, good) if good else None
     if good and (form is None or form.name == "text"):  # a text asks nothing
@@ -127,23 +125,28 @@ def _read(source: Source | None, task: Task, left_out: Counts) -> list[Asked]:
     prompt = ColumnTemplate(task.prompt) if task.prompt else None
     found_rows: list[Asked] = []
     mistakes: list[str] = []
-    for row in itertools.chain(ahead, rows):
-        place = origin(opened.name, row)
-        try:
-            if isinstance(row, BadRow):
-                raise row
-            assert form is not None
-            conversation = form.convert(row.values)
-            assert isinstance(conversation, Conversation)
-            asked = _asked(place, conversation, row.values, task, prompt)
-            if (reason := _out(asked, task)) is not None:
-                left_out.add(reason, place)
-            else:
-                found_rows.append(asked)
-        except BadRow as bad:
-            mistakes.append(f"{place}: {bad}")
-            if len(mistakes) == _MOST_MISTAKES:
-                break
+    try:
+        for row in rows:
+            place = origin(opened.name, row)
+            try:
+                if isinstance(row, BadRow):
+                    raise row
+                assert form is not None
+                conversation = form.convert(row.values)
+                assert isinstance(conversation, Conversation)
+                asked = _asked(place, conversation, row.values, task, prompt)
+                if (reason := _out(asked, task)) is not None:
+                    left_out.add(reason, place)
+                else:
+                    found_rows.append(asked)
+            except BadRow as bad:
+                mistakes.append(f"{place}: {bad}")
+                if len(mistakes) == _MOST_MISTAKES:
+                    break
+    except InputError as error:  # the file cannot be read to its end
+        mistakes.append(str(error))
+        if len(mistakes) == 1:
+            raise
     if mistakes:
         raise InputError("\n".join(mistakes))
     return found_rows

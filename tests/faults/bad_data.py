@@ -157,6 +157,7 @@ FILES = [
     of_file("cut short", WHOLE[:-30], "rows.jsonl:200: not JSON"),
     of_file("gzip without its name", gzip.compress(WHOLE), "rows.jsonl:1: is gzip data; name the file rows.jsonl.gz"),
     of_file("gzip cut short", gzip.compress(WHOLE)[:-20], "r.jsonl.gz", "cut short", file="r.jsonl.gz"),
+    of_file("gzip cut short behind a bad row", gzip.compress(lines(ROW, {"messages": None}, *[ROW] * 40).encode())[:-9], "r.jsonl.gz:2: messages is null", file="r.jsonl.gz"),
     of_file("gzip damaged", b"\x1f\x8b\x08\0" + b"x" * 50, "r.jsonl.gz: the gz data", file="r.jsonl.gz"),
     of_file("no gzip", WHOLE, "r.jsonl.gz: the gz data is damaged", file="r.jsonl.gz"),
     of_file("bzip2 cut short", bz2.compress(WHOLE)[:-20], "r.jsonl.bz2: the bz2 data", file="r.jsonl.bz2"),

@@ -17,7 +17,7 @@ from hybrid_ft.finetune.data.messages.column_paths import at
 from hybrid_ft.finetune.data.messages.pair_forms import MORE_PROMPTS, OUTPUTS, PROMPTS, SIDES, recognise_pairs
 from hybrid_ft.finetune.data.messages.preference import Unusable
 from hybrid_ft.finetune.data.sources import strict_json
-from hybrid_ft.finetune.data.sources.rows import BadRow, Row
+from hybrid_ft.finetune.data.sources.rows import BadRow, Row, looked_at
 
 if TYPE_CHECKING:
     from hybrid_ft.finetune.recipe.data_section import Columns, Source
@@ -59,9 +59,9 @@ def as_pairs(rows: Iterator[Row | BadRow], source: Source, notes: list[str]) -> 
 
     Raises InputError for ``pairs: all`` where there are no such lists.
     """
-    ahead = list(itertools.islice(rows, _LOOK_AHEAD))
+    ahead, rows = looked_at(rows, _LOOK_AHEAD)
     expand, source = lists_of([row for row in ahead if isinstance(row, Row)], source, notes)
-    return expand(itertools.chain(ahead, rows)), source
+    return expand(rows), source
 
 
 def lists_of(first: list[Row], source: Source, notes: list[str]) -> tuple[Expand, Source]:

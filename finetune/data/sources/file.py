@@ -15,6 +15,7 @@ from hybrid_ft.finetune.data.sources.json_rows import decode, json_rows
 from hybrid_ft.finetune.data.sources.packed import (
     DAMAGED,
     PACKINGS,
+    Unpacked,
     open_bytes,
     refuse_packed,
     unpacking_error,
@@ -61,14 +62,14 @@ def _read(path: str, suffix: str, packing: str, notes: list[str], read: tuple[in
     try:
         with closing(open_bytes(path, packing, SUFFIXES)) as stream:
             _refuse_other_data(stream, path, suffix)
-            for row in _parsed(stream, path, suffix, notes, read):
+            for row in _before_damage(_parsed(stream, path, suffix, notes, read), stream):
                 some, line = True, row.line
                 yield row
+            if damage := _damage(stream):
+                raise unpacking_error(path, packing, line, damage)
     except DAMAGED as error:
         raise unpacking_error(path, packing, line, error) from None
     except OSError as error:
-        if packing and error.errno is None:
-            raise unpacking_error(path, packing, line, error) from None
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
     except MemoryError:
         raise InputError(
@@ -76,6 +77,28 @@ def _read(path: str, suffix: str, packing: str, notes: list[str], read: tuple[in
         ) from None
     if not some:
         raise NoRows(f"{path}: 0 rows; the file is empty")
+
+
+def _before_damage(rows: Iterator[Row | BadRow], stream: io.BufferedReader) -> Iterator[Row | BadRow]:
+    """The rows, but for what is left of one in which packed data is cut short or damaged."""
+    last: Row | BadRow | None = None
+    try:
+        for row in rows:
+            if last is not None:
+                yield last
+            last = row if _damage(stream) else None
+            if last is None:
+                yield row
+        return
+    except InputError:  # of what is left of a row
+        if not _damage(stream):
+            raise
+    if last is not None:
+        yield last
+
+
+def _damage(stream: io.BufferedReader) -> Exception | None:
+    return stream.damage if isinstance(stream, Unpacked) else None
 
 
 def _refuse_other_data(stream: io.BufferedReader, path: str, suffix: str) -> None:

@@ -11,12 +11,14 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from hybrid_ft.errors import InputError, short
 
 MOST_UNPACKED = 2**30
 """Bytes that a packed file may unpack to where it is held whole: a few MB of zeros, packed, are gigabytes."""
+_PIECE = 2**14
+"""Bytes unpacked at a time."""
 _MAGIC = {b"\x1f\x8b": ("gzip", ".gz"), b"\x28\xb5\x2f\xfd": ("zstd", ".zst"), b"\xfd7zXZ\x00": ("xz", ".xz")}
 
 
@@ -37,14 +39,14 @@ def open_bytes(path: str, packing: str, suffixes: tuple[str, ...]) -> io.Buffere
     if not packing:
         return Path(path).open("rb")
     if packing == ".zip":
-        archive = zipfile.ZipFile(path)
         try:
-            return _Unpacked(archive.open(zip_member(path, suffixes)), path)
+            with zipfile.ZipFile(path) as archive:  # what was opened in it keeps the file open
+                return Unpacked(archive.open(zip_member(path, suffixes)), path)
         except (RuntimeError, NotImplementedError) as error:  # a password, a method that Python has not
             raise InputError(
                 f"{path}: cannot be unpacked ({short(str(error))}); unpack it, and name the file"
             ) from None
-    return _Unpacked(_OPEN[packing](path), path)
+    return Unpacked(_OPEN[packing](path), path)
 
 
 def zip_member(path: str, suffixes: tuple[str, ...]) -> str:
@@ -82,15 +84,50 @@ def refuse_packed(start: bytes, path: str, line: str = ":1") -> None:
         raise InputError(f"{path}{line}: is a zip archive; unpack it, or name the file {os.path.basename(path)}.zip")
 
 
-class _Unpacked(io.BufferedReader):
+class _UpToDamage(io.RawIOBase):
+    """Unpacked bytes that end where the packed data is cut short or damaged; ``damage`` then is what was raised."""
+
+    def __init__(self, unpacking: Any) -> None:
+        self._unpacking = unpacking
+        self.damage: Exception | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        if self.damage is not None:
+            return 0
+        try:
+            # read() would lose all that comes before the damage, and a large piece much of it
+            piece = self._unpacking.read1(min(len(buffer), _PIECE))
+        except (*DAMAGED, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            self.damage = error.with_traceback(None)  # whose frames would keep the file open
+            return 0
+        buffer[: len(piece)] = piece
+        return len(piece)
+
+    def close(self) -> None:
+        self._unpacking.close()
+        super().close()
+
+
+class Unpacked(io.BufferedReader):
     """A packed file behind a buffer, without which gzip and bz2 objects have no peek and only slow lines.
 
     What asks for all that is left, or for a line however long, gets at most MOST_UNPACKED bytes, or an InputError.
     """
 
     def __init__(self, unpacking: Any, path: str) -> None:
-        super().__init__(cast(io.RawIOBase, unpacking), 2**18)
+        self._up_to_damage = _UpToDamage(unpacking)
+        super().__init__(self._up_to_damage, 2**18)
         self._path = path
+
+    @property
+    def damage(self) -> Exception | None:
+        """What ended the data early, as soon as its end has been read."""
+        return self._up_to_damage.damage
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is not None and size >= 0:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from itertools import chain, islice
+from typing import Any, Protocol, TypeVar
 
 from hybrid_ft.errors import InputError
+
+Taken = TypeVar("Taken")
 
 
 @dataclass(slots=True)
@@ -45,6 +49,33 @@ class BadRow(Exception):
 
 class NoRows(InputError):
     """A file without a row; one of several may be."""
+
+
+def taken(rows: Iterator[Taken], count: int) -> tuple[list[Taken], Iterator[Taken]]:
+    """The next ``count`` rows, fewer at the end, and an iterator of the rest.
+
+    Whoever looks at several rows at once takes them so. Of a file that cannot be read to its end the rows before that
+    place come first, and what is said of them; the InputError is raised by the rest, or here where no row is before it.
+    """
+    found: list[Taken] = []
+    try:
+        found.extend(islice(rows, count))  # what came before an error stays in it
+    except InputError as error:
+        if not found:
+            raise
+        return found, _raising(error)
+    return found, rows
+
+
+def _raising(error: InputError) -> Iterator[Any]:
+    raise error
+    yield
+
+
+def looked_at(rows: Iterator[Taken], count: int) -> tuple[list[Taken], Iterator[Taken]]:
+    """The first rows, as ``taken``, and all of them from the first."""
+    first, rest = taken(rows, count)
+    return first, chain(first, rest)
 
 
 class Placed(Protocol):

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.data.sources.file import file_rows
 from hybrid_ft.finetune.data.sources.hub import load_from_hub
-from hybrid_ft.finetune.data.sources.rows import BadRow, NoRows, Row
+from hybrid_ft.finetune.data.sources.rows import BadRow, NoRows, Row, taken
 from hybrid_ft.finetune.data.sources.source import open_source
 from hybrid_ft.finetune.recipe.nearest import nearest_file
 
@@ -37,8 +36,9 @@ class LocalRows:
         self.load([0, 0, 0])
 
     def take(self, size: int) -> list[Row | BadRow]:
-        """The next rows, fewer at the end. Raises InputError."""
-        return list(islice(self._rows, size))
+        """The next rows, fewer at the end, or before a place that cannot be read. Raises InputError at that place."""
+        rows, self._rows = taken(self._rows, size)
+        return rows
 
     @property
     def size(self) -> int:
@@ -88,8 +88,9 @@ class HubRows:
         self.load([0, self._start])
 
     def take(self, size: int) -> list[Row | BadRow]:
-        """The next rows, fewer at the end. Raises InputError."""
-        return list(islice(self._rows, size))
+        """The next rows, fewer at the end, or before a place that cannot be read. Raises InputError at that place."""
+        rows, self._rows = taken(self._rows, size)
+        return rows
 
     def _from_here(self) -> Iterator[Row | BadRow]:
         for values in self._dataset:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.data.labels import chosen_by
 from hybrid_ft.finetune.data.messages.row_forms import Form
 from hybrid_ft.finetune.data.reading import LOOK_AHEAD, converted
@@ -179,7 +180,7 @@ class SourceStream:
         """
         found: list[Row] = []
         chosen = read = 0
-        while rows := self._raw.take(LOOK_AHEAD):
+        while rows := self._look(read):
             read += len(rows)
             some = self._chosen(rows)
             if chosen < LOOK_AHEAD or not found:
@@ -192,6 +193,16 @@ class SourceStream:
             self._only.check_unwanted("" if not rows else f" in the first {read:,} rows of the stream")
         self._raw.rewind()
         return found
+
+    def _look(self, read: int) -> list[Row | BadRow]:
+        """The next rows, none at the end, nor where the file cannot be read on behind the ``read`` ones: that is said when
+        the stream comes to it, after what is said of the rows before."""
+        try:
+            return self._raw.take(LOOK_AHEAD)
+        except InputError:
+            if not read:
+                raise
+            return []
 
 
 def _no_form(rows: list[Row]) -> Form:

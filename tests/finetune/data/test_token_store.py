@@ -49,17 +49,18 @@ def kind(request: pytest.FixtureRequest, tmp_path: Path, tokenizer: Any) -> Kind
     return Kind(request.param, tmp_path, tokenizer)
 
 
-def test_a_bad_row_before_packed_data_ends(kind: Kind, tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [2, 100, 600])
+def test_a_bad_row_before_packed_data_ends(kind: Kind, count: int, tmp_path: Path) -> None:
     """The row comes first in the file, and in what is said."""
     noise = random.Random(0)
-    rows = [row | {"noise": f"{noise.getrandbits(8000):x}"} for row in kind.rows(600)]
+    rows = [row | {"noise": f"{noise.getrandbits(8000):x}"} for row in kind.rows(count)]
     rows[0][kind.answer] = None
     path = tmp_path / "rows.jsonl.gz"
     path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode())[:-200])
     said = kind.refused(path)
-    assert said.startswith(f"{path}:1: {kind.answer} is null; ") and "; 1 bad row of " in said
-    assert said.endswith(". Fix it, or set data.on_bad_row: skip")
-    assert "the gz data after this line ends in the middle; the file was cut short" in kind.refused(
+    assert said.startswith(f"{path}:1: {kind.answer} is null; ")
+    assert said.endswith(f"; 1 bad row of {count - 1}. Fix it, or set data.on_bad_row: skip")
+    assert f":{count - 1}: the gz data after this line ends in the middle; the file was cut short" in kind.refused(
         path, on_bad_row="skip", max_dropped=1.0
     )
 
