@@ -2,8 +2,10 @@
 
 import errno
 import fcntl
+import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ with disk.held(path, lambda: sys.exit("held by another")):
     print("held", flush=True)
     if sys.stdin.readline():
         path.unlink()
+    path.with_name("left").touch()
 """
 
 
@@ -51,6 +54,28 @@ def test_who_waits_is_told_once_and_then_keeps_others_out(holder: subprocess.Pop
     assert len(waits) == 1
 
 
+def test_the_block_begins_when_the_holder_is_done(holder: subprocess.Popen[str], tmp_path: Path) -> None:
+    later = threading.Timer(0.2, holder.communicate)
+    with disk.held(tmp_path / "a/lock", later.start):
+        assert (tmp_path / "a/left").exists()
+    later.join()
+
+
+def test_who_must_wait_again_is_not_told_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is taken away while it is waited for, and another process was quicker with the next one."""
+    path, waits = tmp_path / "lock", []
+
+    def wait() -> None:
+        if not waits:
+            path.unlink()
+        waits.append(path)
+
+    monkeypatch.setattr(disk, "taken", lambda file, needed: False)
+    with disk.held(path, wait):
+        assert path.exists()
+    assert waits == [path]
+
+
 def test_what_the_wait_raises_ends_it(holder: subprocess.Popen[str], tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), disk.held(tmp_path / "a/lock", lambda: 1 / 0):
         pass
@@ -65,3 +90,20 @@ def test_a_disk_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         assert disk.taken(file, needed=False)
         with pytest.raises(OSError, match="No locks"):
             disk.taken(file)
+    with disk.held(tmp_path / "lock", lambda: None, needed=False):
+        pass
+    with pytest.raises(OSError, match="No locks"), disk.held(tmp_path / "lock", lambda: None):
+        pass
+
+
+def test_a_file_or_folder_is_synced_and_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: dict[int, int] = {}
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.update({os.fstat(handle).st_ino: handle}))
+    file = tmp_path / "file"
+    file.touch()
+    disk.sync(file)
+    disk.sync(tmp_path)
+    assert list(synced) == [file.stat().st_ino, tmp_path.stat().st_ino]
+    for handle in synced.values():
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(handle)
