@@ -3,10 +3,11 @@
     python benchmarks/host_time.py [--turns 100]
 
 The launches go through Triton's own launcher into a driver that runs nothing (tests/kernels/libcuda.c; it needs a C
-compiler), so that no GPU is needed. Processor time, the least of the turns and their median; the first is what remains on a
-machine that is busy otherwise. The call is a layer's of Olmo Hybrid 7B on 4,352 tokens; with two heads a sequence is cut into
-pieces, which takes more launches. What torch does on tensors counts as it takes on a CPU, and memory comes from the heap
-and stays there, as a GPU's stays with torch. Not in it: what CUDA's driver takes for a launch, and choosing the device.
+compiler), so that no GPU is needed. Processor time, the least of the turns and their median; the first is what
+remains on a machine that is busy otherwise. The call is a layer's of Olmo Hybrid 7B on 4,352 tokens; with two heads a
+sequence is cut into pieces, which takes more launches. What torch does on tensors counts as it takes on a CPU, and
+memory comes from the heap and stays there, as a GPU's stays with torch. Not in it: what CUDA's driver takes for a
+launch, and choosing the device.
 """
 
 from __future__ import annotations

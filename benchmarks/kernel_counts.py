@@ -2,9 +2,9 @@
 
     python benchmarks/kernel_counts.py [--arch 90] [--sequences 8] [--heads 30 96 192] [--variants]
 
-No GPU is needed: the launches of one forward and backward in bfloat16 over 32,768 tokens are recorded and compiled for an
-architecture. HBM is what a launch's tensors weigh, each touched once, over 4.3 TB/s. --variants compiles other settings
-as well.
+No GPU is needed: the launches of one forward and backward in bfloat16 over 32,768 tokens are recorded and compiled
+for an architecture. HBM is what a launch's tensors weigh, each touched once, over 4.3 TB/s. --variants compiles
+other settings as well.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ sys.path.append(str(Path(__file__).parent / "gpu_check"))
 from libraries import use_this_checkout
 
 KIB = 1024
-# of one multiprocessor: registers of each of its quarters, shared memory, what a program is charged beside its own, warps
+# of one multiprocessor: registers of each of its quarters, shared memory, what a program is charged beside
+# its own, warps
 REGISTERS, SHARED, CHARGED, WARPS = 16384, 228 * KIB, KIB, 64
 
 

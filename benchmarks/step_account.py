@@ -2,10 +2,10 @@
 
     python benchmarks/step_account.py [--tokens 32768] [--documents 8] [--lora 32] [--checkpointing true] [--keep 8]
 
-Milliseconds from what is dispatched: no GPU is needed and nothing is measured. A step runs on tensors without memory, as
-on a GPU, with 4 and with 8 layers, of which the 32 are made up. A product takes its operations at 70 % of an H200's 790
-TFLOP/s, attention its own at 370 forward and 300 backward (flash-attn 2; half of the tokens carry a label), everything
-else its bytes, each tensor touched once, at 85 % of 4.3 TB/s; the delta rule the bytes of its launches
+Milliseconds from what is dispatched: no GPU is needed and nothing is measured. A step runs on tensors without memory,
+as on a GPU, with 4 and with 8 layers, of which the 32 are made up. A product takes its operations at 70 % of an H200's
+790 TFLOP/s, attention its own at 370 forward and 300 backward (flash-attn 2; half of the tokens carry a label),
+everything else its bytes, each tensor touched once, at 85 % of 4.3 TB/s; the delta rule the bytes of its launches
 (benchmarks/gpu_check/launches.py). So every line is the least that a part takes.
 """
 

@@ -118,7 +118,8 @@ def report(
         typer.Option(help="The HTML file; by default RUN/report.html, or report.html for several.", show_default=False),
     ] = None,
 ) -> int:
-    """Write one HTML page of runs and evaluations: data, curves, answers, scores. It opens anywhere, without a network."""
+    """Write one HTML page of runs and evaluations: data, curves, answers, scores. It opens
+    anywhere, without a network."""
     from hybrid_ft.finetune.reports.page import NAME, write_report
 
     written = write_report(runs, out or (runs[0] / NAME if len(runs) == 1 else Path(NAME)))

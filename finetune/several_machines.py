@@ -1,7 +1,8 @@
 """Stages on several machines: number 0 leads, the others follow.
 
-Machine 0 alone knows what is done and what is next. It tells the others by a store at the address where they meet, which
-it holds for as long as the file takes; the workers of each stage meet in a store of their own, at a port that is free.
+Machine 0 alone knows what is done and what is next. It tells the others by a store at the address where they
+meet, which it holds for as long as the file takes; the workers of each stage meet in a store of their own, at a
+port that is free.
 """
 
 from __future__ import annotations

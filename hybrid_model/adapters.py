@@ -42,9 +42,9 @@ def target_modules(
     modules  names or patterns of modules in place of ``targets``, as ``named_modules`` reads them
 
     targets is all-linear, or sets joined by +: attention; the recurrent layers as delta (of delta rules) or recurrent;
-    mlp; experts, whose parameters PEFT takes apart from modules. all-linear is every set but the experts.
-    Raises InputError for a set that the family has not, with the reason where it is left out on purpose, and for a layer
-    that the model has not.
+    mlp; experts, whose parameters PEFT takes apart from modules. all-linear is every set but the experts. Raises
+    InputError for a set that the family has not, with the reason where it is left out on purpose, and for a layer that
+    the model has not.
     """
     names = list(_sets(config)) if targets == ALL_LINEAR else [name for name in targets.split("+") if name != EXPERTS]
     sets = {name: _set(name, config) for name in dict.fromkeys(names)}
@@ -66,7 +66,8 @@ def target_modules(
 
 
 def target_parameters(targets: str, config: PreTrainedConfig) -> list[str] | None:
-    """Names of the routed experts' parameters where ``targets`` holds experts. Raises InputError for a model without."""
+    """Names of the routed experts' parameters where ``targets`` holds experts. Raises InputError
+    for a model without."""
     if EXPERTS not in targets.split("+"):
         return None
     family = family_of(config)
@@ -96,8 +97,8 @@ def _choice(config: PreTrainedConfig) -> str:
 
 
 def adapted_names(model: PeftModel) -> list[str]:
-    """The adapted layers as a list of names, each as short as tells them from all others: ``self_attn.q_proj``. Experts,
-    whose parameters are adapted, are none.
+    """The adapted layers as a list of names, each as short as tells them from all others: ``self_attn.q_proj``.
+    Experts, whose parameters are adapted, are none.
 
     Servers read such a list where they do not read a pattern.
     """

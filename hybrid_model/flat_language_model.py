@@ -95,7 +95,8 @@ def _generating(cls: Any) -> Any:
             inputs_embeds: torch.Tensor | None = None,
             **kwargs: Any,
         ) -> dict[str, Any]:
-            """transformers' own, without its detours where there is one new token a row: the step needs no positions."""
+            """transformers' own, without its detours where there is one new token a row: the
+            step needs no positions."""
             filled = past_key_values is not None and past_key_values.get_seq_length() > 0
             first = kwargs.get("is_first_iteration")
             if next_sequence_length != 1 or not filled or (first and inputs_embeds is not None):
@@ -123,7 +124,8 @@ def _generating(cls: Any) -> Any:
         def _update_model_kwargs_for_generation(
             self, outputs: ModelOutput, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
         ) -> dict[str, Any]:
-            """transformers' own; positions are not carried along, because each row's are counted from its cache or mask."""
+            """transformers' own; positions are not carried along, because each row's are counted from
+            its cache or mask."""
             model_kwargs.pop("position_ids", None)
             return super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
 

@@ -49,8 +49,8 @@ def flat_model(cls: type[PreTrainedModel], family: Family) -> type[PreTrainedMod
             places alone, [1, M, D], row by row; with a layout also int64 [M], the numbers of places, in any order.
             use_cache defaults to the config's, and to False in training; a cache holds rows of one document each.
 
-            ``read_batch`` reads them all. Raises ValueError for boundaries that contradict each other and for packed rows
-            with a cache.
+            ``read_batch`` reads them all. Raises ValueError for boundaries that contradict each other and for packed
+            rows with a cache.
             """
             if (input_ids is None) == (inputs_embeds is None):
                 raise ValueError("pass exactly one of input_ids and inputs_embeds")

@@ -58,7 +58,8 @@ def forward_flops(
 
 
 def _weights_per_token(config: PreTrainedConfig) -> int:
-    """Weights of the layers that a token is multiplied with: all matrices and convolutions, of experts the chosen ones."""
+    """Weights of the layers that a token is multiplied with: all matrices and convolutions, of
+    experts the chosen ones."""
     key = config.to_json_string(use_diff=False)
     if key not in _WEIGHTS:
         _WEIGHTS[key] = _count_weights(config)

@@ -11,7 +11,8 @@ Sizes = set[tuple[tuple[int, int], tuple[int, int]]]
 
 
 def check_gpu(model: nn.Module, dtype: torch.dtype) -> None:
-    """Run the kernels' self-test for the model's heads, or read what it said when it was last run here; nothing on a CPU.
+    """Run the kernels' self-test for the model's heads, or read what it said when it was last run here;
+    nothing on a CPU.
 
     dtype   of the arithmetic that the model is trained in
     Raises InputError, status 3, one line, where a result is wrong.

@@ -75,7 +75,8 @@ def tables(model: nn.Module) -> Iterator[torch.Tensor]:
 
 
 def packed_bytes(model: nn.Module, config: PreTrainedConfig, how: str) -> dict[str, int]:
-    """Bytes of every weight that ``quantise`` packs, by its name in ``model``, which may have adapters and no memory."""
+    """Bytes of every weight that ``quantise`` packs, by its name in ``model``, which may have
+    adapters and no memory."""
     found = {}
     for name, module in large_layers(model, config).items():
         numbers = module.weight.numel()
@@ -171,7 +172,8 @@ def _int8_layer() -> Any:
 
 @contextmanager
 def known_to_peft(model: PreTrainedModel, how: str | None) -> Iterator[None]:
-    """PEFT adapts such layers where the model says that it was loaded so; TRL would then round the adapters to bfloat16."""
+    """PEFT adapts such layers where the model says that it was loaded so; TRL would then round
+    the adapters to bfloat16."""
     names = [] if how is None else [f"is_loaded_in_{4 if how == NF4 else 8}bit"]
     for name in names:
         setattr(model, name, True)

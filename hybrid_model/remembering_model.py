@@ -50,19 +50,19 @@ def remembering_model(cls: Any) -> type[PreTrainedModel]:
         ) -> BaseModelOutputWithPast:
             """Hidden states of a batch in any of the forms ``open_door`` reads, in that same form, zeros at padding.
 
-            input_ids [B, T] or inputs_embeds [B, T, D]. attention_mask is [B, T], [B, past + T] with a filled cache, or a
-            mask of pairs [B, 1, T, T] that is causal inside documents. position_ids, cu_seq_lens_q, cu_seq_lens_k and
-            seq_idx say where documents begin. layout describes one row of tokens, [1, N], where documents may continue one
-            another; no mask then. prompt_lengths and prompt_rows, int64 [B], name the first tokens that rows share: they
-            are computed once, as ``open_shared_door`` says, unless noise is added to the embeddings of each row.
-            keep_positions, bool [B, T]: hand back these places alone, [1, M, D], row by row; with a layout also int64 [M],
-            the numbers of places, in any order.
-            use_cache defaults to the config's, and to False in training. A cache holds rows of one document each.
+            input_ids [B, T] or inputs_embeds [B, T, D]. attention_mask is [B, T], [B, past + T] with a filled cache, or
+            a mask of pairs [B, 1, T, T] that is causal inside documents. position_ids, cu_seq_lens_q, cu_seq_lens_k and
+            seq_idx say where documents begin. layout describes one row of tokens, [1, N], where documents may continue
+            one another; no mask then. prompt_lengths and prompt_rows, int64 [B], name the first tokens that rows share:
+            they are computed once, as ``open_shared_door`` says, unless noise is added to the embeddings of each row.
+            keep_positions, bool [B, T]: hand back these places alone, [1, M, D], row by row; with a layout also int64
+            [M], the numbers of places, in any order. use_cache defaults to the config's, and to False in training. A
+            cache holds rows of one document each.
 
             output_attentions: also the weights [B, H, T, S] of the attention layers, in a slow path that needs a cache.
 
-            Raises ValueError for boundaries that contradict each other, packed rows with a cache, a cache of other rows,
-            and attention weights of packed rows or shared prompts.
+            Raises ValueError for boundaries that contradict each other, packed rows with a cache, a cache of other
+            rows, and attention weights of packed rows or shared prompts.
             """
             if (input_ids is None) == (inputs_embeds is None):
                 raise ValueError("pass exactly one of input_ids and inputs_embeds")
@@ -77,7 +77,8 @@ def remembering_model(cls: Any) -> type[PreTrainedModel]:
                 use_cache, past_key_values = False, None
             elif output_attentions:
                 use_cache = True
-            # noise on the embeddings (NEFTune) comes from a hook, and is another in each of the rows that share a prompt
+            # noise on the embeddings (NEFTune) comes from a hook, and is another in each of the rows that
+            # share a prompt
             noisy = self.training and input_ids is not None and hooks_below(self.embed_tokens)
             by_rows = partial(goes_by_rows, self)
             batch = read_batch(
@@ -96,8 +97,9 @@ def remembering_model(cls: Any) -> type[PreTrainedModel]:
                     "output_attentions: attention weights are formed for rows of one document each, without gradient "
                     "checkpointing; pass no packed rows, shared prompts or layout"
                 )
-            # Padded rows, packed rows, documents by bounds, shared prompts and a step of a filled cache have become two forms
-            # here: a door, which has laid all tokens end to end, or none, where each row has one token and its cache.
+            # Padded rows, packed rows, documents by bounds, shared prompts and a step of a filled cache have become
+            # two forms here: a door, which has laid all tokens end to end, or none, where each row has one token
+            # and its cache.
             hidden = batch.flat(given) if input_ids is None else self._embed(input_ids, batch)
             if output_hidden_states is None:
                 output_hidden_states = self.config.output_hidden_states

@@ -1,8 +1,8 @@
 """Reward models: a text model under a head of one score a row.
 
 transformers calls them models for sequence classification with one label: ``score`` is applied to the hidden state of a
-row's last token that is not padding. Where transformers has no such class of an architecture, its generic one is put over
-the architecture's own base model; that is how its own classes are made.
+row's last token that is not padding. Where transformers has no such class of an architecture, its generic one is put
+over the architecture's own base model; that is how its own classes are made.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ HEAD = "score.weight"
 
 
 def as_scorer(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The config of a reward model over the text model of ``config``. Raises InputError for a classifier of more labels."""
+    """The config of a reward model over the text model of ``config``. Raises InputError for a
+    classifier of more labels."""
     if is_scorer(config) and config.num_labels != 1:
         raise InputError(f"config.json: num_labels is {config.num_labels}; must be 1, a reward model gives one score")
     config = copy.deepcopy(config)
@@ -80,7 +81,8 @@ def _generic(config_class: Any, causal: Any) -> type[PreTrainedModel]:
 
 
 def flat_scorer(model: PreTrainedModel) -> PreTrainedModel:
-    """A reward model of transformers', laid flat, in place: packed documents, shared prompts, and only last tokens scored."""
+    """A reward model of transformers', laid flat, in place: packed documents, shared prompts, and
+    only last tokens scored."""
     lay_flat(model)
     if not hasattr(model, "scores_last_tokens"):
         model.__class__ = _flat(cast(Hashable, type(model)))
@@ -126,7 +128,8 @@ def _flat(cls: Any) -> type[PreTrainedModel]:
 
 
 def last_tokens(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, pad_token_id: int) -> torch.Tensor:
-    """bool [B, T]: of each row the last token that is not ``pad_token_id``, which is where transformers reads the score."""
+    """bool [B, T]: of each row the last token that is not ``pad_token_id``, which is where
+    transformers reads the score."""
     real = input_ids != pad_token_id
     if attention_mask is not None:
         real = real & (attention_mask != 0)

@@ -1,6 +1,7 @@
 """Selective gradient checkpointing.
 
-What mixes tokens is kept, the rest computed again; or whole layers are kept; or what is kept waits in the host's memory.
+What mixes tokens is kept, the rest computed again; or whole layers are kept; or what is kept waits
+in the host's memory.
 """
 
 from __future__ import annotations
@@ -29,12 +30,13 @@ KEPT = frozenset(
         "aten::_scaled_dot_product_flash_attention_for_cpu",
     }
 )
-"""Operators whose outputs are kept. They are dear to compute for what they weigh; on a CPU the delta rule is not an operator
-and is computed again."""
+"""Operators whose outputs are kept. They are dear to compute for what they weigh; on a CPU the delta rule is not an
+operator and is computed again."""
 
 
 def selective_contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-    """``context_fn`` of ``torch.utils.checkpoint``: the contexts of a layer's forward and of its second one in backward."""
+    """``context_fn`` of ``torch.utils.checkpoint``: the contexts of a layer's forward and of its
+    second one in backward."""
     return create_selective_checkpoint_contexts(_policy)
 
 
@@ -65,8 +67,8 @@ def leave_out(model: nn.Module, numbers: Collection[int]) -> None:
 def offload_inputs(model: nn.Module) -> None:
     """Whenever checkpointing is turned on, what it keeps of a layer goes to pinned host memory until backward.
 
-    model   transformers', or PEFT's around one. Numbers are copied as they are; on a GPU by its own queue, so that a copy
-            is done before its source is given away. transformers has the same from 5.23 on, called ``offload``.
+    model   transformers', or PEFT's around one. Numbers are copied as they are; on a GPU by its own queue, so that a
+            copy is done before its source is given away. transformers has the same from 5.23 on, called ``offload``.
     """
     inner: Any = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
     turn = inner._set_gradient_checkpointing
@@ -92,8 +94,8 @@ def offload_inputs(model: nn.Module) -> None:
 def mark_no_inputs(model: nn.Module) -> None:
     """Take away the hooks that give what frozen embeddings return a gradient, as transformers and PEFT set them.
 
-    Reentrant checkpointing alone needs it. Without them backward ends at the first layer that is trained: no gradient of
-    its input, nothing of the layers below it, and the embeddings [N, D] need not stay for theirs.
+    Reentrant checkpointing alone needs it. Without them backward ends at the first layer that is trained: no gradient
+    of its input, nothing of the layers below it, and the embeddings [N, D] need not stay for theirs.
     """
     for module in model.modules():
         for key, hook in list(module._forward_hooks.items()):

@@ -1,10 +1,11 @@
 """Launches of Triton kernels that find the compiled kernel by themselves.
 
-Triton asks at every launch what its arguments are like and compares all that was compiled in: of the delta rule's first
-launch 35 of 42 microseconds on a core without a GPU, where what is done here takes 15. A key is made that says all that
-Triton compiles for: dtype and alignment of a tensor, of a whole number whether it is 1, whether it is divisible by 16 and
-how wide it is, what is None, and every value that is compiled in. It says no less than Triton's own, which
-tests/kernels/test_launching.py holds, so that a key leads to one kernel. Triton looks up, and compiles, what has a new one.
+Triton asks at every launch what its arguments are like and compares all that was compiled in: of the delta rule's
+first launch 35 of 42 microseconds on a core without a GPU, where what is done here takes 15. A key is made that says
+all that Triton compiles for: dtype and alignment of a tensor, of a whole number whether it is 1, whether it is
+divisible by 16 and how wide it is, what is None, and every value that is compiled in. It says no less than Triton's
+own, which tests/kernels/test_launching.py holds, so that a key leads to one kernel. Triton looks up, and compiles,
+what has a new one.
 """
 
 from collections.abc import Iterable
@@ -93,7 +94,8 @@ def _entry(kernel: Any, compiled: Any, args: tuple[Any, ...], options: dict[str,
 
 
 def describe(args: tuple[Any, ...], constexprs: list[int]) -> list[Any]:
-    """All that Triton compiles a kernel for, of its arguments; those at ``constexprs``, which are the last, by value."""
+    """All that Triton compiles a kernel for, of its arguments; those at ``constexprs``, which are
+    the last, by value."""
     first = constexprs[0] if constexprs else len(args)
     assert not constexprs or constexprs[-1] - first < len(constexprs)
     found: list[Any] = []

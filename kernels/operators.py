@@ -30,7 +30,8 @@ _differentiated: dict[OpOverload, type[Differentiated]] = {}
 
 def operator(name: str) -> Callable[[Callable[..., Any]], OpOverload]:
     """The operator hybrid_ft::``name`` of a function on tensors, which changes none of them and whose results share no
-    memory. Called with positional arguments alone; its results cannot be differentiated before ``register_autograd``."""
+    memory. Called with positional arguments alone; its results cannot be differentiated before
+    ``register_autograd``."""
 
     def define(function: Callable[..., Any]) -> OpOverload:
         LIBRARY.define(
@@ -62,7 +63,8 @@ def _above(op: OpOverload, function: Callable[..., Any]) -> Callable[..., Any]:
     defaults = tuple(argument.default_value for argument in op._schema.arguments)
 
     def below(keys: Any, inputs: tuple[Any, ...]) -> Any:
-        """The function at once, unless a mode, such as a tracer's or a checkpoint's, or a kind of tensor wants the call."""
+        """The function at once, unless a mode, such as a tracer's or a checkpoint's, or a kind of
+        tensor wants the call."""
         with torch._C._AutoDispatchBelowAutograd():
             if (keys & torch._C._after_ADInplaceOrView_keyset).highestPriorityTypeId() in DEVICES:
                 return function(*inputs)

@@ -50,9 +50,9 @@ def tile(D: int, most: int = WIDEST) -> tuple[int, int, int]:
 
 @triton.jit
 def exp(x):
-    """Of a float32 in [-126 ln 2, 127 ln 2], below it 0 or next to it, to a rounding or two. tl.exp rounds x / ln 2 first
-    and is off by as many roundings as that is large; here its whole part n is taken out of x without one, as n and the
-    longer part of ln 2 have few digits. What remains is at most ln 2 / 2, and its series ends below 6e-9."""
+    """Of a float32 in [-126 ln 2, 127 ln 2], below it 0 or next to it, to a rounding or two. tl.exp rounds x / ln 2
+    first and is off by as many roundings as that is large; here its whole part n is taken out of x without one, as n
+    and the longer part of ln 2 have few digits. What remains is at most ln 2 / 2, and its series ends below 6e-9."""
     n = tl.floor(x * 1.4426950408889634 + 0.5)
     r = (x - n * 0.693359375) + n * 2.121944400546906e-4
     p = r * (1 / 5040) + 1 / 720

@@ -3,8 +3,8 @@
 python scripts/make_recipe_costs.py          # or: make docs
 
 Prices move by the day and are left to the command. The sets are on the hub, so their tokens are estimated: rows as
-published, tokens of a row from the sizes of the files at four characters a token, or as said beside them. The mix is the
-recipe's own rule: every source to its share of the trained tokens, and the one that is used up first ends it.
+published, tokens of a row from the sizes of the files at four characters a token, or as said beside them. The mix is
+the recipe's own rule: every source to its share of the trained tokens, and the one that is used up first ends it.
 """
 
 from __future__ import annotations

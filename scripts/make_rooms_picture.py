@@ -3,8 +3,8 @@
     .venv/bin/python scripts/make_rooms_picture.py [--root CHECKOUT] [--out FILE]
 
 A row imports the columns in which it is marked. Rooms stand above those that they import, so that a mark below the
-diagonal, drawn in red, is an import that runs back up, or part of a circle. How many files do so is not drawn: the picture
-changes with the rooms alone.
+diagonal, drawn in red, is an import that runs back up, or part of a circle. How many files do so is not drawn: the
+picture changes with the rooms alone.
 """
 
 from __future__ import annotations

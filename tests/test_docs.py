@@ -1,4 +1,5 @@
-"""What README and docs say can be looked up: links, commands, options and make targets exist, figures and picture are true."""
+"""What README and docs say can be looked up: links, commands, options and make targets exist, figures
+and picture are true."""
 
 import importlib.util
 import json

@@ -97,7 +97,8 @@ def test_no_circle_between_files(root: Path) -> None:
     assert circles(imports(root)) == []
 
 
-# Lower rooms first; rooms in one tuple do not know each other's order. A module that stands in no list is above them all.
+# Lower rooms first; rooms in one tuple do not know each other's order. A module that stands in no list is
+# above them all.
 ROOMS = (
     ("disk",),
     ("recipe",),
@@ -197,7 +198,8 @@ def test_hugging_face_packages_are_not_shadowed(root: Path, tmp_path: Path, star
 
 
 def test_nothing_of_one_machine_is_kept(root: Path) -> None:
-    """Nothing in the repository refers to a home, a mount or a work folder of whoever wrote it, or to a package index."""
+    """Nothing in the repository refers to a home, a mount or a work folder of whoever wrote it, or
+    to a package index."""
     machine = re.compile(r"(?<![\w.])/(?:home|root|Users|work|mnt|opt)/\w+|pypi\.org|pythonhosted|download\.pytorch")
     suffixes = {".py", ".yaml", ".yml", ".toml", ".md", ".txt", ".json", ".jsonl", ".jinja", ""}
     found = []
@@ -255,7 +257,8 @@ def lines_of_code(text: str) -> int:
 
 
 def untested(root: Path) -> list[str]:
-    """Large files for which there is neither ``tests/PLACE/test_NAME.py`` nor a folder ``tests/PLACE/NAME`` of tests."""
+    """Large files for which there is neither ``tests/PLACE/test_NAME.py`` nor a folder ``tests/PLACE/NAME`` of
+    tests."""
     found = []
     for _, path in modules(root):
         place, name = root / "tests" / path.parent.relative_to(root), path.stem

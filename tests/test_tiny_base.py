@@ -116,7 +116,8 @@ def test_quickstart_teaches_the_task(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def invents(answer: str, reference: str) -> int:
-    """Fields of a record that are null in the reference and something else in the answer; none where it is no record."""
+    """Fields of a record that are null in the reference and something else in the answer; none where
+    it is no record."""
     try:
         given = json.loads(answer)
     except ValueError:

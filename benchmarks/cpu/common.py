@@ -165,7 +165,8 @@ def run_step_benchmark(
     side: Callable[[argparse.Namespace, Path, str], Callable[[], object]],
     measure: Callable[[argparse.Namespace, Path], None],
 ) -> None:
-    """``side`` makes one side's step by its name; with ``--memory-of`` this process measures that side's memory alone."""
+    """``side`` makes one side's step by its name; with ``--memory-of`` this process measures
+    that side's memory alone."""
     one_quiet_thread()
     if options.memory_of:
         step = side(options, options.work, options.memory_of)

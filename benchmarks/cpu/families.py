@@ -4,9 +4,9 @@
 
 Twelve random documents of 20 to 700 tokens, lengths as text has them (log-normal). transformers gets rows padded to the
 longest with their mask, ours the same tokens packed. Both run turn and turn about in one process on one thread; their
-losses must agree to 1e-5 and every parameter's gradient to 1e-4 of all, or nothing is printed. Reported are CPU seconds,
-median and quartiles, their ratio paired by round, and the limit: padded tokens per real token, which is all that dropping
-the padding alone could win. Prints one JSON line per family.
+losses must agree to 1e-5 and every parameter's gradient to 1e-4 of all, or nothing is printed. Reported are CPU
+seconds, median and quartiles, their ratio paired by round, and the limit: padded tokens per real token, which is all
+that dropping the padding alone could win. Prints one JSON line per family.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
     python benchmarks/cpu/fp8_counts.py [--tokens 32768]
 
-For each projection of the 7B, forward and backward: the milliseconds that products in fp8 save of an H200's bf16 (70 % of
-790 TFLOP/s, at 1.5 and at 2 times the rate), and the bytes that torchao moves to convert their operands, by what it
-dispatches without a compiler, at 85 % of 4.3 TB/s; and how far the result is from float64 beside bf16's. No GPU is needed
-and nothing is timed. Needs torchao.
+For each projection of the 7B, forward and backward: the milliseconds that products in fp8 save of an H200's bf16 (70 %
+of 790 TFLOP/s, at 1.5 and at 2 times the rate), and the bytes that torchao moves to convert their operands, by what it
+dispatches without a compiler, at 85 % of 4.3 TB/s; and how far the result is from float64 beside bf16's. No GPU is
+needed and nothing is timed. Needs torchao.
 """
 
 from __future__ import annotations

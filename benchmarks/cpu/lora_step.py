@@ -3,9 +3,9 @@
     python benchmarks/cpu/lora_step.py [--model tiny] [--tokens 2048] [--rank 32]
 
 Both sides are one model's weights, Olmo Hybrid's shape with all linear layers adapted, and one row; forward and
-backward, CPU seconds on one thread, taken in turns, in float32 and under bfloat16 autocast over a bfloat16 base. Nothing
-is printed if losses or gradients disagree. Then, for one adapted layer, the bytes that all operations but matrix
-products read and write, by what is dispatched: what a GPU has to move besides its products.
+backward, CPU seconds on one thread, taken in turns, in float32 and under bfloat16 autocast over a bfloat16 base.
+Nothing is printed if losses or gradients disagree. Then, for one adapted layer, the bytes that all operations but
+matrix products read and write, by what is dispatched: what a GPU has to move besides its products.
 """
 
 from __future__ import annotations

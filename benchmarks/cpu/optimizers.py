@@ -3,8 +3,8 @@
     python benchmarks/cpu/optimizers.py quickstart/sft [--seeds 5] [KEY=VALUE ...]
 
 Both sides are whole runs of the command in bfloat16 arithmetic, taken in turns, on the same rows in the same order for
-each seed. What is told: the held-out losses of the results, their spread over the seeds, and the mean and standard error
-of the difference of the two in a seed.
+each seed. What is told: the held-out losses of the results, their spread over the seeds, and the mean and standard
+error of the difference of the two in a seed.
 """
 
 from __future__ import annotations

@@ -82,7 +82,8 @@ def _output_and_gradients(side: Any, layout: Any, x: Tensor, up: Tensor) -> dict
 
 
 def attention(device: str) -> None:
-    """Segments' attention in bfloat16 on the device against its definition in float64, the last two after one prompt."""
+    """Segments' attention in bfloat16 on the device against its definition in float64, the last
+    two after one prompt."""
     from hybrid_ft.hybrid_model.door.layout import build_layout
     from hybrid_ft.hybrid_model.layers.attention import segment_attention
 

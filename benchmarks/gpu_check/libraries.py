@@ -34,7 +34,8 @@ def environment(folder: Path, rivals: bool) -> dict[str, str]:
 
 
 def use_this_checkout() -> None:
-    """Make it the package ``hybrid_ft``, whether one is installed or not, and the GPU benchmark's modules importable."""
+    """Make it the package ``hybrid_ft``, whether one is installed or not, and the GPU benchmark's modules
+    importable."""
     sys.path.append(str(ROOT / "benchmarks" / "gpu"))
     spec = importlib.util.spec_from_file_location(
         "hybrid_ft", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]

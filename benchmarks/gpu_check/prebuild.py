@@ -2,8 +2,8 @@
 
 Triton compiles one kernel at a time when it is first launched: the delta rule's take 25 seconds for each set of head
 sizes, flash-linear-attention's 89 configurations three minutes. The launches are recorded on the CPU, with tensors that
-are never touched and not kept, since a process that holds gigabytes may not fork, and compiled in forked processes, none
-of which opens the GPU.
+are never touched and not kept, since a process that holds gigabytes may not fork, and compiled in forked processes,
+none of which opens the GPU.
 """
 
 from __future__ import annotations

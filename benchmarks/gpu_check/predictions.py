@@ -1,11 +1,11 @@
 """Predicted times on an H200, from the compiled code, before any run.
 
-Milliseconds, Olmo Hybrid 7B's shape, bfloat16, 32,768 tokens in 8 sequences or 1. Each is the larger of the bytes that a
-launch moves at three quarters of 4.3 TB/s and of an in-order model of one multiprocessor's quarter fed with the
+Milliseconds, Olmo Hybrid 7B's shape, bfloat16, 32,768 tokens in 8 sequences or 1. Each is the larger of the bytes that
+a launch moves at three quarters of 4.3 TB/s and of an in-order model of one multiprocessor's quarter fed with the
 machine code. For flash-linear-attention's published times that model gives 0.7 to 0.9 of the truth, so the truth is
 more likely 1.1 to 1.45 times what stands here. Tokens per second of a full step: benchmarks/step_account.py's sum with
-every token labelled (98 ms more), the delta rule at the times below in 24 layers, its forward twice (18 and 51 ms more),
-and for 1 sequence 906 ms of attention for 113.
+every token labelled (98 ms more), the delta rule at the times below in 24 layers, its forward twice (18 and 51 ms
+more), and for 1 sequence 906 ms of attention for 113.
 """
 
 PREDICTED = {

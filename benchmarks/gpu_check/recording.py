@@ -94,7 +94,8 @@ class Target:
 
 @contextmanager
 def pretending(arch: int = HOPPER) -> Iterator[None]:
-    """Tensors on the CPU pass for a GPU's, and Triton compiles for it. CUDA is left alone, so that a process may fork."""
+    """Tensors on the CPU pass for a GPU's, and Triton compiles for it. CUDA is left alone, so that
+    a process may fork."""
     card = SimpleNamespace(name="NVIDIA H200", major=arch // 10, minor=arch % 10, multi_processor_count=132)
     card.total_memory = 140 << 30
     answers = {

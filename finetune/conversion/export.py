@@ -40,8 +40,8 @@ def run(
 ) -> int:
     """Write ``model``, a folder or hub name, into a new folder ``out`` in the format ``to``. Returns the exit status.
 
-    ``rows``: a file of conversations whose loss is measured before and after. Raises InputError for what a user can mend,
-    before anything is written; files lie in ``OUT.part`` until all of them are written and compared.
+    ``rows``: a file of conversations whose loss is measured before and after. Raises InputError for what a user can
+    mend, before anything is written; files lie in ``OUT.part`` until all of them are written and compared.
     """
     transformers.utils.logging.disable_progress_bar()
     if to not in FORMATS:

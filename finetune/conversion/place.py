@@ -17,7 +17,8 @@ _RECORD = ".conversion"
 
 
 class Place:
-    """``out`` is not there until it is whole; ``OUT.part`` holds what is done. Raises InputError where that cannot be."""
+    """``out`` is not there until it is whole; ``OUT.part`` holds what is done. Raises InputError
+    where that cannot be."""
 
     def __init__(self, out: Path) -> None:
         self.out = out
@@ -51,8 +52,8 @@ class Place:
     def held(self, identity: str) -> Iterator[Path]:
         """The folder to fill, empty unless it was begun for the same ``identity``; no other process may fill it too.
 
-        What was written stays where the block fails, unless that is nothing, or the fault lies in what is converted, which no
-        second start could go on from.
+        What was written stays where the block fails, unless that is nothing, or the fault lies in what is converted,
+        which no second start could go on from.
         """
         try:
             self.part.mkdir(exist_ok=True)
@@ -82,7 +83,8 @@ class Place:
                     shutil.rmtree(self.part)
 
     def publish(self, part: Path) -> None:
-        """Give the filled folder its name. The record goes last: by it a start after a cut knows the folder for its own."""
+        """Give the filled folder its name. The record goes last: by it a start after a cut knows the
+        folder for its own."""
         for path in part.glob(".*"):
             if path.name != _RECORD:
                 path.unlink()

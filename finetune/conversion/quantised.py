@@ -28,8 +28,8 @@ from hybrid_ft.hybrid_model.families.known import family_of, family_of_type
 from hybrid_ft.hybrid_model.quantised import large_layers
 
 PACKAGES = {"int8": "torchao", "int4": "bitsandbytes"}
-"""Of each the one that gives on reopening, on a CPU too, exactly the logits that it gave before saving. torchao's 4 bits do
-not open on a CPU."""
+"""Of each the one that gives on reopening, on a CPU too, exactly the logits that it gave before saving. torchao's 4
+bits do not open on a CPU."""
 _BLOCK = {"int8": 1, "int4": 64}
 """Values of a row that share a scale; rows of bitsandbytes on a CPU are whole blocks."""
 

@@ -32,7 +32,8 @@ from hybrid_ft.hybrid_model.families.known import family_of
 
 
 class Rewrite:
-    """The checkpoint in ``source`` of ``config``, with ``dtype`` (None: as it is) and shards of at most ``shard`` bytes.
+    """The checkpoint in ``source`` of ``config``, with ``dtype`` (None: as it is) and shards of
+    at most ``shard`` bytes.
 
     A tensor larger than that has a shard of its own. Only headers are read. Raises InputError for damaged files.
     """

@@ -46,8 +46,8 @@ class Source:
 
 @dataclass(frozen=True)
 class Result:
-    """``bytes`` of the weights, what was ``verified``, and how to open it ``again`` for its loss (None: it cannot be run
-    here)."""
+    """``bytes`` of the weights, what was ``verified``, and how to open it ``again`` for its loss (None: it
+    cannot be run here)."""
 
     bytes: int
     verified: str

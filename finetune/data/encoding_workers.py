@@ -87,7 +87,8 @@ class EncodingWorkers(Generic[Made, Tokens]):
 
 
 def cores() -> int:
-    """Processes to encode in: of a launcher's several here each has its part. 1 where no process can be forked safely."""
+    """Processes to encode in: of a launcher's several here each has its part. 1 where no process
+    can be forked safely."""
     if sys.platform != "linux" or threading.current_thread() is not threading.main_thread():
         return 1
     if multiprocessing.current_process().daemon:

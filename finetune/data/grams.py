@@ -19,7 +19,8 @@ def words_of(text: str) -> list[str]:
 
 
 def grams(words: Sequence[str], length: int) -> set[int]:
-    """Hashes of runs of so many words, those left out of which more than half are single signs: formulas share these."""
+    """Hashes of runs of so many words, those left out of which more than half are single signs: formulas share
+    these."""
     runs = (tuple(words[at : at + length]) for at in range(len(words) - length + 1))
     return {hash(run) for run in runs if 2 * sum(len(word) == 1 for word in run) <= length}
 

@@ -1,8 +1,8 @@
 """Sources' tokens kept from one start to the next, whole or not at all.
 
-An entry is a folder named after its key: ``rows.arrow``, a ``.npy`` for each of the rows' numbers, ``account.json``, and
-``manifest.json`` with the size and checksum of each. It is filled under another name, synced and renamed. Whoever fills
-one holds a lock, and others that want the same wait for it.
+An entry is a folder named after its key: ``rows.arrow``, a ``.npy`` for each of the rows' numbers, ``account.json``,
+and ``manifest.json`` with the size and checksum of each. It is filled under another name, synced and renamed. Whoever
+fills one holds a lock, and others that want the same wait for it.
 """
 
 from __future__ import annotations

@@ -47,7 +47,8 @@ _MOST_SEEN = 5
 
 
 class Only:
-    """Takes the rows in which each of some columns has one of the values asked for, and none has one of the ``unwanted``.
+    """Takes the rows in which each of some columns has one of the values asked for, and none has
+    one of the ``unwanted``.
 
     Values are compared as they are spelled in JSON, since a table of text holds no others: ``true`` is also "True".
     """
@@ -118,8 +119,8 @@ def _by_column(values: Mapping[str, Any] | None) -> dict[str, set[str]]:
 
 
 def rated_bad(values: Values, read: Collection[str]) -> str | None:
-    """The column by which a row is a bad one, with the value that says so, ``{vote: -1}``, where that is not false; None where
-    there is none, or where it is one of ``read``."""
+    """The column by which a row is a bad one, with the value that says so, ``{vote: -1}``, where that is not false;
+    None where there is none, or where it is one of ``read``."""
     for name in (*RATINGS, *VERDICTS):
         if name in values and name not in read:
             value = values[name]

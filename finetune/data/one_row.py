@@ -30,8 +30,8 @@ def find_row(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, place: str) -> 
     """What became of the row at ``place`` (``FILE:LINE``, as the account writes it): several where it became several
     pairs, answers or pieces, or where several sources read it.
 
-    Raises InputError for a place that the recipe reads no row at, with the nearest that it does, and for data that cannot
-    be read. Other rows may be bad.
+    Raises InputError for a place that the recipe reads no row at, with the nearest that it does, and for data that
+    cannot be read. Other rows may be bad.
     """
     file, line = split_origin(place)
     if not file:

@@ -37,11 +37,11 @@ class Prepared:
     """A recipe's data, ready to train on, in the order of the sources.
 
     Supervised: ``train`` has columns ``input_ids``, ``labels`` (-100: not trained), ``weights`` (of its tokens in the
-    loss; [] where all are 1) and ``origin`` (``file:line``);
-    ``eval`` also ``prompt_ids`` (what to give the model to ask for the last answer) and ``answer`` (its text; both whole
-    even where the row was cut). Pairs: both have ``prompt_ids``, ``chosen_ids``, ``rejected_ids`` and ``origin``; a prompt
-    ends where the model is asked for an answer, an answer with the token that ends the turn, unless it was cut. Judged
-    answers: ``prompt_ids``, ``completion_ids``, ``label`` (good: True) and ``origin``.
+    loss; [] where all are 1) and ``origin`` (``file:line``); ``eval`` also ``prompt_ids`` (what to give the model to
+    ask for the last answer) and ``answer`` (its text; both whole even where the row was cut). Pairs: both have
+    ``prompt_ids``, ``chosen_ids``, ``rejected_ids`` and ``origin``; a prompt ends where the model is asked for an
+    answer, an answer with the token that ends the turn, unless it was cut. Judged answers: ``prompt_ids``,
+    ``completion_ids``, ``label`` (good: True) and ``origin``.
 
     ``packs`` and ``eval_packs``: lists of row numbers, each row in one list; None without packing, and in preference
     stages, whose steps pack themselves. ``eos_token_ids``: tokens that end an assistant's turn, the last turn's first.

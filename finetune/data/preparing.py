@@ -40,7 +40,8 @@ class Preparing:
             self._print(text)
 
     def watched(self, rows: Iterator[Any], counts: SourceCounts, files: Sequence[tuple[str, int]]) -> Iterator[Any]:
-        """The rows of a source, shown as they come. ``files``: what they are read from, with their bytes, as far as known."""
+        """The rows of a source, shown as they come. ``files``: what they are read from, with their bytes,
+        as far as known."""
         began = time.monotonic()
         shown = began + (QUIET - _LIVE if self._console.is_terminal else QUIET + SPACING / 2 - SPACING)
         try:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 NEW_OBJECTS = 100_000
-"""Between two searches. Rows leave no circles, and Python's own 700 make a tenth of the time and more go to searches."""
+"""Between two searches. Rows leave no circles, and Python's own 700 make a tenth of the time and
+more go to searches."""
 
 
 @contextmanager

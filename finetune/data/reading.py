@@ -71,8 +71,9 @@ def preferences(
 ) -> Iterator[tuple[str, Preference | BadRow | Unusable]]:
     """The pairs of a source, each with its origin (``file:line``); in the place of one that is none, the reason.
 
-    ``counts`` fills meanwhile: rows read, form, notes, and at the end the columns and fields that nothing used. ``margins``:
-    what a pair's row says of its margin is read. Raises InputError where the source cannot be read or holds no pairs.
+    ``counts`` fills meanwhile: rows read, form, notes, and at the end the columns and fields that nothing used.
+    ``margins``: what a pair's row says of its margin is read. Raises InputError where the source cannot be read
+    or holds no pairs.
     """
     check_of_pairs(source)
     opened = open_source(source)
@@ -88,7 +89,8 @@ def preferences(
 
 
 def label_of_pairs(source: Source, rows: list[Row]) -> Label | None:
-    """The label of answers that are to be joined to pairs; None where rows hold pairs, or nothing says how good they are."""
+    """The label of answers that are to be joined to pairs; None where rows hold pairs, or nothing says
+    how good they are."""
     if source.columns is not None:
         return label_of(source, rows) if reader_of(source, "label") else None
     label = label_of(source, rows)
@@ -96,8 +98,8 @@ def label_of_pairs(source: Source, rows: list[Row]) -> Label | None:
 
 
 def judgements(source: Source, counts: SourceCounts) -> Iterator[tuple[str, Judgement | BadRow | Unusable]]:
-    """The judged answers of a source, each with its origin (``file:line``), those of a pair with the same; in the place of
-    a row that holds none, the reason. ``counts`` fills meanwhile, as above."""
+    """The judged answers of a source, each with its origin (``file:line``), those of a pair with the same; in the place
+    of a row that holds none, the reason. ``counts`` fills meanwhile, as above."""
     opened = open_source(source)
     ahead, opened.rows = looked_at(_chosen(source, opened, counts), LOOK_AHEAD)
     label = label_of(source, [row for row in ahead if isinstance(row, Row)])
@@ -127,7 +129,8 @@ def converted(
 ) -> Iterator[tuple[str, Any]]:
     """The rows of a source as its form converts them, each with its origin; for a row that is none, the ``reason``.
 
-    ``form_of`` finds the form from the first rows; whatever a form makes has a set ``unused`` and ``template_arguments``.
+    ``form_of`` finds the form from the first rows; whatever a form makes has a set ``unused`` and
+    ``template_arguments``.
     """
     counts.name, counts.notes = opened.name, opened.notes
     ahead, rows = looked_at(iter(opened.rows), LOOK_AHEAD)

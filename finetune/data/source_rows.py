@@ -20,7 +20,8 @@ from hybrid_ft.finetune.data.tokens.template import RUNAWAY
 from hybrid_ft.finetune.data.way import Item, Made, Reason, Tokens, Way
 
 BATCH, CHARACTERS = 256, 2**21
-"""Rows encoded at a time: so many, and no more once they have so many characters, which in tokens take fifty times the room."""
+"""Rows encoded at a time: so many, and no more once they have so many characters, which in tokens take
+fifty times the room."""
 
 ASKED, WHOLE, OPPOSITE = "hash-asked", "hash-whole", "hash-opposite"
 """Hashes of a row's texts among its numbers."""
@@ -31,7 +32,8 @@ _ALWAYS = {RUNAWAY: "Set model.chat_template to another one", RUNAWAY_COLUMNS: "
 
 @dataclass(slots=True)
 class Kept:
-    """A row that is trained on, in so many ``pieces``; ``control``: control tokens in its texts; ``happened``: by NOTES."""
+    """A row that is trained on, in so many ``pieces``; ``control``: control tokens in its
+    texts; ``happened``: by NOTES."""
 
     pieces: int
     control: tuple[str, ...]

@@ -44,7 +44,8 @@ _SCHEMA = pa.schema(
 def way_of_rows(
     data: Data, encoder: Encoder, texts: bool = True
 ) -> Way[Conversation | PlainText, Encoded | EncodedText]:
-    """The way of a recipe's supervised rows. ``texts``: whether rows may be plain text without the source's saying so."""
+    """The way of a recipe's supervised rows. ``texts``: whether rows may be plain text without
+    the source's saying so."""
     fix = "Raise data.max_length, or set data.on_long_row: drop (or cut)"
     return Way(
         convert=partial(conversations, texts=texts),

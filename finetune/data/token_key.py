@@ -89,8 +89,8 @@ def file_sizes(source: Source) -> list[tuple[str, int]]:
 def source_key(source: Source, parts: dict[str, Any], columns: Sequence[str]) -> SourceKey | None:
     """The key of a source, with the ``parts`` of its recipe and the ``columns`` that are wanted.
 
-    None where it cannot be told; whoever then reads the source says why. The files are read whole: their sizes and times
-    would not do, since a file may change within one tick of its disk's clock, or be put back with an old time.
+    None where it cannot be told; whoever then reads the source says why. The files are read whole: their sizes and
+    times would not do, since a file may change within one tick of its disk's clock, or be put back with an old time.
     """
     own = source.model_dump(exclude=_OF_THE_MIX)
     try:

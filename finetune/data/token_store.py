@@ -119,8 +119,8 @@ def tokenize_source(
 ) -> SourceTokens:
     """Read and encode all rows of a source into ``file``; ``watched`` sees them come.
 
-    Raises InputError for a row that stops the run: the first one, with how many there are; OSError where ``file`` cannot
-    be written.
+    Raises InputError for a row that stops the run: the first one, with how many there are; OSError where
+    ``file`` cannot be written.
     """
     counts = SourceCounts(source.path)
     numbers: defaultdict[str, array[int]] = defaultdict(lambda: array("q"))

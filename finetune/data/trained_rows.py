@@ -58,9 +58,9 @@ def write_rows(prepared: Prepared, file: Path) -> int:
 
     Columns: ``split`` (``train``, ``held_out``), ``origin`` (``file:line``) and the ids. Supervised: ``input_ids``,
     ``labels`` (-100: not trained) and ``weights``, of each token in the loss, 0 where it is not trained. Pairs:
-    ``prompt_ids``, ``chosen_ids``, ``rejected_ids``. Judged answers: ``prompt_ids``, ``completion_ids``, ``label`` (good:
-    true). Rows are in the order of the sources, each as often as the mix has it. Holds a row group in memory, about
-    64 MB and 64 rows more. Raises InputError, status 5, where the disk has no room.
+    ``prompt_ids``, ``chosen_ids``, ``rejected_ids``. Judged answers: ``prompt_ids``, ``completion_ids``, ``label``
+    (good: true). Rows are in the order of the sources, each as often as the mix has it. Holds a row group in memory,
+    about 64 MB and 64 rows more. Raises InputError, status 5, where the disk has no room.
     """
     splits = [("train", prepared.train), *([("held_out", prepared.eval)] if prepared.eval is not None else [])]
     return write_tables(file, (table for split, rows in splits for table in tables(split, rows, names_of(prepared))))

@@ -68,11 +68,10 @@ class Way(Generic[Made, Tokens]):
 
     ``convert`` reads a source's rows, each with its origin; a bad one comes as the reason. ``encode`` gives tokens or a
     reason for each row, fewer where a template had to be stopped. ``fit`` gives the tokens as they are trained on, or
-    the pieces in which they are, and what happened to them (kind -> count, of the account's NOTES), and raises the reason
-    where there are none.
-    ``stops``: the kinds of rows that end the run, and the fix; ``bad_rows_stop``: every BadRow does. ``mentions``: whether
-    the chat template writes a message field. ``schema``: the file's columns, all of which held-out rows need;
-    ``trained_columns``: those that training needs.
+    the pieces in which they are, and what happened to them (kind -> count, of the account's NOTES), and raises the
+    reason where there are none. ``stops``: the kinds of rows that end the run, and the fix; ``bad_rows_stop``: every
+    BadRow does. ``mentions``: whether the chat template writes a message field. ``schema``: the file's columns, all of
+    which held-out rows need; ``trained_columns``: those that training needs.
     """
 
     convert: Callable[[Source, SourceCounts], Iterator[tuple[str, Made | Reason]]]

@@ -19,7 +19,8 @@ _NUMBERS = 2**24
 
 
 def check(gpus: int, seconds: float = SECONDS) -> Finding:
-    """As many processes as GPUs over NCCL; two over gloo where there are fewer. Once more without P2P where it fails."""
+    """As many processes as GPUs over NCCL; two over gloo where there are fewer. Once more without
+    P2P where it fails."""
     backend, count = ("nccl", gpus) if gpus > 1 else ("gloo", 2)
     began = time.perf_counter()
     wrong = run_workers(worker(backend), count, seconds)

@@ -33,7 +33,8 @@ _PATIENCE = 10.0
 _USED = 2048
 """MiB that another program may have"""
 _XID = {48, 63, 64, 74, 79, 94, 95}
-"""double bit errors, pages retired or rows remapped, NVLink, fallen off the bus, contained and uncontained ECC errors"""
+"""double bit errors, pages retired or rows remapped, NVLink, fallen off the bus, contained and uncontained ECC
+errors"""
 _XID_LINE = re.compile(r"NVRM: Xid \((?P<where>[^)]*)\): (?P<number>\d+)")
 
 
@@ -69,8 +70,8 @@ def finding_of_failure(said: str) -> Finding:
 
 
 def findings_of_gpus(text: str) -> Iterator[Finding]:
-    """One for each line of ``query``; a value in brackets (``[N/A]``) is one that this GPU does not give, or says that it
-    is lost."""
+    """One for each line of ``query``; a value in brackets (``[N/A]``) is one that this GPU does not give, or says
+    that it is lost."""
     for row in csv.reader(text.strip().splitlines(), skipinitialspace=True):
         if len(row) != len(FIELDS):
             yield Finding(

@@ -79,8 +79,8 @@ def unseen() -> Iterator[Finding]:
 
 
 def _needed(recipe: Recipe | None, gpus: int) -> tuple[int | None, int | None]:
-    """Bytes of host memory to load the weights in, and of disk for a run's checkpoints; None where it is not known. Where
-    each GPU has a copy its process loads one; pieces are sent."""
+    """Bytes of host memory to load the weights in, and of disk for a run's checkpoints; None where it is not known.
+    Where each GPU has a copy its process loads one; pieces are sent."""
     if recipe is None:
         return None, None
     from hybrid_ft.finetune.machines.empty_model import empty_model

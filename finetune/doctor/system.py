@@ -14,7 +14,8 @@ from hybrid_ft.finetune.runs import storage
 from hybrid_ft.finetune.runs.storage import size
 
 SHARED_MEMORY = 2**30
-"""bytes of /dev/shm that several GPUs want: NCCL without P2P goes through it, and a container's usual 64 MiB break it"""
+"""bytes of /dev/shm that several GPUs want: NCCL without P2P goes through it, and a container's usual
+64 MiB break it"""
 RDMA = "/sys/class/infiniband"
 """a folder for each adapter: InfiniBand, RoCE or EFA"""
 LOCKED = 2**30
@@ -109,7 +110,8 @@ def disk(place: Path, needed: int | None = None) -> Finding:
 
 
 def mount_of(folder: Path, mounts: str) -> str | None:
-    """What stands behind a folder by /proc/mounts: ``a bucket (fuse.goofys)``, ``a network disk (nfs4)``; None: a disk."""
+    """What stands behind a folder by /proc/mounts: ``a bucket (fuse.goofys)``, ``a network disk
+    (nfs4)``; None: a disk."""
     best, kind = "", ""
     for row in mounts.splitlines():
         _, point, found, *_ = row.split(" ")

@@ -115,8 +115,8 @@ def show(console: Console, columns: Columns) -> None:
 
 
 def show_table(console: Console, columns: Columns) -> list[str]:
-    """A column for each model, a row for each source and measure, with its interval. Returns the changes from each model to
-    the next, a line each."""
+    """A column for each model, a row for each source and measure, with its interval. Returns the changes from each
+    model to the next, a line each."""
     from rich import box
     from rich.table import Table
     from rich.text import Text

@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a command asks for. ``tasks`` and ``forgetting``: files or names; ``changes``: ``key=value`` for each task."""
+    """What a command asks for. ``tasks`` and ``forgetting``: files or names; ``changes``:
+    ``key=value`` for each task."""
 
     tasks: Sequence[str]
     forgetting: Sequence[str] = ()

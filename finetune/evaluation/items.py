@@ -34,7 +34,8 @@ _MOST_MISTAKES = 20
 
 @dataclass
 class Asked:
-    """One row as it was read: what is asked, and the rest of it. ``question``: the last turn's text before the answer."""
+    """One row as it was read: what is asked, and the rest of it. ``question``: the last turn's
+    text before the answer."""
 
     origin: str
     turns: list[dict[str, Any]]

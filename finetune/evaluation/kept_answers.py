@@ -45,7 +45,8 @@ def scores(answers: list[list[dict[str, Any]]]) -> dict[str, tuple[list[list[flo
 
 
 def invented(answer: str, reference: str) -> tuple[int, int]:
-    """How many of the fields that are null in ``reference``, a JSON object, have a value in ``answer``; and how many there are.
+    """How many of the fields that are null in ``reference``, a JSON object, have a value in ``answer``; and
+    how many there are.
 
     In an answer that is not JSON the first value written for a field counts.
     """

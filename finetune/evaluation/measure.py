@@ -48,7 +48,8 @@ class Measure:
         return "better" if (found.value < 0) == self.falls else "worse"
 
     def in_words(self, model: int) -> str:
-        """``+13.4 [+9.2, +17.5]``, or ``no difference seen, at most 1.9``; of what has no interval the difference alone."""
+        """``+13.4 [+9.2, +17.5]``, or ``no difference seen, at most 1.9``; of what has no
+        interval the difference alone."""
         found = self.differences[model - 1]
         if math.isinf(found.most):
             return f"{self.number(found.value, '+')}, no interval"

@@ -30,7 +30,8 @@ _NOT_SCORING = {"about", "rows", "made", "shots_from", "shots", "samples", "clus
 
 
 def keys_of(task: Task, items: Items) -> list[list[str]]:
-    """The key of every sample of every item: of all that decides its answer and score but the model and its tokenizer."""
+    """The key of every sample of every item: of all that decides its answer and score but the
+    model and its tokenizer."""
     how = {name: value for name, value in task.model_dump().items() if name not in _NOT_SCORING}
     return [
         [

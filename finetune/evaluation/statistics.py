@@ -3,8 +3,8 @@
     share       Wilson's score interval. A score between 0 and 1 varies at most as a share of its mean does.
     mean        sum(w x) / sum(w) with the normal interval of its linearised error, for what has no bounds, as a loss
     difference  paired, item by item: the same estimate of d = after - before. Scores between 0 and 1 get two items
-                more, of d = +1 and d = -1: Bonett and Price's interval (2012), which for a share holds its coverage where few
-                items, or none, have changed.
+                more, of d = +1 and d = -1: Bonett and Price's interval (2012), which for a share holds its coverage
+                where few items, or none, have changed.
 
 Items that are not independent, of one passage or one template, are given as clusters: their errors add up before they
 are squared, with Student's t of the number of clusters (Miller, 2411.00640).

@@ -42,8 +42,8 @@ class _Asked(Exception):
 
 
 class Suite:
-    """A recipe's tasks with their rows in a run's tokens. Of several processes each answers its share of the rows into a
-    file of its own, so that any number of them goes on."""
+    """A recipe's tasks with their rows in a run's tokens. Of several processes each answers its share of the rows into
+    a file of its own, so that any number of them goes on."""
 
     def __init__(
         self,

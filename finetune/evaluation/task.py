@@ -33,8 +33,8 @@ class Made(Section):
     kind: Literal["needle", "needles", "many-values", "variables", "common-words", "frequent-words"] = Field(
         examples=["needle"]
     )
-    """What is asked: one sentence among filler, one of several alike, all values of one key, chains of assignments, or words
-    by how often they stand there."""
+    """What is asked: one sentence among filler, one of several alike, all values of one key, chains of assignments, or
+    words by how often they stand there."""
     tokens: int = Field(ge=64, le=2**22, examples=[65536])
     """Length of a prompt, in tokens of the first model."""
     count: AtLeastOne = Field(100, examples=[500])
@@ -54,14 +54,15 @@ class Task(Section):
     """Rows made here, in place of rows."""
     evaluator: Evaluator = Field(examples=["number"])
     """How answers are scored. exact: the reference's text. contains: every line of the reference. number: the number it
-    comes to. choice: the likeliest of options. json: fields of an object. calls: functions and arguments. code: program's
-    tests. instructions: IFEval's. loss: of the answers' tokens."""
+    comes to. choice: the likeliest of options. json: fields of an object. calls: functions and arguments. code:
+    program's tests. instructions: IFEval's. loss: of the answers' tokens."""
     prompt: Text | None = Field(None, examples=["{{ prompt }}\n\nEnd with the number."])
     """The question, a Jinja2 template over the row's columns and prompt, the question as the columns give it."""
     system: Text | None = Field(None, examples=["Answer briefly."])
     """A system message before it."""
     form: Literal["chat", "plain"] = Field("chat", examples=["plain"])
-    """chat: by the model's chat template. plain: as text, for a base model; prompt should end on where the answer begins."""
+    """chat: by the model's chat template. plain: as text, for a base model; prompt should end on
+    where the answer begins."""
     options: list[Text] | Text | None = Field(None, examples=[["A", "B", "C", "D"]])
     """Of choice: texts or templates; or the column that holds a list of them."""
     per_character: bool = Field(False, examples=[True])

@@ -58,8 +58,8 @@ def run(
 ) -> int:
     """``hybrid-ft generate --as-rejected``: a pair of each row, in the file's order, in a form that DPO reads.
 
-    ``rows_from``: a file of rows in any form that a recipe reads, or a recipe, whose sources are taken; ``count``: so many
-    of them, a seeded sample. What was made before a kill is not made again. Raises InputError.
+    ``rows_from``: a file of rows in any form that a recipe reads, or a recipe, whose sources are taken; ``count``: so
+    many of them, a seeded sample. What was made before a kill is not made again. Raises InputError.
     """
     sources, seed = _sources(rows_from)
     for source in sources:

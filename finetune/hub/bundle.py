@@ -30,7 +30,8 @@ _TYPED = ("_name_or_path", "name_or_path")
 
 @dataclass(frozen=True)
 class Bundle:
-    """``files`` go as they lie, ``rewritten`` with other content; ``left`` stay here. ``base``: what an adapter names."""
+    """``files`` go as they lie, ``rewritten`` with other content; ``left`` stay here. ``base``:
+    what an adapter names."""
 
     folder: Path
     kind: Kind
@@ -69,8 +70,8 @@ def hub_name(name: str | None) -> str | None:
 def read_bundle(folder: Path, base: str | None = None) -> Bundle:
     """A folder with a model, an adapter or GGUF files. ``base``: the hub's name of an adapter's base.
 
-    Raises InputError for a folder that holds none of them, for weights that are not whole, for an adapter whose base only
-    this machine has, and for a file that holds a credential.
+    Raises InputError for a folder that holds none of them, for weights that are not whole, for an adapter whose base
+    only this machine has, and for a file that holds a credential.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; name a model's, an adapter's or a folder of GGUF files")

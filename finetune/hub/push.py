@@ -37,8 +37,8 @@ def run(
     """Send the model, adapter or GGUF files in ``folder`` to the hub's repository ``name``. Returns the exit status.
 
     A card that lies there already goes as it is; otherwise one is made of the run and written. ``dry_run``: nothing is
-    sent. The same command sends again what did not arrive. Raises InputError for what a user can mend: before anything is
-    written, or with status 3 where the hub refuses.
+    sent. The same command sends again what did not arrive. Raises InputError for what a user can mend: before anything
+    is written, or with status 3 where the hub refuses.
     """
     _check_name(name)
     if base is not None:

@@ -25,8 +25,8 @@ MARGIN = 0.03
 
 @dataclass(frozen=True)
 class Batch:
-    """The largest micro-batch: tokens, those with a label, shared prompts; ``several`` of them are one step; ``processes``
-    share each, and these are the tokens of one of them."""
+    """The largest micro-batch: tokens, those with a label, shared prompts; ``several`` of them are one step;
+    ``processes`` share each, and these are the tokens of one of them."""
 
     tokens: int
     labelled: int

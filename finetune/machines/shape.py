@@ -1,7 +1,7 @@
 """A model's numbers and bytes, layer by layer, as a training step meets them.
 
-Of Olmo Hybrid what each layer keeps for its backward is known in closed form; of other families only what is held and the
-layers' inputs are.
+Of Olmo Hybrid what each layer keeps for its backward is known in closed form; of other families only what is held and
+the layers' inputs are.
 """
 
 from __future__ import annotations
@@ -281,7 +281,8 @@ def _queries(config: Any) -> int:
 
 
 def _by_heads(config: Any, attends: bool, arithmetic: int) -> tuple[int, int]:
-    """Heads of a layer, and bytes a token of theirs that its backward needs: what the mixer's operators read and return."""
+    """Heads of a layer, and bytes a token of theirs that its backward needs: what the mixer's
+    operators read and return."""
     if attends:
         queries, heads = _queries(config), config.num_attention_heads
         keys = queries // heads * config.num_key_value_heads

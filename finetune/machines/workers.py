@@ -81,7 +81,8 @@ class _Group:
             worker.process.send_signal(number)
 
     def hear(self, number: int, frame: FrameType | None) -> None:
-        """Pass a signal on: the first asks for a stop at a step's end, one that comes later ends the workers at once."""
+        """Pass a signal on: the first asks for a stop at a step's end, one that comes later ends
+        the workers at once."""
         now = time.monotonic()
         if self.received is None or now - self.at >= ECHO:
             if self.received is None:

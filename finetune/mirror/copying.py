@@ -78,7 +78,8 @@ class Copying:
         threading.Thread(target=self._work, name="mirror", daemon=True).start()
 
     def take(self, checkpoint: Path, best: int | None) -> set[int]:
-        """Copy a new checkpoint, and that of the step ``best``. Returns the steps that must stay on the disk for now."""
+        """Copy a new checkpoint, and that of the step ``best``. Returns the steps that must stay on
+        the disk for now."""
         with self._changed:
             self._newest, self._best = checkpoint, best
         self.tell()
@@ -97,7 +98,8 @@ class Copying:
             self._changed.notify_all()
 
     def wait(self, seconds: float, idle: float) -> bool:
-        """Whether all that was told is there, at the latest after ``seconds``, or ``idle`` in which nothing was copied."""
+        """Whether all that was told is there, at the latest after ``seconds``, or ``idle`` in
+        which nothing was copied."""
         end = time.monotonic() + seconds
         self.moved = time.monotonic()
         with self._changed:
@@ -171,8 +173,8 @@ class Copying:
     def _catch_up(self) -> bool:
         """Everything once. Returns whether the run is finished and all of it there."""
         self._check_own()
-        # each is known before what leads to it goes: a checkpoint or a record that is written meanwhile must not be there
-        # without the lines, answers and results that it stands for
+        # each is known before what leads to it goes: a checkpoint or a record that is written meanwhile must not be
+        # there without the lines, answers and results that it stands for
         newest, best = self._known()
         record = (self._folder / RECORD).read_bytes()
         finished = (record_of(record) or {}).get("finished")
@@ -210,8 +212,8 @@ class Copying:
             raise Taken(f"{self._place.name} was taken over by a start on {holder.get('host')} at {holder.get('at')}")
 
     def _put_small(self, record: bytes) -> None:
-        """What has changed since it was last sent, read at once: a file may grow at any time. ``record``: the run's own, as
-        it was before the others were looked at."""
+        """What has changed since it was last sent, read at once: a file may grow at any time. ``record``: the run's
+        own, as it was before the others were looked at."""
         for name in small_files(self._folder):
             path = self._folder / name
             try:

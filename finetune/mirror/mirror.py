@@ -80,9 +80,9 @@ class Mirror:
             raise InputError(f"mirror: {name} holds another run; give another mirror")
 
     def fetch(self, newest: Path | None) -> Path | None:
-        """The checkpoint to go on from: ``newest``, which the folder has, or a newer one of the place, which then lies in
-        the folder with the run's small files; and the best one that it knows of. What is not whole there is named and left.
-        Raises InputError."""
+        """The checkpoint to go on from: ``newest``, which the folder has, or a newer one of the place, which then lies
+        in the folder with the run's small files; and the best one that it knows of. What is not whole there is named
+        and left. Raises InputError."""
         if not self._names:
             return newest
         here = checkpoints.step_of(newest) if newest else 0
@@ -136,8 +136,8 @@ class Mirror:
             self.begin(saved[-1] if saved else None)
 
     def take(self, folder: Path, keep: int, spared: Collection[int | None]) -> None:
-        """As ``checkpoints.rotate``, of which the newest is now copied, and those in ``spared``: what is still being copied
-        stays too, and goes with the next."""
+        """As ``checkpoints.rotate``, of which the newest is now copied, and those in ``spared``: what is still being
+        copied stays too, and goes with the next."""
         assert self._copying is not None  # it has begun with the run
         self._last = (keep, spared)
         best = next((step for step in spared if step), None)
@@ -268,8 +268,8 @@ class Mirror:
 def mirrored(
     text: str | None, folder: RunFolder, say: Callable[[str], None], work: Callable[[Mirror | None], int]
 ) -> int:
-    """Do ``work`` with the mirror that is asked for, or without one. Returns its status, or 75 where something is not yet
-    copied. All processes of the run together."""
+    """Do ``work`` with the mirror that is asked for, or without one. Returns its status, or 75 where something is not
+    yet copied. All processes of the run together."""
     if text is None:
         return work(None)
     mirror = Mirror(text, folder, say) if folder.processes.main else None

@@ -72,7 +72,8 @@ class Place:
         return files, root.rstrip("/")
 
     def renew(self) -> None:
-        """After an error: a connection by ssh that was lost does not come back by itself. Raises InputError as at first."""
+        """After an error: a connection by ssh that was lost does not come back by itself. Raises
+        InputError as at first."""
         if self._protocol in _SSH:
             self.files, self.root = self._opened()
 

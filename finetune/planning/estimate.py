@@ -22,8 +22,8 @@ OF_A_MACHINE = 8
 NETWORK = 25e9 / 8
 """bytes a second between machines, of a link that most places have; some have sixteen times as much"""
 LAUNCHES = (0.0005, 0.0015)
-"""seconds, from and to, that a layer's forward, second forward and backward take at least: some 100 to 150 kernels, 5 to
-10 microseconds each to start"""
+"""seconds, from and to, that a layer's forward, second forward and backward take at least: some 100 to 150 kernels, 5
+to 10 microseconds each to start"""
 HOST = 25e9
 """bytes a second to the host's pinned memory and back, at least; at best twice as many"""
 NF4 = ("model", "quantize", "nf4")
@@ -33,8 +33,8 @@ DISK = 1e9
 
 @dataclass(frozen=True)
 class Case:
-    """``count`` GPUs of a kind. ``seconds``: from and to, None where the tokens are not known; ``kept``: layers that are
-    left out of checkpointing."""
+    """``count`` GPUs of a kind. ``seconds``: from and to, None where the tokens are not known; ``kept``: layers that
+    are left out of checkpointing."""
 
     gpu: Gpu
     count: int
@@ -113,9 +113,10 @@ def _seconds(
 
 
 def _traffic(recipe: Recipe, shape: Shape, work: Work, gpu: Gpu, count: int) -> float:
-    """Seconds of an epoch in which each GPU sends: for each micro-batch in pieces layers twice, the rest once, and gradients
-    once; gradients twice a step where each has a copy, or each machine; of shared micro-batches what goes to other heads,
-    three times (forward, again, backward). What the GPUs of several machines exchange goes over their network."""
+    """Seconds of an epoch in which each GPU sends: for each micro-batch in pieces layers twice, the rest once,
+    and gradients once; gradients twice a step where each has a copy, or each machine; of shared micro-batches
+    what goes to other heads, three times (forward, again, backward). What the GPUs of several machines exchange
+    goes over their network."""
     if count == 1 or not work.tokens:
         return 0.0
     size, sharded, here = recipe.train.sequence_parallel, recipe.train.sharded, _of_a_machine(count)
@@ -156,8 +157,8 @@ def _takes_bfloat16(recipe: Recipe) -> bool:
 
 
 def changes(recipe: Recipe, count: int, heads: int = 1) -> Iterator[tuple[tuple[str, str, Any], ...]]:
-    """Keys that lower the memory, the least costly first: (section, key, value) of each, in combinations. ``heads``: by how
-    many processes a micro-batch can be shared."""
+    """Keys that lower the memory, the least costly first: (section, key, value) of each, in combinations. ``heads``: by
+    how many processes a micro-batch can be shared."""
     single: list[tuple[tuple[str, str, Any], ...]] = []
     if recipe.model.gradient_checkpointing is False:
         single.append((("model", "gradient_checkpointing", True),))

@@ -28,8 +28,8 @@ class Offer:
 
 @dataclass(frozen=True)
 class Gpu:
-    """memory: bytes; flops: bfloat16 operations a second; mfu: shares of them, low and high; bandwidth: bytes a second to
-    and from its memory; link: bytes a second to its neighbours."""
+    """memory: bytes; flops: bfloat16 operations a second; mfu: shares of them, low and high; bandwidth: bytes a second
+    to and from its memory; link: bytes a second to its neighbours."""
 
     key: str
     name: str

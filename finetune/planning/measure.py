@@ -39,7 +39,8 @@ SECONDS = 30.0
 _LEAST, _MOST = 3, 20
 _KINDS = 3
 SPREAD = 0.15
-"""relative, of what is said from and to: of a CPU's own time the median was 3 to 13 % below the truth over four shapes"""
+"""relative, of what is said from and to: of a CPU's own time the median was 3 to 13 % below the
+truth over four shapes"""
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,8 @@ def run_file(file: str, overrides: Sequence[str], asked: Asked, say: Callable[[s
 
 
 def _on_first(recipe: Recipe, first: Recipe) -> Recipe:
-    """A later stage trains what the one before it leaves, which is not there yet and has the shape of the first one's base."""
+    """A later stage trains what the one before it leaves, which is not there yet and has the shape of
+    the first one's base."""
     if recipe is first:
         return recipe
     keys: dict[str, Any] = {"path": first.model.path, "revision": first.model.revision}

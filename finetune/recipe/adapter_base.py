@@ -15,9 +15,11 @@ CONFIG = "adapter_config.json"
 
 
 def take_base(raw: dict[str, Any], folder: Path) -> list[Wrong]:
-    """Set ``model.path``, and ``model.revision``, where they are left out and ``model.adapter`` is a folder that says them.
+    """Set ``model.path``, and ``model.revision``, where they are left out and ``model.adapter`` is a
+    folder that says them.
 
-    ``folder``: the recipe's, where a relative path may start. What is wrong with the adapter itself is found when it is opened.
+    ``folder``: the recipe's, where a relative path may start. What is wrong with the adapter itself is found
+    when it is opened.
     """
     model = raw.get("model")
     if not isinstance(model, dict) or model.get("path") is not None or not isinstance(model.get("adapter"), str):

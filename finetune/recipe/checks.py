@@ -268,7 +268,8 @@ def _size_of_a_step(recipe: Recipe) -> Iterator[Wrong]:
 
 
 def secrets(value: Any, loc: Loc = ()) -> Iterator[Wrong]:
-    """Every string that holds a credential: a run writes its recipe down, and its output's name stands in many files."""
+    """Every string that holds a credential: a run writes its recipe down, and its output's name
+    stands in many files."""
     if isinstance(value, str) and holds_secret(value):
         yield Wrong(loc, SECRET)
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()

@@ -33,7 +33,8 @@ _DATA_FILE = re.compile(r"\.(jsonl|ndjson|json|csv|tsv|parquet|txt|gz|bz2|xz|zst
 
 
 def resolve_files(recipe: Recipe, folder: Path, made: bool = False) -> tuple[Recipe, list[Wrong]]:
-    """The recipe with every local path as it opens from the current directory, and what is wrong with those that do not.
+    """The recipe with every local path as it opens from the current directory, and what is wrong with
+    those that do not.
 
     ``made``: an earlier stage makes the folder at ``model.path``, which need not be there yet.
     """

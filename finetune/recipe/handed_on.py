@@ -56,7 +56,8 @@ def take_over(raw: dict[str, Any], before: Before | None) -> list[Wrong]:
 
 
 def _wrong(adapter: Any, merged: bool, scores: bool, before: Before | None) -> str | None:
-    """Why a stage cannot start from ``adapter``; ``merged``: folded into the base first; ``scores``: for a reward model."""
+    """Why a stage cannot start from ``adapter``; ``merged``: folded into the base first; ``scores``:
+    for a reward model."""
     if before is None:
         rule = "is the adapter of the stage before, and no stage comes before this one; name an adapter's folder"
         return f"got previous, which {rule}" if adapter == PREVIOUS else None

@@ -31,7 +31,8 @@ Schema = TypeVar("Schema", bound=BaseModel)
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = (), stage: str | None = None) -> Recipe:
-    """Read a recipe file, or a shipped recipe by name, with ``key=value`` overrides (``data.sources.0.path=rows.jsonl``).
+    """Read a recipe file, or a shipped recipe by name, with ``key=value`` overrides
+    (``data.sources.0.path=rows.jsonl``).
 
     ``stage``: sft, or a preference stage, whose section is added where a recipe has none; it must have no other.
     In what is returned ``output`` and ``train.learning_rate`` are set, and every local path can be opened as it
@@ -94,7 +95,8 @@ def validated(raw: dict[str, Any], schema: type[Schema], mistakes: Mistakes) -> 
 
 
 def _right_part(raw: dict[str, Any], schema: type[BaseModel], wrong: Iterable[Loc], loc: Loc = ()) -> dict[str, Any]:
-    """``raw`` without what is wrong. A missing key that must be given gets its example: no check that reads it counts."""
+    """``raw`` without what is wrong. A missing key that must be given gets its example: no check
+    that reads it counts."""
     broken = {place[:length] for place in wrong for length in range(len(place) + 1)}
     kept: dict[str, Any] = {}
     for name, field in schema.model_fields.items():

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 
 def preference_contradictions(recipe: Recipe, stage: str | None) -> Iterator[Wrong]:
-    """Values that are fine alone and wrong together. ``stage``: the command that is to run it, None where it is open."""
+    """Values that are fine alone and wrong together. ``stage``: the command that is to run it, None
+    where it is open."""
     sections = [name for name in PREFERENCE if getattr(recipe, name) is not None]
     for name in sections:
         if stage is not None and name != stage:

@@ -10,11 +10,12 @@ from hybrid_ft.finetune.recipe.section import AtLeastOne, Section, Text
 
 
 class Kto(Section):
-    """Preference tuning on answers judged one by one (KTO). With this section each row is an answer and a label, good or bad.
+    """Preference tuning on answers judged one by one (KTO). With this section each row is an answer and a
+    label, good or bad.
 
-    Rows are a prompt and a completion, or messages, beside `label` (or `thumbs_up`, `feedback`, `vote`, ...); of pairs the
-    chosen answer is good and the rejected one bad. The reference's log-probabilities are computed once and kept, as for
-    pairs. Answers to one prompt are in one step, where the prompt is computed once.
+    Rows are a prompt and a completion, or messages, beside `label` (or `thumbs_up`, `feedback`, `vote`, ...); of pairs
+    the chosen answer is good and the rejected one bad. The reference's log-probabilities are computed once and kept, as
+    for pairs. Answers to one prompt are in one step, where the prompt is computed once.
     """
 
     loss: Literal["kto", "apo_zero_unpaired"] = Field("kto", examples=["apo_zero_unpaired"])

@@ -27,7 +27,8 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Dpo(Section):
-    """Preference tuning. With this section the rows are pairs. The base is the reference with which answers are compared.
+    """Preference tuning. With this section the rows are pairs. The base is the reference with
+    which answers are compared.
 
     The reference's log-probabilities are computed once, before the first step, and kept in a cache; no second model is
     held in memory. A prompt is computed once for both of its answers.

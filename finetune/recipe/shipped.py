@@ -30,7 +30,8 @@ def evaluation_names() -> list[str]:
 
 
 def task_called(task: str) -> str:
-    """What a table calls a task that is given by name or file: the stem of a file, ``lm_eval:`` before one of lm_eval's."""
+    """What a table calls a task that is given by name or file: the stem of a file, ``lm_eval:``
+    before one of lm_eval's."""
     if not task.startswith(STOCK):
         return Path(task).stem
     own = task.removeprefix(STOCK)
@@ -47,7 +48,8 @@ def column_names() -> list[str]:
 
 
 def find_recipe(name: str) -> Path:
-    """A recipe file as given, or a shipped recipe by its name: ``quickstart/sft``, also ``recipes/quickstart/sft.yaml``.
+    """A recipe file as given, or a shipped recipe by its name: ``quickstart/sft``, also
+    ``recipes/quickstart/sft.yaml``.
 
     Raises InputError when there is none.
     """
@@ -74,8 +76,8 @@ def shipped(path: str) -> Path | None:
 
 
 def digest_of_code(names: Iterable[str]) -> str:
-    """sha256 of the code and templates in these folders and files of the package, as they lie here: a version number stays
-    while its code is worked on."""
+    """sha256 of the code and templates in these folders and files of the package, as they lie here: a version number
+    stays while its code is worked on."""
     total = hashlib.sha256()
     for name in names:
         place = PACKAGE_ROOT / name

@@ -144,7 +144,8 @@ class Stages:
 
 
 def load_stages(path: str | Path, overrides: Sequence[str] = ()) -> Stages:
-    """The stages of a file, every recipe validated. Overrides of a recipe begin with the stage's kind: ``dpo.train.steps=3``.
+    """The stages of a file, every recipe validated. Overrides of a recipe begin with the stage's kind:
+    ``dpo.train.steps=3``.
 
     In all but the first ``model.path`` is the folder that the stage before will have made. Imports nothing heavy.
     Raises InputError with one line per mistake.

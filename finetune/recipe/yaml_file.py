@@ -61,7 +61,8 @@ def plain_scalar(text: str) -> str | int | float | bool | None:
 
 
 class YamlFile(NamedTuple):
-    """What a file says, the line (from 1) of every key and list item, and the mistakes that did not stop the reading."""
+    """What a file says, the line (from 1) of every key and list item, and the mistakes that did
+    not stop the reading."""
 
     value: dict[str, Any]
     lines: dict[Loc, int]

@@ -49,7 +49,8 @@ class Input:
 
 
 def shipped_name(file: str) -> str | None:
-    """The name of a recipe that ships, which is on every machine that has the program; None for a file of the user's."""
+    """The name of a recipe that ships, which is on every machine that has the program; None for a
+    file of the user's."""
     path = find_recipe(file).resolve()
     return path.relative_to(RECIPES).with_suffix("").as_posix() if path.is_relative_to(RECIPES) else None
 

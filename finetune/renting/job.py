@@ -59,7 +59,8 @@ class Job:
         return [recipe for _, recipe in self.stages]
 
     def elsewhere(self) -> list[str]:
-        """Arguments of ``hybrid-ft launch`` on a machine that has none of this one's paths, from the folder of the inputs."""
+        """Arguments of ``hybrid-ft launch`` on a machine that has none of this one's paths, from the
+        folder of the inputs."""
         recipe = self.given if self.file is None else f"{self.name}.yaml"
         own = []
         for prefix, one in self.stages:
@@ -152,7 +153,8 @@ def _beside(file: Path, entries: list[Any]) -> dict[str, str]:
 
 
 def _in_bucket(order: Order, name: str) -> str | None:
-    """The mirror in the bucket. Only SkyPilot mounts one: it brings the bucket's credentials, the hub's needs its token."""
+    """The mirror in the bucket. Only SkyPilot mounts one: it brings the bucket's credentials, the
+    hub's needs its token."""
     if order.bucket is None:
         return None
     return f"{HUB_BUCKETS}{order.hub_bucket}/{name}" if order.place == "hf" else f"{COPIES}/{name}"

@@ -100,7 +100,8 @@ def check(text: str, folder: Path) -> bool:
 
 
 def _python() -> str | None:
-    """The interpreter that has SkyPilot: this one, or that of the ``sky`` command, which has an environment of its own."""
+    """The interpreter that has SkyPilot: this one, or that of the ``sky`` command, which has an
+    environment of its own."""
     found = find_spec("sky")
     if found is not None and found.origin is not None:  # not a folder of that name in the current one
         return sys.executable

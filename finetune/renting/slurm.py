@@ -56,7 +56,10 @@ launch+=(--nodes "$SLURM_JOB_NUM_NODES" --rendezvous "$head:$((20000 + SLURM_JOB
 
 
 def script(job: Job) -> str:
-    """The text for ``sbatch``. Recipe, data, output and environment are used where they lie, on a disk that all nodes see."""
+    """The text for ``sbatch``.
+
+    Recipe, data, output and environment are used where they lie, on a disk that all nodes see.
+    """
     order = job.order
     nodes = order.nodes or 1
     here = os.getcwd()

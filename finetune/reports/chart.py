@@ -24,8 +24,8 @@ class Curve:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart, in the SVG's own units. Ticks are places with their labels. ``scale``: left and right places and the steps
-    there, bottom and top places and the values there."""
+    """A chart, in the SVG's own units. Ticks are places with their labels. ``scale``: left and right places and the
+    steps there, bottom and top places and the values there."""
 
     title: str
     curves: list[Curve]
@@ -42,7 +42,8 @@ class Chart:
 def chart(
     title: str, series: Sequence[tuple[str, int, Sequence[float], Sequence[float]]], dotted: bool = False
 ) -> Chart | None:
-    """Curves of (name, colour, x, y) over one another, None where none has a point. ``dotted``: each value is marked."""
+    """Curves of (name, colour, x, y) over one another, None where none has a point. ``dotted``:
+    each value is marked."""
     series = [one for one in series if one[2]]
     if not series:
         return None

@@ -74,7 +74,8 @@ def read_places(places: list[Path]) -> tuple[list[KeptRun], list[KeptEvaluation]
 
 
 def read_run(path: Path, name: str) -> KeptRun:
-    """A run's folder. A line of metrics that is cut short is left out. Raises InputError for a record that is damaged."""
+    """A run's folder. A line of metrics that is cut short is left out. Raises InputError for a
+    record that is damaged."""
     record = read_object(path / "run.json")
     recipe = path / "recipe.yaml"
     text = read_text(recipe) if recipe.is_file() else ""

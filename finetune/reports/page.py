@@ -72,8 +72,8 @@ def write_report(places: Sequence[Path], out: Path) -> Path:
 
 
 def report_at_end(place: Path) -> str:
-    """Write the report of what has just ended into its folder, and say so in a line; nothing that goes wrong with it may
-    undo a run that is done."""
+    """Write the report of what has just ended into its folder, and say so in a line; nothing that goes wrong with it
+    may undo a run that is done."""
     try:
         return f"report    {write_report([place], place / NAME)}"
     except Exception as error:  # noqa: BLE001 - whatever it is, the results are there
@@ -123,7 +123,8 @@ def _template() -> jinja2.Template:
 
 
 def _printable(text: str) -> str:
-    """Without what no HTML file may hold, half characters and control codes, and without what turns the text's direction."""
+    """Without what no HTML file may hold, half characters and control codes, and without what
+    turns the text's direction."""
     return "".join(
         "\ufffd"
         if "\ud800" <= c <= "\udfff"

@@ -31,7 +31,8 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def read_lines(path: Path) -> Lines:
-    """Objects of a file of lines, nothing where there is none; what is no object, as the cut end of a file, is left out."""
+    """Objects of a file of lines, nothing where there is none; what is no object, as the cut end of a
+    file, is left out."""
     found = []
     for line in read_text(path).splitlines() if path.is_file() else []:
         try:

@@ -12,8 +12,9 @@ _LABEL = 9
 
 
 def text_chart(title: str, xs: Sequence[float], ys: Sequence[float], width: int, height: int = 4) -> list[str]:
-    """Lines of ``width`` signs: the title with the last value, then ``height`` lines of dots, with the greatest and the
-    least value before the first and the last of them. Every value is within a dot of its place; no spike is left out."""
+    """Lines of ``width`` signs: the title with the last value, then ``height`` lines of dots, with the greatest
+    and the least value before the first and the last of them. Every value is within a dot of its place; no
+    spike is left out."""
     columns = max(1, width - _LABEL - 1)
     cells = [[0] * columns for _ in range(height)]
     low, high, left, right = min(ys), max(ys), xs[0], xs[-1]

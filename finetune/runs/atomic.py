@@ -31,7 +31,8 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A path beside ``path`` to write a file to: at the block's end it takes that name at once, after an error it goes."""
+    """A path beside ``path`` to write a file to: at the block's end it takes that name at once, after
+    an error it goes."""
     staged = _staged(path)
     try:
         yield staged
@@ -44,8 +45,8 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def _staged(path: Path) -> Path:
-    """The name under which a file is written. What a process that was killed has left under such a name goes, once nothing
-    has been added to it for _ABANDONED seconds: its process may live on another machine."""
+    """The name under which a file is written. What a process that was killed has left under such a name goes, once
+    nothing has been added to it for _ABANDONED seconds: its process may live on another machine."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
         with suppress(OSError):
             if left.suffix[1:].isdigit() and time.time() - left.stat().st_mtime > _ABANDONED:
@@ -69,8 +70,8 @@ def publish(staged: Path, final: Path, beat: Callable[[], None] = lambda: None) 
 def remove(folder: Path) -> None:
     """Delete a folder; one half deleted no longer bears a name that anything looks for.
 
-    Raises OSError where it cannot be renamed. On a bucket's mount files may still seem to be there after it, or links: what
-    cannot be deleted stays under the new name for the next start to delete.
+    Raises OSError where it cannot be renamed. On a bucket's mount files may still seem to be there after it, or links:
+    what cannot be deleted stays under the new name for the next start to delete.
     """
     doomed = folder.with_name(f".removing-{folder.name}-{time.time_ns()}")
     os.rename(folder, doomed)

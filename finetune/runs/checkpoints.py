@@ -84,8 +84,8 @@ def newest(checkpoints: Path, say: Callable[[str], None]) -> Path | None:
 
 
 def rotate(checkpoints: Path, keep: int, spared: Container[int | None] = ()) -> None:
-    """Remove all but the ``keep`` checkpoints of the highest steps and those of the steps in ``spared``. One that cannot be
-    removed now is tried again with the next: the new one is there, and no reason to end a run."""
+    """Remove all but the ``keep`` checkpoints of the highest steps and those of the steps in ``spared``. One that
+    cannot be removed now is tried again with the next: the new one is there, and no reason to end a run."""
     for checkpoint in committed(checkpoints)[:-keep]:
         if step_of(checkpoint) not in spared:
             with suppress(OSError):

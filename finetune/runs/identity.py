@@ -48,8 +48,8 @@ def library_versions() -> dict[str, str]:
 
 
 def recipe_identity(recipe: Recipe) -> dict[str, Any]:
-    """Dotted recipe keys and their values, without those marked ``Free``; a local file stands as the sha256 of what lies
-    there."""
+    """Dotted recipe keys and their values, without those marked ``Free``; a local file stands as the sha256
+    of what lies there."""
     free = free_keys(recipe)
     if recipe.data.streaming:  # its files may be too large to be read twice; their digest comes with the rows
         free = [*free, *(f"data.sources.{number}.path" for number in range(len(recipe.data.sources)))]

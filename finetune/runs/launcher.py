@@ -52,8 +52,8 @@ def agreed(recipe: Recipe, bfloat16: bool) -> Recipe:
 
 
 def elastic_note(output: object) -> str:
-    """Lines for the screen of a run under torchrun, or accelerate's launcher, which is one: what becomes of statuses and
-    of long saves."""
+    """Lines for the screen of a run under torchrun, or accelerate's launcher, which is one: what becomes of statuses
+    and of long saves."""
     if not _says("TORCHELASTIC_RUN_ID"):
         return ""
     note = f"\nlauncher  this one ends with 1 whatever happened: hybrid-ft status {output} tells it"

@@ -13,8 +13,8 @@ ACCOUNT = ".mirror.json"
 
 
 def keep_account(folder: Path, place: str, step: int | None, fault: str | None, whole: bool) -> None:
-    """Write how far a place is: ``step`` is the newest whole checkpoint there, ``whole`` that nothing of a finished run is
-    missing. A disk that is full loses the account and not the run."""
+    """Write how far a place is: ``step`` is the newest whole checkpoint there, ``whole`` that nothing of a finished run
+    is missing. A disk that is full loses the account and not the run."""
     with suppress(OSError):
         account = {"place": place, "step": step, "fault": fault, "whole": whole}
         write_text(folder / ACCOUNT, json.dumps(account) + "\n")

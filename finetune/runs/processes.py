@@ -44,7 +44,8 @@ def asked_for() -> int:
 
 
 def number_told(name: str, least: int, most: int | None = None) -> int:
-    """What a launcher's variable says, ``least`` where it is not set. Raises InputError, status 3, for no such number."""
+    """What a launcher's variable says, ``least`` where it is not set. Raises InputError, status 3,
+    for no such number."""
     said = os.environ.get(name, str(least))
     number = int(said) if said.isascii() and said.isdecimal() else -1
     if number < least or (most is not None and number > most):
@@ -166,7 +167,8 @@ def _hearing_signals(work: Callable[[], Any]) -> Any:
 
 
 def leave(status: int) -> NoReturn:
-    """End this process now. A thread of it may still wait for one that is gone, and the interpreter would wait with it."""
+    """End this process now. A thread of it may still wait for one that is gone, and the interpreter
+    would wait with it."""
     gc.collect()  # with the objects go their temporary folders
     sys.stdout.flush()
     sys.stderr.flush()

@@ -44,9 +44,9 @@ _NUMBER_IN_TEXT = re.compile(r"(?:os error |\[errno )(\d+)", re.IGNORECASE)
 def probe(folder: Path, expected: int | None = None) -> float:
     """Write, sync, rename and read back a file of up to 64 MiB in an existing folder.
 
-    ``expected``: bytes that will be written there at a time; a file of that size shows what they cost, and no larger one
-    is needed. Returns the bytes per second of write, sync and digest together. Raises InputError naming the operation
-    that failed.
+    ``expected``: bytes that will be written there at a time; a file of that size shows what they cost, and no
+    larger one is needed. Returns the bytes per second of write, sync and digest together. Raises InputError naming
+    the operation that failed.
     """
     file, renamed = (folder / f".probe-{os.getpid()}{end}" for end in ("", "-renamed"))
     doing = "look"
@@ -82,8 +82,8 @@ def probe(folder: Path, expected: int | None = None) -> float:
 
 
 def checkpoint_bytes(model: torch.nn.Module, optimizer: str = "adamw") -> int:
-    """Bytes of one checkpoint: the weights (of LoRA the adapter's alone), what ``optimizer`` keeps of each trained one, and
-    the small files beside them.
+    """Bytes of one checkpoint: the weights (of LoRA the adapter's alone), what ``optimizer`` keeps of each trained one,
+    and the small files beside them.
     """
     from peft import PeftModel
 
@@ -119,7 +119,8 @@ def describe(checkpoint_bytes: int, bytes_per_second: float, every: int, keep: i
 
 @contextmanager
 def saving(place: Path, needed: int | None = None) -> Iterator[None]:
-    """Inside the block ``place`` is written, of ``needed`` bytes where that is known; InputError where the disk fails."""
+    """Inside the block ``place`` is written, of ``needed`` bytes where that is known; InputError
+    where the disk fails."""
     try:
         yield
     except Exception as error:
@@ -136,7 +137,8 @@ def no_room(error: BaseException) -> bool:
 
 
 def refusal(error: BaseException, place: Path, needed: int | None) -> InputError:
-    """The one line for an error of which ``no_room`` is true, raised while ``place`` was written (``.../checkpoint-6``).
+    """The one line for an error of which ``no_room`` is true, raised while ``place`` was written
+    (``.../checkpoint-6``).
 
     ``needed`` are the bytes that it takes, where known.
     """

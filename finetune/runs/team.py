@@ -13,8 +13,8 @@ from hybrid_ft.finetune.runs.processes import PATIENCE, Processes
 
 @dataclass(frozen=True)
 class Team:
-    """This process's team: number ``number`` of ``count``, each with micro-batches of its own, which its ``size`` processes
-    share. This one is at place ``place`` in it.
+    """This process's team: number ``number`` of ``count``, each with micro-batches of its own, which its ``size``
+    processes share. This one is at place ``place`` in it.
 
     ``group`` is torch's, None where a process is a team.
     """

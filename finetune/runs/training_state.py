@@ -140,7 +140,8 @@ def _random_state() -> dict[str, torch.Tensor]:
 
 @contextmanager
 def _reading(file: Path) -> Iterator[None]:
-    """Raises InputError for what the digests of a manifest do not show: it may have been made of a file that was damaged."""
+    """Raises InputError for what the digests of a manifest do not show: it may have been made of a
+    file that was damaged."""
     try:
         yield
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:

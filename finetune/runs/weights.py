@@ -77,8 +77,8 @@ def is_divided(model: torch.nn.Module) -> bool:
 
 
 def in_pieces_again(model: torch.nn.Module) -> None:
-    """After a forward without a backward. FSDP2 leaves the outermost unit gathered then, and its whole weights stand where
-    an optimizer, a checkpoint or ``send`` looks for the pieces."""
+    """After a forward without a backward. FSDP2 leaves the outermost unit gathered then, and its whole weights stand
+    where an optimizer, a checkpoint or ``send`` looks for the pieces."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()

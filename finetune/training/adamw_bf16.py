@@ -1,9 +1,8 @@
 """AdamW on bfloat16 weights with 8 more bits of each, rounded at random.
 
-Weight and moments take 7 bytes, its gradient 2. An update of 2.5e-5 to a weight of 0.02 is lost in bfloat16's 8 bits, and
-one that is rounded at random there adds noise of the weight's own size within thousands of steps. With 8 bits more it does
-not (2010.06192 keeps 16, by Kahan's sum).
-The weight itself is always the bfloat16 nearest to what is kept.
+Weight and moments take 7 bytes, its gradient 2. An update of 2.5e-5 to a weight of 0.02 is lost in bfloat16's 8 bits,
+and one that is rounded at random there adds noise of the weight's own size within thousands of steps. With 8 bits more
+it does not (2010.06192 keeps 16, by Kahan's sum). The weight itself is always the bfloat16 nearest to what is kept.
 """
 
 from __future__ import annotations
@@ -26,10 +25,9 @@ class AdamWBF16(torch.optim.Optimizer):
     """torch's AdamW, computed in float32 from numbers that are kept in fewer bits.
 
     Of a bfloat16 parameter: ``exp_avg`` and ``exp_avg_sq`` bfloat16, ``low`` int8, the bits below the weight's own.
-    Others, such as float32 decay rates, keep their moments in their own dtype.
-    The random bits are a function of ``seed``, a parameter's number and its step: a run that goes on draws the same, and
-    so do copies in other processes; each piece of a divided one (FSDP2) draws its own. They are the device's own, not the
-    same on a CPU as on a GPU.
+    Others, such as float32 decay rates, keep their moments in their own dtype. The random bits are a function of
+    ``seed``, a parameter's number and its step: a run that goes on draws the same, and so do copies in other processes;
+    each piece of a divided one (FSDP2) draws its own. They are the device's own, not the same on a CPU as on a GPU.
     """
 
     def __init__(

@@ -18,8 +18,8 @@ class AnswerTokens:
 
     input_ids  int64 [1, N]
     layout     of these tokens
-    before     int64 [M + 1], the places in that row whose hidden states predict the answers' M tokens, and one more: TRL's
-               fused head leaves out the last it is given
+    before     int64 [M + 1], the places in that row whose hidden states predict the answers' M tokens, and one more:
+               TRL's fused head leaves out the last it is given
     targets    int64 [1, M + 1], -100 and these M tokens, which the head shifts
     places     int64 [M], where the M stand among the B * (T - 1) of TRL's log-probabilities
     shape      (B, T - 1)
@@ -42,8 +42,8 @@ _TENSORS = ("input_ids", "before", "targets", "places")
 
 
 def answer_tokens(batch: Mapping[str, torch.Tensor], forks: bool) -> AnswerTokens:
-    """Lay out a batch that lies on the CPU: ``input_ids``, ``attention_mask`` and ``completion_mask`` [B, T], padded on the
-    right, ``prompt_lengths`` and ``prompt_rows`` [B].
+    """Lay out a batch that lies on the CPU: ``input_ids``, ``attention_mask`` and ``completion_mask`` [B, T], padded on
+    the right, ``prompt_lengths`` and ``prompt_rows`` [B].
 
     forks  whether the model can continue a prompt several times; without, each row is a document of its own
     """

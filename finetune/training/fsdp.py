@@ -34,7 +34,8 @@ _Unit = tuple[nn.Module, list[nn.Parameter], torch.dtype | None]
 
 
 def pieces(processes: int, sharded: bool | str) -> int:
-    """In how many pieces the model lies. Raises InputError, status 3, for machines with different numbers of processes."""
+    """In how many pieces the model lies. Raises InputError, status 3, for machines with
+    different numbers of processes."""
     if not sharded:
         return 1
     here = number_told("LOCAL_WORLD_SIZE", 1) if sharded == "machine" and processes > 1 else processes
@@ -53,8 +54,8 @@ def can_be_sent(recipe: Recipe, processes: int) -> bool:
 
 
 def shard(model: PreTrainedModel | PeftModel, accelerator: Accelerator, recipe: Recipe, of_main: bool = False) -> None:
-    """Divide the model over all processes, or each machine's. ``of_main``: process 0 alone has the values, and sends the
-    pieces.
+    """Divide the model over all processes, or each machine's. ``of_main``: process 0 alone has the values,
+    and sends the pieces.
 
     accelerate would divide the last norm and the head as a unit of their own, which a fused head, that never calls the
     head, leaves undivided after the first step.
@@ -82,11 +83,12 @@ def _mesh(processes: int, here: int) -> DeviceMesh:
 def divide(model: PreTrainedModel | PeftModel, mesh: DeviceMesh, bfloat16: bool, embedding_alone: bool = True) -> None:
     """FSDP2's units: each layer, the embedding, and the rest with the model. ``bfloat16``: autocast's, around forward.
 
-    A layer's matrices are gathered in the dtype in which they are multiplied. autocast would cast them to the same bits
-    after twice the bytes had been sent, and their gradients come in bfloat16 either way. What is read in float32 (norms,
-    convolutions, the decay rates ``A_log`` and ``dt_bias``; the head, whose gradient is float32) goes with the rest, which
-    is gathered once a step, because FSDP2 gives one dtype to each of its groups. Experts, which transformers multiplies
-    as they are kept, are units of their own. Adapters and what lies under them are gathered as they are kept.
+    A layer's matrices are gathered in the dtype in which they are multiplied. autocast would cast them to the same
+    bits after twice the bytes had been sent, and their gradients come in bfloat16 either way. What is read in float32
+    (norms, convolutions, the decay rates ``A_log`` and ``dt_bias``; the head, whose gradient is float32) goes with
+    the rest, which is gathered once a step, because FSDP2 gives one dtype to each of its groups. Experts, which
+    transformers multiplies as they are kept, are units of their own. Adapters and what lies under them are gathered
+    as they are kept.
     """
     plain = model.get_base_model() if isinstance(model, PeftModel) else model
     times = Counter(p for layer in plain.base_model.layers for p in layer.parameters())
@@ -117,8 +119,8 @@ def divide(model: PreTrainedModel | PeftModel, mesh: DeviceMesh, bfloat16: bool,
 
 
 def _narrow(plain: PreTrainedModel, bfloat16: bool) -> set[nn.Parameter]:
-    """Of the layers, the matrices that are multiplied in bfloat16, and what is kept in it. Frozen routers are looked up in
-    float32, and so are biases: a scan reads Mamba's of the steps as it is kept."""
+    """Of the layers, the matrices that are multiplied in bfloat16, and what is kept in it. Frozen routers are looked up
+    in float32, and so are biases: a scan reads Mamba's of the steps as it is kept."""
     linear = [m for layer in plain.base_model.layers for m in layer.modules() if bfloat16 and isinstance(m, nn.Linear)]
     multiplied = {p for m in linear for p in m.parameters(recurse=False) if p is m.weight and p.requires_grad}
     return multiplied | {p for p in plain.parameters() if p.dtype == torch.bfloat16}

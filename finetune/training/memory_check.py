@@ -109,7 +109,8 @@ def batch_of(recipe: Recipe, prepared: Any, teams: int = 1) -> Batch:
 
 
 def largest_of_pairs(whole: np.ndarray, pairs_per_step: int, batch_tokens: int) -> Batch:
-    """``whole``: tokens [pairs]. A step's pairs fill micro-batches of at most ``batch_tokens``, or of one longer pair."""
+    """``whole``: tokens [pairs]. A step's pairs fill micro-batches of at most ``batch_tokens``, or
+    of one longer pair."""
     step = int(np.sort(whole)[-pairs_per_step:].sum())
     tokens = min(step, max(batch_tokens, int(whole.max(initial=0))))
     pairs = max(round(tokens / max(float(whole.mean()), 1.0)), 1) if len(whole) else 0

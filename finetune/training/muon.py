@@ -1,7 +1,7 @@
 """Muon for the matrices of the layers, AdamW for everything else.
 
-torch's own of both, at one learning rate: an update of Muon's is scaled to the size of AdamW's (2502.16982), so a rate and
-a decay that were found for AdamW serve. A matrix keeps one moment for AdamW's two.
+torch's own of both, at one learning rate: an update of Muon's is scaled to the size of AdamW's (2502.16982), so a rate
+and a decay that were found for AdamW serve. A matrix keeps one moment for AdamW's two.
 
 torch's orthogonalizes in bfloat16, as is done on a GPU. Elsewhere it is done here in float32: without instructions for
 bfloat16 a CPU multiplies in it 20 times as slowly.

@@ -39,8 +39,8 @@ def own_pack(batch: dict[str, Any], team: Team) -> dict[str, Any]:
     """Of a packed batch, which lies on the CPU, the tokens of this process, in the form the model and TRL's head take.
 
     input_ids, position_ids  int64 [1, n], its own
-    keep_positions           int64 [M + 1], the places among them that predict a token with a label, and one more: the head
-                             leaves out the last it is given
+    keep_positions           int64 [M + 1], the places among them that predict a token with a label, and one more: the
+                             head leaves out the last it is given
     labels, weights          [1, M + 1]: one that is not read, and those of the M tokens
     layout                   of all tokens
     """
@@ -97,8 +97,8 @@ _BLANK = {"labels": -100}
 
 
 def _of_enough(layout: SequenceLayout, size: int) -> tuple[SequenceLayout, torch.Tensor | None]:
-    """The layout with a token for each process, and, where some were added behind the others as a document of their own,
-    the order they are in now."""
+    """The layout with a token for each process, and, where some were added behind the others as a document of their
+    own, the order they are in now."""
     missing = size - len(layout.positions)
     if missing <= 0:
         return layout, None

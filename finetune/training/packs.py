@@ -17,8 +17,8 @@ FILLER = -1
 def packs_dataset(rows: Dataset, packs: list[list[int]]) -> Dataset:
     """A dataset of packs, in the order given, of ``rows`` with ``input_ids`` and ``labels``, and ``weights`` if any.
 
-    Each has ``input_ids`` and ``labels`` [T], ``weights`` [T] ([] where all are 1), ``seq_lengths`` (tokens of each row)
-    and ``rows`` (their indices). A pack is put together when it is asked for; no token is stored twice.
+    Each has ``input_ids`` and ``labels`` [T], ``weights`` [T] ([] where all are 1), ``seq_lengths`` (tokens of each
+    row) and ``rows`` (their indices). A pack is put together when it is asked for; no token is stored twice.
     """
     weighted = "weights" in rows.column_names
     tokens = rows.select_columns(["input_ids", "labels"] + ["weights"] * weighted)

@@ -42,8 +42,8 @@ class PairCollator:
     process: int = 0
 
     def __call__(self, pairs: list[Row]) -> dict[str, Any]:
-        """``micro_batches``: what ``pad`` makes, with ``share`` (of the step's loss) and ``rows``; ``rows`` and ``tokens``
-        of the whole step, ``work`` of this process's part."""
+        """``micro_batches``: what ``pad`` makes, with ``share`` (of the step's loss) and ``rows``; ``rows`` and
+        ``tokens`` of the whole step, ``work`` of this process's part."""
         portions, tokens = dealt(pairs, ANSWERS, self.budget, self.processes, self.process)
         work = [self.work([pairs[pair] for pair in portion or [0]]) for portion in portions]
         return {
@@ -55,8 +55,8 @@ class PairCollator:
 
 
 class PromptSampler(Sampler[int]):
-    """Row numbers, those of one prompt side by side; ``prompts`` stand for the rows' prompts, ``seed`` and the epoch decide
-    the order."""
+    """Row numbers, those of one prompt side by side; ``prompts`` stand for the rows' prompts, ``seed`` and the
+    epoch decide the order."""
 
     def __init__(self, prompts: Sequence[Hashable], seed: int) -> None:
         self.prompts, self.seed, self.epoch = prompts, seed, 0
@@ -73,7 +73,8 @@ class PromptSampler(Sampler[int]):
 
 
 def steps_of_pairs(packs: Iterator[tuple[list[StreamPair], State]]) -> Iterator[tuple[list[Row], State]]:
-    """The steps of a stream of pairs, whole in every process, as rows for the collator; they are named by their origins."""
+    """The steps of a stream of pairs, whole in every process, as rows for the collator; they are
+    named by their origins."""
     for pairs, state in packs:
         yield [_row(pair) for pair in pairs], state
 

@@ -58,8 +58,8 @@ def micro_batches(
     padded: Callable[[Sequence[Row]], dict[str, Any]],
     weight: Callable[[Row], float] = lambda row: 1,
 ) -> list[dict[str, Any]]:
-    """A process's micro-batches of a step's rows: what ``padded`` makes of each portion, with ``share``, its part of the
-    step's loss by ``weight`` (0 where the portion is empty and a row stands in), and ``rows``, their numbers."""
+    """A process's micro-batches of a step's rows: what ``padded`` makes of each portion, with ``share``, its part of
+    the step's loss by ``weight`` (0 where the portion is empty and a row stands in), and ``rows``, their numbers."""
     whole, batches = sum(map(weight, rows)), []
     for portion in portions:
         members = [rows[row] for row in portion or [0]]

@@ -92,8 +92,8 @@ def reference_key(
 
 
 def weights_digest(model: torch.nn.Module, wanted: bool = True) -> str:
-    """Of the model as it starts: of the base alone where its adapters are fresh, whose B is zero. Of one in pieces it is
-    that of the whole. ``wanted``: False where a process only gives its pieces."""
+    """Of the model as it starts: of the base alone where its adapters are fresh, whose B is zero. Of one in pieces it
+    is that of the whole. ``wanted``: False where a process only gives its pieces."""
     plain = model.get_base_model() if isinstance(model, PeftModel) else model
     state = plain.state_dict()
     if not wanted and not is_divided(plain):
@@ -176,10 +176,10 @@ class ReferenceCache:
     ) -> Values:
         """The values of all rows; those that are not in the folder are computed, piece by piece, and written.
 
-        ``compute`` gets micro-batches of at most ``batch_tokens``, rows of one prompt together, and gives float32 [rows]
-        for each of the answers. Several processes share the pieces, or their teams do; number 0 reads and writes. With
-        ``in_step`` each calls it as often as the others, as a model in pieces needs. Raises InputError for a value that is
-        not finite.
+        ``compute`` gets micro-batches of at most ``batch_tokens``, rows of one prompt together, and gives float32
+        [rows] for each of the answers. Several processes share the pieces, or their teams do; number 0 reads and
+        writes. With ``in_step`` each calls it as often as the others, as a model in pieces needs. Raises InputError for
+        a value that is not finite.
         """
         processes = processes or Processes()
         team = team or Team.of(processes)
@@ -274,7 +274,8 @@ def _computed(rows: list[Row], digests: list[bytes], portions: list[list[int]], 
 
 
 def with_reference(pairs: Dataset, digests: Sequence[bytes], values: Values) -> Dataset:
-    """The pairs with the columns ``ref_chosen_logps`` and ``ref_rejected_logps`` (float32), and ``row``, their number."""
+    """The pairs with the columns ``ref_chosen_logps`` and ``ref_rejected_logps`` (float32), and ``row``, their
+    number."""
     both = np.asarray([values[digest] for digest in digests], dtype=np.float32).reshape(-1, 2)
     pairs = pairs.add_column("ref_chosen_logps", both[:, 0])
     pairs = pairs.add_column("ref_rejected_logps", both[:, 1])

@@ -224,8 +224,8 @@ def _divide(start: Start, trainer: RunTrainer) -> None:
 
 
 def _whole(start: Start, trainer: RunTrainer) -> AbstractContextManager[None]:
-    """Inside the block process 0 can measure the base alone: it reads it once more where it lies in pieces, and something
-    is still to be measured."""
+    """Inside the block process 0 can measure the base alone: it reads it once more where it lies in pieces, and
+    something is still to be measured."""
     measured = "before" in start.folder.record and (start.suite is None or start.suite.done(0))
     if measured or not start.folder.processes.main or not weights.is_divided(trainer.model):
         return nullcontext()
@@ -329,7 +329,8 @@ def _conclude(
     before: dict[str, Any],
     asked: Any,
 ) -> list[Path]:
-    """Measure the result beside the base, export it, and write that the run is finished. Returns the exported folders."""
+    """Measure the result beside the base, export it, and write that the run is finished.
+    Returns the exported folders."""
     recipe, folder, suite = start.recipe, start.folder, start.suite
     if (report := trainer.account(start.prepared.report)) is not None:
         folder.note(data={"summary": report.summary(), "account": report.as_dict()})

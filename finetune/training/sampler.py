@@ -13,8 +13,9 @@ from torch.utils.data import BatchSampler, Sampler
 class ShardedBatchSampler(Sampler[list[int]]):
     """Of the ``a_step`` batches of each step every ``count``-th, beginning with number ``rank``.
 
-    A process that is left without one gets ``filler``, rows that carry no loss, because the others wait for its
-    gradients: no batch is taken twice, as accelerate would have it. So a step is the same batches whatever ``count`` is.
+    A process that is left without one gets ``filler``, rows that carry no loss, because the others wait
+    for its gradients: no batch is taken twice, as accelerate would have it. So a step is the same
+    batches whatever ``count`` is.
     """
 
     def __init__(self, batches: BatchSampler, count: int, rank: int, filler: list[int], a_step: int) -> None:

@@ -109,7 +109,8 @@ def plain_model(model: Any) -> PreTrainedModel:
 def use_fused_head(model: Any, trl_has_put_one: bool = False) -> None:
     """Replace ``forward`` on the instance: with ``fused_lm_head=True`` it gives log-probabilities and never logits.
 
-    TRL's head, and on a CPU this project's over it. Undone by ``without_fused_head``. A reward model has a head of its own.
+    TRL's head, and on a CPU this project's over it. Undone by ``without_fused_head``. A reward model has a
+    head of its own.
     """
     plain = plain_model(model)
     if is_scorer(plain.config):
@@ -146,7 +147,8 @@ def nothing_gathered(accelerator: Accelerator) -> Iterator[None]:
 
 @contextmanager
 def _within_machines(model: Any) -> Iterator[None]:
-    """Inside the block gradients are reduced among those who share a copy, and not over the copies, if there are any."""
+    """Inside the block gradients are reduced among those who share a copy, and not over the copies,
+    if there are any."""
     model.set_requires_all_reduce(False)
     try:
         yield
@@ -158,9 +160,9 @@ def _within_machines(model: Any) -> Iterator[None]:
 def already_divided(model: Any, accelerator: Accelerator) -> Iterator[None]:
     """Inside the block accelerate takes a model that lies in pieces as it is.
 
-    ``accelerator.prepare_model`` adds autocast, and no DDP. ``model.no_sync`` is what accelerate asks a model for before
-    all but the last micro-batch of a step. Gradients that are not reduced at once stay whole on every process: 29.7 GB
-    of a 7B, to spare a reduce-scatter of a tenth of a second on NVLink.
+    ``accelerator.prepare_model`` adds autocast, and no DDP. ``model.no_sync`` is what accelerate asks a model for
+    before all but the last micro-batch of a step. Gradients that are not reduced at once stay whole on every process:
+    29.7 GB of a 7B, to spare a reduce-scatter of a tenth of a second on NVLink.
     """
     model.no_sync = partial(_within_machines, model)
     accelerator.prepare_model = partial(accelerator.prepare_model, evaluation_mode=True)

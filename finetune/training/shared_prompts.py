@@ -30,8 +30,8 @@ def shared_prompts(prompts: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
 def clusters_of(
     rows: Sequence[dict[str, Any]], answers: Sequence[str], budget: int
 ) -> tuple[list[list[int]], list[int]]:
-    """Rows of one prompt together, as many as ``budget`` takes, and the tokens of each cluster: its prompt once, and each
-    of the answers in these columns once."""
+    """Rows of one prompt together, as many as ``budget`` takes, and the tokens of each cluster: its prompt once, and
+    each of the answers in these columns once."""
     clusters: list[list[int]] = []
     sizes: list[int] = []
     held: list[set[tuple[int, ...]]] = []
@@ -71,8 +71,8 @@ def count_work(
     answers: Sequence[str] = ("chosen_ids", "rejected_ids"),
     head: bool = True,
 ) -> Callable[[Sequence[dict[str, Any]]], tuple[int, int]]:
-    """Operations of a training step on rows with these answers: each prompt and each answer to it once, and each in every
-    row; padding is not counted. ``head``: the answers' tokens are projected to the vocabulary."""
+    """Operations of a training step on rows with these answers: each prompt and each answer to it once, and each in
+    every row; padding is not counted. ``head``: the answers' tokens are projected to the vocabulary."""
 
     def count(rows: Sequence[dict[str, Any]]) -> tuple[int, int]:
         forks: dict[tuple[int, ...], dict[tuple[int, ...], None]] = {}

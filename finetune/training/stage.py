@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 
 class Prepared(Protocol):
-    """A stage's rows. ``train`` has a column ``origin`` (``file:line``); ``eos_token_ids`` end an assistant's turn; what
-    ``report.summary()`` says is shown, and kept with ``report.as_dict()``."""
+    """A stage's rows. ``train`` has a column ``origin`` (``file:line``); ``eos_token_ids`` end an assistant's turn;
+    what ``report.summary()`` says is shown, and kept with ``report.as_dict()``."""
 
     @property
     def train(self) -> Dataset: ...
@@ -96,12 +96,13 @@ class Stage:
     describe   start -> a line on how the rows fall into steps, and what is minimised (may be empty)
     progress   console, file of metrics -> the callback that shows and keeps what is measured
     trainer    start, model, progress -> the trainer; nothing is written before ``begin``
-    trial      start, trainer: raises InputError for what cannot work, before anything is written; with a model in pieces if
-               it is to be trained so, all processes together
+    trial      start, trainer: raises InputError for what cannot work, before anything is written; with a model in
+               pieces if it is to be trained so, all processes together
     ready      start, trainer, what ``trial`` gave: what the run needs before the first measure; it has begun
     questions  rows, tokenizer -> held-out rows with ``origin``, ``prompt_ids`` and ``answer``, or None
     show       start, before, after: what was measured on the base and on the result
-    late       whether a model is divided only after process 0 has measured the base: there is no trial, and no reference
+    late       whether a model is divided only after process 0 has measured the base: there is no trial, and no
+               reference
     """
 
     name: str

@@ -38,7 +38,8 @@ class StepTrainer(RunTrainer):
     parts: Sequence[str]
     """columns of tokens, which a row takes of a micro-batch's budget"""
     sums: dict[str, Any]
-    """measures of rows by mode, ``train`` and ``eval``: ``take`` gives their means over the processes and forgets them"""
+    """measures of rows by mode, ``train`` and ``eval``: ``take`` gives their means over the
+    processes and forgets them"""
 
     def __init__(
         self,
@@ -91,7 +92,8 @@ class StepTrainer(RunTrainer):
         return steps, None
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any) -> torch.Tensor:
-        """Forward and backward of each of the step's micro-batches. Returns the step's loss, a scalar without a gradient."""
+        """Forward and backward of each of the step's micro-batches. Returns the step's loss, a
+        scalar without a gradient."""
         batches, losses = inputs["micro_batches"], []
         for number, batch in enumerate(batches, start=1):
             self.counts.rows = batch.pop("rows")
@@ -106,7 +108,8 @@ class StepTrainer(RunTrainer):
         return inputs["work"][0] // self.team.size
 
     def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """A micro-batch's part of the step's loss, a scalar; TRL's mean over its rows where ``inputs`` have no ``share``."""
+        """A micro-batch's part of the step's loss, a scalar; TRL's mean over its rows where
+        ``inputs`` have no ``share``."""
         share = inputs.pop("share", None)
         if share is not None:
             self.counted = share > 0 and self.team.speaks
@@ -114,8 +117,8 @@ class StepTrainer(RunTrainer):
             loss = super().compute_loss(model, inputs, *args, **kwargs)
         # TRL's own lists grow with every micro-batch, and are not shown: `sums` has the measures
         self._metrics["train" if self.model.training else "eval"].clear()
-        # gradients are averaged over the processes, and each team has its share of one step; `summed` in a team gives each
-        # of its processes the gradient of all its losses
+        # gradients are averaged over the processes, and each team has its share of one step; `summed` in a team gives
+        # each of its processes the gradient of all its losses
         return loss if share is None else loss * (share * self.team.count)
 
     def forget_measures(self) -> None:
@@ -144,8 +147,8 @@ class StepTrainer(RunTrainer):
         return {"loss": processes.sum([total])[0] / len(rows)} | self.sums["eval"].take(processes)
 
     def held_out_batches(self, rows: Dataset, processes: Processes, team: Team) -> Iterator[tuple[dict[str, Any], int]]:
-        """This process's micro-batches of held-out rows, each with the rows that count here; fewer where the run is asked to
-        stop."""
+        """This process's micro-batches of held-out rows, each with the rows that count here; fewer where the run
+        is asked to stop."""
         sizes = sizes_of(rows, self.parts)
         for portion in in_portions(sizes, max(self.batch_tokens, max(sizes)), team.count)[team.number]:
             if processes.any(self.stop.now):

@@ -31,8 +31,8 @@ Part = tuple[list[dict[str, Any]], State]
 class StreamParts(IterableDataset[Any]):
     """What a process takes of a stream, part by part.
 
-    ``parts`` makes them of the stream's packs, each with the state after it. From a loader's process an error comes in the
-    place of a part: a traceback would not help a user.
+    ``parts`` makes them of the stream's packs, each with the state after it. From a loader's process an error comes in
+    the place of a part: a traceback would not help a user.
     """
 
     def __init__(
@@ -67,8 +67,8 @@ def packs_from(stream: RowStream, start: State | None) -> Iterator[tuple[list[An
 
 
 class StreamedTrainer(RunTrainer):
-    """To be named before a stage's trainer. ``train_dataset`` is a sample of the stream, which ``steps`` gives. Held-out rows
-    are as ever."""
+    """To be named before a stage's trainer. ``train_dataset`` is a sample of the stream, which ``steps`` gives.
+    Held-out rows are as ever."""
 
     def __init__(self, *args: Any, steps: StreamParts, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -100,8 +100,8 @@ class RunTrainer(Trainer):
         self.add_callback(StepEnds(self.counts, self.processes, stop))
 
     def compute_loss_context_manager(self) -> AbstractContextManager[object]:
-        """transformers' is empty. accelerate's autocast is around the model's forward alone, and only once ``train`` has
-        prepared it; inside this one it changes nothing."""
+        """transformers' is empty. accelerate's autocast is around the model's forward alone, and only once ``train``
+        has prepared it; inside this one it changes nothing."""
         return self.arithmetic()
 
     @contextmanager
@@ -227,7 +227,8 @@ class RunTrainer(Trainer):
         raise NotImplementedError
 
     def held_out_of_result(self) -> dict[str, float] | None:
-        """The same of the weights that the model has now, measured anew only where it must be; None without such rows."""
+        """The same of the weights that the model has now, measured anew only where it must be;
+        None without such rows."""
         if self.eval_dataset is None:
             return None
         if self.held_out_at and self.held_out_at[0] == self.result_step:
@@ -327,7 +328,8 @@ class RunTrainer(Trainer):
 
     @contextmanager
     def whole_beside(self, load: Callable[[], PreTrainedModel | PeftModel]) -> Iterator[None]:
-        """Inside the block this process has a whole model, with which it can measure alone, beside its pieces of one."""
+        """Inside the block this process has a whole model, with which it can measure alone, beside
+        its pieces of one."""
         pieces = self.model, self.model_wrapped
         self.model = self.model_wrapped = load().to(self.args.device)
         seams.use_fused_head(self.model)

@@ -51,8 +51,8 @@ _STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 @dataclass
 class Change:
     """A weight of the base becomes ``whole`` if given, plus ``scale * b @ a``, with rows of length ``magnitude`` under
-    DoRA; then the rows ``token_ids`` become ``tokens``. An embedding's ``a`` and ``b`` are those of its transpose. A weight
-    of ``experts`` [E, out, in] has all their ``a`` [E rank, in] and ``b`` [out, rank E] in one."""
+    DoRA; then the rows ``token_ids`` become ``tokens``. An embedding's ``a`` and ``b`` are those of its transpose. A
+    weight of ``experts`` [E, out, in] has all their ``a`` [E rank, in] and ``b`` [out, rank E] in one."""
 
     whole: StoredTensor | None = None
     a: StoredTensor | None = None
@@ -101,7 +101,8 @@ class Change:
 
 @dataclass
 class Changes:
-    """``of``: by the tensor's name in memory; ``tied``: whether the head stays the embedding; ``vocabulary``: rows of it."""
+    """``of``: by the tensor's name in memory; ``tied``: whether the head stays the embedding;
+    ``vocabulary``: rows of it."""
 
     of: dict[str, Change]
     tied: bool
@@ -109,7 +110,8 @@ class Changes:
 
 
 def read_changes(folder: Path, shapes: dict[str, tuple[int, ...]], tied: bool, embedding: str = EMBEDDING) -> Changes:
-    """The changes to a base whose tensors in memory have ``shapes``, and whose head is its ``embedding`` where ``tied``.
+    """The changes to a base whose tensors in memory have ``shapes``, and whose head is its ``embedding`` where
+    ``tied``.
 
     Raises InputError for an adapter of another kind or another model, and where a merged model could not be the adapted
     one; the message gives the reason.

@@ -47,7 +47,8 @@ class Adapter(NamedTuple):
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """``adapter_config.json`` of a LoRA adapter that names its base. Raises InputError, also where weights are missing."""
+    """``adapter_config.json`` of a LoRA adapter that names its base. Raises InputError, also
+    where weights are missing."""
     path = folder / CONFIG
     if not (folder / WEIGHTS).is_file():
         raise InputError(f"{folder}: {WEIGHTS} is missing; weights are read from safetensors alone")
@@ -139,7 +140,8 @@ def check_adapter(folder: Path, adapter: Adapter, config: PreTrainedConfig) -> i
 def _check_named(
     folder: Path, adapter: Adapter, shapes: dict[str, tuple[int, ...]], held: set[str], tied: bool
 ) -> None:
-    """What ``modules_to_save`` names, by ends as PEFT reads them, is in the file, and no one side of tied embeddings."""
+    """What ``modules_to_save`` names, by ends as PEFT reads them, is in the file, and no one
+    side of tied embeddings."""
     path = folder / CONFIG
     for ending in adapter.config.modules_to_save or ():
         named = [name for name in shapes if name.rpartition(".")[0].endswith(ending)]
@@ -155,7 +157,8 @@ def _check_named(
 
 
 def without_copies(names: Collection[str]) -> list[str]:
-    """Without what PEFT saves beside an embedding that has grown and is trained whole: the same again, and what it was."""
+    """Without what PEFT saves beside an embedding that has grown and is trained whole: the same again,
+    and what it was."""
     return [name for name in names if not (match := _COPY.fullmatch(name)) or f"{match[1]}.weight" not in names]
 
 

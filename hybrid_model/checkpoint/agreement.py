@@ -20,10 +20,11 @@ _MOST = 1e-2
 
 @torch.no_grad()
 def difference_of_logits(ours: PreTrainedModel, plain: PreTrainedModel, tokens: torch.Tensor, folder: Path) -> float:
-    """Relative L2 difference of the logits of ``tokens``, of transformers' own model from ``folder`` and ours of the same
-    weights, both in eval mode; ``plain`` may come back in float64.
+    """Relative L2 difference of the logits of ``tokens``, of transformers' own model from ``folder`` and ours of the
+    same weights, both in eval mode; ``plain`` may come back in float64.
 
-    Raises RuntimeError beyond 1e-4. A model that blows rounding up to that in float32 is compared in float64, on the CPU.
+    Raises RuntimeError beyond 1e-4. A model that blows rounding up to that in float32 is compared in
+    float64, on the CPU.
     """
     difference = _difference(ours, plain, tokens)
     if _TOLERANCE < difference <= _MOST:

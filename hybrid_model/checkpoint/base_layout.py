@@ -72,7 +72,8 @@ def save_in_base_layout(model: PreTrainedModel, folder: Path) -> None:
 def write_config_of_base(
     base: Path, folder: Path, config: PreTrainedConfig, dtype: torch.dtype | None, vocabulary: int | None
 ) -> None:
-    """The base's ``config.json`` and what lies beside a multimodal model, with another dtype or vocabulary where given."""
+    """The base's ``config.json`` and what lies beside a multimodal model, with another dtype or vocabulary where
+    given."""
     for name in _BESIDE:
         if (base / name).is_file():
             shutil.copyfile(base / name, folder / name)
@@ -91,8 +92,8 @@ def write_config_of_base(
 def place_of(
     model: PreTrainedModel, name: str, tensor: torch.Tensor, places: Mapping[str, Sequence[int]]
 ) -> str | None:
-    """The name under which a tensor in memory lies in the base's files, which hold ``places`` of these shapes; None where it
-    is joined of several there, or cut."""
+    """The name under which a tensor in memory lies in the base's files, which hold ``places`` of these shapes; None
+    where it is joined of several there, or cut."""
     written = revert_weight_conversion(model, {name: tensor})
     if len(written) > 1:
         return None
@@ -101,11 +102,12 @@ def place_of(
 
 
 def verify_in_base_layout(folder: Path, model: PreTrainedModel) -> float:
-    """Open what was saved with plain transformers and compare it with the model in memory, and its files with the base's.
+    """Open what was saved with plain transformers and compare it with the model in memory, and its
+    files with the base's.
 
-    Returns the relative L2 difference of the logits of 64 tokens. Raises RuntimeError for a tensor that the base has not
-    or that is missing, of another shape, or not its own bytes where nothing was trained; for weights that differ by more
-    than the rounding to their dtype; and for logits that differ by more than two implementations may.
+    Returns the relative L2 difference of the logits of 64 tokens. Raises RuntimeError for a tensor that the base has
+    not or that is missing, of another shape, or not its own bytes where nothing was trained; for weights that differ by
+    more than the rounding to their dtype; and for logits that differ by more than two implementations may.
     """
     base: Path | None = getattr(model, "checkpoint_folder", None)
     if base is not None:

@@ -91,7 +91,8 @@ def check_generation_config(folder: Path, config: PreTrainedConfig) -> None:
 
 
 def lasting_name(name: str) -> str:
-    """What an adapter calls its base, so that it opens from anywhere: an absolute path for a folder, or the hub's name."""
+    """What an adapter calls its base, so that it opens from anywhere: an absolute path for a folder,
+    or the hub's name."""
     if name == TINY:
         return str(BUNDLED)
     path = os.path.expanduser(name)

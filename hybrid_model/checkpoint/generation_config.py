@@ -60,7 +60,8 @@ def generation_defaults(
 
 
 def end_tokens(model: Described, tokenizer: PreTrainedTokenizerBase, template_ends: Iterable[int] = ()) -> list[int]:
-    """Every token that ends an answer, each once: of the chat template, the generation config, the config, the tokenizer.
+    """Every token that ends an answer, each once: of the chat template, the generation config,
+    the config, the tokenizer.
 
     A fine-tuned model still writes its base's end token: LoRA leaves the head alone, and a few hundred rows do not
     unlearn it. Left out are ids that the model has not, and ids that this tokenizer has for an ordinary word: a model

@@ -54,8 +54,8 @@ def load(
 
     weights: False gives the same model without values, for one that gets them from another process.
 
-    device_map, offload_folder and quantization_config are transformers', for weights of a checkpoint: the layers are quantised
-    that ``from_pretrained`` quantises, by bitsandbytes or torchao. attn_implementation is refused.
+    device_map, offload_folder and quantization_config are transformers', for weights of a checkpoint: the layers are
+    quantised that ``from_pretrained`` quantises, by bitsandbytes or torchao. attn_implementation is refused.
 
     Raises InputError for a folder that is not a whole checkpoint of this architecture.
     """

@@ -1,8 +1,8 @@
 """Merging an adapter file by file, in the memory of a few rows.
 
-Weights that the adapter leaves alone are the base's, byte for byte; the others are computed in float32 and rounded once.
-Names are the base's, or those that its family was released with, and files are called as in the base. A file is whole or
-not there: what was cut short goes on with the next one.
+Weights that the adapter leaves alone are the base's, byte for byte; the others are computed in float32 and rounded
+once. Names are the base's, or those that its family was released with, and files are called as in the base. A file is
+whole or not there: what was cut short goes on with the next one.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class Merge:
     """An adapter ``folder`` on the checkpoint ``base`` of ``config``; ``dtype``: of all tensors but those that the
     family keeps in float32, or None for the base's.
 
-    ``config`` becomes that of the result: a resized vocabulary, embeddings that are no longer one. Only headers are read.
-    Raises InputError for a base or an adapter that is damaged, and where merging would be wrong; Unplaced for an adapter
-    that must be merged in memory.
+    ``config`` becomes that of the result: a resized vocabulary, embeddings that are no longer one. Only headers are
+    read. Raises InputError for a base or an adapter that is damaged, and where merging would be wrong; Unplaced for an
+    adapter that must be merged in memory.
     """
 
     def __init__(self, folder: Path, base: Path, config: PreTrainedConfig, dtype: torch.dtype | None = None) -> None:

@@ -19,8 +19,8 @@ from hybrid_ft.hybrid_model.checkpoint.tensor_files import rounded
 def merge_in_memory(model: PreTrainedModel, folder: Path) -> int:
     """Change ``model`` as the adapter in ``folder`` does; returns how many tensors changed.
 
-    Sums are taken in float32 and rounded once. Raises InputError for an adapter that cannot be merged, before any weight
-    changes; also for one that parts the head from the embedding, which its base's files have no place for.
+    Sums are taken in float32 and rounded once. Raises InputError for an adapter that cannot be merged, before any
+    weight changes; also for one that parts the head from the embedding, which its base's files have no place for.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}

@@ -58,7 +58,8 @@ def padded_vocabulary(tokens: int, vocabulary: int) -> int:
 
 @torch.no_grad()
 def add_rows(model: PreTrainedModel, pieces: Mapping[int, Sequence[int]]) -> None:
-    """Give each new id its row of the embedding, and of the head where that is another matrix; make room where needed."""
+    """Give each new id its row of the embedding, and of the head where that is another matrix;
+    make room where needed."""
     if not pieces:
         return
     weights = _matrices(model)
@@ -75,7 +76,8 @@ def add_rows(model: PreTrainedModel, pieces: Mapping[int, Sequence[int]]) -> Non
 
 
 def resize(model: PreTrainedModel, vocabulary: int) -> None:
-    """Embedding and head of ``vocabulary`` rows; new ones hold nothing in particular. The generator is left as it was."""
+    """Embedding and head of ``vocabulary`` rows; new ones hold nothing in particular. The generator is
+    left as it was."""
     if model.get_input_embeddings().weight.shape[0] != vocabulary:
         with torch.random.fork_rng(devices=[]):
             model.resize_token_embeddings(vocabulary, mean_resizing=False)

@@ -58,7 +58,8 @@ def stored_tensors(path: Path) -> dict[str, StoredTensor]:
 
 
 def rounded(rows: torch.Tensor, dtype: torch.dtype, what: str) -> torch.Tensor:
-    """The rows in ``dtype``. Raises InputError for those that are not finite, or not in it; ``what`` begins the message."""
+    """The rows in ``dtype``. Raises InputError for those that are not finite, or not in it;
+    ``what`` begins the message."""
     made = rows.to(dtype)
     if not bool(torch.isfinite(made).all()):
         if bool(torch.isfinite(rows).all()):
@@ -115,8 +116,8 @@ def write_files(
 ) -> None:
     """The weight files that ``out`` does not hold yet, each whole or not there, and their index.
 
-    files: names of tensors by file; ``new`` gives a tensor by its name; size: bytes of all; ``show`` is called with files
-    done, of all
+    files: names of tensors by file; ``new`` gives a tensor by its name; size: bytes of all; ``show`` is called with
+    files done, of all
     """
     for number, (file, names) in enumerate(files.items()):
         show(number, len(files))

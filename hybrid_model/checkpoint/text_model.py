@@ -1,6 +1,7 @@
 """Opening the text model of any family, with transformers' own loading.
 
-A multimodal checkpoint holds more than its text model. The rest stays in its folder, and an export copies it from there.
+A multimodal checkpoint holds more than its text model. The rest stays in its folder, and an export
+copies it from there.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ _FAULTS = (StrictDataclassError, ArithmeticError, AttributeError, KeyError, Type
 
 
 def text_config(raw: dict[str, Any], path: Path) -> PreTrainedConfig:
-    """The config of the text model that a checkpoint's ``config.json``, ``raw``, describes; ``path`` goes into messages.
+    """The config of the text model that a checkpoint's ``config.json``, ``raw``, describes;
+    ``path`` goes into messages.
 
     A multimodal config's own end tokens and tied embeddings hold for its text model too. Raises InputError for a config
     that describes no model of its family.
@@ -94,8 +96,8 @@ def model_without_values(folder: Path, config: PreTrainedConfig) -> PreTrainedMo
 
 
 def reopened(folder: Path, config: PreTrainedConfig) -> PreTrainedModel:
-    """What was written to ``folder``, in plain transformers and float32. Raises RuntimeError for a tensor that is missing,
-    unexpected or of another shape."""
+    """What was written to ``folder``, in plain transformers and float32. Raises RuntimeError for a tensor that is
+    missing, unexpected or of another shape."""
     cls: Any = text_class(config)
     plain, info = cls.from_pretrained(
         folder,

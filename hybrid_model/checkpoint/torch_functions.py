@@ -1,8 +1,8 @@
 """Plain transformers without flash-linear-attention, causal-conv1d and mamba-ssm, on any device.
 
-Where one of these is installed, transformers calls its Triton or CUDA kernels on tensors of every device, and on a CPU they
-fail. What was saved is compared on a CPU, or on a GPU whose kernels are not the matter: with the torch functions that
-transformers has for each of them.
+Where one of these is installed, transformers calls its Triton or CUDA kernels on tensors of every device, and on a CPU
+they fail. What was saved is compared on a CPU, or on a GPU whose kernels are not the matter: with the torch functions
+that transformers has for each of them.
 """
 
 from __future__ import annotations

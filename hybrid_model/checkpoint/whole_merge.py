@@ -22,8 +22,8 @@ _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 2e-2, to
 
 
 def compare_with_peft(merge: Merge, out: Path) -> float:
-    """Relative L2 difference of the logits of 64 tokens. Raises RuntimeError for a missing or unexpected tensor, and for
-    a difference beyond rounding.
+    """Relative L2 difference of the logits of 64 tokens. Raises RuntimeError for a missing or unexpected tensor, and
+    for a difference beyond rounding.
     """
     written = reopened(out, read_config(out))
     expected = _merged_by_peft(merge)

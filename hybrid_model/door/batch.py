@@ -55,7 +55,8 @@ class Batch:
         return self.door.unflatten(self.door.layout.flat(hidden))
 
     def kept(self, hidden: torch.Tensor, keep_positions: torch.Tensor) -> torch.Tensor:
-        """Of hidden states in their form the chosen ones alone, [1, M, D]; ``select_tokens`` says how they are named."""
+        """Of hidden states in their form the chosen ones alone, [1, M, D]; ``select_tokens`` says
+        how they are named."""
         if self.door is None:
             if keep_positions.dtype != torch.bool:
                 raise ValueError("keep_positions by number is for rows that begin here; pass bool [B, T]")

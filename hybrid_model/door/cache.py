@@ -1,7 +1,7 @@
 """The cache of generation: keys and values, convolution tails, delta states.
 
-``generate`` makes transformers' ``DynamicCache`` before the model is called, and these layers are put into it, so that the
-cache a user holds is the one that grows, and beam search reorders it as it would any other.
+``generate`` makes transformers' ``DynamicCache`` before the model is called, and these layers are put into it, so that
+the cache a user holds is the one that grows, and beam search reorders it as it would any other.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ class AttentionCache(CacheLayerMixin):
         bias: torch.Tensor | None,
         history: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Append one token of every row, [B, HKV, 1, D]; keys and values to look at, and what is added to the scores."""
+        """Append one token of every row, [B, HKV, 1, D]; keys and values to look at, and what is
+        added to the scores."""
         keys, values = self.update(key_states, value_states)
         self.mask, self.history = mask, history
         return keys, values, bias

@@ -13,8 +13,8 @@ from hybrid_ft.hybrid_model.door.static_cache import StaticAttentionCache, Stati
 def use_our_layers(cache: Cache, layer_types: Sequence[str]) -> list[AttentionCache | DeltaCache]:
     """The layers of ``cache``, made ours if it is still empty.
 
-    Raises TypeError for another kind of cache and ValueError for one that offloads, and for one that another model has filled
-    or was made for.
+    Raises TypeError for another kind of cache and ValueError for one that offloads, and for one that another model has
+    filled or was made for.
     """
     if len(cache.layers) == len(layer_types) and isinstance(cache.layers[0], (AttentionCache, DeltaCache)):
         return cache.layers

@@ -16,7 +16,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def under_both_names(method: F) -> F:
-    """A method that has ``past_key_values`` among its parameters takes it as ``cache`` too, whatever transformers is here.
+    """A method that has ``past_key_values`` among its parameters takes it as ``cache`` too,
+    whatever transformers is here.
 
     Its signature shows the name that this transformers looks for. Raises TypeError where both are given.
     """

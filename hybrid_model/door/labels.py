@@ -20,8 +20,8 @@ def predictable(
     """The labels [B, T] with -100 where the place before is padding or belongs to another document.
 
     A causal loss takes a token's prediction from the place before it. There stands, at the first token of a row padded
-    on the left, no hidden state, and at the first token of a packed document, another document's. The bounds are
-    those of ``open_door``; nothing waits for the device. attention_mask may be wider than the labels (a filled cache's).
+    on the left, no hidden state, and at the first token of a packed document, another document's. The bounds are those
+    of ``open_door``; nothing waits for the device. attention_mask may be wider than the labels (a filled cache's).
     """
     B, T = labels.shape
     unpredicted = torch.zeros(B, T, dtype=torch.bool, device=labels.device)

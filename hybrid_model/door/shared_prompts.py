@@ -101,8 +101,8 @@ def open_shared_door(
 
 
 def select_tokens(door: Door, x: torch.Tensor, keep_positions: torch.Tensor) -> torch.Tensor:
-    """[N, ...] -> [M, ...]: the M places of the batch where ``keep_positions``, bool [B, T], is set, row by row; or those
-    that it names, int64 [M], of a batch that is one row of real tokens alone, as one with a layout is.
+    """[N, ...] -> [M, ...]: the M places of the batch where ``keep_positions``, bool [B, T], is set, row by row; or
+    those that it names, int64 [M], of a batch that is one row of real tokens alone, as one with a layout is.
 
     The rows with their padding are never formed. Raises ValueError where ``keep_positions`` is set at padding.
     """

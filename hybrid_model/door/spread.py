@@ -1,7 +1,7 @@
 """A flat row whose tokens lie with several processes, a run of them each.
 
-What is computed token by token (embeddings, projections, norms, the MLP, the loss) is computed where the token lies. What
-mixes tokens is computed by heads: ``layers/heads.py`` exchanges them.
+What is computed token by token (embeddings, projections, norms, the MLP, the loss) is computed where the token lies.
+What mixes tokens is computed by heads: ``layers/heads.py`` exchanges them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import torch.distributed as dist
 
 @dataclass(frozen=True, eq=False)
 class Spread:
-    """``tokens`` of each process of a ``group`` of torch's, in their order in the row; this process is number ``rank``."""
+    """``tokens`` of each process of a ``group`` of torch's, in their order in the row; this
+    process is number ``rank``."""
 
     tokens: tuple[int, ...]
     rank: int

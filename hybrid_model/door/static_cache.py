@@ -91,7 +91,8 @@ class StaticAttentionCache(AttentionCache):
     def step(
         self, key_states: torch.Tensor, value_states: torch.Tensor, mask: Any, bias: Any, history: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """One real token of every row, [B, HKV, 1, D]; all columns and which of them are seen. Asks nothing of the host."""
+        """One real token of every row, [B, HKV, 1, D]; all columns and which of them are seen. Asks
+        nothing of the host."""
         assert self._keys is not None and self._values is not None
         self._keys.index_copy_(2, self._columns, key_states)
         self._values.index_copy_(2, self._columns, value_states)

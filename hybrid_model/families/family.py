@@ -71,16 +71,16 @@ class Family:
     own           class name of a module to a function from its class to ours; other recurrent mixers are transformers'
     remembers     whether its decoder layers are own ones, which take a layout and keep caches of ours
     forks         whether a segment may continue another one exactly
-    heads         of a config: of each kind of its mixers the heads that processes which share a row's tokens exchange, 1
-                  where they cannot; None where no config's can be
+    heads         of a config: of each kind of its mixers the heads that processes which share a row's tokens exchange,
+                  1 where they cannot; None where no config's can be
     continues     whether a filled cache can be continued with several tokens at once
     carried       patterns of tensor names in checkpoints that no text model has and an export copies
     rewritten     pairs of what transformers writes in a tensor's name and what the released files have there
     repair        of a config's raw JSON: mended where transformers would read it wrong; raises InputError
     misread       of a loaded config: why the model built from it is wrong; None where it is right
     float32       endings of parameter names that stay in float32
-    head          of a config, hidden states [M, D] and the head's weight [V, D]: both as their product gives the logits;
-                  None where they are as they stand
+    head          of a config, hidden states [M, D] and the head's weight [V, D]: both as their product gives the
+                  logits; None where they are as they stand
     before        of a config: learnt vectors before every document, which all documents of a batch share
     released      how its files are written, where that is not as transformers does it or as the base has it
     traced        whether the memory of its training step is counted, layer by layer, and proven by a trace
@@ -159,7 +159,8 @@ def attention(config: Config, window: int | None = None, query: int | None = Non
 
 
 def delta(heads: int, key: int, value: int, key_heads: int | None = None) -> Mixing:
-    """A delta rule's heads each read their K x V state with k, write it, and read it with q. Gates are exchanged in float32."""
+    """A delta rule's heads each read their K x V state with k, write it, and read it with q. Gates
+    are exchanged in float32."""
     exchanged = 2 * (key_heads or heads) * key + 2 * heads * value + 4 * heads
     return Mixing(per_token=6 * heads * key * value, exchanged=exchanged)
 

@@ -137,8 +137,8 @@ def segment_wise(cls: type[nn.Module], forks: bool) -> type[nn.Module]:
 
 @contextmanager
 def padding_is_zero(mixer: Any, mask: torch.Tensor | None, x: torch.Tensor) -> Iterator[None]:
-    """Inside, what is projected of padding is zero. transformers masks what goes in alone: where the projection has a bias,
-    a row that is padded on the left begins its convolution with it."""
+    """Inside, what is projected of padding is zero. transformers masks what goes in alone: where the projection has a
+    bias, a row that is padded on the left begins its convolution with it."""
     projection: Any = getattr(mixer, "in_proj", None)
     if mask is None or mask.shape != x.shape[:2] or getattr(projection, "bias", None) is None:
         yield
@@ -167,7 +167,8 @@ def _by_levels(x: torch.Tensor, layout: SequenceLayout, run: Any) -> torch.Tenso
 def _level(
     x: torch.Tensor, level: Level, pasts: list[Past], run: Any, continued: set[int]
 ) -> tuple[list[torch.Tensor], list[Past]]:
-    """Outputs by segment, and of the ``continued`` ones the past for their children; an empty one hands on its parent's.
+    """Outputs by segment, and of the ``continued`` ones the past for their children; an empty one
+    hands on its parent's.
 
     One token that continues another segment is taken twice where nothing continues it: a mixer's single step has other
     rules than its scan (no gradient, no lower bound of the time step), and the second changes nothing in the first.

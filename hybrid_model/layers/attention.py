@@ -1,8 +1,8 @@
 """Causal attention inside each segment and to the segments it continues, on flat tokens.
 
-No mask of all tokens by all tokens is ever built. On a GPU one launch takes all segments, in 16 bits: flash-attn's where
-the package for that GPU is installed, else torch's; elsewhere each segment is a call of its own, or equal ones share a
-call.
+No mask of all tokens by all tokens is ever built. On a GPU one launch takes all segments, in 16 bits: flash-attn's
+where the package for that GPU is installed, else torch's; elsewhere each segment is a call of its own, or equal
+ones share a call.
 """
 
 from __future__ import annotations
@@ -118,7 +118,8 @@ def _causal(
 
 
 class OlmoHybridAttention(hf.OlmoHybridAttention):
-    """transformers' parameters, another forward: keys and queries normed over all heads, rope where the config has it."""
+    """transformers' parameters, another forward: keys and queries normed over all heads, rope where
+    the config has it."""
 
     def forward(
         self,
@@ -177,7 +178,8 @@ class OlmoHybridAttention(hf.OlmoHybridAttention):
     def _step(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cache: AttentionCache, call: CachedCall
     ) -> torch.Tensor:
-        """One token of every row, [B, H, D] and [B, HKV, D]; written to the cache. Returns [B, 1, H, D]. No gradients."""
+        """One token of every row, [B, H, D] and [B, HKV, D]; written to the cache. Returns [B, 1,
+        H, D]. No gradients."""
         keys, values, bias = cache.step(k.unsqueeze(2), v.unsqueeze(2), call.mask, call.bias, call.history)
         o = F.scaled_dot_product_attention(
             q.unsqueeze(2),

@@ -17,8 +17,8 @@ from hybrid_ft.hybrid_model.layers.attention import OlmoHybridAttention
 def recorded_weights(layers: Iterable[nn.Module]) -> Iterator[list[torch.Tensor]]:
     """A list that gets the weights [B, H, T, S] of every attention layer that runs inside the block, zeros for padding.
 
-    T columns of the call, S of the cache, which must hold the rows. Queries are projected a second time, and T x S numbers
-    a head are kept: for looking at, not for training.
+    T columns of the call, S of the cache, which must hold the rows. Queries are projected a second time, and T x S
+    numbers a head are kept: for looking at, not for training.
     """
     weights: list[torch.Tensor] = []
     with ExitStack() as around:

@@ -19,7 +19,8 @@ level's outputs [n, ...], its tail and its state."""
 
 
 def over_levels(layout: SequenceLayout, inputs: tuple[torch.Tensor, ...], step: Step) -> torch.Tensor:
-    """Outputs [N, ...] of a recurrence whose inputs are [N, ...] each: every level begins where its parents have ended."""
+    """Outputs [N, ...] of a recurrence whose inputs are [N, ...] each: every level begins where
+    its parents have ended."""
     sizes = [sum(level.lengths) for level in layout.levels]
     tail = state = None
     outputs = []

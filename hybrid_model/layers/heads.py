@@ -1,13 +1,13 @@
 """Exchange of heads: whole sequences of some heads, from some tokens of all heads.
 
-Where the tokens of a row lie with several processes (``door/spread.py``), what mixes them needs whole sequences, and no
-head needs another. So each process takes a share of the heads, in equal parts or nearly so (30 over 4 as 8, 8, 7, 7), gets
-every token of these, and gives back to each process its tokens of the result. Layouts, forks and kernels are those of
-one process.
+Where the tokens of a row lie with several processes (``door/spread.py``), what mixes them needs whole sequences, and
+no head needs another. So each process takes a share of the heads, in equal parts or nearly so (30 over 4 as 8, 8, 7,
+7), gets every token of these, and gives back to each process its tokens of the result. Layouts, forks and kernels are
+those of one process.
 
-Its own weights of a head (a convolution's) have a gradient in the process that computes the head, and zeros elsewhere; so
-the sum over the processes is the gradient of one, as it is for what each computes of its own tokens.
-(All-to-all from tokens to heads: DeepSpeed-Ulysses, arXiv:2309.14509.)
+Its own weights of a head (a convolution's) have a gradient in the process that computes the head, and zeros elsewhere;
+so the sum over the processes is the gradient of one, as it is for what each computes of its own tokens. (All-to-all
+from tokens to heads: DeepSpeed-Ulysses, arXiv:2309.14509.)
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class _AllToAll(torch.autograd.Function):
 
 
 class Heads:
-    """``units`` of heads that stay together, of which this process computes its share: all of them where it has all tokens.
+    """``units`` of heads that stay together, of which this process computes its share: all of them where
+    it has all tokens.
 
     A unit is a key head, or a group, with the value or query heads that it serves, or some of them.
     """
@@ -57,8 +58,8 @@ class Heads:
 
     @classmethod
     def of_groups(cls, layout: SequenceLayout, heads: int, groups: int) -> Heads:
-        """Of key heads or groups that serve ``heads // groups`` heads each. Where there are fewer of them than processes,
-        each is handed to several."""
+        """Of key heads or groups that serve ``heads // groups`` heads each. Where there are fewer of them than
+        processes, each is handed to several."""
         size = 1 if layout.spread is None else len(layout.spread.tokens)
         parts = range(1, heads // groups + 1)
         repeats = next((r for r in parts if groups * r >= size and not heads % (groups * r)), 1)
@@ -92,8 +93,8 @@ class Heads:
         return out.view(sum(tokens), self.count * x.shape[1] // self.units, *x.shape[2:])
 
     def gather_joined(self, x: torch.Tensor, widths: Sequence[int], grouped: Collection[int] = ()) -> torch.Tensor:
-        """The same of several tensors side by side, [n, sum(widths)], each of them all heads, or all groups where its number
-        is in ``grouped``."""
+        """The same of several tensors side by side, [n, sum(widths)], each of them all heads, or all groups where its
+        number is in ``grouped``."""
         if self.spread is None:
             return x
         return torch.cat([self.gather(part) for part in self._parts(x, widths, grouped, 1)], dim=1)
@@ -131,6 +132,7 @@ class Heads:
 def attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: SequenceLayout, attention: Callable[..., torch.Tensor]
 ) -> torch.Tensor:
-    """``attention(q, k, v)`` of whole sequences, for q [n, H, D], k [n, HKV, D] and v [n, HKV, DV]. Returns [n, H, DV]."""
+    """``attention(q, k, v)`` of whole sequences, for q [n, H, D], k [n, HKV, D] and v [n, HKV, DV].
+    Returns [n, H, DV]."""
     heads = Heads.of_groups(layout, q.shape[1], k.shape[1])
     return heads.give_back(attention(*map(heads.gather, (q, heads.each(k, 1), heads.each(v, 1)))))

@@ -81,7 +81,8 @@ def _adapted(function: Any) -> Varlen:
 
 
 def _fault(varlen: Varlen, device: torch.device, dtype: torch.dtype, group: int, D: int) -> str:
-    """What is wrong with results and gradients on three segments, the last with a history; nothing if they are right."""
+    """What is wrong with results and gradients on three segments, the last with a history; nothing
+    if they are right."""
     # whatever surrounds the first call: no gradients, or activations that are counted, to be computed again
     with torch.inference_mode(False), torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_same, _same):
         return _compare(varlen, device, dtype, group, D)

@@ -1,8 +1,9 @@
 """LoRA's product added to the base's by one matrix product.
 
-PEFT writes B A x, scales it, adds it, and converts it: five passes over an output of [N, D] where ``addmm`` makes one.
-Under autocast the factors, which stay in float32, are multiplied in its dtype. What PEFT knows beyond the plain form (DoRA,
-dropout, several adapters, adapters by row, merged weights) is computed by PEFT. Names, files and merging stay PEFT's.
+PEFT writes B A x, scales it, adds it, and converts it: five passes over an output of [N, D] where ``addmm`` makes
+one. Under autocast the factors, which stay in float32, are multiplied in its dtype. What PEFT knows beyond the
+plain form (DoRA, dropout, several adapters, adapters by row, merged weights) is computed by PEFT. Names, files
+and merging stay PEFT's.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ def _added(cls: type[nn.Module]) -> type[nn.Module]:
 
 
 def plain_factors(layer: Any) -> tuple[torch.Tensor, torch.Tensor, float] | None:
-    """A [rank, in], B [out, rank] and the scale of the one active adapter; None where there is more to do than to add."""
+    """A [rank, in], B [out, rank] and the scale of the one active adapter; None where there is more to
+    do than to add."""
     names = [name for name in layer.active_adapters if name in layer.lora_A]
     if len(names) != 1 or layer.disable_adapters or layer.merged or names[0] in layer.lora_variant:
         return None

@@ -5,8 +5,8 @@
 is the gated delta rule with queries C, keys B, values x, log-decay dt A and beta = dt, but for what that rule takes off
 before it writes, beta (k k^T) S: its correction is left out.
 
-One class serves the mixers of Granite 4 H, Falcon-H1, Nemotron-H, Bamba and Zamba2: in transformers they are one forward,
-but for Falcon's multipliers and its norm, which may be none.
+One class serves the mixers of Granite 4 H, Falcon-H1, Nemotron-H, Bamba and Zamba2: in transformers they are one
+forward, but for Falcon's multipliers and its norm, which may be none.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from hybrid_ft.kernels.short_conv import short_conv
 
 
 def mamba2(cls: type[nn.Module]) -> type[nn.Module]:
-    """A mixer's class with a forward that takes [1, N, D] of the current layout; without one it is transformers', but for a
-    cached step whose time step has a lower bound.
+    """A mixer's class with a forward that takes [1, N, D] of the current layout; without one it is transformers', but
+    for a cached step whose time step has a lower bound.
 
     In float16, and with another activation than SiLU, segments are computed by transformers' own scan.
     """

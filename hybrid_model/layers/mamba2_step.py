@@ -19,7 +19,8 @@ def is_step(mixer: Any, x: torch.Tensor, cache: Any) -> bool:
 
 
 def _state(mixer: Any, cache: Any) -> torch.Tensor | None:
-    """[B, H, P, N], or None where no token has been read. Not by the cache's own method, which transformers 5.20 lacks."""
+    """[B, H, P, N], or None where no token has been read. Not by the cache's own method, which transformers 5.20
+    lacks."""
     layer = cache.layers[mixer.layer_idx]
     return layer.recurrent_states[0] if layer.has_previous_state[0] else None
 

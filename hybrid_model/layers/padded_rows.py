@@ -68,8 +68,8 @@ def read_rows(
 ) -> Rows:
     """The embeddings of input_ids [B, T], or inputs_embeds [B, T, D], and what is to be seen of them.
 
-    Each row is one document, padded where attention_mask [B, past + T] is 0. ``before`` of a cache's places are no tokens
-    of the rows: the mask knows nothing of them. Where a layout is current nothing is kept.
+    Each row is one document, padded where attention_mask [B, past + T] is 0. ``before`` of a cache's places are no
+    tokens of the rows: the mask knows nothing of them. Where a layout is current nothing is kept.
     """
     hidden = model.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
     layout = current_layout()

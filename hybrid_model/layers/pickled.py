@@ -1,7 +1,7 @@
 """Flat modules in copies and pickles, as ``torch.save`` and spawned processes make them.
 
-A pickle names a class by where it is found, and a flat class bears the name of transformers'. It is pickled as that one, and
-the model is laid flat again when it is read.
+A pickle names a class by where it is found, and a flat class bears the name of transformers'. It is pickled as that
+one, and the model is laid flat again when it is read.
 """
 
 from __future__ import annotations

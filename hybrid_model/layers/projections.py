@@ -1,8 +1,8 @@
 """Linear layers that read one tensor, with its gradient added up inside their products.
 
 Autograd writes each layer's gradient of the tensor and adds it to the others': three passes over [N, D] for each layer
-beyond the first, where a product that adds to what is there makes two, and rounds once less. Weights stay apart, so that
-names, sharding, adapters and files are as they were.
+beyond the first, where a product that adds to what is there makes two, and rounds once less. Weights stay apart, so
+that names, sharding, adapters and files are as they were.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class _Part(NamedTuple):
 
 
 def projections(x: torch.Tensor, *layers: nn.Module) -> tuple[torch.Tensor, ...]:
-    """What each layer makes of x [..., D]. A hook, a wrapper, a bias, another dtype, or another kind of layer or of tensor
-    at any of them, and all are called one by one."""
+    """What each layer makes of x [..., D]. A hook, a wrapper, a bias, another dtype, or another kind of layer or of
+    tensor at any of them, and all are called one by one."""
     if torch.is_grad_enabled() and x.requires_grad:
         parts = [_part(layer, x) for layer in layers]
         known = [part for part in parts if part is not None]

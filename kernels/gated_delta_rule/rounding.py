@@ -1,8 +1,8 @@
 """The GPU kernels' 16-bit rounding, in plain torch.
 
-For tests and the self-test, whose tolerance it sets: products take operands in q's dtype and add up in float32; what one
-kernel leaves for another (T, the weights, S, dS', Y, dV, E and F) is kept in q's dtype. In float64 nothing is rounded,
-and the gradients are exact. Names and equations: cpu/chunked.py and gpu/scans.py.
+For tests and the self-test, whose tolerance it sets: products take operands in q's dtype and add up in float32; what
+one kernel leaves for another (T, the weights, S, dS', Y, dV, E and F) is kept in q's dtype. In float64 nothing is
+rounded, and the gradients are exact. Names and equations: cpu/chunked.py and gpu/scans.py.
 """
 
 from itertools import pairwise

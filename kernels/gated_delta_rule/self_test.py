@@ -115,8 +115,9 @@ def largest_errors(
 ) -> list[float]:
     """Of each result, what ``errors`` of these four finds in ORDERS orders of the K and V dimensions.
 
-    An element of dg or dbeta is one sum of K V terms that may cancel several hundred times, and where the gates are shut
-    one element is nearly all of the tensor: the error is then a single random rounding, in one order often next to none.
+    An element of dg or dbeta is one sum of K V terms that may cancel several hundred times, and where the gates
+    are shut one element is nearly all of the tensor: the error is then a single random rounding, in one order
+    often next to none.
     """
     gen = torch.Generator().manual_seed(0)
     largest = [0.0] * len(NAMES)
@@ -136,8 +137,8 @@ def allowed(
     dtype: torch.dtype,
     **options: Any,
 ) -> list[float]:
-    """For each result twice the relative error that is the dtype's own: float32, the reference's; 16 bits, what rounding
-    the products' operands costs."""
+    """For each result twice the relative error that is the dtype's own: float32, the reference's; 16 bits, what
+    rounding the products' operands costs."""
     if dtype == torch.float32:
         return [max(2 * x, FLOAT32_FLOOR) for x in reference_errors(leaves, up, cu_seqlens, true, **options)]
     return [2 * x for x in rounding_errors(leaves, up, cu_seqlens, true, dtype, **options)]

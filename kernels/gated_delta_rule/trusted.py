@@ -1,7 +1,7 @@
 """The self-test of a GPU, once for each GPU, Triton and torch.
 
-A miscompiled kernel gives finite, plausible, wrong gradients, and the versions that do so are known only afterwards. The
-test has the heads, head sizes and dtype that will be trained, so that what it compiles is not compiled again.
+A miscompiled kernel gives finite, plausible, wrong gradients, and the versions that do so are known only afterwards.
+The test has the heads, head sizes and dtype that will be trained, so that what it compiles is not compiled again.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ def default_folder() -> Path:
 
 
 def fingerprint(heads: tuple[int, int], dims: tuple[int, int], dtype: torch.dtype, device: torch.device) -> str:
-    """Of all that decides what is compiled and what runs it: the GPU, the libraries, the assembler, the kernels' code."""
+    """Of all that decides what is compiled and what runs it: the GPU, the libraries, the
+    assembler, the kernels' code."""
     import triton
 
     properties = torch.cuda.get_device_properties(device)

@@ -25,13 +25,12 @@ def short_conv(
     activate: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
     """
-    x [N, D], segments end to end; weight [D, W]; bias [D] or None; cu_seqlens int32 or int64 [S+1], one segment if None.
-    initial_tail, final_tail [S, W-1, D]: the last W-1 raw inputs before and after each segment, oldest first, zeros
-    where there were none. Returns y [N, D] and the final tail or None, both in x's dtype; bfloat16 and float16 are
-    computed in float32. Differentiable in x, weight, bias and initial_tail, through both outputs. ``activate``: whether
-    SiLU follows.
-    The tensors' device alone decides the path: on a GPU Triton kernels, for W up to 7, any strides, and without waiting
-    for the device, so that a cu_seqlens that lies there is not read back and not checked.
+    x [N, D], segments end to end; weight [D, W]; bias [D] or None; cu_seqlens int32 or int64 [S+1], one segment if
+    None. initial_tail, final_tail [S, W-1, D]: the last W-1 raw inputs before and after each segment, oldest first,
+    zeros where there were none. Returns y [N, D] and the final tail or None, both in x's dtype; bfloat16 and float16
+    are computed in float32. Differentiable in x, weight, bias and initial_tail, through both outputs. ``activate``:
+    whether SiLU follows. The tensors' device alone decides the path: on a GPU Triton kernels, for W up to 7, any
+    strides, and without waiting for the device, so that a cu_seqlens that lies there is not read back and not checked.
     Raises ValueError, one line, for shapes, dtypes or segment edges that do not fit. See reference.py.
     """
     _check(x, weight, ("N", "D"))
@@ -227,7 +226,8 @@ def _differentiate_runs(
     dbias: Tensor | None,
     activate: bool,
 ) -> None:
-    """Fills ``dx`` and adds to ``dtaps`` and ``dbias``, without what comes through the outputs of the rows ``heads``."""
+    """Fills ``dx`` and adds to ``dtaps`` and ``dbias``, without what comes through the outputs
+    of the rows ``heads``."""
     runs, ahead = _runs(x), len(taps) - 1
     buffers = x.new_empty(3, max((stop - start for start, stop in runs), default=0) + ahead, x.shape[1])
     bounds = torch.tensor([(start, min(stop + ahead, len(x))) for start, stop in runs], device=x.device).view(-1, 2)

@@ -26,12 +26,12 @@ BT, BV = 512, 2048
 
 def token_log_probs(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
-    hidden [N, D], weight [V, D], targets int64 [N] in [0, V).
-    Returns float32 [N] (float64 for float64 inputs): the targets' log-probabilities, differentiable in hidden and
-    weight, and the entropies, which are not; and bool [N], whether no token is likelier than the target.
-    The tensors' device alone decides the path. On a CPU half precision is multiplied in float32; extra memory is a tile,
-    and the gradient of weight. On a GPU, for 32 and 16 bits, logits are rounded to the inputs' dtype (the wider of two);
-    extra memory is 4,096 rows of them and, in backward, the gradient of weight in float32.
+    hidden [N, D], weight [V, D], targets int64 [N] in [0, V). Returns float32 [N] (float64 for float64 inputs): the
+    targets' log-probabilities, differentiable in hidden and weight, and the entropies, which are not; and bool [N],
+    whether no token is likelier than the target. The tensors' device alone decides the path. On a CPU half precision is
+    multiplied in float32; extra memory is a tile, and the gradient of weight. On a GPU, for 32 and 16 bits, logits are
+    rounded to the inputs' dtype (the wider of two); extra memory is 4,096 rows of them and, in backward, the gradient
+    of weight in float32.
 
     Raises ValueError, one line, for shapes or dtypes that do not fit and, on a CPU, for a target outside the
     vocabulary; on a GPU its log-probability is NaN, for the device is not waited for."""
@@ -71,7 +71,8 @@ class _TokenLogProbs(torch.autograd.Function):
                 here = ((place >= 0) & (place < z.shape[1])).nonzero().squeeze(-1)
                 target_logits[tokens][here] = z[here, place[here]]
                 new = torch.maximum(m, z.amax(-1))
-                # what was summed against the old maximum, against the new one; nothing at the first tile, where m is -inf
+                # what was summed against the old maximum, against the new one; nothing at the first tile, where
+                # m is -inf
                 shift = (m - new).nan_to_num_(neginf=0.0)
                 shrink = (m - new).exp_()
                 x.add_(s * shift).mul_(shrink)

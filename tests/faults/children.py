@@ -1,4 +1,5 @@
-"""The processes of the program: started from the fork server, ended by signals, and what a launcher does for several."""
+"""The processes of the program: started from the fork server, ended by signals, and what a
+launcher does for several."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ LIMIT = 600.0
 
 
 class ForkServer:
-    """The process of ``fork_server.py``; its answers are in the order of its questions, so one thread asks at a time."""
+    """The process of ``fork_server.py``; its answers are in the order of its questions, so one thread
+    asks at a time."""
 
     def __init__(self, errors: Path) -> None:
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
@@ -121,8 +123,8 @@ class Ranks:
     """what had to be done to end them"""
 
     def wait(self, limit: float = LIMIT, grace: float = 30.0) -> list[int]:
-        """The exit statuses, once all have ended. When one ends with a status that is not 0 the others are asked to stop
-        (SIGTERM) and killed ``grace`` seconds later, as torchrun does; all are killed after ``limit`` seconds."""
+        """The exit statuses, once all have ended. When one ends with a status that is not 0 the others are asked to
+        stop (SIGTERM) and killed ``grace`` seconds later, as torchrun does; all are killed after ``limit`` seconds."""
         began, asked_at = time.monotonic(), None
         while running := [rank for rank, child in enumerate(self.children) if not child.ended(0.02)]:
             failed = [child for rank, child in enumerate(self.children) if rank not in running and child.wait() != 0]

@@ -60,8 +60,8 @@ def steady_jobs(harness: Harness, steady_base: Path) -> dict[str, Job]:
 
 
 def make_jobs(place: Path, base: Path) -> dict[str, Job]:
-    """sft-full, -weights, -stream and -lora, dpo-full and -lora, kto-lora, reward-full, -stream and -lora: 24 rows, 8 steps
-    over two to three passes, a checkpoint at every step."""
+    """sft-full, -weights, -stream and -lora, dpo-full and -lora, kto-lora, reward-full, -stream and -lora: 24 rows, 8
+    steps over two to three passes, a checkpoint at every step."""
     chance = random.Random(0)
     place.mkdir()
     sft, dpo, weighted = [], [], []

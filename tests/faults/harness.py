@@ -137,7 +137,8 @@ class Harness:
         return f"differs in {wrong}" if wrong else None
 
     def each(self, trials: Iterable[Any], trial: Callable[[Any], str | None]) -> list[str]:
-        """Do all trials, some at once; returns what ``trial`` returned or raised for each that failed, whose folders stay."""
+        """Do all trials, some at once; returns what ``trial`` returned or raised for each that
+        failed, whose folders stay."""
 
         def tried(one: Any) -> str | None:
             self._of_trial.folders = []

@@ -177,7 +177,8 @@ def short_waits(seconds: float) -> None:
 
 
 def local_hub(folder: str) -> None:
-    """huggingface_hub's API on a folder: contents first, one by one and each once, then a commit that names them all."""
+    """huggingface_hub's API on a folder: contents first, one by one and each once, then a commit
+    that names them all."""
     import hashlib
     import json
     from pathlib import Path

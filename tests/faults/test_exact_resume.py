@@ -1,4 +1,5 @@
-"""Stopped anywhere in its passes over the data and started again, a run is the run that was not stopped, to the last bit."""
+"""Stopped anywhere in its passes over the data and started again, a run is the run that was not stopped,
+to the last bit."""
 
 import itertools
 import signal

@@ -1,4 +1,5 @@
-"""A kill before each operation on files: whatever half of a save, a start or an export is there, the same command goes on."""
+"""A kill before each operation on files: whatever half of a save, a start or an export is there, the
+same command goes on."""
 
 import re
 import shutil

@@ -71,7 +71,8 @@ def uses(harness: Harness, every_job: Any, tiny_base: Path) -> dict[str, Use]:
 
 @pytest.fixture(scope="session")
 def undisturbed() -> Callable[[Use], tuple[dict[str, str], float, list[str]]]:
-    """``undisturbed(use)``: the digests of its files, its duration in seconds, its operations on files; made on first use."""
+    """``undisturbed(use)``: the digests of its files, its duration in seconds, its operations on files;
+    made on first use."""
     made: dict[int, tuple[dict[str, str], float, list[str]]] = {}
 
     def of(use: Use) -> tuple[dict[str, str], float, list[str]]:

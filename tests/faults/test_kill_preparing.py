@@ -1,4 +1,5 @@
-"""kill -9 while rows become tokens, or a file: nothing half made is taken for whole, and the next start equals a whole one."""
+"""kill -9 while rows become tokens, or a file: nothing half made is taken for whole, and the next start
+equals a whole one."""
 
 import json
 import signal

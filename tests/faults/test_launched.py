@@ -1,5 +1,5 @@
-"""``hybrid-ft launch`` on one machine and on two: whatever is killed, statuses tell it, nothing is left running, and the
-same command ends with the same files."""
+"""``hybrid-ft launch`` on one machine and on two: whatever is killed, statuses tell it, nothing is left running, and
+the same command ends with the same files."""
 
 import json
 import os
@@ -86,7 +86,8 @@ def reached(output: Path) -> int:
 
 
 def wait_for_a_moment(draw: random.Random, machines: Machines, output: Path, early: float) -> str:
-    """Any, from the program's start on; or a little after some checkpoint, since most of the time libraries are loaded."""
+    """Any, from the program's start on; or a little after some checkpoint, since most of the
+    time libraries are loaded."""
     if draw.random() < early:
         seconds = draw.uniform(0, 4)
         machines.children[0].ended(seconds)

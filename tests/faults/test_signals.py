@@ -1,4 +1,5 @@
-"""A request to stop at any moment: at most the step at work and a save, exit 75, and the same end by the same command."""
+"""A request to stop at any moment: at most the step at work and a save, exit 75, and the same end
+by the same command."""
 
 import signal
 import subprocess

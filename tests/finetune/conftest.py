@@ -31,8 +31,8 @@ class Start:
 
 @pytest.fixture
 def start(tmp_path: Path, tiny_base: Path, tiny_tokenizer: Any) -> Any:
-    """``start(rows=..., train={...}, ...)`` runs a recipe on random rows into ``tmp_path / output``; ``start.prepared`` are
-    the rows."""
+    """``start(rows=..., train={...}, ...)`` runs a recipe on random rows into ``tmp_path / output``;
+    ``start.prepared`` are the rows."""
     return starts_in(tmp_path, tiny_base, tiny_tokenizer)
 
 
@@ -151,7 +151,8 @@ def make_pairs() -> Callable[..., Any]:
 
 
 def random_pairs(count: int, seed: int = 0, prompts: tuple[int, int] = (1, 30), name: str = "pairs.jsonl") -> Any:
-    """What ``prepare`` gives for pairs: prompts of 1 to 30 tokens, some of them shared by two pairs, answers of 1 to 12."""
+    """What ``prepare`` gives for pairs: prompts of 1 to 30 tokens, some of them shared by two pairs, answers
+    of 1 to 12."""
     from datasets import Dataset
 
     chance = random.Random(seed)
@@ -188,7 +189,8 @@ def mesh() -> Iterator[Any]:
 
 @pytest.fixture
 def start_pairs(tmp_path: Path, tiny_base: Path, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """``start_pairs(pairs=..., train={...}, dpo={...}, ...)`` runs a recipe on random pairs into ``tmp_path / output``."""
+    """``start_pairs(pairs=..., train={...}, dpo={...}, ...)`` runs a recipe on random pairs
+    into ``tmp_path / output``."""
 
     def go(
         output: str = "run", pairs: int = 20, held_out: int = 0, seed: int = 0, extend: bool = False, **sections: Any

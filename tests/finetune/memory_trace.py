@@ -29,8 +29,8 @@ BLOCK = 512
 
 
 class LiveBytes(TorchDispatchMode):
-    """``now`` and ``peak``: bytes of every storage that an operation has returned and that is still alive; ``gathered``:
-    bytes that gatherings have put together."""
+    """``now`` and ``peak``: bytes of every storage that an operation has returned and that is still alive;
+    ``gathered``: bytes that gatherings have put together."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,7 +92,8 @@ class LiveBytes(TorchDispatchMode):
 
 @dataclasses.dataclass(frozen=True)
 class Peaks:
-    """Bytes on each GPU: held between steps, and the most during forward, backward and the optimizer's step; gathered in it."""
+    """Bytes on each GPU: held between steps, and the most during forward, backward and the optimizer's
+    step; gathered in it."""
 
     held: int
     forward: int
@@ -301,7 +302,8 @@ def _packed(model: Any) -> dict[Any, torch.Size]:
 
 
 def _packed_weight(shape: torch.Size) -> torch.nn.Parameter:
-    """As bitsandbytes packs one: two numbers in a byte, a scale in 8 bits for 64 and one in 32 bits for 256 of these."""
+    """As bitsandbytes packs one: two numbers in a byte, a scale in 8 bits for 64 and one in 32 bits
+    for 256 of these."""
     from bitsandbytes.functional import QuantState
 
     blocks = shape.numel() // 64

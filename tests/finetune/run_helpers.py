@@ -106,7 +106,8 @@ def losses(folder: Path) -> list[float]:
 
 
 def quickstart_recipe(folder: Path, root: Path, rows: int, model: str, train: str) -> None:
-    """``r.yaml`` in the folder: four steps on the quickstart's first ``rows``, with these keys of ``model`` and ``train``."""
+    """``r.yaml`` in the folder: four steps on the quickstart's first ``rows``, with these keys
+    of ``model`` and ``train``."""
     text = (root / "datasets/quickstart/train.jsonl").read_text().splitlines()[:rows]
     (folder / "rows.jsonl").write_text("\n".join(text) + "\n")
     (folder / "r.yaml").write_text(
@@ -139,7 +140,8 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, trainer: type, step: int, how:
 def resumed_and_whole(
     monkeypatch: pytest.MonkeyPatch, start: Callable[..., Any], trainer: type, **more: Any
 ) -> tuple[Path, Path]:
-    """A run that was killed in step 4, stopped in step 5 and gone on with, and one that was not; saves are every second step.
+    """A run that was killed in step 4, stopped in step 5 and gone on with, and one that was not; saves
+    are every second step.
 
     Their metrics and the weights in them are the same.
     """
@@ -164,7 +166,8 @@ def resumed_and_whole(
 
 
 def random_rows(count: int, seed: int, name: str, row_of: Callable[[random.Random, Tokens], dict[str, Any]]) -> Any:
-    """What ``prepare`` gives: prompts of 1 to 30 tokens, every fourth one the one before, and what ``row_of`` adds to each."""
+    """What ``prepare`` gives: prompts of 1 to 30 tokens, every fourth one the one before, and what
+    ``row_of`` adds to each."""
     from datasets import Dataset
 
     chance = random.Random(seed)

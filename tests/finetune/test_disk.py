@@ -33,7 +33,8 @@ def other(path: Path, **options: Any) -> subprocess.Popen[str]:
 
 @pytest.fixture
 def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process that holds ``tmp_path / "a/lock"``; after a line it takes the file away, at the input's end it ends."""
+    """Another process that holds ``tmp_path / "a/lock"``; after a line it takes the file away, at the
+    input's end it ends."""
     with other(tmp_path / "a/lock", stdin=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stdout.readline() == "held\n"
         yield process

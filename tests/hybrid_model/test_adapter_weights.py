@@ -26,7 +26,8 @@ def relative(got: torch.Tensor, wanted: torch.Tensor) -> float:
 
 
 def step(model: Any) -> dict[str, torch.nn.Parameter]:
-    """Move whatever is trained by its gradient, which must not be zero, twice: B may begin at zero, and A's is zero then."""
+    """Move whatever is trained by its gradient, which must not be zero, twice: B may begin at zero, and
+    A's is zero then."""
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     for number in range(2):
         model.zero_grad()

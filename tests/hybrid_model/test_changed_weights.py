@@ -63,7 +63,8 @@ def test_the_next_answer_has_the_changed_weights(make_pair, change):
 
 
 class Int8Linear(nn.Linear):
-    """Weights of a byte each with a scale a row. Quantised tensors cannot be joined; this one has no ``weight`` at all."""
+    """Weights of a byte each with a scale a row. Quantised tensors cannot be joined; this one has
+    no ``weight`` at all."""
 
     def __init__(self, linear):
         nn.Module.__init__(self)

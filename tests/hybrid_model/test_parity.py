@@ -63,8 +63,8 @@ def run(model, rows, tokens):
 @pytest.mark.parametrize("case", CASES, ids=map(name, CASES))
 def test_logits_and_gradients_equal_transformers(case, make_pair, relative, assert_gradients, in_float64):
     """In float64 to rounding. In float32 to 1e-5, or where transformers itself is further than a quarter of that from
-    the float64 gradient, to four times its own error: a gradient may be a small sum of large terms. Of one that is zero, as
-    a query's to a single key, rounding alone is left, and transformers' is the largest of four weights."""
+    the float64 gradient, to four times its own error: a gradient may be a small sum of large terms. Of one that is
+    zero, as a query's to a single key, rounding alone is left, and transformers' is the largest of four weights."""
     rows, tokens, fields = case
     seed = CASES.index(case)
     with in_float64():

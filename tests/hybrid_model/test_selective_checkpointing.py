@@ -101,8 +101,8 @@ def test_what_is_kept_is_what_there_is():
 
 @pytest.mark.parametrize("how", [None, "full", "selective", "offload"])
 def test_backward_ends_at_the_first_layer_that_is_trained(how):
-    """Adapters on the last two layers of four: the same bits with and without a gradient of the embeddings, and without it
-    no product of the layers below."""
+    """Adapters on the last two layers of four: the same bits with and without a gradient of the embeddings, and without
+    it no product of the layers below."""
     from hybrid_ft.hybrid_model.adapters import add_lora
 
     torch.manual_seed(0)

@@ -84,9 +84,9 @@ def run(op: Callable[..., Any], leaves: list[Tensor | None], up: list[Tensor]) -
 def assert_as_good(nan_memory: None, dtype: torch.dtype, device: str) -> Callable[..., list[Tensor]]:
     """The op's error is at most twice the reference's own in the same dtype, both against float64, in relative L2.
 
-    ``leaves`` and ``up`` are float64, the gradients of all outputs the latter. Where the reference happens to be all but
-    exact, one rounding is allowed, and for a weight's gradient those of one float32 sum: the interpreter adds row by
-    row. Twice the same: bit for bit. Returns the results.
+    ``leaves`` and ``up`` are float64, the gradients of all outputs the latter. Where the reference happens to be all
+    but exact, one rounding is allowed, and for a weight's gradient those of one float32 sum: the interpreter adds row
+    by row. Twice the same: bit for bit. Returns the results.
     """
 
     def check(op: Callable[..., Any], reference: Callable[..., Any], leaves: list, up: list[Tensor]) -> list[Tensor]:
@@ -165,7 +165,8 @@ def build() -> Callable[[Recorder, int], Built]:
 
 @pytest.fixture
 def assert_compiles(record, build) -> Callable[..., None]:
-    """Every kernel that ``call`` launches from a module, compiled for an architecture as it is launched: nothing spills."""
+    """Every kernel that ``call`` launches from a module, compiled for an architecture as it is launched: nothing
+    spills."""
 
     def check(module: Any, call: Callable[[], object], arch: int) -> None:
         recorders = record(module, call)

@@ -1,5 +1,6 @@
-"""Triton as on a machine with a GPU, on one without: it finds out what its arguments are and compiles; and for an H100 it
-launches, into a libcuda of ours (libcuda.c), which looks at what arrives and runs nothing. The tensors lie on the CPU.
+"""Triton as on a machine with a GPU, on one without: it finds out what its arguments are and compiles; and for an
+H100 it launches, into a libcuda of ours (libcuda.c), which looks at what arrives and runs nothing. The tensors
+lie on the CPU.
 
 Launching needs a C compiler, as it does anywhere.
 """
@@ -31,8 +32,8 @@ class Config(ctypes.Structure):
 
 
 class Launch(NamedTuple):
-    """``arrived``: the value of every parameter that the compiled kernel has; ``given``: of every argument that the call
-    left to run time, a tensor's being its address, and of the two addresses of scratch memory that Triton adds."""
+    """``arrived``: the value of every parameter that the compiled kernel has; ``given``: of every argument that the
+    call left to run time, a tensor's being its address, and of the two addresses of scratch memory that Triton adds."""
 
     kernel: Any
     compiled: Any
@@ -42,7 +43,8 @@ class Launch(NamedTuple):
 
 
 class Target:
-    """A driver that Triton can compile for, and no more. A kernel keeps what it has learnt of a device by its number."""
+    """A driver that Triton can compile for, and no more. A kernel keeps what it has learnt of a
+    device by its number."""
 
     def __init__(self, arch: int) -> None:
         self.get_current_device = lambda: arch

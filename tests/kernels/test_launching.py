@@ -306,7 +306,8 @@ def test_who_watches_launches_sees_them(
 def test_what_arrives_at_the_driver_is_the_same(
     launches: dict[str, Launch], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Through Triton's own launcher, as it is called here and by Triton: plain arguments, and named tuples in others."""
+    """Through Triton's own launcher, as it is called here and by Triton: plain arguments, and
+    named tuples in others."""
     from launched import Config, Driver, build, parameter_types
     from triton.backends.nvidia import driver as nvidia
 

@@ -1,7 +1,7 @@
 """llama.cpp's architectures: their settings, and tensors as they want them.
 
-Each is described as llama.cpp reads it; names come from the gguf package's own map. What was tried with llama.cpp itself,
-logits against transformers', stands in docs/results.md.
+Each is described as llama.cpp reads it; names come from the gguf package's own map. What was tried with llama.cpp
+itself, logits against transformers', stands in docs/results.md.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from hybrid_ft.finetune.conversion.gguf.mamba2 import Config, Tensors, Writer
 
 @dataclass(frozen=True)
 class Architecture:
-    """``name`` in gguf's MODEL_ARCH; ``settings`` writes what is its own; ``tensor`` gives a checkpoint's tensor, by its
-    name, other names and forms; ``refused`` says of a config why llama.cpp would compute another model."""
+    """``name`` in gguf's MODEL_ARCH; ``settings`` writes what is its own; ``tensor`` gives a checkpoint's tensor, by
+    its name, other names and forms; ``refused`` says of a config why llama.cpp would compute another model."""
 
     name: str
     settings: Callable[[Writer, Config], None]

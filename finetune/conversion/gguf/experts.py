@@ -15,8 +15,8 @@ _PARTS = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
 
 
 def read_tensors(stored: dict[str, StoredTensor]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Name and float32 values of each tensor; the experts of a layer are one [E, ...], under a name that all families share,
-    ``model.layers.N.mlp.experts.gate_proj.weight``."""
+    """Name and float32 values of each tensor; the experts of a layer are one [E, ...], under a name that
+    all families share, ``model.layers.N.mlp.experts.gate_proj.weight``."""
     for name, tensor in stored.items():
         found = _ONE_EXPERT.fullmatch(name)
         if found is None:
@@ -68,8 +68,8 @@ def next_refused(config: Config) -> str | None:
 
 
 def next_tensor(name: str, tensor: torch.Tensor, config: Config) -> Tensors:
-    """Queries, keys, values and gates lie together by key head in the file, each by itself in llama.cpp. Value heads stay in
-    a row by their key head."""
+    """Queries, keys, values and gates lie together by key head in the file, each by itself in llama.cpp. Value heads
+    stay in a row by their key head."""
     tensor = shared_expert_tensor(name, tensor)
     before, _, part = name.partition(".linear_attn.")
     if not part:

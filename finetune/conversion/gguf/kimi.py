@@ -32,7 +32,8 @@ def kimi_settings(writer: Writer, config: Config) -> None:
 
 
 def kimi_tensor(name: str, tensor: torch.Tensor, config: Config) -> Tensors:
-    """Keys and values come apart where they are unfolded, the keys' matrix turned round, as it is multiplied into queries."""
+    """Keys and values come apart where they are unfolded, the keys' matrix turned round, as it
+    is multiplied into queries."""
     before, _, part = name.rpartition(".self_attn.")
     if part == "kv_b_proj.weight":
         heads = tensor.view(config.num_attention_heads, -1, tensor.shape[1])

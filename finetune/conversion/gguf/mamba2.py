@@ -56,7 +56,8 @@ def granite_settings(writer: Writer, config: Config) -> None:
 
 
 def granite_tensor(name: str, tensor: torch.Tensor, config: Config) -> Tensors:
-    """Gate and up are one tensor in the file and two in llama.cpp; beside experts the shared MLP has names of its own."""
+    """Gate and up are one tensor in the file and two in llama.cpp; beside experts the shared MLP has
+    names of its own."""
     block = f"blk.{name.split('.')[2]}.ffn" if name.startswith("model.layers.") else ""
     if name.endswith("block_sparse_moe.input_linear.weight"):
         gate, up = tensor.chunk(2, dim=-2)
@@ -96,7 +97,8 @@ def _head(config: Config) -> int:
 
 
 def bamba_tensor(name: str, tensor: torch.Tensor, config: Config) -> Tensors:
-    """This architecture turns neighbours, transformers the first half with the second: queries and keys change places."""
+    """This architecture turns neighbours, transformers the first half with the second: queries
+    and keys change places."""
     if name.endswith(("q_proj.weight", "k_proj.weight")):
         heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
         rows, turned = tensor.view(heads, -1, tensor.shape[1]), _turned(config)

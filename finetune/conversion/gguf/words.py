@@ -23,7 +23,8 @@ _WHOLE_WORDS = ("llama-bpe",)
 
 
 def split_name(folder: Path) -> str:
-    """What llama.cpp calls this tokenizer's way to split. Raises InputError for one that it would read in another way."""
+    """What llama.cpp calls this tokenizer's way to split. Raises InputError for one that it would
+    read in another way."""
     path = folder / "tokenizer.json"
     raw = json_object(path)
     model: dict[str, Any] = raw.get("model") or {}

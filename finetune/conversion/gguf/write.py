@@ -44,8 +44,8 @@ _WORST = {"f32": 0.0, "f16": 1e-3, "bf16": 8e-3, "q8_0": 2e-2, "q4_k_m": 0.2}
 
 
 def export_gguf(source: Source, place: Place, kind: str) -> Result:
-    """Write one file of ``kind``, one of ``TYPES``. Raises InputError for a family, tokenizer or machine that cannot, before
-    anything is written."""
+    """Write one file of ``kind``, one of ``TYPES``. Raises InputError for a family, tokenizer or machine that cannot,
+    before anything is written."""
     architecture = _architecture(source, kind)
     split_name(source.folder)
     rewrite = Rewrite(source.folder, source.config, None, 2**62)

@@ -77,8 +77,9 @@ _MOST_ROLES = 4
 
 
 def advice(source: Source, rows: Sequence[Row], kind: str) -> str:
-    """``set columns: {...}`` for the first mapping that reads the rows and leaves out nothing that belongs to a question,
-    and that rows are pairs where they are; nothing where there is neither. ``kind``: rows, pairs or judged."""
+    """``set columns: {...}`` for the first mapping that reads the rows and leaves out nothing that
+    belongs to a question, and that rows are pairs where they are; nothing where there is neither.
+    ``kind``: rows, pairs or judged."""
     pairs = PAIRS_HERE if kind == "rows" and holds_pairs(list(rows)) else ""
     columns = list(dict.fromkeys(name for row in rows for name in row.values if name.isprintable()))
     for tried in _tries(columns, rows, kind, bool(pairs)):
@@ -219,7 +220,8 @@ def _of_turns(column: str, rows: Sequence[Row]) -> Iterator[_Try]:
 
 
 def _meanings(said: list[str]) -> dict[str, str] | None:
-    """What unknown roles mean: who is one of two and asks, or speaks first, is the user; None where that cannot be told."""
+    """What unknown roles mean: who is one of two and asks, or speaks first, is the user; None where
+    that cannot be told."""
     unknown = [role for role in said if role not in ROLES]
     roles = {role: ROLES[role.lower()] for role in unknown if role.lower() in ROLES}
     unknown = [role for role in unknown if role not in roles]

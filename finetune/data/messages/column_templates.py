@@ -47,7 +47,8 @@ def _as_text(value: Any) -> Any:
 
 
 def _tojson(value: Any, indent: int | None = None) -> str:
-    """An object as it stands in its row: Jinja2's own filter sorts the keys and writes ``<``, ``&`` and ``'`` as escapes."""
+    """An object as it stands in its row: Jinja2's own filter sorts the keys and writes ``<``, ``&``
+    and ``'`` as escapes."""
     if isinstance(value, jinja2.Undefined):
         return str(value)  # raises UndefinedError
     return json.dumps(value, ensure_ascii=False, indent=indent)
@@ -139,6 +140,7 @@ def is_template(text: str) -> bool:
 
 
 def condition(expression: str) -> ColumnTemplate:
-    """A template that is blank where a Jinja2 expression is false, a blank string, or about a column that is not there."""
+    """A template that is blank where a Jinja2 expression is false, a blank string, or about a column
+    that is not there."""
     test = "{% if w is defined and (w | trim if w is string else w) %}x{% endif %}"
     return ColumnTemplate(f"{{% set w = ({expression}) %}}{test}")

@@ -3,8 +3,8 @@
     signature: [[question, answer]]       # columns by which such a file is known
     columns: {prompt: question, completion: answer}
 
-A value is the name of a column, which is renamed and never rewritten (``input.messages`` goes into objects), or a Jinja2
-template over the columns, whose text is put in as it is. See datasets/columns/README.md.
+A value is the name of a column, which is renamed and never rewritten (``input.messages`` goes into objects), or a
+Jinja2 template over the columns, whose text is put in as it is. See datasets/columns/README.md.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ Noticed = dict[str, int]
 
 
 def row_format(source: Source, rows: list[Row]) -> Form | None:
-    """How a source's rows are read: by its mapping, or else recognised; None where the columns are of no known format."""
+    """How a source's rows are read: by its mapping, or else recognised; None where the columns are
+    of no known format."""
     mapping = _Mapping(source, pairs=False)
     if mapping.columns is None:
         form = recognise(mapping.samples(rows), source.format)
@@ -136,7 +137,8 @@ class _Mapping:
         return dict(self._with_roles(found)), noticed
 
     def as_turns(self, values: Values) -> tuple[Values, Noticed]:
-        """The row with texts that hold lists of messages as these, and with the roles of its turns as ``roles`` says."""
+        """The row with texts that hold lists of messages as these, and with the roles of its
+        turns as ``roles`` says."""
         parsed, noticed = with_lists(values)
         return self._with_roles(parsed), noticed
 

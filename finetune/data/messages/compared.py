@@ -22,7 +22,8 @@ Meaning = dict[str, int | str]
 
 
 def side(columns: Sequence[str], words: tuple[str, ...], rows: Sequence[Row]) -> str | None:
-    """The one column of texts or turns that is called by one of the words, alone or beside ``response`` and the like."""
+    """The one column of texts or turns that is called by one of the words, alone or beside
+    ``response`` and the like."""
     found = []
     for name in columns:
         parts = set(re.split(r"[ _.-]", name.lower()))
@@ -54,7 +55,8 @@ def judged_twos(columns: Sequence[str], rows: Sequence[Row]) -> Iterator[tuple[d
 
 
 def _meaning(values: Sequence[Any], marks: str) -> Meaning | None:
-    """None where a value is not understood. Of a number only 1 and 2 are, and only where the answers are numbered so."""
+    """None where a value is not understood. Of a number only 1 and 2 are, and only where the
+    answers are numbered so."""
     meaning: Meaning = {}
     for value in values:
         if isinstance(value, bool) or not isinstance(value, str | int):

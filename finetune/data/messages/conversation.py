@@ -25,9 +25,9 @@ class Conversation:
     ``tool_calls`` (a list of ``{"type": "function", "function": {"name", "arguments": {...}}}``), the released Olmo
     templates' ready-made ``function_calls`` and ``functions`` (text), ``reasoning_content``, ``name`` and
     ``tool_call_id``. ``tools`` is None where there are none. ``unused`` names the message fields that were left out,
-    ``weights`` those in the loss of the assistant's messages, by index, that have other ones than 1; ``noticed`` counts what
-    was come upon, by the keys of ``noticed.NOTES``; ``template_arguments`` are what the row gives its chat template
-    beside the messages.
+    ``weights`` those in the loss of the assistant's messages, by index, that have other ones than 1; ``noticed`` counts
+    what was come upon, by the keys of ``noticed.NOTES``; ``template_arguments`` are what the row gives its chat
+    template beside the messages.
     """
 
     messages: list[dict[str, Any]]

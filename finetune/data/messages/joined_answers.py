@@ -16,7 +16,8 @@ ALONE = "no answer to the same prompt was judged the other way; hybrid-ft kto tr
 
 
 def joined(judged: Iterable[Judged], every: bool, notes: list[str]) -> Iterator[Pair]:
-    """The pairs of judged answers, each with the place of its good one; in the place of an answer that has none, the reason.
+    """The pairs of judged answers, each with the place of its good one; in the place of an answer that
+    has none, the reason.
 
     Good and bad answers to one prompt are paired in their order, or with ``every`` each good one with each bad one. All
     are held in memory until the last is read. How many were left over is added to ``notes``.

@@ -95,7 +95,8 @@ def label_of(source: Source, rows: list[Row]) -> Label | None:
 
 
 def judged_format(source: Source, label: Label, rows: list[Row]) -> JudgedForm | None:
-    """How a source's rows are read: as supervised rows, beside the label; None where the columns are of no known format."""
+    """How a source's rows are read: as supervised rows, beside the label; None where the columns are
+    of no known format."""
     form = row_format(source, rows)
     if form is None:
         return None

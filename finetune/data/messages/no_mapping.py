@@ -29,8 +29,8 @@ def no_mapping(source: Source, rows: Sequence[Row], name: str) -> str:
 
 
 def no_text(rows: Sequence[Row]) -> str:
-    """The same for what holds neither rows nor pairs: token ids, trees of messages, articles with several questions each,
-    requests without answers."""
+    """The same for what holds neither rows nor pairs: token ids, trees of messages, articles with several questions
+    each, requests without answers."""
     return _token_ids(rows) or _trees(rows) or _several_questions(rows) or no_answers(rows)
 
 

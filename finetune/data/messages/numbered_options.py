@@ -17,8 +17,8 @@ _KEYS = (*sorted(KEYS_OF_ANSWER), "answer", "cop")
 
 
 def right_option(columns: Sequence[str], rows: Sequence[Row]) -> tuple[str, set[str]] | None:
-    """A template that writes the right one of some options, and the columns that it reads; None where there is none, or where
-    the rows do not tell whether they are counted from 0 or from 1."""
+    """A template that writes the right one of some options, and the columns that it reads; None where there is none, or
+    where the rows do not tell whether they are counted from 0 or from 1."""
     for options in _families(columns):
         for key in (name for known in _KEYS for name in columns if name.lower() == known and name not in options):
             values = [row.values.get(key) for row in rows if row.values.get(key) not in (None, "")]

@@ -1,7 +1,7 @@
 """Formats of preference rows, and how they become a prompt and two answers.
 
-Every format comes down to two whole conversations, of which ``preference_from`` takes what they share. A side that holds
-turns of its own from the first on (a list of messages, an hh-rlhf transcript) is whole already; a side that is an
+Every format comes down to two whole conversations, of which ``preference_from`` takes what they share. A side that
+holds turns of its own from the first on (a list of messages, an hh-rlhf transcript) is whole already; a side that is an
 answer alone stands after the row's prompt.
 """
 
@@ -181,7 +181,8 @@ def _side(values: Values, column: str, unused: set[str]) -> Messages:
 
 
 def _turns(value: Any, column: str, unused: set[str]) -> Messages:
-    """Messages, one alone or a list. Raises BadRow for an answer that its own marks take from the training, or lessen."""
+    """Messages, one alone or a list. Raises BadRow for an answer that its own marks take from
+    the training, or lessen."""
     weights: dict[int, Weights] = {}
     messages = turns_from(value, column, unused, weights)
     if column in (*SIDES, *OUTPUTS) and len(messages) - 1 in weights:

@@ -43,7 +43,8 @@ _ABOUT = frozenset(
 
 @dataclass(slots=True)
 class PlainText:
-    """One document. ``unused``: fields that were left out, of which a text has none; ``noticed``: what reading came upon."""
+    """One document. ``unused``: fields that were left out, of which a text has none; ``noticed``:
+    what reading came upon."""
 
     text: str
     unused: set[str] = field(default_factory=set)

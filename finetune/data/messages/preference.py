@@ -56,8 +56,8 @@ class Unusable(Exception):
 class Preference:
     """``prompt`` is every message before the answer; ``chosen`` and ``rejected`` are one assistant message each.
 
-    ``noticed`` is as in Conversation, the prompt counted once; ``margin``: by how much chosen is to be better, for a reward
-    model.
+    ``noticed`` is as in Conversation, the prompt counted once; ``margin``: by how much chosen is to be better,
+    for a reward model.
     """
 
     prompt: Messages

@@ -29,9 +29,9 @@ _STRING_OR_GAP = re.compile(r"""('(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")|\}\s+\{"""
 def with_lists(values: Values) -> tuple[Values, dict[str, int]]:
     """A row with its lists of messages in the place of the texts that hold them, and what was noticed.
 
-    A text that is a list of objects with role and content, or from and value, is those turns; other JSON stays text. So is
-    an object of such lists.
-    Columns that hold nothing but turns take any list. Raises BadRow for text that no tokenizer can encode.
+    A text that is a list of objects with role and content, or from and value, is those turns; other JSON stays
+    text. So is an object of such lists. Columns that hold nothing but turns take any list. Raises BadRow for text
+    that no tokenizer can encode.
     """
     found: dict[str, Any] = {}
     noticed: dict[str, int] = {}

@@ -62,7 +62,8 @@ _THOUGHTS = re.compile(r"\s*<think>(?P<inner>.*?)</think>(?P<rest>.*)", re.DOTAL
 def messages_from(items: Any, where: str, unused: set[str], weights: dict[int, Weights]) -> list[dict[str, Any]]:
     """Messages in the ``role``, ``content`` form. Raises BadRow naming the field below ``where``.
 
-    ``unused`` is added to, and so is ``weights``: those of the assistant's turns, by index, that have other ones than 1.
+    ``unused`` is added to, and so is ``weights``: those of the assistant's turns, by index, that have
+    other ones than 1.
     """
     return _messages(items, where, unused, weights, ("role", "content"))
 
@@ -126,7 +127,8 @@ def _plain(turn: dict[str, Any], names: tuple[str, str]) -> dict[str, Any] | Non
 def _message(
     turn: dict[str, Any], at: str, unused: set[str], names: tuple[str, str], before: str | None
 ) -> tuple[dict[str, Any], Weights]:
-    """A turn's message and its weights, ``names`` being the keys of role and text, and ``before`` the last turn's role."""
+    """A turn's message and its weights, ``names`` being the keys of role and text, and ``before``
+    the last turn's role."""
     says, text = names
     if says == "role" and "role" not in turn and "from" in turn:
         raise BadRow("wrong form", f"{at} has from and value; set format: sharegpt")

@@ -41,8 +41,9 @@ def key_of(where: str, key: str) -> str:
 
 
 def written(name: str, where: str, values: list[Any], before: bool) -> str | None:
-    """A template that writes a column, which ``where`` is in it, of texts, of lists of texts or of objects that hold them, or
-    of texts by their letters; None for anything else. ``before``: it stands before the question, and not behind."""
+    """A template that writes a column, which ``where`` is in it, of texts, of lists of texts or of objects
+    that hold them, or of texts by their letters; None for anything else. ``before``: it stands before the
+    question, and not behind."""
     if all(isinstance(value, str | int | float) for value in values):
         if before:
             return f"{{{{ {where} ~ {_GAP} }}}}"
@@ -101,8 +102,8 @@ def _loop(over: str, part: str, head: str | None, before: bool) -> str:
 
 
 def answer_inside(columns: list[str], rows: Sequence[Row]) -> str | None:
-    """A template that writes the answer that a column holds in a list or an object, the first where there are several; None
-    where there is none, or where it may be options."""
+    """A template that writes the answer that a column holds in a list or an object, the first where there are several;
+    None where there is none, or where it may be options."""
     have = {name for row in rows for name, value in row.values.items() if value not in (None, "", [], {})}
     found = [name for name in columns if name in have and name.lower() in _ANSWERS_INSIDE]
     if len(found) != 1 or any(name.lower() in KEYS_OF_ANSWER for name in have):

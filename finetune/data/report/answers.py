@@ -17,9 +17,9 @@ BALANCE = (1.0, 4 / 3)
 class AnswerCounts:
     """The judged answers that are trained on, or those held out.
 
-    ``prompt``, ``completion`` [rows]: tokens of the two parts; ``good`` bool [rows]. ``prompts``: how many different ones
-    there are, ``once``: their tokens; ``duplicates``: rows that are there before; ``reversed_too``: rows
-    that are there with the other label; ``weights``: of good and of bad answers.
+    ``prompt``, ``completion`` [rows]: tokens of the two parts; ``good`` bool [rows]. ``prompts``: how many different
+    ones there are, ``once``: their tokens; ``duplicates``: rows that are there before; ``reversed_too``: rows that are
+    there with the other label; ``weights``: of good and of bad answers.
     """
 
     prompt: np.ndarray

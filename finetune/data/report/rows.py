@@ -16,8 +16,8 @@ class RowCounts:
     """The supervised rows that are trained on, or those held out.
 
     ``lengths`` [rows]: tokens of each. ``trained``: tokens of all that are trained; ``duplicates``: rows that are there
-    before. ``padding``: the share of padding in padded batches, in the order of the rows. ``packs``, ``empty``: how many
-    packs and the share of their budget that no token uses; None without packing.
+    before. ``padding``: the share of padding in padded batches, in the order of the rows. ``packs``, ``empty``: how
+    many packs and the share of their budget that no token uses; None without packing.
     """
 
     lengths: np.ndarray

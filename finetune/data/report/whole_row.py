@@ -34,8 +34,9 @@ class TokenPart:
 class WholeRow:
     """A row of the data, or one of the pairs, answers or pieces that it became.
 
-    ``key``: where its source stands in the recipe; ``dropped``: why it is not trained on, if it is not: the tokens, where
-    there are any, are then those that it would have had. ``happened``: by the account's NOTES; ``notes``: further lines.
+    ``key``: where its source stands in the recipe; ``dropped``: why it is not trained on, if it is not: the
+    tokens, where there are any, are then those that it would have had. ``happened``: by the account's
+    NOTES; ``notes``: further lines.
     """
 
     origin: str

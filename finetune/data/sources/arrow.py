@@ -1,7 +1,7 @@
 """Rows of .parquet and .arrow files.
 
-A column of objects has every key in every row, null where the row had none. Classes that datasets has named are known by
-number and name.
+A column of objects has every key in every row, null where the row had none. Classes that datasets has named are known
+by number and name.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _ROWS = 256  # decoded at a time
-# bytes that decoding them may take. A column says once what a million rows repeat: 1 MB of file may be a terabyte of rows.
+# bytes that decoding them may take. A column says once what a million rows repeat: 1 MB of file may be a
+# terabyte of rows.
 _MEMORY = 4 * 2**30
 _SECONDS = 60.0
 

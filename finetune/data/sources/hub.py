@@ -22,8 +22,9 @@ PATIENCE = 5.0
 def load_from_hub(source: Source, name: str, near: str = "", streaming: bool = False) -> Any:
     """A hub dataset, or its copy in the cache where the hub cannot be reached.
 
-    Raises InputError: status 2 for a split or configuration that does not exist, 3 for what cannot be had. ``name`` is
-    what the message calls the source, ``near`` names a local file that may have been meant; ``streaming``: as datasets'.
+    Raises InputError: status 2 for a split or configuration that does not exist, 3 for what cannot be
+    had. ``name`` is what the message calls the source, ``near`` names a local file that may have been
+    meant; ``streaming``: as datasets'.
     """
     import datasets
 
@@ -56,8 +57,8 @@ def load_from_hub(source: Source, name: str, near: str = "", streaming: bool = F
 
 
 def hub_file(path: str, revision: str | None) -> str:
-    """The local copy of one file of a hub dataset. Raises InputError: status 2 for a name that is none, 3 for what cannot
-    be had."""
+    """The local copy of one file of a hub dataset. Raises InputError: status 2 for a name that is none, 3 for
+    what cannot be had."""
     import huggingface_hub
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

@@ -31,8 +31,8 @@ _MANY = 10**9  # rows, enough for any part of a split to be one
 class Opened:
     """A source being read. ``notes`` fills while ``rows`` are taken: what the files turned out to be.
 
-    ``rows``: Row and BadRow; whoever makes pairs of them puts other reasons in the place of rows too. ``files``: what the
-    places of its rows begin with.
+    ``rows``: Row and BadRow; whoever makes pairs of them puts other reasons in the place of rows too. ``files``: what
+    the places of its rows begin with.
     """
 
     name: str
@@ -82,7 +82,8 @@ def _only_a_file(path: str) -> bool:
 
 
 def _split_of(files: list[str], wanted: str | None) -> str:
-    """What split a file or a pattern of files is: the one that is asked for, where all their names have it; else train."""
+    """What split a file or a pattern of files is: the one that is asked for, where all their names
+    have it; else train."""
     name = (wanted or "train").partition("[")[0]
     words = [set(os.path.basename(file).lower().replace("-", ".").replace("_", ".").split(".")) for file in files]
     return name if name and all(name.lower() in found for found in words) else "train"

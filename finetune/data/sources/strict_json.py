@@ -60,8 +60,8 @@ def raw_parse(text: str, start: int) -> tuple[Any, int]:
     """The value that begins at ``start`` of a longer text, and where it ends.
 
     A value that is JSON but breaks a rule of this module comes back as the BadRow itself, so that the reader can go on
-    behind it. Raises json.JSONDecodeError (with a position in ``text``) where it is not JSON, RecursionError where it is
-    nested without end.
+    behind it. Raises json.JSONDecodeError (with a position in ``text``) where it is not JSON, RecursionError where it
+    is nested without end.
     """
     try:
         value, end = DECODER.raw_decode(text, start)
@@ -75,7 +75,8 @@ def raw_parse(text: str, start: int) -> tuple[Any, int]:
 
 
 def check(value: Any, text: str, what: str = "") -> None:
-    """Refuse nesting deeper than MAX_DEPTH and halves of surrogate pairs, neither of which can be encoded or rendered."""
+    """Refuse nesting deeper than MAX_DEPTH and halves of surrogate pairs, neither of which can
+    be encoded or rendered."""
     if text.count("[") + text.count("{") > MAX_DEPTH and depth(value) > MAX_DEPTH:
         raise too_deep(what)
     if "\\u" in text and (escape := _ESCAPED_SURROGATE.search(text)):

@@ -13,8 +13,8 @@ from hybrid_ft.finetune.data.streaming.source_stream import State, counts_of
 
 @dataclass
 class StreamedRows:
-    """The rows that were trained on so far. ``held``: those held out; ``passes``: that have ended; ``room``: tokens that
-    the packs, or the padded batches, have room for."""
+    """The rows that were trained on so far. ``held``: those held out; ``passes``: that have ended; ``room``: tokens
+    that the packs, or the padded batches, have room for."""
 
     rows: int
     tokens: int

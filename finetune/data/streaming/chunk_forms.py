@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ChunkForm:
-    """``expand`` puts pairs in the place of rows that hold lists of answers; ``notes`` say so. ``reason``: what a row that is
-    none comes as; ``margins``: those of pairs are read."""
+    """``expand`` puts pairs in the place of rows that hold lists of answers; ``notes`` say so. ``reason``: what a row
+    that is none comes as; ``margins``: those of pairs are read."""
 
     form: Form | PairForm
     expand: Expand = iter
@@ -50,8 +50,9 @@ class ChunkForm:
 
 @dataclass(frozen=True)
 class ChunkReader:
-    """Of one kind of rows. ``check`` raises InputError for keys of a source that are for another kind; ``form`` finds how a
-    source, of this name and with these first rows, is read, and raises InputError where it is in no known form."""
+    """Of one kind of rows. ``check`` raises InputError for keys of a source that are for another kind;
+    ``form`` finds how a source, of this name and with these first rows, is read, and raises InputError where
+    it is in no known form."""
 
     check: Callable[[Source], None]
     form: Callable[[Source, list[Row], str], ChunkForm]

@@ -67,7 +67,8 @@ class LocalRows:
 
 
 class HubRows:
-    """The rows of a dataset of the hub, fetched as they are asked for. ``place``: rows read, and datasets' own state."""
+    """The rows of a dataset of the hub, fetched as they are asked for. ``place``: rows read,
+    and datasets' own state."""
 
     def __init__(self, source: Source, name: str) -> None:
         self.name, self.notes = name, ["read from the hub as it is trained on"]

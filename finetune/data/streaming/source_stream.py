@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 State = dict[str, Any]
 
 _LOOKED_AT = 10_000
-"""Rows in which a column of ``without`` must come, as a stream's end may never be read; of JSON not every row has it."""
+"""Rows in which a column of ``without`` must come, as a stream's end may never be read; of JSON not
+every row has it."""
 
 
 @dataclass(frozen=True)
@@ -195,8 +196,8 @@ class SourceStream:
         return found
 
     def _look(self, read: int) -> list[Row | BadRow]:
-        """The next rows, none at the end, nor where the file cannot be read on behind the ``read`` ones: that is said when
-        the stream comes to it, after what is said of the rows before."""
+        """The next rows, none at the end, nor where the file cannot be read on behind the ``read`` ones: that is said
+        when the stream comes to it, after what is said of the rows before."""
         try:
             return self._raw.take(LOOK_AHEAD)
         except InputError:

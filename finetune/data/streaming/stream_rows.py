@@ -38,8 +38,8 @@ class StreamRow:
 
 @dataclass(slots=True)
 class StreamPair:
-    """A preference pair to train on. ``parts``: prompt, chosen and rejected answer, int32 [tokens] each; ``margin`` is None
-    where pairs have none."""
+    """A preference pair to train on. ``parts``: prompt, chosen and rejected answer, int32 [tokens] each; ``margin`` is
+    None where pairs have none."""
 
     origin: str
     parts: tuple[np.ndarray, np.ndarray, np.ndarray]

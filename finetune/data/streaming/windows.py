@@ -1,8 +1,8 @@
 """Sources mixed, shuffled and packed, a window of rows at a time.
 
-The datasets library interleaves and shuffles streams too, but a resumed one has lost its shuffle buffer. Here a window is
-a block of the mix, shuffled and packed whole, and all that it depends on is where its sources stood when it began: a few
-numbers, from which it is made again row for row.
+The datasets library interleaves and shuffles streams too, but a resumed one has lost its shuffle buffer. Here a window
+is a block of the mix, shuffled and packed whole, and all that it depends on is where its sources stood when it began: a
+few numbers, from which it is made again row for row.
 """
 
 from __future__ import annotations

@@ -32,8 +32,9 @@ def write_stream(prepared: StreamPrepared, file: Path, rows: int | None) -> tupl
     """Write the rows of the stream in the order of training, the first ``rows`` of them or one whole pass, and those
     held out.
 
-    Columns as ``trained_rows.write_rows`` has them. Gives how many rows were written, and the account of all that was read
-    for them. Holds one window of rows and a row group in memory. Raises InputError for data that must not be trained on.
+    Columns as ``trained_rows.write_rows`` has them. Gives how many rows were written, and the account of all that
+    was read for them. Holds one window of rows and a row group in memory. Raises InputError for data that must
+    not be trained on.
     """
     stream = prepared.open()
     counted: list[State] = []

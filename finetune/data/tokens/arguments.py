@@ -58,7 +58,8 @@ def wrong_name(arguments: Mapping[str, Any], template: str, name: str) -> str | 
 
 
 def row_arguments(value: Any) -> dict[str, Any]:
-    """A row's own arguments, an object or JSON text of one; a null in it, which tables put where a row has none, is none.
+    """A row's own arguments, an object or JSON text of one; a null in it, which tables put where a row
+    has none, is none.
 
     Raises BadRow, also for a text that could be more than a word: what a template writes of it would be the template's.
     """

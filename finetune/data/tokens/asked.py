@@ -1,7 +1,7 @@
 """What a chat template adds to ask for an answer.
 
-Asked by plain transformers, a model gets the turns so far and the beginning of the assistant's. A row teaches what comes
-after that only if it begins with the very same tokens.
+Asked by plain transformers, a model gets the turns so far and the beginning of the assistant's. A row teaches what
+comes after that only if it begins with the very same tokens.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ Messages = list[dict[str, Any]]
 
 @dataclass
 class Openings:
-    """What asking for an answer adds behind the assistant's header, ``<think>`` say, by the kinds of the turns around it.
+    """What asking for an answer adds behind the assistant's header, ``<think>`` say, by the kinds of
+    the turns around it.
 
     ``asks``: messages and tools -> the text that asks for the next answer; raises BadRow. It is called once for
     conversations whose turns are of the same kinds in the same order.
@@ -32,8 +33,8 @@ class Openings:
     def before(self, skeleton: Skeleton, index: int, header: str, rest: str) -> str | None:
         """What is added for the turn ``index``, or None where the template asks after other text than the row's.
 
-        ``header``: the rendered skeleton up to where the turn begins; ``rest``: what follows. Empty also for a turn that
-        nobody asks for: one that begins a conversation, or follows another answer.
+        ``header``: the rendered skeleton up to where the turn begins; ``rest``: what follows. Empty also for a turn
+        that nobody asks for: one that begins a conversation, or follows another answer.
         """
         messages = skeleton.messages
         if not index or messages[index - 1]["role"] == "assistant":

@@ -38,10 +38,10 @@ _EMPTY_THOUGHT = re.compile(
 class Border:
     """Where one answer begins, in characters of the marked row (``text_at`` and ``text_end``: of the plain one).
 
-    ``start``: behind the assistant's header; ``at``: behind what asks for the answer, ``opening`` (marked), where the row
-    has that too; ``learned``: from where on the row is learned; ``end``: of the token that ends the turn. ``tail``:
-    what stands before ``start`` from the template's last control token on, which is at ``tail_from``. ``cause``: why the
-    row does not go on from what is asked. ``first``: the answer's first token, once it is known.
+    ``start``: behind the assistant's header; ``at``: behind what asks for the answer, ``opening`` (marked), where the
+    row has that too; ``learned``: from where on the row is learned; ``end``: of the token that ends the turn. ``tail``:
+    what stands before ``start`` from the template's last control token on, which is at ``tail_from``. ``cause``: why
+    the row does not go on from what is asked. ``first``: the answer's first token, once it is known.
     """
 
     start: int
@@ -172,7 +172,8 @@ class Laid:
 def continued(
     marked: str, borders: list[Border], encoding: Tokenized, control: ControlTokens
 ) -> tuple[Laid, list[str]]:
-    """A row whose last answer begins where the prompt that asks for it ends, as far as that can be; and what was not so.
+    """A row whose last answer begins where the prompt that asks for it ends, as far as that can be; and
+    what was not so.
 
     Answers before it are not encoded apart: in a later prompt they stand as the tokenizer joins them.
     """

@@ -187,8 +187,8 @@ def _encoded(row: _Filled, encoding: Tokenized, control: ControlTokens) -> Encod
     _check_controls(encoding.tokens, row.controls, control)
     if not row.borders:
         return Encoded(encoding.tokens, [], [], row.answer, row.control_tokens_as_text, 0, row.counts)
-    # a tokenizer may join the prompt's last characters with the answer's first: the last answer is then encoded apart, so
-    # that training begins at the token where generation begins
+    # a tokenizer may join the prompt's last characters with the answer's first: the last answer is then encoded apart,
+    # so that training begins at the token where generation begins
     laid, causes = continued(row.marked, row.borders, encoding, control)
     for cause in causes:
         row.counts[cause] = row.counts.get(cause, 0) + 1

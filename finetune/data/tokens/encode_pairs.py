@@ -58,7 +58,8 @@ class TokenPair:
 def encode_pairs(
     pairs: list[Preference], template: ChatTemplate, control: ControlTokens, thoughts: Thoughts = AS_GIVEN
 ) -> list[TokenPair | BadRow | Unusable]:
-    """Encode pairs; one that cannot be encoded with certainty, or of which nothing is left, comes back as the reason."""
+    """Encode pairs; one that cannot be encoded with certainty, or of which nothing is left, comes
+    back as the reason."""
     encoded = encode([answer_alone(side) for pair in pairs for side in pair.sides()], template, control, thoughts)
     results: list[TokenPair | BadRow | Unusable] = []
     for index in range((len(encoded) + 1) // 2):  # fewer where the template had to be stopped

@@ -82,7 +82,8 @@ class InOne:
 
 
 class InParts:
-    """A text in tokens, put together. ``pieces``: texts and control tokens in turn; ``found``: each one's ids, as bytes."""
+    """A text in tokens, put together. ``pieces``: texts and control tokens in turn; ``found``: each
+    one's ids, as bytes."""
 
     __slots__ = ("_found", "_inner", "_laid", "_parts_of", "_pieces", "tokens")
 
@@ -138,7 +139,8 @@ class InParts:
         return self._laid
 
     def _in(self, piece: int) -> tuple[list[Places], list[int], list[int]]:
-        """The places of the tokens in each part of a piece, and where the parts begin in it, in characters and in tokens."""
+        """The places of the tokens in each part of a piece, and where the parts begin in it, in
+        characters and in tokens."""
         if piece not in self._inner:
             parts = self._parts_of(self._pieces[piece])
             places = [of_part for _, of_part in parts]

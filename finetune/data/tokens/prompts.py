@@ -43,7 +43,8 @@ class PromptEncoder:
     def __call__(
         self, messages: list[dict[str, Any]], tools: Any = None, arguments: Mapping[str, Any] | None = None
     ) -> list[int]:
-        """Tokens up to where the assistant's answer to ``messages`` begins. Raises ValueError with the reason if it cannot.
+        """Tokens up to where the assistant's answer to ``messages`` begins. Raises ValueError with the
+        reason if it cannot.
 
         ``arguments``: for the template, for these messages alone.
         """

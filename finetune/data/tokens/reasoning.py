@@ -1,8 +1,8 @@
 """Reasoning in a conversation: where it stands, and where it goes.
 
-It comes as a field of its own (``reasoning_content``), between ``<think>`` and ``</think>`` at an answer's beginning, or
-before a lone ``</think>``, when the prompt had opened the thought. Tags are told from text here and nowhere else, so that
-what a template is given and the plan of it never differ.
+It comes as a field of its own (``reasoning_content``), between ``<think>`` and ``</think>`` at an answer's beginning,
+or before a lone ``</think>``, when the prompt had opened the thought. Tags are told from text here and nowhere else, so
+that what a template is given and the plan of it never differ.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ AS_GIVEN = Thoughts()
 class Habits:
     """What a chat template does with reasoning.
 
-    ``field``: the name under which it takes it, if any; ``opening``: what it writes behind the assistant's header to ask
-    for an answer; ``parts_tags``: whether it looks for the tags in an answer's text itself.
+    ``field``: the name under which it takes it, if any; ``opening``: what it writes behind the assistant's header to
+    ask for an answer; ``parts_tags``: whether it looks for the tags in an answer's text itself.
     """
 
     field: str | None
@@ -94,7 +94,8 @@ class Placed:
 
 
 def placed(conversation: Conversation, thoughts: Thoughts, habits: Habits) -> Placed:
-    """Put every turn's reasoning where the recipe wants it. Raises BadRow where an answer holds nothing else to learn."""
+    """Put every turn's reasoning where the recipe wants it. Raises BadRow where an answer holds
+    nothing else to learn."""
     messages = conversation.messages
     if not any("reasoning_content" in message or END in message["content"] for message in messages):
         return Placed(conversation, thoughts.reasoning == "text")

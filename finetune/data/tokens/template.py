@@ -1,10 +1,10 @@
 """Which characters a chat template writes itself, and for which turn.
 
-A template is a program; nothing in its output says where a message begins. So every text of a conversation is
-replaced by a name that occurs nowhere else, and the template is run on that: what comes out between the names is the
-template's own, and the names show where each turn lies. The same plan serves all conversations of that shape. Each
-row is also rendered as it is, unless the template looks at no text (``unread``), and must equal the plan filled in, letter
-by letter; a row for which it does not, or whose turns cannot be told apart, is refused.
+A template is a program; nothing in its output says where a message begins. So every text of a conversation is replaced
+by a name that occurs nowhere else, and the template is run on that: what comes out between the names is the template's
+own, and the names show where each turn lies. The same plan serves all conversations of that shape. Each row is also
+rendered as it is, unless the template looks at no text (``unread``), and must equal the plan filled in, letter by
+letter; a row for which it does not, or whose turns cannot be told apart, is refused.
 """
 
 from __future__ import annotations
@@ -55,9 +55,10 @@ class Place:
 class Span:
     """One assistant turn: from its first character to learn to the token that ends it, which is learned as well.
 
-    ``message``: the turn's index in its conversation. ``opening``: what asking for the turn adds behind its header, None
-    where the template asks after other text than the row's. ``tail``: the template's own text, control tokens renamed,
-    from its last control token before ``start`` up to there, and where in the literal it begins; None without one.
+    ``message``: the turn's index in its conversation. ``opening``: what asking for the turn adds behind its
+    header, None where the template asks after other text than the row's. ``tail``: the template's own text,
+    control tokens renamed, from its last control token before ``start`` up to there, and where in the literal it
+    begins; None without one.
     """
 
     start: Place
@@ -82,7 +83,8 @@ class Plan:
 
 
 class ChatTemplate:
-    """A chat template with a tokenizer. ``eos_token_ids``: the tokens that end an assistant's turn, the last turn's first.
+    """A chat template with a tokenizer. ``eos_token_ids``: the tokens that end an assistant's turn,
+    the last turn's first.
 
     ``opening`` is what the template writes to ask for an answer, beyond what every assistant turn begins with
     (``<think>`` in some). Raises InputError for what is not a template, that needs tokens the tokenizer does
@@ -268,7 +270,8 @@ class ChatTemplate:
     def _span(
         self, skeleton: Skeleton, index: int, text: str, matches: list[re.Match[str]], generated: list[list[int]]
     ) -> Span | None:
-        """The assistant turn ``index`` in ``text``, the rendered skeleton; None where the template says it is not trained."""
+        """The assistant turn ``index`` in ``text``, the rendered skeleton; None where the template says
+        it is not trained."""
         # matches are the stand-ins for texts as the template wrote them; a turn's own must stand side by side, because
         # what lies between its first and last is trained
         owners = [skeleton.slots[int(match[1])].message for match in matches]
@@ -278,7 +281,8 @@ class ChatTemplate:
         first, last = matches[own[0]], matches[own[-1]]
         before = matches[own[0] - 1].end() if own[0] else 0
         after = matches[own[-1] + 1].start() if own[-1] + 1 < len(matches) else len(text)
-        # a template may write several control tokens after an answer: the first that ends a turn is the last one trained
+        # a template may write several control tokens after an answer: the first that ends a turn is the
+        # last one trained
         ends = [token for token in self._control.found_in(text[last.end() : after]) if token[0] in self._ends]
         if not ends:
             raise self._uncertain(f"no end token follows turn {index + 1}")
@@ -298,8 +302,8 @@ class ChatTemplate:
         literal = text[before:start]
         controls = self._control.found_in(literal)
         at = controls[-1].start() if controls else 0
-        # No tokenizer joins across a control token, so the text from the last one on is enough to tell whether the answer's
-        # first tokens are those that would follow the prompt
+        # No tokenizer joins across a control token, so the text from the last one on is enough to tell whether the
+        # answer's first tokens are those that would follow the prompt
         tail = self._control.mark(literal[at:]), len(self._control.mark(literal[:at]))
         return Span(
             self._place(text, matches, start, own[0]),
@@ -336,7 +340,8 @@ class ChatTemplate:
 def _header(added: str, before: str) -> str:
     """What every assistant's turn begins with: the part of ``added``, which asks for one, that stands ``before`` an
     answer."""
-    # A thought is not part of it: some templates ask with ``<think>`` and begin a turn without one in ``<think></think>``.
+    # A thought is not part of it: some templates ask with ``<think>`` and begin a turn without
+    # one in ``<think></think>``.
     header, _, thought = added.partition(BEGIN)
     if header and header in before and (thought or added in before):
         return header

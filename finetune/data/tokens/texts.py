@@ -26,8 +26,8 @@ class EncodedText:
     control_tokens_as_text: tuple[str, ...] = ()
 
     def pieces(self, size: int) -> list[EncodedText]:
-        """The text in pieces of at most ``size`` tokens. Each begins with the token that the one before ends with, so that
-        every token of the text is trained, and once."""
+        """The text in pieces of at most ``size`` tokens. Each begins with the token that the one before ends with, so
+        that every token of the text is trained, and once."""
         step = size - 1
         starts = range(0, max(1, len(self.ids) - 1), step)
         return [EncodedText(self.ids[start : start + size], self.control_tokens_as_text) for start in starts]

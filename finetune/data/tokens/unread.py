@@ -1,9 +1,9 @@
 """Whether a chat template writes texts without ever looking at them.
 
-A template that does not compare, cut, count or change a text writes every row of the same shape alike, so that a row need
-not be rendered to know how. It is found out by running a copy of the template in which each operation that could look
-at a value asks first whether a text's stand-in is in it. Truth (``{% if message.content %}``) does not count as a look:
-neither a text nor its stand-in is empty.
+A template that does not compare, cut, count or change a text writes every row of the same shape alike, so that a row
+need not be rendered to know how. It is found out by running a copy of the template in which each operation that could
+look at a value asks first whether a text's stand-in is in it. Truth (``{% if message.content %}``) does not count as a
+look: neither a text nor its stand-in is empty.
 """
 
 from __future__ import annotations

@@ -26,8 +26,8 @@ def check_unmoved(conversation: Conversation, moved: Conversation) -> None:
 def placed_weights(
     conversation: Conversation, learned: Iterable[int], filled: Filled, skeleton: Skeleton, template: str
 ) -> list[Weights] | None:
-    """The weights of the messages that are ``learned``, their ends no longer characters of a content but of the rendered
-    and marked text. None where all are 1.
+    """The weights of the messages that are ``learned``, their ends no longer characters of a content but of the
+    rendered and marked text. None where all are 1.
 
     Raises BadRow where the template writes a content whose parts differ in other characters, or not once.
     """

@@ -3,8 +3,8 @@
 limits         processor seconds, memory (threads take some), open files, size of a written file; no core dump
 landlock       (Linux 5.13 on) the file system is for reading, but for the program's own folder
 capabilities   none, for root neither
-seccomp        no sockets, no further processes, no signals to others, no look into other processes, and no change of what
-               Landlock does not guard: a file's length by its name, owner, rights, times, attributes
+seccomp        no sockets, no further processes, no signals to others, no look into other processes, and no change of
+               what Landlock does not guard: a file's length by its name, owner, rights, times, attributes
 
 python -I jail.py PROGRAM SECONDS BYTES
 """
@@ -17,9 +17,9 @@ import runpy
 import struct
 import sys
 
-# By machine: AUDIT_ARCH; clone, which makes threads and processes; capset; and what is denied:
-# socket, kill, ptrace, process_vm_readv, process_vm_writev; fork, vfork; truncate, chmod, fchmod, fchmodat;
-# chown, fchown, lchown, fchownat; utime, utimes, futimesat, utimensat; setxattr and removexattr, each also with l and f.
+# By machine: AUDIT_ARCH; clone, which makes threads and processes; capset; and what is denied: socket, kill, ptrace,
+# process_vm_readv, process_vm_writev; fork, vfork; truncate, chmod, fchmod, fchmodat; chown, fchown, lchown, fchownat;
+# utime, utimes, futimesat, utimensat; setxattr and removexattr, each also with l and f.
 _CALLS = {
     "x86_64": (
         0xC000003E,
@@ -65,7 +65,8 @@ def no_capabilities(libc: ctypes.CDLL) -> None:
 
 
 def only_own_folder(libc: ctypes.CDLL, folder: str) -> None:
-    """Nothing outside ``folder`` can be written or removed; a kernel without Landlock leaves this to the user's rights."""
+    """Nothing outside ``folder`` can be written or removed; a kernel without Landlock leaves this
+    to the user's rights."""
     attributes = ctypes.create_string_buffer(struct.pack("<Q", _WRITES))
     rules = libc.syscall(_LANDLOCK_CREATE, attributes, ctypes.c_size_t(8), 0)
     if rules < 0:
@@ -79,8 +80,8 @@ def only_own_folder(libc: ctypes.CDLL, folder: str) -> None:
 
 
 def only_harmless_calls(libc: ctypes.CDLL) -> None:
-    """A filter of system calls that this process can no longer take off. Threads are made by clone: clone3, whose flags a
-    filter cannot see, is said to be missing, and the C library then takes clone."""
+    """A filter of system calls that this process can no longer take off. Threads are made by clone: clone3, whose flags
+    a filter cannot see, is said to be missing, and the C library then takes clone."""
     architecture, clone, _, numbers = _CALLS[platform.machine()]
     denied = (*numbers, *_CALLS_OF_ALL)
     steps: list[tuple[int, int | str, int | str, int]] = [

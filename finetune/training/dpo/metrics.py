@@ -44,7 +44,8 @@ class PairSums:
         self.sums: torch.Tensor | None = None
 
     def add(self, log_probs: torch.Tensor, batch: dict[str, Any]) -> None:
-        """``log_probs`` [2P, T - 1], zero outside the answers; ``batch`` is TRL's, with the reference's log-probabilities."""
+        """``log_probs`` [2P, T - 1], zero outside the answers; ``batch`` is TRL's, with the reference's
+        log-probabilities."""
         chosen, rejected = log_probs.double().sum(1).chunk(2)
         chosen_tokens, rejected_tokens = batch["completion_mask"][:, 1:].sum(1).chunk(2)
         chosen_gain, rejected_gain = chosen - batch["ref_chosen_logps"], rejected - batch["ref_rejected_logps"]
@@ -181,10 +182,10 @@ class Watch:
 def show_progress(console: Console, metrics: Path) -> ShowProgress:
     """The live line and the JSON lines of a run on pairs, with the warnings of ``Watch``.
 
-    ``rewards/margins`` and ``rewards/accuracies`` are of rewards, beta times what an answer gained against the reference
-    (per token where the loss is); ``logps/chosen`` and ``logps/rejected`` per answer; ``..._gain`` per token, less the
-    reference's; ``longer`` and ``shorter`` the share of pairs whose chosen answer is that; ``prompt_sharing_saved`` the
-    share of the operations that computing each prompt once has saved.
+    ``rewards/margins`` and ``rewards/accuracies`` are of rewards, beta times what an answer gained against the
+    reference (per token where the loss is); ``logps/chosen`` and ``logps/rejected`` per answer; ``..._gain`` per token,
+    less the reference's; ``longer`` and ``shorter`` the share of pairs whose chosen answer is that;
+    ``prompt_sharing_saved`` the share of the operations that computing each prompt once has saved.
     """
     return ShowProgress(
         console, metrics, kept=KEPT, parts=_parts, held_out=lambda values: measures(values, "eval_"), watch=Watch().see

@@ -158,7 +158,8 @@ def _trial(start: Start, trainer: PairTrainer) -> ReferenceCache:
 
 
 def _ready(start: Start, trainer: PairTrainer, cache: ReferenceCache) -> None:
-    """Both splits with the reference's log-probabilities, from the cache or computed now; the model is its reference."""
+    """Both splits with the reference's log-probabilities, from the cache or computed now; the
+    model is its reference."""
     pairs = start.prepared
     splits = {name: (rows, pairs.digests[name]) for name, rows in pairs.splits().items()}
     values = fill_reference(start, cache, splits, trainer.reference, is_divided(trainer.model))

@@ -1,7 +1,7 @@
 """A step's judged answers and its mismatched ones as micro-batches.
 
-The KL term of KTO is measured on answers to other prompts. A step's answers are handed on by some places within the step,
-so that the mismatched answers are the step's own, as TRL's are, and none stands at its own prompt.
+The KL term of KTO is measured on answers to other prompts. A step's answers are handed on by some places within the
+step, so that the mismatched answers are the step's own, as TRL's are, and none stands at its own prompt.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ class StepCollator:
     process: int = 0
 
     def __call__(self, rows: list[Row]) -> dict[str, Any]:
-        """``micro_batches`` and ``mismatched``: TRL's batches with ``share`` and ``rows``; ``rows`` and ``tokens`` of the
-        whole step, ``work`` of this process's part."""
+        """``micro_batches`` and ``mismatched``: TRL's batches with ``share`` and ``rows``; ``rows`` and ``tokens`` of
+        the whole step, ``work`` of this process's part."""
         pad = partial(laid_out_answers, pad_token_id=self.pad_token_id, forks=self.forks)
         portions, tokens = dealt(rows, ANSWER, self.budget, self.processes, self.process)
         work = self._work(rows, portions, 1.0)
@@ -108,8 +108,8 @@ class StepCollator:
 
 
 def forks_of(rows: Dataset, prompts: Sequence[Hashable], bounds: Sequence[int], max_length: int | None) -> Dataset:
-    """Every answer at its own prompt and, with ``max_length``, the mismatched one after it, put together when it is asked
-    for: ``prompt_ids``, ``completion_ids`` and ``origin``. ``prompts`` stand for the rows' prompts."""
+    """Every answer at its own prompt and, with ``max_length``, the mismatched one after it, put together when it is
+    asked for: ``prompt_ids``, ``completion_ids`` and ``origin``. ``prompts`` stand for the rows' prompts."""
     sides = 1 if max_length is None else 2
     partners = [first + partner for first, last in pairwise(bounds) for partner in partners_of(prompts[first:last])]
 

@@ -29,7 +29,8 @@ class AnswerSums:
         self.sums: torch.Tensor | None = None
 
     def add(self, log_probs: torch.Tensor, batch: dict[str, Any], kl: float) -> None:
-        """``log_probs`` [B, T - 1], zero outside the answers; ``batch`` is TRL's, with the reference's log-probabilities."""
+        """``log_probs`` [B, T - 1], zero outside the answers; ``batch`` is TRL's, with the reference's
+        log-probabilities."""
         logps, good = log_probs.double().sum(1), batch["label"].bool()
         gains = logps - batch["ref_logps"]
         # a good answer is to gain more than answers to other prompts do, a bad one less
@@ -77,8 +78,8 @@ KEPT = (
 
 
 class Watch:
-    """Says once when good answers lose probability: over the last 256 of them or more, a tenth of it per token (0.1 nats)
-    against the reference."""
+    """Says once when good answers lose probability: over the last 256 of them or more, a tenth of it per token (0.1
+    nats) against the reference."""
 
     WINDOW, FALL = 256, -0.1
 
@@ -109,10 +110,11 @@ class Watch:
 def show_progress(console: Console, metrics: Path) -> ShowProgress:
     """The live line and the JSON lines of a run on judged answers, with the warning of ``Watch``.
 
-    ``rewards/chosen`` and ``rewards/rejected``, of good and bad answers, are beta times what they gained against the
-    reference, ``rewards/margins`` their difference, ``kl`` what answers to other prompts gained (not below 0); ``accuracy``
-    the share of answers that gained more than that and are good, or less and are bad; ``logps/`` per answer; ``..._gain``
-    per token; ``prompt_sharing_saved`` the share of the operations that computing each prompt once has saved.
+    ``rewards/chosen`` and ``rewards/rejected``, of good and bad answers, are beta times what they gained against
+    the reference, ``rewards/margins`` their difference, ``kl`` what answers to other prompts gained (not below
+    0); ``accuracy`` the share of answers that gained more than that and are good, or less and are bad; ``logps/``
+    per answer; ``..._gain`` per token; ``prompt_sharing_saved`` the share of the operations that computing each
+    prompt once has saved.
     """
     return ShowProgress(
         console, metrics, kept=KEPT, parts=_parts, held_out=lambda values: measures(values, "eval_"), watch=Watch().see

@@ -9,7 +9,8 @@ from torch.utils.data import Sampler
 
 
 class StepSampler(Sampler[list[int]]):
-    """The rows from ``bounds[n]`` up to ``bounds[n + 1]`` are a step. ``seed`` and the epoch decide the steps' order."""
+    """The rows from ``bounds[n]`` up to ``bounds[n + 1]`` are a step. ``seed`` and the epoch
+    decide the steps' order."""
 
     def __init__(self, bounds: list[int], seed: int) -> None:
         self.bounds = bounds

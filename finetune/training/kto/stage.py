@@ -55,8 +55,8 @@ MOST_DRIFT = 4e-3
 
 @dataclass(frozen=True)
 class Split:
-    """Judged answers in the order of their steps. ``forks``: the answers whose reference is needed; ``digests`` stand for
-    their tokens."""
+    """Judged answers in the order of their steps. ``forks``: the answers whose reference is needed; ``digests``
+    stand for their tokens."""
 
     rows: Dataset
     forks: Dataset
@@ -195,7 +195,8 @@ def _trial(start: Start, trainer: AnswerTrainer) -> ReferenceCache:
 
 
 def _ready(start: Start, trainer: AnswerTrainer, cache: ReferenceCache) -> None:
-    """Both splits with the reference's log-probabilities, from the cache or computed now; the model is its reference."""
+    """Both splits with the reference's log-probabilities, from the cache or computed now; the
+    model is its reference."""
     splits = {name: (split.forks, split.digests) for name, split in start.prepared.splits.items()}
     values = fill_reference(start, cache, splits, trainer.reference, is_divided(trainer.model))
     train = start.prepared.splits["train"]
@@ -210,7 +211,8 @@ def _ready(start: Start, trainer: AnswerTrainer, cache: ReferenceCache) -> None:
 
 def check_reference(trainer: AnswerTrainer, split: Split, values: Values, cache: ReferenceCache) -> None:
     """Raise InputError where the model and its reference differ before the first step."""
-    # the answers that were computed together when the reference was made: what is the same on both sides rounds the same
+    # the answers that were computed together when the reference was made: what is the same on both sides
+    # rounds the same
     size = min(PIECE, len(split.forks))
     rows = list(split.forks.select(range(size)))
     first = divided(rows, ANSWER, trainer.batch_tokens)[0]

@@ -41,8 +41,8 @@ from hybrid_ft.hybrid_model.families.known import family_of
 
 
 class AnswerTrainer(StepTrainer, KTOTrainer):
-    """``train_dataset`` and ``eval_dataset`` have the columns of ``PARTS``, ``label``, the reference's and ``row``; steps lie
-    in them as ``bounds_of`` says.
+    """``train_dataset`` and ``eval_dataset`` have the columns of ``PARTS``, ``label``, the reference's and ``row``;
+    steps lie in them as ``bounds_of`` says.
 
     rows_per_step  over all processes
     batch_tokens   of a micro-batch, each prompt counted once
@@ -103,8 +103,8 @@ class AnswerTrainer(StepTrainer, KTOTrainer):
         return super().training_step(model, inputs, *args)
 
     def kl_sum(self, model: torch.nn.Module, batches: Iterable[dict[str, Any]], team: Team) -> float:
-        """Sum of log pi - log pi_ref over the mismatched answers of this team's micro-batches, or 0 where another process of
-        it says that."""
+        """Sum of log pi - log pi_ref over the mismatched answers of this team's micro-batches, or 0 where another
+        process of it says that."""
         total = torch.zeros((), dtype=torch.float64)
         with torch.no_grad(), self.arithmetic():
             for batch in batches:

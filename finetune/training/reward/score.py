@@ -36,10 +36,11 @@ BATCH_TOKENS = 16_384
 
 
 def run(path: str, rows_from: str, out: Path | None, console: Console, answers: bool = False) -> int:
-    """``hybrid-ft score``: a JSON line for each row, in the file's order, into ``out`` or none, and the measures of all.
+    """``hybrid-ft score``: a JSON line for each row, in the file's order, into ``out`` or none, and
+    the measures of all.
 
-    ``path``: a reward model's folder, adapter or hub name. The rows are pairs, or with ``answers`` conversations that end on
-    an answer. Raises InputError.
+    ``path``: a reward model's folder, adapter or hub name. The rows are pairs, or with ``answers`` conversations that
+    end on an answer. Raises InputError.
     """
     if out is not None and out.exists() and Path(rows_from).exists() and out.samefile(rows_from):
         raise InputError(f"{out}: is the file of rows; name another file for the scores")

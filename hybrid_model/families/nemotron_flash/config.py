@@ -23,9 +23,9 @@ _LAYER_TYPES = {
 class NemotronFlashConfig(PreTrainedConfig):
     """Fields of the released file; ``kinds`` is its ``layer_types``, in whose place transformers' names stand here.
 
-    Each layer is a delta rule (deltanet), Mamba-2 (m2, m), attention (a), or an MLP alone (f); the first three have an MLP
-    as well where intermediate_size is more than 0. sliding_window: how many tokens before its own a query sees, except
-    in the layers global_attn_idx. num_memory_tokens: learnt vectors before every document.
+    Each layer is a delta rule (deltanet), Mamba-2 (m2, m), attention (a), or an MLP alone (f); the first three have an
+    MLP as well where intermediate_size is more than 0. sliding_window: how many tokens before its own a query sees,
+    except in the layers global_attn_idx. num_memory_tokens: learnt vectors before every document.
     """
 
     model_type = "nemotron_flash"

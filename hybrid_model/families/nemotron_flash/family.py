@@ -1,7 +1,7 @@
 """Nemotron-Flash: delta rule, Mamba-2, attention and MLPs behind meta tokens.
 
-The architecture is ours (``modeling``), because transformers has none and the released code is not run. Laid flat, its two
-recurrent mixers run on the delta rule's kernels, and the meta tokens are a segment that every document continues.
+The architecture is ours (``modeling``), because transformers has none and the released code is not run. Laid flat, its
+two recurrent mixers run on the delta rule's kernels, and the meta tokens are a segment that every document continues.
 """
 
 from __future__ import annotations

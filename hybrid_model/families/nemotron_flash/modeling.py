@@ -1,8 +1,8 @@
 """Nemotron-Flash as a model of transformers', under the released tensor names.
 
-Written from what NVIDIA has published of it, on torch alone: its ports for serving and training, and its card. Two things
-are unlike other models: learnt vectors stand before every document, and the head's logits are divided by the length of
-each token's row.
+Written from what NVIDIA has published of it, on torch alone: its ports for serving and training, and its card. Two
+things are unlike other models: learnt vectors stand before every document, and the head's logits are divided by the
+length of each token's row.
 """
 
 from __future__ import annotations
@@ -124,8 +124,8 @@ class NemotronFlashModel(NemotronFlashPreTrainedModel):
     ) -> BaseModelOutputWithPast:
         """Hidden states [B, T, D] of input_ids [B, T] or inputs_embeds [B, T, D].
 
-        Each row is one document, padded where attention_mask [B, past + T] is 0; its positions are counted from that mask.
-        Where a layout is current, the one row holds its segments.
+        Each row is one document, padded where attention_mask [B, past + T] is 0; its positions are counted from that
+        mask. Where a layout is current, the one row holds its segments.
         """
         count = self.config.num_memory_tokens
         rows = read_rows(self, input_ids, inputs_embeds, attention_mask, past_key_values, use_cache, before=count)

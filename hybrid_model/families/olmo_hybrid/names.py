@@ -21,7 +21,8 @@ _FIRST = re.compile(r".*linear_attn\.q_conv1d\.weight")
 _PART = re.compile(r"(.*linear_attn\.)[qkv]_conv1d\.weight")
 _LEGACY = (("attention_layer_norm", "input_layernorm"), ("feedforward_layer_norm", "post_attention_layernorm"))
 _SHAPES: dict[str, dict[str, tuple[int, ...]]] = {}
-"""By config as JSON: a run's reading, merging and saving ask for the same, and making the 7B on the meta device takes 0.2 s."""
+"""By config as JSON: a run's reading, merging and saving ask for the same, and making the 7B on the meta
+device takes 0.2 s."""
 
 
 def split_widths(config: OlmoHybridConfig) -> dict[str, int]:
@@ -45,7 +46,8 @@ def released_state_dict(state_dict: dict[str, torch.Tensor], config: OlmoHybridC
 
 
 def released_shapes(config: OlmoHybridConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of a checkpoint; 523 for Olmo Hybrid 7B. Raises InputError for an impossible config."""
+    """Name and shape of every tensor of a checkpoint; 523 for Olmo Hybrid 7B. Raises InputError
+    for an impossible config."""
     fields = config.to_json_string(use_diff=False)
     if fields not in _SHAPES:
         _SHAPES[fields] = _shapes(config)

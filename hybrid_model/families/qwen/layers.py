@@ -1,8 +1,8 @@
 """Qwen's mixers, norms and MLPs by this project's kernels.
 
-Of the mixers every Qwen has the same: the writing strength beta is in [0, 1], a key head serves HV / H consecutive value
-heads, the gated norm is scaled by its weight. Qwen3-Next's joined projections are laid out by key head, Qwen3.5's are flat
-and separate.
+Of the mixers every Qwen has the same: the writing strength beta is in [0, 1], a key head serves HV / H consecutive
+value heads, the gated norm is scaled by its weight. Qwen3-Next's joined projections are laid out by key head, Qwen3.5's
+are flat and separate.
 """
 
 from __future__ import annotations

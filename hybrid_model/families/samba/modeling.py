@@ -64,7 +64,8 @@ class SambaBlock(GradientCheckpointingLayer):
         real: torch.Tensor | None,
         past_key_values: Any = None,
     ) -> torch.Tensor:
-        """[B, T, D]; mask bool [B, 1, T, S] of what a query sees, real [B, T] of tokens; None where a layout says it."""
+        """[B, T, D]; mask bool [B, 1, T, S] of what a query sees, real [B, T] of tokens; None where
+        a layout says it."""
         x = self.mixer_norm(hidden_states)
         if self.recurrent:
             mixed = self.mixer(x, cache_params=past_key_values, attention_mask=real)
@@ -126,8 +127,8 @@ class SambaModel(SambaPreTrainedModel):
     ) -> BaseModelOutputWithPast:
         """Hidden states [B, T, D] of input_ids [B, T] or inputs_embeds [B, T, D].
 
-        Each row is one document, padded where attention_mask [B, past + T] is 0; its positions are counted from that mask.
-        Where a layout is current, the one row holds its segments.
+        Each row is one document, padded where attention_mask [B, past + T] is 0; its positions are counted from that
+        mask. Where a layout is current, the one row holds its segments.
         """
         rows = read_rows(self, input_ids, inputs_embeds, attention_mask, past_key_values, use_cache)
         hidden, mask, padding = rows.hidden, rows.seen(self.config.sliding_window), rows.padding()

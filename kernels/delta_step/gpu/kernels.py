@@ -20,8 +20,8 @@ def delta_step_kernel(
     H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, W: tl.constexpr, BK: tl.constexpr,
     BV: tl.constexpr, ALLOW_NEG_EIGVAL: tl.constexpr,
 ):  # fmt: skip
-    """o [B, HV, V], new_tail [B, W-1, D], new_state [B, HV, K, V]. ``row`` are strides; what is not strided lies without
-    gaps. What the separate kernels would store between them is rounded as they would."""
+    """o [B, HV, V], new_tail [B, W-1, D], new_state [B, HV, K, V]. ``row`` are strides; what is not strided lies
+    without gaps. What the separate kernels would store between them is rounded as they would."""
     D: tl.constexpr = 2 * H * K + HV * V
     row, head, o_k, o_v = place(HV, V, BK, BV)
     m_k, m_v = o_k < K, o_v < V

@@ -76,13 +76,13 @@ def chunked_gated_delta_rule(
 
 
 def tile_sizes(key_dim: int, value_dim: int, dtype: torch.dtype, scratch: int = CACHE) -> tuple[int, int, int]:
-    """Chunk size, rows of a tile, lanes of a block, measured on a core with 2 MiB of second-level cache. ``scratch``: the
-    bytes that a tile's buffers may take.
+    """Chunk size, rows of a tile, lanes of a block, measured on a core with 2 MiB of second-level cache. ``scratch``:
+    the bytes that a tile's buffers may take.
 
-    Small chunks save products within the chunk, large ones passes over the state and memory for the states. On a Zen 3
-    core 16 takes up to 8 % less time than 32 below 64 x 64, where they tie, and 32 a tenth less than 64 up to 128 x 128;
-    these tie at 256 x 256. A tile's buffers may pass the cache by a factor of two, below which the cost of calling torch
-    shows.
+    Small chunks save products within the chunk, large ones passes over the state and memory for the states. On a
+    Zen 3 core 16 takes up to 8 % less time than 32 below 64 x 64, where they tie, and 32 a tenth less than 64 up to
+    128 x 128; these tie at 256 x 256. A tile's buffers may pass the cache by a factor of two, below which the cost
+    of calling torch shows.
     """
     C = 16 if key_dim * value_dim < 4096 else 32 if key_dim * value_dim < 32768 else 64
     per_row = dtype.itemsize * (8 * C * key_dim + 5 * C * C + 4 * C * value_dim + 2 * key_dim * value_dim)

@@ -21,8 +21,8 @@ from hybrid_ft.kernels.gated_delta_rule.reference import NORM_EPS, compute_dtype
 
 @dataclass(frozen=True)
 class Settings:
-    """heads: value heads in a run; rows: most rows in a tile (a step of more rows is a tile by itself); correct: whether
-    the state's answer to a key is taken off what is written."""
+    """heads: value heads in a run; rows: most rows in a tile (a step of more rows is a tile by itself); correct:
+    whether the state's answer to a key is taken off what is written."""
 
     scale: float
     use_qk_l2norm: bool
@@ -184,8 +184,8 @@ class TokenRows:
             out.mul_(factor)
 
     def write(self, place: Tensor, x: Tensor, factor: Tensor | None = None) -> None:
-        """From ``x``, of any dtype; times ``factor``, for which ``x`` may be overwritten. Both are spread as the place of
-        what was read, a group's rows apart."""
+        """From ``x``, of any dtype; times ``factor``, for which ``x`` may be overwritten. Both are spread as the place
+        of what was read, a group's rows apart."""
         if factor is not None:
             if place.ndim > 1 and self.group == 1:
                 torch.mul(x, factor, out=place)
@@ -243,8 +243,8 @@ class Gates:
     """Factors per token of every row, [rows, C, 1]; neutral in the padding, where beta and g are zero.
 
     norms      of q and k: 1 / sqrt(|x|^2 + eps), q's times the scale
-    cum        cumsum(g) within the chunk, in float64: in float32, the difference of two sums of several hundred would be
-               off by 1e-5, and exp of a sum of -20 by 1e-6
+    cum        cumsum(g) within the chunk, in float64: in float32, the difference of two sums of several hundred would
+               be off by 1e-5, and exp of a sum of -20 by 1e-6
     reading    [2, rows, C, 1] exp(cum_i) for q, -exp(cum_i) for k: from the chunk's start to token i
     remaining  exp(cum_last - cum_i), from token i to the chunk's end
     total      [rows, 1, 1] exp(cum_last)
@@ -302,7 +302,8 @@ def _inverse_norm(x: Tensor, settings: Settings, group: int) -> Tensor:
 
 
 class Scratch:
-    """Named buffers that every tile of a call reuses: fresh memory costs a page fault per 4 KiB and leaves the cache."""
+    """Named buffers that every tile of a call reuses: fresh memory costs a page fault per 4 KiB
+    and leaves the cache."""
 
     def __init__(self, most_rows: int, like: Tensor) -> None:
         self.most_rows, self.like = most_rows, like

@@ -1,6 +1,7 @@
 """Gradients of q, k, beta and g, chunk by chunk.
 
-Rows are tokens, S is the state at the chunk's start, dS' the gradient of the one at its end (names as in cpu/chunked.py):
+Rows are tokens, S is the state at the chunk's start, dS' the gradient of the one at its end
+(names as in cpu/chunked.py):
 
     E  = scale * lower(dO Y^T) * D              F  = -strict_lower(dV Y^T) * D
     dq^ = scale exp(c) dO S^T + E B             dk^ = -exp(c) dV S^T + F B        the part where k reads the state
@@ -25,13 +26,13 @@ multiprocessor (benchmarks/kernel_counts.py makes the counts):
     query                 8        128     32 B  56 KiB         2  2.62 GB  85 GFLOP
     key                   4        255     40 B  56 KiB         2  3.06 GB  145 GFLOP
 
-One kernel instead, with one loop over V, was compiled and not taken: it moves 3.2 GB for 5.7, but takes 255 registers of
-8 warps and 8 B, so that a multiprocessor holds one program, which waits for each of its loads. By the model behind
+One kernel instead, with one loop over V, was compiled and not taken: it moves 3.2 GB for 5.7, but takes 255 registers
+of 8 warps and 8 B, so that a multiprocessor holds one program, which waits for each of its loads. By the model behind
 benchmarks/gpu_check/predictions.py the wait and the issue take 1.61 ms (1.54 with V 32 columns at a time in 4 stages),
-those of the two kernels 1.58; at two programs, 128 registers, 512 B do not fit. With a loop for what reads the state, one
-for what is written, and E^T and F^T as products of their own, nothing goes through memory, but 128 registers of 8 warps
-leave 608 B (1.79 ms), 255 of 4 warps 896 B (1.64). At three quarters of 4.3 TB/s the bytes of the two kernels take 1.76
-ms: a GPU has to say which is faster.
+those of the two kernels 1.58; at two programs, 128 registers, 512 B do not fit. With a loop for what reads the state,
+one for what is written, and E^T and F^T as products of their own, nothing goes through memory, but 128 registers of 8
+warps leave 608 B (1.79 ms), 255 of 4 warps 896 B (1.64). At three quarters of 4.3 TB/s the bytes of the two kernels
+take 1.76 ms: a GPU has to say which is faster.
 """
 
 import triton

@@ -9,10 +9,10 @@ cpu/chunked.py):
 T by blocks of 2, 4, ... 64 on the diagonal, each from the two inverses within it. Powers of the matrix, which a Neumann
 series would need, reach 1e9 and more where beta passes 1 and keys are alike; T itself never passes 2. For the same
 reason one product of float16 or tf32 is not enough, it is off by 1e-2 in the worst case: see ``_dot``. By the model
-behind benchmarks/gpu_check/predictions.py this takes 0.25 to 0.30 ms (with three products of tf32 0.31 to 0.35); forward
-substitution in blocks of 16 by a kernel of its own, of one warp, after one that made the weights, took 0.44 to 0.59
-together and 0.88 GB: its 15 steps wait for one another. Off by 1.7e-7 where keys went through SiLU and beta is 2, by
-6.8e-6 where all keys are alike to 1e-3; bfloat16, in which T is kept, is off by 1e-3.
+behind benchmarks/gpu_check/predictions.py this takes 0.25 to 0.30 ms (with three products of tf32 0.31 to 0.35);
+forward substitution in blocks of 16 by a kernel of its own, of one warp, after one that made the weights, took 0.44 to
+0.59 together and 0.88 GB: its 15 steps wait for one another. Off by 1.7e-7 where keys went through SiLU and beta is 2,
+by 6.8e-6 where all keys are alike to 1e-3; bfloat16, in which T is kept, is off by 1e-3.
 
 Compiled for Hopper, bfloat16, heads of 96/192; bytes and products for 30 heads and 32,768 tokens, programs on one
 multiprocessor (benchmarks/kernel_counts.py makes the counts):
@@ -197,8 +197,8 @@ def _blocks(x, BACK: tl.constexpr, MANY: tl.constexpr, d):
 
 @triton.jit
 def _dot(a, b):
-    """As good as float32, from three products of float16, whose 11 bits twice are 22; nothing here nears its range. tf32
-    has as many bits, but its operands lie in other threads than a product's result, and all would have to move."""
+    """As good as float32, from three products of float16, whose 11 bits twice are 22; nothing here nears its range.
+    tf32 has as many bits, but its operands lie in other threads than a product's result, and all would have to move."""
     a_high, b_high = a.to(tl.float16), b.to(tl.float16)
     x = tl.dot(_rest(a, a_high), b_high)
     x = tl.dot(a_high, _rest(b, b_high), x)

@@ -27,8 +27,8 @@ multiprocessor (benchmarks/kernel_counts.py makes the counts):
     backward              4        254      0 B  97 KiB         2  3.61 GB  254 GFLOP
 
 Forward waits for a step after another: by the model behind benchmarks/gpu_check/predictions.py two programs on a
-multiprocessor take 3,620 cycles for a step of each (3,880 with v loaded in its own step). Where each is alone there (one
-sequence of 30 heads), three stages leave 2,570, whatever the memory's latency, for 3,430 of two.
+multiprocessor take 3,620 cycles for a step of each (3,880 with v loaded in its own step). Where each is alone there
+(one sequence of 30 heads), three stages leave 2,570, whatever the memory's latency, for 3,430 of two.
 """
 
 import triton

@@ -86,7 +86,8 @@ AMPERE = Settings(
     query=Launch(8, stages=2),
     key=Launch(8, stages=2),
 )
-# One stage: with two, an accumulator that is carried through a loop and read by another product is wrong (triton#10993).
+# One stage: with two, an accumulator that is carried through a loop and read by another product
+# is wrong (triton#10993).
 BLACKWELL = Settings(
     block=64,
     gradient_block=64,
@@ -105,9 +106,9 @@ BLACKWELL = Settings(
 BY_ARCH = {80: AMPERE, 86: AMPERE, 89: AMPERE, 90: HOPPER, 100: BLACKWELL, 103: BLACKWELL, 120: AMPERE}
 
 OLDEST = (3, 6)
-# On Hopper kernels of several products with tiles of 32 columns, as K = 96 makes ours, have read past their shared memory
-# with 3.6.0 to 3.7.1 (triton#10573, #11366). Nothing newer was there to ask for: trusted.py finds out before training.
-# (architectures, first version, version without it, what goes wrong)
+# On Hopper kernels of several products with tiles of 32 columns, as K = 96 makes ours, have read past their shared
+# memory with 3.6.0 to 3.7.1 (triton#10573, #11366). Nothing newer was there to ask for: trusted.py finds out before
+# training. (architectures, first version, version without it, what goes wrong)
 MISCOMPILED = [((103,), (3, 6), (3, 8), "products into an accumulator that a loop carries race (triton#10590)")]
 
 

@@ -4,8 +4,8 @@ Over a piece, the state at its end is an affine function of the state at its sta
 
     S_end  = S_start M + A          dS_start = dS_end M^T + G
 
-A and G are what the scans give from a state of zeros, M what the forward scan makes of the identity's rows with no v. So
-three passes, each over all pieces at once: A and M; then the state at every piece's start, one small product after
+A and G are what the scans give from a state of zeros, M what the forward scan makes of the identity's rows with no v.
+So three passes, each over all pieces at once: A and M; then the state at every piece's start, one small product after
 another; then the scan itself, from those. Backward likewise, from the last piece to the first, with the same M.
 """
 
@@ -28,8 +28,8 @@ BLOCK = tl.constexpr(32)
 
 @triton.jit(do_not_specialize=["T", "lanes"])
 def summary_kernel(k, v, within, sums, moves, pieces, lanes, T, d, square, use):
-    """The first ``lanes`` programs write A, but for a segment's last piece, whose end nothing begins at; the others M^T,
-    but for segments of one piece. ``square`` is ``d`` with V = K, the size of M."""
+    """The first ``lanes`` programs write A, but for a segment's last piece, whose end nothing begins at; the others
+    M^T, but for segments of one piece. ``square`` is ``d`` with V = K, the size of M."""
     pid = tl.program_id(0)
     chunks = pieces.chunks
     if pid < lanes:
@@ -78,8 +78,8 @@ def join_kernel(outer, sums, moves, states, pieces, d, BV: tl.constexpr, BACKWAR
 
 @triton.jit
 def _piece(place, pieces):
-    """Of the piece at ``place`` of the order: its number in its segment, and how many that has. Nobody's piece passes for
-    a segment's only one, which needs nothing from here."""
+    """Of the piece at ``place`` of the order: its number in its segment, and how many that has. Nobody's piece passes
+    for a segment's only one, which needs nothing from here."""
     piece = tl.load(pieces.chunks.order + place)
     owner = tl.load(pieces.owner + piece)
     first = tl.load(pieces.first + tl.maximum(owner, 0))

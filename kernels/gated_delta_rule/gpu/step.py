@@ -40,7 +40,8 @@ def step_kernel(
     H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
     L2NORM: tl.constexpr,
 ):  # fmt: skip
-    """o [B, HV, V], new_state [B, HV, K, V]. ``row`` and ``head`` are strides; what is not strided lies without gaps."""
+    """o [B, HV, V], new_state [B, HV, K, V]. ``row`` and ``head`` are strides; what is not
+    strided lies without gaps."""
     row, head, o_k, o_v = place(HV, V, BK, BV)
     shared = head // (HV // H)
     mask = (o_k < K)[:, None] & (o_v < V)[None, :]

@@ -21,7 +21,8 @@ from hybrid_ft.kernels.rowwise import load_tile, sigmoid, store_tile
 
 @triton.jit
 def _segment_of(n, cu_seqlens, S, steps):
-    """Of tokens n, int64: how many segments end at or before each. S past the last token; ``steps`` halvings suffice."""
+    """Of tokens n, int64: how many segments end at or before each. S past the last token; ``steps`` halvings
+    suffice."""
     low = n * 0
     high = low + S
     for _ in range(steps):
@@ -107,9 +108,9 @@ def backward_kernel(
     x, x_row, weight, bias, tail, cu_seqlens, dy, dy_row, d_final, dx, dtaps, N, S, steps,
     D: tl.constexpr, W: tl.constexpr, ACTIVATE: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """dx [N, D], and each tile's part of dweight, dtaps [row tiles, W, D] float32; with a bias [row tiles, W + 1, D], its
-    gradient's part last. A row's input is read by itself, by the W-1 rows after it in its segment, and by the final tail:
-    of the tile's rows the last W-1 are the next tile's, and here only for their pre-activations."""
+    """dx [N, D], and each tile's part of dweight, dtaps [row tiles, W, D] float32; with a bias [row tiles, W + 1, D],
+    its gradient's part last. A row's input is read by itself, by the W-1 rows after it in its segment, and by the final
+    tail: of the tile's rows the last W-1 are the next tile's, and here only for their pre-activations."""
     own: tl.constexpr = BT - W + 1
     tiles: tl.constexpr = (D + BD - 1) // BD
     row_tile = tl.program_id(0) // tiles
@@ -174,8 +175,8 @@ def initial_tail_kernel(
     x, x_row, weight, bias, tail, dy, dy_row, d_final, cu_seqlens, dtail,
     D: tl.constexpr, W: tl.constexpr, ACTIVATE: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """The initial tail is read by its segment's first W-1 rows, whose pre-activations are formed again, and by the final
-    tail where the segment is shorter."""
+    """The initial tail is read by its segment's first W-1 rows, whose pre-activations are formed again, and by the
+    final tail where the segment is shorter."""
     blocks: tl.constexpr = (D + BD - 1) // BD
     segment = (tl.program_id(0) // blocks).to(tl.int64)
     o_d = (tl.program_id(0) % blocks) * BD + tl.arange(0, BD)

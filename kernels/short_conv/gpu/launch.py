@@ -20,9 +20,9 @@ from hybrid_ft.kernels.short_conv.gpu.kernels import (
     step_kernel,
 )
 
-# Tokens, channels and warps of a tile. Forward has 16 numbers to a thread: with 32 the shifted loads do not fit into the
-# registers. Backward has half as many, as it holds a gradient beside them, but more tokens, of which W-1 are the next
-# tile's, for fewer partial sums.
+# Tokens, channels and warps of a tile. Forward has 16 numbers to a thread: with 32 the shifted loads do not fit into
+# the registers. Backward has half as many, as it holds a gradient beside them, but more tokens, of which W-1 are the
+# next tile's, for fewer partial sums.
 TILE = {"BT": 32, "BD": 64, "num_warps": 4}
 BACKWARD_TILE = {"BT": 64, "BD": 32, "num_warps": 8}
 WIDEST = 7

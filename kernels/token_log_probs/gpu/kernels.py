@@ -37,7 +37,8 @@ def forward_kernel(logits, targets, target_logits, highest, total, moment, V, BV
 
 @triton.jit
 def backward_kernel(logits, targets, dlp, highest, total, V, BV: tl.constexpr):
-    """logits [rows, V] become their gradient, dlp (1[v = target] - exp(z - m) / total). A program is a block of a row."""
+    """logits [rows, V] become their gradient, dlp (1[v = target] - exp(z - m) / total). A program is a
+    block of a row."""
     blocks = tl.cdiv(V, BV)
     n = (tl.program_id(0) // blocks).to(tl.int64)
     o_v = (tl.program_id(0) % blocks) * BV + tl.arange(0, BV)

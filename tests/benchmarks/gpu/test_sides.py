@@ -10,7 +10,8 @@ import pytest
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_attention_has_what_may_run_it_beside_it(bench: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each computes what the model's own call does: flex attention and, by stand-ins, torch's kernel and flash-attn 2."""
+    """Each computes what the model's own call does: flex attention and, by stand-ins, torch's
+    kernel and flash-attn 2."""
     import torch
     from torch.nn.attention import varlen
 

@@ -1,4 +1,5 @@
-"""The GPU check on a machine without a GPU: every step's imports, arguments and shapes, and what becomes of a failure."""
+"""The GPU check on a machine without a GPU: every step's imports, arguments and shapes, and what
+becomes of a failure."""
 
 import importlib
 import json

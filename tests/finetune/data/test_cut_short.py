@@ -1,4 +1,5 @@
-"""Of a file that cannot be read to its end the bad rows before that place are named first, however its rows are read."""
+"""Of a file that cannot be read to its end the bad rows before that place are named first, however
+its rows are read."""
 
 import gzip
 import json

@@ -107,7 +107,8 @@ def load_recipe_of_pairs() -> Any:
 
 
 def test_half_of_the_runs_by_hand() -> None:
-    """11 words are 4 runs of 8: a text with 2 of them holds the question, one with 1 does not; formulas are no words."""
+    """11 words are 4 runs of 8: a text with 2 of them holds the question, one with 1 does not;
+    formulas are no words."""
     words = ["aa", "bb", "cc", "dd", "ee", "ff", "gg", "hh", "ii", "jj", "kk"]
     questions = Questions([" ".join(words), "1 2 3 4 5 6 7 8 9", "tell me now", ""])
     assert questions.met_in("so " + " ".join(words[:9]) + " no") == [0]

@@ -1,4 +1,5 @@
-"""Rows that several processes encode are those that one does, in the same order, with the same account and the same refusals."""
+"""Rows that several processes encode are those that one does, in the same order, with the same account
+and the same refusals."""
 
 import os
 import signal

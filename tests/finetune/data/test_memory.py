@@ -26,8 +26,8 @@ print(len(prepare(recipe, AutoTokenizer.from_pretrained(sys.argv[2])).train))
 
 
 def held(process: int) -> int:
-    """Bytes that a process and its children hold in memory, what they share once. Without pages of files, which the kernel
-    takes back when it needs them, and of which some kernels map more around each that is read."""
+    """Bytes that a process and its children hold in memory, what they share once. Without pages of files, which the
+    kernel takes back when it needs them, and of which some kernels map more around each that is read."""
     found, place = 0, Path("/proc", str(process))
     try:
         for line in (place / "smaps_rollup").read_text().splitlines():
@@ -63,8 +63,8 @@ def most_held(recipe: Path, tokenizer: Path) -> tuple[int, int]:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path, tokenizer: Any) -> None:
-    """Eight times the rows take less than half of the bytes that their text has more, which is no text and no token of theirs:
-    a third of it comes and goes with what allocators keep and which batches are under way."""
+    """Eight times the rows take less than half of the bytes that their text has more, which is no text and no token of
+    theirs: a third of it comes and goes with what allocators keep and which batches are under way."""
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     answer = " ".join(f"w{number % 977}" for number in range(400))
     peaks = []

@@ -77,7 +77,8 @@ def test_coverage_of_wilson() -> None:
 
 
 def test_coverage_of_wilson_on_average() -> None:
-    """Exactly, over shares from 2 to 98 %: of a count of right answers the interval moves with the share that is true."""
+    """Exactly, over shares from 2 to 98 %: of a count of right answers the interval moves with the
+    share that is true."""
     for items in (20, 100, 360):
         found = [statistics.share([1.0] * right + [0.0] * (items - right)) for right in range(items + 1)]
         covered = []

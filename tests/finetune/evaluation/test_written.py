@@ -53,7 +53,8 @@ def test_answers_without_one(model: Any, tiny_tokenizer: Any) -> None:
     ],
 )
 def test_answers_of_another_family(kind: str, tiny_tokenizer: Any) -> None:
-    """Its caches are transformers' own: no beginning is shared, and every answer is plain transformers' of its prompt."""
+    """Its caches are transformers' own: no beginning is shared, and every answer is plain
+    transformers' of its prompt."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from hybrid_ft.hybrid_model.families.known import family_of_type
@@ -112,7 +113,8 @@ def test_answers_end_at_a_text_of_their_own(model: Any, tiny_tokenizer: Any) -> 
 def test_rows_that_have_ended_leave_their_batch(
     model: Any, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch, shared: int
 ) -> None:
-    """In two batches, each answer is what its prompt alone gives up to the text; few columns are read for ended rows."""
+    """In two batches, each answer is what its prompt alone gives up to the text; few columns are
+    read for ended rows."""
     prompts = [ids(shared, 1) + ids(5 + n % 7, n + 2) for n in range(40)]
     whole = answer(model, tiny_tokenizer, prompts, [3, 0], 40)
     # the letter that ends most answers early and leaves some long

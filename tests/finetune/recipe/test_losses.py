@@ -1,4 +1,5 @@
-"""The table of losses against TRL's own computation: names, values of equal models, normalisation, smoothing, sorting."""
+"""The table of losses against TRL's own computation: names, values of equal models, normalisation, smoothing,
+sorting."""
 
 import re
 from collections import defaultdict

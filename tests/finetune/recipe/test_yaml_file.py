@@ -215,7 +215,8 @@ def test_what_is_written_is_read_back(tmp_path_factory: pytest.TempPathFactory, 
 
 @given(st.text("0123456789.eE+-_xo:nulTrueifaNy~", max_size=12))
 def test_numbers_are_those_of_json_and_a_few_more(text: str) -> None:
-    """What Python's float takes and looks like JSON is a number here too, and no number is something Python cannot read."""
+    """What Python's float takes and looks like JSON is a number here too, and no number is
+    something Python cannot read."""
     value = plain_scalar(text)
     if isinstance(value, int | float) and not isinstance(value, bool):
         assert text.startswith(("0x", "0o")) or "." in text[:2] or float(text) == value

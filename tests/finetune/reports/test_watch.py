@@ -65,7 +65,8 @@ def test_a_run_as_it_stands(tmp_path: Path) -> None:
 
 
 def test_it_ends_when_the_run_does(tmp_path: Path) -> None:
-    """In lines where there is no terminal; a folder that is away for a moment, and metrics that a resumed run rewrote."""
+    """In lines where there is no terminal; a folder that is away for a moment, and metrics that
+    a resumed run rewrote."""
     run = begun(tmp_path / "run")
     add(run, 1, 2, 3)
     looks = []

@@ -162,7 +162,8 @@ def test_what_it_does_not_go_with_is_refused(
 
 @pytest.mark.slow
 def test_all_weights_of_the_7b_are_trained_on_80_gb(as_on_a_gpu: Any) -> None:
-    """Traced, at 4 and 8 layers; what more layers need is linear. Two GB are left for what is outside torch's tensors."""
+    """Traced, at 4 and 8 layers; what more layers need is linear. Two GB are left for what is outside torch's
+    tensors."""
 
     def all_of(layers: int) -> float:
         config = copy.deepcopy(preset_config("7B"))

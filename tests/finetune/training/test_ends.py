@@ -61,8 +61,8 @@ SFT, DPO = (
 def test_it_ends_as_one_longer_run_would_have(
     start: Any, start_pairs: Any, monkeypatch: pytest.MonkeyPatch, kind: str, model: dict[str, Any]
 ) -> None:
-    """Where the rate is constant, that is a run of the whole length; the end at step 5 lies within a pass, 9 too. Killed
-    on the way, the same command goes on."""
+    """Where the rate is constant, that is a run of the whole length; the end at step 5 lies within a pass, 9 too.
+    Killed on the way, the same command goes on."""
     go, trainer = (start, SFT) if kind == "sft" else (start_pairs, DPO)
     if model and kind == "dpo":
         model = {"lora": LORA["lora"] | {"dropout": 0.0}}

@@ -1,4 +1,5 @@
-"""Runs on other families than Olmo Hybrid, from folders as plain transformers saves them, and what they leave behind."""
+"""Runs on other families than Olmo Hybrid, from folders as plain transformers saves them, and
+what they leave behind."""
 
 import io
 import json
@@ -108,8 +109,8 @@ def test_sft_with_lora_on_experts_goes_on_and_is_merged(start: Any, base: Path, 
 
 @pytest.mark.slow
 def test_run_of_sft_and_dpo(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stages in a row, the second from the first one's merged result. DPO itself refuses a first loss that is not that of
-    equal models."""
+    """Stages in a row, the second from the first one's merged result. DPO itself refuses a first loss that is not
+    that of equal models."""
     monkeypatch.chdir(tmp_path)
     pairs = [{"prompt": f"ab{i}", "chosen": "cd", "rejected": f"ef {i}"} for i in range(6)]
     rows = [{"prompt": f"ab{i}", "completion": f"cd {i}"} for i in range(6)]

@@ -1,4 +1,5 @@
-"""Memory of a step of Olmo Hybrid 7B on a GPU, traced without one: what the program's settings save, and that it stays."""
+"""Memory of a step of Olmo Hybrid 7B on a GPU, traced without one: what the program's settings save,
+and that it stays."""
 
 from functools import partial
 from types import SimpleNamespace

@@ -115,7 +115,8 @@ def of_five_heads(tmp_path, steady_base, tiny_tokenizer):
 
 
 def checkpointed(output: Path) -> dict[str, list[tuple[str, list[int]]]]:
-    """Of each file of the last checkpoint the tensors in it, but those of random states, of which each process has one."""
+    """Of each file of the last checkpoint the tensors in it, but those of random states, of which
+    each process has one."""
     found: dict[str, list[tuple[str, list[int]]]] = {}
     for file in sorted((output / "checkpoints" / "checkpoint-4").iterdir()):
         found[file.name] = []

@@ -68,7 +68,8 @@ def test_adapters_are_trained_on_a_quantised_base(start, monkeypatch, tiny_base,
 
 @pytest.mark.parametrize("how", LAYERS)
 def test_pieces_compute_what_the_whole_does(tiny_base, mesh, how):
-    """FSDP2's gathered weight is a plain parameter, without what unpacks it; bit for bit, with checkpointing and after a step."""
+    """FSDP2's gathered weight is a plain parameter, without what unpacks it; bit for bit, with checkpointing
+    and after a step."""
     pytest.importorskip("bitsandbytes")
     row = torch.tensor([[5, 9, 33, 60, 12, 8, 7, 44, 21]])
     found = []

@@ -131,8 +131,8 @@ def test_measuring_leaves_pieces(tiny_base: Path, mesh: DeviceMesh) -> None:
 
 @pytest.mark.parametrize("trained", [False, True])
 def test_a_reference_is_known_by_its_pieces(tiny_base: Path, mesh: DeviceMesh, trained: bool) -> None:
-    """The digest is the whole model's, so a run in pieces reads what one process has computed; adapters count once they are
-    trained."""
+    """The digest is the whole model's, so a run in pieces reads what one process has computed; adapters count
+    once they are trained."""
     model = add_lora(hybrid_ft.load(tiny_base, dtype=torch.float32), rank=4)
     base = weights_digest(model)
     if trained:

@@ -75,7 +75,8 @@ def test_two_processes_take_the_steps_of_one(tmp_path: Path, root: Path, kind: s
 
 
 def test_int8_is_not_shared(tmp_path: Path, root: Path) -> None:
-    """Its products round a token's numbers by those of the tokens beside it: losses of pairs differed by a hundredth."""
+    """Its products round a token's numbers by those of the tokens beside it: losses of pairs
+    differed by a hundredth."""
     recipe(tmp_path, root, "dpo", ", lora: {rank: 4}, quantize: int8")
     with pytest.raises(InputError, match=r"train\.sequence_parallel: got 2; int8 rounds a token by the others"):
         load_recipe(str(tmp_path / "r.yaml"), ["train.sequence_parallel=2"])
@@ -84,7 +85,8 @@ def test_int8_is_not_shared(tmp_path: Path, root: Path) -> None:
 
 @pytest.mark.slow
 def test_an_adapter_of_an_int8_base_is_saved(tmp_path: Path, root: Path) -> None:
-    """Opened in plain transformers it agrees to int8's own rounding, which a last bit of float32 moves by half a hundredth."""
+    """Opened in plain transformers it agrees to int8's own rounding, which a last bit of float32 moves
+    by half a hundredth."""
     pytest.importorskip("bitsandbytes")
     recipe(tmp_path, root, "sft", ", lora: {rank: 4, alpha: 8}, quantize: int8")
     run(tmp_path, "sft", "one", 1)

@@ -1,4 +1,5 @@
-"""A merged checkpoint is the adapted model, whatever PEFT put into the adapter; the rest of it is the base's, byte for byte."""
+"""A merged checkpoint is the adapted model, whatever PEFT put into the adapter; the rest of it is the
+base's, byte for byte."""
 
 import pytest
 import torch

@@ -1,4 +1,5 @@
-"""The text model of a checkpoint: read from its config, opened by transformers, with nothing missing and nothing more."""
+"""The text model of a checkpoint: read from its config, opened by transformers, with nothing
+missing and nothing more."""
 
 import json
 

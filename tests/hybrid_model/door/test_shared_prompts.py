@@ -43,7 +43,8 @@ class Batch:
 
 
 def make_batch(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[Sequence[int]]], seed: int = 0) -> Batch:
-    """``answers[i]`` are the answers to ``prompts[i]``. Rows come answer by answer: all first answers, all second ones."""
+    """``answers[i]`` are the answers to ``prompts[i]``. Rows come answer by answer: all first
+    answers, all second ones."""
     rows, cuts, owners, first = [], [], [], {}
     for n in range(max(len(some) for some in answers)):
         for i, prompt in enumerate(prompts):

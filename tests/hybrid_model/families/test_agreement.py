@@ -1,4 +1,5 @@
-"""In float64 every family's logits are transformers' own to its rounding, which is what a saved model is judged by last."""
+"""In float64 every family's logits are transformers' own to its rounding, which is what a saved model
+is judged by last."""
 
 import pytest
 import torch

@@ -69,9 +69,9 @@ def all_in_float64():
 @pytest.fixture
 def assert_as_alone(models, precise, relative, assert_gradients):
     """
-    ``logits_of`` gives a model's logits of some tokens, a piece for each of ``rows``, which are (tokens, n): those tokens
-    alone, of which the last n count. Logits are compared in float32; gradients in float64, as a row's smallest are
-    differences of large terms: two ways to compute them in float32 are up to 3e-5 apart.
+    ``logits_of`` gives a model's logits of some tokens, a piece for each of ``rows``, which are (tokens, n): those
+    tokens alone, of which the last n count. Logits are compared in float32; gradients in float64, as a row's smallest
+    are differences of large terms: two ways to compute them in float32 are up to 3e-5 apart.
     """
 
     def check(logits_of, rows):

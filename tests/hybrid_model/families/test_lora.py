@@ -1,4 +1,5 @@
-"""Every family: sets of LoRA layers by name, a gradient in each adapted matrix, merged weights that compute the same."""
+"""Every family: sets of LoRA layers by name, a gradient in each adapted matrix, merged weights
+that compute the same."""
 
 import json
 import re

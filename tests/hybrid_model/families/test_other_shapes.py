@@ -1,4 +1,5 @@
-"""Shapes that the tests' own sizes have not: other ratios of heads, groups and layers, biases, widths, tied embeddings."""
+"""Shapes that the tests' own sizes have not: other ratios of heads, groups and layers, biases, widths, tied
+embeddings."""
 
 import copy
 import warnings

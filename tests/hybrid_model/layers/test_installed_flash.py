@@ -17,8 +17,8 @@ from hybrid_ft.hybrid_model.layers.attention import segment_attention
 
 @pytest.fixture
 def card(monkeypatch):
-    """Calls a CPU's tensors those of a GPU of the given compute capability, on which torch's attention is by definition;
-    ``calls`` is whose attention ran."""
+    """Calls a CPU's tensors those of a GPU of the given compute capability, on which torch's attention is by
+    definition; ``calls`` is whose attention ran."""
     installed_flash._tried.cache_clear()
     monkeypatch.setattr(attention, "_fits_flash", lambda q, dropout: not dropout)
     monkeypatch.setattr(attention, "_fits_varlen", lambda q, gqa, dropout: True)

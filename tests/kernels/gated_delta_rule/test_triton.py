@@ -1,5 +1,5 @@
-"""One token's Triton kernel, in the interpreter in float32 or on a GPU, and compiled ahead of time. The kernels for whole
-segments have test_triton_interpreted.py, test_triton_compiled.py and test_triton_gpu.py."""
+"""One token's Triton kernel, in the interpreter in float32 or on a GPU, and compiled ahead of time. The kernels for
+whole segments have test_triton_interpreted.py, test_triton_compiled.py and test_triton_gpu.py."""
 
 import os
 from typing import Any
@@ -96,8 +96,8 @@ def test_many_steps_are_the_definition(device: str) -> None:
 
 
 def test_by_strides(device: str) -> None:
-    """Columns of the joined convolution's output and of a joined projection, and rows of a larger cache: the same bits as
-    from memory of their own."""
+    """Columns of the joined convolution's output and of a joined projection, and rows of a larger cache: the same bits
+    as from memory of their own."""
     q, k, v, g, beta, state = (x.to(device, torch.float32) for x in case(3, (2, 4), (48, 32)))
     joined = torch.cat([x.flatten(1) for x in (q, k, v)], 1).split([96, 96, 128], 1)
     strided = [x.view(3, -1, d) for x, d in zip(joined, (48, 48, 32))]

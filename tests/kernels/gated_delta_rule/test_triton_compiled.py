@@ -1,8 +1,9 @@
-"""The Triton kernels compiled ahead of time, without a GPU, as they are launched: what became of registers and products.
+"""The Triton kernels compiled ahead of time, without a GPU, as they are launched: what became
+of registers and products.
 
 Nothing may spill but on Hopper, the passes over the chunks must use its warp-group products alone, a program must fit
-into the shared memory, and a multiprocessor of Hopper must hold as many programs as PROGRAMS says: with one less, nothing
-hides the loads of the others. A change that adds a spill or takes a program away fails here.
+into the shared memory, and a multiprocessor of Hopper must hold as many programs as PROGRAMS says: with one less,
+nothing hides the loads of the others. A change that adds a spill or takes a program away fails here.
 """
 
 import os

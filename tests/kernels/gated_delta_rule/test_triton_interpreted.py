@@ -2,8 +2,8 @@
 
 The interpreter must be chosen before triton is imported, so these tests run in a process of their own, which
 ``test_interpreter`` starts in two halves. It knows nothing of warps, layouts and races, and its bfloat16 is wrong:
-test_triton_compiled.py and test_triton_gpu.py are for those. A GPU has the kernels for 16 bits alone; here float32 shows
-what their rounding would hide.
+test_triton_compiled.py and test_triton_gpu.py are for those. A GPU has the kernels for 16 bits alone; here float32
+shows what their rounding would hide.
 """
 
 import os
@@ -59,8 +59,8 @@ def rule(q, k, v, g, beta, *, cu_seqlens, initial_state, output_final_state, sca
 
 
 def assert_right(inputs: tuple[list[Tensor], list[Tensor], Tensor], keep: bool = False, **options: bool) -> None:
-    """At most twice what the kernels' equations are off by in torch's float32, in the worst of some orders of its sums, or
-    one sum over a chunk. New memory is NaN throughout."""
+    """At most twice what the kernels' equations are off by in torch's float32, in the worst of some orders of its sums,
+    or one sum over a chunk. New memory is NaN throughout."""
     true = results(gated_delta_rule_reference, *inputs, **options)
     own = largest_errors(partial(rounding_errors, dtype=torch.float32, **options), *inputs, true)
     limits = [2 * max(x, FLOAT32_FLOOR) for x in own]
@@ -286,7 +286,8 @@ def test_without_the_correction(
 
 @inside
 def test_dense_batch_by_its_strides() -> None:
-    """Two rows whose memory is neither contiguous nor in one run: heads before tokens, and a row longer than the view."""
+    """Two rows whose memory is neither contiguous nor in one run: heads before tokens, and a row
+    longer than the view."""
     leaves, up, cu_seqlens = case([0, 70, 140], (2, 2), (32, 16))
     true = results(rule, leaves, up, cu_seqlens, torch.float32)
     rows = [x.unflatten(1, (2, 70)).squeeze(0).float() for x in (*leaves[:5], up[0])]

@@ -1,4 +1,5 @@
-"""Against the definition in float64. In float32 and bfloat16 the error is at most twice the definition's own in that dtype."""
+"""Against the definition in float64. In float32 and bfloat16 the error is at most twice the definition's
+own in that dtype."""
 
 import pytest
 import torch

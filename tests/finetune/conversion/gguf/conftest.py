@@ -9,8 +9,8 @@ import pytest
 
 @pytest.fixture
 def made(tmp_path: Path) -> Callable[..., Path]:
-    """``made(model_type, split=..., **config)``: a folder with random weights, whose norms and rates are not their first
-    values."""
+    """``made(model_type, split=..., **config)``: a folder with random weights, whose norms and rates are
+    not their first values."""
     import torch
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast

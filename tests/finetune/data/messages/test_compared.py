@@ -1,4 +1,5 @@
-"""Two answers under other names than ours: the better one is found where the rows say which it is, and never guessed."""
+"""Two answers under other names than ours: the better one is found where the rows say which it
+is, and never guessed."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,5 @@
-"""Options in columns of their own: the right one is found where the rows tell how they are counted, and never guessed."""
+"""Options in columns of their own: the right one is found where the rows tell how they are
+counted, and never guessed."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,5 @@
-"""Requests to a model and its responses, as files of them lie about: advice that reads whole conversations, and only those."""
+"""Requests to a model and its responses, as files of them lie about: advice that reads whole
+conversations, and only those."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,5 @@
-"""A stream in a file: the rows of its first pass in the order of training, as a recipe that is not streamed has them."""
+"""A stream in a file: the rows of its first pass in the order of training, as a recipe that is
+not streamed has them."""
 
 import pyarrow.parquet as pq
 import pytest

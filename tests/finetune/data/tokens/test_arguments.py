@@ -1,4 +1,5 @@
-"""Arguments of a chat template: of a run, of a row, saved with the tokenizer, and the same wherever a model is asked."""
+"""Arguments of a chat template: of a run, of a row, saved with the tokenizer, and the same wherever
+a model is asked."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,5 @@
-"""A row begins with the tokens that ask for its answer: whose truth is plain transformers' own rendering of the prompt."""
+"""A row begins with the tokens that ask for its answer: whose truth is plain transformers' own
+rendering of the prompt."""
 
 import copy
 import re

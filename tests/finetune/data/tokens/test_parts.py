@@ -1,4 +1,5 @@
-"""Texts put together from remembered parts are in the very tokens, at the very places, that the tokenizer gives the whole."""
+"""Texts put together from remembered parts are in the very tokens, at the very places, that the
+tokenizer gives the whole."""
 
 import json
 import random

@@ -18,7 +18,8 @@ def _one_thread() -> None:
 
 @pytest.fixture
 def make_trainer(steady_base: Path, tiny_tokenizer: Any, tmp_path: Path) -> Callable[..., Any]:
-    """A ``PairTrainer`` on pairs with the base's log-probabilities; ``moved`` is by how much its weights then differ."""
+    """A ``PairTrainer`` on pairs with the base's log-probabilities; ``moved`` is by how much
+    its weights then differ."""
 
     def make(pairs: Any, batch_tokens: int = 10_000, moved: float = 0.0, lora: bool = False, **dpo: Any) -> Any:
         from rich.console import Console

@@ -98,7 +98,8 @@ def make_trainer(steady_base: Path, tiny_tokenizer: Any, tmp_path: Path) -> Call
 
 @pytest.fixture
 def start_answers(tmp_path: Path, tiny_base: Path, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """``start_answers(rows=..., train={...}, kto={...}, ...)`` runs a recipe on random answers into ``tmp_path / output``."""
+    """``start_answers(rows=..., train={...}, kto={...}, ...)`` runs a recipe on random answers
+    into ``tmp_path / output``."""
 
     def go(output: str = "run", rows: int = 20, held_out: int = 0, seed: int = 0, **sections: Any) -> Any:
         from rich.console import Console

@@ -1,4 +1,5 @@
-"""A step on judged answers against TRL's own trainer on transformers' own model: the same losses, the same gradients."""
+"""A step on judged answers against TRL's own trainer on transformers' own model: the same
+losses, the same gradients."""
 
 import inspect
 import re
@@ -95,7 +96,8 @@ def test_micro_batches_do_not_change_the_step(make_trainer: Any, make_answers: A
 
 
 def test_every_prompt_runs_once_in_each_pass(make_trainer: Any, make_answers: Any) -> None:
-    """Twelve answers to nine prompts: without gradients beside the mismatched ones, and with gradients beside their own."""
+    """Twelve answers to nine prompts: without gradients beside the mismatched ones, and with
+    gradients beside their own."""
     answers = make_answers(12)
     trainer = make_trainer(answers)
     ran: list[tuple[int, bool]] = []

@@ -102,7 +102,8 @@ def make_trainer(steady_base: Path, tiny_tokenizer: Any, tmp_path: Path) -> Call
 
 @pytest.fixture
 def start_reward(tmp_path: Path, tiny_base: Path, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """``start_reward(rows=..., train={...}, reward={...}, ...)`` runs a recipe on random pairs into ``tmp_path / output``."""
+    """``start_reward(rows=..., train={...}, reward={...}, ...)`` runs a recipe on random pairs
+    into ``tmp_path / output``."""
 
     def go(
         output: str = "run", rows: int = 20, held_out: int = 0, seed: int = 0, base: Path = tiny_base, **sections: Any

@@ -1,4 +1,5 @@
-"""A step on pairs against TRL's RewardTrainer on transformers' own model: the same loss, the same gradients, measures."""
+"""A step on pairs against TRL's RewardTrainer on transformers' own model: the same loss, the same gradients,
+measures."""
 
 from pathlib import Path
 from typing import Any

@@ -30,7 +30,8 @@ class Killed(BaseException):
 
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int, how: str) -> None:
-    """In the first forward of step ``step``, counted from 1: a signal, or the end of the process as the code sees it."""
+    """In the first forward of step ``step``, counted from 1: a signal, or the end of the process as
+    the code sees it."""
     from hybrid_ft.finetune.training.sft.trainer import PackedSFTTrainer
 
     compute_loss = PackedSFTTrainer.compute_loss
@@ -200,7 +201,8 @@ def test_a_finished_run_writes_nothing(start, tmp_path):
 
 
 def test_stock_loading_is_wrong_for_this_architecture_and_ours_is_right(start, tiny_base):
-    """transformers' Trainer puts a checkpoint's names into transformers' model without complaint, and not all of them."""
+    """transformers' Trainer puts a checkpoint's names into transformers' model without complaint, and
+    not all of them."""
     from transformers import OlmoHybridForCausalLM, Trainer
 
     import hybrid_ft

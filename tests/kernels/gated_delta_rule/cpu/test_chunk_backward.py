@@ -13,8 +13,8 @@ from hybrid_ft.kernels.gated_delta_rule.self_test import error, results
 
 
 def test_pairs_that_cancel_leave_no_rounding_in_dg(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One seed's ratio to the reference's own error is luck, the mean of ten less so: 1.3, and 1.9 with the rounding, in
-    chunks of 64."""
+    """One seed's ratio to the reference's own error is luck, the mean of ten less so: 1.3, and 1.9 with the rounding,
+    in chunks of 64."""
     monkeypatch.setattr(chunked, "tile_sizes", lambda *_: (64, 16, 16))
     ratios = []
     for seed in range(10):

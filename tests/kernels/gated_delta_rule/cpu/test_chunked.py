@@ -68,8 +68,8 @@ SETTINGS = [
     ],
 )
 def test_float32_error_beside_the_references_own(keys: str, gate: str, beta: str, dims: tuple[int, int]) -> None:
-    """At most 1.75 times (1.31 over seven seeds), against float64, where that is not below the rounding of one float32 sum
-    of V terms.
+    """At most 1.75 times (1.31 over seven seeds), against float64, where that is not below the rounding of one float32
+    sum of V terms.
 
     dbeta and dg are sums of terms that the definition never forms, and that float32 rounds each for itself: two and a
     half and four times (2.2 and 3.8). With collinear keys and beta near 2 all of it is ill-conditioned: three times
