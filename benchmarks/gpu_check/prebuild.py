@@ -20,35 +20,16 @@ from rows import Rows
 from variants import variants
 
 _todo: list[Launch] = []
+_OF_BOTH = {"delta rule": launched.delta_rule, "self-test": launched.self_test, "model": launched.model}
 
 
 def for_part_1(rows: Rows, dry: bool) -> None:
-    _compile(
-        rows,
-        dry,
-        {
-            "delta rule": launched.delta_rule,
-            "self-test": launched.self_test,
-            "model": launched.model,
-            "quickstart": launched.quickstart,
-            "layer kernels": launched.layer_kernels,
-        },
-        True,
-    )
+    own = {"quickstart": launched.quickstart, "layer kernels": launched.layer_kernels}
+    _compile(rows, dry, _OF_BOTH | own, with_variants=True)
 
 
 def for_part_2(rows: Rows, dry: bool) -> None:
-    _compile(
-        rows,
-        dry,
-        {
-            "delta rule": launched.delta_rule,
-            "self-test": launched.self_test,
-            "model": launched.model,
-            "rivals": launched.rivals,
-        },
-        False,
-    )
+    _compile(rows, dry, _OF_BOTH | {"rivals": launched.rivals}, with_variants=False)
 
 
 def _compile(rows: Rows, dry: bool, sets: dict[str, Any], with_variants: bool) -> None:

@@ -119,8 +119,11 @@ def _by_column(values: Mapping[str, Any] | None) -> dict[str, set[str]]:
 
 
 def rated_bad(values: Values, read: Collection[str]) -> str | None:
-    """The column by which a row is a bad one, with the value that says so, ``{vote: -1}``, where that is not false;
-    None where there is none, or where it is one of ``read``."""
+    """What says that a row is a bad one: the name of a column that is false, or else the column with its value, as
+    ``without`` takes it: ``{vote: -1}``.
+
+    None where nothing says so, and for a column that is among the ``read`` ones.
+    """
     for name in (*RATINGS, *VERDICTS):
         if name in values and name not in read:
             value = values[name]

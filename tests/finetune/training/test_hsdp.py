@@ -25,11 +25,11 @@ def test_pieces_are_those_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert caught.value.status == 3
 
 
-def run(place: Path, output: str, machines: int, processes: int, *keys: str) -> int:
-    """The command, as two machines on this one would start it."""
+def run(place: Path, output: str, machines: int, processes: int, *keys: str) -> list[int]:
+    """The exit statuses of the command's processes, started as two machines on this one would start it."""
     command = [sys.executable, "-m", "hybrid_ft.cli", "sft", "r.yaml", f"output={output}", *keys]
     if machines * processes == 1:
-        return subprocess.run(command, cwd=place, check=False, capture_output=True).returncode
+        return [subprocess.run(command, cwd=place, check=False, capture_output=True).returncode]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -42,7 +42,7 @@ def run(place: Path, output: str, machines: int, processes: int, *keys: str) -> 
         with (place / f"{output}-{rank}.log").open("w") as screen:
             ranks.append(subprocess.Popen(command, cwd=place, env=env, stdout=screen, stderr=subprocess.STDOUT))
     try:
-        return max(rank.wait(timeout=1200) for rank in ranks)
+        return [rank.wait(timeout=1200) for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()
@@ -52,9 +52,9 @@ def run(place: Path, output: str, machines: int, processes: int, *keys: str) -> 
 def test_two_machines_of_two_take_the_steps_of_one_process(tmp_path: Path, root: Path) -> None:
     """Also where they go on from a checkpoint, the tokens of each micro-batch shared by the two of a machine."""
     quickstart_recipe(tmp_path, root, 160, "path: tiny", "tokens_per_step: 3072, schedule: constant, warmup: 0")
-    assert run(tmp_path, "one", 1, 1) == 0
+    assert run(tmp_path, "one", 1, 1) == [0]
     for how in (["train.steps=2"], ["train.sequence_parallel=2", "--extend"]):
-        assert run(tmp_path, "four", 2, 2, "train.sharded=machine", *how) == 0, (tmp_path / "four-0.log").read_text()
+        assert run(tmp_path, "four", 2, 2, "train.sharded=machine", *how) == [0] * 4, (tmp_path / "four-0.log").read_text()
     said = (tmp_path / "four-0.log").read_text()
     assert "4, the model in 2 pieces (FSDP2); each micro-batch's tokens lie with 2" in said
 
