@@ -40,7 +40,7 @@ def versions() -> Finding:
 def unseen(listed: int) -> Finding | None:
     """``listed``: GPUs that nvidia-smi names, of which torch sees none though nobody has hidden them."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") is not None or device.is_put_off()
-    if not listed or hidden or torch.cuda.is_available():
+    if not listed or hidden or device.is_gpu():
         return None
     said = f"torch {torch.__version__} sees none of the {counted(listed, 'GPU')} that nvidia-smi lists"
     if torch.version.cuda is None:

@@ -10,7 +10,9 @@ They meet in a store that this process holds, so that no port is chosen before i
 from __future__ import annotations
 
 import os
+import re
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -28,6 +30,8 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _TICK = 0.1
 _NOTICE = 15.0  # seconds in which the others notice by themselves that one has failed
 _LAST_LINES = 20
+_KNOWN_BY = 10.0  # seconds in which machine 0 must find its own name: a cluster may only just have given it
+_PLACE = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\s:\[\]]+)):([0-9]{1,5})", re.ASCII | re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -48,10 +52,12 @@ class Nodes:
         """Host and port to meet at; port 0 on a single machine: any that is free."""
         if self.count == 1:
             return "127.0.0.1", 0
-        host, _, port = (self.rendezvous or "").rpartition(":")
-        if not host or not port.isascii() or not port.isdecimal() or not 0 < int(port) < 65536:
-            raise InputError(f"--rendezvous: {self.rendezvous!r} must be HOST:PORT with a port from 1 to 65535")
-        return host, int(port)
+        found = _PLACE.fullmatch(self.rendezvous or "")
+        if found is None or not 0 < int(found[3]) < 65536:
+            raise InputError(
+                f"--rendezvous: {self.rendezvous!r} must be HOST:PORT with a port from 1 to 65535, of IPv6 [HOST]:PORT"
+            )
+        return found[1] or found[2], int(found[3])
 
 
 @dataclass
@@ -201,6 +207,7 @@ def store_at(host: str, port: int) -> Any:
     """The store that workers meet in, held by machine 0 as long as they live; port 0: any that is free."""
     from torch.distributed import DistError, TCPStore
 
+    _check_known(host)
     try:
         return TCPStore(host, port, is_master=True, wait_for_workers=False)
     except (DistError, RuntimeError, ValueError) as error:
@@ -208,6 +215,23 @@ def store_at(host: str, port: int) -> Any:
         raise InputError(
             f"--rendezvous: cannot listen at {host}:{port} ({reason}); name a free port of this machine", ENVIRONMENT
         ) from None
+
+
+def _check_known(host: str) -> None:
+    """torch would look for a name that nobody has for five minutes, and say so in lines of C++."""
+    end = time.monotonic() + _KNOWN_BY
+    while True:
+        try:
+            socket.getaddrinfo(host, None)
+        except OSError as error:
+            if time.monotonic() < end:
+                time.sleep(_TICK)
+                continue
+            raise InputError(
+                f"--rendezvous: {host!r} is no host that this machine knows ({error.strerror}); give an address of machine 0",
+                ENVIRONMENT,
+            ) from None
+        return
 
 
 @contextmanager

@@ -52,8 +52,8 @@ class Case:
 
     @property
     def tight(self) -> bool:
-        """Not with certainty: the tensors alone would go in."""
-        return not self.fits and self.memory.total * (1 - MARGIN) <= self.gpu.memory
+        """Not with certainty: the tensors alone would go in. What is only the least would not."""
+        return self.memory.proven and not self.fits and self.memory.total * (1 - MARGIN) <= self.gpu.memory
 
     def dollars(self) -> tuple[float, float] | None:
         if self.seconds is None:
@@ -187,31 +187,33 @@ def changes(recipe: Recipe, count: int, heads: int = 1) -> Iterator[tuple[tuple[
         yield (*base, offload)
     without = tuple(one for one in base if one[1] != "optimizer")
     shorter = _smaller_batches(recipe)
-    whole = [some for some in shorter if len(some) == 1]  # without a shorter row
     if recipe.model.lora is None:
         for some in shorter:
             yield (*base, *some)
         if recipe.model.from_scratch:  # there is nothing to adapt
             return
         few: tuple[tuple[str, str, Any], ...] = (("model", "lora", {}),)  # whose numbers are few
-        few = few if recipe.train.optimizer == "adamw" else (*few, ("train", "optimizer", "adamw"))
-        kinds = [few, (*few, NF4)]
+        without += few if recipe.train.optimizer == "adamw" else (*few, ("train", "optimizer", "adamw"))
+        yield without
+        if offloads:
+            yield (*without, offload)
+        exact = False
     else:
-        for some in whole:
-            yield (*base, *some)
         lora = recipe.model.lora
         exact = lora.dora or lora.init.startswith(("pissa", "olora"))  # of weights that are not rounded
-        kinds = [] if recipe.model.quantize or exact else [(NF4,)]
-        for kind in kinds:  # rounds the base, and takes no row's end away
-            yield (*without, *kind)
-            if offloads:
-                yield (*without, *kind, offload)
-        for some in shorter[len(whole) :]:
-            yield (*base, *some)
-    for kind in kinds:
-        yield (*without, *kind)
+    rounded = [] if recipe.model.quantize or exact else [(*without, NF4)]
+    whole = [some for some in shorter if len(some) == 1]  # without a shorter row
+    for some in whole:
+        yield (*without, *some)
+    for keys in rounded:  # rounds the base, and takes no row's end away
+        yield keys
+        if offloads:
+            yield (*keys, offload)
+    for some in shorter[len(whole) :]:
+        yield (*without, *some)
+    for keys in rounded:
         for some in shorter:
-            yield (*without, *kind, *some)
+            yield (*keys, *some)
 
 
 def _smaller_batches(recipe: Recipe) -> list[tuple[tuple[str, str, Any], ...]]:

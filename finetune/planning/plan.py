@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from hybrid_ft.errors import InputError
@@ -64,12 +64,13 @@ def run_file(file: str, overrides: Sequence[str], asked: Asked, say: Callable[[s
     """The plan of a recipe, or of each stage of a file. Returns 0. Raises InputError as ``run`` does."""
     if "stages" not in read_yaml(find_recipe(file)).value:
         return run(load_recipe(file, overrides), asked, say)
-    if asked.tokens is not None:
-        raise InputError(f"--tokens: {file} has several stages, each with rows of its own; plan its recipes one by one")
     recipes = [stage.recipe for stage in load_stages(file, overrides).stages if stage.recipe is not None]
+    several = len(recipes) > 1
+    if asked.tokens is not None and several:
+        raise InputError(f"--tokens: {file} has several stages, each with rows of its own; plan its recipes one by one")
     for number, recipe in enumerate(recipes, start=1):
         say(f"stage {number} of {len(recipes)}  {recipe.stage}")
-        run(_on_first(recipe, recipes[0]), asked, say)
+        run(_on_first(recipe, recipes[0]), asked, say, alone=not several)
     return 0
 
 
@@ -85,8 +86,11 @@ def _on_first(recipe: Recipe, first: Recipe) -> Recipe:
     return changed(recipe, "model", **keys)
 
 
-def run(recipe: Recipe, asked: Asked, say: Callable[[str], None]) -> int:
-    """Print the plan. Returns 0. Raises InputError for a recipe, an option or a table that is wrong."""
+def run(recipe: Recipe, asked: Asked, say: Callable[[str], None], alone: bool = True) -> int:
+    """Print the plan. Returns 0. ``alone``: --tokens may be given, which would be unclear of one of several stages.
+
+    Raises InputError for a recipe, an option or a table that is wrong.
+    """
     kinds = _kinds(asked)
     model = PlannedModel.of(recipe)
     prepared, why = read_rows(recipe)
@@ -100,7 +104,7 @@ def run(recipe: Recipe, asked: Asked, say: Callable[[str], None]) -> int:
     trained = model.shape.trained
     how = "all trained" if trained == model.weights else f"{trained:,} trained"
     say(view.line("model", f"{recipe.model.path}: {model.weights:,} parameters, {how}"))
-    say(view.line("data", work.rows + (f" ({work.source})" if prepared is None else "")))
+    say(view.line("data", view.rows(work, away=prepared is None, alone=alone)))
     if asked.measure:
         from hybrid_ft.finetune.planning.measure import measure
 
@@ -112,9 +116,11 @@ def run(recipe: Recipe, asked: Asked, say: Callable[[str], None]) -> int:
         say(text)
     say(view.saves(recipe, model.save, work))
     others = [one for one in found if one is not shown]
+    keys = _Keys(recipe, model, work)
     if not shown.fits:
-        say(view.line("change", _mend(recipe, model, work, shown)))
-    for text in view.alternatives(others, lambda one: _mend(recipe, model, work, one)):
+        for text in view.mended(shown, keys.offers(shown.gpu, counts)):
+            say(text)
+    for text in view.alternatives(others, lambda one: keys.offers(one.gpu, counts)):
         say(text)
     return 0
 
@@ -142,22 +148,42 @@ def _shown(found: Sequence[Case], asked: Asked) -> Case:
     return max(found, key=lambda one: one.gpu.memory)
 
 
-def _mend(recipe: Recipe, model: PlannedModel, work: Work, shown: Case) -> str:
-    """The first combination of keys with which it fits."""
-    made: dict[tuple[bool, str | None, str], PlannedModel] = {}
-    heads = family_of(model.config).most_processes(model.config)
-    for combination in changes(recipe, shown.count, heads):
-        other, of = recipe, model
-        for section, key, value in combination:
-            other = changed(other, section, **{key: Lora() if key == "lora" else value})
-        kind = (other.model.lora is not None, other.model.quantize, other.train.optimizer)
-        if kind != (recipe.model.lora is not None, recipe.model.quantize, recipe.train.optimizer):
-            of = made[kind] = made.get(kind) or PlannedModel.of(other)
-        found = case(other, of.shape, _with_tokens(work, other, recipe), shown.gpu, shown.count, of.save)
-        if found.fits:
-            keys = " ".join(f"{section}.{key}={_written(value)}" for section, key, value in combination)
-            return f"with {keys} {view.needed(found)}"
-    return "no key makes it fit"
+@dataclass
+class _Keys:
+    """What would make a recipe fit."""
+
+    recipe: Recipe
+    model: PlannedModel
+    work: Work
+    made: dict[tuple[bool, str | None, str], PlannedModel] = field(default_factory=dict)
+    """the model as other keys have it"""
+
+    def offers(self, gpu: Gpu, counts: Sequence[int]) -> list[view.Offered]:
+        """Of the numbers of GPUs the smallest that some keys make fit; and that from which on the largest number's keys do,
+        which cost least."""
+        found: list[view.Offered] = []
+        for count in counts:
+            one = self._first(gpu, count)
+            if one and (not found or one.kind != found[-1].kind):
+                found.append(one)
+        return [*found[:1], *found[1:][-1:]]
+
+    def _first(self, gpu: Gpu, count: int) -> view.Offered | None:
+        """By the first combination of keys with which it fits."""
+        recipe, heads = self.recipe, family_of(self.model.config).most_processes(self.model.config)
+        for combination in changes(recipe, count, heads):
+            other, of = recipe, self.model
+            for section, key, value in combination:
+                other = changed(other, section, **{key: Lora() if key == "lora" else value})
+            kind = (other.model.lora is not None, other.model.quantize, other.train.optimizer)
+            if kind != (recipe.model.lora is not None, recipe.model.quantize, recipe.train.optimizer):
+                of = self.made[kind] = self.made.get(kind) or PlannedModel.of(other)
+            found = case(other, of.shape, _with_tokens(self.work, other, recipe), gpu, count, of.save)
+            if found.fits:
+                keys = " ".join(f"{section}.{key}={_written(value)}" for section, key, value in combination)
+                now = case(recipe, self.model.shape, self.work, gpu, count, self.model.save)
+                return view.Offered(now, found, keys)
+        return None
 
 
 def _written(value: Any) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hybrid_ft.finetune.planning.estimate import DISK, OUTSIDE, Case, waiting
@@ -13,6 +15,24 @@ if TYPE_CHECKING:
     from hybrid_ft.finetune.recipe.schema import Recipe
 
 _WIDTH = 10
+NO_KEY = "no key makes it fit"
+
+
+@dataclass(frozen=True)
+class Offered:
+    """So many GPUs of a kind as the recipe is, and with the ``keys`` that make it fit, as they are written."""
+
+    now: Case
+    then: Case
+    keys: str
+
+    @property
+    def kind(self) -> tuple[str, ...]:
+        """The keys, whatever number of processes is to share a micro-batch."""
+        return tuple(key for key in self.keys.split() if "sequence_parallel" not in key)
+
+    def __str__(self) -> str:
+        return f"with {self.keys} {needed(self.then)}"
 
 
 def line(heading: str, text: str) -> str:
@@ -65,7 +85,7 @@ def _idle(recipe: Recipe, work: Work, count: int, idle: int) -> str:
     return f"{idle} of {who} wait at the end of each step, of {work.micro_batches} {many}; {keys} their number"
 
 
-def alternatives(found: Sequence[Case], mended: Callable[[Case], str]) -> Iterator[str]:
+def alternatives(found: Sequence[Case], offers: Callable[[Case], Sequence[Offered]]) -> Iterator[str]:
     """The kinds that fit, the cheapest first, and then those that do not, with the keys that would change that."""
     fitting = sorted((one for one in found if one.fits), key=cost)
     for number, one in enumerate(fitting):
@@ -73,16 +93,37 @@ def alternatives(found: Sequence[Case], mended: Callable[[Case], str]) -> Iterat
         spread = f" (listed {one.gpu.dearest_and_cheapest()} $ an hour)" if len(one.gpu.offers) > 1 else ""
         heading = "fits" if one.memory.proven else "may fit"
         yield line("" if number else heading, f"{named(one)}: {needed(one)} of {size(one.gpu.memory)}{money}{spread}")
-    rest = [one for one in found if not one.fits]
-    for number, one in enumerate(rest):
-        close = ", which may just fit" if one.tight else ""
-        text = f"{named(one)}: needs {needed(one)} of {size(one.gpu.memory)}{close}; {mended(one)}"
-        yield line("" if number else "not on", text)
+    heading = "not on"
+    for one in found:
+        if one.fits:
+            continue
+        for now, keys in [(offer.now, str(offer)) for offer in offers(one)] or [(one, NO_KEY)]:
+            close = ", which may just fit" if now.tight else ""
+            yield line(heading, f"{named(now)}: needs {needed(now)} of {size(now.gpu.memory)}{close}; {keys}")
+            heading = ""
+
+
+def mended(shown: Case, offers: Sequence[Offered]) -> Iterator[str]:
+    """What would make the case that is described in full fit, or other numbers of its GPUs."""
+    heading = "change"
+    for one in offers:
+        yield line(heading, str(one) if one.now.count == shown.count else f"{named(one.now)} {one}")
+        heading = ""
+    if not offers:
+        yield line(heading, NO_KEY)
+
+
+def rows(work: Work, away: bool, alone: bool) -> str:
+    """What is trained on; ``away``: the rows are not on this machine; ``alone``: no other stage has rows of its own."""
+    if not away:
+        return work.rows
+    how = "--tokens N says them" if alone else "plan this stage's recipe alone, with --tokens N"
+    return f"{work.rows if work.tokens else f'tokens not known: {how}; {work.rows}'} ({work.source})"
 
 
 def saves(recipe: Recipe, save_bytes: int, work: Work) -> str:
     train = recipe.train
-    count = "" if work.steps is None else f", {work.steps // train.save_every + 1:,} in all"
+    count = "" if work.steps is None else f", {math.ceil(work.steps / train.save_every):,} in all"
     return line(
         "saves",
         f"{size(save_bytes)} each, {max(save_bytes / DISK, 0.1):.1f} s at 1 GB/s; every {train.save_every:,} steps{count}, "

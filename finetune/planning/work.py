@@ -171,8 +171,8 @@ def _told(recipe: Recipe, config: PreTrainedConfig, why: str, tokens: int | None
     scale = (tokens or 0) / of_rows
     operations = _count(training_flops, config, segments, None, labelled, frozen) * scale
     again = _count(_layers_forward, config, segments, None, labelled, frozen) * scale
-    said = f"{tokens:,} tokens" if tokens else "tokens not known: --tokens N says them"
-    rows = f"{said}; rows taken to be {of_rows:,} tokens long, as data.max_length allows, and micro-batches full"
+    said = f"{tokens:,} tokens; " if tokens else ""
+    rows = f"{said}rows taken to be {of_rows:,} tokens long, as data.max_length allows, and micro-batches full"
     typical = (of_rows,) * max(full // of_rows, 1)
     dealt = rows_of_a_step(recipe) if pairs else micro
     return Work(batch, tokens, epochs, steps, micro, dealt, operations, again, why, rows, typical, _exchanged(config))

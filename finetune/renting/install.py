@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from hybrid_ft.finetune.recipe.schema import Recipe
 
 NAME = "hybrid-ft"
+_NAMED = r"[A-Za-z0-9][\w.-]*(\[[\w,.-]+\])?"
+_REQUIREMENT = re.compile(rf"{_NAMED}( ?([=~!<>]=|[<>]) ?[\w.*+!-]+,?)*|({_NAMED} ?@ ?)?[a-z+]+://\S+", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ def install(package: str | None, recipes: Sequence[Recipe]) -> Install:
                 f"--package: {shown(package)} is not a file; make one with pip wheel --no-deps -w . FOLDER"
             )
         return Install(wheel.name, wheel.resolve(), libraries)
-    if not package.isprintable() or package.startswith("-") or Path(package).exists():
+    if not _REQUIREMENT.fullmatch(package) or Path(package).exists():
         raise InputError(
             f"--package: {shown(package)} must be a wheel (.whl) or a requirement that pip knows there, such as {NAME}==1.0"
         )

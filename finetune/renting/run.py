@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from hybrid_ft.errors import InputError, holds_secret
+from hybrid_ft.errors import ENVIRONMENT, InputError, holds_secret
 from hybrid_ft.finetune.planning.gpus import read_table
 from hybrid_ft.finetune.renting import hf, sky, slurm
 from hybrid_ft.finetune.renting.job import Job, make_job, words
 from hybrid_ft.finetune.renting.order import PLACES, Order
+from hybrid_ft.finetune.runs.team import check_teams
 
+_PROGRAMS = {
+    "sky": ("sky", "uv tool install skypilot puts it into an environment of its own"),
+    "slurm": ("sbatch", "--on slurm is for a machine of the cluster"),
+}
+"""What starts a file, and what to do where it is missing."""
 _SUFFIX = {"sky": ".sky.yaml", "hf": ".hf.yaml", "slurm": ".sbatch"}
 
 
@@ -21,9 +28,13 @@ def run(file: str, overrides: Sequence[str], order: Order, start: bool, say: Cal
     Nothing is written where something is refused, and a file that is there with another text is left alone.
     """
     job = make_job(file, overrides, order)
+    for recipe in job.recipes:
+        check_teams(order.gpus * (order.nodes or 1), recipe.train.sequence_parallel)
     text = _text(job)
     if holds_secret(text):
         raise InputError(f"{file}: the file would hold a secret; name the variable that has it: --secret HF_TOKEN")
+    if start and order.place in _PROGRAMS:
+        _check_program(*_PROGRAMS[order.place])
     target = order.write or Path(f"{job.name}{_SUFFIX[order.place]}")
     checked = order.place == "sky" and sky.check(text, _folder(target))
     _write(target, text)
@@ -33,6 +44,11 @@ def run(file: str, overrides: Sequence[str], order: Order, start: bool, say: Cal
     if order.place == "sky":
         return sky.start(job, target)
     return hf.start(text, say) if order.place == "hf" else slurm.start(target)
+
+
+def _check_program(program: str, otherwise: str) -> None:
+    if shutil.which(program) is None:
+        raise InputError(f"--start: {program} is not installed here; {otherwise}", ENVIRONMENT)
 
 
 def _text(job: Job) -> str:

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from hybrid_ft.errors import ENVIRONMENT, RESUMABLE, InputError, one_line
+from hybrid_ft.errors import RESUMABLE, InputError, one_line
 from hybrid_ft.finetune.renting.inputs import check_without_links
 from hybrid_ft.finetune.renting.install import Install, install
 from hybrid_ft.finetune.renting.job import COPIES, Job, check_printable, readable, words
@@ -121,11 +121,4 @@ def command(job: Job, file: Path) -> list[str]:
 
 def start(job: Job, file: Path) -> int:
     """Start it; SkyPilot shows the price and asks. Returns its status."""
-    return run_command(command(job, file), "uv tool install skypilot puts it into an environment of its own")
-
-
-def run_command(arguments: list[str], otherwise: str) -> int:
-    """Run another program in the foreground. Raises InputError where it is not installed."""
-    if shutil.which(arguments[0]) is None:
-        raise InputError(f"--start: {arguments[0]} is not installed here; {otherwise}", ENVIRONMENT)
-    return subprocess.run(arguments, check=False).returncode
+    return subprocess.run(command(job, file), check=False).returncode

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
 from hybrid_ft.errors import RESUMABLE
 from hybrid_ft.finetune.renting.job import Job, check_printable
 from hybrid_ft.finetune.renting.kinds import known
-from hybrid_ft.finetune.renting.sky import run_command
 
 RESTARTS = 100
 ERROR = 100
@@ -109,4 +109,4 @@ def command(file: Path) -> list[str]:
 
 def start(file: Path) -> int:
     """Queue it. Returns sbatch's status."""
-    return run_command(command(file), "--on slurm is for a machine of the cluster")
+    return subprocess.run(command(file), check=False).returncode

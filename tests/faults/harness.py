@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import socket
 import threading
@@ -162,6 +163,16 @@ def results(output: Path) -> dict[str, str]:
     assert files, f"no result in {output}"
     found = {str(file.relative_to(output)): digest(file.read_bytes()) for file in files}
     return found | {"metrics.jsonl": digest(json.dumps(metrics(output)).encode())}
+
+
+def of_save(lines: list[str], step: int) -> range:
+    """Which lines stand between the first that names a step's checkpoint and the first that names the next one."""
+
+    def first(wanted: int) -> int:
+        found = [index for index, line in enumerate(lines) if re.search(rf"checkpoint-{wanted}\b", line)]
+        return found[0] if found else len(lines)
+
+    return range(first(step), first(step + 1)) if step else range(first(1))
 
 
 def metrics(output: Path) -> list[dict[str, float]]:

@@ -79,6 +79,28 @@ def die_at_operation(number: int) -> None:
     _before_each_operation(count)
 
 
+def signal_at_operation(number: int, whom: str, signal_number: int) -> None:
+    """A signal just before the operation in line ``number``, from 0, of such a log: to "self", to the "launcher" that has
+    started this worker, or to the "other" one, which waits meanwhile for what this one writes."""
+    left = [number]
+
+    def count(kind: str, path: str) -> None:
+        left[0] -= 1
+        if left[0] == -1:
+            os.kill(_process(whom), signal_number)
+
+    _before_each_operation(count)
+
+
+def _process(whom: str) -> int:
+    import psutil
+
+    if whom == "self":
+        return os.getpid()
+    launcher = psutil.Process(os.getppid())
+    return launcher.pid if whom == "launcher" else next(p.pid for p in launcher.children() if p.pid != os.getpid())
+
+
 def not_finite(what: str, step: int, value: str, place: int) -> None:
     """In ``step`` the loss, or one number of a gradient, becomes ``value``; or one of a weight, just after the step.
 
@@ -208,11 +230,17 @@ def local_hub(folder: str) -> None:
     huggingface_hub.HfApi = lambda: hub
 
 
-def fork_workers() -> None:
-    """What ``hybrid-ft launch`` starts begins with everything imported; all else of a process's start is as it is."""
+def fork_workers(inject: dict[str, dict[str, dict[str, Any]]]) -> None:
+    """What ``hybrid-ft launch`` starts begins with everything imported; all else of a process's start is as it is.
+
+    ``inject``: by rank, what goes wrong in a worker, as functions of this file and their arguments.
+    """
     from hybrid_ft.finetune.machines import workers
 
-    workers._spawn = _forked  # type: ignore[assignment]
+    def spawn(command: Any, common: dict[str, str], rank: int, local: int, screen: Any) -> _Forked:
+        return _forked(command, common, rank, local, screen, inject.get(str(rank), {}))
+
+    workers._spawn = spawn  # type: ignore[assignment]
 
 
 class _Forked:
@@ -238,7 +266,9 @@ class _Forked:
         self.send_signal(signal.SIGKILL)
 
 
-def _forked(command: Any, common: dict[str, str], rank: int, local: int, screen: Any) -> _Forked:
+def _forked(
+    command: Any, common: dict[str, str], rank: int, local: int, screen: Any, inject: dict[str, dict[str, Any]]
+) -> _Forked:
     if pid := os.fork():
         return _Forked(pid)
     from hybrid_ft import cli
@@ -256,6 +286,8 @@ def _forked(command: Any, common: dict[str, str], rank: int, local: int, screen:
         os.environ.clear()
         os.environ |= common | {"RANK": str(rank), "LOCAL_RANK": str(local)}
         sys.argv = ["hybrid-ft", *command[3:]]
+        for name, options in inject.items():
+            globals()[name](**options)
         status = cli.main()
     except SystemExit as error:
         status = error.code

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from children import Child
-from harness import newest_sound
+from harness import newest_sound, of_save
 
 SYSCALLS = ("mkdir", "rename", "unlink", "unlinkat", "rmdir", "fsync", "fdatasync", "ftruncate", "write", "pwrite64")
 LAST = 8
@@ -24,16 +24,6 @@ def operations(harness, job, output: Path) -> list[str]:
     logs = {"log_steps": {"file": str(output.with_suffix(".steps"))}, "log_operations": {"file": str(log)}}
     assert harness.start(job, output, logs).wait() == 0
     return log.read_text().splitlines()
-
-
-def of_save(lines: list[str], step: int) -> range:
-    """Which lines stand between the first that names a step's checkpoint and the first that names the next one."""
-
-    def first(wanted: int) -> int:
-        found = [index for index, line in enumerate(lines) if re.search(rf"checkpoint-{wanted}\b", line)]
-        return found[0] if found else len(lines)
-
-    return range(first(step), first(step + 1)) if step else range(first(1))
 
 
 @pytest.mark.faults

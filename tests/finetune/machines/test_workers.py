@@ -238,13 +238,20 @@ def test_two_machines_meet(tmp_path):
         ((2, 0, None), 0, "--nodes: several machines need --rendezvous HOST:PORT"),
         ((2, 0, "host"), 0, "--rendezvous: 'host' must be HOST:PORT"),
         ((2, 0, "host:99999"), 0, "--rendezvous: 'host:99999' must be HOST:PORT"),
+        ((2, 0, "127.0.0.1:1:2"), 0, "--rendezvous: '127.0.0.1:1:2' must be HOST:PORT"),
+        ((2, 0, "nowhere.invalid:5"), 0, "--rendezvous: 'nowhere.invalid' is no host that this machine knows ("),
         ((2, 0, "h:1"), 1, "--restarts: must be 0 with several machines"),
     ],
 )
-def test_machines_that_cannot_meet_are_refused(tmp_path, nodes, restarts, message):
+def test_machines_that_cannot_meet_are_refused(tmp_path, monkeypatch, nodes, restarts, message):
+    monkeypatch.setattr(workers, "_KNOWN_BY", 0.2)
     with pytest.raises(InputError) as caught:
         launch(program(""), 1, nodes=Nodes(*nodes), restarts=restarts, logs=tmp_path)
     assert str(caught.value).startswith(message)
+
+
+def test_an_address_of_ipv6_is_in_brackets():
+    assert Nodes(2, 0, "[::1]:29500").address() == ("::1", 29500)
 
 
 def test_a_port_that_is_taken_is_named(tmp_path):

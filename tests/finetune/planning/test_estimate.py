@@ -71,6 +71,9 @@ def test_rows_are_cut_only_after_the_base_is_rounded() -> None:
     cut = [n for n, some in enumerate(keys) if "max_length" in some]
     assert keys.index(["batch_tokens"]) < keys.index(["quantize"]) < min(cut)
     assert ["quantize", "gradient_checkpointing"] in keys[: min(cut)]
+    adapted = [some for some in offered(1) if ("model", "lora", {}) in some]  # where it has none yet
+    cut = [n for n, some in enumerate(adapted) if any(key == "max_length" for _, key, _ in some)]
+    assert adapted.index((("model", "lora", {}), nf4, HOST)) < min(cut)
     for lora in ({"dora": True}, {"init": "pissa"}):
         assert not any(nf4 in some for some in offered(1, lora))
 

@@ -39,5 +39,12 @@ def test_each_stage_of_a_file_is_planned(base_7b: Path, tmp_path: Path, handed_o
     assert str(base_7b) in models[1] and len(models) == 2
     assert ("all trained" not in models[1]) == handed_on
     assert re.search(r"^price +3.99 \$ a GPU and hour \(", "\n".join(lines), re.MULTILINE)
+    assert "\n".join(lines).count("tokens not known: plan this stage's recipe alone, with --tokens N; rows taken") == 2
     with pytest.raises(InputError, match="--tokens: .*all.yaml has several stages"):
         plan.run_file(str(file), [], Asked(tokens=10**6), lines.append)
+    file.write_text(json.dumps({"stages": [{"sft": sft}], "output": str(tmp_path / "out")}))
+    alone: list[str] = []
+    plan.run_file(str(file), [], Asked(gpu="h100", gpus=1), alone.append)
+    assert "tokens not known: --tokens N says them; rows taken" in "\n".join(alone)
+    plan.run_file(str(file), [], Asked(gpu="h100", gpus=1, tokens=10**6), alone.append)
+    assert "data      1,000,000 tokens; rows taken" in "\n".join(alone)

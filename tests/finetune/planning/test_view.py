@@ -45,3 +45,38 @@ def test_of_a_family_whose_layers_are_not_known_the_least_is_said(
     assert re.search(r": may fit, at least [\d.]+ GB of", part(lines, "memory"))
     assert part(lines, "may fit").count("at least") == part(lines, "may fit").count("\n") + 1
     assert "needs at least" in part(lines, "not on")
+
+
+def test_what_may_just_fit_is_known_to_the_end(planned: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a figure is the least, and that is more than there is, nothing may fit."""
+    tight = Asked(gpu="h200", gpus=1)
+    assert "may just fit" in part(planned(tight), "memory")
+    monkeypatch.setattr(estimate, "peak", lambda *given: dataclasses.replace(memory.peak(*given), proven=False))
+    lines = planned(tight)
+    assert "does not fit, at least" in part(lines, "memory") and not any(line.startswith("price") for line in lines)
+
+
+def test_keys_are_offered_for_the_fewest_gpus_and_for_as_many_as_the_mildest_need(planned: Any) -> None:
+    """Each with what that many need as the recipe is; and what is said to fit fits when it is asked for."""
+    lines = planned(Asked(gpu="h100"))
+    one, four = part(lines, "change").splitlines()
+    assert re.match(r"change +1 x H100 SXM with train.optimizer=adamw_bf16 [\w.=]+ [\d.]+ GB$", one)
+    assert re.match(r" +4 x H100 SXM with train.sharded=true [\d.]+ GB$", four)
+    for count, fits in ((2, "does not fit"), (4, "fits")):
+        found = planned(Asked(gpu="h100", gpus=count), train={"sharded": True})
+        assert f"{count} x H100 SXM: {fits}, " in part(found, "memory")
+    others = part(lines, "not on").splitlines()
+    counted = [
+        int(re.findall(r"(\d) x A100 SXM: needs [\d.]+ GB of 80.0 GB; with ", text)[0])
+        for text in others
+        if "A100" in text
+    ]
+    assert counted == [1, 4]
+    assert "with train.sharded=true" in part(planned(Asked(gpu="h100", gpus=8)), "change")
+
+
+def test_saves_are_counted(planned: Any) -> None:
+    """At every so many steps and at the end, which may be one of these."""
+    for steps, count in ((9, 2), (10, 2), (11, 3)):
+        lines = planned(Asked(gpu="h100", gpus=1), model={"lora": {}}, train={"steps": steps, "save_every": 5})
+        assert f"every 5 steps, {count} in all" in part(lines, "saves")

@@ -55,7 +55,9 @@ def test_only_start_starts(place, tools, capsys, options, file, call, status):
 def test_a_program_that_is_not_here_is_status_3(place, tools, capsys, program):
     (tools / program).unlink()
     assert cli.main(["rent", "hub.yaml", *(SKY if program == "sky" else SLURM), "--start"]) == 3
-    assert capsys.readouterr().err.startswith(f"error: --start: {program} is not installed here")
+    said = capsys.readouterr()
+    assert said.err.startswith(f"error: --start: {program} is not installed here") and said.out == ""
+    assert not Path("hub.sky.yaml").exists() and not Path("hub.sbatch").exists()
 
 
 @pytest.mark.parametrize(
@@ -68,6 +70,8 @@ def test_a_program_that_is_not_here_is_status_3(place, tools, capsys, program):
         (["hub.yaml", *SKY, "--package", "git+https://me:secret@host/x"], "hub.yaml: the file would hold a secret"),
         (["hub.yaml", *SLURM, "--write", "no/such/file"], "--write: no/such is not a folder"),
         (["hub.yaml", *SLURM, "--write", "columns.yaml"], "columns.yaml: is there with another text"),
+        (["hub.yaml", *SKY, "--package", "hybrid-ft; touch x"], "--package: 'hybrid-ft; touch x' must be a wheel"),
+        (["hub.yaml", "train.sequence_parallel=3", *SKY], "train.sequence_parallel: got 3; must divide the number of"),
         (["hub.yaml"], "--on: '' must be one of sky, hf, slurm"),
     ],
 )  # fmt: skip
