@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from pydantic import ValidationError
 
 from hybrid_ft.errors import InputError
@@ -44,8 +45,8 @@ def decontaminated(way: Way[Any, Any], recipe: Recipe) -> Way[Any, Any]:
             texts.append(text)
     questions, trained = Questions(texts), recipe.data.sources
 
-    def convert(source: Source, counts: SourceCounts) -> Iterator[tuple[str, Any]]:
-        rows = way.convert(source, counts)
+    def convert(source: Source, counts: SourceCounts, wanted: np.ndarray | None = None) -> Iterator[tuple[str, Any]]:
+        rows = way.convert(source, counts, wanted)
         return sift(rows) if any(source is one for one in trained) else rows
 
     def sift(rows: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from hybrid_ft.finetune.data.messages.preference import Preference
-from hybrid_ft.finetune.data.reading import preferences
+from hybrid_ft.finetune.data.reading import pair_each, preferences
 from hybrid_ft.finetune.data.report.account import CUT, CUT_PROMPT, Example, Part
 from hybrid_ft.finetune.data.report.pairs import PairCounts
 from hybrid_ft.finetune.data.token_store import TokenStore
@@ -55,6 +55,7 @@ def way_of_pairs(recipe: Recipe, section: Dpo | Reward, encoder: Encoder) -> Way
         mentions=encoder.template.mentions,
         schema=schema,
         trained_columns=tuple(schema.names),
+        one_each=pair_each,
     )
 
 

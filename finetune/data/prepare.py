@@ -91,7 +91,8 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, refuse: bool 
             raise InputError(stop)
         trained = store.trained(np.arange(len(store)))
         by_tokens = trained if data.weight_by == "tokens" else None
-        rows = mix_sources(store.source, sources, data.seed, key, by_tokens)
+        drawn = [counts.of > 0 for counts in store.sources]
+        rows = mix_sources(store.source, sources, data.seed, key, by_tokens, drawn)
         taken = np.bincount(store.source[rows], minlength=len(sources))
         tokens = np.bincount(store.source[rows], trained[rows], minlength=len(sources))
         for counts, source, size, share in zip(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.data.labels import Only, chosen_by, rated_bad
 from hybrid_ft.finetune.data.messages.advice import PAIRS_HERE, advice
@@ -36,16 +38,15 @@ _JOINED = 'where "{{ a }} {{ b }}" joins two'
 
 
 def conversations(
-    source: Source, counts: SourceCounts, texts: bool = True
+    source: Source, counts: SourceCounts, wanted: np.ndarray | None = None, texts: bool = True
 ) -> Iterator[tuple[str, Conversation | PlainText | BadRow]]:
     """The conversations of a source, each with its origin (``file:line``), a bad row as the BadRow that says why.
 
-    ``texts``: whether rows of plain text are read for what they are where the source does not say so. ``counts`` fills
-    meanwhile: rows read, form, notes, and at the end the columns and fields that nothing used. Raises InputError where
-    the source cannot be read or is in no known form.
-    """
+    ``wanted``: as ``Convert``. ``texts``: whether rows of plain text are read for what they are where the source does
+    not say so. ``counts`` fills meanwhile: rows read, form, notes, and at the end the columns and fields that nothing
+    used. Raises InputError where the source cannot be read or is in no known form."""
     check_supervised(source)
-    opened = open_source(source)
+    opened = open_source(source, wanted)
     opened.rows = _chosen(source, opened, counts)
     return converted(opened, counts, lambda rows: form_of_rows(source, rows, opened.name, texts), BadRow)
 
@@ -67,16 +68,15 @@ def check_of_pairs(source: Source) -> None:
 
 
 def preferences(
-    source: Source, counts: SourceCounts, margins: bool = False
+    source: Source, counts: SourceCounts, wanted: np.ndarray | None = None, margins: bool = False
 ) -> Iterator[tuple[str, Preference | BadRow | Unusable]]:
     """The pairs of a source, each with its origin (``file:line``); in the place of one that is none, the reason.
 
-    ``counts`` fills meanwhile: rows read, form, notes, and at the end the columns and fields that nothing used.
-    ``margins``: what a pair's row says of its margin is read. Raises InputError where the source cannot be read
-    or holds no pairs.
-    """
+    ``wanted``: as ``Convert``. ``counts`` fills meanwhile: rows read, form, notes, and at the end the columns and
+    fields that nothing used. ``margins``: what a pair's row says of its margin is read. Raises InputError where the
+    source cannot be read or holds no pairs."""
     check_of_pairs(source)
-    opened = open_source(source)
+    opened = open_source(source, wanted)
     ahead, opened.rows = looked_at(_chosen(source, opened, counts), LOOK_AHEAD)
     if (label := label_of_pairs(source, [row for row in ahead if isinstance(row, Row)])) is not None:
         opened.notes.append("good and bad answers to one prompt are its pairs")
@@ -88,6 +88,13 @@ def preferences(
     return converted(opened, counts, lambda rows: pair_form_of(read_as, rows, opened.name), (BadRow, Unusable), margins)
 
 
+def pair_each(source: Source) -> bool:
+    """Whether each row of a source is one pair. Raises InputError where the source cannot be read."""
+    ahead, _ = looked_at(iter(open_source(source).rows), LOOK_AHEAD)
+    judged = label_of_pairs(source, [row for row in ahead if isinstance(row, Row)])
+    return source.pairs != "all" and judged is None
+
+
 def label_of_pairs(source: Source, rows: list[Row]) -> Label | None:
     """The label of answers that are to be joined to pairs; None where rows hold pairs, or nothing says
     how good they are."""
@@ -97,10 +104,12 @@ def label_of_pairs(source: Source, rows: list[Row]) -> Label | None:
     return label if label is not None and rows and not holds_pairs(rows) and row_format(source, rows) else None
 
 
-def judgements(source: Source, counts: SourceCounts) -> Iterator[tuple[str, Judgement | BadRow | Unusable]]:
+def judgements(
+    source: Source, counts: SourceCounts, wanted: np.ndarray | None = None
+) -> Iterator[tuple[str, Judgement | BadRow | Unusable]]:
     """The judged answers of a source, each with its origin (``file:line``), those of a pair with the same; in the place
-    of a row that holds none, the reason. ``counts`` fills meanwhile, as above."""
-    opened = open_source(source)
+    of a row that holds none, the reason. ``wanted``: as ``Convert``. ``counts`` fills, as above."""
+    opened = open_source(source, wanted)
     ahead, opened.rows = looked_at(_chosen(source, opened, counts), LOOK_AHEAD)
     label = label_of(source, [row for row in ahead if isinstance(row, Row)])
     if label is not None:

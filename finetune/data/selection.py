@@ -19,14 +19,15 @@ def mix_sources(
     seed: int,
     key: str = "data.sources",
     trained: np.ndarray | None = None,
+    drawn: Sequence[bool] | None = None,
 ) -> np.ndarray:
     """Indices of the rows that the mix takes, in the order of the sources and their rows; none twice but by ``repeat``.
 
     ``source`` [rows] says which of ``sources`` a row is from. A ``count`` is a sample of that many rows. By ``weight``
     the mix is the largest in which every source has its share and none has a row more often than ``repeat`` says.
     ``trained`` [rows], given where shares are of them: the trained tokens of each row. A source then comes to its share
-    but for less than the tokens of one row. ``key`` is the recipe's, for errors.
-    """
+    but for less than the tokens of one row. ``drawn``: which sources are themselves what a sample's draw has left, a
+    few rows more than it needs. ``key`` is the recipe's, for errors."""
     taken = []
     for number, recipe in enumerate(sources):
         rows = np.flatnonzero(source == number)
@@ -36,7 +37,8 @@ def mix_sources(
                 raise InputError(
                     f"{text}; a count takes no row twice, so lower it, or set repeat to take all more often"
                 )
-            rows = _sample(rows, recipe.count, seed, number)
+            # by numbers other than those that drew them, or a row's place among them would decide
+            rows = _sample(rows, recipe.count, seed, number, *((0,) if drawn and drawn[number] else ()))
         taken.append(np.repeat(rows, recipe.repeat))
     weights = np.array([recipe.weight or 0.0 for recipe in sources])
     if weights.any():
@@ -56,10 +58,10 @@ def mix_sources(
     return np.concatenate(taken)
 
 
-def _sample(rows: np.ndarray, size: int, seed: int, number: int) -> np.ndarray:
+def _sample(rows: np.ndarray, size: int, *seeds: int) -> np.ndarray:
     if size == len(rows):
         return rows
-    return np.sort(np.random.default_rng((seed, number)).choice(rows, size, replace=False))
+    return np.sort(np.random.default_rng(seeds).choice(rows, size, replace=False))
 
 
 def _filled(rows: np.ndarray, size: int, trained: np.ndarray, seed: int, number: int) -> np.ndarray:

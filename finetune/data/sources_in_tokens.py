@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hybrid_ft.finetune.data.drawn_rows import drawn
 from hybrid_ft.finetune.data.encoding_workers import EncodingWorkers
 from hybrid_ft.finetune.data.kept_tokens import KeptTokens
 from hybrid_ft.finetune.data.preparing import Preparing
@@ -48,16 +50,18 @@ class SourcesInTokens:
                 sizes = file_sizes(source)
                 watched = partial(self._screen.watched, files=sizes)
                 elsewhere = self._folder / f"{name}-{number}.arrow"
+                draw = drawn(source, self._way, sizes, self._recipe.data.seed, number)
 
                 def make(file: Path) -> SourceTokens:
-                    return tokenize_source(source, file, self._way, schema, workers, watched)
+                    return tokenize_source(source, file, self._way, schema, workers, watched, draw)
 
                 key = None
                 if self._kept is not None and self._worth_keeping(sizes):
                     self._parts = self._parts or (
                         recipe_parts(self._recipe, self._encoder) | {"decides": self._way.decides}
                     )
-                    key = source_key(source, self._parts, schema.names)
+                    parts = self._parts if draw is None else self._parts | {"draw": asdict(draw)}
+                    key = source_key(source, parts, schema.names)
                 return make(elsewhere) if self._kept is None or key is None else self._kept.get(key, make, elsewhere)
 
             return TokenStore([tokens(number, source) for number, source in enumerate(sources)])

@@ -56,6 +56,7 @@ def way_of_rows(
         mentions=encoder.template.mentions,
         schema=_SCHEMA,
         trained_columns=("input_ids", "labels", "weights", "origin"),
+        one_each=lambda _: data.on_long_row != "split",
     )
 
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 from datasets import Dataset, concatenate_datasets
 
 from hybrid_ft.errors import STORAGE, InputError
+from hybrid_ft.finetune.data.drawn_rows import Draw
 from hybrid_ft.finetune.data.encoding_workers import EncodingWorkers
 from hybrid_ft.finetune.data.report.account import SourceCounts
 from hybrid_ft.finetune.data.source_rows import ASKED, OPPOSITE, WHOLE, SourceRows
@@ -116,8 +117,9 @@ def tokenize_source(
     schema: pa.Schema,
     workers: EncodingWorkers[Made, Tokens],
     watched: Watched = lambda rows, counts: rows,
+    draw: Draw | None = None,
 ) -> SourceTokens:
-    """Read and encode all rows of a source into ``file``; ``watched`` sees them come.
+    """Read and encode the rows of a source, all or those of a ``draw``, into ``file``; ``watched`` sees them come.
 
     Raises InputError for a row that stops the run: the first one, with how many there are; OSError where
     ``file`` cannot be written.
@@ -125,12 +127,17 @@ def tokenize_source(
     counts = SourceCounts(source.path)
     numbers: defaultdict[str, array[int]] = defaultdict(lambda: array("q"))
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-        for batch in SourceRows(counts, way, workers.in_order).batches(watched(way.convert(source, counts), counts)):
-            writer.write_batch(batch.table)
-            for name, found in batch.numbers.items():
-                if name not in numbers:
-                    numbers[name] = array(found.typecode)
-                numbers[name].extend(found)
+        for wanted in [None] if draw is None else draw.rounds(source, counts):
+            notes, ignored = counts.notes, counts.ignored
+            rows = watched(way.convert(source, counts, wanted), counts)
+            for batch in SourceRows(counts, way, workers.in_order).batches(rows):
+                writer.write_batch(batch.table)
+                for name, found in batch.numbers.items():
+                    if name not in numbers:
+                        numbers[name] = array(found.typecode)
+                    numbers[name].extend(found)
+            counts.notes = list(dict.fromkeys([*notes, *counts.notes]))
+            counts.ignored = list(dict.fromkeys([*ignored, *counts.ignored]))
     return SourceTokens(counts, file, {name: np.array(found) for name, found in numbers.items()})
 
 

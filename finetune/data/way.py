@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
+import numpy as np
 import pyarrow as pa
 
 from hybrid_ft.finetune.data.messages.preference import Unusable
@@ -62,11 +63,25 @@ Made = TypeVar("Made", bound=Item)
 Tokens = TypeVar("Tokens", bound=Encoding)
 
 
+class Convert(Protocol):
+    """Reads a source's rows, each with its origin; a bad one comes as the reason."""
+
+    def __call__(
+        self, source: Source, counts: SourceCounts, wanted: np.ndarray | None = None
+    ) -> Iterator[tuple[str, Any]]:
+        """``wanted`` [rows]: the only rows that are read, counted from 0 and in order; None: all."""
+        ...
+
+
+def _never(_: Source) -> bool:
+    return False
+
+
 @dataclass(frozen=True)
 class Way(Generic[Made, Tokens]):
     """The way of one kind of row into the store.
 
-    ``convert`` reads a source's rows, each with its origin; a bad one comes as the reason. ``encode`` gives tokens or a
+    ``encode`` gives tokens or a
     reason for each row, fewer where a template had to be stopped. ``fit`` gives the tokens as they are trained on, or
     the pieces in which they are, and what happened to them (kind -> count, of the account's NOTES), and raises the
     reason where there are none. ``stops``: the kinds of rows that end the run, and the fix; ``bad_rows_stop``: every
@@ -74,7 +89,7 @@ class Way(Generic[Made, Tokens]):
     which held-out rows need; ``trained_columns``: those that training needs.
     """
 
-    convert: Callable[[Source, SourceCounts], Iterator[tuple[str, Made | Reason]]]
+    convert: Convert
     encode: Callable[[list[Made]], Sequence[Tokens | Reason]]
     fit: Callable[[Tokens], tuple[Tokens | Sequence[Tokens], Mapping[str, int]]]
     stops: Mapping[str, str]
@@ -86,3 +101,6 @@ class Way(Generic[Made, Tokens]):
     """Of rows to train on, turns those that must not be into the reason."""
     decides: str = ""
     """What else decides which rows it makes, beside the recipe and the source's files."""
+    one_each: Callable[[Source], bool] = _never
+    """Whether each row of a source becomes one that is trained on, or none, so that some may be drawn before any is
+    read."""

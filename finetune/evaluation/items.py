@@ -20,6 +20,7 @@ from hybrid_ft.finetune.data.tokens.encoder import Encoder
 from hybrid_ft.finetune.evaluation.made import made_rows
 from hybrid_ft.finetune.evaluation.scorers.instructions import CHECKS
 from hybrid_ft.finetune.evaluation.scorers.records import json_object
+from hybrid_ft.finetune.evaluation.scorers.refusal import WANTED
 from hybrid_ft.finetune.evaluation.scorers.text import number_in
 
 if TYPE_CHECKING:
@@ -169,6 +170,8 @@ def _asked(
         asked.options, asked.right = _options(task, values, answer["content"].strip())
     if task.evaluator == "json" and json_object(answer["content"]) is None:
         raise BadRow("reference", f"the reference is {shown(answer['content'])}; must be a JSON object")
+    if task.evaluator == "refusal" and answer["content"].strip() not in WANTED:
+        raise BadRow("reference", f"the reference is {shown(answer['content'])}; must be {' or '.join(WANTED)}")
     if task.cluster is not None and task.cluster not in values:
         raise BadRow("column missing", f"column {task.cluster} is missing; cluster needs it")
     return asked

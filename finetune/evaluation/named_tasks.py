@@ -21,6 +21,7 @@ MEASURES = {
     "calls": ["calls", "functions"],
     "code": ["pass"],
     "instructions": ["prompt", "instruction"],
+    "refusal": ["right", "refused"],
     "loss": ["loss"],
 }
 """Of each evaluator the measures, the one that speaks for it first."""

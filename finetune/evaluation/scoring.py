@@ -13,7 +13,7 @@ from hybrid_ft.finetune.evaluation.items import Item, Items
 from hybrid_ft.finetune.evaluation.kept import Kept
 from hybrid_ft.finetune.evaluation.likelihood import best_option, log_probs
 from hybrid_ft.finetune.evaluation.scored import Scored
-from hybrid_ft.finetune.evaluation.scorers import calls, code, instructions, records, text
+from hybrid_ft.finetune.evaluation.scorers import calls, code, instructions, records, refusal, text
 from hybrid_ft.finetune.evaluation.task import Task
 from hybrid_ft.finetune.evaluation.written import write_answers
 from hybrid_ft.finetune.generation.generate import Sampling
@@ -154,6 +154,8 @@ def score(task: Task, item: Item, answer: str) -> dict[str, float]:
         return text.contains(counted, reference)
     if task.evaluator == "number":
         return text.number(counted, reference)
+    if task.evaluator == "refusal":
+        return refusal.declines(counted, reference)
     if task.evaluator == "json":
         return records.record(counted, reference)
     if task.evaluator == "instructions":

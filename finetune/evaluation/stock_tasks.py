@@ -127,11 +127,21 @@ def _manager(names: Sequence[str]) -> TaskManager:
 
 def _loaded(name: str, manager: TaskManager) -> TaskDict:
     spec = name.removeprefix(STOCK)
+    if not spec.strip():
+        raise InputError(f"{STOCK} needs a task's name behind it, such as {STOCK}gsm8k, or a task file")
+    if spec.endswith((".yaml", ".yml")) and not Path(spec).is_file():
+        raise InputError(f"{name}: no such task file")
     if not Path(spec).is_file() and spec not in manager.task_index:
         raise InputError(f"{name}: lm_eval has no task of that name{did_you_mean(spec, manager.all_tasks)}")
     try:
         tasks = manager.load([spec])
     except Exception as error:  # noqa: BLE001 - the task's own code: no network, a package that is missing
+        reached = isinstance(error, ImportError | OSError) and type(error) is not FileNotFoundError
+        if Path(spec).is_file() and not reached:
+            reason = one_line(error) if str(error) not in ("", "None") else type(error).__name__
+            raise InputError(
+                f"{name}: is no task file that lm_eval can read with its rows ({reason}); mend it"
+            ) from None
         rule = "cannot be opened; its rows come from the hub, and some tasks need packages of their own"
         raise InputError(f"{name}: {rule} ({one_line(error)})", ENVIRONMENT) from None
     for leaf, task in tasks["tasks"].items():

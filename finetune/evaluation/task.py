@@ -22,7 +22,7 @@ from hybrid_ft.finetune.recipe.section import AtLeastOne, Section, Seed, Text
 from hybrid_ft.finetune.recipe.shipped import EVALUATIONS, evaluation_names
 from hybrid_ft.finetune.recipe.yaml_file import read_yaml
 
-Evaluator = Literal["exact", "contains", "number", "choice", "json", "calls", "code", "loss", "instructions"]
+Evaluator = Literal["exact", "contains", "number", "choice", "json", "calls", "code", "loss", "instructions", "refusal"]
 _PATH_IS_SOURCE = BeforeValidator(lambda value: {"path": value} if isinstance(value, str) else value)
 _BY_LIKELIHOOD = ("choice", "loss")
 
@@ -55,7 +55,7 @@ class Task(Section):
     evaluator: Evaluator = Field(examples=["number"])
     """How answers are scored. exact: the reference's text. contains: every line of the reference. number: the number it
     comes to. choice: the likeliest of options. json: fields of an object. calls: functions and arguments. code:
-    program's tests. instructions: IFEval's. loss: of the answers' tokens."""
+    program's tests. instructions: IFEval's. refusal: declines or not. loss: of the answers' tokens."""
     prompt: Text | None = Field(None, examples=["{{ prompt }}\n\nEnd with the number."])
     """The question, a Jinja2 template over the row's columns and prompt, the question as the columns give it."""
     system: Text | None = Field(None, examples=["Answer briefly."])

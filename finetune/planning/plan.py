@@ -159,8 +159,8 @@ class _Keys:
     """the model as other keys have it"""
 
     def offers(self, gpu: Gpu, counts: Sequence[int]) -> list[view.Offered]:
-        """Of the numbers of GPUs the smallest that some keys make fit; and that from which on the largest number's keys do,
-        which cost least."""
+        """Of the numbers of GPUs the smallest that some keys make fit; and that from which on the largest number's keys
+        do, which cost least."""
         found: list[view.Offered] = []
         for count in counts:
             one = self._first(gpu, count)

@@ -19,8 +19,10 @@ from rich.table import Table
 from rich.text import Text
 
 from hybrid_ft.errors import NUMERICS, InputError, masked
+from hybrid_ft.finetune.evaluation.files import RESULTS
 from hybrid_ft.finetune.reports.read import read_lines, read_object
 from hybrid_ft.finetune.reports.text_chart import text_chart
+from hybrid_ft.finetune.runs import lock
 from hybrid_ft.finetune.runs.console import duration, say
 from hybrid_ft.finetune.runs.status import Status, status
 
@@ -77,6 +79,8 @@ def watch(place: Path, console: Console, every: float, once: bool, sleep: Callab
     the run ended in a number that is not finite. Raises InputError for a place that does not hold a run."""
     if not place.is_dir():
         raise InputError(f"{place}: there is no such folder; name a run's, the recipe's output")
+    if (other := _no_run(place)) is not None:
+        raise InputError(f"{place}: {other}; name a run's folder, the recipe's output")
     seen = _Seen(place)
     if once:
         seen.look()
@@ -206,6 +210,24 @@ class _Seen:
         if quiet >= 60 and not self.ended:
             parts.append(f"nothing new for {duration(quiet)}")
         return ", ".join(parts)
+
+
+def _no_run(place: Path) -> str | None:
+    """What a folder is that is no run's, begun or about to; None for one that may be."""
+    held = [name for name in ("run.json", "pipeline.json") if (place / name).is_file()]
+    if held:
+        return None
+    if (place / RESULTS).is_file():
+        return f"is the folder of an evaluation, which has no curves; hybrid-ft report {place} shows it"
+    there = sorted(one.name for one in place.iterdir())
+    if not there or lock.NAME in there:  # being made by a run that reads its data
+        return None
+    runs = [one for one in there if (place / one / "run.json").is_file() or (place / one / "pipeline.json").is_file()]
+    if runs:
+        return f"is no run, it holds {', '.join(runs[:5])}{', ...' if len(runs) > 5 else ''}"
+    if {"config.json", "adapter_config.json"} & set(there):
+        return "is the folder of a model, not of a run"
+    return f"is no run's folder; it holds {', '.join(there[:3])}{', ...' if len(there) > 3 else ''}"
 
 
 def _stage_at_work(place: Path) -> Path:

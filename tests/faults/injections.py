@@ -80,8 +80,8 @@ def die_at_operation(number: int) -> None:
 
 
 def signal_at_operation(number: int, whom: str, signal_number: int) -> None:
-    """A signal just before the operation in line ``number``, from 0, of such a log: to "self", to the "launcher" that has
-    started this worker, or to the "other" one, which waits meanwhile for what this one writes."""
+    """A signal just before the operation in line ``number``, from 0, of such a log: to "self", to the "launcher" that
+    has started this worker, or to the "other" one, which waits meanwhile for what this one writes."""
     left = [number]
 
     def count(kind: str, path: str) -> None:

@@ -47,7 +47,8 @@ class Machines:
 def launched(
     harness: Harness, job: Job, output: Path, machines: int = 1, workers: dict[str, Inject] | None = None
 ) -> Machines:
-    """Two processes on one machine, or one on each of two, which meet on loopback. ``workers``: what is injected, by rank."""
+    """Two processes on one machine, or one on each of two, which meet on loopback. ``workers``: what is injected, by
+    rank."""
     processes = 2 if machines == 1 else 1
     options = ["--processes", str(processes)]
     if machines > 1:

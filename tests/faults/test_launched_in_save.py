@@ -1,5 +1,5 @@
-"""Under ``hybrid-ft launch`` a worker or the launcher ends inside a save, before each of its operations on files: the same
-command ends with the same files."""
+"""Under ``hybrid-ft launch`` a worker or the launcher ends inside a save, before each of its operations on files: the
+same command ends with the same files."""
 
 import signal
 

@@ -59,7 +59,8 @@ class SourceCounts:
     ``repeat``: how often that is at most; ``share``: of the trained tokens of all sources. ``happened``: by the keys of
     NOTES; ``left_out``: rows by a column that belongs to what is asked or trained and that nothing reads;
     ``rated_bad``: rows by a column of true and false that says false of them. ``passed_over``: rows that the source's
-    ``only`` or ``without`` leaves out, which are not read."""
+    ``only`` or ``without`` leaves out, which are not read. ``of``: all rows of a source of which a sample was drawn
+    before they were read; else 0."""
 
     name: str
     format: str = ""
@@ -77,6 +78,7 @@ class SourceCounts:
     left_out: Counts = field(default_factory=Counts)
     rated_bad: Counts = field(default_factory=Counts)
     passed_over: int = 0
+    of: int = 0
 
     def count(self, kind: str) -> Count:
         """How often one of NOTES happened."""
@@ -99,6 +101,7 @@ class SourceCounts:
             "columns_left_out": self.left_out.as_dict(),
             "rows_rated_bad": self.rated_bad.as_dict(),
             "rows_passed_over": self.passed_over,
+            "rows_drawn_from": self.of or None,
         } | {kind: self.count(kind).as_dict(UNITS.get(kind, "rows")) for kind in NOTES}
 
     def times(self) -> str:
@@ -110,6 +113,8 @@ class SourceCounts:
         line = f"{self.name}: {self.format}, {counted(self.read, 'row')}"
         if self.passed_over:
             line += f" of {self.read + self.passed_over:,}, as only or without says"
+        if self.of:
+            line += f" of {self.of:,}, drawn as count says"
         if self.dropped.count:
             line += f", dropped {dropped_text(self.dropped, self.read)}"
         if self.taken != self.kept:

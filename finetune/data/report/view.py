@@ -46,6 +46,7 @@ def _draw_source(source: SourceCounts, console: Console, note: str) -> None:
     lines.append(("unused", ", ".join(source.ignored) or "nothing"))
     taken = "" if source.taken == source.kept else f", {source.taken:,} taken into the mix{source.times()}"
     passed = f" ({source.passed_over:,} passed over, as only or without says)" if source.passed_over else ""
+    passed += f" of {source.of:,}, drawn as count says" if source.of else ""
     share = f", {100 * source.share:.1f} % of the trained tokens" if source.share < 1 else ""
     lines.append(("rows", f"{source.read:,} read{passed}, {source.kept:,} usable{taken}{share}"))
     lines.append(("dropped", f"{source.dropped.count:,}"))

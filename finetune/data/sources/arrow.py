@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+import numpy as np
+
 from hybrid_ft.errors import InputError, short
 from hybrid_ft.finetune.data.limits import TookTooLong, limited
 from hybrid_ft.finetune.data.sources import strict_json
@@ -26,67 +28,102 @@ _MEMORY = 4 * 2**30
 _SECONDS = 60.0
 
 
-def parquet_rows(file: BinaryIO, name: str, read: int = 0) -> Iterator[Row | BadRow]:
-    """Rows of a Parquet file, numbered from 1, but the first ``read``."""
-    return _rows(lambda: _row_groups(file, read), name, "Parquet", read)
+def parquet_rows(file: BinaryIO, name: str, read: int = 0, wanted: np.ndarray | None = None) -> Iterator[Row | BadRow]:
+    """Rows of a Parquet file, numbered from 1, but the first ``read``. ``wanted`` [rows]: the only ones that are taken,
+    counted from 0 and in order; row groups without one are not read."""
+    return _rows(lambda: _row_groups(file, read, wanted), name, "Parquet", read, wanted)
 
 
-def arrow_rows(file: BinaryIO, name: str, read: int = 0) -> Iterator[Row | BadRow]:
-    """Rows of an Arrow file, a stream as ``datasets`` writes it or with a table of contents at its end; without the
-    first ``read``."""
-    return _rows(lambda: (0, _slices(file)), name, "Arrow", read)
+def arrow_rows(file: BinaryIO, name: str, read: int = 0, wanted: np.ndarray | None = None) -> Iterator[Row | BadRow]:
+    """Rows of an Arrow file, a stream as ``datasets`` writes it or with a table of contents at its end; ``read`` and
+    ``wanted`` as above."""
+    return _rows(lambda: _slices(file, wanted), name, "Arrow", read, wanted)
 
 
-def _row_groups(file: BinaryIO, read: int) -> tuple[int, Iterator[pa.RecordBatch]]:
-    """The batches of the row groups that hold more than the first ``read`` rows, and the rows before them."""
+def length(file: BinaryIO, suffix: str) -> int:
+    """The rows of a ``.parquet`` or ``.arrow`` file, none of which is decoded. Raises what pyarrow raises."""
+    if suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        return pq.ParquetFile(file).metadata.num_rows
+    return sum(batch.num_rows for batch in _batches(file))
+
+
+def _holds(wanted: np.ndarray | None, before: int, rows: int) -> bool:
+    """Whether any is wanted of so many rows behind those ``before``."""
+    return wanted is None or bool(np.diff(np.searchsorted(wanted, (before, before + rows)))[0])
+
+
+def _row_groups(file: BinaryIO, read: int, wanted: np.ndarray | None) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """The batches of the row groups that hold what is to be read, each with the number of rows before it."""
     import pyarrow.parquet as pq
 
     whole = pq.ParquetFile(file)
-    before, group = 0, 0
-    while group < whole.num_row_groups and before + (rows := whole.metadata.row_group(group).num_rows) <= read:
-        before, group = before + rows, group + 1
-    return before, whole.iter_batches(_ROWS, row_groups=range(group, whole.num_row_groups))
+    before = 0
+    for group in range(whole.num_row_groups):
+        rows = whole.metadata.row_group(group).num_rows
+        if before + rows > read and _holds(wanted, before, rows):
+            at = before
+            for batch in whole.iter_batches(_ROWS, row_groups=[group]):
+                yield at, batch
+                at += batch.num_rows
+        before += rows
 
 
-def _slices(file: BinaryIO) -> Iterator[pa.RecordBatch]:
+def _batches(file: BinaryIO) -> Iterator[pa.RecordBatch]:
     import pyarrow as pa
 
     magic = file.read(6)
     file.seek(0)
     if magic == b"ARROW1":
         whole = pa.ipc.open_file(file)
-        batches = (whole.get_batch(number) for number in range(whole.num_record_batches))
-    else:
-        batches = iter(pa.ipc.open_stream(file))
-    for batch in batches:
-        batch.validate(full=True)  # offsets of a damaged file point anywhere in memory
-        for start in range(0, batch.num_rows, _ROWS):
-            yield batch.slice(start, _ROWS)
+        return (whole.get_batch(number) for number in range(whole.num_record_batches))
+    return iter(pa.ipc.open_stream(file))
+
+
+def _slices(file: BinaryIO, wanted: np.ndarray | None) -> Iterator[tuple[int, pa.RecordBatch]]:
+    before = 0
+    for batch in _batches(file):
+        if _holds(wanted, before, batch.num_rows):
+            batch.validate(full=True)  # offsets of a damaged file point anywhere in memory
+            for start in range(0, batch.num_rows, _ROWS):
+                yield before + start, batch.slice(start, _ROWS)
+        before += batch.num_rows
+
+
+def _taken(before: int, batch: pa.RecordBatch, read: int, wanted: np.ndarray | None) -> np.ndarray:
+    """Which rows of a batch are to be read, counted from its first."""
+    if wanted is None:
+        return np.arange(max(read - before, 0), batch.num_rows)
+    first, last = np.searchsorted(wanted, (max(before, read), before + batch.num_rows))
+    return wanted[first:last] - before
 
 
 def _rows(
-    open_batches: Callable[[], tuple[int, Iterator[pa.RecordBatch]]], name: str, kind: str, read: int
+    open_batches: Callable[[], Iterator[tuple[int, pa.RecordBatch]]],
+    name: str,
+    kind: str,
+    read: int,
+    wanted: np.ndarray | None,
 ) -> Iterator[Row | BadRow]:
     import pyarrow as pa
 
-    number = 0
+    number, some = 0, read > 0 or wanted is not None
     try:
-        number, batches = open_batches()
+        batches = open_batches()
         while True:
             with limited(_SECONDS, _MEMORY):
-                batch = next(batches, None)
-                if batch is not None and number < read:
-                    passed = min(read - number, batch.num_rows)
-                    number, batch = number + passed, batch.slice(passed)
-                if batch is not None and (twice := _twice(batch.schema)) is not None:
+                before, batch = next(batches, (0, None))
+                if batch is None:
+                    break
+                if (twice := _twice(batch.schema)) is not None:
                     raise InputError(f"{name}: column {short(twice)!r} is there twice; give each column its own name")
-                rows = batch.to_pylist() if batch is not None else []
-            if batch is None:
-                break
+                taken = _taken(before, batch, read, wanted)
+                rows = (batch if len(taken) == batch.num_rows else batch.take(pa.array(taken))).to_pylist()
             decoders = naming(features_in(batch.schema.metadata))
             decoders |= {field.name: decode for field in batch.schema if (decode := _decoder(field.type))}
-            for values in rows:
-                number += 1
+            for at, values in zip(taken.tolist(), rows, strict=True):
+                number, some = before + at + 1, True
                 try:
                     decoded = {
                         column: decode(values[column]) for column, decode in decoders.items() if column in values
@@ -95,7 +132,7 @@ def _rows(
                 except BadRow as bad:
                     bad.line = number
                     yield bad
-        if not number:
+        if not some:
             raise NoRows(f"{name}: 0 rows; only column names")
     except (MemoryError, TookTooLong):
         size = f"{_ROWS} rows unpack to more than {_MEMORY // 2**30} GB"

@@ -9,7 +9,10 @@ from contextlib import closing
 from itertools import islice
 from typing import BinaryIO, cast
 
+import numpy as np
+
 from hybrid_ft.errors import InputError
+from hybrid_ft.finetune.data.sources import arrow
 from hybrid_ft.finetune.data.sources.arrow import arrow_rows, parquet_rows
 from hybrid_ft.finetune.data.sources.json_rows import decode, json_rows
 from hybrid_ft.finetune.data.sources.packed import (
@@ -40,10 +43,28 @@ def is_data_file(path: str) -> bool:
     return suffix in SUFFIXES or packing == ".zip"
 
 
-def file_rows(path: str, notes: list[str], read: tuple[int, int] = (0, 0)) -> Iterator[Row | BadRow]:
+def known_length(path: str) -> int | None:
+    """The rows of a file that says how many it has, as unpacked Parquet and Arrow do; None for any other, or a damaged
+    one."""
+    import pyarrow as pa
+
+    suffix, packing = suffixes(path)
+    if suffix not in _COLUMNAR or packing:
+        return None
+    try:
+        with open(path, "rb") as file:
+            return arrow.length(file, suffix)
+    except (pa.ArrowException, OSError):
+        return None
+
+
+def file_rows(
+    path: str, notes: list[str], read: tuple[int, int] = (0, 0), wanted: np.ndarray | None = None
+) -> Iterator[Row | BadRow]:
     """The rows of an existing file. What it turned out to be is added to ``notes`` while they are taken.
 
-    ``read``: how many rows were read before, which are passed over, and the line of the last of them.
+    ``read``: how many rows were read before, which are passed over, and the line of the last of them. ``wanted``
+    [rows], of a file with a known length alone: the only rows to take, counted from 0 and in order.
 
     Raises InputError, at once for a file of no known kind, else while rows are taken; NoRows for a file without one.
     """
@@ -53,16 +74,18 @@ def file_rows(path: str, notes: list[str], read: tuple[int, int] = (0, 0)) -> It
     if suffix not in SUFFIXES:
         text = f"use {', '.join(SUFFIXES)}, each also {', '.join(PACKINGS)}"
         raise InputError(f"{path}: is not a kind of file that can be read; {text}")
-    return _read(path, ".jsonl" if suffix == ".ndjson" else suffix, packing, notes, read)
+    return _read(path, ".jsonl" if suffix == ".ndjson" else suffix, packing, notes, read, wanted)
 
 
-def _read(path: str, suffix: str, packing: str, notes: list[str], read: tuple[int, int]) -> Iterator[Row | BadRow]:
+def _read(
+    path: str, suffix: str, packing: str, notes: list[str], read: tuple[int, int], wanted: np.ndarray | None
+) -> Iterator[Row | BadRow]:
     line = read[1]
-    some = read[0] > 0
+    some = read[0] > 0 or wanted is not None
     try:
         with closing(open_bytes(path, packing, SUFFIXES)) as stream:
             _refuse_other_data(stream, path, suffix)
-            for row in _before_damage(_parsed(stream, path, suffix, notes, read), stream):
+            for row in _before_damage(_parsed(stream, path, suffix, notes, read, wanted), stream):
                 some, line = True, row.line
                 yield row
             if damage := _damage(stream):
@@ -111,14 +134,19 @@ def _refuse_other_data(stream: io.BufferedReader, path: str, suffix: str) -> Non
 
 
 def _parsed(
-    stream: io.BufferedReader, path: str, suffix: str, notes: list[str], read: tuple[int, int]
+    stream: io.BufferedReader,
+    path: str,
+    suffix: str,
+    notes: list[str],
+    read: tuple[int, int],
+    wanted: np.ndarray | None,
 ) -> Iterator[Row | BadRow]:
     binary = cast(BinaryIO, stream)
-    if suffix in (".csv", ".tsv"):
-        return islice(delimited_rows(binary, path, "\t" if suffix == ".tsv" else ",", notes), read[0], None)
     if suffix in _COLUMNAR:
         seekable = binary if isinstance(stream.raw, io.FileIO) else io.BytesIO(stream.read())
-        return (parquet_rows if suffix == ".parquet" else arrow_rows)(seekable, path, read[0])
+        return (parquet_rows if suffix == ".parquet" else arrow_rows)(seekable, path, read[0], wanted)
+    if suffix in (".csv", ".tsv"):
+        return islice(delimited_rows(binary, path, "\t" if suffix == ".tsv" else ",", notes), read[0], None)
     if suffix == ".txt":
         return islice(_document(stream, notes), read[0], None)
     return json_rows(binary, path, suffix, notes, read)

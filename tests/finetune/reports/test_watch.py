@@ -12,6 +12,7 @@ from rich.console import Console
 
 from hybrid_ft import cli
 from hybrid_ft.errors import InputError
+from hybrid_ft.finetune.evaluation.files import RESULTS
 from hybrid_ft.finetune.reports.text_chart import text_chart
 from hybrid_ft.finetune.reports.watch import Metrics, watch
 
@@ -150,7 +151,26 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert capsys.readouterr().err == "error: nowhere: there is no such folder; name a run's, the recipe's output\n"
     Path("empty").mkdir()
     assert cli.main(["watch", "empty", "--once"]) == 0 and "has not begun" in capsys.readouterr().out
+    Path("empty/.lock").touch()
+    Path("empty/mine.txt").touch()
+    assert cli.main(["watch", "empty", "--once"]) == 0 and "has not begun" in capsys.readouterr().out
     run = begun(Path("run"))
+    for place, files, what in [
+        ("model", ["config.json", "model.safetensors"], "is the folder of a model, not of a run"),
+        ("files", ["a.txt", "b.txt"], "is no run's folder; it holds a.txt, b.txt"),
+        (
+            "judged",
+            [".lock", RESULTS],
+            "is the folder of an evaluation, which has no curves; hybrid-ft report judged shows",
+        ),
+        (".", [], "is no run, it holds run"),
+    ]:
+        Path(place).mkdir(exist_ok=True)
+        for file in files:
+            Path(place, file).touch()
+        assert cli.main(["watch", place]) == 2
+        said = capsys.readouterr()
+        assert said.err.startswith(f"error: {place}: {what}") and said.err.count("\n") == 1 and not said.out
     add(run, 1)
     assert cli.main(["watch", "run", "--once"]) == 0
     assert "run  sft, step 1 of 40" in capsys.readouterr().out
