@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 from hybrid_ft.errors import shown
@@ -79,7 +80,7 @@ def is_blank(value: Any) -> bool:
     return value in (None, "", [], {}) or (isinstance(value, str) and value.strip() in ("", "[]", "{}", "null"))
 
 
-def left_out(values: Values, read: Set[str], messages: Messages | None) -> list[str]:
+def left_out(values: Values, read: AbstractSet[str], messages: Messages | None) -> list[str]:
     """Columns outside ``read`` that hold what other formats train on.
 
     A question beside turns is one of them unless it is among these, as a copy of the first turn is.
