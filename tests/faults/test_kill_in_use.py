@@ -15,6 +15,8 @@ from harness import Harness, differing, digest
 
 COMMANDS = ("merge", "export", "int8", "gguf", "push", "score", "generate")
 MADE_WHOLE = ("merge", "export", "int8", "gguf")
+PACKAGES = {"int8": "torchao", "gguf": "gguf"}
+"""What the conversions need; torchao does not come with the tests."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,8 @@ def left_in(place: Path) -> dict[str, str]:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_killed_at_random_moments(harness, uses, undisturbed, count, chance, faults_row, name):
     """Up to three times in a row, then once more to its end; half of the kills come at an operation on files."""
+    if name in PACKAGES:
+        pytest.importorskip(PACKAGES[name])
     use, kills = uses[name], []
     whole, seconds, operations = undisturbed(use)
 
