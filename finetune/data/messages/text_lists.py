@@ -18,6 +18,7 @@ Values = Mapping[str, Any]
 _ALWAYS_LISTS = frozenset(["messages", "conversations", "conversation", "turns", "history"])
 _QUESTIONS = frozenset(["prompt", "question", "instruction", "query"])
 _TEXTS_OR_LISTS = _QUESTIONS | {"completion", "output", "response", "chosen", "rejected", "output_1", "output_2"}
+_COLUMNS = _ALWAYS_LISTS | _TEXTS_OR_LISTS
 _WHERE_ALONE = frozenset(["context", "input"])
 """Of a pair: its prompt where no other column is; elsewhere what a question is about, and so text."""
 _ANY_LIST = re.compile(r"\s*(?:array\()?\[")
@@ -38,8 +39,9 @@ def with_lists(values: Values) -> tuple[Values, dict[str, int]]:
     found: dict[str, Any] = {}
     noticed: dict[str, int] = {}
     alone = "chosen" in values and not values.keys() & (_ALWAYS_LISTS | _QUESTIONS)
-    for name in values.keys() & (_ALWAYS_LISTS | _TEXTS_OR_LISTS | (_WHERE_ALONE if alone else frozenset())):
-        value = values[name]
+    for name, value in values.items():
+        if name not in _COLUMNS and not (alone and name in _WHERE_ALONE):
+            continue
         if isinstance(value, dict) and (turns := _of_columns(value)):
             found[name] = turns
         elif isinstance(value, list) and (turns := _of_texts(value, name)):
