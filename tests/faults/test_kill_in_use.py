@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from harness import Harness, differing, digest
 
-COMMANDS = ("merge", "export", "int8", "gguf", "push", "score", "generate")
-MADE_WHOLE = ("merge", "export", "int8", "gguf")
-PACKAGES = {"int8": "torchao", "gguf": "gguf"}
-"""What the conversions need; torchao does not come with the tests."""
+COMMANDS = ("merge", "export", "int8", "push", "score", "generate")
+MADE_WHOLE = ("merge", "export", "int8")
+PACKAGES = {"int8": "torchao"}
+"""What the conversion needs; it does not come with the tests."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,6 @@ def uses(harness: Harness, every_job: Any, tiny_base: Path) -> dict[str, Use]:
             harness, lambda place: ["export", sharded, place / "out", "--to", "transformers", "--dtype", "bfloat16"]
         ),
         "int8": Use(harness, lambda place: ["export", sharded, place / "out", "--to", "int8"]),
-        "gguf": Use(harness, lambda place: ["export", sharded, place / "out", "--to", "gguf"]),
         "generate": Use(
             harness,
             lambda place: [
