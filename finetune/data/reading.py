@@ -11,7 +11,7 @@ from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.data.labels import Only, chosen_by, rated_bad
 from hybrid_ft.finetune.data.messages.advice import PAIRS_HERE, advice
 from hybrid_ft.finetune.data.messages.answer_lists import as_pairs, holds_pairs
-from hybrid_ft.finetune.data.messages.beside import NOT_TO_BE_MISSED, is_blank
+from hybrid_ft.finetune.data.messages.beside import left_out
 from hybrid_ft.finetune.data.messages.column_templates import RUNAWAY_COLUMNS
 from hybrid_ft.finetune.data.messages.columns import pair_format, row_format
 from hybrid_ft.finetune.data.messages.conversation import NO_ANSWER, OPEN_END, Conversation
@@ -173,9 +173,8 @@ def converted(
                 return  # the next row might take as long
             continue
         unused |= made.unused
-        for name in row.values.keys() & NOT_TO_BE_MISSED:
-            if not is_blank(row.values[name]) and (name not in form.columns or name in made.unused):
-                counts.left_out.add(name, place)
+        for name in left_out(row.values, form.columns - made.unused, getattr(made, "messages", None)):
+            counts.left_out.add(name, place)
         if isinstance(form, Form) and (bad := rated_bad(row.values, form.columns)):
             counts.rated_bad.add(bad, place)
         yield place, made

@@ -50,7 +50,8 @@ def read_config(folder: Path) -> PreTrainedConfig:
         raise InputError(f"{path}: num_hidden_layers is {str(layers)[:60]}; must be at most {_MOST_LAYERS}")
     if raw.get("quantization_config"):
         raise InputError(
-            f"{path}: quantization_config: quantised weights cannot be trained; name the checkpoint before it"
+            f"{path}: quantization_config: quantised weights cannot be trained; name the checkpoint before it "
+            "(plain transformers answers with them)"
         )
     for key in [key for key in raw if key.startswith(FOREIGN)]:
         del raw[key]

@@ -47,7 +47,8 @@ def text_config(raw: dict[str, Any], path: Path) -> PreTrainedConfig:
             text["eos_token_id"] = next(iter(ends)) if len(ends) == 1 else list(ends)
     if text.get("quantization_config"):
         raise InputError(
-            f"{path}: quantization_config: quantised weights cannot be trained; name the checkpoint before it"
+            f"{path}: quantization_config: quantised weights cannot be trained; name the checkpoint before it "
+            "(plain transformers answers with them)"
         )
     try:
         text = family.repair(PreTrainedConfig._decode_special_floats(text))

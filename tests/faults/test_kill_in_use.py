@@ -1,4 +1,5 @@
-"""kill -9 of merge, export, push and score: the same command again leaves the files of one that nothing disturbed."""
+"""kill -9 of merge, export, push, score and generate: the same command again leaves the files of one that nothing
+disturbed."""
 
 import json
 import re
@@ -13,7 +14,10 @@ from typing import Any
 import pytest
 from harness import Harness, differing, digest
 
-COMMANDS = ("merge", "export", "push", "score")
+COMMANDS = ("merge", "export", "int8", "push", "score", "generate")
+MADE_WHOLE = ("merge", "export", "int8")
+PACKAGES = {"int8": "torchao"}
+"""What the conversion needs; it does not come with the tests."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ def uses(harness: Harness, every_job: Any, tiny_base: Path) -> dict[str, Use]:
     config = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": str(sharded)}))
     pairs = every_job["reward-lora"].recipe.with_name("pairs.jsonl")
+    prompts = harness.place / "prompts.txt"
+    prompts.write_text("".join(f"{number} + {number}?\n" for number in range(1200)))
 
     def own_model(place: Path) -> None:
         shutil.copytree(sharded, place / "model")
@@ -60,6 +66,14 @@ def uses(harness: Harness, every_job: Any, tiny_base: Path) -> dict[str, Use]:
         "merge": Use(harness, lambda place: ["merge", adapter, place / "out"]),
         "export": Use(
             harness, lambda place: ["export", sharded, place / "out", "--to", "transformers", "--dtype", "bfloat16"]
+        ),
+        "int8": Use(harness, lambda place: ["export", sharded, place / "out", "--to", "int8"]),
+        "generate": Use(
+            harness,
+            lambda place: [
+                *("generate", tiny_base, "--prompts", prompts, "--out", place / "answers.jsonl"),
+                *("--max-new-tokens", "2"),
+            ],
         ),
         "push": Use(harness, lambda place: ["push", place / "model", "someone/mine"], own_model, hub=True),
         "score": Use(
@@ -101,6 +115,8 @@ def left_in(place: Path) -> dict[str, str]:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_killed_at_random_moments(harness, uses, undisturbed, count, chance, faults_row, name):
     """Up to three times in a row, then once more to its end; half of the kills come at an operation on files."""
+    if name in PACKAGES:
+        pytest.importorskip(PACKAGES[name])
     use, kills = uses[name], []
     whole, seconds, operations = undisturbed(use)
 
@@ -119,7 +135,7 @@ def test_killed_at_random_moments(harness, uses, undisturbed, count, chance, fau
             if child.status == 2 and f"{place / 'out'}: is there already" not in child.screen:
                 return f"killed at {told}: {child.screen}"
         kills.extend(told)
-        if name in ("merge", "export") and (place / "out").exists():
+        if name in MADE_WHOLE and (place / "out").exists():
             assert not (place / "out.part").exists()
         else:
             use.finish(place)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 from hybrid_ft.errors import shown
@@ -14,14 +15,15 @@ from hybrid_ft.finetune.data.sources.rows import BadRow
 Values = Mapping[str, Any]
 Messages = list[dict[str, Any]]
 
-SYSTEM = ("system", "system_prompt")
+SYSTEM = ("system", "system_prompt", "system_message", "system_instruction")
 TOOLS = ("tools", "functions", "available_tools")
 QUESTION = ("history", "input", "context")
 """What belongs to a question that is one text: earlier turns, and what it is about."""
 BESIDE = frozenset([*SYSTEM, *TOOLS, *MARKS, *MEDIA])
 """What every format reads or refuses."""
 NOT_TO_BE_MISSED = BESIDE | set(QUESTION) | {"documents", "contexts", "reasoning", "reasoning_content", "thinking"}
-"""What is named in a note where a row has it and nothing reads it."""
+"""What is named in a note where a row has it, in whichever case, and nothing reads it."""
+_ASKS = frozenset(["prompt", "instruction", "query", "question"])
 
 
 def system_from(values: Values) -> str | None:
@@ -76,6 +78,23 @@ def question_from(text: str, values: Values, unused: set[str]) -> Messages:
 def is_blank(value: Any) -> bool:
     """Whether a column holds nothing, also as a table writes that."""
     return value in (None, "", [], {}) or (isinstance(value, str) and value.strip() in ("", "[]", "{}", "null"))
+
+
+def left_out(values: Values, read: AbstractSet[str], messages: Messages | None) -> list[str]:
+    """Columns outside ``read`` that hold what other formats train on.
+
+    A question beside turns is one of them unless it is among these, as a copy of the first turn is.
+    """
+    names = []
+    for name, value in values.items():
+        known = name.lower()
+        if known in _ASKS and isinstance(value, str) and messages is not None:
+            told = any(value.strip() in message["content"] for message in messages)
+        else:
+            told = known not in NOT_TO_BE_MISSED
+        if not told and name not in read and not is_blank(value):
+            names.append(name)
+    return names
 
 
 def row_mark(values: Values) -> float:

@@ -145,20 +145,20 @@ def _column(values: Values, name: str) -> Any:
 
 
 def _answered(values: Values, asked: str, answered: str) -> Conversation:
-    """A row of a question and an answer, each a text or a list of turns."""
+    """A row of a question and an answer, each a text, a turn or a list of turns."""
     row = Conversation([])
     question, answer = _column(values, asked), _column(values, answered)
-    if isinstance(question, list):
+    if isinstance(question, list | dict):
         row.messages = turns_from(question, asked, row.unused, row.weights)
         row.unused |= left_beside_turns(values)
-        labels = [f"{asked}[{index}]" for index in range(len(question))]
+        labels = [f"{asked}[{index}]" for index in range(len(row.messages))]
     else:
         row.messages = question_from(text_from(question, asked), values, row.unused)
         labels = [*(["history"] * (len(row.messages) - 1)), asked]
     turns = row.messages
     _set_messages(row, with_system(turns, system_from(values)), turns)
     labels = ["system"] * (len(row.messages) - len(turns)) + labels
-    if isinstance(answer, list):
+    if isinstance(answer, list | dict):
         of_answer: dict[int, Weights] = {}
         turns = turns_from(answer, answered, row.unused, of_answer)
         row.weights |= {len(row.messages) + index: weights for index, weights in of_answer.items()}

@@ -16,11 +16,14 @@ from hybrid_ft.finetune.data.sources.rows import BadRow
 Values = Mapping[str, Any]
 
 _ALWAYS_LISTS = frozenset(["messages", "conversations", "conversation", "turns", "history"])
-_TEXTS_OR_LISTS = frozenset(
-    ["prompt", "question", "instruction", "completion", "output", "chosen", "rejected", "output_1", "output_2"]
-)
+_QUESTIONS = frozenset(["prompt", "question", "instruction", "query"])
+_TEXTS_OR_LISTS = _QUESTIONS | {"completion", "output", "response", "chosen", "rejected", "output_1", "output_2"}
+_COLUMNS = _ALWAYS_LISTS | _TEXTS_OR_LISTS
+_WHERE_ALONE = frozenset(["context", "input"])
+"""Of a pair: its prompt where no other column is; elsewhere what a question is about, and so text."""
 _ANY_LIST = re.compile(r"\s*(?:array\()?\[")
 _OF_MESSAGES = re.compile(r"""\s*(?:array\()?\[\s*\{\s*["'](?:role|from|content|value)["']\s*:""")
+_OBJECT = re.compile(r"""\s*\{\s*["'](?:role|from|content|value)["']\s*:""")
 _ARRAY = re.compile(r"\s*array\((?P<list>\[.*\])(?:,\s*dtype=object)?\)\s*", re.DOTALL)
 # numpy prints no comma between the objects of an array; a string is passed over whole
 _STRING_OR_GAP = re.compile(r"""('(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")|\}\s+\{""", re.DOTALL)
@@ -30,16 +33,21 @@ def with_lists(values: Values) -> tuple[Values, dict[str, int]]:
     """A row with its lists of messages in the place of the texts that hold them, and what was noticed.
 
     A text that is a list of objects with role and content, or from and value, is those turns; other JSON stays
-    text. So is an object of such lists. Columns that hold nothing but turns take any list. Raises BadRow for text
-    that no tokenizer can encode.
+    text. So is an object of such lists, and a list of texts that each are one such object. Columns that hold nothing
+    but turns take any list. Raises BadRow for text that no tokenizer can encode.
     """
     found: dict[str, Any] = {}
     noticed: dict[str, int] = {}
+    alone = "chosen" in values and not values.keys() & (_ALWAYS_LISTS | _QUESTIONS)
     for name, value in values.items():
-        if isinstance(value, dict) and name in _ALWAYS_LISTS | _TEXTS_OR_LISTS and (turns := _of_columns(value)):
-            found[name] = turns
+        if name not in _COLUMNS and not (alone and name in _WHERE_ALONE):
             continue
-        if not isinstance(value, str) or name not in _ALWAYS_LISTS | _TEXTS_OR_LISTS:
+        if isinstance(value, dict) and (turns := _of_columns(value)):
+            found[name] = turns
+        elif isinstance(value, list) and (turns := _of_texts(value, name)):
+            found[name] = turns
+            noticed[TEXT_LISTS] = 1
+        if not isinstance(value, str):
             continue
         pattern = _ANY_LIST if name in _ALWAYS_LISTS else _OF_MESSAGES
         if not pattern.match(value):
@@ -62,6 +70,14 @@ def _of_columns(value: Values) -> list[Values]:
         return []
     names = [name for name, column in value.items() if column is not None]
     return [dict(zip(names, turn, strict=True)) for turn in zip(*columns, strict=True)]
+
+
+def _of_texts(items: list[Any], name: str) -> list[Values]:
+    """Turns that a list holds as one text each; none where an item is anything else."""
+    if not items or not all(isinstance(item, str) and _OBJECT.match(item) for item in items):
+        return []
+    turns = [_parsed(item, f"{name}[{index}]") for index, item in enumerate(items)]
+    return turns if all(map(_is_message, turns)) else []
 
 
 def _is_message(item: Any) -> bool:

@@ -10,7 +10,10 @@ from hybrid_ft.finetune.data.sources.rows import BadRow
 
 SWITCHES = ("train", "training", "trainable")
 WEIGHTS = ("weight", "loss", "loss_weight", "loss_scale")
-UNCLEAR = ("mask", "masked", "loss_mask", "train_mask", "assistant_masks", "completion_mask", "train_detail")
+UNCLEAR = (
+    *("mask", "masked", "masks", "loss_mask", "loss_masks", "train_mask", "assistant_masks", "completion_mask"),
+    *("ignore_loss", "train_detail"),
+)
 MARKS = (*SWITCHES, *WEIGHTS, *UNCLEAR)
 KIND = "training flag"
 

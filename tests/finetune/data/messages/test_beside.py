@@ -7,6 +7,7 @@ from one_form import assistant, read, user
 
 from hybrid_ft.finetune.data.messages.beside import (
     is_blank,
+    left_out,
     question_from,
     row_mark,
     row_tools,
@@ -19,8 +20,9 @@ TOOL = {"type": "function", "function": {"name": "search", "description": "d", "
 OTHER = {"type": "function", "function": {"name": "look", "description": "d", "parameters": {"type": "object"}}}
 
 
-def test_a_system_text_under_either_name_also_in_parts() -> None:
+def test_a_system_text_under_any_name_also_in_parts() -> None:
     assert system_from({"system": "Be kind."}) == system_from({"system_prompt": "Be kind."}) == "Be kind."
+    assert system_from({"system_message": "a"}) == system_from({"system_instruction": "a", "system": "a"}) == "a"
     assert system_from({"system": "a", "system_prompt": "a"}) == "a"
     parts = [{"type": "text", "text": "Be "}, {"type": "text", "text": "kind."}]
     assert system_from({"system": parts}) == "Be kind."
@@ -78,3 +80,13 @@ def test_a_system_text_in_parts() -> None:
     with pytest.raises(BadRow, match=r"^system\[0\].*: got a part of type 'image'"):
         read(row | {"system": [{"type": "image"}]})
     assert [turn["content"] for turn in read(row | {"system": []}).messages] == ["q", "a"]
+
+
+def test_columns_that_no_format_read_are_named_in_whichever_case() -> None:
+    read = frozenset(["messages", "system"])
+    turns = [{"role": "user", "content": "Write of Rome. Be short."}, {"role": "assistant", "content": "a"}]
+    values = {"messages": [], "system": "s", "System": "s", "Context": "c", "documents": ["d"], "history": [], "id": 7}
+    assert left_out(values, read, turns) == ["System", "Context", "documents"]
+    beside = {"prompt": " Write of Rome. ", "instruction": "Be French.", "question": None, "Query": "Write of Bern."}
+    assert left_out(beside, read, turns) == ["instruction", "Query"]
+    assert left_out(beside, read | {"instruction", "Query"}, turns) == left_out(beside, read, None) == []

@@ -11,6 +11,7 @@ from hybrid_ft.finetune.data.sources.rows import BadRow, Row
 FORMS: list[tuple[str, dict[str, Any], list[dict[str, Any]]]] = [
     ("messages", {"messages": [user("q"), assistant("a")]}, [user("q"), assistant("a")]),
     ("messages", {"conversations": [user("q"), assistant("a")]}, [user("q"), assistant("a")]),
+    ("prompt-completion", {"prompt": user("q"), "completion": assistant("a")}, [user("q"), assistant("a")]),
     (
         "messages",
         {"messages": [user([{"type": "text", "text": "q"}, {"type": "text", "value": "r"}]), assistant("a")]},

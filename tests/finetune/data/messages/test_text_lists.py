@@ -48,6 +48,7 @@ def test_text_that_is_a_list_of_messages_is_those_turns(write: Any) -> None:
         {"prompt": write(ASKED), "completion": ANSWER[0]["content"]},
         {"prompt": write(SHAREGPT[:1]), "completion": write(SHAREGPT[1:])},
         {"instruction": ASKED[0]["content"], "output": write(ANSWER)},
+        {"query": write(ASKED), "response": write(ANSWER)},
     ]
     for values in rows:
         made = read(values)
@@ -68,6 +69,7 @@ def test_text_that_is_a_list_of_messages_in_pairs(write: Any) -> None:
         {"chosen": write(ASKED + ANSWER), "rejected": write(ASKED + WORSE)},
         {"prompt": "ignored", "chosen": write(ASKED + ANSWER), "rejected": write(ASKED + WORSE)},
         {"prompt": write(ASKED), "output_1": write(WORSE), "output_2": write(ANSWER), "preference": 2},
+        {"context": write(ASKED), "chosen": write(ANSWER), "rejected": write(WORSE)},
     ]
     for values in rows:
         pair = read_pair(values)
@@ -103,6 +105,28 @@ def test_other_json_stays_text(answer: str) -> None:
 def test_what_only_begins_like_a_list_is_text_and_counted(answer: str) -> None:
     made = read({"prompt": "q", "completion": answer})
     assert made.messages[1]["content"] == answer and made.noticed == {NO_LISTS: 1}
+
+
+def test_a_list_of_texts_that_are_turns_is_these() -> None:
+    for write in (json.dumps, repr):
+        for turns in (ASKED + ANSWER, SHAREGPT):
+            made = read({"messages": [write(turn) for turn in turns]})
+            assert made.messages == ASKED + ANSWER and made.noticed == {TEXT_LISTS: 1}
+        pair = read_pair(
+            {"chosen": [write(turn) for turn in ASKED + ANSWER], "rejected": list(map(write, ASKED + WORSE))}
+        )
+        assert (pair.prompt, pair.chosen, pair.rejected) == (ASKED, ANSWER[0], WORSE[0])
+    with pytest.raises(BadRow, match="a list of 2 texts, which do not say who speaks"):
+        read({"messages": [json.dumps(ASKED[0]), "a"]})
+
+
+def test_what_a_question_is_about_stays_text() -> None:
+    chat = json.dumps(ASKED + ANSWER)
+    for name in ("input", "context"):
+        made = read({"instruction": "Sum up.", name: chat, "output": "a"})
+        assert made.messages[0]["content"] == f"Sum up.\n\n{chat}"
+        asked = {"instruction": "Sum up.", name: chat, "chosen": "a", "rejected": "b"}
+        assert read_pair(asked).prompt[0]["content"] == f"Sum up.\n\n{chat}"
 
 
 def test_columns_of_turns_say_what_is_wrong_with_their_text() -> None:

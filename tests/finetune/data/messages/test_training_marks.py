@@ -24,7 +24,7 @@ def test_a_mark_has_many_names_and_places(name: str) -> None:
                 assert bad.value.kind == "training flag"
 
 
-@pytest.mark.parametrize("name", ["mask", "masked", "loss_mask", "train_detail"])
+@pytest.mark.parametrize("name", ["mask", "masked", "loss_mask", "loss_masks", "ignore_loss", "train_detail"])
 def test_a_mark_that_means_now_this_now_that_is_refused(name: str) -> None:
     for values, where in (
         ({"messages": [user("q"), assistant("a", **{name: 1})]}, f"messages[1].{name}: got 1"),
