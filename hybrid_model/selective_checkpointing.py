@@ -15,6 +15,8 @@ from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from hybrid_ft.hybrid_model.layers.watched import MARKING
+
 KEPT = frozenset(
     {
         "hybrid_ft::gated_delta_rule",
@@ -85,3 +87,15 @@ def offload_inputs(model: nn.Module) -> None:
         turn(*args, gradient_checkpointing_func=offloading, **rest)
 
     inner._set_gradient_checkpointing = turn_and_offload
+
+
+def mark_no_inputs(model: nn.Module) -> None:
+    """Take away the hooks that give what frozen embeddings return a gradient, as transformers and PEFT set them.
+
+    Reentrant checkpointing alone needs it. Without them backward ends at the first layer that is trained: no gradient of
+    its input, nothing of the layers below it, and the embeddings [N, D] need not stay for theirs.
+    """
+    for module in model.modules():
+        for key, hook in list(module._forward_hooks.items()):
+            if getattr(hook, "__name__", "") in MARKING:
+                del module._forward_hooks[key]

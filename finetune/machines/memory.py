@@ -116,14 +116,15 @@ def _moments(
         return Memory(terms | ({"gathered": gathered} if pieces > 1 else {}), when, shape.proven)
 
     copies = [0 if narrow else shape.arithmetic * layer.copies for layer in layers]
-    # without checkpointing no gradient goes beyond the first layer that is trained
-    first = 0 if checkpointing else next((n for n, layer in enumerate(layers) if layer.trained), 0)
+    # no gradient goes beyond the first layer that is trained
+    first = next((n for n, layer in enumerate(layers) if layer.trained), 0)
     below = [0]  # bytes that the layers before each keep until their backward
     for number, (layer, how) in enumerate(zip(layers, hows)):
         mixed = batch.mixed(layer) if how == "selective" else 0
         kept = 0 if how == "offload" else N * layer.input + mixed
         if not how:
-            kept = N * layer.read + batch.kept(layer) + copies[number] if number >= first else 0
+            kept = N * layer.read + batch.kept(layer) + copies[number]
+        kept = kept if number >= first else 0
         below.append(below[-1] + kept)
     last = in_layer[-1] if layers else 0
     ends = N * 2 * stream + batch.labelled * stream  # what the last norm reads and gives, rows of the labelled

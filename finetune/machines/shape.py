@@ -251,7 +251,7 @@ def _of_delta(config: Any, own: dict[str, tuple[int, float]], full: bool, arithm
         _inputs(read, config.hidden_size, own, full, arithmetic)
         + arithmetic * (projected + convolved + values)
         + _inputs("o_proj", values, own, full, arithmetic)
-        + heads * (2 * arithmetic * CHUNK + 44)  # within chunks; decays at their steps, gates, a and b
+        + heads * (arithmetic * CHUNK + 44)  # within chunks; decays at their steps, gates, a and b
         + stream * config.hidden_size  # the sum that the second norm reads
         + _of_mlp(config, own, full, arithmetic)
     )
@@ -288,14 +288,14 @@ def _by_heads(config: Any, attends: bool, arithmetic: int) -> tuple[int, int]:
         return config.num_key_value_heads, arithmetic * (2 * queries + 2 * keys) + 4 * heads
     keys, heads = config.linear_num_key_heads * config.linear_key_head_dim, config.linear_num_value_heads
     values = heads * config.linear_value_head_dim
-    return config.linear_num_key_heads, arithmetic * 2 * (2 * keys + values) + heads * (2 * arithmetic * CHUNK + 44)
+    return config.linear_num_key_heads, arithmetic * 2 * (2 * keys + values) + heads * (arithmetic * CHUNK + 44)
 
 
 def _mixed(config: Any, kind: str, arithmetic: int) -> int:
     """Bytes a token of what the delta rule's operator, or attention's, returns."""
     if kind == "linear_attention":
         heads = config.linear_num_value_heads
-        return heads * (arithmetic * (config.linear_value_head_dim + 2 * CHUNK) + 32)
+        return heads * (arithmetic * (config.linear_value_head_dim + CHUNK) + 32)
     return arithmetic * _queries(config) + 4 * config.num_attention_heads
 
 

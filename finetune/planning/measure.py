@@ -28,7 +28,7 @@ from hybrid_ft.finetune.training.muon import muon_of
 from hybrid_ft.hybrid_model.adapters import add_lora
 from hybrid_ft.hybrid_model.checkpoint.text_model import random_text_model
 from hybrid_ft.hybrid_model.quantised import check_installed, known_to_peft, quantise
-from hybrid_ft.hybrid_model.selective_checkpointing import offload_inputs, selective_contexts
+from hybrid_ft.hybrid_model.selective_checkpointing import mark_no_inputs, offload_inputs, selective_contexts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -176,8 +176,7 @@ def _model(recipe: Recipe, config: PreTrainedConfig, kinds: list[str]) -> Any:
     if lora:
         with known_to_peft(model, how):
             model = add_lora(model, **lora.adapters | {"init": "default", "layers": None})
-        if model.get_base_model().is_gradient_checkpointing:
-            model.get_base_model().enable_input_require_grads()
+    mark_no_inputs(model)
     seams.use_fused_head(model)
     return model
 

@@ -28,7 +28,7 @@ OVERRIDDEN = {
         "_load_from_checkpoint": "nothing: full weights would be loaded with strict=False, under names not in memory",
         "_load_optimizer_and_scheduler": "no pickle, and a missing tensor is an error",
         "_load_scaler": "nothing: none is saved",
-        "_init_training_state": "a resumed run takes its intervals from the recipe",
+        "_init_training_state": "a resumed run takes its intervals from the recipe; no gradient of frozen embeddings",
         "get_decay_parameter_names": "no decay of A_log",
         "create_optimizer": "LoRA+: a learning rate of its own for B",
         "_load_rng_state": "no pickle, one file for all processes",

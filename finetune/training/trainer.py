@@ -38,6 +38,7 @@ from hybrid_ft.finetune.training.lora_plus import loraplus_optimizer
 from hybrid_ft.finetune.training.optimizers import own_optimizer
 from hybrid_ft.finetune.training.packs import collate_with_rows
 from hybrid_ft.finetune.training.step_ends import Counts, StepEnds
+from hybrid_ft.hybrid_model.selective_checkpointing import mark_no_inputs
 
 MOST_SKIPPED = 3
 """Steps in a row that may be left out because their gradient overflowed in bfloat16."""
@@ -257,6 +258,8 @@ class RunTrainer(Trainer):
         done = super()._init_training_state(max_steps, *args)
         # a resumed state brings the old save and log intervals along; the recipe's may have changed
         self.state.compute_steps(self.args, max_steps)
+        # set by TRL and by the loop, before this; a run's checkpointing is never reentrant
+        mark_no_inputs(self.model)
         return done
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:

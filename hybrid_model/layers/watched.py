@@ -14,7 +14,7 @@ from torch.nn.modules import module as hooks_of_all
 
 _BY_ROWS = ("_adapter_names_pre_forward_hook", "_alora_offsets_pre_forward_hook", "scalings_injection_hook")  # PEFT's
 # transformers' and PEFT's names for the hook on the embedding that gives layers under checkpointing a gradient to pass
-_MARKING = ("make_inputs_require_grads", "make_inputs_require_grad")
+MARKING = ("make_inputs_require_grads", "make_inputs_require_grad")
 
 
 def is_watched(module: nn.Module, kind: type[nn.Module]) -> bool:
@@ -25,7 +25,7 @@ def is_watched(module: nn.Module, kind: type[nn.Module]) -> bool:
 def has_hooks(module: nn.Module) -> bool:
     """Of its own, or of all modules; those that only mark a result for gradient checkpointing do not count."""
     return bool(
-        any(getattr(hook, "__name__", "") not in _MARKING for hook in module._forward_hooks.values())
+        any(getattr(hook, "__name__", "") not in MARKING for hook in module._forward_hooks.values())
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks

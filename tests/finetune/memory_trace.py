@@ -146,7 +146,12 @@ def trace(
     """
     from hybrid_ft.finetune.training.fsdp import divide
     from hybrid_ft.hybrid_model import selective_checkpointing
-    from hybrid_ft.hybrid_model.selective_checkpointing import leave_out, offload_inputs, selective_contexts
+    from hybrid_ft.hybrid_model.selective_checkpointing import (
+        leave_out,
+        mark_no_inputs,
+        offload_inputs,
+        selective_contexts,
+    )
 
     length = tokens // documents
     layout = build_layout([length] * documents)
@@ -170,8 +175,7 @@ def trace(
                 selectively = {"context_fn": selective_contexts} if checkpointing == "selective" else {}
                 how = {"use_reentrant": False, "preserve_rng_state": False} | selectively
                 plain.gradient_checkpointing_enable(how)
-                if lora:
-                    plain.enable_input_require_grads()
+                mark_no_inputs(plain)
             if mesh is not None:
                 divide(model, mesh, bfloat16=True)
             live = LiveBytes()

@@ -9,8 +9,15 @@ from transformers import OlmoHybridForCausalLM
 
 from hybrid_ft.hybrid_model.families.olmo_hybrid.presets import preset_config
 from hybrid_ft.hybrid_model.lay_flat import lay_flat
-from hybrid_ft.hybrid_model.selective_checkpointing import KEPT, leave_out, selective_contexts
+from hybrid_ft.hybrid_model.selective_checkpointing import (
+    KEPT,
+    leave_out,
+    mark_no_inputs,
+    offload_inputs,
+    selective_contexts,
+)
 
+PRODUCTS = {"aten::mm", "aten::addmm", "aten::addmm_"}
 ATTENTION = "aten::_scaled_dot_product_flash_attention_for_cpu"
 
 
@@ -90,3 +97,46 @@ def test_what_is_kept_is_what_there_is():
         space, operator = name.split("::")
         if not space.startswith("flash_attn"):
             assert hasattr(getattr(torch.ops, space), operator), name
+
+
+@pytest.mark.parametrize("how", [None, "full", "selective", "offload"])
+def test_backward_ends_at_the_first_layer_that_is_trained(how):
+    """Adapters on the last two layers of four: the same bits with and without a gradient of the embeddings, and without it
+    no product of the layers below."""
+    from hybrid_ft.hybrid_model.adapters import add_lora
+
+    torch.manual_seed(0)
+    plain = lay_flat(OlmoHybridForCausalLM(preset_config("tiny"))).train()
+    model = add_lora(plain, rank=2, layers=[2, 3])
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.02)
+    if how == "offload":
+        offload_inputs(model)
+    if how is not None:
+        contexts = {"context_fn": selective_contexts} if how == "selective" else {}
+        plain.gradient_checkpointing_enable({"use_reentrant": False, **contexts})
+    plain.enable_input_require_grads()
+    tokens = torch.randint(3, 100, (1, 60), generator=torch.Generator().manual_seed(1))
+
+    def step():
+        model.zero_grad()
+        with Calls() as calls:
+            model(input_ids=tokens, labels=tokens).loss.backward()
+        return [p.grad.clone() for p in model.parameters() if p.requires_grad], sum(
+            name in PRODUCTS for name in calls.names
+        )
+
+    want, products = step()
+    mark_no_inputs(model)
+    assert not plain.get_input_embeddings()._forward_hooks
+    got, fewer = step()
+    assert all(map(torch.equal, got, want))
+    below = [
+        module for layer in plain.model.layers[:2] for module in layer.modules() if isinstance(module, torch.nn.Linear)
+    ]
+    assert len(below) == 20 and fewer <= products - len(below)
+    assert not plain.get_input_embeddings()(tokens).requires_grad
+    plain.enable_input_require_grads()  # as PEFT or a user may: it holds again
+    assert plain.get_input_embeddings()(tokens).requires_grad
+    plain.disable_input_require_grads()

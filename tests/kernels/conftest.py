@@ -109,14 +109,14 @@ def assert_as_good(nan_memory: None, dtype: torch.dtype, device: str) -> Callabl
 
 
 class Recorder:
-    """Stands in for a kernel: keeps what it is launched with."""
+    """Stands in for a kernel: keeps what it is launched with, the last time and ``before``."""
 
     def __init__(self, kernel: Any) -> None:
-        self.kernel, self.launch = kernel, None
+        self.kernel, self.launch, self.before = kernel, None, None
 
     def __getitem__(self, grid: tuple[int, ...]) -> Any:
         def record(*args: Any, **options: Any) -> None:
-            self.launch = args, options
+            self.before, self.launch = self.launch, (args, options)
 
         return record
 

@@ -11,7 +11,7 @@ from hybrid_ft.kernels.gated_delta_rule.gpu.launch import run_backward, run_forw
 from hybrid_ft.kernels.operators import operator, register_autograd, register_fake
 
 Six = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
-Nine = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+Eight = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def triton_gated_delta_rule(
@@ -49,7 +49,7 @@ def forward_op(
     use_qk_l2norm: bool,
     keep_states: bool,
     correct: bool,
-) -> Nine:
+) -> Eight:
     inputs = Inputs(q, k, v, g, beta, cu_seqlens, initial_state, scale, use_qk_l2norm, correct)
     with _on(q):
         o, final_state, kept = run_forward(inputs, keep_states)
@@ -86,7 +86,7 @@ def _(do, d_final, q, k, v, cu_seqlens, *_):
     return tuple(Call(q, do, cu_seqlens).backward_memory())
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Nine) -> None:
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Eight) -> None:
     q, k, v, g, beta, cu_seqlens, initial_state, scale, use_qk_l2norm, keep_states, correct = inputs
     o, _, *kept = output
     # Else a gradient of zeros would be made for every buffer that is only kept.

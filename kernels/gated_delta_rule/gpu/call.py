@@ -47,14 +47,13 @@ class Inputs(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """What backward reads, chunk by chunk: gates [NT, HV, ROWS, BT] float32; inverse, empty where nothing is corrected,
-    and weights [NT, HV, BT, BT]; if states are kept, else empty, states [NT, HV, V, K] and y [B, T, HV, V], in q's dtype
-    like inverse and weights; if segments are cut into pieces, else empty, starts [NP, HV, K, V] and moves [NP, HV, K, K]
-    in float32, see splits.py."""
+    """What backward reads, chunk by chunk: gates [NT, HV, ROWS, BT] float32; inverse [NT, HV, BT, BT], empty where
+    nothing is corrected; if states are kept, else empty, states [NT, HV, V, K] and y [B, T, HV, V], in q's dtype like
+    inverse; if segments are cut into pieces, else empty, starts [NP, HV, K, V] and moves [NP, HV, K, K] in float32, see
+    splits.py."""
 
     gates: Tensor
     inverse: Tensor
-    weights: Tensor
     states: Tensor
     y: Tensor
     starts: Tensor
@@ -151,7 +150,7 @@ class Call:
         starts = self.outer_states(self.pieces)
         moves = self.memory(self.pieces, self.value_heads, self.key_dim, self.key_dim, dtype=torch.float32)
         inverse = self.square() if correct else self.memory(0)
-        kept = Kept(gates, inverse, self.square(), states, y, starts, moves)
+        kept = Kept(gates, inverse, states, y, starts, moves)
         return Forward(self.tokens(self.value_dim), self.outer_states(self.segments), kept)
 
     def backward_memory(self) -> Backward:

@@ -18,7 +18,8 @@ Compiled for Hopper, bfloat16, heads of 96/192; bytes and products for 30 heads 
 multiprocessor (benchmarks/kernel_counts.py makes the counts):
 
     kernel            warps  registers  spilled  shared  programs  bytes    products
-    weights               4        127      0 B  24 KiB         4  0.67 GB  42 GFLOP
+    weights, forward      4        127      0 B  24 KiB         4  0.67 GB  42 GFLOP
+    weights, backward     4        128      0 B  24 KiB         4  0.52 GB  12 GFLOP
 """
 
 import triton
@@ -78,9 +79,12 @@ def weights_kernel(
     T,
     d,
     L2NORM: tl.constexpr,
+    FIRST: tl.constexpr,
 ):
-    """One program per chunk and value head. Writes the gates, the weights and, unless that is None, the inverse. g and
-    beta with their strides, see ``Heads``."""
+    """One program per chunk and value head. Writes the weights, and if FIRST the gates before them and the inverse,
+    unless that is None; else from gates that are there, without g and beta: 126 MB for 30 heads and 32,768 tokens, in
+    every layer of which checkpointing keeps the operator's results, are not kept for the 0.16 ms of making them again.
+    g and beta with their strides, see ``Heads``."""
     segment, start, row, head, left = place(chunks, d)
     if segment < 0:
         return
@@ -93,13 +97,14 @@ def weights_kernel(
     queries, keys = token(q, start, key_head, T), token(k, start, key_head, T)
     q1, q2 = load_keys(queries, q.t, o, here, d)
     k1, k2 = load_keys(keys, k.t, o, here, d)
-    norm_q = _norm(q1, q2, here, L2NORM, d)
-    norm_k = _norm(k1, k2, here, L2NORM, d)
-    log_decay = tl.load(at_token(g, g_b, g_t, g_h, start, head, T) + o * g_t, mask=here, other=0.0)
-    b = tl.load(at_token(beta, beta_b, beta_t, beta_h, start, head, T) + o * beta_t, mask=here, other=0.0)
-    b = b.to(tl.float32)
-    _write_gates(gates, log_decay, b, norm_q, norm_k, scale, o, d)
-    publish()
+    if FIRST:
+        norm_q = _norm(q1, q2, here, L2NORM, d)
+        norm_k = _norm(k1, k2, here, L2NORM, d)
+        log_decay = tl.load(at_token(g, g_b, g_t, g_h, start, head, T) + o * g_t, mask=here, other=0.0)
+        b = tl.load(at_token(beta, beta_b, beta_t, beta_h, start, head, T) + o * beta_t, mask=here, other=0.0)
+        b = b.to(tl.float32)
+        _write_gates(gates, log_decay, b, norm_q, norm_k, scale, o, d)
+        publish()
     write = gate(gates, NORM_K, o, d) * gate(gates, BETA, o, d)
     decay = pair_decay(gates, o, o, d) * write[None, :]
     pairs = dot_keys(q1, q2, k1, k2, d) * decay * (gate(gates, NORM_Q, o, d) * scale)[:, None]

@@ -23,8 +23,8 @@ def run_forward(inputs: Inputs, keep_states: bool) -> Forward:
     call = Call(q, v, inputs.cu_seqlens)
     chunks, use = cut(call, inputs.cu_seqlens), settings_for(q)
     out = call.forward_memory(keep_states, inputs.correct)
-    kept = out.kept
-    _weights(inputs, call, use, chunks, kept)
+    kept, weights = out.kept, call.square()
+    _weights(inputs, call, use, chunks, kept, weights, first=True)
     if not call.segments:
         return out
     initial, final, segments = contiguous(inputs.initial_state), out.final_state, call.segments
@@ -33,7 +33,7 @@ def run_forward(inputs: Inputs, keep_states: bool) -> Forward:
         _summarise(inputs, call, use, pieces, kept, final := call.outer_states(call.pieces))
         _join(call, use, pieces, initial, final, kept, kept.starts, backward=False)
         chunks, initial, segments = pieces.chunks, kept.starts, call.pieces
-    block, within = block_of(call.value_dim, use), within_chunks(inputs, kept)
+    block, within = block_of(call.value_dim, use), within_chunks(inputs, kept, weights)
     lanes = call.lanes(segments, block)
     settings = use.alone if call.alone(lanes) else use.forward
     launch(
@@ -54,23 +54,27 @@ def run_backward(inputs: Inputs, kept: Kept, do: Tensor, d_final: Tensor | None)
     out = call.backward_memory()
     if v is not None:
         kept = kept._replace(states=call.states(), y=call.tokens(call.value_dim))
-    d_states = call.states()
+    weights, d_states = call.square(), call.states()
+    _weights(inputs, call, use, chunks, kept, weights, first=False)
     if call.segments:
-        _scan_backward(inputs, call, use, chunks, kept, do, d_final, d_states, out)
+        _scan_backward(inputs, call, use, chunks, kept, weights, do, d_final, d_states, out)
     if call.chunks * call.value_heads:
-        _gradients(inputs, call, use, chunks, kept, do, d_states, out)
+        # nothing reads the weights after the scan
+        _gradients(inputs, call, use, chunks, kept, weights, do, d_states, out)
     return out
 
 
-def _weights(inputs: Inputs, call: Call, use: Settings, chunks: Chunks, kept: Kept) -> None:
-    """Fills the gates, the weights and the inverse."""
-    assert inputs.g is not None and inputs.beta is not None
+def _weights(
+    inputs: Inputs, call: Call, use: Settings, chunks: Chunks, kept: Kept, weights: Tensor, first: bool
+) -> None:
+    """Fills the weights; ``first``: the gates and the inverse as well, which backward has."""
+    g, beta = ((None, 0, 0, 0) if x is None else heads(x) for x in (inputs.g, inputs.beta))
     if call.chunks * call.value_heads:
         launch(
             weights_kernel, call.chunks * call.value_heads,
-            heads(inputs.q), heads(inputs.k), *heads(inputs.g), *heads(inputs.beta), kept.gates, kept.weights,
-            kept.inverse if inputs.correct else None, chunks, inputs.scale, call.tokens_in_row, call.dims(),
-            L2NORM=inputs.use_qk_l2norm, **use.weights.options(),
+            heads(inputs.q), heads(inputs.k), *g, *beta, kept.gates, weights,
+            kept.inverse if first and inputs.correct else None, chunks, inputs.scale, call.tokens_in_row, call.dims(),
+            L2NORM=inputs.use_qk_l2norm, FIRST=first, **use.weights.options(),
         )  # fmt: skip
 
 
@@ -78,7 +82,7 @@ def _summarise(inputs: Inputs, call: Call, use: Settings, pieces: Pieces, kept: 
     """A and M of every piece, see splits.py."""
     assert inputs.v is not None
     block, dims = block_of(call.value_dim, use), call.dims(use.halves)
-    lanes, within = call.lanes(call.pieces, block), within_chunks(inputs, kept)
+    lanes, within = call.lanes(call.pieces, block), within_chunks(inputs, kept, None)
     launch(
         summary_kernel, lanes + call.lanes(call.pieces, block, call.key_dim),
         heads(inputs.k), heads(inputs.v), within, sums, kept.moves, pieces, lanes, call.tokens_in_row, dims,
@@ -110,6 +114,7 @@ def _scan_backward(
     use: Settings,
     chunks: Chunks,
     kept: Kept,
+    weights: Tensor,
     do: Tensor,
     d_final: Tensor | None,
     d_states: Tensor,
@@ -119,7 +124,7 @@ def _scan_backward(
     q, k, v = heads(inputs.q), heads(inputs.k), None if inputs.v is None else heads(inputs.v)
     initial, d_final, d_initial = contiguous(inputs.initial_state), contiguous(d_final), out.d_initial
     block, dims, segments = block_of(call.value_dim, use), call.dims(use.halves), call.segments
-    within = within_chunks(inputs, kept)
+    within = within_chunks(inputs, kept, weights)
     pieces = call.pieces_of(chunks) if call.cut_backward(1 if v is None else 2) else None
     if pieces:
         d_initial, d_ends = (call.outer_states(call.pieces) for _ in range(2))
@@ -146,11 +151,12 @@ def _gradients(
     use: Settings,
     chunks: Chunks,
     kept: Kept,
+    pairs: Tensor,
     do: Tensor,
     d_states: Tensor,
     out: Backward,
 ) -> None:
-    """Fills dq, dk, dg and dbeta."""
+    """Fills dq, dk, dg and dbeta. ``pairs`` is memory for what the first kernel leaves for the second."""
     q, k, programs = heads(inputs.q), heads(inputs.k), call.chunks * call.value_heads
     block, group = min(use.gradient_block, block_of(call.value_dim, use)), call.value_heads // call.heads
     if block >= call.value_dim:
@@ -159,7 +165,6 @@ def _gradients(
     if group > 1:
         dq, dk = (call.tokens(call.key_dim, dtype=torch.float32) for _ in range(2))
     change = call.memory(call.chunks, call.value_heads, CHUNK, dtype=torch.float32)
-    pairs = call.square()
     launch(
         query_kernel, programs,
         q, k, heads(do), kept.gates, pairs, kept.y, kept.states, d_states, dq, change, chunks,
@@ -177,8 +182,8 @@ def _gradients(
             total.copy_(shares.unflatten(2, (call.heads, group)).sum(3))
 
 
-def within_chunks(inputs: Inputs, kept: Kept) -> Within:
-    return Within(kept.gates, kept.inverse if inputs.correct else None, kept.weights)
+def within_chunks(inputs: Inputs, kept: Kept, weights: Tensor | None) -> Within:
+    return Within(kept.gates, kept.inverse if inputs.correct else None, weights)
 
 
 def block_of(value_dim: int, use: Settings) -> int:
