@@ -14,10 +14,16 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hybrid_ft.errors import InputError, short
-from hybrid_ft.hybrid_model.checkpoint.text_model import tensor_shapes
 from hybrid_ft.hybrid_model.families.family import is_scorer
 from hybrid_ft.hybrid_model.families.known import family_of
-from hybrid_ft.hybrid_model.named_modules import EMBEDDING, HEAD, adapted_pattern, weights_of, whole_modules
+from hybrid_ft.hybrid_model.named_modules import (
+    EMBEDDING,
+    HEAD,
+    adapted_pattern,
+    has_experts,
+    weights_of,
+    whole_modules,
+)
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -77,7 +83,7 @@ def target_parameters(targets: str, config: PreTrainedConfig) -> list[str] | Non
     if EXPERTS not in targets.split("+"):
         return None
     family = family_of(config)
-    if not _has_experts(config):
+    if not has_experts(config):
         raise InputError(
             f"model.lora.targets: {'this model' if family.experts else family.name} has no routed experts; "
             f"{_choice(config)}"
@@ -115,13 +121,8 @@ def _held(config: PreTrainedConfig) -> dict[str, str]:
     return {name: text for name, (text, pattern) in sets.items() if any(map(pattern.fullmatch, weights))}
 
 
-def _has_experts(config: PreTrainedConfig) -> bool:
-    experts = tuple(f".{name}" for name in family_of(config).experts)
-    return bool(experts) and any(name.endswith(experts) for name in tensor_shapes(config))
-
-
 def _choice(config: PreTrainedConfig) -> str:
-    experts = (EXPERTS,) if _has_experts(config) else ()
+    experts = (EXPERTS,) if has_experts(config) else ()
     return f"use one of {', '.join((ALL_LINEAR, *_held(config), *experts))}, or several joined by +"
 
 

@@ -65,6 +65,12 @@ def weights_of(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
     return {name.removesuffix(ending): shape for name, shape in tensor_shapes(config).items() if name.endswith(ending)}
 
 
+def has_experts(config: PreTrainedConfig) -> bool:
+    """Whether a model of this config has routed experts that can be adapted."""
+    experts = tuple(f".{name}" for name in family_of(config).experts)
+    return bool(experts) and any(name.endswith(experts) for name in tensor_shapes(config))
+
+
 def _found(key: str, entry: str, shapes: dict[str, tuple[int, ...]]) -> list[str]:
     pattern = re.compile(rf"(.*\.)?(?:{entry})")
     if found := [name for name in shapes if pattern.fullmatch(name)]:
