@@ -10,13 +10,20 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hybrid_ft.errors import InputError
+from hybrid_ft.errors import InputError, short
 from hybrid_ft.hybrid_model.families.family import is_scorer
 from hybrid_ft.hybrid_model.families.known import family_of
-from hybrid_ft.hybrid_model.named_modules import EMBEDDING, HEAD, adapted_pattern, whole_modules
+from hybrid_ft.hybrid_model.named_modules import (
+    EMBEDDING,
+    HEAD,
+    adapted_pattern,
+    has_experts,
+    weights_of,
+    whole_modules,
+)
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -43,11 +50,13 @@ def target_modules(
 
     targets is all-linear, or sets joined by +: attention; the recurrent layers as delta (of delta rules) or recurrent;
     mlp; experts, whose parameters PEFT takes apart from modules. all-linear is every set but the experts. Raises
-    InputError for a set that the family has not, with the reason where it is left out on purpose, and for a layer that
-    the model has not.
+    InputError for a set that the family or this model has not, with the reason where it is left out on purpose, for a
+    layer that the model has not, and for layers that hold nothing of it.
     """
     names = list(_sets(config)) if targets == ALL_LINEAR else [name for name in targets.split("+") if name != EXPERTS]
     sets = {name: _set(name, config) for name in dict.fromkeys(names)}
+    if targets != ALL_LINEAR:
+        _refuse_absent(sets, config)
     if EXPERTS in targets.split("+"):
         target_parameters(targets, config)
     chosen = rf".*\.layers\.({'|'.join(sets.values())})" if sets else _NONE
@@ -62,7 +71,11 @@ def target_modules(
         raise InputError(
             "model.lora.layers: PEFT adapts the experts of all layers; leave them out of model.lora.targets"
         )
-    return rf"(?=.*\.layers\.({'|'.join(map(str, layers))})\.){chosen}"
+    within = rf"(?=.*\.layers\.({'|'.join(map(str, layers))})\.){chosen}"
+    if not any(re.fullmatch(within, name) for name in weights_of(config)):
+        what = f"model.lora.targets: {targets}" if modules is None else "model.lora.modules"
+        raise InputError(f"model.lora.layers: got {short(str(list(layers)))}; none of them has what {what} names")
+    return within
 
 
 def target_parameters(targets: str, config: PreTrainedConfig) -> list[str] | None:
@@ -71,8 +84,11 @@ def target_parameters(targets: str, config: PreTrainedConfig) -> list[str] | Non
     if EXPERTS not in targets.split("+"):
         return None
     family = family_of(config)
-    if not family.experts:
-        raise InputError(f"model.lora.targets: {family.name} has no routed experts; {_choice(config)}")
+    if not has_experts(config):
+        raise InputError(
+            f"model.lora.targets: {'this model' if family.experts else family.name} has no routed experts; "
+            f"{_choice(config)}"
+        )
     return list(family.experts)
 
 
@@ -91,9 +107,24 @@ def _set(name: str, config: PreTrainedConfig) -> str:
     raise InputError(f"model.lora.targets: {name!r} cannot be adapted{why}; {_choice(config)}")
 
 
+def _refuse_absent(sets: Mapping[str, str], config: PreTrainedConfig) -> None:
+    """An architecture's model may lack a kind of its layers, as a Granite 4 without Mamba."""
+    held = _held(config)
+    for name, pattern in sets.items():
+        if pattern not in held.values():
+            raise InputError(f"model.lora.targets: {name!r} names no layer of this model; {_choice(config)}")
+
+
+def _held(config: PreTrainedConfig) -> dict[str, str]:
+    """The sets of which a model of this config has layers."""
+    weights = weights_of(config)
+    sets = {name: (pattern, re.compile(rf".*\.layers\.({pattern})")) for name, pattern in _sets(config).items()}
+    return {name: text for name, (text, pattern) in sets.items() if any(map(pattern.fullmatch, weights))}
+
+
 def _choice(config: PreTrainedConfig) -> str:
-    experts = (EXPERTS,) if family_of(config).experts else ()
-    return f"use one of {', '.join((ALL_LINEAR, *_sets(config), *experts))}, or several joined by +"
+    experts = (EXPERTS,) if has_experts(config) else ()
+    return f"use one of {', '.join((ALL_LINEAR, *_held(config), *experts))}, or several joined by +"
 
 
 def adapted_names(model: PeftModel) -> list[str]:

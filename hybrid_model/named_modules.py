@@ -27,7 +27,7 @@ def adapted_pattern(given: Sequence[str], config: PreTrainedConfig, sets: Sequen
     """
     allowed = rf".*\.layers\.({'|'.join(sets)})"
     may_be = re.compile(allowed)
-    shapes = _weights(config)
+    shapes = weights_of(config)
     for entry in given:
         for name in _found("model.lora.modules", entry, shapes):
             if not may_be.fullmatch(name):
@@ -42,7 +42,7 @@ def whole_modules(given: Sequence[str], config: PreTrainedConfig, adapted: str) 
 
     Raises InputError for an entry that names nothing, a router, what is adapted, and a head that is the embedding.
     """
-    key, shapes, names = "model.lora.modules_to_save", _weights(config), list[str]()
+    key, shapes, names = "model.lora.modules_to_save", weights_of(config), list[str]()
     router, is_adapted = re.compile(family_of(config).router), re.compile(adapted)
     for entry in given:
         for name in _found(key, entry, shapes):
@@ -59,10 +59,16 @@ def whole_modules(given: Sequence[str], config: PreTrainedConfig, adapted: str) 
     return list(dict.fromkeys(names))
 
 
-def _weights(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
+def weights_of(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
     """Modules that hold a weight of their own, and its shape."""
     ending = ".weight"
     return {name.removesuffix(ending): shape for name, shape in tensor_shapes(config).items() if name.endswith(ending)}
+
+
+def has_experts(config: PreTrainedConfig) -> bool:
+    """Whether a model of this config has routed experts that can be adapted."""
+    experts = tuple(f".{name}" for name in family_of(config).experts)
+    return bool(experts) and any(name.endswith(experts) for name in tensor_shapes(config))
 
 
 def _found(key: str, entry: str, shapes: dict[str, tuple[int, ...]]) -> list[str]:

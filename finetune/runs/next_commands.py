@@ -40,8 +40,9 @@ def next_commands(results: list[Path], model_type: str, scores: bool = False) ->
 
 def _serve(result: Path, model_type: str) -> str:
     family = family_of_type(model_type)
-    if model_type in family.unserved:
-        return f"vLLM {VLLM} has no class for {model_type}; docs/families.md has what other servers know"
+    served = _served_type(result) or model_type
+    if served in family.unserved:
+        return f"vLLM {VLLM} has no class for {served}; docs/families.md has what other servers know"
     flags = f" {family.serve_flags}".rstrip()
     if not (result / CONFIG).is_file():
         return f"vllm serve {shlex.quote(str(result))}{flags}"
@@ -54,3 +55,30 @@ def _serve(result: Path, model_type: str) -> str:
         return f"vLLM serves adapters up to rank {_RANKS[-1]}; merge this one first"
     base, module = shlex.quote(config["base_model_name_or_path"]), shlex.quote(f"tuned={result}")
     return f"vllm serve {base} --enable-lora --max-lora-rank {most} --lora-modules {module}{flags}"
+
+
+def _served_type(result: Path) -> str | None:
+    """``model_type`` of what a server opens, which for a text model out of a multimodal one is another than its own;
+    None where that config is not here."""
+    path: str | Path | None = result / "config.json"
+    if (result / CONFIG).is_file():
+        base = json.loads((result / CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
+        path = Path(base).expanduser() / "config.json"
+        if not path.is_file():
+            path = _cached_config(base)
+    if path is None or not Path(path).is_file():
+        return None
+    found: str | None = json.loads(Path(path).read_text(encoding="utf-8")).get("model_type")
+    return found
+
+
+def _cached_config(name: str) -> str | None:
+    """A hub model's ``config.json`` that was fetched for the run; nothing is fetched now."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(name, "config.json")
+    except HFValidationError:
+        return None
+    return found if isinstance(found, str) else None

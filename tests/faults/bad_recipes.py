@@ -164,6 +164,7 @@ KEYS = [
     changed("a hub's data without a network", "path: rows.jsonl", "path: no-such-owner/no-such-set", "no-such-owner/no-such-set", status=(3,)),
     changed("adapters on nothing", "path: tiny", "path: tiny, from_scratch: true, lora: {}", "r.yaml:1: model.lora: needs trained weights"),
     changed("adapters of nothing", "path: tiny", "path: tiny, lora: {targets: lm_head}", "model.lora.targets: got 'lm_head'"),
+    changed("adapters on layers that hold nothing of the set", "path: tiny", "path: tiny, lora: {targets: delta, layers: [3]}", "model.lora.layers: got [3]; none of them has what model.lora.targets: delta names"),
     changed("adapters of rank 0", "path: tiny", "path: tiny, lora: {rank: 0}", "model.lora.rank: got 0"),
     changed("adapters of a module that is not there", "path: tiny", "path: tiny, lora: {modules: [q_prj]}", "model.lora.modules: 'q_prj' names no module"),
     changed("adapters of a convolution", "path: tiny", "path: tiny, lora: {modules: [conv1d]}", "conv1d, which cannot be adapted: a convolution"),

@@ -7,7 +7,9 @@ length of each token's row.
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -170,6 +172,26 @@ class NemotronFlashForCausalLM(OwnLanguageModel, NemotronFlashPreTrainedModel, G
 
     def logits_of(self, hidden: torch.Tensor) -> torch.Tensor:
         return super().logits_of(hidden) / self.lm_head.weight.norm(dim=1)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # TRL puts its fused head in forward's place: hidden states times the weight as it stands
+        function = getattr(value, "__func__", value)
+        if name == "forward" and getattr(function, "__globals__", {}).get("__name__", "").startswith("trl."):
+            value = _without_fused_head(value)
+        super().__setattr__(name, value)
+
+
+def _without_fused_head(forward: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(forward)
+    def checked(*args: Any, fused_lm_head: bool = False, **kwargs: Any) -> Any:
+        if fused_lm_head:
+            raise ValueError(
+                "Nemotron-Flash divides its logits by the length of each row of the head, which TRL's fused head does not "
+                "know; train it by hybrid-ft's commands"
+            )
+        return forward(*args, **kwargs)
+
+    return checked
 
 
 AutoConfig.register("nemotron_flash", NemotronFlashConfig, exist_ok=True)

@@ -64,6 +64,7 @@ QWEN3_5 = Family(
     refused=_REFUSED,
     own=_own("Qwen3_5"),
     carried=(r"model\.visual\..*", r"mtp\..*"),
+    unserved=("qwen3_5_text",),
     tiny={"qwen3_5_text": _SIZES | {"intermediate_size": 96}},
 )
 QWEN3_5_MOE = Family(
@@ -78,6 +79,7 @@ QWEN3_5_MOE = Family(
     router=r".*\.mlp\.gate\..*",
     own=_own("Qwen3_5Moe"),
     carried=(r"model\.visual\..*", r"mtp\..*"),
+    unserved=("qwen3_5_moe_text",),
     tiny={"qwen3_5_moe_text": _SIZES | _EXPERTS},
 )
 QWEN3_NEXT = Family(

@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 
 from hybrid_ft.finetune.runs.next_commands import next_commands
@@ -69,3 +70,25 @@ def test_what_is_said_of_serving_is_what_the_table_says(root: Path, tmp_path: Pa
         assert line.startswith("serve     vllm serve" if yes else f"serve     vLLM {VLLM} has no class for {kind}"), (
             kind
         )
+
+
+@pytest.mark.parametrize("kind", ["qwen3_5", "qwen3_5_moe"])
+@pytest.mark.parametrize("of", ["a result", "an adapter of a folder", "an adapter of a hub model"])
+def test_a_text_model_is_served_as_the_multimodal_one_that_it_came_out_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, of: str
+) -> None:
+    """vLLM has a class for the multimodal model, and none for its text model alone."""
+    base = tmp_path / "base"
+    base.mkdir()
+    if of == "an adapter of a hub model":
+        monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda name, file: str(base / file))
+        place = adapter(tmp_path / "adapter")
+    else:
+        place = base if of == "a result" else adapter(tmp_path / "adapter", base_model_name_or_path=str(base))
+    for model_type in (kind, f"{kind}_text"):
+        (base / "config.json").write_text(json.dumps({"model_type": model_type}))
+        line = next_commands([place], f"{kind}_text")[-2]
+        if model_type == kind:
+            assert line.startswith("serve     vllm serve ")
+        else:
+            assert line.startswith(f"serve     vLLM {VLLM} has no class for {model_type}; ")

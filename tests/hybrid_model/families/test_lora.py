@@ -125,6 +125,38 @@ def test_other_layers_are_refused_with_the_choices(plain_and_flat, name):
         add_lora(model, name)
 
 
+LACKING = {
+    "granitemoehybrid": ({"layer_types": ["full_attention"] * 4, "num_local_experts": 0}, ["recurrent", "experts"]),
+    "nemotron_h": ({"layers_block_type": ["linear_attention"] * 2}, ["attention", "mlp", "experts"]),
+    "lfm2_moe": ({"num_dense_layers": 4, "layer_types": ["conv"] * 4}, ["attention", "experts"]),
+    "jamba": ({"num_experts": 1}, ["experts"]),
+    "qwen3_5_text": ({"layer_types": ["linear_attention"] * 4}, ["attention"]),
+}
+
+
+@pytest.mark.parametrize("kind", LACKING)
+def test_a_set_of_which_this_model_has_no_layer_is_refused(plain_and_flat, kind):
+    """Though others of its architecture have some: PEFT would say so in a traceback, or adapt nothing."""
+    fields, lacking = LACKING[kind]
+    model = plain_and_flat(kind, **fields)[1]
+    has = next(name for name in family_of(model.config).lora(model.config) if name not in lacking)
+    for name in lacking:
+        for targets in (name, f"{has}+{name}"):
+            with pytest.raises(InputError, match="use one of all-linear, ") as raised:
+                target_modules(targets, model.config)
+            choice = str(raised.value).partition("use one of ")[2].removesuffix(", or several joined by +").split(", ")
+            assert has in choice and not set(lacking) & set(choice)
+    assert target_modules(has, model.config)
+
+
+def test_layers_that_hold_nothing_of_a_set_are_refused(plain_and_flat):
+    config = plain_and_flat("qwen3_5_text")[1].config
+    for chosen in ({"targets": "delta"}, {"targets": "all-linear", "modules": ["in_proj_z"]}):
+        assert target_modules(**chosen, config=config, layers=[0, 3])
+        with pytest.raises(InputError, match="^model.lora.layers: got .*; none of them has what model.lora"):
+            target_modules(**chosen, config=config, layers=[3])
+
+
 def test_routers_and_modules_of_several_layers_are_not_trained_whole(plain_and_flat):
     moe = plain_and_flat("qwen3_5_moe_text")[1]
     with pytest.raises(InputError, match=r"layers.0.mlp.gate, a router, which stays as it was trained"):
