@@ -54,7 +54,9 @@ def test_two_machines_of_two_take_the_steps_of_one_process(tmp_path: Path, root:
     quickstart_recipe(tmp_path, root, 160, "path: tiny", "tokens_per_step: 3072, schedule: constant, warmup: 0")
     assert run(tmp_path, "one", 1, 1) == [0]
     for how in (["train.steps=2"], ["train.sequence_parallel=2", "--extend"]):
-        assert run(tmp_path, "four", 2, 2, "train.sharded=machine", *how) == [0] * 4, (tmp_path / "four-0.log").read_text()
+        assert run(tmp_path, "four", 2, 2, "train.sharded=machine", *how) == [0] * 4, (
+            tmp_path / "four-0.log"
+        ).read_text()
     said = (tmp_path / "four-0.log").read_text()
     assert "4, the model in 2 pieces (FSDP2); each micro-batch's tokens lie with 2" in said
 
