@@ -107,7 +107,10 @@ def test_a_new_head_is_drawn_by_its_seed_over_the_same_text_model(base, config):
     ("change", "said"),
     [
         ({"model_type": "no_such"}, "no_such"),
-        ({"quantization_config": {"bits": 4}}, "cannot be trained; name the checkpoint before it (plain transformers answers"),
+        (
+            {"quantization_config": {"bits": 4}},
+            "cannot be trained; name the checkpoint before it (plain transformers answers",
+        ),
         ({"layer_types": 7}, "config.json: "),
         ({"model_type": "qwen3_5", "text_config": "x"}, "text_config is 'x'; must be an object"),
     ],
