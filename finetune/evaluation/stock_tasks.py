@@ -140,7 +140,7 @@ def _loaded(name: str, manager: TaskManager) -> TaskDict:
         if Path(spec).is_file() and not reached:
             reason = one_line(error) if str(error) not in ("", "None") else type(error).__name__
             raise InputError(
-                f"{name}: is no task file that lm_eval can read with its rows ({reason}); mend it"
+                f"{name}: lm_eval cannot read it as a task file with its rows ({reason}); mend it"
             ) from None
         rule = "cannot be opened; its rows come from the hub, and some tasks need packages of their own"
         raise InputError(f"{name}: {rule} ({one_line(error)})", ENVIRONMENT) from None

@@ -228,7 +228,7 @@ def _check_known(host: str) -> None:
                 time.sleep(_TICK)
                 continue
             raise InputError(
-                f"--rendezvous: {host!r} is no host that this machine knows ({error.strerror}); give an address of machine 0",
+                f"--rendezvous: {host!r} must be a host that this machine knows ({error.strerror}); give an address of machine 0",
                 ENVIRONMENT,
             ) from None
         return

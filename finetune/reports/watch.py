@@ -224,10 +224,10 @@ def _no_run(place: Path) -> str | None:
         return None
     runs = [one for one in there if (place / one / "run.json").is_file() or (place / one / "pipeline.json").is_file()]
     if runs:
-        return f"is no run, it holds {', '.join(runs[:5])}{', ...' if len(runs) > 5 else ''}"
+        return f"holds runs ({', '.join(runs[:5])}{', ...' if len(runs) > 5 else ''}) and is not one itself"
     if {"config.json", "adapter_config.json"} & set(there):
         return "is the folder of a model, not of a run"
-    return f"is no run's folder; it holds {', '.join(there[:3])}{', ...' if len(there) > 3 else ''}"
+    return f"holds {', '.join(there[:3])}{', ...' if len(there) > 3 else ''} and not a run"
 
 
 def _stage_at_work(place: Path) -> Path:

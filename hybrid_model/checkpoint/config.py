@@ -123,8 +123,10 @@ def _download(name: str, revision: str | None, weights: bool) -> Path:
         found = snapshot_download(name, revision=revision, allow_patterns=patterns, etag_timeout=_PATIENCE)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         at = f" at {revision}" if revision else ""
+        fix = "check the name, the network and, for a gated model, your login"
         raise InputError(
-            f"{name}{at}: no such folder here, and the hub says: {one_line(error, 150)}", ENVIRONMENT
+            f"{name}{at}: no such folder here, and not to be had from the hub ({one_line(error, 150)}); {fix}",
+            ENVIRONMENT,
         ) from None
     return Path(found)
 

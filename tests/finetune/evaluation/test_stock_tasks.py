@@ -18,9 +18,9 @@ def test_mistakes_of_a_stock_task(stock: Path, monkeypatch: pytest.MonkeyPatch) 
     Path("list.yaml").write_text("- a\n")
     Path("unsafe.yaml").write_text(Path("written.yaml").read_text() + "unsafe_code: true\n")
     for tasks, changes, said in (
-        (["lm_eval:missing.yaml"], (), r"lm_eval:missing.yaml: is no task file that .*nowhere.jsonl.*; mend it"),
-        (["lm_eval:kind.yaml"], (), r"lm_eval:kind.yaml: is no task file that lm_eval can read .*'nosuch'"),
-        (["lm_eval:list.yaml"], (), r"lm_eval:list.yaml: is no task file that lm_eval can read"),
+        (["lm_eval:missing.yaml"], (), r"lm_eval:missing.yaml: lm_eval cannot read it as a task file .*nowhere.jsonl.*; mend it"),
+        (["lm_eval:kind.yaml"], (), r"lm_eval:kind.yaml: lm_eval cannot read it as a task file .*'nosuch'"),
+        (["lm_eval:list.yaml"], (), r"lm_eval:list.yaml: lm_eval cannot read it as a task file"),
         (["lm_eval:none.yaml"], (), r"lm_eval:none.yaml: no such task file"),
         (["lm_eval:unsafe.yaml"], (), "runs what the model writes outside of any jail; use --on humaneval or mbpp"),
         (["lm_eval:letters.yaml"] * 2, (), "lm_eval:letters: a task of this name is there already"),

@@ -239,7 +239,7 @@ def test_two_machines_meet(tmp_path):
         ((2, 0, "host"), 0, "--rendezvous: 'host' must be HOST:PORT"),
         ((2, 0, "host:99999"), 0, "--rendezvous: 'host:99999' must be HOST:PORT"),
         ((2, 0, "127.0.0.1:1:2"), 0, "--rendezvous: '127.0.0.1:1:2' must be HOST:PORT"),
-        ((2, 0, "nowhere.invalid:5"), 0, "--rendezvous: 'nowhere.invalid' is no host that this machine knows ("),
+        ((2, 0, "nowhere.invalid:5"), 0, "--rendezvous: 'nowhere.invalid' must be a host that this machine knows ("),
         ((2, 0, "h:1"), 1, "--restarts: must be 0 with several machines"),
     ],
 )

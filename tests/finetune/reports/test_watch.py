@@ -157,13 +157,13 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     run = begun(Path("run"))
     for place, files, what in [
         ("model", ["config.json", "model.safetensors"], "is the folder of a model, not of a run"),
-        ("files", ["a.txt", "b.txt"], "is no run's folder; it holds a.txt, b.txt"),
+        ("files", ["a.txt", "b.txt"], "holds a.txt, b.txt and not a run"),
         (
             "judged",
             [".lock", RESULTS],
             "is the folder of an evaluation, which has no curves; hybrid-ft report judged shows",
         ),
-        (".", [], "is no run, it holds run"),
+        (".", [], "holds runs (run"),
     ]:
         Path(place).mkdir(exist_ok=True)
         for file in files:
