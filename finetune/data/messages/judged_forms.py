@@ -15,7 +15,7 @@ from hybrid_ft.finetune.data.messages.conversation import Conversation
 from hybrid_ft.finetune.data.messages.judgement import Judgement
 from hybrid_ft.finetune.data.messages.plain_text import PlainText
 from hybrid_ft.finetune.data.messages.preference import Unusable
-from hybrid_ft.finetune.data.messages.training_marks import KIND, MARKS
+from hybrid_ft.finetune.data.messages.training_marks import MARKS
 from hybrid_ft.finetune.data.sources.rows import BadRow, Row
 
 if TYPE_CHECKING:
@@ -104,20 +104,36 @@ def judged_format(source: Source, label: Label, rows: list[Row]) -> JudgedForm |
     reads = form.reads if label.mapped else f"{form.reads}; {label.column} says whether it was good"
 
     def convert(values: Values) -> Judgement:
-        # a mapping says which columns count, and may take the label from one of these
-        row = form.convert({name: value for name, value in values.items() if not label.mapped or name not in MARKS})
+        marked: set[str] = set()
+        row = form.convert(_without_flags(values, marked))
         if isinstance(row, PlainText):
             raise BadRow(
                 "no prompt", "text alone; a judged answer stands behind what it answers: prompt and completion"
             )
-        if len(row.messages) - 1 in row.weights:
-            rule = "a judged answer counts whole, so leave the mark or the row out"
-            raise BadRow(KIND, f"the answer's mark, or the row's, says that it is not trained, or not fully; {rule}")
         good = _good(label.read(values), label.column, meaning)
-        return Judgement(Conversation(row.messages, row.tools, row.unused), good, row.noticed)
+        return Judgement(Conversation(row.messages, row.tools, row.unused | marked), good, row.noticed)
 
-    columns = form.columns if label.mapped else form.columns | {label.column}
+    columns = form.columns if label.mapped else form.columns - set(MARKS) | {label.column}
     return JudgedForm(f"judged {form.name}", reads, columns, convert)
+
+
+def _without_flags(values: Values, marked: set[str]) -> Values:
+    """A row's or a turn's own mark says whether it is imitated; here the label says what is learned from the answer.
+
+    The turns' marks, which nothing uses, are added to ``marked``.
+    """
+
+    def turn(item: Any, column: str) -> Any:
+        if not isinstance(item, dict):
+            return item
+        marked.update(f"{column}[].{key}" for key in item if key in MARKS and item[key] is not None)
+        return {key: inner for key, inner in item.items() if key not in MARKS}
+
+    return {
+        name: [turn(item, name) for item in value] if isinstance(value, list) else value
+        for name, value in values.items()
+        if name not in MARKS
+    }
 
 
 def _good(value: Any, column: str, meaning: Mapping[str, bool]) -> bool:

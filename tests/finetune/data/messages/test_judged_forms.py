@@ -60,39 +60,8 @@ def test_what_nobody_judged_is_left_out_and_what_is_not_known_is_bad() -> None:
         judged(row | {"label": 3})
 
 
-@pytest.mark.parametrize(
-    ("of_answer", "of_row", "says"),
-    [
-        (
-            {"train": False},
-            {},
-            "every assistant turn.s own flag says not to train it; set one to true, or drop the row",
-        ),
-        ({"weight": 0.5}, {}, "not trained, or not fully; a judged answer counts whole, so leave the mark or the row"),
-        ({}, {"weight": 0.5}, "not trained, or not fully; a judged answer counts whole, so leave the mark or the row"),
-        ({}, {"train": False}, "train: got false; the row says that it is not trained"),
-        ({"mask": 1}, {}, r"messages\[1\].mask: got 1"),
-    ],
-)
-def test_an_answer_that_is_marked_as_not_trained_is_bad(of_answer, of_row, says) -> None:
-    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", **of_answer}]
-    with pytest.raises(BadRow, match=says):
-        judged({"messages": turns, "label": True, **of_row})
-
-
-def test_marks_of_what_is_read_before_the_answer_and_of_trained_ones_do_no_harm() -> None:
-    turns = [
-        {"role": "user", "content": "q", "train": False},
-        {"role": "assistant", "content": "a", "train": False},
-        {"role": "user", "content": "r"},
-        {"role": "assistant", "content": "b", "train": True},
-    ]
-    made = judged({"messages": turns, "label": True, "weight": 1})
-    assert made.good and made.conversation.messages[-1]["content"] == "b" and made.unused == set()
-    assert (
-        judged(
-            {"prompt": "q", "completion": "a", "train": False},
-            columns={"prompt": "prompt", "completion": "completion", "label": "train"},
-        ).good
-        is False
-    )
+def test_a_mark_of_training_is_no_judgement() -> None:
+    """It is left out of rows and turns, and said where nothing uses it."""
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "train": False}]
+    made = judged({"messages": turns, "label": True, "weight": 0})
+    assert made.good and made.conversation.weights == {} and made.unused == {"messages[].train"}
