@@ -12,7 +12,7 @@ from strict_tools import Wrong, a, calls_of, canonical, need, settled, strict, t
 
 SWITCHES = ("train", "training", "trainable")
 WEIGHTS = ("weight", "loss", "loss_weight", "loss_scale")
-UNCLEAR = ("mask", "masked", "loss_mask", "train_detail")
+UNCLEAR = ("mask", "masked", "masks", "loss_mask", "loss_masks", "ignore_loss", "train_detail")
 MEDIA = [name + end for name in ("image", "video", "audio") for end in ("", "s")]
 MEDIA += ["image_url", "image_urls", "image_path", "image_paths"]
 CALLERS = ("function_call", "tool_call")
@@ -169,23 +169,28 @@ def is_message(item: Any) -> bool:
 
 
 def unpacked(row: dict[str, Any]) -> dict[str, Any]:
-    """The row with lists of messages in the place of the JSON text that holds them."""
+    """The row with lists of messages in the place of the JSON text, or texts of one each, that hold them."""
     found = {}
     for name, value in row.items():
         always = name in ("messages", "conversations", "history")
-        texts = ("prompt", "question", "instruction", "completion", "output", "chosen", "rejected")
-        if (
-            isinstance(value, str)
-            and (always or name in (*texts, "output_1", "output_2"))
-            and value.lstrip()[:1] == "["
-        ):
-            try:
-                made = json.loads(value)
-            except (ValueError, RecursionError):
-                continue
+        texts = ("prompt", "question", "instruction", "query", "completion", "output", "response", "chosen", "rejected")
+        if not always and name not in (*texts, "output_1", "output_2"):
+            continue
+        if isinstance(value, str) and value.lstrip()[:1] == "[":
+            made = parsed(value)
             if isinstance(made, list) and (always or (made and all(map(is_message, made)))):
                 found[name] = strict(value)
+        texts_of = value if isinstance(value, list) and all(isinstance(one, str) for one in value) else []
+        if texts_of and all(is_message(parsed(one)) for one in texts_of):
+            found[name] = [strict(one) for one in texts_of]
     return row | found
+
+
+def parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def instructed(row: dict[str, Any], column: str = "instruction") -> list[Turn]:
@@ -219,10 +224,10 @@ def supervised(line: bytes, form: str) -> Judged:
         of, column = (chat_turn, "messages") if form == "messages" else (sharegpt_turn, "conversations")
         turns = with_system([of(item) for item in a(list, row.get(column))], row.get("system"))
     else:
-        before = several(row[asked]) if isinstance(row.get(asked), list) else instructed(row, asked)
+        before = several(row[asked]) if isinstance(row.get(asked), list | dict) else instructed(row, asked)
         turns = with_system(before, row.get("system"))
         value = row.get(answer)
-        turns = turns + (several(value) if isinstance(value, list) else [Turn("assistant", a(str, value))])
+        turns = turns + (several(value) if isinstance(value, list | dict) else [Turn("assistant", a(str, value))])
     whole_row(row)
     need(any(turn.role == "assistant" and turn.trained for turn in turns))
     tools = tools_of(row)
