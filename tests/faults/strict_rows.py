@@ -66,6 +66,8 @@ def content_of(value: Any, role: str) -> tuple[str, list[str], list[Any]]:
     for part in a(list, value):
         kind = a(dict, part).get("type")
         need(isinstance(kind, str))
+        no_media(part)
+        weight_of(part)
         given = next((part[key] for key in ("text", "value", "content", kind) if part.get(key) is not None), None)
         if kind == "text":
             texts.append(a(str, given))
