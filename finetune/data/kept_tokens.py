@@ -55,6 +55,7 @@ class KeptTokens:
         to write here.
         """
         if (found := self._read(key)) is not None:
+            self._sweep()
             return found
         missing = [place for place in (self.folder, *self.folder.parents) if not place.exists()]
         try:
@@ -69,7 +70,7 @@ class KeptTokens:
         return make(elsewhere)
 
     def _made(self, key: SourceKey, make: Make, elsewhere: Path) -> SourceTokens:
-        self._sweep(key)
+        self._sweep(held=key)
         entry, staged = self.folder / key.name, self._unfinished(key.name[:8])
         try:
             staged.mkdir()
@@ -135,8 +136,8 @@ class KeptTokens:
         """A name for what is not whole, or no longer, which says whose it is."""
         return self.folder / f"{_UNFINISHED}{what}-{time.time_ns()}-{os.getpid()}@{socket.gethostname()}"
 
-    def _sweep(self, key: SourceKey) -> None:
-        """Remove what processes have left behind that are no more."""
+    def _sweep(self, held: SourceKey | None = None) -> None:
+        """Remove what processes have left behind that are no more. ``held``: the key that this one holds."""
         for place in self.folder.glob(f"{_UNFINISHED}*"):
             process, _, host = place.name.rpartition("-")[2].partition("@")
             gone = not _alive(process) if host == socket.gethostname() else _age(place) > _ABANDONED
@@ -144,7 +145,7 @@ class KeptTokens:
                 shutil.rmtree(place, ignore_errors=True)
         for file in self.folder.glob(f"{_LOCK}*"):
             # not this process's own: closing a file lets go of all locks on it
-            if file.name != f"{_LOCK}{key.name}":
+            if held is None or file.name != f"{_LOCK}{held.name}":
                 with suppress(OSError), open(file, "a") as opened:
                     if disk.taken(opened, needed=False):
                         file.unlink()

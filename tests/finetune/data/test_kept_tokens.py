@@ -341,3 +341,14 @@ def test_leftovers_of_the_living_stay(made: Callable[..., Recipe], tokenizer: An
     (cache / ".lock-of-a-process-that-was-killed").touch()
     prepare(made(), tokenizer)
     assert {name for name, stays in names.items() if stays} == {place.name for place in cache.glob(".*")}
+
+
+def test_the_lock_of_one_that_was_killed_after_its_entry_was_whole_goes(
+    made: Callable[..., Recipe], tokenizer: Any, tmp_path: Path, encodings: list[int]
+) -> None:
+    prepare(made(), tokenizer)
+    (entry,) = entries(tmp_path / "cache")
+    left = tmp_path / "cache" / f".lock-{entry.name}"
+    left.touch()
+    prepare(made(), tokenizer)
+    assert not left.exists() and entries(tmp_path / "cache") == [entry] and len(encodings) == 1
