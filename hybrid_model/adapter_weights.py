@@ -1,8 +1,8 @@
 """Weights trained beside a frozen base: in float32, saved to fit it.
 
-PiSSA and OLoRA begin with factors of the base's own weights and take their product out of it: W = (W - s B0 A0) + s B
-A. Such an adapter fits the changed base alone. The same update of the base as it was is a sum of twice the rank, s [B,
--B0] [A; A0], which every reader of LoRA opens.
+PiSSA and OLoRA begin with factors of the base's own weights and take their product out of it:
+W = (W - s B0 A0) + s B A. Such an adapter fits the changed base alone. The same update of the base as it was is a sum
+of twice the rank, s [B, -B0] [A; A0], which every reader of LoRA opens.
 """
 
 from __future__ import annotations

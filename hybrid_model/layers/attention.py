@@ -178,8 +178,8 @@ class OlmoHybridAttention(hf.OlmoHybridAttention):
     def _step(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cache: AttentionCache, call: CachedCall
     ) -> torch.Tensor:
-        """One token of every row, [B, H, D] and [B, HKV, D]; written to the cache. Returns [B, 1,
-        H, D]. No gradients."""
+        """One token of every row, [B, H, D] and [B, HKV, D]; written to the cache. Returns
+        [B, 1, H, D]. No gradients."""
         keys, values, bias = cache.step(k.unsqueeze(2), v.unsqueeze(2), call.mask, call.bias, call.history)
         o = F.scaled_dot_product_attention(
             q.unsqueeze(2),

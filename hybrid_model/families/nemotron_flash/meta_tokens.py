@@ -18,8 +18,8 @@ def behind_root(layout: SequenceLayout, tokens: int) -> SequenceLayout:
 
 
 def with_meta_tokens(rows: Rows, vectors: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor] | None:
-    """Put the vectors [M, D] before every document, in place. Returns what takes the rows' own places [B,
-    T] of a result.
+    """Put the vectors [M, D] before every document, in place. Returns what takes the rows' own places
+    [B, T] of a result.
 
     None where there is nothing to take out: a cache that is continued has had them.
     """

@@ -208,8 +208,8 @@ class Inputs(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """What forward keeps for backward, by row: D and T [rows, C, C], S at the chunk's start [rows, K, V], Y [rows, C,
-    V]."""
+    """What forward keeps for backward, by row: D and T [rows, C, C], S at the chunk's start [rows, K, V],
+    Y [rows, C, V]."""
 
     decay: Tensor
     T: Tensor
