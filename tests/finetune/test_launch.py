@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -174,28 +173,6 @@ def test_a_machine_without_a_first_one_waits_and_says_so(place, monkeypatch):
     with pytest.raises(InputError, match="^--rendezvous: machine 0 does not answer at 127.0.0.1:1;") as refused:
         run("all.yaml", [], Launch(1, Nodes(2, 1, "127.0.0.1:1")), None)  # type: ignore[arg-type]
     assert refused.value.status == 3
-
-
-def test_how_the_first_machine_ends_is_how_all_end(place):
-    """What it refuses before a stage is no success elsewhere."""
-    nodes = Nodes(2, 0, loopback())
-    leader, seen = several_machines.Leader(nodes), []
-    leader.announce("sft", "a: 1", 5.0, 7)
-
-    def stage(*given: object) -> int:
-        seen.append(given)
-        threading.Thread(target=leader.end, args=(3,)).start()
-        return 0
-
-    assert several_machines.follow(Nodes(2, 1, nodes.rendezvous), stage) == 3
-    assert seen == [("sft", "a: 1", 5.0, Nodes(2, 1, "127.0.0.1:7"))]
-
-
-def test_where_its_own_part_of_a_stage_fails_a_machine_ends(place):
-    nodes = Nodes(2, 0, loopback())
-    leader = several_machines.Leader(nodes)
-    leader.announce("sft", "a: 1", 5.0, 7)
-    assert several_machines.follow(Nodes(2, 1, nodes.rendezvous), lambda *given: 4) == 4
 
 
 @pytest.mark.slow

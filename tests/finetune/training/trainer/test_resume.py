@@ -277,22 +277,3 @@ def test_a_loss_over_several_steps_is_not_cut_by_a_checkpoint(start, monkeypatch
             start("cut", train=train)
     assert sorted(whole.metrics()) == [3, 4, 6, 8]
     assert start("cut", train=train).metrics() == whole.metrics()
-
-
-def test_weights_must_be_all_there(tmp_path, tiny_base):
-    from safetensors.torch import save_file
-
-    import hybrid_ft
-    from hybrid_ft.finetune.runs import weights
-    from hybrid_ft.hybrid_model.adapters import add_lora
-
-    model = add_lora(hybrid_ft.load(tiny_base), "all-linear", 4, 8, 0.0)
-    weights.save(model, tmp_path)
-    tensors = load_file(tmp_path / weights.ADAPTER)
-    first = min(tensors)
-    save_file({name: tensor for name, tensor in tensors.items() if name != first}, tmp_path / weights.ADAPTER)
-    with pytest.raises(InputError, match="missing in this checkpoint"):
-        weights.load_into(model, tmp_path)
-    save_file(tensors | {first: tensors[first].double()}, tmp_path / weights.ADAPTER)
-    with pytest.raises(InputError, match="float64"):
-        weights.load_into(model, tmp_path)
