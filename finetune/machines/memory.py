@@ -1,7 +1,7 @@
 """Memory of a training step on a GPU, term by term, in closed form.
 
-    held        weights and AdamW's two moments; gradients join them layer by layer in backward, or stay from one
-                micro-batch to the next
+    held        weights and AdamW's two moments, and what the trained ones start with where that is a stream's
+                reference; gradients join them layer by layer in backward, or stay from one micro-batch to the next
     inputs      of each layer, which checkpointing keeps; without it all that the layer's backward needs
     a layer     computed again and differentiated: the most is there when its MLP's gradients are
     gathered    weights that FSDP2 has put together, and the buffers it does so in
@@ -86,8 +86,8 @@ def peak(
 
 
 def held(shape: Shape, gpus: int = 1, sharded: bool = False) -> int:
-    """Bytes between steps: weights and two moments."""
-    return -(-(shape.bytes + shape.moments) // (gpus if sharded else 1))
+    """Bytes between steps: weights, those at the start where they are kept, and two moments."""
+    return -(-(shape.bytes + shape.start + shape.moments) // (gpus if sharded else 1))
 
 
 def _moments(
@@ -99,6 +99,8 @@ def _moments(
     gradient = shape.gradient
     all_gradients = gradient * shape.trained // pieces
     always = {"weights": shape.bytes // pieces, "moments": shape.moments // pieces}
+    if shape.keeps_start:
+        always["reference"] = shape.start // pieces
     if ddp:
         always["DDP's buckets"] = gradient * shape.trained
     waiting = all_gradients if batch.several else 0

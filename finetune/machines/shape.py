@@ -88,6 +88,13 @@ class Shape:
     """bytes that the optimizer keeps of all of them"""
     step: int = 0
     """bytes that its step makes and lets go again"""
+    keeps_start: bool = False
+    """whether the values that trained numbers start with are kept beside them, as a reference"""
+
+    @property
+    def start(self) -> int:
+        """Bytes of these values, which are in the dtype of their gradients."""
+        return self.gradient * self.trained * self.keeps_start
 
     @property
     def bytes(self) -> int:

@@ -57,6 +57,7 @@ class PlannedModel:
         model = empty_model(recipe, bfloat16)
         optimizer = recipe.train.optimizer
         shape = shape_of(model, model.config, bfloat16, recipe.model.quantize, optimizer)
+        shape = replace(shape, keeps_start=recipe.keeps_start)
         return cls(model.config, shape, checkpoint_bytes(model, optimizer), sum(p.numel() for p in model.parameters()))
 
 

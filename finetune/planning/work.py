@@ -102,8 +102,8 @@ def work_of(
     # a row alone: its pairs of query and key do not reach into its neighbours
     operations = _count(training_flops, config, segments, parents, labelled, frozen) * scale
     again = _count(_layers_forward, config, segments, parents, labelled, frozen) * scale
-    if recipe.kto is not None and recipe.kto.loss == "kto":
-        operations += again  # the KL term's forward, of every answer after another prompt
+    if _goes_twice(recipe):
+        operations += again
     if pairs:
         count = len(whole)
         if recipe.data.streaming:  # the rows are a sample, and what a pass has is what the run takes
@@ -136,6 +136,12 @@ def work_of(
     exchanged = _exchanged(config)
     dealt = rows_of_a_step(recipe) if pairs else micro
     return Work(batch, total, epochs, plan.steps, micro, dealt, operations, again, "the rows", rows, typical, exchanged)
+
+
+def _goes_twice(recipe: Recipe) -> bool:
+    """Whether each step has one more forward: of every answer after another prompt, for the KL term, or of a stream's
+    pairs by their reference."""
+    return recipe.keeps_start or (recipe.kto is not None and recipe.kto.has_kl)
 
 
 def _typical(whole: np.ndarray, packs: list[list[int]] | None, tokens: float) -> tuple[int, ...]:
@@ -171,6 +177,8 @@ def _told(recipe: Recipe, config: PreTrainedConfig, why: str, tokens: int | None
     scale = (tokens or 0) / of_rows
     operations = _count(training_flops, config, segments, None, labelled, frozen) * scale
     again = _count(_layers_forward, config, segments, None, labelled, frozen) * scale
+    if _goes_twice(recipe):
+        operations += again
     said = f"{tokens:,} tokens; " if tokens else ""
     rows = f"{said}rows taken to be {of_rows:,} tokens long, as data.max_length allows, and micro-batches full"
     typical = (of_rows,) * max(full // of_rows, 1)

@@ -31,7 +31,8 @@ class Dpo(Section):
     which answers are compared.
 
     The reference's log-probabilities are computed once, before the first step, and kept in a cache; no second model is
-    held in memory. A prompt is computed once for both of its answers.
+    held in memory. Those of a stream are computed with each micro-batch, by a copy of the trained weights. A prompt is
+    computed once for both of its answers.
     """
 
     loss: LossName = Field(DEFAULT, examples=["sigmoid"])
@@ -44,7 +45,8 @@ class Dpo(Section):
     pairs_per_step: AtLeastOne = Field(32, examples=[128])
     """Pairs per optimizer step, over all processes and micro-batches."""
     reference_cache: Text | None = Field(None, examples=["runs/reference"])
-    """A folder for the reference's log-probabilities, which runs may share; null: reference/ in the run's folder."""
+    """A folder for the reference's log-probabilities, which runs may share; null: reference/ in the run's folder. Of a
+    stream it holds those of the held-out pairs."""
     on_long_prompt: Literal["drop", "cut_start", "error"] = Field("drop", examples=["cut_start"])
     """What happens to a prompt that leaves its answers no room. cut_start: its oldest tokens are cut off."""
 
@@ -227,6 +229,12 @@ class Recipe(Section):
     def of_pairs(self) -> Any:
         """The section of a stage whose rows are pairs."""
         return self.preference if STAGE_KINDS[self.stage].rows == "pairs" else None
+
+    @property
+    def keeps_start(self) -> bool:
+        """Whether the values that the trained weights start with are kept beside them: a stream's pairs come without
+        their reference."""
+        return self.dpo is not None and self.data.streaming
 
     def to_yaml(self) -> str:
         """The resolved recipe, every default written out; ``load_recipe`` reads it back as an equal recipe."""

@@ -17,11 +17,10 @@ def stream_contradictions(recipe: Recipe) -> Iterator[Wrong]:
     data, streaming = recipe.data, (("data", "streaming"),)
     if not data.streaming:
         return
-    if recipe.stage not in ("sft", "reward"):
+    if recipe.stage == "kto":
         part = "split: 'train[:100000]' of a source reads a part"
-        why = "whose reference is computed, and kept, before the first step"
-        text = f"got true; {recipe.stage} reads its rows whole, {why}; leave it out; {part}"
-        yield Wrong(("data", "streaming"), text)
+        why = "as a step holds all answers to a prompt and its weights balance all good and bad ones"
+        yield Wrong(("data", "streaming"), f"got true; kto reads its rows whole, {why}; leave it out; {part}")
         return
     if recipe.train.steps is None:
         yield Wrong(("train", "steps"), "must be set with data.streaming: the end of a stream is not known", streaming)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -67,12 +68,13 @@ def kept_on_a_cpu(recipe: Recipe) -> Kept:
     return left_out(recipe, shape_of_recipe(recipe, in_bfloat16(recipe)), Batch(0, 0), 1, 0.0)
 
 
-def held_line(model: Any, pieces: int, optimizer: str = "adamw") -> str:
+def held_line(model: Any, pieces: int, recipe: Recipe) -> str:
     """What is held between steps where no GPU is: a step's own share is not reckoned there."""
     whole = sum(p.numel() * p.element_size() for p in model.parameters())
     gradients = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    held = size((whole + gradients + moment_bytes(model, optimizer)) / pieces)
-    return f"memory    {held} for weights, gradients and moments, beside a step's own"
+    start, also = (gradients, " and those at the start") if recipe.keeps_start else (0, "")
+    held = size((whole + gradients + moment_bytes(model, recipe.train.optimizer) + start) / pieces)
+    return f"memory    {held} for weights{also}, gradients and moments, beside a step's own"
 
 
 def said(memory: Memory) -> str:
@@ -86,7 +88,8 @@ def said(memory: Memory) -> str:
 def shape_of_recipe(recipe: Recipe, bfloat16: bool) -> Shape:
     """Without weights. Raises InputError for a base whose config cannot be read."""
     model = empty_model(recipe, bfloat16)
-    return shape_of(model, model.config, bfloat16, recipe.model.quantize, recipe.train.optimizer)
+    shape = shape_of(model, model.config, bfloat16, recipe.model.quantize, recipe.train.optimizer)
+    return replace(shape, keeps_start=recipe.keeps_start)
 
 
 def batch_of(recipe: Recipe, prepared: Any, teams: int = 1) -> Batch:

@@ -176,7 +176,7 @@ def _load(start: Start) -> tuple[Any, str]:
     if recipe.model.gradient_checkpointing == "offload":
         offload_inputs(model)
     check_heads(model.config, start.team.size)
-    return model, memory or held_line(model, fsdp.pieces(processes.count, recipe.train.sharded), recipe.train.optimizer)
+    return model, memory or held_line(model, fsdp.pieces(processes.count, recipe.train.sharded), recipe)
 
 
 def _begin(stage: Stage, start: Start, identity: dict[str, Any], changed: list[str], resumed: Path | None) -> None:

@@ -68,6 +68,10 @@ OVERRIDDEN = {
         "compute_ref_log_probs": "each prompt is computed once",
         "_compute_loss": "each prompt is computed once; measures are summed",
     },
+    "StreamedPairTrainer": {
+        "__init__": "the reference's forward is counted",
+        "_compute_loss": "the reference comes with each micro-batch",
+    },
     "ScoreTrainer": {
         "__init__": "micro-batches by tokens, each prompt once",
         "_prepare_dataset": "nothing: the pairs are prepared",

@@ -60,8 +60,8 @@ def steady_jobs(harness: Harness, steady_base: Path) -> dict[str, Job]:
 
 
 def make_jobs(place: Path, base: Path) -> dict[str, Job]:
-    """sft-full, -weights, -stream and -lora, dpo-full and -lora, kto-lora, reward-full, -stream and -lora: 24 rows, 8
-    steps over two to three passes, a checkpoint at every step."""
+    """sft-full, -weights, -stream and -lora, dpo-full, -stream and -lora, kto-lora, reward-full, -stream and -lora:
+    24 rows, 8 steps over two to three passes, a checkpoint at every step."""
     chance = random.Random(0)
     place.mkdir()
     sft, dpo, weighted = [], [], []
@@ -94,7 +94,8 @@ def make_jobs(place: Path, base: Path) -> dict[str, Job]:
     }
     made = {}
     stream = "streaming: true, shuffle_buffer: 10, eval: {fraction: 0.1}, max_length"
-    texts["reward-stream"] = texts["reward-full"].replace("max_length", stream)
+    for name in ("dpo", "reward"):
+        texts[f"{name}-stream"] = texts[f"{name}-full"].replace("max_length", stream)
     for name, text in texts.items():
         file = place / f"{name}.yaml"
         file.write_text(text)

@@ -203,8 +203,7 @@ def broken_rules(recipe: dict[str, Any]) -> list[str]:
         "two kinds of held-out rows": sum(ways) > 1 and not (data["streaming"] and ways == [True, True, False]),
         "a number of held-out rows alone": data["streaming"] and ways == [False, True, False],
         "a stream without an end": data["streaming"] and train["steps"] is None,
-        "a stream whose reference is computed before": data["streaming"]
-        and bool(recipe.get("dpo") or recipe.get("kto")),
+        "a stream of judged answers": data["streaming"] and bool(recipe.get("kto")),
         "a stream counted before": data["streaming"]
         and (data["weight_by"] == "tokens" or any(source["count"] for source in data["sources"])),
         "nothing held out": not any(ways) and (evaluate["every"] or evaluate["answers"]),

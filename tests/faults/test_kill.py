@@ -31,6 +31,7 @@ def killed_after(harness, job, output: Path, seconds: float) -> str | None:
         ("sft-lora", 70),
         ("sft-stream", 40),
         ("dpo-full", 60),
+        ("dpo-stream", 20),
         ("kto-lora", 30),
         ("reward-full", 30),
         ("reward-stream", 20),

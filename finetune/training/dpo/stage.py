@@ -15,17 +15,17 @@ from transformers import PreTrainedTokenizerBase
 from trl import DPOConfig
 
 from hybrid_ft.finetune import models
-from hybrid_ft.finetune.data.prepare import prepare
+from hybrid_ft.finetune.data.streaming.prepared import StreamPrepared, prepare
 from hybrid_ft.finetune.recipe.schema import Dpo, Recipe
 from hybrid_ft.finetune.runs.folder import RunFolder
-from hybrid_ft.finetune.runs.identity import digest
+from hybrid_ft.finetune.runs.identity import digest, ends_digest
 from hybrid_ft.finetune.runs.weights import is_divided
 from hybrid_ft.finetune.training import run as training
 from hybrid_ft.finetune.training.arguments import arguments
-from hybrid_ft.finetune.training.dpo.checks import check_first_loss, check_whole_steps
+from hybrid_ft.finetune.training.dpo.checks import check_first_loss, check_one_process, check_whole_steps
 from hybrid_ft.finetune.training.dpo.metrics import measures, show_progress
-from hybrid_ft.finetune.training.dpo.trainer import PairTrainer
-from hybrid_ft.finetune.training.pair_steps import prompts_to_keep
+from hybrid_ft.finetune.training.dpo.trainer import PairTrainer, StreamedPairTrainer
+from hybrid_ft.finetune.training.pair_steps import prompts_to_keep, steps_of_pairs
 from hybrid_ft.finetune.training.plan import Plan
 from hybrid_ft.finetune.training.preference import fill_reference, portions_of, show_measures
 from hybrid_ft.finetune.training.progress import ShowProgress
@@ -36,6 +36,7 @@ from hybrid_ft.finetune.training.reference_cache import (
     with_reference,
 )
 from hybrid_ft.finetune.training.stage import Stage, Start
+from hybrid_ft.finetune.training.streamed import StreamParts
 from hybrid_ft.finetune.training.stuck_loss import StuckLoss
 from hybrid_ft.finetune.training.trial import try_longest
 
@@ -51,7 +52,7 @@ def run(recipe: Recipe, console: Console, accept_changes: bool = False, extend: 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Prepared pairs; ``digests`` stand for the tokens of every pair, by split."""
+    """Prepared pairs, of a stream a sample; ``digests`` stand for the tokens of every pair, by split."""
 
     train: Dataset
     eval: Dataset | None
@@ -80,17 +81,22 @@ class Pairs:
             prepared,
         )
 
-    def splits(self) -> dict[str, Dataset]:
-        return {"train": self.train} | ({"eval": self.eval} if self.eval is not None else {})
+    @property
+    def streamed(self) -> bool:
+        return isinstance(self.kept, StreamPrepared)
 
-    def all_digests(self) -> list[bytes]:
-        return [one for digests in self.digests.values() for one in digests]
+    def known(self) -> dict[str, tuple[Dataset, list[bytes]]]:
+        """Pairs and their digests, by split, whose reference is computed before the first step: of a stream those
+        held out."""
+        splits = {"eval": self.eval} if self.streamed else {"train": self.train, "eval": self.eval}
+        return {name: (pairs, self.digests[name]) for name, pairs in splits.items() if pairs is not None}
 
 
 def prepare_checked(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Pairs:
     """Raises InputError for data that cannot be used, or not with this loss."""
+    check_one_process(recipe)
     pairs = Pairs.of(prepare(recipe, tokenizer))
-    check_whole_steps(_section(recipe), pairs.train, recipe.train.batch_tokens, recipe.train.sequence_parallel)
+    check_whole_steps(recipe, pairs.train)
     return pairs
 
 
@@ -100,12 +106,15 @@ def _section(recipe: Recipe) -> Dpo:
 
 
 def _identity(pairs: Pairs) -> dict[str, str]:
-    """The tokens of every pair, in order."""
-    return {"rows": digest(b"|".join(b"".join(pairs.digests[name]) for name in sorted(pairs.digests)))}
+    """The tokens of every pair, in order; of a stream those of the sample, and its files."""
+    of_files = {"files": ends_digest(pairs.kept.files)} if pairs.streamed else {}
+    return {"rows": digest(b"|".join(b"".join(pairs.digests[name]) for name in sorted(pairs.digests)))} | of_files
 
 
 def plan_of(recipe: Recipe, pairs: Any, processes: int = 1) -> Plan:
     """A step is its pairs, however many processes share them."""
+    if recipe.data.streaming:
+        return Plan.of_stream(recipe)
     return Plan.of(recipe, len(pairs.train), _section(recipe).pairs_per_step)
 
 
@@ -129,44 +138,56 @@ def dpo_arguments(recipe: Recipe, plan: Plan, folder: RunFolder) -> DPOConfig:
         precompute_ref_log_probs=True,
         per_device_train_batch_size=dpo.pairs_per_step,
         gradient_accumulation_steps=1,
+        # a stream goes on from its own state
+        ignore_data_skip=recipe.data.streaming,
     )
 
 
 def _trainer(start: Start, model: PreTrainedModel | PeftModel, progress: ShowProgress) -> PairTrainer:
-    return PairTrainer(
-        model,
-        args=dpo_arguments(start.recipe, start.plan, start.folder),
-        train_dataset=start.prepared.train,
-        eval_dataset=start.prepared.eval,
-        pairs_per_step=_section(start.recipe).pairs_per_step,
-        prompts=prompts_to_keep(start.recipe, start.prepared.train),
-        batch_tokens=start.recipe.train.batch_tokens,
-        **start.of_trainer(progress),
-    )
+    recipe, pairs = start.recipe, start.prepared
+    common = start.of_trainer(progress) | {
+        "args": dpo_arguments(recipe, start.plan, start.folder),
+        "train_dataset": pairs.train,
+        "eval_dataset": pairs.eval,
+        "pairs_per_step": _section(recipe).pairs_per_step,
+        "batch_tokens": recipe.train.batch_tokens,
+    }
+    if pairs.streamed:
+        steps = StreamParts(pairs.kept.open, steps_of_pairs)
+        return StreamedPairTrainer(model, **common | {"origins": str}, steps=steps)
+    return PairTrainer(model, **common, prompts=prompts_to_keep(recipe, pairs.train))
 
 
-def _trial(start: Start, trainer: PairTrainer) -> ReferenceCache:
-    """The place of the reference. An hour of its log-probabilities is wasted if no step fits."""
-    recipe = start.recipe
-    dtype = "bfloat16" if models.in_bfloat16(recipe) else "float32"
-    template, processes = start.tokenizer.chat_template, start.folder.processes
-    key = reference_key(trainer.model, start.prepared.all_digests(), template, dtype, processes=processes)
-    cache = ReferenceCache(_section(recipe).reference_cache or start.folder.path / "reference", key)
-    cache.check()
-    try_longest(trainer, start.prepared.train, "pair", {"ref_chosen_logps": 0.0, "ref_rejected_logps": 0.0})
+def _trial(start: Start, trainer: PairTrainer) -> ReferenceCache | None:
+    """The place of the reference, None where nothing of it is kept. An hour of its log-probabilities is wasted if no
+    step fits."""
+    recipe, cache, blank = start.recipe, None, {"ref_chosen_logps": 0.0, "ref_rejected_logps": 0.0}
+    if known := start.prepared.known():
+        dtype = "bfloat16" if models.in_bfloat16(recipe) else "float32"
+        template, processes = start.tokenizer.chat_template, start.folder.processes
+        digests = [one for _, digests in known.values() for one in digests]
+        key = reference_key(trainer.model, digests, template, dtype, processes=processes)
+        cache = ReferenceCache(_section(recipe).reference_cache or start.folder.path / "reference", key)
+        cache.check()
+    if isinstance(trainer, StreamedPairTrainer):
+        trainer.keep_start()
+        blank = {}
+    try_longest(trainer, start.prepared.train, "pair", blank)
     return cache
 
 
-def _ready(start: Start, trainer: PairTrainer, cache: ReferenceCache) -> None:
-    """Both splits with the reference's log-probabilities, from the cache or computed now; the
-    model is its reference."""
-    pairs = start.prepared
-    splits = {name: (rows, pairs.digests[name]) for name, rows in pairs.splits().items()}
-    values = fill_reference(start, cache, splits, trainer.reference, is_divided(trainer.model))
-    trainer.train_dataset = with_reference(pairs.train, pairs.digests["train"], values)
-    if pairs.eval is not None:
-        trainer.eval_dataset = with_reference(pairs.eval, pairs.digests["eval"], values)
-    trainer.add_callback(StuckLoss(start.say, check_first_loss(trainer, cache.folder)))
+def _ready(start: Start, trainer: PairTrainer, cache: ReferenceCache | None) -> None:
+    """Both splits with the reference's log-probabilities, from the cache or computed now, but those of a stream's
+    pairs, which come with them; the model is its reference."""
+    if cache is not None:
+        known = start.prepared.known()
+        values = fill_reference(start, cache, known, trainer.reference, is_divided(trainer.model))
+        filled = {name: with_reference(rows, digests, values) for name, (rows, digests) in known.items()}
+        trainer.train_dataset = filled.get("train", trainer.train_dataset)
+        trainer.eval_dataset = filled.get("eval")
+    if start.prepared.streamed:
+        start.say("reference computed with each micro-batch, from a copy of the trained weights as they start")
+    trainer.add_callback(StuckLoss(start.say, check_first_loss(trainer, cache.folder if cache else None)))
 
 
 def _questions(pairs: Pairs, tokenizer: PreTrainedTokenizerBase) -> Dataset | None:

@@ -6,6 +6,7 @@ Its losses run unchanged on the log-probabilities.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,7 +23,9 @@ from hybrid_ft.finetune.training.dpo.metrics import PairSums
 from hybrid_ft.finetune.training.own_tokens import own_answers
 from hybrid_ft.finetune.training.pair_steps import PARTS, PairCollator
 from hybrid_ft.finetune.training.shared_prompts import count_work
+from hybrid_ft.finetune.training.starting_values import StartingValues
 from hybrid_ft.finetune.training.step_trainer import StepTrainer
+from hybrid_ft.finetune.training.streamed import StreamedTrainer
 from hybrid_ft.hybrid_model.families.known import family_of
 
 
@@ -88,3 +91,40 @@ class PairTrainer(StepTrainer, DPOTrainer):
             finally:
                 self.ref_model = None
         return chosen.float().cpu(), rejected.float().cpu()
+
+
+class StreamedPairTrainer(StreamedTrainer, PairTrainer):
+    """DPO on a stream: the reference's log-probabilities are computed for each micro-batch as it comes, by the model
+    with the values that it had when ``keep_start`` was called."""
+
+    started: StartingValues
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # backward computes the gradients of activations, and of weights where these are trained
+        collator, with_reference = self.data_collator, 3 / 2 if isinstance(self.model, PeftModel) else 4 / 3
+
+        def work(pairs: Sequence[Pair]) -> tuple[int, int]:
+            shared, unshared = collator.work(pairs)
+            return round(with_reference * shared), round(with_reference * unshared)
+
+        self.data_collator = replace(collator, work=work)
+
+    def keep_start(self) -> None:
+        """The model is its own reference as it is now."""
+        self.started = StartingValues(self.model)
+
+    def _compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool) -> Any:
+        if "ref_chosen_logps" not in inputs:
+            inputs = inputs | self._reference_of(inputs)
+        return super()._compute_loss(model, inputs, return_outputs)
+
+    def _reference_of(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """``ref_chosen_logps`` and ``ref_rejected_logps``, [P] each."""
+        # in eval mode, where nothing is checkpointed; TRL would turn that off and on, with other hooks than a run has
+        with self.measuring(), self.started.put_in():
+            found = answer_log_probs(
+                self.model, batch["answers"], batch["input_ids"], use_cache=False, fused_lm_head=True
+            )
+        chosen, rejected = found.log_probs.sum(1).chunk(2)
+        return {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}

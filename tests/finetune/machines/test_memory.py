@@ -1,5 +1,6 @@
 """The closed form of a step's memory beside its trace."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -157,6 +158,16 @@ def test_pieces_and_copies() -> None:
     assert copies.total - one.total == 4 * of.trained
     assert held(of, 8, sharded=True) == -(-held(of) // 8) == -(-12 * of.trained // 8)
     assert pieces.total < one.total
+
+
+@pytest.mark.parametrize(("lora", "optimizer", "bytes"), [(0, "adamw", 4), (0, "adamw_bf16", 2), (8, "adamw", 4)])
+def test_a_kept_start_is_what_is_trained_once_more(lora: int, optimizer: str, bytes: int) -> None:
+    of, batch = shape(cut("190M", 4), lora=lora, optimizer=optimizer), Batch(4096, 4096)
+    with_start = replace(of, keeps_start=True)
+    assert held(with_start) - held(of) == with_start.start == bytes * of.trained and of.start == 0
+    assert peak(with_start, batch).total - peak(of, batch).total == bytes * of.trained
+    pieces = [peak(one, batch, 8, sharded=True).total for one in (of, with_start)]
+    assert pieces[1] - pieces[0] == bytes * of.trained // 8
 
 
 def test_what_is_not_known_is_said() -> None:

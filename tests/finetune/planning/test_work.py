@@ -43,6 +43,17 @@ def test_rows_that_are_here_are_read(tmp_path: Path, tiny_base: Path) -> None:
         plan.run(recipe, Asked(tokens=10**9), lines.append)
 
 
+@pytest.mark.parametrize("model", [{}, {"lora": {}}])
+def test_a_streams_reference_takes_memory_and_time(planned: Any, model: dict[str, Any]) -> None:
+    """It goes with each micro-batch, from a copy of what is trained."""
+    asked, train = Asked(gpu="b300", gpus=8, tokens=10**9), {"steps": 100, "accumulation": 1}
+    more = {"model": model, "train": train, "dpo": {"pairs_per_step": 32}}
+    whole, streamed = (planned(asked, data={"streaming": one}, **more) for one in (False, True))
+    assert "reference" in part(streamed, "memory") and "reference" not in part(whole, "memory")
+    hours = [float(re.findall(r"([\d.]+) h", part(lines, "time"))[-1]) for lines in (whole, streamed)]
+    assert hours[1] > 1.1 * hours[0]
+
+
 def test_pairs_have_two_answers_a_prompt(planned: Any) -> None:
     lines = planned(Asked(gpu="h100", gpus=1, tokens=10**8), model={"lora": {}}, dpo={"pairs_per_step": 32})
     assert part(lines, "memory") and part(lines, "time")

@@ -61,6 +61,11 @@ def test_a_resolved_recipe_reads_back_the_same() -> None:
         (["data.packing=false"], "kto", "data.packing: got false; judged answers are always laid end to end"),
         (["model.lora={dropout: 0.1}"], "kto", "model.lora.dropout: got 0.1; must be 0 for judged answers"),
         (["kto.reference_cache=rows.jsonl"], "kto", "kto.reference_cache: got 'rows.jsonl', which is a file"),
+        (
+            ["data.streaming=true"],
+            "kto",
+            "data.streaming: got true; kto reads its rows whole, as a step holds all answers",
+        ),
         (["kto.loss=ktoo"], "kto", r"kto.loss: .*must be 'kto' or 'apo_zero_unpaired'"),
     ],
 )

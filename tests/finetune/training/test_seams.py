@@ -13,7 +13,7 @@ from transformers import Trainer
 from trl import DPOTrainer, KTOTrainer, RewardTrainer, SFTTrainer
 
 from hybrid_ft.finetune.training import seams
-from hybrid_ft.finetune.training.dpo.trainer import PairTrainer
+from hybrid_ft.finetune.training.dpo.trainer import PairTrainer, StreamedPairTrainer
 from hybrid_ft.finetune.training.kto.trainer import AnswerTrainer
 from hybrid_ft.finetune.training.reward.trainer import ScoreTrainer
 from hybrid_ft.finetune.training.sft.trainer import PackedSFTTrainer
@@ -75,6 +75,14 @@ UPSTREAM: dict[type, tuple[type, dict[str, str]]] = {
             "_prepare_dataset": "dataset processing_class args dataset_name",
             "_precompute_ref_logps": "dataset name batch_size",
             "compute_ref_log_probs": "model inputs",
+            "_compute_loss": "model inputs return_outputs",
+        },
+    ),
+    StreamedPairTrainer: (
+        DPOTrainer,
+        {
+            "__init__": "model ref_model args data_collator train_dataset eval_dataset processing_class compute_metrics "
+            "callbacks optimizers quantization_config peft_config",
             "_compute_loss": "model inputs return_outputs",
         },
     ),
