@@ -1,4 +1,4 @@
-"""Rows of hub datasets that are Parquet files, of which only the parts are fetched in which the rows lie.
+"""Rows of Parquet files on the hub, fetched by row groups.
 
 They are the rows that the whole download gives, with the same numbers and values.
 """
