@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _TOGETHER = 64
 """Answers that are scored and kept together at most."""
-_OPENING = 8
+_OPENING = 32
 """Tokens at a prompt's end in which its template may open a thought."""
 _NOT_SCORING = {"about", "rows", "made", "shots_from", "shots", "samples", "cluster", "prompt", "system"}
 """Keys of a task that the prompt's tokens stand for, or that choose among rows."""
@@ -126,7 +126,7 @@ def _written(
     sampling = Sampling(task.temperature, task.top_p, task.seed)
     ends = end_tokens(model, tokenizer, items.end_ids)
     # a text of the thoughts is none of the answer's
-    stop = () if task.after else task.stop
+    stop = () if task.after or _opening(items, tokenizer).endswith(BEGIN) else task.stop
     answers = write_answers(model, tokenizer, prompts, ends, task.max_new_tokens, sampling, budget, stop, done)
     for row, (answer, tokens) in answers:
         number, sample, key = jobs[row]
@@ -148,11 +148,16 @@ def _reference(task: Task, item: Item) -> str:
     return str(answer["content"])
 
 
+def _opening(items: Items, tokenizer: PreTrainedTokenizerBase) -> str:
+    """How the prompts end, all alike."""
+    return str(tokenizer.decode(items.items[0].prompt[-_OPENING:])).rstrip()
+
+
 def _scored(
     task: Task, items: Items, lines: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase
 ) -> list[dict[str, Any]]:
     """The lines with their scores: 0 on all measures where thoughts do not end. Programs run side by side."""
-    opening = str(tokenizer.decode(items.items[0].prompt[-_OPENING:]))
+    opening = _opening(items, tokenizer)
     counted = [what_counts(task, line["answer"], opening) for line in lines]
     asked = [items.items[line["item"]] for line in lines]
     found = _passed(task, asked, counted) if task.evaluator == "code" else [

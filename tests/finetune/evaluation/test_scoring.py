@@ -9,7 +9,10 @@ from evaluate_runs import run
 
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.evaluation import named_tasks, scoring
-from hybrid_ft.finetune.evaluation.task import Task
+from hybrid_ft.finetune.evaluation.batches import Budget
+from hybrid_ft.finetune.evaluation.items import read_items
+from hybrid_ft.finetune.evaluation.task import Task, load_task
+from hybrid_ft.hybrid_model.checkpoint.config import BUNDLED
 from hybrid_ft.hybrid_model.checkpoint.tokenizer import load_tokenizer
 
 
@@ -133,3 +136,28 @@ def test_what_counts(keys: dict[str, Any], opening: str, answer: str, counted: s
     """What follows the thoughts, which the prompt may have opened, or ended before the answer begins."""
     task = Task.model_validate({"rows": {"path": "x"}, "evaluator": "number"} | keys)
     assert scoring.what_counts(task, answer, opening) == counted
+
+
+@pytest.mark.parametrize("opening", ["", "<think>\n"])
+def test_a_thought_that_the_template_opens_is_not_stopped(
+    opening: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A text of the task's stop may stand in it; elsewhere it ends the answer."""
+    tokenizer = load_tokenizer(BUNDLED)
+    tokenizer.chat_template += "{% if add_generation_prompt %}" + opening + "{% endif %}"
+    Path("stopped.yaml").write_text("rows: rows.jsonl\nevaluator: exact\nstop: [x]\n")
+    task = load_task("stopped.yaml")[1]
+    items = read_items(task, tokenizer)
+    stops: list[Any] = []
+
+    def written(*given: Any) -> Any:
+        stops.extend(given[7])
+        return iter([(row, ("no x</think>it is 0", 5)) for row in range(9)])
+
+    monkeypatch.setattr(scoring, "write_answers", written)
+    monkeypatch.setattr(scoring, "end_tokens", lambda *_: [])
+    kept = scoring.Kept(Path("kept.jsonl"))
+    model: Any = None
+    scoring.score_missing(task, items, kept, model, tokenizer, Budget())
+    right = sum(line["scores"]["exact"] for line in kept.lines.values())
+    assert (stops, right) == (([], 1.0) if opening else (["x"], 0.0))
