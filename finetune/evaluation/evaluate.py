@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hybrid_ft.errors import InputError, did_you_mean
+from hybrid_ft.errors import InputError, did_you_mean, masked
 from hybrid_ft.finetune.evaluation import contamination, gate, table
 from hybrid_ft.finetune.evaluation.batches import Budget
 from hybrid_ft.finetune.evaluation.compared import as_json, compared
@@ -21,13 +22,14 @@ from hybrid_ft.finetune.evaluation.kept import Kept, file_name
 from hybrid_ft.finetune.evaluation.named_tasks import MEASURES, NamedTask, named_tasks
 from hybrid_ft.finetune.evaluation.scored import Scored
 from hybrid_ft.finetune.evaluation.scoring import examples, missing, of_items, score_missing
-from hybrid_ft.finetune.evaluation.stock_scores import config_of, measures_of, score_stock
+from hybrid_ft.finetune.evaluation.stock_scores import config_of, measures_of_all, score_stock
 from hybrid_ft.finetune.evaluation.stock_tasks import Stock, is_stock, load_stock
 from hybrid_ft.finetune.generation.generate import model_for_answers, tokenizer_for_answers
 from hybrid_ft.finetune.generation.model_digest import model_digest
 from hybrid_ft.finetune.runs import device
 from hybrid_ft.finetune.runs.atomic import write_text
 from hybrid_ft.finetune.runs.console import say
+from hybrid_ft.finetune.runs.identity import library_versions
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -71,7 +73,7 @@ def run(models: Sequence[str], wanted: Wanted, console: Console) -> int:
         stock = load_stock(wanted.tasks, wanted.forgetting, changes, wanted.limit)
     _check_changes(changes, [*(name for name, _, _ in tasks), *(one.name for one in stock)])
     measured = {name: MEASURES[task.evaluator] for name, task, _ in tasks}
-    measured |= {name: names for one in stock for name, names in measures_of(one).items()}
+    measured |= measures_of_all(stock)
     limits = gate.read_limits(wanted.fail_below, list(measured)) if wanted.fail_below else {}
     gate.check_measures(limits, measured, wanted.fail_below)
     trained_on = contamination.recipe_of(wanted.trained_on) if wanted.trained_on else None
@@ -93,13 +95,34 @@ def run(models: Sequence[str], wanted: Wanted, console: Console) -> int:
     names = [model.name for model in opened]
     table.show(console, names, measures, by_task)
     wanted.out.mkdir(parents=True, exist_ok=True)
-    more = {"paths": [model.path for model in opened], "examples": examples(by_task)}
+    more = {
+        "paths": [model.path for model in opened],
+        "examples": examples(by_task),
+        "warnings": table.all_warnings(names, by_task),
+        "command": _command(models, wanted),
+        "versions": library_versions(),
+    }
     write_text(wanted.out / RESULTS, as_json(names, measures, **more))
     say(console, f"answers   {wanted.out}")
     missed = gate.failures(limits, measures)
     for text in missed:
         say(console, f"below     {text}")
     return gate.BELOW if missed else 0
+
+
+def _command(models: Sequence[str], wanted: Wanted) -> str:
+    """What evaluates so again."""
+    listed = (("--on", wanted.tasks), ("--forgetting", wanted.forgetting), ("--set", wanted.changes))
+    alone = (("--limit", wanted.limit), ("--samples", wanted.samples), ("--trained-on", wanted.trained_on))
+    words = [
+        "hybrid-ft",
+        "evaluate",
+        *models,
+        *(word for key, texts in listed for text in texts for word in (key, text)),
+    ]
+    words += [word for key, value in alone if value is not None for word in (key, str(value))]
+    words += ["--run-code"] if wanted.run_code else []
+    return masked(shlex.join(words))
 
 
 def _check_changes(changes: Sequence[str], tasks: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from hybrid_ft.finetune.data.messages.column_templates import ColumnTemplate
+from hybrid_ft.finetune.data.tokens.reasoning import BEGIN, END
 from hybrid_ft.finetune.evaluation.batches import Budget
 from hybrid_ft.finetune.evaluation.items import Item, Items
 from hybrid_ft.finetune.evaluation.kept import Kept
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 _TOGETHER = 64
 """Answers that are scored and kept together at most."""
+_OPENING = 32
+"""Tokens at a prompt's end in which its template may open a thought."""
 _NOT_SCORING = {"about", "rows", "made", "shots_from", "shots", "samples", "cluster", "prompt", "system"}
 """Keys of a task that the prompt's tokens stand for, or that choose among rows."""
 
@@ -83,7 +86,7 @@ def score_missing(
     )  # fmt: skip
     while part := list(itertools.islice(found, _TOGETHER)):
         tokens += sum(line.get("tokens", 0) for line in part)
-        kept.add(_with_tests(task, items, part) if task.evaluator == "code" else part)
+        kept.add(_scored(task, items, part, tokenizer) if task.generated else part)
         tell(len(part))
     return tokens
 
@@ -123,7 +126,7 @@ def _written(
     sampling = Sampling(task.temperature, task.top_p, task.seed)
     ends = end_tokens(model, tokenizer, items.end_ids)
     # a text of the thoughts is none of the answer's
-    stop = () if task.after else task.stop
+    stop = () if task.after or _opening(items, tokenizer).endswith(BEGIN) else task.stop
     answers = write_answers(model, tokenizer, prompts, ends, task.max_new_tokens, sampling, budget, stop, done)
     for row, (answer, tokens) in answers:
         number, sample, key = jobs[row]
@@ -132,7 +135,7 @@ def _written(
         line |= {"reference": _reference(task, item), "tokens": tokens}
         if tokens >= task.max_new_tokens:
             line["cut"] = True
-        yield line if task.evaluator == "code" else line | {"scores": score(task, item, answer)}
+        yield line
 
 
 def _reference(task: Task, item: Item) -> str:
@@ -145,9 +148,30 @@ def _reference(task: Task, item: Item) -> str:
     return str(answer["content"])
 
 
-def score(task: Task, item: Item, answer: str) -> dict[str, float]:
-    """The measures of one answer by the task's evaluator, code apart."""
-    counted, reference = what_counts(task, answer), str(item.asked.answer["content"])
+def _opening(items: Items, tokenizer: PreTrainedTokenizerBase) -> str:
+    """How the prompts end, all alike."""
+    return str(tokenizer.decode(items.items[0].prompt[-_OPENING:])).rstrip()
+
+
+def _scored(
+    task: Task, items: Items, lines: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase
+) -> list[dict[str, Any]]:
+    """The lines with their scores: 0 on all measures where thoughts do not end. Programs run side by side."""
+    opening = _opening(items, tokenizer)
+    counted = [what_counts(task, line["answer"], opening) for line in lines]
+    asked = [items.items[line["item"]] for line in lines]
+    found = _passed(task, asked, counted) if task.evaluator == "code" else [
+        score(task, item, part or "") for item, part in zip(asked, counted, strict=True)
+    ]  # fmt: skip
+    return [
+        line | ({"scores": scores} if part is not None else {"unended": True, "scores": dict.fromkeys(scores, 0.0)})
+        for line, part, scores in zip(lines, counted, found, strict=True)
+    ]
+
+
+def score(task: Task, item: Item, counted: str) -> dict[str, float]:
+    """The measures, by the task's evaluator, code apart, of the part of an answer that counts."""
+    reference = str(item.asked.answer["content"])
     if task.evaluator == "exact":
         return text.exact(counted, reference)
     if task.evaluator == "contains":
@@ -166,23 +190,37 @@ def score(task: Task, item: Item, answer: str) -> dict[str, float]:
     return calls.calls(counted, calls.of_messages(made) if made else calls.calls_in(reference))
 
 
-def what_counts(task: Task, answer: str) -> str:
-    """The part of an answer that is scored."""
+def what_counts(task: Task, answer: str, opening: str = "") -> str | None:
+    """The part of an answer that is scored, which thoughts at its beginning are not; None where they do not end, or
+    where what it counts after is not there.
+
+    ``opening``: how the prompt ends, which may open a thought, or end one before the answer begins."""
+    thought_ended = opening.rstrip().endswith(END)
+    if opening.rstrip().endswith(BEGIN) or answer.lstrip().startswith(BEGIN):
+        _, mark, answer = answer.partition(END)
+        if not mark:
+            return None
+        thought_ended = True
+    if task.after:
+        _, mark, answer = answer.rpartition(task.after)
+        if not mark and not (thought_ended and task.after == END):
+            return None
     for stop in task.stop:
         answer = answer.partition(stop)[0]
-    return answer.rpartition(task.after)[2] if task.after else answer
+    return answer
 
 
-def _with_tests(task: Task, items: Items, lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The lines with the outcome of their programs, which run side by side."""
+def _passed(task: Task, asked: list[Item], counted: list[str | None]) -> list[dict[str, float]]:
+    """Whether the programs pass that the answers' code makes; of no answer none is run."""
     assert task.program is not None
     program = ColumnTemplate(task.program)
-    programs = []
-    for line in lines:
-        values = items.items[line["item"]].asked.values
-        programs.append(program({**values, "row": values, "answer": code.code_in(what_counts(task, line["answer"]))}))
-    passed = code.passes(programs)
-    return [line | {"scores": {"pass": float(right)}} for line, right in zip(lines, passed, strict=True)]
+    programs = [
+        program({**item.asked.values, "row": item.asked.values, "answer": code.code_in(part)})
+        for item, part in zip(asked, counted, strict=True)
+        if part is not None
+    ]
+    passed = iter(code.passes(programs))
+    return [{"pass": float(part is not None and next(passed))} for part in counted]
 
 
 def of_items(task: Task, items: Items, kept: Kept) -> list[dict[str, Any]]:
@@ -196,9 +234,8 @@ def of_items(task: Task, items: Items, kept: Kept) -> list[dict[str, Any]]:
         cluster = (
             None if task.cluster is None else json.dumps(item.asked.values[task.cluster], sort_keys=True, default=str)
         )
-        lines.append(
-            samples[0] | {"item": number, "scores": means, "cluster": cluster, "question": item.asked.question}
-        )
+        line = samples[0] | {"item": number, "scores": means, "cluster": cluster, "question": item.asked.question}
+        lines.append(line | {"unended": any(line.get("unended") for line in samples)})
     return lines
 
 

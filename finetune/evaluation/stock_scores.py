@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.evaluation.batches import Budget
 from hybrid_ft.finetune.evaluation.kept import Kept
 from hybrid_ft.finetune.evaluation.scored import Scored
@@ -54,6 +55,17 @@ def config_of(path: str) -> PreTrainedConfig:
         return find_config(path)
     adapter = read_adapter(folder)
     return find_config(adapter.base, adapter.revision)
+
+
+def measures_of_all(stocks: Sequence[Stock]) -> dict[str, list[str]]:
+    """``measures_of`` of all names. Raises InputError where one of them brings a task that another has brought."""
+    found: dict[str, list[str]] = {}
+    for stock in stocks:
+        here = measures_of(stock)
+        if twice := [name for name in here if name in found]:
+            raise InputError(f"{stock.name}: {twice[0]} is there already, by itself or in another group; name it once")
+        found |= here
+    return found
 
 
 def measures_of(stock: Stock) -> dict[str, list[str]]:

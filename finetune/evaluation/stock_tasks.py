@@ -144,6 +144,8 @@ def _loaded(name: str, manager: TaskManager) -> TaskDict:
             ) from None
         rule = "cannot be opened; its rows come from the hub, and some tasks need packages of their own"
         raise InputError(f"{name}: {rule} ({one_line(error)})", ENVIRONMENT) from None
+    if not tasks["tasks"]:
+        raise InputError(f"{name}: is a group without a task; name another")
     for leaf, task in tasks["tasks"].items():
         if getattr(task, "UNSAFE_CODE", False):
             raise InputError(

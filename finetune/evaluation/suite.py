@@ -20,7 +20,7 @@ from hybrid_ft.finetune.evaluation.named_tasks import MEASURES, NamedTask, named
 from hybrid_ft.finetune.evaluation.scored import Scored
 from hybrid_ft.finetune.evaluation.scoring import examples, keys_of, missing, of_items, score_missing
 from hybrid_ft.finetune.evaluation.share import Share
-from hybrid_ft.finetune.evaluation.stock_scores import measures_of, score_stock
+from hybrid_ft.finetune.evaluation.stock_scores import measures_of_all, score_stock
 from hybrid_ft.finetune.evaluation.stock_tasks import Stock, is_stock, load_stock
 from hybrid_ft.finetune.runs.atomic import write_text
 from hybrid_ft.finetune.runs.identity import digest_of
@@ -62,7 +62,7 @@ class Suite:
         own, forgetting = ([name for name in part if not is_stock(name)] for part in (wanted.tasks, wanted.forgetting))
         tasks = named_tasks(own, forgetting, (), allow, wanted.run_code)
         stock = load_stock(wanted.tasks, wanted.forgetting, (), wanted.limit)
-        lines = [*(name for name, _, _ in tasks), *(name for one in stock for name in measures_of(one))]
+        lines = [*(name for name, _, _ in tasks), *measures_of_all(stock)]
         if wanted.best and wanted.best not in lines:
             raise InputError(
                 f"evaluate.suite.best: got {wanted.best}, whose tasks are scored one by one; must be one of {', '.join(lines)}"
@@ -170,6 +170,7 @@ class Suite:
         measures = [measure for found in by_task for measure in compared(found, found[0].forgetting)]
         table.show(console, NAMES, measures, by_task)
         more: dict[str, Any] = {"paths": paths, "examples": examples(by_task)}
+        more["warnings"] = table.all_warnings(NAMES, by_task)
         write_text(self.folder / RESULTS, as_json(NAMES, measures, **more))
 
 

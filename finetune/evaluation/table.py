@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from hybrid_ft.finetune.data.tokens.reasoning import END
 from hybrid_ft.finetune.evaluation.answers import show_answers
 from hybrid_ft.finetune.evaluation.measure import METHOD, Measure
 from hybrid_ft.finetune.evaluation.scored import Scored
@@ -44,7 +45,7 @@ def show(
     for of_task in scored:
         for name, found in zip(models, of_task, strict=True):
             for text in warnings(name, found):
-                say(console, text)
+                say(console, f"warning: {text}")
             if (line := _all_wrong(found)) is not None:
                 show_answers(console, line["origin"], [("answer", line["answer"]), ("reference", line["reference"])])
             if found.tokens:
@@ -67,20 +68,34 @@ def _met(measure: Measure) -> list[str]:
     return [] if measure.met is None else [f"{100 * measure.met:.1f} %"]
 
 
+def all_warnings(models: Sequence[str], scored: Sequence[Sequence[Scored]]) -> list[str]:
+    """Of every task and model."""
+    return [
+        text
+        for of_task in scored
+        for name, found in zip(models, of_task, strict=True)
+        for text in warnings(name, found)
+    ]
+
+
 def warnings(model: str, found: Scored) -> list[str]:
     """What is likely to be a mistake in the task and not in the model."""
-    texts = [f"warning: {model}: {found.name}: {remark}" for remark in found.remarks]
+    texts = [f"{model}: {found.name}: {remark}" for remark in found.remarks]
     if _all_wrong(found) is not None:
         texts.append(
-            f"warning: {model}: {found.name}: every answer scores 0, which most often is a prompt or template that the model "
-            "cannot follow; the first answer is"
+            f"{model}: {found.name}: every answer scores 0, which most often is a prompt or template that the "
+            "model cannot follow"
+        )
+    if unended := sum(bool(line.get("unended")) for line in found.lines):
+        mark = (found.task and found.task.after) or END
+        texts.append(
+            f"{model}: {found.name}: {unended:,} of {len(found.lines):,} rows have an answer without {mark}, "
+            "which counts as wrong; a larger max_new_tokens may let it end"
         )
     cut = sum(bool(line.get("cut")) for line in found.lines)
     if found.task is not None and 10 * cut > len(found.lines):
         share = f"{cut:,} of {len(found.lines):,}"
-        texts.append(
-            f"warning: {model}: {found.name}: {share} answers were cut at max_new_tokens ({found.task.max_new_tokens})"
-        )
+        texts.append(f"{model}: {found.name}: {share} answers were cut at max_new_tokens ({found.task.max_new_tokens})")
     return texts
 
 

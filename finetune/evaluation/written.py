@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.cache_utils import DynamicCache
 
+from hybrid_ft.finetune.data.tokens.reasoning import BEGIN, END
 from hybrid_ft.finetune.evaluation.batches import Budget, common_prefix, in_batches
 from hybrid_ft.hybrid_model.door.cache import AttentionCache, DeltaCache
 
@@ -53,15 +54,25 @@ def write_answers(
     elif not prefix:
         states = DynamicCache()
     stops = _Stops(tokenizer, [text for text in stop if text], set(end_ids))
+    text_of = _decoder(tokenizer)
 
     def work(rows: list[int]) -> list[tuple[str, int]]:
         if sampling.temperature:
             torch.manual_seed(sampling.seed + rows[0])
         new = _continue(model, prefix, states, [prompts[row][len(prefix) :] for row in rows], config, stops)
-        return [(str(tokenizer.decode(ids, skip_special_tokens=True)), len(ids)) for ids in new]
+        return [(text_of(ids), len(ids)) for ids in new]
 
     sizes = [len(prompt) + max_new_tokens for prompt in prompts]
     return in_batches(sizes, budget, work, padded=True, done=done)
+
+
+def _decoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[int]], str]:
+    """Tokens as text without special ones, but with a thought's tags, which are among them in some tokenizers."""
+    special = {id: token.content for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    if not {BEGIN, END} & set(special.values()):
+        return lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True))
+    hidden = {id for id, content in special.items() if content not in (BEGIN, END)}
+    return lambda ids: str(tokenizer.decode([id for id in ids if id not in hidden]))
 
 
 class _Stops:

@@ -38,13 +38,16 @@ class KeptRun:
 
 @dataclass
 class KeptEvaluation:
-    """One evaluation's table and a few of its answers."""
+    """One evaluation's table and a few of its answers. ``command``: what repeats it, where it is one of its own."""
 
     name: str
     models: list[str]
     method: str
     measures: list[Measure]
     examples: Lines
+    warnings: list[str] = field(default_factory=list)
+    command: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
 
 
 def read_places(places: list[Path]) -> tuple[list[KeptRun], list[KeptEvaluation]]:
@@ -94,6 +97,7 @@ def _evaluation(place: Path, name: str) -> KeptEvaluation:
     table = read_object(place / RESULTS)
     try:
         measures = [Measure.of_dict(measure) for measure in table["measures"]]
-        return KeptEvaluation(name, table["models"], table["method"], measures, table["examples"])
+        more = {key: table[key] for key in ("warnings", "command", "versions") if key in table}
+        return KeptEvaluation(name, table["models"], table["method"], measures, table["examples"], **more)
     except (KeyError, TypeError) as error:
         raise InputError(f"{place / RESULTS}: is damaged ({error}); evaluate again") from None

@@ -18,7 +18,7 @@ import markupsafe
 from hybrid_ft.errors import InputError, masked, one_line
 from hybrid_ft.finetune.evaluation import statistics
 from hybrid_ft.finetune.reports.chart import Chart, chart, shown
-from hybrid_ft.finetune.reports.differences import cut, ends, marked, recipe_rows
+from hybrid_ft.finetune.reports.differences import Marked, cut, ends, marked, recipe_rows
 from hybrid_ft.finetune.reports.kept_run import KeptEvaluation, KeptRun, read_places
 from hybrid_ft.finetune.reports.read import Lines
 from hybrid_ft.finetune.reports.stage_answers import stage_answers
@@ -34,7 +34,7 @@ _CURVES = (
     ("learning rate", "learning_rate", False),
     ("gradient norm", "grad_norm", False),
     ("tokens per second", "tokens_per_s", False),
-    ("peak memory, bytes", "memory", False),
+    ("peak memory, GiB", "memory", False),
     ("padding", "padding", False),
     ("margin of chosen over rejected", "rewards/margins", False),
     ("pairs in the right order", "rewards/accuracies", False),
@@ -48,6 +48,13 @@ _CURVES = (
     ("of those whose chosen answer is the longer", "eval_accuracy_longer", True),
     ("of those whose chosen answer is the shorter", "eval_accuracy_shorter", True),
 )
+
+_IN_ORDER = (
+    ("rewards/accuracies", "pairs", "Held-out pairs in the right order"),
+    ("accuracy", "pairs", "Held-out pairs in the right order"),
+    ("accuracy", "rows", "Held-out answers on the right side of the reference"),
+)
+"""Of DPO, a reward model and KTO a share, what it is of, and its name."""
 
 
 def write_report(places: Sequence[Path], out: Path) -> Path:
@@ -94,6 +101,8 @@ def render(runs: list[KeptRun], evaluations: list[KeptEvaluation], most: int = 4
         facts=[(name, [of_run.get(name, "") for of_run in facts]) for name in (facts[0] if facts else ())],
         changed_keys=recipe_rows([run.recipe for run in runs])[:60] if len(runs) > 1 else [],
         evaluations=evaluations,
+        marked_answers=_marked_answers,
+        versions=_versions,
         charts=_charts(runs),
         most=most,
         cut=cut,
@@ -138,7 +147,12 @@ def _printable(text: str) -> str:
 def _charts(runs: list[KeptRun]) -> list[Chart]:
     found = []
     for title, name, dotted in (*_CURVES, *_tasks(runs)):
-        curves = [(run.name, number, *run.series(name)) for number, run in enumerate(runs)]
+        unit = 2**30 if name == "memory" else 1
+        series = [run.series(name) for run in runs]
+        curves = [
+            (run.name, number, x, [value / unit for value in y])
+            for number, (run, (x, y)) in enumerate(zip(runs, series))
+        ]
         if name == "padding" and not any(value for _, _, _, values in curves for value in values):
             continue  # packed rows have none, and a line at 0 says nothing
         found.append(chart(title, curves, dotted))
@@ -164,7 +178,7 @@ def _facts(run: KeptRun) -> dict[str, str]:
         "base": str(model.get("path", "")),
         "trained": "LoRA" if model.get("lora") else "all weights",
         "state": f"finished {_moment(finished['at'])}" if finished.get("at") else "not finished",
-        "steps": f"{steps:,}",
+        "steps": f"{steps:,}" if finished or not record.get("steps") else f"{steps:,} of {record['steps']:,}",
         "tokens": f"{max(tokens):,.0f}" if tokens else "",
         "time in steps": duration(seconds),
         "peak memory": f"{max(memory) / 2**30:.2f} GiB" if memory else "",
@@ -172,6 +186,13 @@ def _facts(run: KeptRun) -> dict[str, str]:
         "begun": _moment(record.get("started", "")),
         "versions": _versions(identity),
     }
+
+
+def _marked_answers(answers: list[str]) -> list[Marked]:
+    """Models' answers, each with what differs from the first marked; in the first what the last has not."""
+    if len(answers) < 2:
+        return [[(False, cut(answer))] for answer in answers]
+    return [marked(answers[0], answers[-1])[0], *(marked(answers[0], answer)[1] for answer in answers[1:])]
 
 
 def _moment(kept: Any) -> str:
@@ -196,9 +217,10 @@ def _verdict(run: KeptRun) -> list[str]:
     before, after = begun.get("loss"), ended.get("loss") or (losses[-1] if losses else None)
     if before is not None and after is not None:
         lines.append(f"Held-out loss {shown(before)} before, {shown(after)} after.")
-    if (of := "rewards/accuracies") in begun and of in ended:
-        shares = f"{100 * begun[of]:.1f} % before, {100 * ended[of]:.1f} % after"
-        lines.append(f"Held-out pairs in the right order: {shares}, of {ended.get('pairs', 0):,.0f}.")
+    for of, count, what in _IN_ORDER:
+        if of in begun and of in ended and count in ended:
+            shares = f"{100 * begun[of]:.1f} % before, {100 * ended[of]:.1f} % after"
+            lines.append(f"{what}: {shares}, of {ended[count]:,.0f}.")
     was, now = ([float(bool(line.get("exact"))) for line in lines_] for lines_ in run.answers)
     if was and len(was) == len(now):
         scores = [statistics.share(values) for values in (was, now)]
@@ -216,10 +238,9 @@ def _shown_run(run: KeptRun, most: int) -> dict[str, Any]:
     account = data.get("account") or {}
     sources = [*account.get("sources", []), *account.get("eval_sources", [])]
     lengths = [
-        (f"{split}, {name}" if name != "length" else split, values)
+        (", ".join((split, *names)), values)
         for split in ("train", "eval")
-        for name, values in (account.get(split) or {}).items()
-        if isinstance(values, dict) and "median" in values
+        for names, values in _lengths((account.get(split) or {}).get("length") or {})
     ]
     stage, results = run.record.get("stage", "sft"), (run.record.get("finished") or {}).get("results", [])
     commands = [f"hybrid-ft {stage} {shlex.quote(str(run.path / 'recipe.yaml'))} output=runs/again"]
@@ -236,6 +257,11 @@ def _shown_run(run: KeptRun, most: int) -> dict[str, Any]:
         "versions": _versions(run.record.get("identity", {})),
         "recipe_text": cut(run.recipe_text, 20_000),
     }
+
+
+def _lengths(length: dict[str, Any]) -> list[tuple[tuple[str, ...], dict[str, Any]]]:
+    """Those of rows, or of pairs' prompts and answers, each with its name."""
+    return [((), length)] if "median" in length else [((name,), values) for name, values in length.items()]
 
 
 def _rows(run: KeptRun, most: int) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ import hashlib
 from html.parser import HTMLParser
 from pathlib import Path
 
-VOID = {"meta", "br", "hr", "img", "input", "link"}
+VOID = {"meta", "br", "wbr", "hr", "img", "input", "link"}
 
 
 class Page(HTMLParser):

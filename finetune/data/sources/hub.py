@@ -28,9 +28,9 @@ def load_from_hub(source: Source, name: str, near: str = "", streaming: bool = F
     """
     import datasets
 
-    reachable = _reachable()
+    answers = reachable()
     try:
-        with _as_the_network_is(reachable):
+        with _as_the_network_is(answers):
             return datasets.load_dataset(
                 source.path,
                 source.name,
@@ -46,7 +46,7 @@ def load_from_hub(source: Source, name: str, near: str = "", streaming: bool = F
         raise InputError(f"{name}: {text}; {fix}") from None
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         fix = f"there is no such local file either{near}; check the name, the network and, for a gated set, your login"
-        if not reachable and not isinstance(error, ValueError):
+        if not answers and not isinstance(error, ValueError):
             text = "cannot be loaded: the hub cannot be reached, and the cache does not hold it"
             raise InputError(f"{name}: {text}; {fix}", ENVIRONMENT) from None
         text = one_line(error, 200)
@@ -67,7 +67,7 @@ def hub_file(path: str, revision: str | None) -> str:
     except ValueError as error:
         raise InputError(f"path: {error}") from None
     try:
-        with _as_the_network_is(_reachable()):
+        with _as_the_network_is(reachable()):
             return huggingface_hub.hf_hub_download(name, file, repo_type="dataset", revision=revision)
     except LocalEntryNotFoundError:
         text = "cannot be loaded: the hub cannot be reached, and the cache does not hold it"
@@ -85,7 +85,7 @@ def hub_file(path: str, revision: str | None) -> str:
         ) from None
 
 
-def _reachable() -> bool:
+def reachable() -> bool:
     """Whether the hub answers at all. One request; load_dataset makes six of each of its own, 23 seconds in all."""
     from huggingface_hub import constants, get_session
 

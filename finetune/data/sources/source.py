@@ -16,6 +16,7 @@ from hybrid_ft.finetune.data.sources.class_names import naming
 from hybrid_ft.finetune.data.sources.file import file_rows, is_data_file, known_length
 from hybrid_ft.finetune.data.sources.folder import Folder, describes_folder, read_folder
 from hybrid_ft.finetune.data.sources.hub import hub_file, load_from_hub
+from hybrid_ft.finetune.data.sources.hub_parquet import parquet_on_hub
 from hybrid_ft.finetune.data.sources.rows import BadRow, NoRows, Row
 from hybrid_ft.finetune.data.sources.slices import Slice, slices
 from hybrid_ft.finetune.recipe.hub_files import HUB_FILES
@@ -57,6 +58,8 @@ def rows_in(source: Source) -> int:
     """How many rows a source has. Raises InputError as ``open_source``."""
     folder = folder_of(source)
     if folder is None:
+        if (in_parts := parquet_on_hub(source)) is not None:
+            return in_parts.count
         return len(load_from_hub(source, _hub_name(source), nearest_file(source.path)))
     lengths = {split: _Length(files) for split, files in folder.splits.items()}
     parts = _parts(source, folder.splits, lambda one: lengths[one].rows)
@@ -260,6 +263,12 @@ def _hub_name(source: Source) -> str:
 
 
 def _hub_rows(source: Source, name: str, wanted: np.ndarray | None) -> Iterator[Row]:
+    in_parts = parquet_on_hub(source) if wanted is not None or "[" in (source.split or "") else None
+    if in_parts is not None and in_parts.worth_it(wanted):
+        named = naming(in_parts.features.to_dict())
+        for number, values in in_parts.rows(wanted, name):
+            yield Row(number, values | {column: name_of(values[column]) for column, name_of in named.items()})
+        return
     dataset = load_from_hub(source, name, nearest_file(source.path))
     if not len(dataset):
         raise InputError(f"{name}: 0 rows")

@@ -10,7 +10,7 @@ from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.data.messages.column_templates import ColumnTemplate
 from hybrid_ft.finetune.evaluation.items import read_items
 from hybrid_ft.finetune.evaluation.scorers.code import code_in, passes
-from hybrid_ft.finetune.evaluation.scoring import score
+from hybrid_ft.finetune.evaluation.scoring import score, what_counts
 from hybrid_ft.finetune.evaluation.task import load_task
 from hybrid_ft.finetune.recipe.shipped import evaluation_names
 from hybrid_ft.hybrid_model.checkpoint.tokenizer import load_tokenizer
@@ -112,7 +112,8 @@ def test_a_shipped_task_reads_its_dataset_s_rows(name: str, tmp_path: Path, toke
         )
         assert {"gsm8k": "2 + 3?", "tatqa": "How much?", "medqa-thinking": "\n3. e2\n"}[name] in item.asked.question
         thought = "Is it 7? #### 7\n</think>\n\nIt is:\n#### " + item.asked.answer["content"]
-        assert name != "medqa-thinking" or score(task, item, thought) == {"number": 1.0}
+        counted = what_counts(task, thought)
+        assert counted is not None and score(task, item, counted) == {"number": 1.0}
     if task.evaluator == "calls":
         assert item.asked.answer["tool_calls"][0]["function"]["arguments"] == {"city": "Oslo"}
     if task.evaluator == "refusal":

@@ -66,3 +66,30 @@ def test_a_group_is_one_task_where_its_score_is_over_all_rows(
     else:
         assert {task for task, _ in ours} == {"lm_eval:letters", "lm_eval:again"}
         assert ours["lm_eval:again", "acc"]["items"] == 7
+
+
+@pytest.mark.slow
+def test_groups_of_groups_and_tags(stock: Path, steady_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A group of groups is one task by its own rule, a tag all that have it; what is named twice is refused."""
+    pytest.importorskip("lm_eval")
+    from lm_eval.tasks import TaskManager
+
+    text = Path("letters.yaml").read_text()
+    for name in ("one", "two", "three"):
+        Path(f"{name}.yaml").write_text(text.replace("task: letters", f"task: {name}") + "tag: numbered\n")
+    how = "aggregate_metric_list: [{metric: acc, weight_by_size: true}]\n"
+    for name, members in (("inner", "[one, two]"), ("outer", "[inner, three]"), ("bare", "[numbered]"), ("none", "[]")):
+        Path(f"{name}.yaml").write_text(f"group: {name}\ntask: {members}\n" + how * (name in ("inner", "outer")))
+    manager = TaskManager(include_defaults=False, include_path=str(stock))
+    monkeypatch.setattr(stock_tasks, "_manager", lambda names: manager)
+    assert run([str(steady_base)], ["lm_eval:outer", "lm_eval:numbered"], limit=6)[0] == 0
+    ours = measured()
+    assert {task for task, _ in ours} == {"lm_eval:outer", "lm_eval:one", "lm_eval:two", "lm_eval:three"}
+    assert ours["lm_eval:outer", "acc"]["items"] == 6 and ours["lm_eval:one", "acc"]["items"] == 2
+    for tasks, said in (
+        (["lm_eval:bare", "lm_eval:one"], "lm_eval:one: lm_eval:one is there already, by itself or in another group"),
+        (["lm_eval:none"], "lm_eval:none: is a group without a task; name another"),
+    ):
+        with pytest.raises(InputError, match=said):
+            run([str(steady_base)], tasks, out=Path("refused"))
+        assert not Path("refused").exists()

@@ -1,5 +1,6 @@
 """Answers after a shared beginning: those of each prompt alone, and what is read for them."""
 
+import copy
 import statistics
 from pathlib import Path
 from typing import Any
@@ -140,3 +141,16 @@ def test_rows_that_have_ended_leave_their_batch(
             assert found[number][0] == text.partition(letter)[0] + letter * (letter in text)
         read[least] = columns
     assert read[4] < 0.9 * read[1000]
+
+
+def test_the_tags_of_a_thought_are_text_where_they_are_special_tokens(
+    model: Any, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without them no one could tell where the answer begins."""
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<think>", "</think>", "<unseen>"]})
+    begin, end, unseen = tokenizer.convert_tokens_to_ids(["<think>", "</think>", "<unseen>"])
+    answer_ids = [begin, *tokenizer("so")["input_ids"], end, unseen, *tokenizer("yes")["input_ids"]]
+    monkeypatch.setattr(written, "_continue", lambda *_: [answer_ids])
+    found = dict(write_answers(model, tokenizer, [ids(3, 1)], [0], 8, Sampling(), Budget(tokens=60)))
+    assert found[0][0].replace(" ", "") == "<think>so</think>yes"

@@ -46,7 +46,7 @@ def test_it_is_read_as_a_file_with_its_revision(tmp_path: Path, monkeypatch: pyt
 
     (tmp_path / "test.tsv").write_text("prompt\tcompletion\n1 + 1?\t2\n")
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    monkeypatch.setattr(hub, "_reachable", lambda: True)
+    monkeypatch.setattr(hub, "reachable", lambda: True)
     (source,) = load_recipe("quickstart/sft", [f"data.sources=[{{path: '{NAME}', revision: v1}}]"]).data.sources
     opened = open_source(source)
     assert [row.values for row in opened.rows if isinstance(row, Row)] == [{"prompt": "1 + 1?", "completion": "2"}]
@@ -71,7 +71,7 @@ def test_failures_are_one_line(failure: Exception, status: int, said: str, monke
         raise failure
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
-    monkeypatch.setattr(hub, "_reachable", lambda: True)
+    monkeypatch.setattr(hub, "reachable", lambda: True)
     with pytest.raises(InputError, match=said) as error:
         open_source(Source(path=NAME))
     assert error.value.status == status and "\n" not in str(error.value) and str(error.value).startswith(NAME)

@@ -76,6 +76,52 @@ def test_what_a_page_of_pairs_says(tmp_path: Path) -> None:
     assert titles[0] == "held-out pairs in the right order" and len(titles) == 3
 
 
+def test_what_a_page_of_a_reward_model_and_of_kto_says(tmp_path: Path) -> None:
+    """Held-out accuracy, by the name of what it counts; the lengths of prompts and answers."""
+    for stage, count, text in (
+        ("reward", "pairs", "Held-out pairs in the right order: 50.0 % before, 75.0 % after, of 2,000."),
+        ("kto", "rows", "Held-out answers on the right side of the reference: 50.0 % before, 75.0 % after, of 2,000."),
+    ):
+        run = made_run(tmp_path / stage)
+        record = json.loads((run / "run.json").read_text())
+        for when, share in (("before", 0.5), ("finished", 0.75)):
+            record[when]["held_out"] |= {count: 2000.0, "accuracy": share}
+        length = record["data"]["account"]["train"]["length"]
+        record["data"]["account"]["train"]["length"] = {"prompt": length, "chosen": length | {"longest": 4321}}
+        (run / "run.json").write_text(json.dumps(record))
+        page = Page(write_report([run], tmp_path / "page.html"))
+        assert text in page.text
+        assert "train, prompt" in page.text and "train, chosen" in page.text and "4,321" in page.text
+
+
+def test_a_run_that_was_stopped_says_how_far_it_came(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "mine")
+    record = json.loads((run / "run.json").read_text()) | {"steps": 1920, "finished": None}
+    (run / "run.json").write_text(json.dumps(record))
+    text = Page(write_report([run], tmp_path / "page.html")).text
+    assert "30 of 1,920" in text and "not finished" in text
+
+
+def test_what_a_page_of_an_evaluation_says(tmp_path: Path) -> None:
+    """Warnings, the command, versions; what differs from the first model's answer is marked; the
+    share of rows met in training once for a task."""
+    some = [Interval(0.5, 0.4, 0.6)] * 2
+    measures = [Measure("json", name, 24, some, [Interval(0.0, -0.05, 0.05)], met=0.25) for name in ("fields", "whole")]
+    more: dict[str, Any] = {
+        "warnings": ["a: cut <b>"],
+        "command": "hybrid-ft evaluate a b",
+        "versions": {"version.torch": "2.0"},
+    }
+    example = {"task": "json", "origin": "x:1", "question": "q", "reference": "r", "answers": ["one two", "one three"]}
+    (tmp_path / "results.json").write_text(as_json(["a", "b"], measures, examples=[example], **more))
+    page = Page(write_report([tmp_path], tmp_path / "page.html"))
+    for text in ("Warning: a: cut <b>", "hybrid-ft evaluate a b", "torch 2.0", "To repeat"):
+        assert text in page.text, text
+    assert "one <mark>two</mark>" in page.raw and "one <mark>three</mark>" in page.raw
+    assert page.text.count("25.0 % of the rows met in training") == 1
+    assert "50.0 [40.0, 60.0]" in page.text
+
+
 def test_hostile_texts_are_text(tmp_path: Path) -> None:
     run = made_run(tmp_path / "<b>run", hostile=True, output="<script>x</script>")
     evaluation = tmp_path / "<table onclick=x>"

@@ -157,7 +157,11 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     run = begun(Path("run"))
     for place, files, what in [
         ("model", ["config.json", "model.safetensors"], "is the folder of a model, not of a run"),
+        ("adapter", ["adapter_config.json"], "is the folder of a model, not of a run"),
         ("files", ["a.txt", "b.txt"], "holds a.txt, b.txt and not a run"),
+        ("more", ["a", "b", "c", "d"], "holds a, b, c, ... and not a run"),
+        ("several", [f"{n}/run.json" for n in range(5)] + ["5/pipeline.json"], "holds runs (0, 1, 2, 3, 4, ...) and"),
+        ("stages", ["one/pipeline.json"], "holds runs (one) and is not one itself"),
         (
             "judged",
             [".lock", RESULTS],
@@ -167,6 +171,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     ]:
         Path(place).mkdir(exist_ok=True)
         for file in files:
+            Path(place, file).parent.mkdir(exist_ok=True)
             Path(place, file).touch()
         assert cli.main(["watch", place]) == 2
         said = capsys.readouterr()

@@ -42,7 +42,7 @@ def rows(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     else:
         path = "someone/rows"
         monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: made)
-        monkeypatch.setattr(hub, "_reachable", lambda: True)
+        monkeypatch.setattr(hub, "reachable", lambda: True)
     return [row for row in open_source(Source(path=path)).rows if isinstance(row, Row)]
 
 

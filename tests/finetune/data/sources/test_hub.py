@@ -63,7 +63,7 @@ def test_what_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
         return datasets.Dataset.from_list(ROWS)
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    monkeypatch.setattr(hub, "_reachable", lambda: True)
+    monkeypatch.setattr(hub, "reachable", lambda: True)
     opened = open_source(Source(path="someone/rows", name="main", split="test", revision="v1"))
     assert opened.name == "someone/rows[test]"
     assert [(row.line, row.values) for row in opened.rows if isinstance(row, Row)] == list(enumerate(ROWS))
@@ -83,7 +83,7 @@ def test_failures_are_one_line(failure: Exception, status: int, monkeypatch: pyt
         raise failure
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
-    monkeypatch.setattr(hub, "_reachable", lambda: True)
+    monkeypatch.setattr(hub, "reachable", lambda: True)
     with pytest.raises(InputError, match=r"someone/rows\[train\]: cannot be loaded from the hub") as error:
         list(open_source(Source(path="someone/rows")).rows)
     assert error.value.status == status and "\n" not in str(error.value)
@@ -94,7 +94,7 @@ def test_a_program_is_not_run_and_its_files_are_named(monkeypatch: pytest.Monkey
         raise RuntimeError("Dataset scripts are no longer supported, but found rows.py")
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
-    monkeypatch.setattr(hub, "_reachable", lambda: True)
+    monkeypatch.setattr(hub, "reachable", lambda: True)
     said = r"a program of its own, .*; name one of its data files, hf://datasets/someone/rows/FILE, or a local copy"
     with pytest.raises(InputError, match=said) as error:
         list(open_source(Source(path="someone/rows")).rows)
