@@ -272,6 +272,28 @@ def test_a_cache_of_other_rows_and_an_empty_batch_are_refused(models):
         flat(torch.ones(0, 3, dtype=torch.long))
 
 
+def test_a_hook_on_any_module_fires_and_changes_what_it_does_in_transformers(models, relative):
+    found = []
+    for model in models:
+        calls = dict.fromkeys((name for name, _ in model.named_modules()), 0)
+
+        def hook(name, calls=calls):
+            def changed(module, inputs, out):
+                calls[name] += 1
+                return out * 1.01 if isinstance(out, torch.Tensor) else None
+
+            return changed
+
+        hooks = [module.register_forward_hook(hook(name)) for name, module in model.named_modules()]
+        with torch.no_grad():
+            found.append((alone(model, documents((17,))[0]), calls))
+        for each in hooks:
+            each.remove()
+    (want, theirs), (got, ours) = found
+    assert ours == theirs
+    assert relative(got, want) < 1e-4
+
+
 def test_a_cache_of_fixed_size_gives_the_same_tokens(models):
     flat = models[1]
     ids, mask = padded(documents((17, 23), seed=4), "left")
