@@ -204,7 +204,9 @@ def run(
     if mistakes:
         raise InputError("\n".join(mistakes[:MOST_LINES]))
     how = [sampling.temperature, sampling.top_p, sampling.seed, max_new_tokens]
-    kept = out and PartialAnswers(out, digest_of([model_digest(path), how, encoded]), len(rows))
+    kept = None
+    if out is not None:
+        kept = PartialAnswers(out, digest_of([model_digest(path), how, encoded]), len(rows))
     if kept is None or len(kept.answers) < len(rows):
         with kept.told() if kept else nullcontext():
             model = model_for_answers(path)
