@@ -1,4 +1,4 @@
-"""Answers so far, kept beside the file that will hold them, so that none is made twice."""
+"""Answers so far, beside the file that will hold them: none is made twice."""
 
 from __future__ import annotations
 
