@@ -65,7 +65,7 @@ def generate(
         ),
     ] = None,
 ) -> int:
-    """Answer every prompt of a file; writes JSON lines in the file's order."""
+    """Answer every prompt of a file; writes JSON lines in the file's order. The same command resumes."""
     if as_rejected:
         return _as_rejected(path, prompts, out, max_new_tokens, (temperature, top_p, seed), chat_template_kwargs, count)
     if count is not None:

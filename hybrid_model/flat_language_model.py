@@ -40,8 +40,8 @@ def flat_language_model(cls: Any, family: Family) -> type[PreTrainedModel]:
         ) -> CausalLMOutputWithPast:
             """Logits [B, T, vocabulary], or of the last ``logits_to_keep`` columns, and the loss of shifted labels.
 
-            Where the layers remember rows, the last one of a row that is padded on the right is its last real token's:
-            ``generate`` goes on from there.
+            The last one of a row that is padded on the right is its last real token's: ``generate`` goes on from there.
+            Raises ValueError where a cache would be filled with such rows, unless the layers remember rows.
 
             The base model says what a batch may be. A label that no token of its document predicts, because
             it follows padding or begins a document, is left out of the loss.
@@ -51,14 +51,13 @@ def flat_language_model(cls: Any, family: Family) -> type[PreTrainedModel]:
                 labels = predictable(labels, attention_mask, position_ids, **bounds)
             given = input_ids if input_ids is not None else inputs_embeds
             last = None
-            if (
-                family.remembers
-                and labels is None
-                and isinstance(logits_to_keep, int)
-                and logits_to_keep == 1
-                and given is not None
-            ):
+            if labels is None and isinstance(logits_to_keep, int) and logits_to_keep == 1 and given is not None:
                 last = _last_tokens(attention_mask, given.shape[1])
+            if last is not None and not family.remembers and (use_cache is not False or past_key_values is not None):
+                raise ValueError(
+                    f"a cache of {family.name} goes on from the last column of each row, and here it is padding in one; pad "
+                    "on the left, or pass use_cache=False"
+                )
             # the head is then asked for all the places that are kept, [1, B]: one for each row
             if last is not None:
                 logits_to_keep, kwargs["keep_positions"] = 0, last
@@ -77,6 +76,20 @@ def flat_language_model(cls: Any, family: Family) -> type[PreTrainedModel]:
             if last is not None:
                 outputs.logits = outputs.logits.transpose(0, 1)
             return outputs
+
+        def _update_model_kwargs_for_generation(
+            self, outputs: ModelOutput, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+        ) -> dict[str, Any]:
+            """transformers' own, which counts positions on from the last column; after padding they
+            are counted by the mask."""
+            mask = model_kwargs.get("attention_mask")
+            if (
+                not model_kwargs.get("use_cache")
+                and mask is not None
+                and _last_tokens(mask, mask.shape[-1]) is not None
+            ):
+                model_kwargs.pop("position_ids", None)
+            return super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
 
     if family.remembers:
         return disguised(_generating(FlatLanguageModel), cls)

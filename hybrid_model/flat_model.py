@@ -11,8 +11,9 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import StaticCache
 
-from hybrid_ft.hybrid_model.door.batch import BATCH_KEYS, read_batch
+from hybrid_ft.hybrid_model.door.batch import BATCH_KEYS, read_batch, shape_of
 from hybrid_ft.hybrid_model.door.cache_name import CACHE, under_both_names
+from hybrid_ft.hybrid_model.door.cached_call import check_rows
 from hybrid_ft.hybrid_model.door.current import laid_out
 from hybrid_ft.hybrid_model.door.layout import Door
 from hybrid_ft.hybrid_model.door.shared_prompts import select_tokens
@@ -67,7 +68,7 @@ def flat_model(cls: type[PreTrainedModel], family: Family) -> type[PreTrainedMod
                 kwargs.pop(name, None)
             if use_cache is None:
                 use_cache = self.config.use_cache and not self.training
-            shape = (given.shape[0], given.shape[1])
+            shape = shape_of(given)
             if isinstance(past_key_values, StaticCache) and family.classes:
                 raise ValueError(
                     f"past_key_values is a StaticCache, which {family.name} has no steps for; leave cache_implementation unset"
@@ -158,6 +159,9 @@ def flat_model(cls: type[PreTrainedModel], family: Family) -> type[PreTrainedMod
             """One call with a filled cache, as transformers computes it."""
             past = int(past_key_values.get_seq_length())
             self._check_continues(shape[1], past_key_values)
+            kept = (getattr(layer, "keys", None) for layer in past_key_values.layers)
+            if (keys := next((one for one in kept if one is not None), None)) is not None:
+                check_rows(len(keys), shape[0])
             if inputs["position_ids"] is None and inputs["attention_mask"] is None:
                 given = inputs["input_ids"] if inputs["input_ids"] is not None else inputs["inputs_embeds"]
                 inputs["position_ids"] = torch.arange(past, past + shape[1], device=given.device).unsqueeze(0)

@@ -8,10 +8,12 @@ makes, runs as transformers wrote it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
-from types import MethodType
+from types import MappingProxyType, MethodType
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -27,6 +29,9 @@ from hybrid_ft.hybrid_model.layers import flat_attention
 from hybrid_ft.hybrid_model.layers.adapter import disguised, is_mixer, segment_wise
 from hybrid_ft.hybrid_model.layers.pickled import let_pickle
 from hybrid_ft.hybrid_model.remembering_model import remembering_model
+
+_OF_CACHE = ("past_key_values", "cache", "layer_past", "use_cache")
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 def lay_flat(model: PreTrainedModel) -> PreTrainedModel:
@@ -95,14 +100,20 @@ def is_flat(model: nn.Module) -> bool:
 
 @cache
 def _flat_layer(cls: type[nn.Module]) -> type[nn.Module]:
-    """A decoder layer that holds on to the layout it was called with, for when backward computes it again."""
+    """A decoder layer that holds on to the layout it was called with, for when backward computes it again, and to its
+    cache where no backward will."""
 
     class FlatLayer(cls):  # type: ignore[misc, valid-type]
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            if self.gradient_checkpointing and self.training and not torch.is_grad_enabled():
+                # under these names checkpointing would drop it
+                kwargs["kept"] = {name: kwargs.pop(name) for name in _OF_CACHE if name in kwargs}
             return super().__call__(*args, layout=kwargs.pop("layout", current_layout()), **kwargs)
 
-        def forward(self, *args: Any, layout: SequenceLayout | None = None, **kwargs: Any) -> Any:
+        def forward(
+            self, *args: Any, layout: SequenceLayout | None = None, kept: Mapping[str, Any] = _NOTHING, **kwargs: Any
+        ) -> Any:
             with laid_out(layout):
-                return super().forward(*args, **kwargs)
+                return super().forward(*args, **kept, **kwargs)
 
     return disguised(FlatLayer, cls)

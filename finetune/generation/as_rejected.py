@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hybrid_ft.errors import STORAGE, InputError, shown
+from hybrid_ft.errors import STORAGE, InputError
 from hybrid_ft.finetune.data.messages.conversation import Conversation, has_calls
 from hybrid_ft.finetune.data.reading import conversations
 from hybrid_ft.finetune.data.report.account import SourceCounts
@@ -18,6 +17,7 @@ from hybrid_ft.finetune.data.report.count import Counts
 from hybrid_ft.finetune.data.tokens.prompts import PromptEncoder
 from hybrid_ft.finetune.generation.generate import Sampling, answer, model_for_answers, tokenizer_for_answers
 from hybrid_ft.finetune.generation.model_digest import model_digest
+from hybrid_ft.finetune.generation.partial_answers import PartialAnswers
 from hybrid_ft.finetune.recipe.data_section import Source
 from hybrid_ft.finetune.recipe.load import load_recipe
 from hybrid_ft.finetune.recipe.shipped import recipe_names
@@ -30,9 +30,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from rich.console import Console
-
-WINDOW = 256
-"""Prompts that are answered and kept together."""
 
 
 @dataclass(frozen=True)
@@ -75,18 +72,17 @@ def run(
         raise InputError(f"{rows_from}: no row has an answer to be chosen")
     asked = [[row.prompt, row.chosen] for row in rows]
     how = [model_digest(path), sampling.temperature, sampling.top_p, sampling.seed, max_new_tokens]
-    kept = _Part(out.with_name(f"{out.name}.part"), digest_of([how, asked]), len(rows))
+    kept = PartialAnswers(out, digest_of([how, asked]), len(rows))
     if kept.answers:
         say(console, f"going on after {len(kept.answers):,} answers in {kept.path}")
     if len(kept.answers) < len(rows):
         with console.status(f"loading {path}"):
             model = model_for_answers(path)
         ends = end_tokens(model, tokenizer, encoder.eos_token_ids)
-        for start in range(len(kept.answers), len(rows), WINDOW):
-            part = rows[start : start + WINDOW]
-            with console.status(f"{start:,} of {len(rows):,} answers"):
-                chance = replace(sampling, seed=sampling.seed + start)
-                kept.add(answer(model, tokenizer, [row.prompt for row in part], ends, max_new_tokens, chance))
+        for part in kept.missing():
+            with console.status(f"{part.start:,} of {len(rows):,} answers"):
+                chance = replace(sampling, seed=sampling.seed + part.start)
+                kept.add(answer(model, tokenizer, [row.prompt for row in rows[part]], ends, max_new_tokens, chance))
     pairs = [_pair(row, text, left) for row, text in zip(rows, kept.answers, strict=True)]
     lines = [json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs if pair is not None]
     if not lines:
@@ -153,49 +149,3 @@ def _pair(row: Row, text: str, left: Counts) -> dict[str, Any] | None:
     if row.arguments:
         pair["chat_template_kwargs"] = dict(row.arguments)
     return pair
-
-
-class _Part:
-    """The answers so far, in a file that begins with the digest of all that decides them."""
-
-    def __init__(self, path: Path, digest: str, total: int) -> None:
-        self.path, self.answers = path, list[str]()
-        try:
-            raw = path.read_bytes() if path.exists() else b""
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror})", STORAGE) from None
-        lines = raw.splitlines(keepends=True)
-        if lines and lines[0].endswith(b"\n"):
-            if self._value(lines[0]) != digest:
-                raise InputError(
-                    f"{path}: holds answers to other rows, or of another model; remove it, or give another --out"
-                )
-            whole = [line for line in lines[1:] if line.endswith(b"\n")]
-            # windows are whole: what is sampled depends on where one begins
-            found = [self._value(line) for line in whole]
-            self.answers = found if len(found) == total else found[: len(found) // WINDOW * WINDOW]
-        head = json.dumps(digest) + "\n"
-        self._write("wb", [head, *(json.dumps(text, ensure_ascii=False) + "\n" for text in self.answers)])
-
-    def add(self, answers: list[str]) -> None:
-        """Append answers, on the disk when this returns."""
-        self._write("ab", (json.dumps(text, ensure_ascii=False) + "\n" for text in answers))
-        self.answers += answers
-
-    def _write(self, mode: str, lines: Iterator[str] | list[str]) -> None:
-        try:
-            with self.path.open(mode) as file:
-                file.write("".join(lines).encode("utf-8", "replace"))
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise InputError(f"{self.path}: cannot be written ({error.strerror})", STORAGE) from None
-
-    def _value(self, line: bytes) -> str:
-        try:
-            value = json.loads(line)
-        except ValueError:
-            value = None
-        if not isinstance(value, str):
-            raise InputError(f"{self.path}: is not a file of answers so far, {shown(line[:40])}; remove it")
-        return value

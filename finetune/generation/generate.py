@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +19,12 @@ from hybrid_ft.errors import STORAGE, InputError
 from hybrid_ft.finetune.data.sources.rows import BadRow
 from hybrid_ft.finetune.data.tokens.arguments import COLUMN, row_arguments
 from hybrid_ft.finetune.data.tokens.prompts import PromptEncoder
+from hybrid_ft.finetune.generation.model_digest import model_digest
+from hybrid_ft.finetune.generation.partial_answers import PartialAnswers, windows
 from hybrid_ft.finetune.generation.prompt_file import MOST_LINES
 from hybrid_ft.finetune.runs import device
+from hybrid_ft.finetune.runs.atomic import write_text
+from hybrid_ft.finetune.runs.identity import digest_of
 from hybrid_ft.hybrid_model.adapter_weights import merged
 from hybrid_ft.hybrid_model.checkpoint.adapter_files import CONFIG, check_adapter, read_adapter
 from hybrid_ft.hybrid_model.checkpoint.adapter_start import open_adapter
@@ -38,8 +41,6 @@ if TYPE_CHECKING:
 BATCH_TOKENS = 16_384
 """Prompt and answer columns of one batch: bounds the keys and values that attention keeps."""
 BATCH_ROWS = 64
-WINDOW = 1024
-"""Prompts that are sorted by length together: a file's answers are written after each window, in its order."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,8 @@ def run(
 ) -> int:
     """``hybrid-ft generate``: answer the rows that were read from ``prompts``, into ``out`` or onto the terminal.
 
-    ``arguments``: for the chat template; a row's own go over them.
+    ``arguments``: for the chat template; a row's own go over them. What was answered before a kill is not answered
+    again. Raises InputError.
     """
     if out is not None and out.exists() and out.samefile(prompts):
         raise InputError(f"{out}: is the file of prompts; name another file for the answers")
@@ -201,52 +203,32 @@ def run(
             mistakes.append(f"{prompts}:{number}: {error}")
     if mistakes:
         raise InputError("\n".join(mistakes[:MOST_LINES]))
-    model = model_for_answers(path)
-    end_ids = end_tokens(model, tokenizer, encoder.eos_token_ids)
-    with _writer(out) as write:
-        for start in range(0, len(rows), WINDOW):
-            part = slice(start, start + WINDOW)
-            chance = replace(sampling, seed=sampling.seed + start)
-            answers = answer(model, tokenizer, encoded[part], end_ids, max_new_tokens, chance)
-            for (_, row), text in zip(rows[part], answers, strict=True):
-                write(json.dumps({**row, "answer": text}, ensure_ascii=False) + "\n")
+    how = [sampling.temperature, sampling.top_p, sampling.seed, max_new_tokens]
+    kept = None
+    if out is not None:
+        kept = PartialAnswers(out, digest_of([model_digest(path), how, encoded]), len(rows))
+    if kept is None or len(kept.answers) < len(rows):
+        with kept.told() if kept else nullcontext():
+            model = model_for_answers(path)
+            end_ids = end_tokens(model, tokenizer, encoder.eos_token_ids)
+            for part in kept.missing() if kept else windows(0, len(rows)):
+                chance = replace(sampling, seed=sampling.seed + part.start)
+                answers = answer(model, tokenizer, encoded[part], end_ids, max_new_tokens, chance)
+                if kept:
+                    kept.add(answers)
+                else:
+                    print(*_lines(rows[part], answers), sep="", end="", flush=True)
+    if out and kept:
+        try:
+            write_text(out, "".join(_lines(rows, kept.answers)))
+        except OSError as error:
+            raise InputError(
+                f"{out}: cannot be written ({error.strerror}); the answers are in {kept.path}", STORAGE
+            ) from None
+        kept.path.unlink()
     return 0
 
 
-@contextmanager
-def _writer(out: Path | None) -> Iterator[Callable[[str], object]]:
-    """Writes to the terminal, or to a file that bears its name once it is whole; until then, and for good where an
-    error or Ctrl-C comes between, to ``NAME.part``.
-    """
-    if out is None:
-        yield lambda text: print(text, end="", flush=True)
-        return
-    unfinished = out.with_name(f"{out.name}.part")
-    try:
-        with unfinished.open("w", encoding="utf-8", buffering=1) as file:
-            yield file.write
-        unfinished.replace(out)
-    except BaseException as error:
-        kept = _kept(unfinished)
-        if isinstance(error, OSError):
-            more = f"; {kept}" if kept else ""
-            raise InputError(f"{out}: cannot be written ({error.strerror}){more}", STORAGE) from None
-        if kept:
-            print(kept, file=sys.stderr)
-        raise
-
-
-def _kept(unfinished: Path) -> str:
-    """Where the answers before an error lie, in words; a file of none goes."""
-    if not unfinished.is_file():
-        return ""
-    with unfinished.open("rb") as file:
-        answers = sum(line.endswith(b"\n") for line in file)
-    if not answers:
-        unfinished.unlink()
-        return ""
-    return (
-        f"the {answers:,} answers so far are in {unfinished}"
-        if answers > 1
-        else f"the one answer so far is in {unfinished}"
-    )
+def _lines(rows: list[tuple[int, dict[str, Any]]], answers: list[str]) -> Iterator[str]:
+    for (_, row), text in zip(rows, answers, strict=True):
+        yield json.dumps({**row, "answer": text}, ensure_ascii=False) + "\n"

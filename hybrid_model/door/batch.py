@@ -81,6 +81,14 @@ def read_batch(given: torch.Tensor, layer_types: Sequence[str], **said: Any) -> 
 
 
 @torch.compiler.disable  # it asks for lengths on the host
+def shape_of(given: torch.Tensor) -> tuple[int, int]:
+    """Rows and tokens of ids [B, T] or embeddings [B, T, D]. Raises ValueError for a batch of none."""
+    shape = (given.shape[0], given.shape[1])
+    if 0 in shape:
+        raise ValueError(f"the batch is {shape}, rows and tokens; it must hold at least one token")
+    return shape
+
+
 def read_any_batch(
     given: torch.Tensor,
     layer_types: Sequence[str],
@@ -104,9 +112,7 @@ def read_any_batch(
 
     Raises ValueError for what contradicts itself, an empty batch, packed rows with a cache, and a cache of other rows.
     """
-    shape = (given.shape[0], given.shape[1])
-    if 0 in shape:
-        raise ValueError(f"the batch is {shape}, rows and tokens; it must hold at least one token")
+    shape = shape_of(given)
     caches = None if past_key_values is None else use_our_layers(past_key_values, layer_types)
     none: list[None] = [None] * len(layer_types)
 

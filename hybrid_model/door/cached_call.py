@@ -92,12 +92,17 @@ def step_call(past: AttentionCache, rows: int, attention_mask: torch.Tensor | No
 def _history(past: AttentionCache, rows: int) -> torch.Tensor:
     """Real tokens of each row, int64 [B]. Raises ValueError for a cache of other rows."""
     assert past.history is not None
-    if len(past.history) != rows:
+    check_rows(len(past.history), rows)
+    return past.history
+
+
+def check_rows(held: int, rows: int) -> None:
+    """Raise ValueError unless a batch of that many ``rows`` continues a cache that ``held`` as many."""
+    if held != rows:
         raise ValueError(
-            f"past_key_values holds {len(past.history)} rows and the batch {rows}; they must be the same rows "
+            f"past_key_values holds {held} rows and the batch {rows}; they must be the same rows "
             "(batch_select_indices and batch_repeat_interleave of the cache change its rows)"
         )
-    return past.history
 
 
 def new_columns(

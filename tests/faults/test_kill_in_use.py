@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from harness import Harness, differing, digest
 
-COMMANDS = ("merge", "export", "int8", "push", "score", "generate")
-MADE_WHOLE = ("merge", "export", "int8")
+COMMANDS = ("merge", "export", "int8", "gguf", "push", "score", "generate")
+MADE_WHOLE = ("merge", "export", "int8", "gguf")
 PACKAGES = {"int8": "torchao"}
 """What the conversion needs; it does not come with the tests."""
 
@@ -57,6 +57,7 @@ def uses(harness: Harness, every_job: Any, tiny_base: Path) -> dict[str, Use]:
     pairs = every_job["reward-lora"].recipe.with_name("pairs.jsonl")
     prompts = harness.place / "prompts.txt"
     prompts.write_text("".join(f"{number} + {number}?\n" for number in range(1200)))
+    for_gguf = bytes_base(harness.place / "for-gguf")
 
     def own_model(place: Path) -> None:
         shutil.copytree(sharded, place / "model")
@@ -68,6 +69,7 @@ def uses(harness: Harness, every_job: Any, tiny_base: Path) -> dict[str, Use]:
             harness, lambda place: ["export", sharded, place / "out", "--to", "transformers", "--dtype", "bfloat16"]
         ),
         "int8": Use(harness, lambda place: ["export", sharded, place / "out", "--to", "int8"]),
+        "gguf": Use(harness, lambda place: ["export", for_gguf, place / "out", "--to", "gguf", "--type", "q8_0"]),
         "generate": Use(
             harness,
             lambda place: [
@@ -81,6 +83,23 @@ def uses(harness: Harness, every_job: Any, tiny_base: Path) -> dict[str, Use]:
             lambda place: ["score", runs["reward-lora"] / "adapter", "--rows", pairs, "--out", place / "scores.jsonl"],
         ),
     }
+
+
+def bytes_base(folder: Path) -> Path:
+    """A random LFM2 with a tokenizer of bytes: llama.cpp knows both."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    from hybrid_ft.hybrid_model.families.known import family_of_type
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(alphabet)}, merges=[]))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|pad|>")
+    sizes = dict(family_of_type("lfm2").tiny["lfm2"]) | {"vocab_size": len(tokenizer), "eos_token_id": 256}
+    AutoModelForCausalLM.from_config(AutoConfig.for_model("lfm2", **sizes)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -33,7 +33,8 @@ def _lora(config: Config) -> dict[str, str]:
 
 _REFUSED = {
     r"in_proj_(a|b|ba)": "it sets the decay and the writing strength of each head, with one output a head",
-    r"mlp\.gate$|shared_expert_gate": "a router stays as it was trained",
+    r"mlp\.gate$": "a router stays as it was trained",
+    r"shared_expert_gate": "it has one output, of which there is no low rank",
     r"conv1d": "a convolution of four weights a channel has no low rank",
 }
 _SIZES = {

@@ -12,16 +12,19 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.activations import ACT2FN
 
 from hybrid_ft.hybrid_model.door.current import current_layout
 from hybrid_ft.hybrid_model.layers.adapter import disguised, segment_wise
 from hybrid_ft.hybrid_model.layers.delta_levels import delta_over_levels
 from hybrid_ft.hybrid_model.layers.projections import projections
-from hybrid_ft.hybrid_model.layers.watched import weights_of
+from hybrid_ft.hybrid_model.layers.watched import is_watched, weights_of
 from hybrid_ft.kernels.delta_gates import delta_gates
 from hybrid_ft.kernels.gated_rms_norm import gated_rms_norm
 from hybrid_ft.kernels.rms_norm import rms_norm
 from hybrid_ft.kernels.swiglu import swiglu
+
+_SILU = type(ACT2FN["silu"])
 
 
 def project(mixer: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -59,14 +62,21 @@ def _gated_delta_net(cls: type[nn.Module]) -> type[nn.Module]:
                 return super().forward(hidden_states, *args, **kwargs)
             qkv, z, b, a = project(self, hidden_states.squeeze(0))
             g, beta = delta_gates(a, b, self.A_log, self.dt_bias, allow_neg_eigval=False)
-            with weights_of(self.conv1d, self.norm):
+            with weights_of(self.conv1d):
                 o = delta_over_levels(
                     qkv, g, beta, self.conv1d.weight.squeeze(1), layout, self.num_k_heads, self.head_k_dim
                 )
-                normed = gated_rms_norm(o, z.view_as(o), self.norm.weight, eps=self.norm.variance_epsilon)
+            normed = _gated_norm(self.norm, o, z.view_as(o))
             return self.out_proj(normed.flatten(1)).unsqueeze(0)
 
     return disguised(GatedDeltaNet, cls)
+
+
+def _gated_norm(norm: Any, x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+    """The norm of heads [N, HV, V]; who watches it sees them one below the other, as transformers has them."""
+    if is_watched(norm, type(norm)) or not type(norm).__name__.endswith("RMSNormGated"):
+        return norm(x.flatten(0, 1), gate.flatten(0, 1)).view_as(x)
+    return gated_rms_norm(x, gate, norm.weight, eps=norm.variance_epsilon)
 
 
 @cache
@@ -82,11 +92,11 @@ def zero_centred_norm(cls: type[nn.Module]) -> type[nn.Module]:
 
 @cache
 def gated_mlp(cls: type[nn.Module]) -> type[nn.Module]:
-    """Gate and product in one kernel, where the gate is SiLU."""
+    """Gate and product in one kernel, where the gate is SiLU and nobody watches it."""
 
     class SwiGLU(cls):  # type: ignore[misc, valid-type]
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            if self.config.hidden_act != "silu":
+            if is_watched(self.act_fn, _SILU):
                 return super().forward(x)
             return self.down_proj(swiglu(*projections(x, self.gate_proj, self.up_proj)))
 

@@ -9,7 +9,7 @@ import pytest
 from hybrid_ft import cli
 from hybrid_ft.finetune.data.prepare import prepare
 from hybrid_ft.finetune.data.tokens.prompts import PromptEncoder
-from hybrid_ft.finetune.generation import as_rejected
+from hybrid_ft.finetune.generation import as_rejected, partial_answers
 from hybrid_ft.finetune.generation.generate import answer, load_for_answers
 from hybrid_ft.finetune.models import load_tokenizer
 from hybrid_ft.finetune.recipe.load import load_recipe
@@ -74,7 +74,7 @@ def test_dpo_reads_them_as_they_are(place: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_it_goes_on_where_it_was_killed(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(as_rejected, "WINDOW", 3)
+    monkeypatch.setattr(partial_answers, "WINDOW", 3)
     sampled = ["--temperature", "1.5", "--seed", "5"]
     assert generate(*sampled) == 0
     whole = Path("pairs.jsonl").read_bytes()
@@ -116,5 +116,5 @@ def test_rows_of_a_recipe_and_what_is_refused(place: Path, capsys: pytest.Captur
         assert capsys.readouterr().err.startswith(complaint)
     Path("pairs.jsonl.part").write_text('"another"\n')
     assert generate() == 2
-    assert "holds answers to other rows, or of another model" in capsys.readouterr().err
+    assert "holds answers to other rows, of another model or with" in capsys.readouterr().err
     assert cli.main(["generate", "base", "--prompts", "rows.jsonl", "--count", "3"]) == 2

@@ -1,6 +1,7 @@
 """Answers in batches are the answers one by one; files of prompts go in and come out as they should."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from hybrid_ft import cli
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.data.tokens.prompts import PromptEncoder
-from hybrid_ft.finetune.generation import generate
+from hybrid_ft.finetune.generation import generate, partial_answers
 from hybrid_ft.finetune.generation.generate import Sampling, answer
 from hybrid_ft.finetune.generation.prompt_file import read_prompts
 
@@ -169,7 +170,7 @@ def test_an_option_that_is_no_arguments_is_one_line(
 def test_a_file_of_prompts_is_answered_in_its_order(
     tiny_base: Path, model: Any, tiny_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(generate, "WINDOW", 2)
+    monkeypatch.setattr(partial_answers, "WINDOW", 2)
     prompts, out = tmp_path / "p.jsonl", tmp_path / "out.jsonl"
     texts = ["a", "a much longer prompt", "abc"]
     rows: list[dict[str, Any]] = [{"prompt": text, "id": index} for index, text in enumerate(texts)]
@@ -198,28 +199,70 @@ def test_a_late_failure_says_where_the_answers_are(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(generate, "WINDOW", 1)
+    """And the same command asks for the others alone."""
+    monkeypatch.setattr(partial_answers, "WINDOW", 1)
     given: list[Any] = []
 
     def fails(*args: Any, **_: Any) -> list[str]:
-        if len(given) == after:
+        if len(given) == after and not isinstance(failure, OSError):
             raise failure
-        given.append(args)
-        return ["x"]
+        given.append(args[2])
+        return [str(len(given))]
 
-    monkeypatch.setattr(generate, "answer", fails)
+    def full(handle: int) -> None:
+        if given and len(given) == after + 1:
+            raise failure
+
     (tmp_path / "p.txt").write_text("a\nb\nc\n")
     out = tmp_path / "out.jsonl"
     command = ["generate", str(tiny_base), "--prompts", str(tmp_path / "p.txt"), "--out", str(out)]
-    if isinstance(failure, RuntimeError):
-        with pytest.raises(RuntimeError):
-            cli.main(command)
-    else:
-        assert cli.main(command) == (130 if isinstance(failure, KeyboardInterrupt) else 5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generate, "answer", fails)
+        if isinstance(failure, OSError):
+            patch.setattr(os, "fsync", full)
+        if isinstance(failure, RuntimeError):
+            with pytest.raises(RuntimeError):
+                cli.main(command)
+        else:
+            assert cli.main(command) == (130 if isinstance(failure, KeyboardInterrupt) else 5)
     said = capsys.readouterr().err
-    kept = f"the {'one answer so far is' if after == 1 else '2 answers so far are'} in {out}.part"
+    kept = f"{'1 answer is' if after == 1 else '2 answers are'} in {out}.part; the same command goes on from there"
     assert (kept in said) == (after > 0) == (tmp_path / "out.jsonl.part").exists()
     assert not out.exists() and said.count("\n") <= 1
+    monkeypatch.setattr(generate, "answer", lambda *args: given.append(args[2]) or ["again"])
+    before = len(given)
+    assert cli.main(command) == 0 and not (tmp_path / "out.jsonl.part").exists()
+    # what was written is taken, whether or not the disk said that it was there
+    kept_then = after + isinstance(failure, OSError) if after else 0
+    assert len(given) - before == 3 - kept_then
+    answers = [json.loads(line)["answer"] for line in out.read_text().splitlines()]
+    assert answers == [str(number + 1) for number in range(kept_then)] + ["again"] * (3 - kept_then)
+
+
+def test_answers_to_other_prompts_are_not_taken(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor those of another model or with another setting."""
+    monkeypatch.setattr(partial_answers, "WINDOW", 1)
+    prompts, out = tmp_path / "p.txt", tmp_path / "out.jsonl"
+    prompts.write_text("a\nb\n")
+    command = ["generate", str(tiny_base), "--prompts", str(prompts), "--out", str(out)]
+    answers = iter([["x"]])
+    monkeypatch.setattr(generate, "answer", lambda *_: next(answers))
+    with pytest.raises(StopIteration):
+        cli.main(command)
+    part = (tmp_path / "out.jsonl.part").read_bytes()
+    for changed, text in (
+        (["--seed", "1", "--temperature", "1"], "a\nb\n"),
+        (["--max-new-tokens", "3"], "a\nb\n"),
+        ([], "a\nc\n"),
+    ):
+        prompts.write_text(text)
+        capsys.readouterr()
+        assert cli.main([*command, *changed]) == 2
+        said = capsys.readouterr().err
+        assert "holds answers to other rows" in said and said.count("\n") == 1
+        assert (tmp_path / "out.jsonl.part").read_bytes() == part and not out.exists()
 
 
 def test_lines_of_text_are_prompts(tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 import copy
 import warnings
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -228,6 +229,69 @@ def test_generation_with_left_padding_and_cache_equals_growing_without_cache(mod
             for token in answer:
                 assert token == alone(plain, row)[-1].argmax()
                 row = torch.cat([row, token[None]])
+
+
+GREEDY: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+
+
+def test_a_training_model_with_checkpointing_answers_as_in_evaluation(models):
+    flat = models[1]
+    ids, mask = padded(documents((17, 23), seed=4), "left")
+    with warnings.catch_warnings(action="ignore"):
+        expected = flat.generate(ids, attention_mask=mask, **GREEDY)
+        flat.train().gradient_checkpointing_enable({"use_reentrant": False})
+        try:
+            assert torch.equal(flat.generate(ids, attention_mask=mask, **GREEDY), expected)
+        finally:
+            flat.gradient_checkpointing_disable()
+            flat.eval()
+
+
+def test_right_padded_prompts_go_on_without_a_cache_alone(models):
+    flat = models[1]
+    rows = documents((17, 23), seed=4)
+    ids, mask = padded(rows, "right")
+    with warnings.catch_warnings(action="ignore"):
+        got = flat.generate(ids, attention_mask=mask, use_cache=False, **GREEDY)[:, ids.shape[1] :]
+        for row, answer in zip(rows, got, strict=True):
+            assert torch.equal(flat.generate(row[None], use_cache=False, **GREEDY)[0, len(row) :], answer)
+        if family_of(flat.config).remembers:
+            assert torch.equal(flat.generate(ids, attention_mask=mask, **GREEDY)[:, ids.shape[1] :], got)
+            return
+        with pytest.raises(ValueError, match="pad on the left, or pass use_cache=False"):
+            flat.generate(ids, attention_mask=mask, **GREEDY)
+
+
+def test_a_cache_of_other_rows_and_an_empty_batch_are_refused(models):
+    flat = models[1]
+    cache = flat(torch.ones(2, 5, dtype=torch.long), use_cache=True)["past_key_values"]
+    for shape, said in (((3, 1), "past_key_values holds 2 rows and the batch 3"), ((2, 0), "at least one token")):
+        with pytest.raises(ValueError, match=said):
+            flat(torch.ones(shape, dtype=torch.long), past_key_values=cache)
+    with pytest.raises(ValueError, match="at least one token"):
+        flat(torch.ones(0, 3, dtype=torch.long))
+
+
+def test_a_hook_on_any_module_fires_and_changes_what_it_does_in_transformers(models, relative):
+    found = []
+    for model in models:
+        calls = dict.fromkeys((name for name, _ in model.named_modules()), 0)
+
+        def hook(name, calls=calls):
+            def changed(module, inputs, out):
+                calls[name] += 1
+                return out * 1.01 if isinstance(out, torch.Tensor) else None
+
+            return changed
+
+        hooks = [module.register_forward_hook(hook(name)) for name, module in model.named_modules()]
+        with torch.no_grad():
+            found.append((alone(model, documents((17,))[0]), calls))
+        for each in hooks:
+            each.remove()
+    (want, theirs), (got, ours) = found
+    assert ours == theirs
+    assert relative(got, want) < 1e-4
 
 
 def test_a_cache_of_fixed_size_gives_the_same_tokens(models):

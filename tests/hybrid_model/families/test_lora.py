@@ -14,6 +14,7 @@ from hybrid_ft.hybrid_model.adapters import add_lora, target_modules
 from hybrid_ft.hybrid_model.checkpoint.adapter_start import open_adapter
 from hybrid_ft.hybrid_model.checkpoint.merge_in_memory import merge_in_memory
 from hybrid_ft.hybrid_model.families.known import family_of
+from hybrid_ft.hybrid_model.named_modules import weights_of, whole_modules
 from tests.hybrid_model.families.conftest import EVERY
 
 TOKENS = torch.arange(3, 40)[None]
@@ -147,6 +148,14 @@ def test_a_set_of_which_this_model_has_no_layer_is_refused(plain_and_flat, kind)
             choice = str(raised.value).partition("use one of ")[2].removesuffix(", or several joined by +").split(", ")
             assert has in choice and not set(lacking) & set(choice)
     assert target_modules(has, model.config)
+
+
+def test_what_is_refused_as_a_router_is_not_trained_whole_either(model):
+    reasons = family_of(model.config).refused.items()
+    for name in weights_of(model.config):
+        if any(re.search(pattern, name) and "router" in reason for pattern, reason in reasons):
+            with pytest.raises(InputError, match="a router, which stays as it was trained"):
+                whole_modules([re.escape(name)], model.config, adapted=r"(?!)")
 
 
 def test_layers_that_hold_nothing_of_a_set_are_refused(plain_and_flat):
