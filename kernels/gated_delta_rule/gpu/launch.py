@@ -167,7 +167,7 @@ def _gradients(
     change = call.memory(call.chunks, call.value_heads, CHUNK, dtype=torch.float32)
     launch(
         query_kernel, programs,
-        q, k, heads(do), kept.gates, pairs, kept.y, kept.states, d_states, dq, change, chunks,
+        q, k, heads(do), kept.gates, pairs, kept.y, kept.states, dq, change, chunks,
         inputs.scale, call.tokens_in_row, call.dims(), BV=block, L2NORM=inputs.use_qk_l2norm, STAGES=use.query.stages,
         **use.query.options(),
     )  # fmt: skip
