@@ -11,8 +11,8 @@ CHOICES: dict[str, list[tuple[int, int | None, int | None]]] = {
     "backward_kernel": [(4, 2, None), (8, 2, None), (8, 3, None)],
     "summary_kernel": [(4, 2, None), (4, 3, None)],
     "summary_backward_kernel": [(8, 2, None), (4, 2, None), (4, 3, None)],
-    "query_kernel": [(8, 2, 128), (8, 2, None), (8, 1, 128), (4, 2, None)],
-    "key_kernel": [(4, 2, None), (8, 2, None), (4, 1, None)],
+    "query_kernel": [(4, 3, None), (4, 2, None), (8, 3, 128), (8, 3, None)],
+    "key_kernel": [(4, 3, None), (4, 2, None), (8, 3, None)],
 }
 
 

@@ -49,15 +49,21 @@ def read_products(y, dv, states, o, here, d, BV: tl.constexpr, STAGES: tl.conste
 
 
 @triton.jit
-def write_products(y, d_states, o, here, d, BV: tl.constexpr, STAGES: tl.constexpr):
-    """Y dS'^T [BT, K]."""
+def write_products(y, states, d_states, o, here, d, BV: tl.constexpr, STAGES: tl.constexpr):
+    """Y dS'^T [BT, K] and <S, dS'>."""
     db1, db2 = key_zeros(d)
+    inner = tl.zeros([BV], tl.float32)
     for first in tl.range(0, d.V, BV, num_stages=STAGES):
         o_v = first + tl.arange(0, BV)
         y_rows = load_rows(y, d.HV * d.V, o, o_v, here, d.V, d.V % BV == 0)
+        s1, s2 = load_keys(states, d.K, o_v, o_v < d.V, d)
         ds1, ds2 = load_keys(d_states, d.K, o_v, o_v < d.V, d)
+        both = tl.sum(s1.to(tl.float32) * ds1.to(tl.float32), 1)
+        if d.K2:
+            both += tl.sum(s2.to(tl.float32) * ds2.to(tl.float32), 1)
+        inner += both
         db1, db2 = add_product(db1, db2, y_rows, ds1, ds2, d)
-    return db1, db2
+    return db1, db2, tl.sum(inner, 0)
 
 
 @triton.jit

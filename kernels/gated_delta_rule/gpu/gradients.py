@@ -23,16 +23,20 @@ Compiled for Hopper, bfloat16, heads of 96/192; bytes and products for 30 heads 
 multiprocessor (benchmarks/kernel_counts.py makes the counts):
 
     kernel            warps  registers  spilled  shared  programs  bytes    products
-    query                 8        128     32 B  56 KiB         2  2.62 GB  85 GFLOP
-    key                   4        255     40 B  56 KiB         2  3.06 GB  145 GFLOP
+    query                 4        250      0 B  84 KiB         2  2.05 GB  85 GFLOP
+    key                   4        255     64 B  84 KiB         2  2.62 GB  145 GFLOP
 
-One kernel instead, with one loop over V, was compiled and not taken: it moves 3.2 GB for 5.7, but takes 255 registers
+What a program of k's reads twice, Y and S, counts once: it has it from the cache. <S, dS'> is made there, so that q's
+does not read dS' at all (2.62 GB). Three stages, as many as V = 192 has steps of 64: all loads of a loop are under way
+from its start.
+
+One kernel instead, with one loop over V, was compiled and not taken: it moves 3.2 GB for 4.7, but takes 255 registers
 of 8 warps and 8 B, so that a multiprocessor holds one program, which waits for each of its loads. By the model behind
 benchmarks/gpu_check/predictions.py the wait and the issue take 1.61 ms (1.54 with V 32 columns at a time in 4 stages),
-those of the two kernels 1.58; at two programs, 128 registers, 512 B do not fit. With a loop for what reads the state,
+those of the two kernels 1.49; at two programs, 128 registers, 512 B do not fit. With a loop for what reads the state,
 one for what is written, and E^T and F^T as products of their own, nothing goes through memory, but 128 registers of 8
 warps leave 608 B (1.79 ms), 255 of 4 warps 896 B (1.64). At three quarters of 4.3 TB/s the bytes of the two kernels
-take 1.76 ms: a GPU has to say which is faster.
+take 1.45 ms: a GPU has to say which is faster.
 """
 
 import triton
@@ -82,7 +86,6 @@ def query_kernel(
     pairs,
     y,
     states,
-    d_states,
     dq,
     change,
     chunks,
@@ -95,7 +98,7 @@ def query_kernel(
 ):
     """One program per chunk and value head. Writes that head's share of dq [B, T, HV, K], its part of ``change``
     [NT, HV, BT], which is what each token reads, less what it wrote that later tokens of the chunk read, and E over
-    ``pairs``. <S, dS'> is part of every token's dg: it counts as read by the chunk's last row."""
+    ``pairs``."""
     segment, start, row, head, left = place(chunks, d)
     if segment < 0:
         return
@@ -106,17 +109,12 @@ def query_kernel(
     out = start * d.HV + head
     e = tl.zeros([d.BT, d.BT], tl.float32)
     dq1, dq2 = key_zeros(d)
-    inner = tl.zeros([BV], tl.float32)
     outputs = token(do, start, head, T)
     for first in tl.range(0, d.V, BV, num_stages=STAGES):
         o_v = first + tl.arange(0, BV)
         do_rows = load_rows(outputs, do.t, o, o_v, here, d.V, d.V % BV == 0)
         y_rows = load_rows(y + out * d.V, d.HV * d.V, o, o_v, here, d.V, d.V % BV == 0)
         s1, s2 = load_keys(state(states, row, d), d.K, o_v, o_v < d.V, d)
-        ds1, ds2 = load_keys(state(d_states, row, d), d.K, o_v, o_v < d.V, d)
-        inner += tl.sum(s1.to(tl.float32) * ds1.to(tl.float32), 1)
-        if d.K2:
-            inner += tl.sum(s2.to(tl.float32) * ds2.to(tl.float32), 1)
         e = dot_onto(e, do_rows, tl.trans(y_rows))
         dq1, dq2 = add_product(dq1, dq2, do_rows, s1, s2, d)
 
@@ -132,8 +130,7 @@ def query_kernel(
     later = o[:, None] > o[None, :]
     shared = tl.where(later, weighted * dot_keys(q1, q2, k1, k2, d), 0.0)
     dq1, dq2, read = scale_rows(dq1, dq2, gate(gates, READ_Q, o, d), q1, q2, d)
-    carried = tl.sum(inner, 0) * chunk_decay(gates, d)
-    read += (tl.sum(shared, 1) - tl.sum(shared, 0)) + tl.where(o == d.BT - 1, carried, 0.0)
+    read += tl.sum(shared, 1) - tl.sum(shared, 0)
     tl.store(change + row * d.BT + o, read)
     publish()
     k1, k2 = load_keys(keys, k.t, o, here, d)
@@ -190,14 +187,12 @@ def key_kernel(
         shared = weighted * dot_keys(k1, k2, k1, k2, d)
         dk1, dk2, read = scale_rows(dk1, dk2, -gate(gates, READ_K, o, d), k1, k2, d)
         tl.store(change + o, tl.load(change + o) + (read + (tl.sum(shared, 1) - tl.sum(shared, 0))))
-        publish()
-        k1, k2 = load_keys(keys, k.t, o, here, d)
         dk1, dk2 = add_product(dk1, dk2, operand(weighted, d), k1, k2, d)
         forget()
     else:
         dk1, dk2 = key_zeros(d)
-    d_states = state(d_states, row, d)
-    db1, db2 = write_products(y, d_states, o, here, d, BV, STAGES)
+    states, d_states = state(states, row, d), state(d_states, row, d)
+    db1, db2, kept = write_products(y, states, d_states, o, here, d, BV, STAGES)
     forget()
     k1, k2 = load_keys(token(k, start, key_head, T), k.t, o, here, d)
     db1, db2, stored = scale_rows(db1, db2, decay_to_end(gates, o, d), k1, k2, d)
@@ -218,7 +213,9 @@ def key_kernel(
     store_keys(dk + out * d.K, dk1, dk2, k1, k2, norm, o, here, d, L2NORM)
 
     # A token's gate scales what was there before it, where a token from it on reads it or the chunk's end keeps it.
-    total = tl.cumsum(tl.load(change + o), 0, reverse=True)
+    # <S, dS'> is part of every token's: it counts as read by the chunk's last row.
+    carried = tl.where(o == d.BT - 1, kept * chunk_decay(gates, d), 0.0)
+    total = tl.cumsum(tl.load(change + o) + carried, 0, reverse=True)
     stored = stored * write_factor(gates, o, d)
     total += tl.sum(tl.where(o[:, None] < o[None, :], stored[:, None], 0.0), 0)
     tl.store(dg + out + o * d.HV, total, mask=here)

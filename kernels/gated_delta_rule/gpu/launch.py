@@ -3,7 +3,6 @@
 from functools import cache
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -42,7 +41,7 @@ def run_forward(inputs: Inputs, keep_states: bool) -> Forward:
         call.tokens_in_row, call.dims(use.halves), scan(block, use, settings), KEEP=keep_states, **settings.options(),
     )  # fmt: skip
     if pieces:
-        out.final_state.copy_(final[pieces.first[1:] - 1])
+        torch.index_select(final, 0, pieces.first[1:] - 1, out=out.final_state)
     return out
 
 
@@ -142,7 +141,7 @@ def _scan_backward(
         call.tokens_in_row, dims, scan(block, use, use.backward), KEPT=v is None, **use.backward.options(),
     )  # fmt: skip
     if pieces:
-        out.d_initial.copy_(d_initial[pieces.first[:-1]])
+        torch.index_select(d_initial, 0, pieces.first[:-1], out=out.d_initial)
 
 
 def _gradients(
@@ -167,7 +166,7 @@ def _gradients(
     change = call.memory(call.chunks, call.value_heads, CHUNK, dtype=torch.float32)
     launch(
         query_kernel, programs,
-        q, k, heads(do), kept.gates, pairs, kept.y, kept.states, d_states, dq, change, chunks,
+        q, k, heads(do), kept.gates, pairs, kept.y, kept.states, dq, change, chunks,
         inputs.scale, call.tokens_in_row, call.dims(), BV=block, L2NORM=inputs.use_qk_l2norm, STAGES=use.query.stages,
         **use.query.options(),
     )  # fmt: skip
@@ -188,7 +187,7 @@ def within_chunks(inputs: Inputs, kept: Kept, weights: Tensor | None) -> Within:
 
 def block_of(value_dim: int, use: Settings) -> int:
     """V columns of a state tile."""
-    return min(use.block, max(16, triton.next_power_of_2(value_dim)))
+    return min(use.block, max(16, 1 << (value_dim - 1).bit_length()))
 
 
 def scan(block: int, use: Settings, of: Launch) -> Scan:

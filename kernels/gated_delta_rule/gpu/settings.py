@@ -68,8 +68,8 @@ HOPPER = Settings(
     join=Launch(4),
     backward=Launch(4, stages=2),
     summary_backward=Launch(4, stages=2),
-    query=Launch(8, stages=2, max_registers=128),
-    key=Launch(4, stages=2),
+    query=Launch(4, stages=3),
+    key=Launch(4, stages=3),
 )
 AMPERE = Settings(
     block=32,
