@@ -27,7 +27,7 @@ from hybrid_ft.finetune.data.messages.noticed import SCORES_REVERSED
 from hybrid_ft.finetune.data.messages.preference import Messages, Preference, Unusable, preference_from
 from hybrid_ft.finetune.data.messages.training_marks import KIND, Weights, first_mark
 from hybrid_ft.finetune.data.messages.transcripts import is_transcript, split_transcript
-from hybrid_ft.finetune.data.messages.turns import refuse_media, text_from, turns_from
+from hybrid_ft.finetune.data.messages.turns import ROLES, names_of, refuse_media, text_from, turns_from
 from hybrid_ft.finetune.data.sources.rows import BadRow, Row, repr_number
 
 Values = Mapping[str, Any]
@@ -83,8 +83,8 @@ def _kind(rows: list[Row], prompt: str | None) -> str:
         if is_transcript(value):
             return "transcripts"
         if isinstance(value, list) and value and isinstance(value[0], dict):
-            first = value[0].get("role", value[0].get("from"))
-            return "answers" if first in ("assistant", "gpt") and prompt else "conversations"
+            first = ROLES.get(str(value[0].get(names_of(value[0])[0])).lower())
+            return "answers" if first == "assistant" and prompt else "conversations"
         if isinstance(value, str | dict) and value:
             break
     return "answers"

@@ -86,7 +86,10 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
     ("a text in a list", {"prompt": ["q"], "completion": ["a"]}, "wrong type", 'prompt: got a list of 1 text; must be a string, or a list of turns (role, content); map it in columns as "{{ prompt[0] }}"'),
     ("texts in a list", {"prompt": "q", "completion": ["a", "b"]}, "wrong type", "completion: got a list of 2 texts; must be a string, or a list of turns (role, content); give each a row of its own"),
     ("role list", row({"role": ["user"], "content": "q"}), "unknown role", "messages[0].role: got a list of 1"),
-    ("other form", row(user("q"), {"from": "gpt", "value": "a"}), "wrong form", "set format: sharegpt"),
+    ("two forms in a turn", row(user("q"), assistant("a") | said("gpt", "b")), "wrong form", "messages[1]: role and content say another thing than from and value; keep one of the two"),
+    ("two roles in a turn", row(user("q") | said("gpt", "q"), assistant("a")), "wrong form", "messages[0]: role and content say another thing"),
+    ("a space that nobody types", row({"role": "user\u00a0", "content": "q"}), "unknown role", r"messages[0].role: got 'user\xa0'; must be one of"),
+    ("no space at all", {"conversations": [said("gpt\u200b", "q")]}, "unknown role", r'such as roles: {"gpt\u200b": user}'),
     ("null user", row(user(None), assistant("a")), "null content", "messages[0].content is null (role user)"),
     ("null answer", row(user("q"), assistant(None)), "null content", "messages[1].content is null"),
     ("missing content", row(user("q"), {"role": "assistant"}), "null content", "messages[1].content is missing"),
@@ -148,3 +151,35 @@ def test_bad_rows(values: dict[str, Any], kind: str, says: str) -> None:
     with pytest.raises(BadRow) as error:
         read(values)
     assert error.value.kind == kind and says in str(error.value) and "\n" not in str(error.value)
+
+
+def padded(turn: dict[str, Any]) -> dict[str, Any]:
+    return dict.fromkeys(("role", "content", "from", "value", "tool_calls", "weight")) | turn
+
+
+@pytest.mark.parametrize("column", ["messages", "conversations"])
+@pytest.mark.parametrize("turns", [[said("human", "q"), assistant("a")], [user("q"), said("gpt", "a")]])
+def test_each_turn_is_read_by_the_names_that_it_has(column: str, turns: list[dict[str, Any]]) -> None:
+    for given in (
+        turns,
+        [padded(turn) for turn in turns],
+        [user("q") | said("human", "q"), assistant("a") | said("bot", "a")],
+    ):
+        found = read({column: given})
+        assert found.messages == [user("q"), assistant("a")]
+    call = {"role": "assistant", "content": None, "from": None, "value": None, "tool_calls": [CALL]}
+    found = read({column: [padded(said("human", "q")), call]})
+    assert found.messages == [user("q"), assistant("", tool_calls=[CALL])] and found.unused == set()
+
+
+def test_a_format_that_is_set_says_which_names_are_read() -> None:
+    both = [user("q") | said("human", "r"), assistant("a") | said("gpt", "b")]
+    assert read({"messages": both}, "messages").messages == [user("q"), assistant("a")]
+    assert read({"conversations": both}, "sharegpt").messages == [user("r"), assistant("b")]
+    with pytest.raises(BadRow, match=r"conversations\[0\] has role and content, not from and value; leave format out"):
+        read({"conversations": [user("q"), assistant("a")]}, "sharegpt")
+
+
+def test_parts_whose_type_a_table_left_null() -> None:
+    given = [{"type": None, "text": "q", "image_url": None}]
+    assert read({"messages": [user(given), assistant("a")]}).messages == [user("q"), assistant("a")]
