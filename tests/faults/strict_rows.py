@@ -188,9 +188,16 @@ def unpacked(row: dict[str, Any]) -> dict[str, Any]:
             if isinstance(made, list) and (always or (made and all(map(is_message, made)))):
                 found[name] = strict(value)
         texts_of = value if isinstance(value, list) and all(isinstance(one, str) for one in value) else []
-        if texts_of and all(is_message(parsed(one)) for one in texts_of):
+        made = [parsed(one) for one in texts_of]
+        if made and all(map(is_message, made)) and has_roles(made):
             found[name] = [strict(one) for one in texts_of]
     return row | found
+
+
+def has_roles(items: list[dict[str, Any]]) -> bool:
+    """Whether objects begin as messages do, or one has a role that is known."""
+    begins = next(iter(items[0])) in ("role", "from", "content", "value")
+    return begins or any(str(item[names_of(item)[0]]).lower() in ROLES for item in items)
 
 
 def parsed(text: str) -> Any:

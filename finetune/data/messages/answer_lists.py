@@ -17,7 +17,7 @@ from hybrid_ft.finetune.data.messages.column_paths import at
 from hybrid_ft.finetune.data.messages.pair_forms import MORE_PROMPTS, OUTPUTS, PROMPTS, SIDES, recognise_pairs
 from hybrid_ft.finetune.data.messages.preference import Unusable
 from hybrid_ft.finetune.data.sources import strict_json
-from hybrid_ft.finetune.data.sources.rows import BadRow, Row, looked_at
+from hybrid_ft.finetune.data.sources.rows import BadRow, Row, columns_of, looked_at
 
 if TYPE_CHECKING:
     from hybrid_ft.finetune.recipe.data_section import Columns, Source
@@ -115,7 +115,7 @@ def _of_mapping(columns: Columns, rows: list[Row]) -> _List | None:
 
 def _recognised(rows: list[Row]) -> _List | tuple[str, str] | None:
     """The form of a source from its first rows: a list, or the columns of a conversation and of a rejected answer."""
-    columns = {name for row in rows for name in row.values}
+    columns = columns_of(rows)[0]
     if set(SIDES) <= columns or {*OUTPUTS, "preference"} <= columns:
         return None
     rejected = next((name for name in _REJECTED if name in columns), None)

@@ -28,7 +28,7 @@ from hybrid_ft.finetune.data.messages.preference import Messages, Preference, Un
 from hybrid_ft.finetune.data.messages.training_marks import KIND, Weights, first_mark
 from hybrid_ft.finetune.data.messages.transcripts import is_transcript, split_transcript
 from hybrid_ft.finetune.data.messages.turns import ROLES, names_of, refuse_media, text_from, turns_from
-from hybrid_ft.finetune.data.sources.rows import BadRow, Row, repr_number
+from hybrid_ft.finetune.data.sources.rows import BadRow, Row, columns_of, repr_number
 
 Values = Mapping[str, Any]
 SIDES = ("chosen", "rejected")
@@ -56,8 +56,8 @@ class PairForm:
 def recognise_pairs(rows: Iterable[Row]) -> PairForm | None:
     """The form of a source from its first rows, or None where the columns hold no pair."""
     rows = list(rows)
-    columns = {name for row in rows for name in row.values}
-    prompt = next((name for name in (*PROMPTS, *MORE_PROMPTS) if name in columns), None)
+    held, columns = columns_of(rows)
+    prompt = next((name for some in (held, columns) for name in (*PROMPTS, *MORE_PROMPTS) if name in some), None)
     beside = BESIDE | ({prompt, *QUESTION} if prompt else set())
     if set(SIDES) <= columns:
         kind = _kind(rows, prompt)

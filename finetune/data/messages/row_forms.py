@@ -28,7 +28,7 @@ from hybrid_ft.finetune.data.messages.turns import (
     text_from,
     turns_from,
 )
-from hybrid_ft.finetune.data.sources.rows import BadRow, Row
+from hybrid_ft.finetune.data.sources.rows import BadRow, Row, columns_of
 
 Values = Mapping[str, Any]
 Messages = list[dict[str, Any]]
@@ -49,7 +49,11 @@ class Form:
 def recognise(rows: Iterable[Row], wanted: str | None) -> Form | None:
     """The form of a source from its first rows, or None. ``wanted`` is the recipe's ``format``."""
     rows = list(rows)
-    columns = {name for row in rows for name in row.values}
+    forms = (_recognised(rows, columns, wanted) for columns in columns_of(rows))
+    return next((form for form in forms if form is not None), None)
+
+
+def _recognised(rows: list[Row], columns: set[str], wanted: str | None) -> Form | None:
     turns = next((name for name in TURNS if name in columns and (wanted or _holds_turns(rows, name))), None)
     if turns and wanted in (None, "messages", "sharegpt"):
         return _turn_form(turns, wanted or _kind_of_turns(rows, turns), fixed=wanted is not None)

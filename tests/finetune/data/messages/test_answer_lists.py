@@ -200,3 +200,11 @@ def test_chosen_and_rejected_come_before_a_list(write_rows: WriteRows) -> None:
     row = {"prompt": "q", "chosen": "a", "rejected": "b", "responses": TEXTS, "scores": SCORES}
     ((pair,), counts) = read(write_rows([row]))
     assert texts(pair) == ("a", "b") and counts.ignored == ["responses", "scores"]
+
+
+def test_columns_that_hold_nothing_are_no_pair(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    row = {"prompt": "q", "responses": ["a", "b"], "scores": [1, 2]}
+    path.write_text(json.dumps(row | dict.fromkeys(("chosen", "rejected", "messages", "rejected_messages"))))
+    ((pair,), _) = read(path)
+    assert (pair.chosen["content"], pair.rejected["content"]) == ("b", "a")
