@@ -221,7 +221,8 @@ def pair_form_of(source: Source, rows: list[Row], name: str) -> PairForm:
     if form is not None:
         return form
     known = "known formats: chosen, rejected | output_1, output_2, preference | responses, scores, beside a prompt"
-    fix = f"{known}; for anything else {_SAY} columns: {{prompt: ..., chosen: ..., rejected: ...}}, {_JOINED}"
+    lists = "of a list of answers {prompt: ..., answers: ..., scores: ...}, or ranks"
+    fix = f"{known}; for anything else {_SAY} columns: {{prompt: ..., chosen: ..., rejected: ...}}, {_JOINED}; {lists}"
     raise _without(rows, name, "a pair", advice(source, rows, "pairs") or no_text(rows) or fix)
 
 

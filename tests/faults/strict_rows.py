@@ -65,6 +65,8 @@ def content_of(value: Any, role: str) -> tuple[str, list[str], list[Any]]:
     texts, reasoning, calls = [], [], []
     for part in a(list, value):
         kind = a(dict, part).get("type")
+        if kind in (None, "input_text", "output_text") and isinstance(part.get("text"), str):
+            kind = "text"
         need(isinstance(kind, str))
         no_media(part)
         weight_of(part)

@@ -54,12 +54,12 @@ def with_lists(values: Values) -> tuple[Values, dict[str, int]]:
         always = name in _ALWAYS_LISTS
         if not (_ANY_LIST if always else _OF_OBJECTS).match(value):
             continue
-        parsed = _parsed(value, name)
+        inner = parsed(value, name)
         begins = not always and _OF_MESSAGES.match(value) is not None
-        if isinstance(parsed, list) and (always or _are_messages(parsed, begins)):
-            found[name] = parsed
+        if isinstance(inner, list) and (always or _are_messages(inner, begins)):
+            found[name] = inner
             noticed[TEXT_LISTS] = 1
-        elif parsed is None and begins:
+        elif inner is None and begins:
             noticed[NO_LISTS] = 1
     return ({**values, **found} if found else values), noticed
 
@@ -79,7 +79,7 @@ def _of_texts(items: list[Any], name: str) -> list[Values]:
     """Turns that a list holds as one text each; none where an item is anything else."""
     if not items or not all(isinstance(item, str) and item.lstrip()[:1] == "{" for item in items):
         return []
-    turns = [_parsed(item, f"{name}[{index}]") for index, item in enumerate(items)]
+    turns = [parsed(item, f"{name}[{index}]") for index, item in enumerate(items)]
     return turns if _are_messages(turns, all(map(_OBJECT.match, items))) else []
 
 
@@ -99,7 +99,7 @@ def _is_message(item: Any) -> bool:
     return isinstance(item.get("from"), str) and "value" in item
 
 
-def _parsed(text: str, name: str) -> Any:
+def parsed(text: str, name: str) -> Any:
     """The value of JSON, or of what Python printed; None where it is neither."""
     try:
         return strict_json.parse(text, f"{name}: ")

@@ -219,7 +219,7 @@ def _content(value: Any, at: str, role: str, unused: set[str]) -> tuple[str, dic
         part_at = f"{at}[{index}]"
         part = _an_object(item, part_at, "content is a text or a list of {type: text, text: ...} parts")
         kind = part.get("type")
-        if kind is None and isinstance(part.get("text"), str):
+        if kind in (None, "input_text", "output_text") and isinstance(part.get("text"), str):
             kind = "text"
         inner = next((part[key] for key in ("text", "value", "content", str(kind)) if part.get(key) is not None), None)
         if kind == "text":

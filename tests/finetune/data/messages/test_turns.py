@@ -180,6 +180,7 @@ def test_a_format_that_is_set_says_which_names_are_read() -> None:
         read({"conversations": [user("q"), assistant("a")]}, "sharegpt")
 
 
-def test_parts_whose_type_a_table_left_null() -> None:
-    given = [{"type": None, "text": "q", "image_url": None}]
-    assert read({"messages": [user(given), assistant("a")]}).messages == [user("q"), assistant("a")]
+def test_parts_whose_type_a_table_left_null_and_those_of_the_responses_api() -> None:
+    given = [{"type": None, "text": "q", "image_url": None}, {"type": "input_text", "text": "r"}]
+    found = read({"messages": [user(given), assistant([{"type": "output_text", "text": "a", "train": True}])]})
+    assert found.messages == [user("qr"), assistant("a")]
