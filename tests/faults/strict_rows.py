@@ -83,6 +83,8 @@ def content_of(value: Any, role: str) -> tuple[str, list[str], list[Any]]:
 
 def weight_of(item: dict[str, Any], whole_row: bool = False) -> float:
     """The weight in the loss that a turn's or a row's own marks give it."""
+    names = (*SWITCHES, *WEIGHTS, *UNCLEAR)
+    need(whole_row or not any(key.lower() in names and key not in names and item[key] is not None for key in item))
     found = set()
     for key in (*SWITCHES, *WEIGHTS, *UNCLEAR):
         value = item.get(key)

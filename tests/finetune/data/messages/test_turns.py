@@ -139,6 +139,8 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
     ("user's part", row(user(parts("q", train=True)), assistant("a")), "training flag", "messages[0].content[0].train: only parts of assistant turns are trained"),
     ("picture in a turn", row(user("<image>q") | {"images": ["x.png"]}, assistant("a")), "part that is not text", "messages[0].images: got a list of 1"),
     ("picture in a part", row(user([{"type": "text", "text": "q", "image": "x.png"}]), assistant("a")), "part that is not text", "messages[0].content[0].image: got 'x.png'"),
+    ("flag in capitals", row(user("q"), assistant("a", Train=False)), "training flag", "messages[1].Train: got false; marks are read in small letters: train"),
+    ("part's flag in capitals", row(user("q"), assistant(parts("a", WEIGHT=0))), "training flag", "messages[1].content[0].WEIGHT: got 0; marks are read in small"),
     ("flags differ", row(user("q"), assistant("a", train=True, weight=0)), "training flag", "messages[1]: train and weight contradict each other"),
     ("nothing trained", row(user("q"), assistant("a", weight=0)), "nothing to learn", "messages: every assistant turn's own flag says not to train it"),
     ("sharegpt flag", {"conversations": [said("human", "q"), said("gpt", "a", loss=2)]}, "training flag", "conversations[1].loss: got 2"),
