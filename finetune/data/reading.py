@@ -156,7 +156,7 @@ def converted(
             continue
         if form is None:  # nothing but bad rows so far
             form = form_of([row])
-        columns.update(row.values)
+        columns.update(name for name, value in row.values.items() if value is not None)
         try:
             made = form.convert(row.values)
             if COLUMN in row.values and not isinstance(made, PlainText):

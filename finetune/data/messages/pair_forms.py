@@ -58,6 +58,11 @@ def recognise_pairs(rows: Iterable[Row]) -> PairForm | None:
     rows = list(rows)
     held, columns = columns_of(rows)
     prompt = next((name for some in (held, columns) for name in (*PROMPTS, *MORE_PROMPTS) if name in some), None)
+    forms = (_form(rows, some, prompt) for some in (held, columns))
+    return next((form for form in forms if form is not None), None)
+
+
+def _form(rows: list[Row], columns: set[str], prompt: str | None) -> PairForm | None:
     beside = BESIDE | ({prompt, *QUESTION} if prompt else set())
     if set(SIDES) <= columns:
         kind = _kind(rows, prompt)
