@@ -40,7 +40,7 @@ def with_lists(values: Values) -> tuple[Values, dict[str, int]]:
     """
     found: dict[str, Any] = {}
     noticed: dict[str, int] = {}
-    alone = "chosen" in values and not values.keys() & (_ALWAYS_LISTS | _QUESTIONS)
+    alone = "chosen" in values and all(values.get(name) is None for name in _ALWAYS_LISTS | _QUESTIONS)
     for name, value in values.items():
         if name not in _COLUMNS and not (alone and name in _WHERE_ALONE):
             continue

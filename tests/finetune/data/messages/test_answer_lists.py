@@ -204,10 +204,11 @@ def test_chosen_and_rejected_come_before_a_list(write_rows: WriteRows) -> None:
 
 def test_columns_that_hold_nothing_are_no_pair(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    row = {"prompt": "q", "responses": ["a", "b"], "scores": [1, 2]}
-    path.write_text(json.dumps(row | dict.fromkeys(("chosen", "rejected", "messages", "rejected_messages"))))
-    ((pair,), _) = read(path)
-    assert (pair.chosen["content"], pair.rejected["content"]) == ("b", "a")
+    nothing = dict.fromkeys(("prompt", "chosen", "rejected", "messages", "rejected_messages"))
+    for name in ("prompt", "query"):
+        path.write_text(json.dumps(nothing | {name: "q", "responses": ["a", "b"], "scores": [1, 2]}))
+        ((pair,), counts) = read(path)
+        assert texts(pair) == ("b", "a") and pair.prompt == [Q] and counts.ignored == []
 
 
 @pytest.mark.parametrize(

@@ -178,3 +178,8 @@ def test_messages_as_text_whatever_their_first_key() -> None:
     assert read({"messages": each}).messages == read({"prompt": each[:1], "completion": each[1:]}).messages == expected
     people = json.dumps([{"id": 1, "role": "admin", "content": "x"}, {"id": 2, "from": "Bern", "value": 3}])
     assert read({"prompt": "q", "completion": people}).messages[-1]["content"] == people
+
+
+def test_a_prompt_is_alone_beside_columns_that_hold_nothing() -> None:
+    row = {"prompt": None, "messages": None, "context": json.dumps(ASKED), "chosen": "a", "rejected": "b"}
+    assert read_pair(row).prompt == ASKED
