@@ -156,7 +156,7 @@ def converted(
             continue
         if form is None:  # nothing but bad rows so far
             form = form_of([row])
-        columns.update(row.values)
+        columns.update(name for name, value in row.values.items() if value is not None)
         try:
             made = form.convert(row.values)
             if COLUMN in row.values and not isinstance(made, PlainText):
@@ -221,7 +221,8 @@ def pair_form_of(source: Source, rows: list[Row], name: str) -> PairForm:
     if form is not None:
         return form
     known = "known formats: chosen, rejected | output_1, output_2, preference | responses, scores, beside a prompt"
-    fix = f"{known}; for anything else {_SAY} columns: {{prompt: ..., chosen: ..., rejected: ...}}, {_JOINED}"
+    lists = "of a list of answers {prompt: ..., answers: ..., scores: ...}, or ranks"
+    fix = f"{known}; for anything else {_SAY} columns: {{prompt: ..., chosen: ..., rejected: ...}}, {_JOINED}; {lists}"
     raise _without(rows, name, "a pair", advice(source, rows, "pairs") or no_text(rows) or fix)
 
 

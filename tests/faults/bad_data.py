@@ -44,6 +44,16 @@ ROWS: list[tuple[str, Any, str]] = [
     ("a role of another kind", turns((["user"], "q"), ANSWER), "messages[0].role: got a list of 1"),
     ("a role is null", turns((None, "q"), ANSWER), "messages[0].role"),
     ("no role", {"messages": [{"content": "q"}]}, "messages[0]"),
+    (
+        "a turn of two forms",
+        {"messages": [{"role": "user", "content": "q", "from": "gpt", "value": "a"}]},
+        "messages[0]: role and content say another thing than from and value",
+    ),
+    (
+        "a mark in capitals",
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "Train": False}]},
+        "messages[1].Train: got false; marks are read in small letters",
+    ),
     ("ends on a user's turn", turns(("user", "q"), ANSWER, ("user", "r")), "ends on a user turn"),
     ("no assistant's turn", turns(("user", "q")), "no assistant turn"),
     ("an image", turns(("user", [{"type": "image", "image": "x.png"}]), ANSWER), "messages[0].content[0]"),

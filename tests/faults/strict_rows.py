@@ -18,7 +18,7 @@ MEDIA += ["image_url", "image_urls", "image_path", "image_paths"]
 CALLERS = ("function_call", "tool_call")
 ROLES = {role: role for role in ("system", "user", "assistant", "tool", "environment")}
 ROLES |= {"human": "user", "developer": "system"}
-ROLES |= dict.fromkeys(("gpt", "chatgpt", "bot", "model", *CALLERS), "assistant")
+ROLES |= dict.fromkeys(("gpt", "chatgpt", "bot", "ai", "model", *CALLERS), "assistant")
 ROLES |= dict.fromkeys(("function", "observation", "function_response", "tool_response"), "tool")
 
 
@@ -65,6 +65,8 @@ def content_of(value: Any, role: str) -> tuple[str, list[str], list[Any]]:
     texts, reasoning, calls = [], [], []
     for part in a(list, value):
         kind = a(dict, part).get("type")
+        if kind in (None, "input_text", "output_text") and isinstance(part.get("text"), str):
+            kind = "text"
         need(isinstance(kind, str))
         no_media(part)
         weight_of(part)
@@ -81,6 +83,8 @@ def content_of(value: Any, role: str) -> tuple[str, list[str], list[Any]]:
 
 def weight_of(item: dict[str, Any], whole_row: bool = False) -> float:
     """The weight in the loss that a turn's or a row's own marks give it."""
+    names = (*SWITCHES, *WEIGHTS, *UNCLEAR)
+    need(whole_row or not any(key.lower() in names and key not in names and item[key] is not None for key in item))
     found = set()
     for key in (*SWITCHES, *WEIGHTS, *UNCLEAR):
         value = item.get(key)
@@ -104,9 +108,18 @@ def no_media(item: dict[str, Any]) -> None:
     need(all(item.get(key) in (None, "", [], {}) for key in MEDIA))
 
 
-def chat_turn(item: Any, names: tuple[str, str] = ("role", "content")) -> Turn:
-    """``names``: the keys of who speaks and of what is said."""
-    said = a(str, a(dict, item).get(names[0]))
+def names_of(item: dict[str, Any]) -> tuple[str, str]:
+    """The keys of who speaks and of what is said: those of a whole pair; a null is nothing, and two pairs are wrong."""
+    chat, other = ("role", "content"), ("from", "value")
+    whole = [names for names in (chat, other) if all(item.get(name) is not None for name in names)]
+    need(len(whole) < 2)
+    begun = [names for names in (chat, other) if item.get(names[0]) is not None]
+    return [*whole, *begun, chat][0]
+
+
+def chat_turn(item: Any) -> Turn:
+    names = names_of(a(dict, item))
+    said = a(str, item.get(names[0])).strip(" \t\r\n").lower()
     role, given = ROLES.get(said), item.get(names[1])
     need(role)
     no_media(item)
@@ -138,10 +151,6 @@ def chat_turn(item: Any, names: tuple[str, str] = ("role", "content")) -> Turn:
     marked = any(item.get(key) for key in (*SWITCHES, *WEIGHTS))
     need(role == "assistant" or not marked)
     return Turn(role, text, calls, tuple(sorted(more.items())), role != "assistant" or weight > 0)
-
-
-def sharegpt_turn(item: Any) -> Turn:
-    return chat_turn(item, ("from", "value"))
 
 
 def ends_well(turns: list[Turn]) -> list[Turn]:
@@ -183,9 +192,16 @@ def unpacked(row: dict[str, Any]) -> dict[str, Any]:
             if isinstance(made, list) and (always or (made and all(map(is_message, made)))):
                 found[name] = strict(value)
         texts_of = value if isinstance(value, list) and all(isinstance(one, str) for one in value) else []
-        if texts_of and all(is_message(parsed(one)) for one in texts_of):
+        made = [parsed(one) for one in texts_of]
+        if made and all(map(is_message, made)) and has_roles(made):
             found[name] = [strict(one) for one in texts_of]
     return row | found
+
+
+def has_roles(items: list[dict[str, Any]]) -> bool:
+    """Whether objects begin as messages do, or one has a role that is known."""
+    begins = next(iter(items[0])) in ("role", "from", "content", "value")
+    return begins or any(str(item[names_of(item)[0]]).lower() in ROLES for item in items)
 
 
 def parsed(text: str) -> Any:
@@ -223,8 +239,8 @@ def supervised(line: bytes, form: str) -> Judged:
     row = unpacked(row_of(line))
     asked, answer = {"alpaca": ("instruction", "output")}.get(form, ("prompt", "completion"))
     if form in ("messages", "sharegpt"):
-        of, column = (chat_turn, "messages") if form == "messages" else (sharegpt_turn, "conversations")
-        turns = with_system([of(item) for item in a(list, row.get(column))], row.get("system"))
+        column = "messages" if form == "messages" else "conversations"
+        turns = with_system([chat_turn(item) for item in a(list, row.get(column))], row.get("system"))
     else:
         before = several(row[asked]) if isinstance(row.get(asked), list | dict) else instructed(row, asked)
         turns = with_system(before, row.get("system"))
@@ -248,9 +264,7 @@ def transcript(text: str) -> list[Turn]:
 
 def several(value: Any) -> list[Turn]:
     items = [value] if isinstance(value, dict) else a(list, value)
-    first = items[0] if items else None
-    other = isinstance(first, dict) and first.get("from") is not None and first.get("role") is None
-    return [(sharegpt_turn if other else chat_turn)(item) for item in items]
+    return [chat_turn(item) for item in items]
 
 
 def side_of(value: Any) -> list[Turn]:

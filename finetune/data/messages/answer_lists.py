@@ -16,8 +16,9 @@ from hybrid_ft.finetune.data.messages.column_files import load_column_file
 from hybrid_ft.finetune.data.messages.column_paths import at
 from hybrid_ft.finetune.data.messages.pair_forms import MORE_PROMPTS, OUTPUTS, PROMPTS, SIDES, recognise_pairs
 from hybrid_ft.finetune.data.messages.preference import Unusable
-from hybrid_ft.finetune.data.sources import strict_json
-from hybrid_ft.finetune.data.sources.rows import BadRow, Row, looked_at
+from hybrid_ft.finetune.data.messages.text_lists import parsed
+from hybrid_ft.finetune.data.messages.turns import names_of
+from hybrid_ft.finetune.data.sources.rows import BadRow, Row, columns_of, looked_at
 
 if TYPE_CHECKING:
     from hybrid_ft.finetune.recipe.data_section import Columns, Source
@@ -115,7 +116,7 @@ def _of_mapping(columns: Columns, rows: list[Row]) -> _List | None:
 
 def _recognised(rows: list[Row]) -> _List | tuple[str, str] | None:
     """The form of a source from its first rows: a list, or the columns of a conversation and of a rejected answer."""
-    columns = {name for row in rows for name in row.values}
+    columns = columns_of(rows)[0]
     if set(SIDES) <= columns or {*OUTPUTS, "preference"} <= columns:
         return None
     rejected = next((name for name in _REJECTED if name in columns), None)
@@ -137,10 +138,11 @@ def _recognised(rows: list[Row]) -> _List | tuple[str, str] | None:
 def _list_of(name: str, answers: list[Any], values: Values) -> _List | None:
     first, answer = answers[0], None
     if isinstance(first, dict):
-        answer = (
-            None if {"role", "content"} <= first.keys() else next((key for key in ANSWER_KEYS if key in first), None)
-        )
-        if answer is None and "role" not in first:
+        first = {key: value for key, value in first.items() if value is not None}
+        names = names_of(first)
+        if not first.keys() >= set(names):
+            answer = next((key for key in ANSWER_KEYS if key in first), None)
+        if answer is None and names[0] not in first:
             return None
         for keys, sign in ((SCORE_KEYS, 1), (RANKS, -1)):
             if key := next((key for key in keys if key in first), None):
@@ -156,10 +158,10 @@ def _list_of(name: str, answers: list[Any], values: Values) -> _List | None:
 
 
 def _as_list(value: Any) -> list[Any] | None:
-    """A list, also where a table holds it as JSON text."""
+    """A list, also where a table holds it as text."""
     if isinstance(value, str) and value.lstrip()[:1] == "[":
         try:
-            value = strict_json.parse(value)
+            value = parsed(value, "")
         except BadRow:
             return None
     return value if isinstance(value, list) else None
@@ -180,6 +182,9 @@ def _expanded(rows: Iterable[Row | BadRow], pairs: Callable[[Values], Iterable[d
 
 def _beside(values: Values, chosen: str, rejected: str) -> Iterator[dict[str, Any]]:
     """The pair of a row whose rejected answer stands beside its conversation, or beside its answer."""
+    for name in (chosen, rejected):
+        if values.get(name) is None:
+            raise BadRow(f"no {name}", f"{name} is null or missing; a pair needs both answers")
     left = {name: value for name, value in values.items() if name not in (chosen, rejected)}
     yield _with_prompt(left, values) | {"chosen": values.get(chosen), "rejected": values.get(rejected)}
 

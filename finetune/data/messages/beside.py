@@ -103,7 +103,8 @@ def row_mark(values: Values) -> float:
     if mark == 0:
         name = next(name for name in MARKS if not is_blank(values.get(name)))
         text = f"{name}: got {shown(values[name])}; the row says that it is not trained"
-        raise BadRow(KIND, f"{text}; leave such rows out, with only: {{{name}: true}} beside the source's path")
+        such = f"without: {{{name}: {shown(values[name])}}} beside the source's path"
+        raise BadRow(KIND, f"{text}; leave such rows out, with {such}")
     return 1.0 if mark is None else mark
 
 

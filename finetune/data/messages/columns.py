@@ -22,6 +22,7 @@ from hybrid_ft.finetune.data.messages.conversation import Conversation, finished
 from hybrid_ft.finetune.data.messages.pair_forms import PairForm, recognise_pairs
 from hybrid_ft.finetune.data.messages.row_forms import Form, recognise
 from hybrid_ft.finetune.data.messages.text_lists import with_lists
+from hybrid_ft.finetune.data.messages.turns import names_of
 from hybrid_ft.finetune.data.sources.rows import BadRow, Row, repr_number
 from hybrid_ft.finetune.recipe.data_section import Source
 
@@ -148,7 +149,7 @@ class _Mapping:
     def _mapped(self, value: Any) -> Any:
         if isinstance(value, list):
             return [self._mapped(item) for item in value]
-        key = "role" if isinstance(value, dict) and "role" in value else "from"
+        key = names_of(value)[0] if isinstance(value, dict) else ""
         if isinstance(value, dict) and isinstance(value.get(key), str | int):
             return value | {key: self._roles.get(as_key(value[key]), value[key])}
         return value

@@ -16,7 +16,7 @@ from hybrid_ft.finetune.data.messages.judgement import Judgement
 from hybrid_ft.finetune.data.messages.plain_text import PlainText
 from hybrid_ft.finetune.data.messages.preference import Unusable
 from hybrid_ft.finetune.data.messages.training_marks import MARKS
-from hybrid_ft.finetune.data.sources.rows import BadRow, Row
+from hybrid_ft.finetune.data.sources.rows import BadRow, Row, columns_of
 
 if TYPE_CHECKING:
     from hybrid_ft.finetune.recipe.data_section import Source
@@ -85,8 +85,7 @@ def label_of(source: Source, rows: list[Row]) -> Label | None:
     if (read := reader_of(source, "label")) is not None:
         return Label("label", read, True)
     if source.columns is None:
-        columns = {name for row in rows for name in row.values}
-        column = next((name for name in LABELS if name in columns), None)
+        column = next((name for columns in columns_of(rows) for name in LABELS if name in columns), None)
         return None if column is None else Label(column, lambda values: values.get(column), False)
     if all(reader_of(source, name) is None for name in ("chosen", "output_1", "answers")):
         text = "must name label, the column that says whether an answer was good; or chosen and rejected"

@@ -27,8 +27,8 @@ from hybrid_ft.finetune.data.messages.noticed import SCORES_REVERSED
 from hybrid_ft.finetune.data.messages.preference import Messages, Preference, Unusable, preference_from
 from hybrid_ft.finetune.data.messages.training_marks import KIND, Weights, first_mark
 from hybrid_ft.finetune.data.messages.transcripts import is_transcript, split_transcript
-from hybrid_ft.finetune.data.messages.turns import refuse_media, text_from, turns_from
-from hybrid_ft.finetune.data.sources.rows import BadRow, Row, repr_number
+from hybrid_ft.finetune.data.messages.turns import ROLES, names_of, refuse_media, text_from, turns_from
+from hybrid_ft.finetune.data.sources.rows import BadRow, Row, columns_of, repr_number
 
 Values = Mapping[str, Any]
 SIDES = ("chosen", "rejected")
@@ -56,8 +56,13 @@ class PairForm:
 def recognise_pairs(rows: Iterable[Row]) -> PairForm | None:
     """The form of a source from its first rows, or None where the columns hold no pair."""
     rows = list(rows)
-    columns = {name for row in rows for name in row.values}
-    prompt = next((name for name in (*PROMPTS, *MORE_PROMPTS) if name in columns), None)
+    held, columns = columns_of(rows)
+    prompt = next((name for some in (held, columns) for name in (*PROMPTS, *MORE_PROMPTS) if name in some), None)
+    forms = (_form(rows, some, prompt) for some in (held, columns))
+    return next((form for form in forms if form is not None), None)
+
+
+def _form(rows: list[Row], columns: set[str], prompt: str | None) -> PairForm | None:
     beside = BESIDE | ({prompt, *QUESTION} if prompt else set())
     if set(SIDES) <= columns:
         kind = _kind(rows, prompt)
@@ -83,8 +88,8 @@ def _kind(rows: list[Row], prompt: str | None) -> str:
         if is_transcript(value):
             return "transcripts"
         if isinstance(value, list) and value and isinstance(value[0], dict):
-            first = value[0].get("role", value[0].get("from"))
-            return "answers" if first in ("assistant", "gpt") and prompt else "conversations"
+            first = ROLES.get(str(value[0].get(names_of(value[0])[0])).lower())
+            return "answers" if first == "assistant" and prompt else "conversations"
         if isinstance(value, str | dict) and value:
             break
     return "answers"

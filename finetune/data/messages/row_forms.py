@@ -20,13 +20,15 @@ from hybrid_ft.finetune.data.messages.conversation import Conversation, finished
 from hybrid_ft.finetune.data.messages.plain_text import PlainText, is_plain, plain_text
 from hybrid_ft.finetune.data.messages.training_marks import Weights, scaled
 from hybrid_ft.finetune.data.messages.turns import (
+    CHAT,
+    SHAREGPT,
     messages_from,
+    names_of,
     refuse_media,
-    sharegpt_messages_from,
     text_from,
     turns_from,
 )
-from hybrid_ft.finetune.data.sources.rows import BadRow, Row
+from hybrid_ft.finetune.data.sources.rows import BadRow, Row, columns_of
 
 Values = Mapping[str, Any]
 Messages = list[dict[str, Any]]
@@ -47,10 +49,14 @@ class Form:
 def recognise(rows: Iterable[Row], wanted: str | None) -> Form | None:
     """The form of a source from its first rows, or None. ``wanted`` is the recipe's ``format``."""
     rows = list(rows)
-    columns = {name for row in rows for name in row.values}
+    forms = (_recognised(rows, columns, wanted) for columns in columns_of(rows))
+    return next((form for form in forms if form is not None), None)
+
+
+def _recognised(rows: list[Row], columns: set[str], wanted: str | None) -> Form | None:
     turns = next((name for name in TURNS if name in columns and (wanted or _holds_turns(rows, name))), None)
     if turns and wanted in (None, "messages", "sharegpt"):
-        return _turn_form(turns, wanted or _kind_of_turns(rows, turns), of_each=wanted is None)
+        return _turn_form(turns, wanted or _kind_of_turns(rows, turns), fixed=wanted is not None)
     if wanted in (None, "prompt-completion") and {"prompt", "completion"} <= columns:
         reads = "prompt is the user's turn, completion the assistant's"
         return Form(
@@ -104,31 +110,23 @@ def _kind_of_turns(rows: list[Row], column: str) -> str:
     for row in rows:
         turns = row.values.get(column)
         if isinstance(turns, list) and turns and isinstance(turns[0], dict):
-            return _kind_of_turn(turns[0])
+            return "sharegpt" if names_of(turns[0]) == SHAREGPT else "messages"
     return "sharegpt" if column.startswith("conversation") else "messages"
 
 
-def _kind_of_turn(turn: Values) -> str:
-    return "sharegpt" if "from" in turn and "role" not in turn else "messages"
-
-
-def _turn_form(column: str, kind: str, of_each: bool) -> Form:
-    """``of_each``: a row's own first turn says which of the two forms it has, where it says so."""
+def _turn_form(column: str, kind: str, fixed: bool) -> Form:
+    """``fixed``: every turn has the names of this form, whichever else it has too."""
+    names = SHAREGPT if kind == "sharegpt" else CHAT
 
     def convert(values: Values) -> Conversation:
         row = Conversation([])
-        given = _column(values, column)
-        first = given[0] if isinstance(given, list) and given and of_each else None
-        own = _kind_of_turn(first) if isinstance(first, dict) and first.keys() & {"role", "from"} else kind
-        read = sharegpt_messages_from if own == "sharegpt" else messages_from
-        turns = read(given, column, row.unused, row.weights)
+        turns = messages_from(_column(values, column), column, row.unused, row.weights, names if fixed else None)
         _set_messages(row, with_system(turns, system_from(values)), turns)
         row.unused |= left_beside_turns(values)
         labels = [column] * (len(row.messages) - len(turns)) + [f"{column}[{index}]" for index in range(len(turns))]
         return _done(row, values, column, labels)
 
-    names = "from, value" if kind == "sharegpt" else "role, content"
-    return Form(kind, f"{column} holds the turns ({names})", BESIDE | {column}, convert)
+    return Form(kind, f"{column} holds the turns ({', '.join(names)})", BESIDE | {column}, convert)
 
 
 def _set_messages(row: Conversation, messages: Messages, last: Messages) -> None:

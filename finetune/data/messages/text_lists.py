@@ -10,6 +10,7 @@ from typing import Any
 
 from hybrid_ft.finetune.data.limits import MEMORY, SECONDS, TookTooLong, limited
 from hybrid_ft.finetune.data.messages.noticed import NO_LISTS, TEXT_LISTS
+from hybrid_ft.finetune.data.messages.turns import ROLES, names_of
 from hybrid_ft.finetune.data.sources import strict_json
 from hybrid_ft.finetune.data.sources.rows import BadRow
 
@@ -22,6 +23,7 @@ _COLUMNS = _ALWAYS_LISTS | _TEXTS_OR_LISTS
 _WHERE_ALONE = frozenset(["context", "input"])
 """Of a pair: its prompt where no other column is; elsewhere what a question is about, and so text."""
 _ANY_LIST = re.compile(r"\s*(?:array\()?\[")
+_OF_OBJECTS = re.compile(r"\s*(?:array\()?\[\s*\{")
 _OF_MESSAGES = re.compile(r"""\s*(?:array\()?\[\s*\{\s*["'](?:role|from|content|value)["']\s*:""")
 _OBJECT = re.compile(r"""\s*\{\s*["'](?:role|from|content|value)["']\s*:""")
 _ARRAY = re.compile(r"\s*array\((?P<list>\[.*\])(?:,\s*dtype=object)?\)\s*", re.DOTALL)
@@ -38,7 +40,7 @@ def with_lists(values: Values) -> tuple[Values, dict[str, int]]:
     """
     found: dict[str, Any] = {}
     noticed: dict[str, int] = {}
-    alone = "chosen" in values and not values.keys() & (_ALWAYS_LISTS | _QUESTIONS)
+    alone = "chosen" in values and all(values.get(name) is None for name in _ALWAYS_LISTS | _QUESTIONS)
     for name, value in values.items():
         if name not in _COLUMNS and not (alone and name in _WHERE_ALONE):
             continue
@@ -49,14 +51,15 @@ def with_lists(values: Values) -> tuple[Values, dict[str, int]]:
             noticed[TEXT_LISTS] = 1
         if not isinstance(value, str):
             continue
-        pattern = _ANY_LIST if name in _ALWAYS_LISTS else _OF_MESSAGES
-        if not pattern.match(value):
+        always = name in _ALWAYS_LISTS
+        if not (_ANY_LIST if always else _OF_OBJECTS).match(value):
             continue
-        parsed = _parsed(value, name)
-        if isinstance(parsed, list) and (name in _ALWAYS_LISTS or (parsed and all(map(_is_message, parsed)))):
-            found[name] = parsed
+        inner = parsed(value, name)
+        begins = not always and _OF_MESSAGES.match(value) is not None
+        if isinstance(inner, list) and (always or _are_messages(inner, begins)):
+            found[name] = inner
             noticed[TEXT_LISTS] = 1
-        elif parsed is None and name not in _ALWAYS_LISTS:
+        elif inner is None and begins:
             noticed[NO_LISTS] = 1
     return ({**values, **found} if found else values), noticed
 
@@ -74,10 +77,18 @@ def _of_columns(value: Values) -> list[Values]:
 
 def _of_texts(items: list[Any], name: str) -> list[Values]:
     """Turns that a list holds as one text each; none where an item is anything else."""
-    if not items or not all(isinstance(item, str) and _OBJECT.match(item) for item in items):
+    if not items or not all(isinstance(item, str) and item.lstrip()[:1] == "{" for item in items):
         return []
-    turns = [_parsed(item, f"{name}[{index}]") for index, item in enumerate(items)]
-    return turns if all(map(_is_message, turns)) else []
+    turns = [parsed(item, f"{name}[{index}]") for index, item in enumerate(items)]
+    return turns if _are_messages(turns, all(map(_OBJECT.match, items))) else []
+
+
+def _are_messages(items: list[Any], begins: bool) -> bool:
+    """Whether all have who speaks and what is said: roles of any name where the text ``begins`` like messages, else
+    one at least that is known."""
+    if not items or not all(map(_is_message, items)):
+        return False
+    return begins or any(str(item[names_of(item)[0]]).lower() in ROLES for item in items)
 
 
 def _is_message(item: Any) -> bool:
@@ -88,7 +99,7 @@ def _is_message(item: Any) -> bool:
     return isinstance(item.get("from"), str) and "value" in item
 
 
-def _parsed(text: str, name: str) -> Any:
+def parsed(text: str, name: str) -> Any:
     """The value of JSON, or of what Python printed; None where it is neither."""
     try:
         return strict_json.parse(text, f"{name}: ")

@@ -33,6 +33,11 @@ def mark_of(values: Mapping[str, Any], at: str, what: str) -> float | None:
     neither, whose meaning differs from tool to tool, and for two that differ.
     """
     before = f"{at}." if at else ""
+    for key in values if at else ():
+        if key not in MARKS and key.lower() in MARKS and values[key] is not None:
+            raise BadRow(
+                KIND, f"{before}{key}: got {shown(values[key])}; marks are read in small letters: {key.lower()}"
+            )
     marks: dict[str, float] = {}
     for key in MARKS:
         value = values.get(key)

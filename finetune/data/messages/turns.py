@@ -47,6 +47,13 @@ MEDIA = (
 )
 """Columns and keys of pictures, films and sound."""
 NOT_TEXT = "part that is not text"
+
+Names = tuple[str, str]
+"""The keys of who speaks in a turn, and of what is said."""
+CHAT: Names = ("role", "content")
+SHAREGPT: Names = ("from", "value")
+BLANKS = " \t\r\n"
+"""What may stand around a role's name; other white space, which nobody types, is no part of any."""
 _CALLING_ROLES = ("function_call", "tool_call")
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 _KNOWN = {"tool_calls", "function_call", "function_calls", "functions", *_REASONING, *PASSED_ON, *MARKS, *MEDIA}
@@ -59,30 +66,61 @@ _IN_TURNS = {
 _THOUGHTS = re.compile(r"\s*<think>(?P<inner>.*?)</think>(?P<rest>.*)", re.DOTALL)
 
 
-def messages_from(items: Any, where: str, unused: set[str], weights: dict[int, Weights]) -> list[dict[str, Any]]:
+def messages_from(
+    items: Any, where: str, unused: set[str], weights: dict[int, Weights], wanted: Names | None = None
+) -> list[dict[str, Any]]:
     """Messages in the ``role``, ``content`` form. Raises BadRow naming the field below ``where``.
 
-    ``unused`` is added to, and so is ``weights``: those of the assistant's turns, by index, that have
-    other ones than 1.
+    Each turn is read by the names that it has, or only by the ``wanted`` ones. ``unused`` is added to, and so is
+    ``weights``: those of the assistant's turns, by index, that have other ones than 1.
     """
-    return _messages(items, where, unused, weights, ("role", "content"))
-
-
-def sharegpt_messages_from(
-    items: Any, where: str, unused: set[str], weights: dict[int, Weights]
-) -> list[dict[str, Any]]:
-    """Messages in the ``from``, ``value`` form; the rest is as in ``messages_from``."""
-    return _messages(items, where, unused, weights, ("from", "value"))
+    messages = []
+    if isinstance(items, list) and len(items) > 1 and where.isidentifier() and all(isinstance(t, str) for t in items):
+        fix = f"where they are the user's and the assistant's in turn, set columns: {{turns: {where}}}"
+        raise BadRow("wrong type", f"{where}: got a list of {len(items)} texts, which do not say who speaks; {fix}")
+    names = likely = wanted or (SHAREGPT if where.startswith("conversation") else CHAT)
+    for index, item in enumerate(_a_list(items, where)):
+        at = f"{where}[{index}]"
+        turn = _an_object(item, at)
+        if (plain := _plain(turn, names)) is not None:
+            messages.append(plain)
+            continue
+        names = wanted or names_of(turn, likely)
+        if wanted is None:
+            _refuse_two(turn, at)
+        message, of_turn = _message(turn, at, unused, names, messages[-1]["role"] if messages else None)
+        messages.append(message)
+        if message["role"] == "assistant" and any(weight != 1 for _, weight in of_turn):
+            weights[index] = of_turn
+    return messages
 
 
 def turns_from(value: Any, where: str, unused: set[str], weights: dict[int, Weights]) -> list[dict[str, Any]]:
-    """Messages in either form, one alone or a list."""
+    """The same of one turn alone or a list."""
     items = [value] if isinstance(value, dict) else value
     if isinstance(items, list) and items and all(isinstance(item, str) for item in items):
         raise _a_list_of_texts(items, where)
-    first = items[0] if isinstance(items, list) and items else None
-    sharegpt = isinstance(first, dict) and first.get("from") is not None and first.get("role") is None
-    return (sharegpt_messages_from if sharegpt else messages_from)(items, where, unused, weights)
+    return messages_from(items, where, unused, weights)
+
+
+def names_of(turn: Mapping[str, Any], likely: Names = CHAT) -> Names:
+    """The keys of who speaks and of what is said in a turn, ``likely`` where that cannot be told.
+
+    A table has the keys of both forms in each turn, null where the turn had none.
+    """
+    both = (likely, CHAT, SHAREGPT)
+    whole = (names for names in both if all(turn.get(name) is not None for name in names))
+    return next(whole, next((names for names in both if turn.get(names[0]) is not None), likely))
+
+
+def _refuse_two(turn: Mapping[str, Any], at: str) -> None:
+    """Raise BadRow for a turn that says one thing in the one form and another in the other."""
+    first, second = ([turn.get(name) for name in names] for names in (CHAT, SHAREGPT))
+    if None in (*first, *second):
+        return
+    roles = [ROLES.get(str(says).strip(BLANKS).lower()) for says, _ in (first, second)]
+    if roles[0] != roles[1] or first[1] != second[1]:
+        raise BadRow("wrong form", f"{at}: role and content say another thing than from and value; keep one of the two")
 
 
 def refuse_media(values: Mapping[str, Any], at: str = "") -> None:
@@ -94,27 +132,7 @@ def refuse_media(values: Mapping[str, Any], at: str = "") -> None:
             raise BadRow(NOT_TEXT, f"{at}{'.' if at else ''}{key}: got {shown(value)}; this model reads text; {fix}")
 
 
-def _messages(
-    items: Any, where: str, unused: set[str], weights: dict[int, Weights], names: tuple[str, str]
-) -> list[dict[str, Any]]:
-    messages = []
-    if isinstance(items, list) and len(items) > 1 and where.isidentifier() and all(isinstance(t, str) for t in items):
-        fix = f"where they are the user's and the assistant's in turn, set columns: {{turns: {where}}}"
-        raise BadRow("wrong type", f"{where}: got a list of {len(items)} texts, which do not say who speaks; {fix}")
-    for index, item in enumerate(_a_list(items, where)):
-        at = f"{where}[{index}]"
-        turn = _an_object(item, at)
-        if (plain := _plain(turn, names)) is not None:
-            messages.append(plain)
-            continue
-        message, of_turn = _message(turn, at, unused, names, messages[-1]["role"] if messages else None)
-        messages.append(message)
-        if message["role"] == "assistant" and any(weight != 1 for _, weight in of_turn):
-            weights[index] = of_turn
-    return messages
-
-
-def _plain(turn: dict[str, Any], names: tuple[str, str]) -> dict[str, Any] | None:
+def _plain(turn: dict[str, Any], names: Names) -> dict[str, Any] | None:
     """The message of a turn that is nothing but a role and its text, as most are; None for others, which take ten times
     as long to look through."""
     says, text = turn.get(names[0]), turn.get(names[1])
@@ -125,13 +143,14 @@ def _plain(turn: dict[str, Any], names: tuple[str, str]) -> dict[str, Any] | Non
 
 
 def _message(
-    turn: dict[str, Any], at: str, unused: set[str], names: tuple[str, str], before: str | None
+    turn: dict[str, Any], at: str, unused: set[str], names: Names, before: str | None
 ) -> tuple[dict[str, Any], Weights]:
     """A turn's message and its weights, ``names`` being the keys of role and text, and ``before``
     the last turn's role."""
     says, text = names
-    if says == "role" and "role" not in turn and "from" in turn:
-        raise BadRow("wrong form", f"{at} has from and value; set format: sharegpt")
+    if turn.get(says) is None and (other := names_of(turn, names)) != names:
+        fix = "leave format out, and each turn is read by the names that it has"
+        raise BadRow("wrong form", f"{at} has {' and '.join(other)}, not {' and '.join(names)}; {fix}")
     if says not in turn:
         keys = ", ".join(list(turn)[:6]) or "nothing"
         raise BadRow("unknown role", f"{at}: has no {says} (found {keys}); a turn is {{{says}: user, {text}: ...}}")
@@ -151,7 +170,7 @@ def _message(
         message["tool_calls"] = tool_calls_from(turn["function_call"], f"{at}.function_call")
     mark = turn_mark(turn, role, at)
     weights: Weights = [(None, 1.0 if mark is None else mark)]
-    if turn[says].strip().lower() in _CALLING_ROLES:
+    if turn[says].strip(BLANKS).lower() in _CALLING_ROLES:
         message |= _called(turn.get(text), f"{at}.{text}")
     elif turn.get(text) is not None:
         message["content"], more, of_parts = _content(turn[text], f"{at}.{text}", role, unused)
@@ -168,7 +187,7 @@ def _message(
 
 
 def _role(role: Any, at: str, text: Any, before: str | None) -> str:
-    known = ROLES.get(role.strip().lower()) if isinstance(role, str) else None
+    known = ROLES.get(role.strip(BLANKS).lower()) if isinstance(role, str) else None
     if known is None:
         swapped = isinstance(text, str) and text in ROLES
         likely = "assistant" if before == "user" else "user"
@@ -199,7 +218,9 @@ def _content(value: Any, at: str, role: str, unused: set[str]) -> tuple[str, dic
     for index, item in enumerate(value):
         part_at = f"{at}[{index}]"
         part = _an_object(item, part_at, "content is a text or a list of {type: text, text: ...} parts")
-        kind = part.get("type", "text" if isinstance(part.get("text"), str) else None)
+        kind = part.get("type")
+        if kind in (None, "input_text", "output_text") and isinstance(part.get("text"), str):
+            kind = "text"
         inner = next((part[key] for key in ("text", "value", "content", str(kind)) if part.get(key) is not None), None)
         if kind == "text":
             texts.append(text_from(inner, f"{part_at}.text"))

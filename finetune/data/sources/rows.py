@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any, Protocol, TypeVar
@@ -76,6 +76,12 @@ def looked_at(rows: Iterator[Taken], count: int) -> tuple[list[Taken], Iterator[
     """The first rows, as ``taken``, and all of them from the first."""
     first, rest = taken(rows, count)
     return first, chain(first, rest)
+
+
+def columns_of(rows: Iterable[Row]) -> list[set[str]]:
+    """The columns that hold something in one of the rows, and all: a table has null where no row has anything."""
+    held = {name for row in rows for name, value in row.values.items() if value is not None}
+    return [held, {name for row in rows for name in row.values}]
 
 
 class Placed(Protocol):

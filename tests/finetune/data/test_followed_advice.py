@@ -91,10 +91,14 @@ def by_columns(source: dict[str, Any], match: re.Match[str]) -> dict[str, Any]:
     return source | {"columns": {"prompt": "prompt", "completion": match[1]}}
 
 
+def no_format(source: dict[str, Any], _: Any) -> dict[str, Any]:
+    return {name: value for name, value in source.items() if name != "format"}
+
+
 CASES: dict[str, tuple[Any, dict[str, Any], str, Any]] = {
     "a table": ({"r.jsonl": "prompt,completion\nq,a\n"}, {"path": "r.jsonl"}, r"name the file \.(csv)$", renamed),
     "a table by tabs": ({"r.csv": "prompt\tcompletion\nq\ta\n"}, {"path": "r.csv"}, r"name the file \.(tsv)", renamed),
-    "sharegpt": ({"r.jsonl": SHAREGPT}, {"path": "r.jsonl", "format": "messages"}, r"set format: (\w+)", key("format")),
+    "sharegpt": ({"r.jsonl": SHAREGPT}, {"path": "r.jsonl", "format": "messages"}, "leave format out", no_format),
     "both": ({"r.jsonl": MESSAGES + BOTH + MESSAGES}, {"path": "r.jsonl"}, "", None),
     "splits": ({"d/test.jsonl": ROW, "d/validation.jsonl": ROW}, {"path": "d"}, r"choose one: split: (\w+)$", key("split")),
     "names": (

@@ -217,3 +217,17 @@ def test_pairs_whose_chosen_answer_has_the_lower_score_are_counted(names: tuple[
         True,
         False,
     ]
+
+
+@pytest.mark.parametrize("name", [*ROWS, *PAIRS])
+def test_what_a_table_pads_with_null_changes_nothing(name: str, tmp_path: Path) -> None:
+    nothing = dict.fromkeys(("role", "content", "from", "value", "weight", "tool_calls", "name"))
+
+    def padded(value: Any) -> Any:
+        return [nothing | turn for turn in value] if isinstance(value, list) else value
+
+    plain = {**ROWS, **PAIRS}[name]
+    table = dict.fromkeys([key for row in (*ROWS.values(), *PAIRS.values()) for key in row] + ["note", "label"])
+    row = table | {key: padded(value) for key, value in plain.items()}
+    (wanted, _), (found, counts) = (read(tmp_path, [one], name in PAIRS) for one in (plain, row))
+    assert found == wanted and counts.ignored == []

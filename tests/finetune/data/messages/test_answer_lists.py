@@ -200,3 +200,43 @@ def test_chosen_and_rejected_come_before_a_list(write_rows: WriteRows) -> None:
     row = {"prompt": "q", "chosen": "a", "rejected": "b", "responses": TEXTS, "scores": SCORES}
     ((pair,), counts) = read(write_rows([row]))
     assert texts(pair) == ("a", "b") and counts.ignored == ["responses", "scores"]
+
+
+def test_columns_that_hold_nothing_are_no_pair(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    nothing = dict.fromkeys(("prompt", "chosen", "rejected", "messages", "rejected_messages"))
+    for name in ("prompt", "query"):
+        path.write_text(json.dumps(nothing | {name: "q", "responses": ["a", "b"], "scores": [1, 2]}))
+        ((pair,), counts) = read(path)
+        assert texts(pair) == ("b", "a") and pair.prompt == [Q] and counts.ignored == []
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"responses": [{"from": "gpt", "value": "a", "score": 1}, {"from": "gpt", "value": "b", "score": 2}]},
+        {"responses": [{"text": text, "score": at, "role": None, "content": None} for at, text in enumerate("ab")]},
+        {"responses": [answer(text) | {"score": at, "text": None} for at, text in enumerate("ab")]},
+        {"responses": "['a', 'b']", "scores": "[1, 2.5]"},
+        {"responses": "['a', \"b\"]", "ranks": "[2, 1]"},
+    ],
+)
+def test_lists_of_turns_padded_ones_and_what_python_printed(tmp_path: Path, row: dict[str, Any]) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"prompt": "q"} | row))
+    ((pair,), _) = read(path)
+    assert (pair.chosen["content"], pair.rejected["content"]) == ("b", "a")
+
+
+def test_what_is_said_of_a_list_and_of_a_rejected_answer_leads_on(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    row = {"prompt": "q", "responses": ["a", "b"], "ranking": [2, 1]}
+    path.write_text(json.dumps(row))
+    with pytest.raises(InputError, match=r"of a list of answers \{prompt: ..., answers: ..., scores: ...\}, or ranks"):
+        read(path)
+    ((pair,), _) = read(path, columns={"prompt": "prompt", "answers": "responses", "ranks": "ranking"})
+    assert texts(pair) == ("b", "a")
+    rows = [{"messages": [Q, answer("a")], "rejected_response": other} for other in ("b", None)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    ((_, bad), _) = read(path)
+    assert str(bad) == "rejected_response is null or missing; a pair needs both answers"

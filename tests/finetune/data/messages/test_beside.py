@@ -68,7 +68,9 @@ def test_what_a_table_writes_for_nothing_is_blank(value: Any, blank: bool) -> No
 
 def test_a_row_has_its_own_weight_and_may_not_be_left_out_by_it() -> None:
     assert row_mark({}) == 1.0 and row_mark({"weight": 0.25}) == 0.25 and row_mark({"train": "true"}) == 1.0
-    with pytest.raises(BadRow, match="train: got false; the row says that it is not trained; .*only: {train: true}"):
+    with pytest.raises(
+        BadRow, match="train: got false; the row says that it is not trained; .*without: {train: false}"
+    ):
         row_mark({"train": False})
 
 

@@ -65,3 +65,8 @@ def test_a_mark_of_training_is_no_judgement() -> None:
     turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "train": False}]
     made = judged({"messages": turns, "label": True, "weight": 0})
     assert made.good and made.conversation.weights == {} and made.unused == {"messages[].train"}
+
+
+def test_a_column_that_holds_nothing_is_no_label() -> None:
+    label = label_of(Source(path="x"), [Row(1, {"prompt": "q", "completion": "a", "label": None, "vote": 1})])
+    assert label is not None and label.column == "vote"

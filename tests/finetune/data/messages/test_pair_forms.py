@@ -237,3 +237,15 @@ def test_a_prompt_under_a_rarer_name(column: str, asked: Any) -> None:
     pair = form.convert(values)
     assert [turn["content"] for turn in (*pair.prompt, pair.chosen, pair.rejected)] == ["q", "a", "b"]
     assert column in form.columns and pair.unused == set()
+
+
+def test_columns_that_hold_nothing_are_no_prompt() -> None:
+    pair = read({"prompt": None, "question": "q", "chosen": "a", "rejected": "b", "output_1": None})
+    assert pair.prompt == [{"role": "user", "content": "q"}]
+
+
+@pytest.mark.parametrize("says", [{"role": "Model"}, {"role": None, "from": "bot"}])
+def test_an_answer_alone_is_one_whichever_name_its_role_has(says: dict[str, Any]) -> None:
+    sides = {name: [says | {"content": name, "value": name}] for name in ("chosen", "rejected")}
+    form = recognise_pairs([Row(1, {"prompt": "q"} | sides)])
+    assert form is not None and form.name == "answers" and "prompt" in form.columns

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from one_form import CALL, assistant, read, user
+from one_form import CALL, assistant, read, said, user
 
 from hybrid_ft.finetune.data.messages.row_forms import recognise
 from hybrid_ft.finetune.data.sources.rows import BadRow, Row
@@ -159,3 +159,9 @@ def test_a_column_that_some_rows_lack() -> None:
 def test_a_reason_is_one_printable_line_whatever_a_row_holds(odd):
     text = str(BadRow("column missing", f"column messages is missing (found {odd}messages)"))
     assert text.isprintable() and text.splitlines() == [text] and "messages is missing" in text
+
+
+def test_columns_that_hold_nothing_do_not_say_the_form() -> None:
+    nothing = {"messages": None, "prompt": None, "completion": None, "query": None}
+    assert read(nothing | {"instruction": "q", "output": "a"}).messages == [user("q"), assistant("a")]
+    assert read({"messages": None, "conversations": [said("human", "q"), said("gpt", "a")]}).messages[0] == user("q")

@@ -165,3 +165,21 @@ def test_an_object_of_lists_is_a_side_of_a_pair() -> None:
 def test_roles_with_blanks_around_them() -> None:
     turns = [{"role": " User ", "content": "q"}, {"role": "assistant\n", "content": "a"}]
     assert [turn["role"] for turn in read({"messages": turns}).messages] == ["user", "assistant"]
+
+
+def test_messages_as_text_whatever_their_first_key() -> None:
+    def more(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{"id": 1, "tool_calls": None} | turn for turn in turns]
+
+    expected = ASKED + ANSWER
+    assert read({"prompt": json.dumps(more(ASKED)), "completion": repr(more(ANSWER))}).messages == expected
+    assert read({"prompt": json.dumps(more(SHAREGPT[:1])), "completion": "a"}).messages[0] == ASKED[0]
+    each = [json.dumps(turn) for turn in more(ASKED + ANSWER)]
+    assert read({"messages": each}).messages == read({"prompt": each[:1], "completion": each[1:]}).messages == expected
+    people = json.dumps([{"id": 1, "role": "admin", "content": "x"}, {"id": 2, "from": "Bern", "value": 3}])
+    assert read({"prompt": "q", "completion": people}).messages[-1]["content"] == people
+
+
+def test_a_prompt_is_alone_beside_columns_that_hold_nothing() -> None:
+    row = {"prompt": None, "messages": None, "context": json.dumps(ASKED), "chosen": "a", "rejected": "b"}
+    assert read_pair(row).prompt == ASKED

@@ -1,9 +1,12 @@
 """Marks of turns, parts and rows: are they trained, and how much."""
 
 import pytest
+import yaml
 from one_form import assistant, parts, read, said, user
 
+from hybrid_ft.finetune.data.labels import chosen_by
 from hybrid_ft.finetune.data.sources.rows import BadRow
+from hybrid_ft.finetune.recipe.data_section import Source
 
 
 @pytest.mark.parametrize("name", ["train", "training", "trainable", "weight", "loss", "loss_weight", "loss_scale"])
@@ -17,11 +20,13 @@ def test_a_mark_has_many_names_and_places(name: str) -> None:
             assert found.untrained == {1} and found.unused == set()
             assert read(values | {name: on}).untrained == {1} == read(values | {name: str(on)}).untrained
             for mark in (off, str(off)):
-                with pytest.raises(
-                    BadRow, match=f"{name}: got .*; leave such rows out, with only: {{{name}: true}}"
-                ) as bad:
+                with pytest.raises(BadRow, match=f"{name}: got .*; leave such rows out, with without: ") as bad:
                     read(values | {name: mark})
                 assert bad.value.kind == "training flag"
+                without = yaml.safe_load(f"{{{str(bad.value).split('with without: {')[1].split('}')[0]}}}")
+                chosen = chosen_by(Source(path="x", without=without), "x")
+                assert chosen is not None and not chosen.takes({name: mark})
+                assert chosen.takes({}) and chosen.takes({name: on})
 
 
 @pytest.mark.parametrize("name", ["mask", "masked", "loss_mask", "loss_masks", "ignore_loss", "train_detail"])

@@ -86,7 +86,10 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
     ("a text in a list", {"prompt": ["q"], "completion": ["a"]}, "wrong type", 'prompt: got a list of 1 text; must be a string, or a list of turns (role, content); map it in columns as "{{ prompt[0] }}"'),
     ("texts in a list", {"prompt": "q", "completion": ["a", "b"]}, "wrong type", "completion: got a list of 2 texts; must be a string, or a list of turns (role, content); give each a row of its own"),
     ("role list", row({"role": ["user"], "content": "q"}), "unknown role", "messages[0].role: got a list of 1"),
-    ("other form", row(user("q"), {"from": "gpt", "value": "a"}), "wrong form", "set format: sharegpt"),
+    ("two forms in a turn", row(user("q"), assistant("a") | said("gpt", "b")), "wrong form", "messages[1]: role and content say another thing than from and value; keep one of the two"),
+    ("two roles in a turn", row(user("q") | said("gpt", "q"), assistant("a")), "wrong form", "messages[0]: role and content say another thing"),
+    ("a space that nobody types", row({"role": "user\u00a0", "content": "q"}), "unknown role", r"messages[0].role: got 'user\xa0'; must be one of"),
+    ("no space at all", {"conversations": [said("gpt\u200b", "q")]}, "unknown role", r'such as roles: {"gpt\u200b": user}'),
     ("null user", row(user(None), assistant("a")), "null content", "messages[0].content is null (role user)"),
     ("null answer", row(user("q"), assistant(None)), "null content", "messages[1].content is null"),
     ("missing content", row(user("q"), {"role": "assistant"}), "null content", "messages[1].content is missing"),
@@ -136,6 +139,8 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
     ("user's part", row(user(parts("q", train=True)), assistant("a")), "training flag", "messages[0].content[0].train: only parts of assistant turns are trained"),
     ("picture in a turn", row(user("<image>q") | {"images": ["x.png"]}, assistant("a")), "part that is not text", "messages[0].images: got a list of 1"),
     ("picture in a part", row(user([{"type": "text", "text": "q", "image": "x.png"}]), assistant("a")), "part that is not text", "messages[0].content[0].image: got 'x.png'"),
+    ("flag in capitals", row(user("q"), assistant("a", Train=False)), "training flag", "messages[1].Train: got false; marks are read in small letters: train"),
+    ("part's flag in capitals", row(user("q"), assistant(parts("a", WEIGHT=0))), "training flag", "messages[1].content[0].WEIGHT: got 0; marks are read in small"),
     ("flags differ", row(user("q"), assistant("a", train=True, weight=0)), "training flag", "messages[1]: train and weight contradict each other"),
     ("nothing trained", row(user("q"), assistant("a", weight=0)), "nothing to learn", "messages: every assistant turn's own flag says not to train it"),
     ("sharegpt flag", {"conversations": [said("human", "q"), said("gpt", "a", loss=2)]}, "training flag", "conversations[1].loss: got 2"),
@@ -148,3 +153,36 @@ def test_bad_rows(values: dict[str, Any], kind: str, says: str) -> None:
     with pytest.raises(BadRow) as error:
         read(values)
     assert error.value.kind == kind and says in str(error.value) and "\n" not in str(error.value)
+
+
+def padded(turn: dict[str, Any]) -> dict[str, Any]:
+    return dict.fromkeys(("role", "content", "from", "value", "tool_calls", "weight")) | turn
+
+
+@pytest.mark.parametrize("column", ["messages", "conversations"])
+@pytest.mark.parametrize("turns", [[said("human", "q"), assistant("a")], [user("q"), said("gpt", "a")]])
+def test_each_turn_is_read_by_the_names_that_it_has(column: str, turns: list[dict[str, Any]]) -> None:
+    for given in (
+        turns,
+        [padded(turn) for turn in turns],
+        [user("q") | said("human", "q"), assistant("a") | said("bot", "a")],
+    ):
+        found = read({column: given})
+        assert found.messages == [user("q"), assistant("a")]
+    call = {"role": "assistant", "content": None, "from": None, "value": None, "tool_calls": [CALL]}
+    found = read({column: [padded(said("human", "q")), call]})
+    assert found.messages == [user("q"), assistant("", tool_calls=[CALL])] and found.unused == set()
+
+
+def test_a_format_that_is_set_says_which_names_are_read() -> None:
+    both = [user("q") | said("human", "r"), assistant("a") | said("gpt", "b")]
+    assert read({"messages": both}, "messages").messages == [user("q"), assistant("a")]
+    assert read({"conversations": both}, "sharegpt").messages == [user("r"), assistant("b")]
+    with pytest.raises(BadRow, match=r"conversations\[0\] has role and content, not from and value; leave format out"):
+        read({"conversations": [user("q"), assistant("a")]}, "sharegpt")
+
+
+def test_parts_whose_type_a_table_left_null_and_those_of_the_responses_api() -> None:
+    given = [{"type": None, "text": "q", "image_url": None}, {"type": "input_text", "text": "r"}]
+    found = read({"messages": [user(given), assistant([{"type": "output_text", "text": "a", "train": True}])]})
+    assert found.messages == [user("qr"), assistant("a")]
