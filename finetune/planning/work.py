@@ -157,7 +157,8 @@ def _told(recipe: Recipe, config: PreTrainedConfig, why: str, tokens: int | None
         full, micro = train.batch_tokens, a_step(recipe)
     else:
         full, micro = train.batch_size * longest, a_step(recipe)
-    batch = Batch(full, full, full // longest if pairs else 0, several=micro > teams)
+    prompts = full // longest if pairs else 0
+    batch = Batch(full, 2 * prompts if recipe.reward else full, prompts, several=micro > teams)
     step_tokens = None if pairs else full * micro
     steps = train.steps
     if tokens is not None and step_tokens is not None and steps is None:
