@@ -166,6 +166,8 @@ def _told(recipe: Recipe, config: PreTrainedConfig, why: str, tokens: int | None
     epochs = train.epochs
     if steps is not None and step_tokens is not None and tokens is None:
         tokens, epochs = steps * step_tokens, 1.0
+    elif train.steps is not None and step_tokens is not None and tokens is not None:
+        epochs = train.steps / math.ceil(tokens / step_tokens)
     of_rows = min(longest, full)
     segments = [of_rows]
     labelled = 0 if recipe.reward else round(of_rows * _TRAINED)
