@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.machines.memory import MARGIN, Batch, peak
 from hybrid_ft.finetune.machines.shape import Shape
+from hybrid_ft.hybrid_model.families.known import FAMILIES
 
 if TYPE_CHECKING:
     from hybrid_ft.finetune.recipe.schema import Recipe
@@ -36,9 +37,10 @@ def left_out(recipe: Recipe, shape: Shape, batch: Batch, gpus: int, room: float)
             )
         return frozenset(order[: count - wanted])
     if not shape.proven:
+        known = " and ".join(family.name for family in FAMILIES if family.step is not None)
         raise InputError(
-            "model.checkpointed_layers: auto must be a number here: what a layer keeps is known for Olmo Hybrid with all "
-            "weights or plain LoRA alone; set how many layers are computed again, or leave the key out"
+            "model.checkpointed_layers: auto must be a number here: what a layer keeps is known with all weights or plain "
+            f"LoRA, of {known} alone; set how many layers are computed again, or leave the key out"
         )
     kept: frozenset[int] = frozenset()
     for number in range(count):

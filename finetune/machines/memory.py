@@ -7,9 +7,9 @@
     gathered    weights that FSDP2 has put together, and the buffers it does so in
     head        its gradient, and its copy in the arithmetic's dtype
 
-Proven for Olmo Hybrid by a trace of its step, operation by operation, on fake tensors; of other families only what is
-held and the layers' inputs are reckoned. What torch's allocator leaves unused between tensors, CUDA's own memory and
-NCCL's buffers are not in it: 1 to 3 GB, and more with many lengths.
+Proven for Olmo Hybrid and Qwen3.5 by a trace of their step, operation by operation, on fake tensors; of families
+without a record of it only what is held and the layers' inputs are reckoned. What torch's allocator leaves unused
+between tensors, CUDA's own memory and NCCL's buffers are not in it: 1 to 3 GB, and more with many lengths.
 """
 
 from __future__ import annotations
@@ -134,7 +134,8 @@ def _moments(
     grown = waiting + (gradient * shape.head if pieces == 1 and not batch.several else 0)
     new = gradient * shape.head if pieces > 1 or batch.several else 0
     yield memory("the head's backward", grown, below[-1], ends - N * stream, root + last, head_copy + new)
-    whole_head = gradient * shape.head if pieces > 1 else 0  # until the end of backward
+    # until the end of backward
+    whole_head = gradient * shape.head if pieces > 1 or (shape.tied and batch.several) else 0
     for number in range(len(layers) - 1, first - 1, -1):
         layer, how = layers[number], hows[number]
         mixed = batch.mixed(layer) if how == "selective" else 0
@@ -155,6 +156,10 @@ def _moments(
         if not batch.several:
             done = gradient * layer.trained // pieces
             grown += done - (gradient * layer.last if pieces == 1 else 0)
+    if shape.tied:  # the sum of the head's gradient and the embeddings' is a third one
+        others = all_gradients if batch.several else all_gradients - gradient * shape.head // pieces
+        on_their_way = FLOAT32 * layers[0].trained if pieces > 1 and layers else 0
+        yield memory("the embeddings' backward", others, 0, N * stream, root + on_their_way, 3 * gradient * shape.head)
     yield memory("the optimizer's step", all_gradients, 0, shape.step, 0, 0)
     if pieces > 1 and layers:
         yield memory("the first gathering", waiting, N * stream, 0, 2 * (root + (embedding or in_layer[0])), 0)

@@ -1,12 +1,13 @@
 """A model's numbers and bytes, layer by layer, as a training step meets them.
 
-Of Olmo Hybrid what each layer keeps for its backward is known in closed form; of other families only what is held and
-the layers' inputs are.
+What each layer keeps for its backward is known in closed form where a family's record says what its layers are
+(``Step``); of other families only what is held and the layers' inputs are.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,18 +16,18 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from hybrid_ft.finetune.runs.moments import moment_bytes, step_bytes
+from hybrid_ft.hybrid_model.families.family import Step
 from hybrid_ft.hybrid_model.families.known import family_of_type, is_known
 from hybrid_ft.hybrid_model.quantised import packed_bytes
+from hybrid_ft.hybrid_model.scorer import HEAD
 
 FLOAT32 = 4
 """bytes"""
 CHUNK = 64
 """tokens of a chunk of the delta rule"""
 
-_PROJECTIONS = (
-    *("q_proj", "k_proj", "v_proj", "g_proj", "a_proj", "b_proj", "o_proj"),
-    *("gate_proj", "up_proj", "down_proj"),
-)
+_ATTENTION = ("q_proj", "k_proj", "v_proj")
+_MLP = ("gate_proj", "up_proj")
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.(.*)")
 
 
@@ -114,10 +115,15 @@ class Shape:
         return self.arithmetic * layer.weights if self.is_cast else layer.bytes
 
     @property
+    def tied(self) -> bool:
+        """Whether the head that is trained is the embeddings too."""
+        return 0 < self.head and self.outside.weights < 2 * self.head
+
+    @property
     def embedding(self) -> int:
         """Bytes of one that FSDP2 lets go after forward: where all weights are trained, and the head has its own."""
         whole = self.is_cast or self.gradient == self.arithmetic
-        return self.gradient * self.head if whole and self.outside.weights >= 2 * self.head else 0
+        return self.gradient * self.head if whole and not self.tied else 0
 
     @property
     def proven(self) -> bool:
@@ -162,39 +168,38 @@ def shape_of(
     full = not adapters and not small
     stream = FLOAT32 if full else arithmetic
     kind = getattr(config, "model_type", None)
-    known = is_known(kind) and family_of_type(kind).traced and not _unusual(model)
+    step = family_of_type(kind).step if is_known(kind) and not _unusual(model) else None
     layers = []
     for number in range(count):
-        kind = config.layer_types[number] if known else ""
-        of_kind = _of_delta if kind == "linear_attention" else _of_attention
-        own = dict.fromkeys(_PROJECTIONS, (0, 0.0)) if small else adapters.get(number, {})
-        kept = of_kind(config, own, full, arithmetic, stream) if known else None
-        middle = config.intermediate_size if known else 0
+        attends = step is not None and config.layer_types[number] != "linear_attention"
+        of_kind = _of_attention if attends else _of_delta
+        own = dict.fromkeys(_projections(step), (0, 0.0)) if small and step else adapters.get(number, {})
+        kept = of_kind(config, step, own, full, arithmetic, stream) if step else None
+        middle = config.intermediate_size if step else 0
         keeps_middle = full or "down_proj" in own
-        attends = of_kind is _of_attention
-        heads, by_heads = _by_heads(config, attends, arithmetic) if known else (1, 0)
+        after = step is not None and attends and step.after
+        heads, by_heads = _by_heads(config, attends, arithmetic) if step else (1, 0)
         layers.append(
             Layer(
-                name=f"layer {number}"
-                + (f" ({'delta rule' if of_kind is _of_delta else 'attention'})" if known else ""),
+                name=f"layer {number}" + (f" ({'attention' if attends else 'delta rule'})" if step else ""),
                 weights=weights[number],
                 trained=trained[number],
                 bytes=sizes[number],
                 input=stream * config.hidden_size,
-                read=0 if full and attends else stream * config.hidden_size,
+                read=0 if full and after else stream * config.hidden_size,
                 kept=kept,
-                mixed=_mixed(config, kind, arithmetic) if known else 0,
-                spare=(3 - keeps_middle) * arithmetic * middle + (stream - arithmetic * attends) * config.hidden_size,
+                mixed=_mixed(config, attends, arithmetic) if step else 0,
+                spare=(3 - keeps_middle) * arithmetic * middle + (stream - arithmetic * after) * config.hidden_size,
                 copies=weights[number] if full and arithmetic != FLOAT32 else 0,
                 last=config.hidden_size * middle if full or small else 0,
-                attends=known and attends,
+                attends=attends,
                 heads=heads,
                 by_heads=by_heads,
-                apart=arithmetic * _queries(config) if known and attends and (full or "o_proj" in own) else 0,
+                apart=arithmetic * _queries(config) if attends and (full or "o_proj" in own) else 0,
             )
         )
     outside = Layer("", weights[count], trained[count], sizes[count], 0, 0, 0, 0, 0, 0, 0)
-    states = FLOAT32 * _state(config) if known else 0
+    states = FLOAT32 * _state(config) if step else 0
     gradient = arithmetic if small else FLOAT32
     kept, made = moment_bytes(model, optimizer), step_bytes(model, optimizer)
     return Shape(tuple(layers), outside, head, arithmetic, states, unpacked, gradient, kept, made)
@@ -220,63 +225,79 @@ def _adapters(model: nn.Module) -> dict[int, dict[str, tuple[int, float]]]:
 
 
 def _unusual(model: nn.Module) -> bool:
-    """Whether more is kept for backward than LoRA does: DoRA, or modules trained whole beside it."""
+    """Whether more is kept for backward than LoRA does: DoRA, or modules trained whole beside it. A reward model's
+    head, which reads last tokens alone, keeps next to nothing."""
     adapted = [module for module in model.modules() if hasattr(module, "lora_A")]
-    whole = any(".modules_to_save." in name for name, _ in model.named_parameters())
+    named = (name.partition(".modules_to_save.") for name, _ in model.named_parameters())
+    whole = any(saved and not module.endswith(f".{HEAD.partition('.')[0]}") for module, saved, _ in named)
     return whole or any(any(getattr(module, "use_dora", {}).values()) for module in adapted)
 
 
-def _inputs(names: str, width: int, own: dict[str, tuple[int, float]], full: bool, arithmetic: int) -> int:
+def _projections(step: Step) -> tuple[str, ...]:
+    return (*step.delta, step.out, *_ATTENTION, "o_proj", *_MLP, "down_proj")
+
+
+def _inputs(names: Collection[str], width: int, own: dict[str, tuple[int, float]], full: bool, arithmetic: int) -> int:
     """Bytes a token of one tensor that several projections read, as they keep it.
 
     In full training autocast makes of the float32 tensor a copy for each of them; adapters share it, unless each drops
     some of it.
     """
     if full:
-        return arithmetic * width * (len(names.split()) if arithmetic != FLOAT32 else 1)
-    adapted = [own[name] for name in names.split() if name in own]
+        return arithmetic * width * (len(names) if arithmetic != FLOAT32 else 1)
+    adapted = [own[name] for name in names if name in own]
     dropped = sum(drop > 0 for _, drop in adapted)
-    shared = arithmetic * width if adapted else 0
+    shared = arithmetic * width if dropped < len(adapted) else 0
     return shared + dropped * (arithmetic + 1) * width + sum(rank for rank, _ in adapted) * arithmetic
 
 
 def _of_mlp(config: Any, own: dict[str, tuple[int, float]], full: bool, arithmetic: int) -> int:
     middle = config.intermediate_size
-    down = _inputs("down_proj", middle, own, full, arithmetic)
-    return _inputs("gate_proj up_proj", config.hidden_size, own, full, arithmetic) + 2 * arithmetic * middle + down
+    down = _inputs(("down_proj",), middle, own, full, arithmetic)
+    return _inputs(_MLP, config.hidden_size, own, full, arithmetic) + 2 * arithmetic * middle + down
 
 
-def _of_delta(config: Any, own: dict[str, tuple[int, float]], full: bool, arithmetic: int, stream: int) -> int:
+def _of_delta(
+    config: Any, step: Step, own: dict[str, tuple[int, float]], full: bool, arithmetic: int, stream: int
+) -> int:
     """Bytes a token that backward of a delta layer needs beside its input."""
     keys = config.linear_num_key_heads * config.linear_key_head_dim
     heads = config.linear_num_value_heads
     values = heads * config.linear_value_head_dim
-    read = "q_proj k_proj v_proj g_proj a_proj b_proj"
     projected = 2 * keys + 2 * values
     convolved = 2 * keys + values
     return (
-        _inputs(read, config.hidden_size, own, full, arithmetic)
+        _inputs(step.delta, config.hidden_size, own, full, arithmetic)
         + arithmetic * (projected + convolved + values)
-        + _inputs("o_proj", values, own, full, arithmetic)
+        + _inputs((step.out,), values, own, full, arithmetic)
         + heads * (arithmetic * CHUNK + 44)  # within chunks; decays at their steps, gates, a and b
         + stream * config.hidden_size  # the sum that the second norm reads
         + _of_mlp(config, own, full, arithmetic)
     )
 
 
-def _of_attention(config: Any, own: dict[str, tuple[int, float]], full: bool, arithmetic: int, stream: int) -> int:
-    """The same of an attention layer, whose norms come after mixer and MLP and read what those give."""
-    queries = _queries(config)
+def _of_attention(
+    config: Any, step: Step, own: dict[str, tuple[int, float]], full: bool, arithmetic: int, stream: int
+) -> int:
+    """The same of an attention layer. Norms that come after mixer and MLP read what those give."""
+    queries, hidden = _queries(config), config.hidden_size
     keys = queries // config.num_attention_heads * config.num_key_value_heads
-    rope = (config.rope_parameters or {}).get("rope_theta") is not None
+    if step.gated:  # the gate and its sigmoid, what attention gave and that side by side, which the sigmoid multiplies
+        given = 4 * queries
+    else:
+        given = 0 if full or "o_proj" in own else queries  # attention's backward reads what it gave
+    if step.after:
+        norms = 2 * arithmetic * hidden
+        if any(own[name][1] == 0 for name in _ATTENTION if name in own):  # they read the input itself
+            norms -= arithmetic * hidden
+    else:
+        norms = stream * hidden
     return (
-        _inputs("q_proj k_proj v_proj", config.hidden_size, own, full, arithmetic)
-        - (arithmetic * config.hidden_size if own.keys() & {"q_proj", "k_proj", "v_proj"} else 0)  # the input itself
-        + arithmetic * (2 * queries + 3 * keys + rope * (queries + keys))
-        + _inputs("o_proj", queries, own, full, arithmetic)
-        + (0 if full or "o_proj" in own else arithmetic * queries)  # attention's backward reads what it gave
+        _inputs(_ATTENTION, hidden, own, full, arithmetic)
+        + arithmetic * (2 * queries + 3 * keys + given)  # as projected, and with norm and rope; v
+        + _inputs(("o_proj",), queries, own, full, arithmetic)
         + 4 * config.num_attention_heads
-        + 2 * arithmetic * config.hidden_size
+        + norms
         + _of_mlp(config, own, full, arithmetic)
     )
 
@@ -299,9 +320,9 @@ def _by_heads(config: Any, attends: bool, arithmetic: int) -> tuple[int, int]:
     return config.linear_num_key_heads, arithmetic * 2 * (2 * keys + values) + heads * (arithmetic * CHUNK + 44)
 
 
-def _mixed(config: Any, kind: str, arithmetic: int) -> int:
+def _mixed(config: Any, attends: bool, arithmetic: int) -> int:
     """Bytes a token of what the delta rule's operator, or attention's, returns."""
-    if kind == "linear_attention":
+    if not attends:
         heads = config.linear_num_value_heads
         return heads * (arithmetic * (config.linear_value_head_dim + CHUNK) + 32)
     return arithmetic * _queries(config) + 4 * config.num_attention_heads

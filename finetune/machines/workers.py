@@ -43,6 +43,9 @@ class Nodes:
     rendezvous: str | None = None
 
     def __post_init__(self) -> None:
+        for option, given in (("--node-rank", self.rank > 0), ("--rendezvous", self.rendezvous is not None)):
+            if given and self.count == 1:
+                raise InputError(f"{option}: goes with --nodes, the number of machines, which must then be 2 or more")
         if not 0 <= self.rank < self.count:
             raise InputError(f"--node-rank: {self.rank} must be from 0 to {self.count - 1}, one less than --nodes")
         if self.count > 1 and self.rendezvous is None:

@@ -41,8 +41,11 @@ class Place:
     def __init__(self, text: str) -> None:
         self.name = masked(text)
         protocol = text.partition("://")[0] if "://" in text else "file"
-        if "::" in text or protocol not in known_implementations:
-            near = did_you_mean(protocol, list(known_implementations))
+        # s3:/mine and me@host:mine are no folders that anybody means
+        unclear = protocol == "file" and "://" not in text and ":" in text.partition("/")[0]
+        nowhere = "://" in text and not text.partition("://")[2].strip("/")
+        if "::" in text or unclear or nowhere or protocol not in known_implementations:
+            near = "" if unclear or nowhere else did_you_mean(protocol, list(known_implementations))
             raise InputError(
                 f"mirror: {shown(self.name)} must be a folder or s3://, gs://, hf://buckets/ or ssh:// and a path{near}"
             )

@@ -163,7 +163,8 @@ def _told(recipe: Recipe, config: PreTrainedConfig, why: str, tokens: int | None
         full, micro = train.batch_tokens, a_step(recipe)
     else:
         full, micro = train.batch_size * longest, a_step(recipe)
-    batch = Batch(full, full, full // longest if pairs else 0, several=micro > teams)
+    prompts = full // longest if pairs else 0
+    batch = Batch(full, 2 * prompts if recipe.reward else full, prompts, several=micro > teams)
     step_tokens = None if pairs else full * micro
     steps = train.steps
     if tokens is not None and step_tokens is not None and steps is None:
@@ -171,6 +172,8 @@ def _told(recipe: Recipe, config: PreTrainedConfig, why: str, tokens: int | None
     epochs = train.epochs
     if steps is not None and step_tokens is not None and tokens is None:
         tokens, epochs = steps * step_tokens, 1.0
+    elif train.steps is not None and step_tokens is not None and tokens is not None:
+        epochs = train.steps / math.ceil(tokens / step_tokens)
     of_rows = min(longest, full)
     segments = [of_rows]
     labelled = 0 if recipe.reward else round(of_rows * _TRAINED)

@@ -94,10 +94,15 @@ class Order:
 
     def __post_init__(self) -> None:
         """Raises InputError for a place that is not known and options that it does not have, or needs."""
+        if not self.place:
+            raise InputError(f"--on: must be given, one of {', '.join(PLACES)}")
         if self.place not in PLACES:
             raise InputError(
                 f"--on: {shown(self.place)} must be one of {', '.join(PLACES)}{did_you_mean(self.place, PLACES)}"
             )
+        for option, value in vars(self).items():
+            if value == "":
+                raise InputError(f"--{option}: must not be empty; leave the option out, or say what it is to be")
         for option, places in _ONLY.items():
             value = getattr(self, option)
             given = value is not None and value is not False and value != ()

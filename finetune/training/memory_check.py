@@ -100,7 +100,8 @@ def batch_of(recipe: Recipe, prepared: Any, teams: int = 1) -> Batch:
         count = recipe.pairs_or_rows or len(whole)
         if recipe.data.streaming:  # the rows are a sample: a step of the longest that are let in
             whole = np.full(count, min(2 * recipe.data.max_length, recipe.train.batch_tokens))
-        return largest_of_pairs(whole, count, recipe.train.batch_tokens)
+        batch = largest_of_pairs(whole, count, recipe.train.batch_tokens)
+        return batch if recipe.reward is None else replace(batch, labelled=2 * batch.prompts)  # last tokens alone
     if recipe.data.streaming:  # the rows are a sample, and longer ones may come
         train = recipe.train
         tokens = train.batch_tokens if recipe.data.packing else train.batch_size * recipe.data.max_length

@@ -55,6 +55,21 @@ class Released:
     counted: Callable[[dict[str, tuple[Path, tuple[int, ...]]], Config], None]
 
 
+@dataclass(frozen=True)
+class Step:
+    """What a training step keeps of a layer, where families differ. Layers are of attention or of the delta rule.
+
+    delta      names of the projections that read a delta layer's normed input, and of the one that ends it
+    after      whether attention's layers norm what mixer and MLP give; else what they get, as the delta rule's do
+    gated      whether a gate as wide as the queries comes with them, and its sigmoid multiplies what attention gives
+    """
+
+    delta: tuple[str, ...]
+    out: str
+    after: bool = False
+    gated: bool = False
+
+
 @dataclass(frozen=True, eq=False)
 class Family:
     """One architecture of transformers, or several that differ in their sizes alone.
@@ -83,7 +98,7 @@ class Family:
                   logits; None where they are as they stand
     before        of a config: learnt vectors before every document, which all documents of a batch share
     released      how its files are written, where that is not as transformers does it or as the base has it
-    traced        whether the memory of its training step is counted, layer by layer, and proven by a trace
+    step          what a training step keeps of its layers, proven by a trace; None: not known
     serve_flags   what ``vllm serve`` needs for it
     unserved      those of ``model_types`` that vLLM, in the version ``VLLM``, has no class for
     tiny          sizes of a random model for tests, by model_type
@@ -111,7 +126,7 @@ class Family:
     head: Head | None = None
     before: Callable[[Config], int] = lambda config: 0
     released: Released | None = None
-    traced: bool = False
+    step: Step | None = None
     serve_flags: str = ""
     unserved: tuple[str, ...] = ()
     tiny: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

@@ -47,7 +47,7 @@ def flat_attention(
         if kwargs.get(name) is not None:
             raise ValueError(f"{type(module).__name__}: {name} is not computed on flat batches")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
+    q, k, v = (_as_multiplied(x).squeeze(0).transpose(0, 1) for x in (query, key, value))
     if sliding_window is not None and sliding_window < _longest_history(layout):
         kind = partial(window_attention, layout=layout, scale=scale, window=sliding_window, dropout=dropout)
     else:
@@ -101,6 +101,14 @@ def window_attention(
             )
             outputs.append(o.squeeze(0).transpose(0, 1))
     return torch.cat(outputs) if outputs else q
+
+
+def _as_multiplied(x: torch.Tensor) -> torch.Tensor:
+    """In autocast's dtype, which torch's attention would take too: rope widens queries and keys, and kernels that take
+    all segments at once are chosen by dtype."""
+    kind = x.device.type
+    cast = torch.is_autocast_enabled(kind) and x.dtype == torch.float32
+    return x.to(torch.get_autocast_dtype(kind)) if cast else x
 
 
 def _longest_history(layout: SequenceLayout) -> int:

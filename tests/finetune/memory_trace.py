@@ -129,6 +129,7 @@ def trace(
     peft_forward: bool = False,
     optimizer: str = "adamw",
     quantize: bool = False,
+    scores: bool = False,
 ) -> Peaks:
     """Two steps of SFT, the second of which counts: the optimizer's moments are there then.
 
@@ -140,6 +141,7 @@ def trace(
     pairs      each document is a prompt, half of it, and two answers that continue it
     left_out   layers that checkpointing leaves out
     quantize   the base in nf4, under adapters
+    scores     a reward model, whose head reads the last token of each document or answer
 
     optimizer  as train.optimizer has it
 
@@ -165,10 +167,11 @@ def trace(
         tokens = len(layout.own_positions)
     try:
         with ExitStack() as around, FakeTensorMode(allow_non_fake_inputs=True), as_on_a_gpu():
-            model = _fake_model(config, lora, targets, dropout, optimizer == "adamw_bf16", quantize)
+            model = _fake_model(config, lora, targets, dropout, optimizer == "adamw_bf16", quantize, scores)
             plain = model.get_base_model() if lora else model
             model.train()
             leave_out(model, left_out)
+            around.enter_context(mock.patch.object(torch.nn.functional, "dropout", _dropped_as_on_a_gpu))
             if checkpointing == "offload":
                 offload_inputs(model)
                 around.enter_context(mock.patch.object(selective_checkpointing, "save_on_cpu", _on_the_host))
@@ -180,7 +183,8 @@ def trace(
             if mesh is not None:
                 divide(model, mesh, bfloat16=True)
             live = LiveBytes()
-            step = _stepping(model, plain, _fake_layout(layout), int(tokens * labelled), autocast_cache)
+            ends = documents * (2 if pairs else 1) if scores else int(tokens * labelled)
+            step = _stepping(model, plain, _fake_layout(layout), ends, autocast_cache)
             made = _optimizer(model, optimizer, fused)
             for module in model.modules() if peft_forward else ():
                 if isinstance(module, LoraLayer):
@@ -224,6 +228,11 @@ def _optimizer(model: Any, name: str, fused: bool) -> Any:
     return torch.optim.AdamW(trained, lr=1e-5, fused=fused, foreach=not fused)
 
 
+def _dropped_as_on_a_gpu(x: torch.Tensor, p: float, training: bool, inplace: bool = False) -> torch.Tensor:
+    """With a byte a number of what was dropped; on a CPU it is another tensor like ``x``."""
+    return torch.native_dropout(x, p, training)[0]
+
+
 def _on_the_host(pin_memory: bool) -> torch.autograd.graph.saved_tensors_hooks:
     """In place of torch's: here the host is the device, so what waits there must hold no memory of it."""
     assert pin_memory
@@ -241,41 +250,48 @@ def _stepping(model: Any, plain: Any, layout: SequenceLayout, labelled: int, cac
 
     def forward(input_ids: torch.Tensor, **_: Any) -> torch.Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=cache):
-            hidden = plain.model(input_ids=input_ids, layout=layout, use_cache=False).last_hidden_state[0]
-            head = plain.lm_head.weight
-            return -token_log_probs(hidden.index_select(0, rows), head.to(torch.bfloat16), targets)[0].sum()
+            hidden = plain.base_model(input_ids=input_ids, layout=layout, use_cache=False).last_hidden_state[0]
+            chosen = hidden.index_select(0, rows)
+            if hasattr(plain, "score"):
+                return plain.score(chosen).sum()
+            return -token_log_probs(chosen, plain.lm_head.weight.to(torch.bfloat16), targets)[0].sum()
 
     plain.forward = forward  # FSDP2's hooks are on the model's own call
     return lambda: model(ids)
 
 
-def _fake_model(
-    config: Any, lora: int, targets: str, dropout: float, small: bool = False, quantize: bool = False
-) -> Any:
+def _fake_model(config: Any, lora: int, targets: str, dropout: float, small: bool, quantize: bool, scores: bool) -> Any:
     """The program's model with parameters that have no memory."""
-    from transformers import OlmoHybridForCausalLM
     from transformers.initialization import no_init_weights
 
     from hybrid_ft.hybrid_model.adapters import add_lora
+    from hybrid_ft.hybrid_model.families.known import family_of
     from hybrid_ft.hybrid_model.lay_flat import lay_flat
     from hybrid_ft.hybrid_model.quantised import NF4, known_to_peft
+    from hybrid_ft.hybrid_model.scorer import as_scorer, flat_scorer, scorer_class
 
+    config = as_scorer(config) if scores else config
     before = torch.get_default_dtype()
     with no_init_weights(), torch.device("meta"):
         torch.set_default_dtype(torch.bfloat16 if lora or small else torch.float32)
         try:
-            model: Any = lay_flat(OlmoHybridForCausalLM(config))
+            kind = scorer_class(config) if scores else family_of(config).language_model(config.model_type)
+            model: Any = flat_scorer(kind(config)) if scores else lay_flat(kind(config))
+            model.tie_weights()
         finally:
             torch.set_default_dtype(before)
         packed = _packed(model) if quantize else {}
         if lora:
             with known_to_peft(model, NF4 if quantize else None):
                 model = add_lora(model, targets, rank=lora, dropout=dropout)
+    fakes: dict[Any, torch.nn.Parameter] = {}  # embeddings and a head may be one
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
-                fake = torch.empty(parameter.shape, dtype=parameter.dtype)
-                module._parameters[name] = torch.nn.Parameter(fake, requires_grad=parameter.requires_grad)
+                if parameter not in fakes:
+                    fake = torch.empty(parameter.shape, dtype=parameter.dtype)
+                    fakes[parameter] = torch.nn.Parameter(fake, requires_grad=parameter.requires_grad)
+                module._parameters[name] = fakes[parameter]
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)

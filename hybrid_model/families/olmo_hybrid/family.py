@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from hybrid_ft.errors import InputError
-from hybrid_ft.hybrid_model.families.family import Config, Family, Mixing, Released, attention, delta
+from hybrid_ft.hybrid_model.families.family import Config, Family, Mixing, Released, Step, attention, delta
 from hybrid_ft.hybrid_model.families.olmo_hybrid import decoder_layers, names
 from hybrid_ft.hybrid_model.layers import norm_and_mlp
 from hybrid_ft.hybrid_model.layers.attention import OlmoHybridAttention
@@ -79,7 +79,11 @@ FAMILY = Family(
         current=names.current_name,
         counted=names.split_fused,
     ),
-    traced=True,
+    step=Step(
+        delta=("q_proj", "k_proj", "v_proj", "g_proj", "a_proj", "b_proj"),
+        out="o_proj",
+        after=True,
+    ),
     # without these vLLM's answers score far lower: a state in 16 bits, graphs and cascade attention lose digits
     serve_flags="--enforce-eager --disable-cascade-attn --mamba_ssm_cache_dtype float32",
     tiny={

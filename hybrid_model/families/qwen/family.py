@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hybrid_ft.hybrid_model.families.family import Config, Family, Mixing, attention, delta
+from hybrid_ft.hybrid_model.families.family import Config, Family, Mixing, Step, attention, delta
 from hybrid_ft.hybrid_model.families.qwen.layers import gated_delta_net, gated_mlp, zero_centred_norm
 
 
@@ -65,6 +65,7 @@ QWEN3_5 = Family(
     refused=_REFUSED,
     own=_own("Qwen3_5"),
     carried=(r"model\.visual\..*", r"mtp\..*"),
+    step=Step(delta=("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a"), out="out_proj", gated=True),
     unserved=("qwen3_5_text",),
     tiny={"qwen3_5_text": _SIZES | {"intermediate_size": 96}},
 )

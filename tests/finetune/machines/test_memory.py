@@ -21,13 +21,16 @@ def differs(as_on_a_gpu: Any) -> Any:
         traced = trace(config, as_on_a_gpu=as_on_a_gpu, **{"documents": 1} | how)
         gpus, tokens = how.get("processes", 1), how["tokens"]
         prompts = how.get("documents", 1) if how.get("pairs") else 0
-        batch = Batch(tokens, tokens // 2, prompts, how.get("micro_batches", 1) > 1).over(how.get("share", 1))
+        labelled = 2 * prompts if how.get("scores") else tokens // 2
+        batch = Batch(tokens, labelled, prompts, how.get("micro_batches", 1) > 1).over(how.get("share", 1))
         of = shape(
             config,
             how.get("lora", 0),
             how.get("targets", "all-linear"),
             how.get("optimizer", "adamw"),
             "nf4" if how.get("quantize") else None,
+            how.get("dropout", 0.0),
+            how.get("scores", False),
         )
         found = peak(
             of, batch, gpus // how.get("machines", 1), gpus > 1, how.get("checkpointing", True), how.get("left_out", ())
@@ -123,6 +126,14 @@ def test_of_some_layers_adapters(differs: Any, targets: str, checkpointing: bool
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [True, "selective", False])
+@pytest.mark.parametrize("preset", ["7B", "Qwen3.5-9B"])
+def test_of_adapters_with_dropout(differs: Any, preset: str, checkpointing: bool | str) -> None:
+    """Each keeps what it has not dropped; of what all of them read nobody keeps the whole."""
+    assert abs(differs(preset, tokens=16384, lora=32, dropout=0.05, checkpointing=checkpointing)) < MARGIN
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("preset", "share", "lora", "checkpointing"),
     [("7B", 4, 32, True), ("7B", 4, 0, False), ("7B", 8, 0, "offload"), ("1B", 8, 32, "selective")],
@@ -194,3 +205,63 @@ def test_of_adapters_on_a_base_in_4_bits(differs: Any, tokens: int, checkpointin
     """bitsandbytes' own products, each with its matrix unpacked for the moment."""
     pytest.importorskip("bitsandbytes")
     assert abs(differs(tokens=tokens, lora=32, quantize=True, checkpointing=checkpointing)) < MARGIN
+
+
+def test_of_qwen_is_the_trace(differs: Any) -> None:
+    """Whose attention has a gate, and norms before it; with embeddings that are the head too."""
+    assert abs(differs("Qwen3.5-4B", tokens=16384, documents=4, lora=32)) < 0.005
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [True, "selective", False, "offload"])
+@pytest.mark.parametrize("lora", [0, 32])
+@pytest.mark.parametrize("tokens", [4096, 32768])
+@pytest.mark.parametrize("size", ["0.8B", "4B", "9B", "27B"])
+def test_of_qwen(differs: Any, size: str, tokens: int, lora: int, checkpointing: bool | str) -> None:
+    assert abs(differs(f"Qwen3.5-{size}", tokens=tokens, lora=lora, checkpointing=checkpointing)) < MARGIN
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("processes", "micro_batches"), [(1, 2), (2, 1), (8, 1), (8, 2)])
+@pytest.mark.parametrize(("size", "optimizer"), [("4B", "adamw"), ("4B", "adamw_bf16"), ("9B", "adamw")])
+def test_of_qwen_in_pieces_and_micro_batches(
+    differs: Any, size: str, processes: int, micro_batches: int, optimizer: str
+) -> None:
+    how = {"processes": processes, "micro_batches": micro_batches, "optimizer": optimizer}
+    assert abs(differs(f"Qwen3.5-{size}", tokens=8192, **how)) < MARGIN
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"lora": 32, "targets": "attention", "checkpointing": False},
+        {"lora": 32, "targets": "delta"},
+        {"lora": 32, "documents": 8, "pairs": True},
+        {"lora": 32, "processes": 8},
+        {"lora": 32, "processes": 8, "share": 4, "tokens": 65536},
+        {"processes": 8, "share": 4, "checkpointing": False, "tokens": 65536},
+        {"left_out": frozenset({0, 3})},
+        {"optimizer": "muon"},
+    ],
+    ids=str,
+)
+def test_of_qwen_trained_otherwise(differs: Any, how: dict[str, Any]) -> None:
+    assert abs(differs("Qwen3.5-9B", **{"tokens": 16384} | how)) < MARGIN
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", ["4B", "27B"])
+@pytest.mark.parametrize(("tokens", "checkpointing"), [(4096, "selective"), (8192, True), (32768, True)])
+def test_of_adapters_on_qwen_in_4_bits(differs: Any, size: str, tokens: int, checkpointing: bool | str) -> None:
+    pytest.importorskip("bitsandbytes")
+    assert abs(differs(f"Qwen3.5-{size}", tokens=tokens, lora=32, quantize=True, checkpointing=checkpointing)) < MARGIN
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [True, False])
+@pytest.mark.parametrize("lora", [0, 32])
+@pytest.mark.parametrize("preset", ["7B", "Qwen3.5-4B", "Qwen3.5-9B"])
+def test_of_reward_models(differs: Any, preset: str, lora: int, checkpointing: bool) -> None:
+    how = {"tokens": 16384, "documents": 8, "pairs": True, "scores": True}
+    assert abs(differs(preset, lora=lora, checkpointing=checkpointing, **how)) < MARGIN

@@ -235,6 +235,8 @@ def test_two_machines_meet(tmp_path):
     ("nodes", "restarts", "message"),
     [
         ((2, 2, "h:1"), 0, "--node-rank: 2 must be from 0 to 1"),
+        ((1, 1, "h:1"), 0, "--node-rank: goes with --nodes, the number of machines"),
+        ((1, 0, "h:1"), 0, "--rendezvous: goes with --nodes, the number of machines"),
         ((2, 0, None), 0, "--nodes: several machines need --rendezvous HOST:PORT"),
         ((2, 0, "host"), 0, "--rendezvous: 'host' must be HOST:PORT"),
         ((2, 0, "host:99999"), 0, "--rendezvous: 'host:99999' must be HOST:PORT"),

@@ -59,6 +59,9 @@ def test_what_is_overwritten_in_a_folder_is_never_half_there(tmp_path, monkeypat
     [
         ("s4://a/b", 2, "'s4://a/b' must be a folder or s3://"),
         ("simplecache::s3://a/b", 2, "must be a folder or s3://"),
+        ("s3:/a/b", 2, "'s3:/a/b' must be a folder or s3://"),
+        ("me@host:runs/mine", 2, "'me@host:runs/mine' must be a folder or s3://"),
+        ("s3://", 2, "'s3://' must be a folder or s3://"),
         ("az://a/b", ENVIRONMENT, "az://a/b needs a package that is not installed; pip install adlfs"),
     ],
 )
@@ -66,6 +69,12 @@ def test_places_that_cannot_be(text, status, says):
     with pytest.raises(InputError) as error:
         Place(text)
     assert error.value.status == status and says in str(error.value)
+
+
+def test_a_folder_may_have_a_colon_in_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Place("./runs:1/mine").write("run.json", b"here")
+    assert (tmp_path / "runs:1/mine/run.json").read_bytes() == b"here"
 
 
 def test_a_password_is_not_shown():

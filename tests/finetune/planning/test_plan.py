@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from plan_lines import part
 
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.planning import plan
@@ -20,6 +21,14 @@ def test_options_that_are_wrong(planned: Any, tmp_path: Path) -> None:
         planned(Asked(price=3.0))
     with pytest.raises(InputError, match="--prices: .*none.yaml is not a file"):
         planned(Asked(prices=str(tmp_path / "none.yaml")))
+
+
+def test_a_run_ends_with_its_steps_also_where_tokens_are_said(planned: Any) -> None:
+    """Of an epoch of a million such tokens, and of one of as many as the steps take."""
+    of = {"model": {"lora": {}}, "train": {"batch_tokens": 32768, "tokens_per_step": 65536, "steps": 100}}
+    lines = [part(planned(Asked(gpu="h100", gpus=1, tokens=n), **of), "time") for n in (6_553_600, 655_360_000)]
+    assert [re.search(r"for ([\d.]+) epoch", line)[1] for line in lines] == ["1", "0.01"]  # type: ignore[index]
+    assert lines[0].split(" for ")[0] == lines[1].split(" for ")[0]
 
 
 @pytest.mark.parametrize("handed_on", [False, True])

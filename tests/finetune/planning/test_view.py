@@ -2,14 +2,17 @@
 
 import dataclasses
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 from plan_lines import part
+from transformers import Qwen3_5Config, Qwen3_5TextConfig
 
 from hybrid_ft.finetune.machines import memory
-from hybrid_ft.finetune.planning import estimate
+from hybrid_ft.finetune.planning import estimate, plan
 from hybrid_ft.finetune.planning.plan import Asked
+from hybrid_ft.finetune.recipe.schema import Recipe
 
 
 def test_gpus_that_wait_are_said_and_counted(planned: Any) -> None:
@@ -45,6 +48,34 @@ def test_of_a_family_whose_layers_are_not_known_the_least_is_said(
     assert re.search(r": may fit, at least [\d.]+ GB of", part(lines, "memory"))
     assert part(lines, "may fit").count("at least") == part(lines, "may fit").count("\n") + 1
     assert "needs at least" in part(lines, "not on")
+
+
+@pytest.mark.parametrize("framed", [False, True], ids=["text", "multimodal"])
+def test_qwen_fits_or_does_not(planned: Any, tmp_path: Path, framed: bool) -> None:
+    """As Olmo Hybrid's 7B does, also where the base's files hold a vision tower beside the text model."""
+    text = Qwen3_5TextConfig()
+    (Qwen3_5Config(text_config=text.to_dict()) if framed else text).save_pretrained(tmp_path)
+    model = {"path": str(tmp_path)}
+    lines = planned(Asked(gpu="h100", gpus=1), model=model | {"lora": {}})
+    assert re.search(r"1 x H100 SXM: fits, [\d.]+ GB of 80.0 GB, most in the backward", part(lines, "memory"))
+    assert part(lines, "fits") and not any("at least" in line or "may fit" in line for line in lines)
+    lines = planned(Asked(gpu="h100", gpus=1), model=model)
+    assert re.search(r"1 x H100 SXM: does not fit, [\d.]+ GB of", part(lines, "memory"))
+    assert "with model.lora={}" in part(lines, "change")
+
+
+def test_a_reward_model_with_adapters_fits_or_does_not(base_7b: Path) -> None:
+    recipe = Recipe.model_validate(
+        {
+            "model": {"path": str(base_7b), "lora": {}},
+            "data": {"sources": [{"path": "owner/rows"}], "max_length": 4096},
+            "train": {"batch_tokens": 16384},
+            "reward": {},
+        }
+    )
+    lines: list[str] = []
+    plan.run(recipe, Asked(gpu="h100", gpus=1), lines.append)
+    assert ": fits, " in part(lines, "memory") and not any("at least" in line or "may fit" in line for line in lines)
 
 
 def test_what_may_just_fit_is_known_to_the_end(planned: Any, monkeypatch: pytest.MonkeyPatch) -> None:

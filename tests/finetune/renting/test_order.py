@@ -12,7 +12,7 @@ HF = {"gpu": "h200", "bucket": "me/runs", "time": "12h"}
 @pytest.mark.parametrize(
     ("place", "options", "message"),
     [
-        ("", {}, "--on: '' must be one of sky, hf, slurm"),
+        ("", {}, "--on: must be given, one of sky, hf, slurm"),
         ("slrum", {}, "--on: 'slrum' must be one of sky, hf, slurm; did you mean slurm?"),
         ("sky", SKY | {"nodes": 2}, "--nodes: not with --on sky; its machines share no disk"),
         ("sky", SKY | {"restarts": 0}, "--restarts: not with --on sky; SkyPilot does not count them"),
@@ -33,6 +33,8 @@ HF = {"gpu": "h200", "bucket": "me/runs", "time": "12h"}
         ("slurm", {"time": "1h", "bucket": "s3://a"}, "--bucket: not with --on slurm; the runs lie on"),
         ("slurm", {"time": "1h", "image": "a"}, "--image: not with --on slurm"),
         ("slurm", {}, "--time: must be given with --on slurm"),
+        ("slurm", {"time": "1h", "gpu": ""}, "--gpu: must not be empty"),
+        ("hf", {"gpu": "h200", "time": "1h", "mirror": ""}, "--mirror: must not be empty"),
     ],
 )
 def test_refused(place, options, message):

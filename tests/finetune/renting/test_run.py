@@ -72,7 +72,7 @@ def test_a_program_that_is_not_here_is_status_3(place, tools, capsys, program):
         (["hub.yaml", *SLURM, "--write", "columns.yaml"], "columns.yaml: is there with another text"),
         (["hub.yaml", *SKY, "--package", "hybrid-ft; touch x"], "--package: 'hybrid-ft; touch x' must be a wheel"),
         (["hub.yaml", "train.sequence_parallel=3", *SKY], "train.sequence_parallel: got 3; must divide the number of"),
-        (["hub.yaml"], "--on: '' must be one of sky, hf, slurm"),
+        (["hub.yaml"], "--on: must be given, one of sky, hf, slurm"),
     ],
 )  # fmt: skip
 def test_what_cannot_work_is_one_line_and_writes_nothing(place, tools, capsys, arguments, message):

@@ -1,17 +1,20 @@
 """A step that cannot fit the GPU at hand is refused before the weights are read."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from run_helpers import LORA
 
 from hybrid_ft.errors import ENVIRONMENT, InputError
 from hybrid_ft.finetune import models
+from hybrid_ft.finetune.recipe.schema import Recipe
 from hybrid_ft.finetune.runs import device
 from hybrid_ft.finetune.training import memory_check
 from hybrid_ft.finetune.training import run as training
-from hybrid_ft.finetune.training.memory_check import largest_of_pairs
+from hybrid_ft.finetune.training.memory_check import batch_of, largest_of_pairs
 
 
 @pytest.fixture
@@ -88,3 +91,13 @@ def test_the_largest_micro_batch_of_pairs() -> None:
     batch = largest_of_pairs(whole, pairs_per_step=4, batch_tokens=500)
     assert (batch.tokens, batch.prompts, batch.several) == (500, 2, True)
     assert largest_of_pairs(whole, pairs_per_step=4, batch_tokens=50).tokens == 400
+
+
+@pytest.mark.parametrize(("loss", "labelled"), [("dpo", 1000), ("reward", 4)])
+def test_a_reward_model_reads_last_tokens_alone(loss: str, labelled: int) -> None:
+    """Two of each pair, where DPO's head reads every token."""
+    data = {"sources": [{"path": "pairs.jsonl"}], "max_length": 1000}
+    recipe = Recipe.model_validate({"model": {"path": "tiny"}, "data": data, "train": {"batch_tokens": 1000}, loss: {}})
+    answers = [[0] * 150] * 4
+    rows = Dataset.from_dict({"prompt_ids": [[0] * 200] * 4, "chosen_ids": answers, "rejected_ids": answers})
+    assert batch_of(recipe, SimpleNamespace(train=rows)).labelled == labelled

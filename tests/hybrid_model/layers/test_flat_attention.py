@@ -5,6 +5,7 @@ import torch
 
 from hybrid_ft.hybrid_model.door.current import laid_out
 from hybrid_ft.hybrid_model.door.layout import build_layout
+from hybrid_ft.hybrid_model.layers import flat_attention as module
 from hybrid_ft.hybrid_model.layers.flat_attention import flat_attention, window_attention
 
 
@@ -38,3 +39,18 @@ def test_scores_that_are_changed_otherwise_are_refused():
     x = torch.randn(1, 2, 4, 8)
     with laid_out(build_layout([4])), pytest.raises(ValueError, match="softcap is not computed on flat batches"):
         flat_attention(torch.nn.Linear(1, 1), x, x, x, None, softcap=30.0)
+
+
+@pytest.mark.parametrize("window", [None, 4])
+def test_under_autocast_what_rope_has_widened_is_narrowed(monkeypatch, window):
+    """By dtype the kernel is chosen that takes all documents at once."""
+    seen = []
+    name = "segment_attention" if window is None else "window_attention"
+    monkeypatch.setattr(module, name, lambda q, k, v, **how: seen.extend(x.dtype for x in (q, k, v)) or q)
+    q, k, v = (torch.randn(1, 2, 10, 8) for _ in range(3))
+    with laid_out(build_layout([4, 6])), torch.autocast("cpu", torch.bfloat16):
+        flat_attention(torch.nn.Identity(), q, k, v.bfloat16(), None, sliding_window=window)
+        assert seen == [torch.bfloat16] * 3
+        seen.clear()
+        flat_attention(torch.nn.Identity(), q.double(), k.double(), v.double(), None, sliding_window=window)
+    assert seen == [torch.float64] * 3
