@@ -21,6 +21,7 @@ from hybrid_ft.kernels.gated_delta_rule import gated_delta_rule_reference
 from hybrid_ft.kernels.gated_delta_rule.self_test import (
     FLOAT32_FLOOR,
     NAMES,
+    ORDERS,
     case,
     error,
     largest_errors,
@@ -60,18 +61,27 @@ def rule(q, k, v, g, beta, *, cu_seqlens, initial_state, output_final_state, sca
 
 def assert_right(inputs: tuple[list[Tensor], list[Tensor], Tensor], keep: bool = False, **options: bool) -> None:
     """At most twice what the kernels' equations are off by in torch's float32, in the worst of some orders of its sums,
-    or one sum over a chunk. New memory is NaN throughout."""
+    or one sum over a chunk. New memory is NaN throughout.
+
+    Where one element that cancels is most of dg, four orders seldom hold the worst: which sums a CPU's matrix product
+    makes first decides, so the orders are then four times as many.
+    """
     true = results(gated_delta_rule_reference, *inputs, **options)
-    own = largest_errors(partial(rounding_errors, dtype=torch.float32, **options), *inputs, true)
-    limits = [2 * max(x, FLOAT32_FLOOR) for x in own]
     torch.use_deterministic_algorithms(True)
     try:
         assert torch.empty(3).isnan().all()
         got = results(rule, *inputs, torch.float32, keep=keep, **options)
     finally:
         torch.use_deterministic_algorithms(False)
-    errors = {n: (error(x, t), limit) for n, x, t, limit in zip(NAMES, got, true, limits)}
-    assert {n: pair for n, pair in errors.items() if not pair[0] <= pair[1]} == {}
+    beyond: dict[str, tuple[float, float]] = {}
+    for orders in (ORDERS, 4 * ORDERS):
+        own = largest_errors(partial(rounding_errors, dtype=torch.float32, **options), *inputs, true, orders)
+        limits = [2 * max(x, FLOAT32_FLOOR) for x in own]
+        errors = {n: (error(x, t), limit) for n, x, t, limit in zip(NAMES, got, true, limits)}
+        beyond = {n: pair for n, pair in errors.items() if not pair[0] <= pair[1]}
+        if not beyond:
+            break
+    assert beyond == {}
 
 
 @inside
