@@ -269,21 +269,21 @@ def test_the_advice_is_followed(name: str, tmp_path: Path, monkeypatch: pytest.M
     assert rows and all(isinstance(row, PlainText) or len(row.messages) == 2 for row in rows)
 
 
-def test_pairs_that_were_to_be_streamed_are_read_in_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_that_were_to_be_streamed_are_read_in_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    pairs = [{"prompt": f"q{n}", "chosen": "a", "rejected": "b"} for n in range(9)]
-    Path("r.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
-    text = "model: {path: tiny}\ndpo: {}\ndata: {sources: [{path: r.jsonl%s}]%s}\n"
+    answers = [{"prompt": f"q{n}", "completion": "a", "label": n % 2 == 0} for n in range(9)]
+    Path("r.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answers))
+    text = "model: {path: tiny}\nkto: {}\ndata: {sources: [{path: r.jsonl%s}]%s}\n"
     Path("r.yaml").write_text(text % ("", ", streaming: true"))
     with pytest.raises(
-        InputError, match=r"dpo reads its rows whole, .*; leave it out; split: 'train\[:\d+\]' of"
+        InputError, match=r"kto reads its rows whole, .*; leave it out; split: 'train\[:\d+\]' of"
     ) as error:
         load_recipe("r.yaml", [])
     advised = re.search(r"split: 'train\[:\d+\]'", str(error.value))
     assert advised
     Path("r.yaml").write_text(text % (f", {advised[0].replace('100000', '4')}", ""))
     (source,) = load_recipe("r.yaml", []).data.sources
-    assert len(list(preferences(source, SourceCounts("x")))) == 4
+    assert len(list(judgements(source, SourceCounts("x")))) == 4
 
 
 def test_labels_are_said_as_the_messages_advise(tmp_path: Path) -> None:
