@@ -28,6 +28,8 @@ CASES = {
     "sft-muon": ("sft-full", ("train.steps=6", "train.optimizer=muon", "train.accumulation=2")),
     "dpo": ("dpo-full", ("train.steps=6", "train.learning_rate=1e-3")),
     "dpo-lora": ("dpo-lora", ("train.steps=6",)),
+    "dpo-stream": ("dpo-stream", ("train.steps=6", "train.learning_rate=1e-3")),
+    "dpo-stream-lora": ("dpo-stream", ("train.steps=6", "train.learning_rate=1e-3", "model.lora.rank=4")),
 }
 OF_SCORES = {"reward-stream": ("reward-stream", ("train.steps=6", "evaluate.answers=0", "train.learning_rate=1e-3"))}
 # a dropout mask is another in every process, so the base of these has none
@@ -62,7 +64,10 @@ def run_in(harness, job, output: Path, count: int = 2) -> None:
 
 @pytest.mark.faults
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])
-@pytest.mark.parametrize("case", ["sft-packed", "sft-stream", "sft-weights", "sft-muon", "dpo", "reward-stream"])
+@pytest.mark.parametrize(
+    "case",
+    ["sft-packed", "sft-stream", "sft-weights", "sft-muon", "dpo", "dpo-stream", "dpo-stream-lora", "reward-stream"],
+)
 def test_two_processes_take_the_steps_of_one(harness, steady_jobs, case, how):
     one_takes_the_steps_of_two(harness, steady_jobs, case, how)
 
@@ -114,7 +119,7 @@ def one_takes_the_steps_of_two(harness, jobs, case: str, how: str, count: int = 
     [
         # one with a bit of everything is fast
         pytest.param(case, how, marks=[] if (case, how) == ("sft-weights", "tokens-fsdp") else pytest.mark.faults)
-        for case in ("sft-weights", "sft-stream", "dpo")
+        for case in ("sft-weights", "sft-stream", "dpo", "dpo-stream")
         for how in ("tokens", "tokens-fsdp")
     ],
 )

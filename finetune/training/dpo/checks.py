@@ -37,15 +37,6 @@ def check_whole_steps(recipe: Recipe, pairs: Dataset) -> None:
         )
 
 
-def check_one_process(recipe: Recipe) -> None:
-    """Raise InputError for a stream of pairs in several processes."""
-    if recipe.keeps_start and (count := asked_for()) > 1:
-        raise InputError(
-            f"data.streaming: got true with {count} processes; the reference of streamed pairs is computed by one process "
-            "alone; start one, or leave data.streaming out"
-        )
-
-
 def check_first_loss(trainer: PairTrainer, reference: Path | None) -> float | None:
     """The loss of equal models, ln 2 for sigmoid and sigmoid_norm; None for a loss that compares with no reference.
     ``reference``: the folder that has its log-probabilities, None where they come with the pairs.

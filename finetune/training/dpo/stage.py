@@ -22,7 +22,7 @@ from hybrid_ft.finetune.runs.identity import digest, ends_digest
 from hybrid_ft.finetune.runs.weights import is_divided
 from hybrid_ft.finetune.training import run as training
 from hybrid_ft.finetune.training.arguments import arguments
-from hybrid_ft.finetune.training.dpo.checks import check_first_loss, check_one_process, check_whole_steps
+from hybrid_ft.finetune.training.dpo.checks import check_first_loss, check_whole_steps
 from hybrid_ft.finetune.training.dpo.metrics import measures, show_progress
 from hybrid_ft.finetune.training.dpo.trainer import PairTrainer, StreamedPairTrainer
 from hybrid_ft.finetune.training.pair_steps import prompts_to_keep, steps_of_pairs
@@ -94,7 +94,6 @@ class Pairs:
 
 def prepare_checked(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Pairs:
     """Raises InputError for data that cannot be used, or not with this loss."""
-    check_one_process(recipe)
     pairs = Pairs.of(prepare(recipe, tokenizer))
     check_whole_steps(recipe, pairs.train)
     return pairs

@@ -15,7 +15,7 @@ import yaml
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.data.messages.judgement import Judgement
 from hybrid_ft.finetune.data.messages.plain_text import PlainText
-from hybrid_ft.finetune.data.reading import conversations, judgements, preferences
+from hybrid_ft.finetune.data.reading import conversations, judgements
 from hybrid_ft.finetune.data.report.account import SourceCounts
 from hybrid_ft.finetune.data.sources.rows import BadRow
 from hybrid_ft.finetune.recipe.data_section import Source

@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.recipe.schema import Recipe
-from hybrid_ft.finetune.training.dpo import checks
 from hybrid_ft.finetune.training.dpo.trainer import PairTrainer, StreamedPairTrainer
 from hybrid_ft.finetune.training.reference_cache import ReferenceCache
 from hybrid_ft.finetune.training.starting_values import StartingValues
@@ -161,12 +160,3 @@ def test_a_loss_that_sorts_needs_room_for_the_longest_that_may_come(go: Any, tmp
         go("run", dpo=aot)
     assert not (tmp_path / "run").exists()
     assert go("run", dpo=aot, train={"steps": 2, "batch_tokens": 768}).status == 0
-
-
-def test_several_processes_are_refused(go: Any, monkeypatch: Any, tmp_path: Any) -> None:
-    monkeypatch.setattr(checks, "asked_for", lambda: 2)
-    with pytest.raises(
-        InputError, match="data.streaming: got true with 2 processes; .* start one, or leave"
-    ) as refused:
-        go("run")
-    assert refused.value.status == 2 and not (tmp_path / "run").exists()
