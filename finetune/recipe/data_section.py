@@ -147,9 +147,9 @@ class Source(Section):
     template."""
     columns: Annotated[Columns | None, _NAME_IS_FILE] = Field(None, examples=["gsm8k"])
     """Which column is which: a mapping that ships here, by name, a .yaml file, or the mapping itself."""
-    roles: Roles | None = Field(None, examples=[{"Human": "user", "Bot": "assistant"}])
+    roles: Roles | None = Field(None, min_length=1, examples=[{"Human": "user", "Bot": "assistant"}])
     """What the roles of the turns mean, if their names are not known: system, user, assistant, tool or environment."""
-    preference: Preferred | None = Field(None, examples=[{"model_a": 1, "model_b": 2, "tie": "tie"}])
+    preference: Preferred | None = Field(None, min_length=1, examples=[{"model_a": 1, "model_b": 2, "tie": "tie"}])
     """Of pairs: which output each value of the preference column names: 1, 2 or tie."""
     labels: Labels | None = Field(None, min_length=1, examples=[{"5": True, "1": False}])
     """Of judged answers: which values of the label column mean a good answer (true), and which a bad one."""
