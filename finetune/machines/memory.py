@@ -160,6 +160,12 @@ def _moments(
         others = all_gradients if batch.several else all_gradients - gradient * shape.head // pieces
         on_their_way = FLOAT32 * layers[0].trained if pieces > 1 and layers else 0
         yield memory("the embeddings' backward", others, 0, N * stream, root + on_their_way, 3 * gradient * shape.head)
+    elif embedding:  # a group of its own: its gradient is summed in float32, beside what is left of the head's
+        others = all_gradients if batch.several else all_gradients - 2 * gradient * shape.head // pieces
+        number = shape.arithmetic if narrow else gradient
+        summed = FLOAT32 * shape.head + (FLOAT32 + (gradient if gradient != FLOAT32 else 0)) * shape.head // pieces
+        whole = number * shape.head
+        yield memory("the embeddings' backward", others, 0, 0, whole, whole + summed)
     yield memory("the optimizer's step", all_gradients, 0, shape.step, 0, 0)
     if pieces > 1 and layers:
         yield memory("the first gathering", waiting, N * stream, 0, 2 * (root + (embedding or in_layer[0])), 0)
