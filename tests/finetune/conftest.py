@@ -195,11 +195,10 @@ def start_pairs(tmp_path: Path, tiny_base: Path, tiny_tokenizer: Any, monkeypatc
     def go(
         output: str = "run", pairs: int = 20, held_out: int = 0, seed: int = 0, extend: bool = False, **sections: Any
     ) -> Any:
-        from rich.console import Console
+        from stage_runs import drawn, run_on
 
         from hybrid_ft.finetune.recipe.schema import Recipe
-        from hybrid_ft.finetune.training.dpo import stage as dpo
-        from hybrid_ft.finetune.training.run import run
+        from hybrid_ft.finetune.training.dpo.stage import DPO
 
         recipe = Recipe.model_validate(
             {
@@ -212,19 +211,7 @@ def start_pairs(tmp_path: Path, tiny_base: Path, tiny_tokenizer: Any, monkeypatc
                 "output": str(tmp_path / output),
             }
         )
-        prepared = SimpleNamespace(
-            train=random_pairs(pairs, seed),
-            eval=random_pairs(held_out, seed + 1, name="held.jsonl") if held_out else None,
-            report=SimpleNamespace(summary=lambda: [f"{pairs} pairs"], as_dict=dict),
-            eos_token_ids=[3, 0],
-            chat_template=tiny_tokenizer.chat_template,
-            template_arguments={},
-        )
-        monkeypatch.setattr(dpo, "prepare", lambda recipe, tokenizer: prepared)
-        screen = io.StringIO()
-        status = run(recipe, dpo.DPO, Console(file=screen, width=200), extend=extend)
-        return SimpleNamespace(
-            status=status, screen=screen.getvalue(), folder=tmp_path / output, prepared=prepared, recipe=recipe
-        )
+        prepared = drawn(random_pairs, pairs, held_out, seed, tiny_tokenizer)
+        return run_on(prepared, monkeypatch, recipe, DPO, extend=extend)
 
     return go

@@ -15,17 +15,17 @@ from transformers import PreTrainedTokenizerBase
 from trl import DPOConfig
 
 from hybrid_ft.finetune import models
-from hybrid_ft.finetune.data.streaming.prepared import StreamPrepared, prepare
+from hybrid_ft.finetune.data.streaming.prepared import prepare
 from hybrid_ft.finetune.recipe.schema import Dpo, Recipe
 from hybrid_ft.finetune.runs.folder import RunFolder
-from hybrid_ft.finetune.runs.identity import digest, ends_digest
+from hybrid_ft.finetune.runs.identity import digest
 from hybrid_ft.finetune.runs.weights import is_divided
 from hybrid_ft.finetune.training import run as training
 from hybrid_ft.finetune.training.arguments import arguments
 from hybrid_ft.finetune.training.dpo.checks import check_first_loss, check_whole_steps
 from hybrid_ft.finetune.training.dpo.metrics import measures, show_progress
 from hybrid_ft.finetune.training.dpo.trainer import PairTrainer, StreamedPairTrainer
-from hybrid_ft.finetune.training.pair_steps import prompts_to_keep, steps_of_pairs
+from hybrid_ft.finetune.training.pair_stage import digest_of_files, is_streamed, plan_of_pairs, trainer_of_pairs
 from hybrid_ft.finetune.training.plan import Plan
 from hybrid_ft.finetune.training.preference import fill_reference, portions_of, show_measures
 from hybrid_ft.finetune.training.progress import ShowProgress
@@ -36,7 +36,6 @@ from hybrid_ft.finetune.training.reference_cache import (
     with_reference,
 )
 from hybrid_ft.finetune.training.stage import Stage, Start
-from hybrid_ft.finetune.training.streamed import StreamParts
 from hybrid_ft.finetune.training.stuck_loss import StuckLoss
 from hybrid_ft.finetune.training.trial import try_longest
 
@@ -83,7 +82,7 @@ class Pairs:
 
     @property
     def streamed(self) -> bool:
-        return isinstance(self.kept, StreamPrepared)
+        return is_streamed(self)
 
     def known(self) -> dict[str, tuple[Dataset, list[bytes]]]:
         """Pairs and their digests, by split, whose reference is computed before the first step: of a stream those
@@ -106,15 +105,13 @@ def _section(recipe: Recipe) -> Dpo:
 
 def _identity(pairs: Pairs) -> dict[str, str]:
     """The tokens of every pair, in order; of a stream those of the sample, and its files."""
-    of_files = {"files": ends_digest(pairs.kept.files)} if pairs.streamed else {}
-    return {"rows": digest(b"|".join(b"".join(pairs.digests[name]) for name in sorted(pairs.digests)))} | of_files
+    rows = digest(b"|".join(b"".join(pairs.digests[name]) for name in sorted(pairs.digests)))
+    return {"rows": rows} | digest_of_files(pairs)
 
 
 def plan_of(recipe: Recipe, pairs: Any, processes: int = 1) -> Plan:
     """A step is its pairs, however many processes share them."""
-    if recipe.data.streaming:
-        return Plan.of_stream(recipe)
-    return Plan.of(recipe, len(pairs.train), _section(recipe).pairs_per_step)
+    return plan_of_pairs(recipe, pairs, _section(recipe).pairs_per_step)
 
 
 def _describe(start: Start) -> tuple[str, str]:
@@ -143,18 +140,9 @@ def dpo_arguments(recipe: Recipe, plan: Plan, folder: RunFolder) -> DPOConfig:
 
 
 def _trainer(start: Start, model: PreTrainedModel | PeftModel, progress: ShowProgress) -> PairTrainer:
-    recipe, pairs = start.recipe, start.prepared
-    common = start.of_trainer(progress) | {
-        "args": dpo_arguments(recipe, start.plan, start.folder),
-        "train_dataset": pairs.train,
-        "eval_dataset": pairs.eval,
-        "pairs_per_step": _section(recipe).pairs_per_step,
-        "batch_tokens": recipe.train.batch_tokens,
-    }
-    if pairs.streamed:
-        steps = StreamParts(pairs.kept.open, steps_of_pairs)
-        return StreamedPairTrainer(model, **common | {"origins": str}, steps=steps)
-    return PairTrainer(model, **common, prompts=prompts_to_keep(recipe, pairs.train))
+    args, size = dpo_arguments(start.recipe, start.plan, start.folder), _section(start.recipe).pairs_per_step
+    trainer: PairTrainer = trainer_of_pairs(start, model, progress, args, size, PairTrainer, StreamedPairTrainer)
+    return trainer
 
 
 def _trial(start: Start, trainer: PairTrainer) -> ReferenceCache | None:

@@ -14,20 +14,20 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from trl import RewardConfig
 
-from hybrid_ft.finetune.data.streaming.prepared import StreamPrepared, prepare
+from hybrid_ft.finetune.data.streaming.prepared import prepare
 from hybrid_ft.finetune.recipe.preference_section import Reward
 from hybrid_ft.finetune.recipe.schema import Recipe
 from hybrid_ft.finetune.runs.folder import RunFolder
-from hybrid_ft.finetune.runs.identity import digest, ends_digest
+from hybrid_ft.finetune.runs.identity import digest
 from hybrid_ft.finetune.training.arguments import arguments
-from hybrid_ft.finetune.training.pair_steps import prompts_to_keep, steps_of_pairs
+from hybrid_ft.finetune.training.pair_stage import digest_of_files, plan_of_pairs, trainer_of_pairs
 from hybrid_ft.finetune.training.plan import Plan
 from hybrid_ft.finetune.training.preference import portions_of, show_measures
+from hybrid_ft.finetune.training.progress import ShowProgress
 from hybrid_ft.finetune.training.reference_cache import digests_of
 from hybrid_ft.finetune.training.reward.metrics import measures, show_progress
 from hybrid_ft.finetune.training.reward.trainer import ScoreTrainer, StreamedScoreTrainer
 from hybrid_ft.finetune.training.stage import Stage, Start
-from hybrid_ft.finetune.training.streamed import StreamParts
 from hybrid_ft.finetune.training.trial import try_longest
 
 if TYPE_CHECKING:
@@ -73,15 +73,12 @@ def _identity(pairs: Scored) -> dict[str, str]:
         for rows in (pairs.eval, pairs.train)
         if rows is not None
     ]
-    of_files = {"files": ends_digest(pairs.kept.files)} if isinstance(pairs.kept, StreamPrepared) else {}
-    return {"rows": digest(b"|".join(parts))} | of_files
+    return {"rows": digest(b"|".join(parts))} | digest_of_files(pairs)
 
 
 def plan_of(recipe: Recipe, pairs: Any, processes: int = 1) -> Plan:
     """A step is its pairs, however many processes share them."""
-    if recipe.data.streaming:
-        return Plan.of_stream(recipe)
-    return Plan.of(recipe, len(pairs.train), _section(recipe).pairs_per_step)
+    return plan_of_pairs(recipe, pairs, _section(recipe).pairs_per_step)
 
 
 def _describe(start: Start) -> tuple[str, str]:
@@ -107,19 +104,10 @@ def reward_arguments(recipe: Recipe, plan: Plan, folder: RunFolder) -> RewardCon
     )
 
 
-def _trainer(start: Start, model: PreTrainedModel | PeftModel, progress: Any) -> ScoreTrainer:
-    recipe, pairs = start.recipe, start.prepared
-    common = start.of_trainer(progress) | {
-        "args": reward_arguments(recipe, start.plan, start.folder),
-        "train_dataset": pairs.train,
-        "eval_dataset": pairs.eval,
-        "pairs_per_step": _section(recipe).pairs_per_step,
-        "batch_tokens": recipe.train.batch_tokens,
-    }
-    if isinstance(pairs.kept, StreamPrepared):
-        steps = StreamParts(pairs.kept.open, steps_of_pairs)
-        return StreamedScoreTrainer(model, **common | {"origins": str}, steps=steps)
-    return ScoreTrainer(model, **common, prompts=prompts_to_keep(recipe, pairs.train))
+def _trainer(start: Start, model: PreTrainedModel | PeftModel, progress: ShowProgress) -> ScoreTrainer:
+    args, size = reward_arguments(start.recipe, start.plan, start.folder), _section(start.recipe).pairs_per_step
+    trainer: ScoreTrainer = trainer_of_pairs(start, model, progress, args, size, ScoreTrainer, StreamedScoreTrainer)
+    return trainer
 
 
 REWARD = Stage(

@@ -1,6 +1,5 @@
 """A trainer of pairs on the small base."""
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from run_helpers import move
+from stage_runs import trainer_parts
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -22,12 +22,9 @@ def make_trainer(steady_base: Path, tiny_tokenizer: Any, tmp_path: Path) -> Call
     its weights then differ."""
 
     def make(pairs: Any, batch_tokens: int = 10_000, moved: float = 0.0, lora: bool = False, **dpo: Any) -> Any:
-        from rich.console import Console
-
         import hybrid_ft
         from hybrid_ft.finetune.recipe.schema import Recipe
         from hybrid_ft.finetune.runs.folder import RunFolder
-        from hybrid_ft.finetune.runs.signals import StopRequest
         from hybrid_ft.finetune.training.dpo.metrics import show_progress
         from hybrid_ft.finetune.training.dpo.stage import dpo_arguments, plan_of
         from hybrid_ft.finetune.training.dpo.trainer import PairTrainer
@@ -52,14 +49,9 @@ def make_trainer(steady_base: Path, tiny_tokenizer: Any, tmp_path: Path) -> Call
             args=dpo_arguments(recipe, plan_of(recipe, SimpleNamespace(train=pairs)), folder),
             train_dataset=pairs,
             eval_dataset=None,
-            processing_class=tiny_tokenizer,
-            callbacks=[show_progress(Console(file=io.StringIO()), tmp_path / "metrics.jsonl")],
             pairs_per_step=recipe.dpo.pairs_per_step,
             batch_tokens=batch_tokens,
-            folder=folder,
-            keep=2,
-            stop=StopRequest(),
-            origins=lambda row: pairs[row]["origin"],
+            **trainer_parts(tiny_tokenizer, tmp_path / "run", show_progress, pairs),
         )
         digests = digests_of(pairs)
         values = {}

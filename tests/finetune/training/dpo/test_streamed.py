@@ -1,18 +1,15 @@
 """DPO on a stream: the losses and weights of a run whose reference is computed before, also after a stop."""
 
-import io
 import json
-import random
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from run_helpers import LORA_ALONE, losses, resumed_and_whole, timeless
 from safetensors.torch import load_file
+from stage_runs import streams_of_pairs
 
 from hybrid_ft.errors import InputError
-from hybrid_ft.finetune.recipe.schema import Recipe
 from hybrid_ft.finetune.training.dpo.trainer import PairTrainer, StreamedPairTrainer
 from hybrid_ft.finetune.training.reference_cache import ReferenceCache
 from hybrid_ft.finetune.training.starting_values import StartingValues
@@ -22,37 +19,10 @@ KINDS = pytest.mark.parametrize("kind", ["full", "lora", pytest.param("adapter",
 
 @pytest.fixture
 def go(tmp_path: Any, tiny_base: Any) -> Any:
-    """``go("run")``: 8 steps of 4 pairs, windows of 8, over the end of a pass of 22 pairs and two that are held out."""
-    from rich.console import Console
-
+    """``go("run")``: as ``streams_of_pairs`` says."""
     from hybrid_ft.finetune.training.dpo.stage import DPO
-    from hybrid_ft.finetune.training.run import run
 
-    chance = random.Random(0)
-    with open(tmp_path / "pairs.jsonl", "w") as file:
-        for number in range(25):
-            row = {"prompt": f"{number}?", "chosen": "word " * chance.randint(1, 5), "rejected": f"no {number} it is"}
-            file.write("{broken\n" if number == 9 else json.dumps(row) + "\n")
-
-    def start(output: str, **sections: Any) -> Any:
-        data = {"sources": [{"path": str(tmp_path / "pairs.jsonl")}], "streaming": True, "shuffle_buffer": 9}
-        data |= {"on_bad_row": "skip", "max_dropped": 0.1, "max_length": 96, "eval": {"fraction": 0.08}}
-        recipe = Recipe.model_validate(
-            {
-                "model": {"path": str(tiny_base)} | sections.get("model", {}),
-                "data": data | sections.get("data", {}),
-                "train": {"steps": 8, "batch_tokens": 128, "learning_rate": 1e-3, "save_every": 2}
-                | sections.get("train", {}),
-                "dpo": {"pairs_per_step": 4} | sections.get("dpo", {}),
-                "evaluate": {"max_new_tokens": 4} | sections.get("evaluate", {}),
-                "output": str(tmp_path / output),
-            }
-        )
-        screen = io.StringIO()
-        status = run(recipe, DPO, Console(file=screen, width=200))
-        return SimpleNamespace(status=status, screen=screen.getvalue(), folder=tmp_path / output, recipe=recipe)
-
-    return start
+    return streams_of_pairs(tmp_path, tiny_base, DPO)
 
 
 @pytest.fixture

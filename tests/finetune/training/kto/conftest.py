@@ -1,6 +1,5 @@
 """Judged answers of random tokens, a trainer on them, and whole runs of a second."""
 
-import io
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from run_helpers import Tokens, move, random_rows
+from stage_runs import drawn, run_on, trainer_parts
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -53,11 +53,8 @@ def make_trainer(steady_base: Path, tiny_tokenizer: Any, tmp_path: Path) -> Call
     weights then differ."""
 
     def make(answers: Any, batch_tokens: int = 10_000, moved: float = 0.0, lora: bool = False, **kto: Any) -> Any:
-        from rich.console import Console
-
         import hybrid_ft
         from hybrid_ft.finetune.runs.folder import RunFolder
-        from hybrid_ft.finetune.runs.signals import StopRequest
         from hybrid_ft.finetune.training.kto.metrics import show_progress
         from hybrid_ft.finetune.training.kto.stage import Split, kto_arguments, plan_of
         from hybrid_ft.finetune.training.kto.trainer import AnswerTrainer
@@ -75,15 +72,10 @@ def make_trainer(steady_base: Path, tiny_tokenizer: Any, tmp_path: Path) -> Call
             args=kto_arguments(recipe, plan_of(recipe, SimpleNamespace(train=answers)), folder),
             train_dataset=split.rows,
             eval_dataset=None,
-            processing_class=tiny_tokenizer,
-            callbacks=[show_progress(Console(file=io.StringIO()), tmp_path / "metrics.jsonl")],
             rows_per_step=recipe.kto.rows_per_step,
             batch_tokens=batch_tokens,
             max_length=48,
-            folder=folder,
-            keep=2,
-            stop=StopRequest(),
-            origins=lambda row: split.rows[row]["origin"],
+            **trainer_parts(tiny_tokenizer, tmp_path / "run", show_progress, split.rows),
         )
         values = {
             digest: tuple(float(one) for one in trainer.reference([fork]))
@@ -102,23 +94,9 @@ def start_answers(tmp_path: Path, tiny_base: Path, tiny_tokenizer: Any, monkeypa
     into ``tmp_path / output``."""
 
     def go(output: str = "run", rows: int = 20, held_out: int = 0, seed: int = 0, **sections: Any) -> Any:
-        from rich.console import Console
-
-        from hybrid_ft.finetune.training.kto import stage as kto
-        from hybrid_ft.finetune.training.run import run
+        from hybrid_ft.finetune.training.kto.stage import KTO
 
         recipe = recipe_of(tiny_base, tmp_path / output, **sections)
-        prepared = SimpleNamespace(
-            train=random_answers(rows, seed),
-            eval=random_answers(held_out, seed + 1, "held.jsonl") if held_out else None,
-            report=SimpleNamespace(summary=lambda: [f"{rows} rows"], as_dict=dict),
-            eos_token_ids=[3, 0],
-            chat_template=tiny_tokenizer.chat_template,
-            template_arguments={},
-        )
-        monkeypatch.setattr(kto, "prepare", lambda recipe, tokenizer: prepared)
-        screen = io.StringIO()
-        status = run(recipe, kto.KTO, Console(file=screen, width=200))
-        return SimpleNamespace(status=status, screen=screen.getvalue(), folder=tmp_path / output, recipe=recipe)
+        return run_on(drawn(random_answers, rows, held_out, seed, tiny_tokenizer), monkeypatch, recipe, KTO)
 
     return go

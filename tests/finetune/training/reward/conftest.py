@@ -1,6 +1,5 @@
 """Pairs of random tokens with margins, a trainer on them, and whole runs of a reward model."""
 
-import io
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from run_helpers import Tokens, move, random_rows
+from stage_runs import drawn, run_on, trainer_parts
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -64,11 +64,8 @@ def make_trainer(steady_base: Path, tiny_tokenizer: Any, tmp_path: Path) -> Call
     """A ``ScoreTrainer`` whose step is all pairs; ``moved`` is by how much its weights differ from the base's."""
 
     def make(pairs: Any, batch_tokens: int = 10_000, moved: float = 0.0, lora: bool = False, **reward: Any) -> Any:
-        from rich.console import Console
-
         import hybrid_ft
         from hybrid_ft.finetune.runs.folder import RunFolder
-        from hybrid_ft.finetune.runs.signals import StopRequest
         from hybrid_ft.finetune.training.reward.metrics import show_progress
         from hybrid_ft.finetune.training.reward.stage import plan_of, reward_arguments
         from hybrid_ft.finetune.training.reward.trainer import ScoreTrainer
@@ -87,14 +84,9 @@ def make_trainer(steady_base: Path, tiny_tokenizer: Any, tmp_path: Path) -> Call
             args=reward_arguments(recipe, plan_of(recipe, SimpleNamespace(train=pairs)), folder),
             train_dataset=pairs,
             eval_dataset=pairs,
-            processing_class=tiny_tokenizer,
-            callbacks=[show_progress(Console(file=io.StringIO()), tmp_path / "metrics.jsonl")],
             pairs_per_step=recipe.reward.pairs_per_step,
             batch_tokens=batch_tokens,
-            folder=folder,
-            keep=2,
-            stop=StopRequest(),
-            origins=lambda row: pairs[row]["origin"],
+            **trainer_parts(tiny_tokenizer, tmp_path / "run", show_progress, pairs),
         )
 
     return make
@@ -108,23 +100,9 @@ def start_reward(tmp_path: Path, tiny_base: Path, tiny_tokenizer: Any, monkeypat
     def go(
         output: str = "run", rows: int = 20, held_out: int = 0, seed: int = 0, base: Path = tiny_base, **sections: Any
     ) -> Any:
-        from rich.console import Console
-
-        from hybrid_ft.finetune.training.reward import stage as reward
-        from hybrid_ft.finetune.training.run import run
+        from hybrid_ft.finetune.training.reward.stage import REWARD
 
         recipe = recipe_of(base, tmp_path / output, **sections)
-        prepared = SimpleNamespace(
-            train=random_pairs(rows, seed),
-            eval=random_pairs(held_out, seed + 1, "held.jsonl") if held_out else None,
-            report=SimpleNamespace(summary=lambda: [f"{rows} pairs"], as_dict=dict),
-            eos_token_ids=[3, 0],
-            chat_template=tiny_tokenizer.chat_template,
-            template_arguments={},
-        )
-        monkeypatch.setattr(reward, "prepare", lambda recipe, tokenizer: prepared)
-        screen = io.StringIO()
-        status = run(recipe, reward.REWARD, Console(file=screen, width=200))
-        return SimpleNamespace(status=status, screen=screen.getvalue(), folder=tmp_path / output, recipe=recipe)
+        return run_on(drawn(random_pairs, rows, held_out, seed, tiny_tokenizer), monkeypatch, recipe, REWARD)
 
     return go

@@ -1,49 +1,21 @@
 """A reward model on a stream of pairs: a run that was killed and stopped ends as the uninterrupted one."""
 
-import io
 import json
-import random
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from run_helpers import resumed_and_whole, timeless
+from stage_runs import streams_of_pairs
 
-from hybrid_ft.finetune.recipe.schema import Recipe
 from hybrid_ft.finetune.training.reward.trainer import ScoreTrainer
 
 
 @pytest.fixture
 def go(tmp_path: Any, tiny_base: Any) -> Any:
-    """``go("run")``: 8 steps of 4 pairs, windows of 8, over the end of a pass of 22 pairs and two that are held out."""
-    from rich.console import Console
-
+    """``go("run")``: as ``streams_of_pairs`` says."""
     from hybrid_ft.finetune.training.reward.stage import REWARD
-    from hybrid_ft.finetune.training.run import run
 
-    chance = random.Random(0)
-    with open(tmp_path / "pairs.jsonl", "w") as file:
-        for number in range(25):
-            row = {"prompt": f"{number}?", "chosen": "word " * chance.randint(1, 5), "rejected": f"no {number} it is"}
-            file.write("{broken\n" if number == 9 else json.dumps(row | {"margin": number % 2}) + "\n")
-
-    def start(output: str, **sections: Any) -> Any:
-        data = {"sources": [{"path": str(tmp_path / "pairs.jsonl")}], "streaming": True, "shuffle_buffer": 9}
-        recipe = Recipe.model_validate(
-            {
-                "model": {"path": str(tiny_base)},
-                "data": data | {"on_bad_row": "skip", "max_dropped": 0.1, "max_length": 96, "eval": {"fraction": 0.08}},
-                "train": {"steps": 8, "batch_tokens": 128, "learning_rate": 1e-3, "save_every": 2}
-                | sections.get("train", {}),
-                "reward": {"pairs_per_step": 4},
-                "output": str(tmp_path / output),
-            }
-        )
-        screen = io.StringIO()
-        status = run(recipe, REWARD, Console(file=screen, width=200))
-        return SimpleNamespace(status=status, screen=screen.getvalue(), folder=tmp_path / output)
-
-    return start
+    return streams_of_pairs(tmp_path, tiny_base, REWARD)
 
 
 @pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.slow)])
