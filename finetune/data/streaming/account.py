@@ -39,9 +39,12 @@ class StreamedRows:
         text += (
             f"{share(self.trained / max(1, self.tokens))} trained; {share(1 - self.tokens / max(1, self.room))} padding"
         )
-        if self.held:
-            text += f"; {counted(self.held, 'row')} held out"
-        return text + (f"; in pass {self.passes + 1}" if self.passes else "")
+        return text + self._rest()
+
+    def _rest(self) -> str:
+        """How a line ends."""
+        held = f"; {counted(self.held, self.unit)} held out" if self.held else ""
+        return held + (f"; in pass {self.passes + 1}" if self.passes else "")
 
     def notes(self) -> list[str]:
         return []
@@ -61,10 +64,7 @@ class StreamedPairs(StreamedRows):
     """``trained``: tokens of the answers; the rest is prompts, each counted once for its pair."""
 
     def line(self, name: str) -> str:
-        text = f"{name}: {counted(self.rows, 'pair')}, {counted(self.tokens, 'token')}"
-        if self.held:
-            text += f"; {counted(self.held, 'pair')} held out"
-        return text + (f"; in pass {self.passes + 1}" if self.passes else "")
+        return f"{name}: {counted(self.rows, 'pair')}, {counted(self.tokens, 'token')}" + self._rest()
 
     def table(self) -> list[tuple[str, str]]:
         return [("pairs", f"{self.rows:,}"), ("tokens, prompt once", f"{self.tokens:,}")]
