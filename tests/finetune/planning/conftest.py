@@ -1,17 +1,44 @@
 """Plans for the 7B, whose config alone is there."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hybrid_ft.finetune.planning import plan
-from hybrid_ft.finetune.planning.plan import Asked
+from hybrid_ft.finetune.planning.plan import Asked, PlannedModel
 from hybrid_ft.finetune.recipe.schema import Recipe
 from hybrid_ft.hybrid_model.families.olmo_hybrid.presets import preset_config
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session", autouse=True)
+def models_are_measured_once() -> Iterator[None]:
+    """Models of the same keys and config have the same shapes, and a 7B on the meta device is half of a plan's time."""
+    known: dict[Any, PlannedModel] = {}
+    of = PlannedModel.of
+
+    def once(recipe: Recipe) -> PlannedModel:
+        config = Path(recipe.model.path) / "config.json"
+        if recipe.model.adapter or not config.is_file():
+            return of(recipe)
+        key = (
+            config.read_bytes(),
+            recipe.model.model_dump_json(),
+            recipe.train.optimizer,
+            recipe.reward is None,
+            recipe.keeps_start,
+        )
+        if key not in known:
+            known[key] = of(recipe)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PlannedModel, "of", once)
+        yield
+
+
+@pytest.fixture(scope="session")
 def base_7b(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The 7B's config alone: a plan reads no weights."""
     folder = tmp_path_factory.mktemp("7b")

@@ -42,8 +42,17 @@ def account(folder: Any) -> Any:
     return json.loads((folder / "run.json").read_text())["data"]["account"]
 
 
-@KINDS
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    ("workers", "kind"),
+    [
+        (0, "full"),
+        (1, "lora"),
+        *(
+            pytest.param(*values, marks=pytest.mark.slow)
+            for values in ((0, "lora"), (1, "full"), (0, "adapter"), (1, "adapter"))
+        ),
+    ],
+)
 def test_killed_and_stopped_it_ends_as_the_uninterrupted_run(
     go: Any, model_of: Any, monkeypatch: Any, workers: int, kind: str
 ) -> None:
