@@ -96,6 +96,21 @@ class Killed(BaseException):
     """The end of the process, as the code sees it."""
 
 
+@contextmanager
+def killed_in(monkeypatch: pytest.MonkeyPatch, trainer: type, after: int) -> Iterator[None]:
+    """Inside the block, which its death leaves, a run of ``trainer`` is killed in the step behind so many."""
+    compute_loss = trainer.compute_loss  # type: ignore[attr-defined]
+
+    def dying(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == after and self.optimizer is not None:
+            raise Killed
+        return compute_loss(self, *args, **kwargs)
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(trainer, "compute_loss", dying)
+        yield
+
+
 def lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from run_helpers import Killed, killed_in
 
 from hybrid_ft.errors import ENVIRONMENT, InputError
 from hybrid_ft.finetune.mirror.place import Place
@@ -82,9 +83,6 @@ def test_what_the_disk_has_is_kept_unless_the_place_is_ahead(run):
 def test_a_fetch_cut_short_at_any_request_is_taken_up_again(run, monkeypatch):
     a_mirrored_run(run)
 
-    class Killed(BaseException):
-        pass
-
     number = 0
     while True:
         left = [number]
@@ -154,10 +152,6 @@ def test_a_folder_that_is_the_runs_own(tmp_path, run, where):
         run("run", str(tmp_path / where))
 
 
-class Killed(BaseException):
-    pass
-
-
 @pytest.mark.parametrize("lora", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_fresh_machine_ends_bit_for_bit_as_the_uninterrupted_run(start, monkeypatch, place, lora):
     """The first machine is lost in the middle of the run with all that it had."""
@@ -167,17 +161,8 @@ def test_a_fresh_machine_ends_bit_for_bit_as_the_uninterrupted_run(start, monkey
 
     sections = {"model": LORA} if lora else {}
     whole = start("whole", **sections)
-    compute_loss = PackedSFTTrainer.compute_loss
-
-    def dying(self: Any, *arguments: Any, **more: Any) -> Any:
-        if self.state.global_step == 4:
-            raise Killed
-        return compute_loss(self, *arguments, **more)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(PackedSFTTrainer, "compute_loss", dying)
-        with pytest.raises(Killed):
-            start("lost", mirror=place, **sections)
+    with killed_in(monkeypatch, PackedSFTTrainer, 4):
+        start("lost", mirror=place, **sections)
     shutil.rmtree(whole.folder.with_name("lost"))
     again = start("fresh", mirror=place, **sections)
     assert f"fetched checkpoint-4 from {Place(place).name}" in again.screen

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from run_helpers import killed_in
 
 from hybrid_ft.finetune.mirror.files import saved_steps
 from hybrid_ft.finetune.mirror.place import Place
@@ -267,20 +268,8 @@ def test_a_fresh_machine_ends_bit_for_bit(start, place, monkeypatch):
     from hybrid_ft.finetune.training.sft.trainer import PackedSFTTrainer
 
     whole = start("whole")
-    compute_loss = PackedSFTTrainer.compute_loss
-
-    class Killed(BaseException):
-        pass
-
-    def dying(self: Any, *arguments: Any, **more: Any) -> Any:
-        if self.state.global_step == 4:
-            raise Killed
-        return compute_loss(self, *arguments, **more)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(PackedSFTTrainer, "compute_loss", dying)
-        with pytest.raises(Killed):
-            start("lost", mirror=place)
+    with killed_in(monkeypatch, PackedSFTTrainer, 4):
+        start("lost", mirror=place)
     again = start("fresh", mirror=place)
     assert f"fetched checkpoint-4 from {place}" in again.screen
     assert again.metrics() == whole.metrics()

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from run_helpers import copied
+from run_helpers import Killed, copied, killed_in
 
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.runs.export import Exporter
@@ -15,28 +15,17 @@ STEADY = {"schedule": "constant", "warmup": 0.0}
 RESULTS = ("model/model.safetensors", "adapter/adapter_model.safetensors")
 
 
-class Killed(BaseException):
-    pass
-
-
 def weights(folder: Path) -> list[bytes]:
     found = [(folder / name).read_bytes() for name in RESULTS if (folder / name).exists()]
     assert found
     return found
 
 
-def at_step(monkeypatch: pytest.MonkeyPatch, trainer: str, step: int) -> Any:
-    """Inside the block, runs of this trainer are killed in the step after number ``step``."""
-    module, _, name = trainer.rpartition(".")
-    cls = getattr(__import__(module, fromlist=[name]), name)
-    compute_loss = cls.compute_loss
+def trainer_of(kind: str) -> type:
+    from hybrid_ft.finetune.training.dpo.trainer import PairTrainer
+    from hybrid_ft.finetune.training.sft.trainer import PackedSFTTrainer
 
-    def killed(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.state.global_step == step and self.optimizer is not None:
-            raise Killed
-        return compute_loss(self, *args, **kwargs)
-
-    monkeypatch.setattr(cls, "compute_loss", killed)
+    return {"sft": PackedSFTTrainer, "dpo": PairTrainer}[kind]
 
 
 @pytest.fixture(scope="module")
@@ -50,12 +39,6 @@ def finished(finished_once: Path, tmp_path: Path) -> Path:
     return copied(finished_once, tmp_path / "run")
 
 
-SFT, DPO = (
-    "hybrid_ft.finetune.training.sft.trainer.PackedSFTTrainer",
-    "hybrid_ft.finetune.training.dpo.trainer.PairTrainer",
-)
-
-
 @pytest.mark.parametrize("model", [{}, pytest.param(LORA, marks=pytest.mark.slow)], ids=["full", "lora"])
 @pytest.mark.parametrize("kind", ["sft", pytest.param("dpo", marks=pytest.mark.slow)])
 def test_it_ends_as_one_longer_run_would_have(
@@ -63,14 +46,13 @@ def test_it_ends_as_one_longer_run_would_have(
 ) -> None:
     """Where the rate is constant, that is a run of the whole length; the end at step 5 lies within a pass, 9 too.
     Killed on the way, the same command goes on."""
-    go, trainer = (start, SFT) if kind == "sft" else (start_pairs, DPO)
+    go = start if kind == "sft" else start_pairs
     if model and kind == "dpo":
         model = {"lora": LORA["lora"] | {"dropout": 0.0}}
     longer = STEADY | {"steps": 9}
     whole = go("whole", model=model, train=longer)
     go(model=model, train=STEADY | {"steps": 5})
-    with monkeypatch.context() as patched, pytest.raises(Killed):
-        at_step(patched, trainer, 7)
+    with killed_in(monkeypatch, trainer_of(kind), 7):
         go(model=model, train=longer, extend=True)
     record = json.loads((whole.folder.parent / "run/run.json").read_text())
     assert record["finished"] is None and record["accepted"][0]["finished"]["step"] == 5
@@ -136,8 +118,7 @@ def test_without_its_last_checkpoint_it_is_not_extended(start: Any, finished: Pa
 
 
 def test_an_unfinished_run_becomes_longer(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patched, pytest.raises(Killed):
-        at_step(patched, SFT, 3)
+    with killed_in(monkeypatch, trainer_of("sft"), 3):
         start()
     run = start(train={"steps": 8}, extend=True)
     assert run.status == 0 and "going on from checkpoint-2" in run.screen and max(run.metrics()) == 8

@@ -10,6 +10,7 @@ import pytest
 import torch
 from datasets import Dataset
 from rich.console import Console
+from run_helpers import killed_in
 from trl import SFTConfig, SFTTrainer
 
 from hybrid_ft.finetune.recipe.schema import Recipe
@@ -21,10 +22,6 @@ from hybrid_ft.finetune.training.progress import ShowProgress
 from hybrid_ft.finetune.training.seams import nothing_gathered
 from hybrid_ft.finetune.training.stage import Stage, Start
 from hybrid_ft.finetune.training.trainer import RunTrainer
-
-
-class Killed(BaseException):
-    pass
 
 
 class SquaredTrainer(RunTrainer, SFTTrainer):
@@ -180,15 +177,7 @@ def test_to_the_end(tiny_base: Path, whole: tuple[Path, str]) -> None:
 def test_killed_it_ends_as_it_would_have(
     tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: tuple[Path, str], step: int
 ) -> None:
-    compute_loss = SquaredTrainer.compute_loss
-
-    def killed(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.state.global_step == step and self.optimizer is not None:
-            raise Killed
-        return compute_loss(self, *args, **kwargs)
-
-    with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(SquaredTrainer, "compute_loss", killed)
+    with killed_in(monkeypatch, SquaredTrainer, step):
         go(tiny_base, tmp_path / "cut")
     status, screen = go(tiny_base, tmp_path / "cut")
     assert status == 0 and ("going on from checkpoint-" in screen) is (step >= 3)

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from run_helpers import killed_in
 from safetensors.torch import load_file
 
 from hybrid_ft.errors import InputError
@@ -58,20 +59,9 @@ def test_a_run_killed_on_the_way_has_the_same_best(start, whole, monkeypatch, tm
     """Also where nothing is left of the run but its mirror."""
     from hybrid_ft.finetune.training.sft.trainer import PackedSFTTrainer
 
-    class Killed(BaseException):
-        pass
-
-    compute_loss = PackedSFTTrainer.compute_loss
     how = BEST | ({"mirror": str(tmp_path / "mirror")} if lost else {})
     for step in (3, best_step(whole) + 1, 10):
-
-        def killed(self, *args, step=step, **kwargs):
-            if self.state.global_step + 1 == step and self.optimizer is not None:
-                raise Killed
-            return compute_loss(self, *args, **kwargs)
-
-        with monkeypatch.context() as patched, pytest.raises(Killed):
-            patched.setattr(PackedSFTTrainer, "compute_loss", killed)
+        with killed_in(monkeypatch, PackedSFTTrainer, step - 1):
             start("cut", **how)
         if lost:
             shutil.rmtree(tmp_path / "cut")
