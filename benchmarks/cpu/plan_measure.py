@@ -78,7 +78,20 @@ def work_of(task: Task) -> Work:
     lengths = [len(ids) for ids in task.prepared.train["input_ids"]]
     sizes = [sum(lengths[row] for row in pack) for pack in packs]
     typical = tuple(lengths[row] for row in packs[sizes.index(statistics.median_low(sizes))])
-    return Work(Batch(max(sizes), max(sizes)), sum(sizes), 1.0, 1, len(packs), 0.0, 0.0, "", "", typical)
+    count = len(packs)
+    return Work(
+        batch=Batch(max(sizes), max(sizes)),
+        tokens=sum(sizes),
+        epochs=1.0,
+        steps=1,
+        micro_batches=count,
+        dealt=count,
+        operations=0.0,
+        again=0.0,
+        source="",
+        rows="",
+        typical=typical,
+    )
 
 
 def main() -> None:

@@ -87,7 +87,9 @@ def flex(setting: Setting, lengths: list[int]) -> Function:
 
 def alternatives(layout: SequenceLayout, scale: float) -> dict[str, Function]:
     """torch's kernel and, where it is installed, flash-attn 2, which is what torch's is made from."""
-    found: dict[str, Function] = {"varlen_attn": lambda *qkv: attention._varlen(*qkv, layout, scale, gqa=False)}
+    found: dict[str, Function] = {
+        "varlen_attn": lambda *qkv: attention.varlen_attention(*qkv, layout, scale, gqa=False)
+    }
     try:
         version_2 = importlib.import_module(VERSION_2).flash_attn_varlen_func
     except (ImportError, AttributeError):

@@ -75,7 +75,7 @@ def model(dry: bool) -> None:
     whole.to_empty(device="cpu")
     with (
         mock.patch.object(torch.nn.Linear, "forward", lambda self, x: _Zeros.apply(x, self.weight)),
-        mock.patch.object(attention, "_varlen", lambda q, k, v, *_: q + 0 * (k.sum() + v.sum())),
+        mock.patch.object(attention, "varlen_attention", lambda q, k, v, *_: q + 0 * (k.sum() + v.sum())),
         mock.patch.object(launch, "_add_product", lambda total, a, b: None),
     ):
         ids = torch.randint(2, 512, (2, 160))
@@ -98,7 +98,7 @@ def quickstart(dry: bool) -> None:
     whole = hybrid_ft.load("tiny", dtype="float32")
     ids = torch.randint(2, 1000, (1, 2048 if not dry else 64))
     positions = torch.arange(ids.shape[1])[None] % 128
-    with mock.patch.object(attention, "_varlen", lambda q, k, v, *_: q + 0 * (k.sum() + v.sum())):
+    with mock.patch.object(attention, "varlen_attention", lambda q, k, v, *_: q + 0 * (k.sum() + v.sum())):
         for dtype in (torch.float32, torch.bfloat16):
             with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.float32):
                 hidden = whole.to(dtype).model(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state

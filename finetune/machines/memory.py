@@ -25,8 +25,8 @@ MARGIN = 0.03
 
 @dataclass(frozen=True)
 class Batch:
-    """The largest micro-batch: tokens, those with a label, shared prompts; ``several`` of them are one step;
-    ``processes`` share each, and these are the tokens of one of them."""
+    """The largest micro-batch: tokens, those with a label, shared prompts, which are taken for half of the tokens;
+    ``several`` of them are one step; ``processes`` share each, and these are the tokens of one of them."""
 
     tokens: int
     labelled: int
@@ -42,6 +42,7 @@ class Batch:
     def kept(self, layer: Layer) -> int:
         """Bytes that a layer's backward needs beside its input, in the process with the largest share of the heads."""
         more = layer.apart if self.processes > 1 else 0
+        more += layer.keys if self.prompts else 0
         return self.tokens * ((layer.kept or 0) + more) + self._above_mean(layer, layer.by_heads)
 
     def mixed(self, layer: Layer) -> int:
@@ -140,32 +141,48 @@ def _moments(
         layer, how = layers[number], hows[number]
         mixed = batch.mixed(layer) if how == "selective" else 0
         inputs = N * layer.input + mixed if how else N * layer.read
-        own = batch.kept(layer) - mixed + N * layer.spare + batch.prompts * 4 * shape.pair if shape.proven else 0
-        own += (copies[number] - shape.arithmetic * layer.last if copies[number] else 0) + shape.unpacked
+        own = batch.kept(layer) - mixed + batch.prompts * 4 * shape.pair if shape.proven else 0
+        own += shape.unpacked
+        # in a dtype of their own experts are gathered, and their gradients sent, apart from the layer
+        apart = FLOAT32 * layer.experts if narrow else 0
         gathered = 0
         if pieces > 1:
-            before = in_layer[number - 1] if number else 0
+            before = in_layer[number - 1] - (FLOAT32 * layers[number - 1].experts if narrow else 0) if number else 0
             # whose gradients are on their way, in float32
             after = FLOAT32 * layers[number + 1].trained if number + 1 < len(layers) else 0
             gathered = root + in_layer[number] + before + after
-        if pieces > 1 or batch.several:
-            own += (shape.arithmetic if narrow else gradient) * layer.last
-        else:
-            grown += gradient * layer.last
-        yield memory(f"the backward of {layer.name}", grown, below[number] + inputs, own, gathered, whole_head)
+        at_once = pieces > 1 or batch.several
+        for one in layer.moments:
+            last = one.last
+            there = own + (N * one.spare if shape.proven else 0)
+            there += copies[number] - (0 if layer.experts else shape.arithmetic * last) if copies[number] else 0
+            there += (shape.arithmetic if narrow and not layer.experts else gradient) * last if at_once else 0
+            now = grown + (0 if at_once else gradient * last)
+            # those of the next layer's experts have arrived after this layer was computed again, and before its own
+            sent = min(apart, after) if pieces > 1 and (last or how) and not one.again else 0
+            yield memory(
+                f"the backward of {layer.name}", now, below[number] + inputs, there, gathered - sent, whole_head
+            )
         if not batch.several:
-            done = gradient * layer.trained // pieces
-            grown += done - (gradient * layer.last if pieces == 1 else 0)
+            grown += gradient * layer.trained // pieces
     if shape.tied:  # the sum of the head's gradient and the embeddings' is a third one
         others = all_gradients if batch.several else all_gradients - gradient * shape.head // pieces
         on_their_way = FLOAT32 * layers[0].trained if pieces > 1 and layers else 0
         yield memory("the embeddings' backward", others, 0, N * stream, root + on_their_way, 3 * gradient * shape.head)
     elif embedding:  # a group of its own: its gradient is summed in float32, beside what is left of the head's
         others = all_gradients if batch.several else all_gradients - 2 * gradient * shape.head // pieces
-        number = shape.arithmetic if narrow else gradient
-        summed = FLOAT32 * shape.head + (FLOAT32 + (gradient if gradient != FLOAT32 else 0)) * shape.head // pieces
-        whole = number * shape.head
-        yield memory("the embeddings' backward", others, 0, 0, whole, whole + summed)
+        whole = gradient * shape.head
+        summed = FLOAT32 * shape.head
+        if gradient == FLOAT32:  # what it is summed from goes first
+            summed = FLOAT32 * layers[0].trained if layers else 0
+        else:
+            summed += (FLOAT32 + gradient) * shape.head // pieces
+        yield memory(
+            "the embeddings' backward", others, 0, N * stream, whole, whole * (1 + (gradient == FLOAT32)) + summed
+        )
     yield memory("the optimizer's step", all_gradients, 0, shape.step, 0, 0)
     if pieces > 1 and layers:
+        # a layer's weights come in one buffer and are copied from it, while the last one's is still there
+        coming = in_layer[-1] * (2 if narrow and layers[-1].experts else 3)
+        yield memory("the last layer's gathering", waiting, below[-2], 0, root + coming, 0)
         yield memory("the first gathering", waiting, N * stream, 0, 2 * (root + (embedding or in_layer[0])), 0)

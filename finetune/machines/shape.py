@@ -7,27 +7,20 @@ What each layer keeps for its backward is known in closed form where a family's 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
+from hybrid_ft.finetune.machines import layer_bytes
+from hybrid_ft.finetune.machines.layer_bytes import FLOAT32, Moment
 from hybrid_ft.finetune.runs.moments import moment_bytes, step_bytes
-from hybrid_ft.hybrid_model.families.family import Step
 from hybrid_ft.hybrid_model.families.known import family_of_type, is_known
 from hybrid_ft.hybrid_model.quantised import packed_bytes
 from hybrid_ft.hybrid_model.scorer import HEAD
 
-FLOAT32 = 4
-"""bytes"""
-CHUNK = 64
-"""tokens of a chunk of the delta rule"""
-
-_ATTENTION = ("q_proj", "k_proj", "v_proj")
-_MLP = ("gate_proj", "up_proj")
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.(.*)")
 
 
@@ -41,9 +34,10 @@ class Layer:
     read                bytes a token of it that backward itself reads
     kept                bytes a token that its backward needs beside the input; None: not known for this family
     mixed               of these what mixing the tokens gave, which selective checkpointing keeps
-    spare               bytes a token more, when its MLP's gradients are there
+    moments             of its MLP's backward, with the gradient of what the layer gave
     copies              numbers whose copy in the arithmetic's dtype is kept for backward
-    last                numbers of the projection that backward starts with
+    experts             numbers of routed experts, which are multiplied as they are kept
+    keys                bytes a token of attention's keys and values, which answers read with their prompt's before them
     attends             whether it is an attention layer; of other families not known
 
     Where processes share a micro-batch's tokens, and each mixes those of some heads:
@@ -61,9 +55,10 @@ class Layer:
     read: int
     kept: int | None
     mixed: int
-    spare: int
+    moments: tuple[Moment, ...]
     copies: int
-    last: int
+    experts: int = 0
+    keys: int = 0
     attends: bool = False
     heads: int = 1
     by_heads: int = 0
@@ -112,7 +107,8 @@ class Shape:
 
     def gathered(self, layer: Layer) -> int:
         """Bytes of a layer that FSDP2 puts together, cast before they are sent."""
-        return self.arithmetic * layer.weights if self.is_cast else layer.bytes
+        cast = self.arithmetic * (layer.weights - layer.experts) + FLOAT32 * layer.experts
+        return cast if self.is_cast else layer.bytes
 
     @property
     def tied(self) -> bool:
@@ -169,16 +165,20 @@ def shape_of(
     stream = FLOAT32 if full else arithmetic
     kind = getattr(config, "model_type", None)
     step = family_of_type(kind).step if is_known(kind) and not _unusual(model) else None
+    dropped = any(drop for layer in adapters.values() for _, drop in layer.values())
+    if step and not step.delta and dropped:  # more than is counted, for a moment, in layers that norm what they give
+        step = None
     layers = []
     for number in range(count):
-        attends = step is not None and config.layer_types[number] != "linear_attention"
-        of_kind = _of_attention if attends else _of_delta
-        own = dict.fromkeys(_projections(step), (0, 0.0)) if small and step else adapters.get(number, {})
+        attends = step is not None and layer_bytes.attends(config, number)
+        of_kind = layer_bytes.of_attention if attends else layer_bytes.of_delta
+        own = dict.fromkeys(layer_bytes.projections(step), (0, 0.0)) if small and step else adapters.get(number, {})
         kept = of_kind(config, step, own, full, arithmetic, stream) if step else None
-        middle = config.intermediate_size if step else 0
-        keeps_middle = full or "down_proj" in own
+        mlp = layer_bytes.of_mlp(config, step, number, own, full, small, arithmetic) if step else None
         after = step is not None and attends and step.after
-        heads, by_heads = _by_heads(config, attends, arithmetic) if step else (1, 0)
+        experts = layer_bytes.experts_of(config, step, number)
+        beside = (stream - arithmetic * after) * config.hidden_size if step else 0
+        heads, by_heads = layer_bytes.by_heads(config, attends, arithmetic) if step else (1, 0)
         layers.append(
             Layer(
                 name=f"layer {number}" + (f" ({'attention' if attends else 'delta rule'})" if step else ""),
@@ -187,19 +187,20 @@ def shape_of(
                 bytes=sizes[number],
                 input=stream * config.hidden_size,
                 read=0 if full and after else stream * config.hidden_size,
-                kept=kept,
-                mixed=_mixed(config, attends, arithmetic) if step else 0,
-                spare=(3 - keeps_middle) * arithmetic * middle + (stream - arithmetic * after) * config.hidden_size,
-                copies=weights[number] if full and arithmetic != FLOAT32 else 0,
-                last=config.hidden_size * middle if full or small else 0,
+                kept=kept + mlp.kept if kept is not None and mlp else None,
+                mixed=layer_bytes.mixed(config, attends, arithmetic) if step else 0,
+                moments=tuple(replace(one, spare=one.spare + beside) for one in mlp.moments) if mlp else (Moment(),),
+                copies=weights[number] - experts if full and arithmetic != FLOAT32 else 0,
+                experts=experts,
+                keys=layer_bytes.keys_of(config, arithmetic) if attends else 0,
                 attends=attends,
                 heads=heads,
                 by_heads=by_heads,
-                apart=arithmetic * _queries(config) if attends and (full or "o_proj" in own) else 0,
+                apart=arithmetic * layer_bytes.queries_of(config) if attends and (full or "o_proj" in own) else 0,
             )
         )
-    outside = Layer("", weights[count], trained[count], sizes[count], 0, 0, 0, 0, 0, 0, 0)
-    states = FLOAT32 * _state(config) if step else 0
+    outside = Layer("", weights[count], trained[count], sizes[count], 0, 0, 0, 0, (), 0)
+    states = FLOAT32 * layer_bytes.state(config) if step else 0
     gradient = arithmetic if small else FLOAT32
     kept, made = moment_bytes(model, optimizer), step_bytes(model, optimizer)
     return Shape(tuple(layers), outside, head, arithmetic, states, unpacked, gradient, kept, made)
@@ -225,108 +226,11 @@ def _adapters(model: nn.Module) -> dict[int, dict[str, tuple[int, float]]]:
 
 
 def _unusual(model: nn.Module) -> bool:
-    """Whether more is kept for backward than LoRA does: DoRA, or modules trained whole beside it. A reward model's
-    head, which reads last tokens alone, keeps next to nothing."""
+    """Whether more is kept for backward than LoRA does: DoRA, adapted experts, or modules trained whole beside it. A
+    reward model's head, which reads last tokens alone, keeps next to nothing."""
     adapted = [module for module in model.modules() if hasattr(module, "lora_A")]
+    if any(hasattr(module, "parameter_name") for module in adapted):
+        return True
     named = (name.partition(".modules_to_save.") for name, _ in model.named_parameters())
     whole = any(saved and not module.endswith(f".{HEAD.partition('.')[0]}") for module, saved, _ in named)
     return whole or any(any(getattr(module, "use_dora", {}).values()) for module in adapted)
-
-
-def _projections(step: Step) -> tuple[str, ...]:
-    return (*step.delta, step.out, *_ATTENTION, "o_proj", *_MLP, "down_proj")
-
-
-def _inputs(names: Collection[str], width: int, own: dict[str, tuple[int, float]], full: bool, arithmetic: int) -> int:
-    """Bytes a token of one tensor that several projections read, as they keep it.
-
-    In full training autocast makes of the float32 tensor a copy for each of them; adapters share it, unless each drops
-    some of it.
-    """
-    if full:
-        return arithmetic * width * (len(names) if arithmetic != FLOAT32 else 1)
-    adapted = [own[name] for name in names if name in own]
-    dropped = sum(drop > 0 for _, drop in adapted)
-    shared = arithmetic * width if dropped < len(adapted) else 0
-    return shared + dropped * (arithmetic + 1) * width + sum(rank for rank, _ in adapted) * arithmetic
-
-
-def _of_mlp(config: Any, own: dict[str, tuple[int, float]], full: bool, arithmetic: int) -> int:
-    middle = config.intermediate_size
-    down = _inputs(("down_proj",), middle, own, full, arithmetic)
-    return _inputs(_MLP, config.hidden_size, own, full, arithmetic) + 2 * arithmetic * middle + down
-
-
-def _of_delta(
-    config: Any, step: Step, own: dict[str, tuple[int, float]], full: bool, arithmetic: int, stream: int
-) -> int:
-    """Bytes a token that backward of a delta layer needs beside its input."""
-    keys = config.linear_num_key_heads * config.linear_key_head_dim
-    heads = config.linear_num_value_heads
-    values = heads * config.linear_value_head_dim
-    projected = 2 * keys + 2 * values
-    convolved = 2 * keys + values
-    return (
-        _inputs(step.delta, config.hidden_size, own, full, arithmetic)
-        + arithmetic * (projected + convolved + values)
-        + _inputs((step.out,), values, own, full, arithmetic)
-        + heads * (arithmetic * CHUNK + 44)  # within chunks; decays at their steps, gates, a and b
-        + stream * config.hidden_size  # the sum that the second norm reads
-        + _of_mlp(config, own, full, arithmetic)
-    )
-
-
-def _of_attention(
-    config: Any, step: Step, own: dict[str, tuple[int, float]], full: bool, arithmetic: int, stream: int
-) -> int:
-    """The same of an attention layer. Norms that come after mixer and MLP read what those give."""
-    queries, hidden = _queries(config), config.hidden_size
-    keys = queries // config.num_attention_heads * config.num_key_value_heads
-    if step.gated:  # the gate and its sigmoid, what attention gave and that side by side, which the sigmoid multiplies
-        given = 4 * queries
-    else:
-        given = 0 if full or "o_proj" in own else queries  # attention's backward reads what it gave
-    if step.after:
-        norms = 2 * arithmetic * hidden
-        if any(own[name][1] == 0 for name in _ATTENTION if name in own):  # they read the input itself
-            norms -= arithmetic * hidden
-    else:
-        norms = stream * hidden
-    return (
-        _inputs(_ATTENTION, hidden, own, full, arithmetic)
-        + arithmetic * (2 * queries + 3 * keys + given)  # as projected, and with norm and rope; v
-        + _inputs(("o_proj",), queries, own, full, arithmetic)
-        + 4 * config.num_attention_heads
-        + norms
-        + _of_mlp(config, own, full, arithmetic)
-    )
-
-
-def _queries(config: Any) -> int:
-    """Attention's channels."""
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(config.num_attention_heads * head)
-
-
-def _by_heads(config: Any, attends: bool, arithmetic: int) -> tuple[int, int]:
-    """Heads of a layer, and bytes a token of theirs that its backward needs: what the mixer's
-    operators read and return."""
-    if attends:
-        queries, heads = _queries(config), config.num_attention_heads
-        keys = queries // heads * config.num_key_value_heads
-        return config.num_key_value_heads, arithmetic * (2 * queries + 2 * keys) + 4 * heads
-    keys, heads = config.linear_num_key_heads * config.linear_key_head_dim, config.linear_num_value_heads
-    values = heads * config.linear_value_head_dim
-    return config.linear_num_key_heads, arithmetic * 2 * (2 * keys + values) + heads * (arithmetic * CHUNK + 44)
-
-
-def _mixed(config: Any, attends: bool, arithmetic: int) -> int:
-    """Bytes a token of what the delta rule's operator, or attention's, returns."""
-    if not attends:
-        heads = config.linear_num_value_heads
-        return heads * (arithmetic * (config.linear_value_head_dim + CHUNK) + 32)
-    return arithmetic * _queries(config) + 4 * config.num_attention_heads
-
-
-def _state(config: Any) -> int:
-    return config.linear_num_value_heads * config.linear_key_head_dim * config.linear_value_head_dim

@@ -62,12 +62,14 @@ class Step:
     delta      names of the projections that read a delta layer's normed input, and of the one that ends it
     after      whether attention's layers norm what mixer and MLP give; else what they get, as the delta rule's do
     gated      whether a gate as wide as the queries comes with them, and its sigmoid multiplies what attention gives
+    experts    whether routed experts, beside a shared one with a gate, may stand in an MLP's place
     """
 
-    delta: tuple[str, ...]
-    out: str
+    delta: tuple[str, ...] = ()
+    out: str = ""
     after: bool = False
     gated: bool = False
+    experts: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,5 @@
 """Olmo 2 and 3, Olmo Hybrid's transformer twins; windows in Olmo 3.
 
-Olmo Hybrid's transformer twins.
-
 Olmo 3's rope differs by kind of layer: YaRN on the full ones, plain rope where a window is. transformers reads a config
 that says one rope for all as plain rope for all, and an old config's ``rope_theta`` for the full layers alone.
 """
@@ -10,7 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from hybrid_ft.hybrid_model.families.family import Config, Family, Mixing, attention
+from hybrid_ft.hybrid_model.families.family import Config, Family, Mixing, Step, attention
+from hybrid_ft.hybrid_model.layers.norm_and_mlp import gated_mlp, plain_norm
 
 _KINDS = ("sliding_attention", "full_attention")
 _THETA = 500_000.0
@@ -50,6 +49,9 @@ _SIZES = {
     "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
     "intermediate_size": 96,
 }  # fmt: skip
+_OWN: dict[str, Any] = {
+    "Olmo2RMSNorm": plain_norm, "Olmo2MLP": gated_mlp, "Olmo3RMSNorm": plain_norm, "Olmo3MLP": gated_mlp
+}  # fmt: skip
 
 FAMILY = Family(
     name="Olmo 2 and 3",
@@ -60,6 +62,8 @@ FAMILY = Family(
         "mlp": r"\d+\.mlp\.(gate|up|down)_proj",
     },
     heads=lambda config: (config.num_attention_heads,),
+    own=_OWN,
+    step=Step(after=True),
     repair=_repair,
     misread=_misread,
     tiny={"olmo3": _SIZES | {"sliding_window": 16}, "olmo2": _SIZES},

@@ -43,14 +43,14 @@ def segment_attention(
     if _fits_flash(q, dropout) and layout.lengths and 0 not in layout.lengths:
         flash = installed_varlen(q, k)
         if flash is not None:
-            return _varlen(q, k, v, layout, scale, gqa, flash)
+            return varlen_attention(q, k, v, layout, scale, gqa, flash=flash)
     if len(layout.levels) == 1 and len(set(layout.lengths)) == 1:
         rows = (len(layout.lengths), layout.lengths[0])
         q, k, v = (x.unflatten(0, rows).transpose(1, 2) for x in (q, k, v))
         o = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, scale=scale, enable_gqa=gqa)
         return o.transpose(1, 2).flatten(0, 1)
-    if _fits_varlen(q, gqa, dropout):
-        return _varlen(q, k, v, layout, scale, gqa)
+    if fits_varlen(q, gqa, dropout):
+        return varlen_attention(q, k, v, layout, scale, gqa)
 
     # split once and not slice often: the gradient of a slice is as large as what it was cut from
     queries, keys, values = (x.transpose(0, 1).split(layout.lengths, dim=1) for x in (q, k, v))
@@ -72,30 +72,34 @@ def _fits_flash(q: torch.Tensor, dropout: float) -> bool:
     return q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) and not dropout
 
 
-def _fits_varlen(q: torch.Tensor, gqa: bool, dropout: float) -> bool:
+def fits_varlen(q: torch.Tensor, gqa: bool, dropout: float) -> bool:
     """Whether torch's flash attention takes this, with heads of up to 256 in eights."""
     D = q.shape[-1]
     return _VARLEN and (_VARLEN_GQA or not gqa) and D <= 256 and D % 8 == 0 and _fits_flash(q, dropout)
 
 
-def _varlen(
+def varlen_attention(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
     layout: SequenceLayout,
     scale: float,
     gqa: bool,
+    window: int | None = None,
     flash: Varlen | None = None,
 ) -> torch.Tensor:
-    """A segment's queries are the last of its keys, as flash attention's causal mask has it."""
+    """A segment's queries are the last of its keys, as flash attention's causal mask has it. ``window``: of these a
+    query sees so many at most, itself counted."""
     keys = layout.keys
     if keys.tokens is not None:
         k, v = take_rows(k, keys.tokens), take_rows(v, keys.tokens)
     lengths = (layout.cu_seqlens, keys.cu_seqlens, layout.max_seqlen, keys.max_seqlen)
     if flash is not None:
+        assert window is None
         return flash(q, k, v, *lengths, scale)
     options: dict[str, Any] = {"enable_gqa": True} if gqa else {}
-    o: Any = varlen.varlen_attn(q, k, v, *lengths, scale=scale, window_size=(-1, 0), **options)
+    past = -1 if window is None else window - 1  # the query's own place is not counted there
+    o: Any = varlen.varlen_attn(q, k, v, *lengths, scale=scale, window_size=(past, 0), **options)
     return o
 
 

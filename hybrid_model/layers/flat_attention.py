@@ -18,7 +18,7 @@ from transformers.masking_utils import sdpa_mask
 
 from hybrid_ft.hybrid_model.door.current import current_layout
 from hybrid_ft.hybrid_model.door.layout import SequenceLayout
-from hybrid_ft.hybrid_model.layers.attention import segment_attention
+from hybrid_ft.hybrid_model.layers.attention import fits_varlen, segment_attention, varlen_attention
 from hybrid_ft.hybrid_model.layers.heads import attend
 
 NAME = "hybrid_ft"
@@ -66,9 +66,12 @@ def window_attention(
 ) -> torch.Tensor:
     """Attention of q [N, H, D] to the last ``window`` tokens of each token's history, itself counted; k, v [N, HKV, D].
 
-    Queries are taken in blocks of a window, so that the work is linear in the number of tokens.
+    On a GPU one launch of torch's flash attention takes all segments, in 16 bits. Elsewhere queries are taken in blocks
+    of a window, with a mask, so that the work is linear in the number of tokens.
     """
     gqa = q.shape[1] != k.shape[1]
+    if layout.lengths and q.shape[-1] == v.shape[-1] and fits_varlen(q, gqa, dropout):
+        return varlen_attention(q, k, v, layout, scale, gqa, window)
     queries, keys, values = (x.transpose(0, 1).split(layout.lengths, dim=1) for x in (q, k, v))
     outputs = []
     for s, history in enumerate(layout.ancestors):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Literal, overload
 
 import torch
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 from transformers.activations import ACT2FN
 from transformers.models.olmo_hybrid import modeling_olmo_hybrid as hf
 
+from hybrid_ft.hybrid_model.layers.adapter import disguised
 from hybrid_ft.hybrid_model.layers.projections import projections
 from hybrid_ft.hybrid_model.layers.watched import is_watched
 from hybrid_ft.kernels.gated_rms_norm import gated_rms_norm
@@ -94,3 +96,27 @@ class OlmoHybridMLP(hf.OlmoHybridMLP):
         if is_watched(self.act_fn, _SILU):
             return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
         return self.down_proj(swiglu(*projections(x, self.gate_proj, self.up_proj)))
+
+
+@cache
+def gated_mlp(cls: type[nn.Module]) -> type[nn.Module]:
+    """Gate and product of another family's MLP in one kernel, where the gate is SiLU and nobody watches it."""
+
+    class SwiGLU(cls):  # type: ignore[misc, valid-type]
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if is_watched(self.act_fn, _SILU):
+                return super().forward(x)
+            return self.down_proj(swiglu(*projections(x, self.gate_proj, self.up_proj)))
+
+    return disguised(SwiGLU, cls)
+
+
+@cache
+def plain_norm(cls: type[nn.Module]) -> type[nn.Module]:
+    """Another family's norm whose weight is kept as it multiplies, rounded once as theirs is."""
+
+    class PlainRMSNorm(cls):  # type: ignore[misc, valid-type]
+        def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+            return rms_norm(hidden_states, self.weight, self.variance_epsilon)
+
+    return disguised(PlainRMSNorm, cls)

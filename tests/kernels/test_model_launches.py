@@ -58,7 +58,7 @@ def test_all_arrives_at_the_driver_and_little_spills(
 
     monkeypatch.setattr(projections, "_part", lambda layer, x: None)  # which would multiply several at once
     monkeypatch.setattr(torch.nn.Linear, "forward", lambda self, x: Zeros.apply(x, self.weight))
-    monkeypatch.setattr(attention, "_varlen", lambda q, k, v, *_: q + 0 * (k.sum() + v.sum()))
+    monkeypatch.setattr(attention, "varlen_attention", lambda q, k, v, *_: q + 0 * (k.sum() + v.sum()))
     monkeypatch.setattr(launch, "_add_product", lambda total, a, b: None)
     with no_gpu(tmp_path) as launches, as_on_a_gpu():
         run(seven_b())

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from hybrid_ft.hybrid_model.families.family import Config, Family, Mixing, Step, attention, delta
-from hybrid_ft.hybrid_model.families.qwen.layers import gated_delta_net, gated_mlp, zero_centred_norm
+from hybrid_ft.hybrid_model.families.qwen.layers import gated_delta_net, zero_centred_norm
+from hybrid_ft.hybrid_model.layers.norm_and_mlp import gated_mlp
 
 
 def _mixings(config: Config) -> list[tuple[Mixing, ...]]:
@@ -37,6 +39,7 @@ _REFUSED = {
     r"shared_expert_gate": "it has one output, of which there is no low rank",
     r"conv1d": "a convolution of four weights a channel has no low rank",
 }
+_STEP = Step(delta=("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a"), out="out_proj", gated=True)
 _SIZES = {
     "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32,
     "linear_conv_kernel_dim": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 16, "linear_num_key_heads": 2,
@@ -65,7 +68,7 @@ QWEN3_5 = Family(
     refused=_REFUSED,
     own=_own("Qwen3_5"),
     carried=(r"model\.visual\..*", r"mtp\..*"),
-    step=Step(delta=("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a"), out="out_proj", gated=True),
+    step=_STEP,
     unserved=("qwen3_5_text",),
     tiny={"qwen3_5_text": _SIZES | {"intermediate_size": 96}},
 )
@@ -81,6 +84,7 @@ QWEN3_5_MOE = Family(
     router=r".*\.mlp\.gate\..*",
     own=_own("Qwen3_5Moe"),
     carried=(r"model\.visual\..*", r"mtp\..*"),
+    step=replace(_STEP, experts=True),
     unserved=("qwen3_5_moe_text",),
     tiny={"qwen3_5_moe_text": _SIZES | _EXPERTS},
 )
@@ -95,6 +99,7 @@ QWEN3_NEXT = Family(
     router=r".*\.mlp\.gate\..*",
     own=_own("Qwen3Next"),
     carried=(r"mtp\..*",),
+    step=replace(_STEP, delta=("in_proj_qkvz", "in_proj_ba"), experts=True),
     tiny={"qwen3_next": _SIZES | _EXPERTS | {"intermediate_size": 96}},
 )
 FAMILIES = (QWEN3_5, QWEN3_5_MOE, QWEN3_NEXT)

@@ -1,4 +1,4 @@
-"""Qwen's mixers, norms and MLPs by this project's kernels.
+"""Qwen's mixers and norms by this project's kernels.
 
 Of the mixers every Qwen has the same: the writing strength beta is in [0, 1], a key head serves HV / H consecutive
 value heads, the gated norm is scaled by its weight. Qwen3-Next's joined projections are laid out by key head, Qwen3.5's
@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.activations import ACT2FN
 
 from hybrid_ft.hybrid_model.door.current import current_layout
 from hybrid_ft.hybrid_model.layers.adapter import disguised, segment_wise
@@ -22,9 +21,6 @@ from hybrid_ft.hybrid_model.layers.watched import is_watched, weights_of
 from hybrid_ft.kernels.delta_gates import delta_gates
 from hybrid_ft.kernels.gated_rms_norm import gated_rms_norm
 from hybrid_ft.kernels.rms_norm import rms_norm
-from hybrid_ft.kernels.swiglu import swiglu
-
-_SILU = type(ACT2FN["silu"])
 
 
 def project(mixer: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -88,16 +84,3 @@ def zero_centred_norm(cls: type[nn.Module]) -> type[nn.Module]:
             return rms_norm(x, 1.0 + self.weight.float(), self.eps)
 
     return disguised(ZeroCentredRMSNorm, cls)
-
-
-@cache
-def gated_mlp(cls: type[nn.Module]) -> type[nn.Module]:
-    """Gate and product in one kernel, where the gate is SiLU and nobody watches it."""
-
-    class SwiGLU(cls):  # type: ignore[misc, valid-type]
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            if is_watched(self.act_fn, _SILU):
-                return super().forward(x)
-            return self.down_proj(swiglu(*projections(x, self.gate_proj, self.up_proj)))
-
-    return disguised(SwiGLU, cls)

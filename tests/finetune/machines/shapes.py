@@ -1,9 +1,9 @@
-"""Shapes of Olmo Hybrid's presets and of released Qwen3.5, also with some of their layers."""
+"""Shapes of Olmo Hybrid's presets and of released models, also with some of their layers."""
 
 from typing import Any
 
 import torch
-from transformers import Qwen3_5TextConfig
+from transformers import Olmo2Config, Olmo3Config, Qwen3_5MoeTextConfig, Qwen3_5TextConfig, Qwen3NextConfig
 
 from hybrid_ft.finetune.machines.shape import shape_of
 from hybrid_ft.hybrid_model.adapters import add_lora
@@ -24,11 +24,29 @@ _QWEN3_5 = {
     },
 }  # fmt: skip
 
+_OLMO = {"vocab_size": 100352, "max_position_embeddings": 65536}
+_RELEASED: dict[str, tuple[type[Any], dict[str, Any]]] = {
+    "Olmo-2-1B": (
+        Olmo2Config,
+        _OLMO | {"hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 16, "num_key_value_heads": 16},
+    ),
+    "Olmo-3-7B": (Olmo3Config, _OLMO),
+    "Olmo-3-32B": (
+        Olmo3Config,
+        _OLMO | {"hidden_size": 5120, "intermediate_size": 27648, "num_attention_heads": 40, "num_key_value_heads": 8},
+    ),
+    "Qwen3-Next-80B-A3B": (Qwen3NextConfig, {}),
+    "Qwen3.5-35B-A3B": (Qwen3_5MoeTextConfig, {}),
+}
+
 
 def cut(preset: str, layers: int) -> Any:
-    """The config of a preset, or of a released Qwen3.5, with so many layers."""
+    """The config of a preset, or of a released model, with so many layers."""
     if preset in _QWEN3_5:
         return Qwen3_5TextConfig(**_QWEN3_5[preset], num_hidden_layers=layers)
+    if preset in _RELEASED:
+        kind, sizes = _RELEASED[preset]
+        return kind(**sizes, num_hidden_layers=layers)
     config = preset_config(preset)
     config.num_hidden_layers, config.layer_types = layers, config.layer_types[:layers]
     return config

@@ -11,6 +11,8 @@ from shapes import cut, shape
 from hybrid_ft.finetune.machines.memory import MARGIN, Batch, held, peak
 from hybrid_ft.finetune.machines.shape import shape_of
 
+EXPERTS = ("Qwen3-Next-80B-A3B", "Qwen3.5-35B-A3B")
+
 
 @pytest.fixture
 def differs(as_on_a_gpu: Any) -> Any:
@@ -127,7 +129,7 @@ def test_of_some_layers_adapters(differs: Any, targets: str, checkpointing: bool
 
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [True, "selective", False])
-@pytest.mark.parametrize("preset", ["7B", "Qwen3.5-9B"])
+@pytest.mark.parametrize("preset", ["7B", "Qwen3.5-9B", *EXPERTS])
 def test_of_adapters_with_dropout(differs: Any, preset: str, checkpointing: bool | str) -> None:
     """Each keeps what it has not dropped; of what all of them read nobody keeps the whole."""
     assert abs(differs(preset, tokens=16384, lora=32, dropout=0.05, checkpointing=checkpointing)) < MARGIN
@@ -262,7 +264,66 @@ def test_of_adapters_on_qwen_in_4_bits(differs: Any, size: str, tokens: int, che
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [True, False])
 @pytest.mark.parametrize("lora", [0, 32])
-@pytest.mark.parametrize("preset", ["7B", "Qwen3.5-4B", "Qwen3.5-9B"])
+@pytest.mark.parametrize("preset", ["7B", "Qwen3.5-4B", "Qwen3.5-9B", "Olmo-3-7B"])
 def test_of_reward_models(differs: Any, preset: str, lora: int, checkpointing: bool) -> None:
     how = {"tokens": 16384, "documents": 8, "pairs": True, "scores": True}
     assert abs(differs(preset, lora=lora, checkpointing=checkpointing, **how)) < MARGIN
+
+
+@pytest.mark.parametrize("preset", ["Olmo-3-7B", "Qwen3.5-35B-A3B"])
+def test_of_other_families_is_the_trace(differs: Any, preset: str) -> None:
+    """Windows and rope; experts under adapters."""
+    assert abs(differs(preset, tokens=16384, documents=2, lora=32)) < 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [True, "selective", False])
+@pytest.mark.parametrize("processes", [1, 2, 8])
+@pytest.mark.parametrize("lora", [0, 32])
+@pytest.mark.parametrize("tokens", [4096, 16384, 65536])
+@pytest.mark.parametrize("preset", ["Olmo-2-1B", "Olmo-3-7B", "Olmo-3-32B", *EXPERTS])
+def test_of_other_families(
+    differs: Any, preset: str, tokens: int, lora: int, processes: int, checkpointing: bool | str
+) -> None:
+    how = {"tokens": tokens, "lora": lora, "processes": processes, "checkpointing": checkpointing}
+    assert abs(differs(preset, **how)) < MARGIN
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"optimizer": "adamw_bf16"},
+        {"optimizer": "adamw_bf16", "processes": 8, "checkpointing": False},
+        {"micro_batches": 2},
+        {"micro_batches": 2, "processes": 8},
+        {"lora": 32, "documents": 8, "pairs": True},
+        {"lora": 32, "left_out": frozenset({0, 3})},
+        {"lora": 32, "targets": "attention", "checkpointing": False},
+        {"lora": 32, "checkpointing": "offload"},
+        {"lora": 32, "processes": 8, "share": 2},
+        {"processes": 8, "share": 2, "checkpointing": False},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("preset", ["Olmo-3-7B", "Olmo-3-32B", *EXPERTS])
+def test_of_other_families_trained_otherwise(differs: Any, preset: str, how: dict[str, Any]) -> None:
+    assert abs(differs(preset, **{"tokens": 16384} | how)) < MARGIN
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("tokens", "checkpointing"), [(4096, "selective"), (8192, True), (32768, True)])
+@pytest.mark.parametrize("preset", ["Olmo-3-7B", *EXPERTS])
+def test_of_adapters_on_other_families_in_4_bits(
+    differs: Any, preset: str, tokens: int, checkpointing: bool | str
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    assert abs(differs(preset, tokens=tokens, lora=32, quantize=True, checkpointing=checkpointing)) < MARGIN
+
+
+def test_of_what_no_trace_has_proven_only_what_is_held_is_said() -> None:
+    """Of adapted experts PEFT makes a copy of all a layer's for each product."""
+    config = cut("Qwen3.5-35B-A3B", 1)
+    assert shape(config, lora=4).proven and not shape(config, lora=4, targets="experts").proven
+    config = cut("Olmo-2-1B", 1)
+    assert shape(config, lora=4).proven and not shape(config, lora=4, dropout=0.1).proven

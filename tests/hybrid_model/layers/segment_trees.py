@@ -15,8 +15,10 @@ TREES = {
 
 
 def by_definition(q, k, v, cu_q, cu_k, max_q, max_k, *, scale, window_size, enable_gqa=False):
-    """varlen_attn: each query sees the keys up to its own, when the last query's own is the last key."""
-    assert window_size == (-1, 0) and cu_q.dtype == cu_k.dtype == torch.int32
+    """varlen_attn: each query sees the keys up to its own, when the last query's own is the last key; of those before
+    it the last ``window_size[0]``, where that is not -1."""
+    past, later = window_size
+    assert past >= -1 and later == 0 and cu_q.dtype == cu_k.dtype == torch.int32
     assert enable_gqa or q.shape[1] == k.shape[1]
     assert max_q == cu_q.diff().max() and max_k == cu_k.diff().max()
     assert cu_q[-1] == len(q) and cu_k[-1] == len(k)
@@ -27,8 +29,9 @@ def by_definition(q, k, v, cu_q, cu_k, max_q, max_k, *, scale, window_size, enab
         later = len(keys) - int(cu_q[s + 1] - cu_q[s])
         for i, query in enumerate(q[cu_q[s] : cu_q[s + 1]]):
             seen = later + i + 1
-            weights = torch.einsum("hd,lhd->hl", query, keys[:seen]).mul(scale).softmax(-1)
-            outputs.append(torch.einsum("hl,lhd->hd", weights, values[:seen]))
+            first = 0 if past == -1 else max(0, seen - 1 - past)
+            weights = torch.einsum("hd,lhd->hl", query, keys[first:seen]).mul(scale).softmax(-1)
+            outputs.append(torch.einsum("hl,lhd->hd", weights, values[first:seen]))
     return torch.stack(outputs)
 
 

@@ -18,7 +18,7 @@ def test_one_launch_sees_what_each_segment_sees(monkeypatch, tree, heads):
     leaves, up = inputs(layout, heads, torch.float64, "cpu")
     expected = results(leaves, up, layout)
     if tree != "one segment":  # for which another call is better
-        monkeypatch.setattr(attention, "_fits_varlen", lambda q, gqa, dropout: True)
+        monkeypatch.setattr(attention, "fits_varlen", lambda q, gqa, dropout: True)
         calls = []
         monkeypatch.setattr(
             varlen, "varlen_attn", lambda *args, **more: calls.append(1) or by_definition(*args, **more)
@@ -35,7 +35,7 @@ def test_the_launch_takes_its_arguments():
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 def test_a_cpu_has_a_call_for_each(dropout):
-    assert not attention._fits_varlen(torch.zeros(3, 2, 16, dtype=torch.bfloat16), False, dropout)
+    assert not attention.fits_varlen(torch.zeros(3, 2, 16, dtype=torch.bfloat16), False, dropout)
 
 
 @pytest.mark.gpu

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from segment_trees import TREES, by_definition, inputs
+from torch.nn.attention import varlen
 
 from hybrid_ft.hybrid_model.door.current import laid_out
 from hybrid_ft.hybrid_model.door.layout import build_layout
@@ -33,6 +35,39 @@ def test_windows_equal_masked_scores(relative, window, parents):
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(35, heads, size, generator=generator) for heads, size in ((4, 8), (2, 8), (2, 6)))
     assert relative(window_attention(q, k, v, layout, 0.3, window), masked(q, k, v, layout, 0.3, window)) < 1e-6
+
+
+def in_windows(leaves, up, layout, window):
+    o = window_attention(*leaves, layout, 0.3, window)
+    return [o, *torch.autograd.grad(o, leaves, up)]
+
+
+@pytest.mark.parametrize("window", [1, 3, 5])
+@pytest.mark.parametrize("heads", [(2, 2), (4, 2)], ids=["MHA", "GQA"])
+@pytest.mark.parametrize("tree", TREES)
+def test_one_launch_sees_the_same_windows(monkeypatch, tree, heads, window):
+    layout = build_layout(*TREES[tree])
+    leaves, up = inputs(layout, heads, torch.float64, "cpu")
+    expected = in_windows(leaves, up, layout, window)
+    monkeypatch.setattr(module, "fits_varlen", lambda q, gqa, dropout: True)
+    calls = []
+    monkeypatch.setattr(varlen, "varlen_attn", lambda *args, **more: calls.append(1) or by_definition(*args, **more))
+    for x, y in zip(in_windows(leaves, up, layout, window), expected, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-13)
+    assert calls == [1]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: not measured")
+@pytest.mark.parametrize("window", [1, 3, 5])
+@pytest.mark.parametrize("heads", [(2, 2), (4, 2)], ids=["MHA", "GQA"])
+@pytest.mark.parametrize("tree", TREES)
+def test_windows_on_a_gpu(tree, heads, window):
+    layout = build_layout(*TREES[tree])
+    expected = in_windows(*inputs(layout, heads, torch.float64, "cpu"), layout, window)
+    got = in_windows(*inputs(layout, heads, torch.bfloat16, "cuda"), layout.to("cuda"), window)
+    for x, y in zip(got, expected, strict=True):
+        assert (x.double().cpu() - y).norm() <= 0.02 * y.norm()
 
 
 def test_scores_that_are_changed_otherwise_are_refused():

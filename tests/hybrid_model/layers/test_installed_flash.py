@@ -21,7 +21,7 @@ def card(monkeypatch):
     definition; ``calls`` is whose attention ran."""
     installed_flash._tried.cache_clear()
     monkeypatch.setattr(attention, "_fits_flash", lambda q, dropout: not dropout)
-    monkeypatch.setattr(attention, "_fits_varlen", lambda q, gqa, dropout: True)
+    monkeypatch.setattr(attention, "fits_varlen", lambda q, gqa, dropout: True)
     calls = []
 
     def of_torch(*args, **more):
