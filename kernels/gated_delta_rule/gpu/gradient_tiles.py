@@ -34,10 +34,9 @@ def write_factor(gates, o, d):
 
 
 @triton.jit
-def read_products(y, dv, states, o, here, d, BV: tl.constexpr, STAGES: tl.constexpr, BOTH: tl.constexpr):
-    """dV Y^T and, if BOTH, Y dV^T [BT, BT]; dV S^T [BT, K]."""
+def read_products(y, dv, states, o, here, d, BV: tl.constexpr, STAGES: tl.constexpr):
+    """dV Y^T [BT, BT] and dV S^T [BT, K]."""
     pairs = tl.zeros([d.BT, d.BT], tl.float32)
-    back = pairs
     dk1, dk2 = key_zeros(d)
     for first in tl.range(0, d.V, BV, num_stages=STAGES):
         o_v = first + tl.arange(0, BV)
@@ -45,10 +44,8 @@ def read_products(y, dv, states, o, here, d, BV: tl.constexpr, STAGES: tl.conste
         dv_rows = load_rows(dv, d.HV * d.V, o, o_v, here, d.V, d.V % BV == 0)
         s1, s2 = load_keys(states, d.K, o_v, o_v < d.V, d)
         pairs = dot_onto(pairs, dv_rows, tl.trans(y_rows))
-        if BOTH:
-            back = dot_onto(back, y_rows, tl.trans(dv_rows))
         dk1, dk2 = add_product(dk1, dk2, dv_rows, s1, s2, d)
-    return pairs, back, dk1, dk2
+    return pairs, dk1, dk2
 
 
 @triton.jit
@@ -113,19 +110,6 @@ def scale_rows(x1, x2, factor, y1, y2, d):
 def decay_to_end(gates, o, d):
     past = tl.exp2(gate(gates, CUM, d.BT - 1, d) - gate(gates, CUM, o, d))
     return past * tl.exp2(gate(gates, CUM_REST, d.BT - 1, d) - gate(gates, CUM_REST, o, d))
-
-
-@triton.jit
-def past_between(cum, rest):
-    """[rows, columns]: log decay, base 2, from a column's token to a row's; the rule of tiles.pair_decay, for gates
-    that are there."""
-    return (cum[:, None] - cum[None, :]) + (rest[:, None] - rest[None, :])
-
-
-@triton.jit
-def decay_over(past, there):
-    """0 where not ``there``: where the column's token comes after the row's."""
-    return tl.exp2(tl.where(there, past, float("-inf")))
 
 
 @triton.jit

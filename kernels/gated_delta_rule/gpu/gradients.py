@@ -24,18 +24,19 @@ multiprocessor (benchmarks/kernel_counts.py makes the counts):
 
     kernel            warps  registers  spilled  shared  programs  bytes    products
     query                 4        250      0 B  84 KiB         2  2.05 GB  85 GFLOP
-    key                   4        255     56 B  56 KiB         2  2.62 GB  169 GFLOP
+    key                   4        255     64 B  84 KiB         2  2.62 GB  145 GFLOP
 
 What a program of k's reads twice, Y and S, counts once: it has it from the cache. <S, dS'> is made there, so that q's
-does not read dS' at all (2.62 GB). Three stages of q's, as many as V = 192 has steps of 64: all loads of a loop are
-under way from its start. k's holds F^T and loads once (HELD): by the model 0.75 to 0.88 ms for 0.94 to 1.12.
+does not read dS' at all (2.62 GB). Three stages, as many as V = 192 has steps of 64: all loads of a loop are under way
+from its start.
 
-One kernel instead, with one loop over V, was compiled and not taken: it moves 3.1 GB for 4.7, but 255 registers of 8
-warps leave 136 B or more, and a multiprocessor holds one program, which waits for each of its loads: 1.35 to 1.49 ms by
-the model behind benchmarks/gpu_check/predictions.py, the two kernels 1.25 to 1.42; at two programs, 128 registers, 900
-B do not fit. With a loop for what reads the state and one for what is written, 128 registers of 8 warps leave 608 B,
-255 of 4 warps 896 B. At three quarters of 4.3 TB/s the bytes of the two kernels take 1.45 ms, those of the one 0.95: a
-GPU has to say which is faster.
+One kernel instead, with one loop over V, was compiled and not taken: it moves 3.2 GB for 4.7, but takes 255 registers
+of 8 warps and 8 B, so that a multiprocessor holds one program, which waits for each of its loads. By the model behind
+benchmarks/gpu_check/predictions.py the wait and the issue take 1.61 ms (1.54 with V 32 columns at a time in 4 stages),
+those of the two kernels 1.49; at two programs, 128 registers, 512 B do not fit. With a loop for what reads the state,
+one for what is written, and E^T and F^T as products of their own, nothing goes through memory, but 128 registers of 8
+warps leave 608 B (1.79 ms), 255 of 4 warps 896 B (1.64). At three quarters of 4.3 TB/s the bytes of the two kernels
+take 1.45 ms: a GPU has to say which is faster.
 """
 
 import triton
@@ -44,10 +45,8 @@ import triton.language as tl
 from hybrid_ft.kernels.gated_delta_rule.gpu.gradient_tiles import (
     add_product,
     add_square,
-    decay_over,
     decay_to_end,
     key_zeros,
-    past_between,
     read_products,
     scale_rows,
     store_keys,
@@ -56,12 +55,11 @@ from hybrid_ft.kernels.gated_delta_rule.gpu.gradient_tiles import (
 )
 from hybrid_ft.kernels.gated_delta_rule.gpu.tiles import (
     BETA,
-    CUM,
-    CUM_REST,
     NORM_K,
     NORM_Q,
     READ_K,
     READ_Q,
+    chunk_decay,
     dot_keys,
     dot_onto,
     forget,
@@ -163,11 +161,9 @@ def key_kernel(
     L2NORM: tl.constexpr,
     STAGES: tl.constexpr,
     CORRECT: tl.constexpr,
-    HELD: tl.constexpr,
 ):
     """One program per chunk and value head, after ``query_kernel``, whose ``change`` it completes; dk [B, T, HV, K] is
-    that head's share. HELD: F^T is a product of its own and stays in registers, and what the products after the loop
-    need is asked for at once; else each loads its own behind a barrier, where registers are short."""
+    that head's share."""
     segment, start, row, head, left = place(chunks, d)
     if segment < 0:
         return
@@ -175,47 +171,42 @@ def key_kernel(
     here = o < left
     key_head = head // (d.HV // d.H)
     gates = gates_of(gates, row, d)
+    pairs = square(pairs, row, d)
     out = start * d.HV + head
     change += row * d.BT
     y += out * d.V
-    states, d_states = state(states, row, d), state(d_states, row, d)
-    queries, keys = token(q, start, key_head, T), token(k, start, key_head, T)
     if CORRECT:
-        ft, dk1, dk2 = _reads(
-            keys, k.t, gates, y, states, dv + out * d.V, square(pairs, row, d), change, o, here, d, BV, STAGES, HELD
-        )
+        f, dk1, dk2 = read_products(y, dv + out * d.V, state(states, row, d), o, here, d, BV, STAGES)
+        later = o[:, None] > o[None, :]
+        f = tl.where(later, -f * pair_decay(gates, o, o, d), 0.0) * gate(gates, NORM_K, o, d)[:, None]
+        tl.store(pairs + o[None, :] * d.BT + o[:, None], operand(f, d), mask=later)
+        weighted = f * write_factor(gates, o, d)[None, :]
+        publish()
+        keys = token(k, start, key_head, T)
+        k1, k2 = load_keys(keys, k.t, o, here, d)
+        shared = weighted * dot_keys(k1, k2, k1, k2, d)
+        dk1, dk2, read = scale_rows(dk1, dk2, -gate(gates, READ_K, o, d), k1, k2, d)
+        tl.store(change + o, tl.load(change + o) + (read + (tl.sum(shared, 1) - tl.sum(shared, 0))))
+        dk1, dk2 = add_product(dk1, dk2, operand(weighted, d), k1, k2, d)
         forget()
     else:
         dk1, dk2 = key_zeros(d)
+    states, d_states = state(states, row, d), state(d_states, row, d)
     db1, db2, kept = write_products(y, states, d_states, o, here, d, BV, STAGES)
     forget()
-    k1, k2 = load_keys(keys, k.t, o, here, d)
-    if HELD:
-        q1, q2 = load_keys(queries, q.t, o, here, d)
-        transposed = square(pairs, row, d) + o[None, :] * d.BT + o[:, None]
-        et = tl.load(transposed)
-        norm, beta = gate(gates, NORM_K, o, d), gate(gates, BETA, o, d)
-        cum, rest = gate(gates, CUM, o, d), gate(gates, CUM_REST, o, d)
-        last, last_rest = gate(gates, CUM, d.BT - 1, d), gate(gates, CUM_REST, d.BT - 1, d)
-        read = tl.load(change + o)
-        db1, db2, stored = scale_rows(db1, db2, tl.exp2(last - cum) * tl.exp2(last_rest - rest), k1, k2, d)
-        if CORRECT:
-            db1, db2 = add_product(db1, db2, ft, k1, k2, d)
-        db1, db2 = add_product(db1, db2, et, q1, q2, d)
-    else:
-        db1, db2, stored = scale_rows(db1, db2, decay_to_end(gates, o, d), k1, k2, d)
+    k1, k2 = load_keys(token(k, start, key_head, T), k.t, o, here, d)
+    db1, db2, stored = scale_rows(db1, db2, decay_to_end(gates, o, d), k1, k2, d)
+    forget()
+    if CORRECT:
+        db1, db2 = add_square(db1, db2, pairs, keys, k.t, left, d, False)
         forget()
-        if CORRECT:
-            db1, db2 = add_square(db1, db2, square(pairs, row, d), keys, k.t, left, d, False)
-            forget()
-        db1, db2 = add_square(db1, db2, square(pairs, row, d), queries, q.t, left, d, True)
-        forget()
-        k1, k2 = load_keys(keys, k.t, o, here, d)
-        norm, beta = gate(gates, NORM_K, o, d), gate(gates, BETA, o, d)
-        last, last_rest = gate(gates, CUM, d.BT - 1, d), gate(gates, CUM_REST, d.BT - 1, d)
-        read = tl.load(change + o)
+    db1, db2 = add_square(db1, db2, pairs, token(q, start, key_head, T), q.t, left, d, True)
+    forget()
+    k1, k2 = load_keys(token(k, start, key_head, T), k.t, o, here, d)
+    norm = gate(gates, NORM_K, o, d)
     db1, db2, dbeta_rows = scale_rows(db1, db2, norm, k1, k2, d)
     tl.store(dbeta + out + o * d.HV, dbeta_rows, mask=here)
+    beta = gate(gates, BETA, o, d)
     dk1 += db1 * beta[:, None]
     if d.K2:
         dk2 += db2 * beta[:, None]
@@ -223,52 +214,8 @@ def key_kernel(
 
     # A token's gate scales what was there before it, where a token from it on reads it or the chunk's end keeps it.
     # <S, dS'> is part of every token's: it counts as read by the chunk's last row.
-    carried = tl.where(o == d.BT - 1, kept * (tl.exp2(last) * tl.exp2(last_rest)), 0.0)
-    total = tl.cumsum(read + carried, 0, reverse=True)
-    stored *= norm * beta
+    carried = tl.where(o == d.BT - 1, kept * chunk_decay(gates, d), 0.0)
+    total = tl.cumsum(tl.load(change + o) + carried, 0, reverse=True)
+    stored = stored * write_factor(gates, o, d)
     total += tl.sum(tl.where(o[:, None] < o[None, :], stored[:, None], 0.0), 0)
     tl.store(dg + out + o * d.HV, total, mask=here)
-
-
-@triton.jit
-def _reads(
-    keys,
-    keys_t,
-    gates,
-    y,
-    states,
-    dv,
-    pairs,
-    change,
-    o,
-    here,
-    d,
-    BV: tl.constexpr,
-    STAGES: tl.constexpr,
-    HELD: tl.constexpr,
-):
-    """F^T and dk^; F^T is in ``pairs`` unless HELD. Adds to ``change`` what keys read, less what they wrote that later
-    tokens of the chunk read."""
-    f, ft, dk1, dk2 = read_products(y, dv, states, o, here, d, BV, STAGES, HELD)
-    later = o[:, None] > o[None, :]
-    if HELD:
-        k1, k2 = load_keys(keys, keys_t, o, here, d)
-        norm, read_k = gate(gates, NORM_K, o, d), gate(gates, READ_K, o, d)
-        cum, rest = gate(gates, CUM, o, d), gate(gates, CUM_REST, o, d)
-        write = norm * gate(gates, BETA, o, d)
-        past = past_between(cum, rest)
-        ft = operand(ft * decay_over(-past, o[:, None] < o[None, :]) * -norm[None, :], d)
-        weighted = -f * decay_over(past, o[:, None] > o[None, :]) * norm[:, None] * write[None, :]
-    else:
-        f = tl.where(later, -f * pair_decay(gates, o, o, d), 0.0) * gate(gates, NORM_K, o, d)[:, None]
-        tl.store(pairs + o[None, :] * d.BT + o[:, None], operand(f, d), mask=later)
-        weighted = f * write_factor(gates, o, d)[None, :]
-        publish()
-        k1, k2 = load_keys(keys, keys_t, o, here, d)
-        read_k = gate(gates, READ_K, o, d)
-    shared = weighted * dot_keys(k1, k2, k1, k2, d)
-    dk1, dk2, read = scale_rows(dk1, dk2, -read_k, k1, k2, d)
-    read += tl.sum(shared, 1) - tl.sum(shared, 0)
-    tl.store(change + o, tl.load(change + o) + read)
-    dk1, dk2 = add_product(dk1, dk2, operand(weighted, d), k1, k2, d)
-    return ft, dk1, dk2

@@ -174,7 +174,7 @@ def _gradients(
         key_kernel, programs,
         q, k, kept.gates, pairs, kept.y, kept.states, d_states, out.dv, dk, out.dg, out.dbeta, change, chunks,
         call.tokens_in_row, call.dims(), BV=block, L2NORM=inputs.use_qk_l2norm, STAGES=use.key.stages,
-        CORRECT=inputs.correct, HELD=use.held and call.dims().K2.value > 0, **use.key.options(),
+        CORRECT=inputs.correct, **use.key.options(),
     )  # fmt: skip
     if group > 1:
         for total, shares in ((out.dq, dq), (out.dk, dk)):

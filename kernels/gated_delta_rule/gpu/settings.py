@@ -38,14 +38,12 @@ class Settings:
     alone   ``forward``, where each program has a multiprocessor and all of its memory to itself
     halves  a scan takes K = 128 as 64 + 64
     apart   see scans._read
-    held    see ``key_kernel``
     """
 
     block: int
     gradient_block: int
     halves: bool
     apart: bool
-    held: bool
     weights: Launch
     forward: Launch
     alone: Launch
@@ -63,7 +61,6 @@ HOPPER = Settings(
     gradient_block=64,
     halves=True,
     apart=False,
-    held=True,
     weights=Launch(4, max_registers=128),
     forward=Launch(4, stages=2),
     alone=Launch(4, stages=3),
@@ -72,14 +69,13 @@ HOPPER = Settings(
     backward=Launch(4, stages=2),
     summary_backward=Launch(4, stages=2),
     query=Launch(4, stages=3),
-    key=Launch(4, stages=2),
+    key=Launch(4, stages=3),
 )
 AMPERE = Settings(
     block=32,
     gradient_block=32,
     halves=False,
     apart=False,
-    held=False,
     weights=Launch(8),
     forward=Launch(8),
     alone=Launch(8),
@@ -97,7 +93,6 @@ BLACKWELL = Settings(
     gradient_block=64,
     halves=True,
     apart=True,
-    held=False,
     weights=Launch(4),
     forward=Launch(8),
     alone=Launch(8),
