@@ -35,9 +35,10 @@ def in_batches(
     """The results of rows of ``sizes`` tokens, each with its row's number, longest first, as batches are done.
 
     ``work`` takes the numbers of a batch's rows. ``beside``: tokens that every batch has besides. ``padded``: a row
-    takes as much room as the longest. ``room``: how many tokens there may be for one of the budget's. ``done`` [rows]: whose results are there already; they are not given again. Where
-    those are what an interruption left, the batches are those of a run that nobody touched, so that the results are the
-    same to the last bit. Raises InputError, status 3, where one row alone does not fit into memory.
+    takes as much room as the longest. ``room``: how many tokens there may be for one of the budget's. ``done`` [rows]:
+    whose results are there already; they are not given again. Where those are what an interruption left, the batches
+    are those of a run that nobody touched, so that the results are the same to the last bit. Raises InputError, status
+    3, where one row alone does not fit into memory.
     """
     waiting = sorted(range(len(sizes)), key=lambda row: -sizes[row])
     there = next((at for at, row in enumerate(waiting) if not done[row]), len(waiting)) if done else 0

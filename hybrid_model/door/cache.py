@@ -137,7 +137,7 @@ class AttentionCache(CacheLayerMixin):
             self._below([getattr(each, name) for each in all_of]) for name in ("keys", "values")
         )
         if any(each.mask is not None for each in all_of):
-            self.mask = torch.cat([each._columns() for each in all_of])
+            self.mask = torch.cat([each._whole_mask() for each in all_of])
         self.history = torch.cat([each.history for each in all_of if each.history is not None])
 
     def _below(self, parts: list[torch.Tensor]) -> torch.Tensor:
@@ -146,7 +146,7 @@ class AttentionCache(CacheLayerMixin):
         torch.cat(parts, out=buffer[:, :, : self.length])
         return buffer
 
-    def _columns(self) -> torch.Tensor:
+    def _whole_mask(self) -> torch.Tensor:
         """The mask, also where there is no padding."""
         assert self.history is not None
         if self.mask is not None:
