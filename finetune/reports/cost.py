@@ -32,7 +32,8 @@ def cost(record: dict[str, Any], recipe: dict[str, Any], seconds: float, price: 
     if offer is None:
         return None
     count = record.get("processes", 1)
-    return f"{seconds / 3600 * count * offer.price:,.2f} $ at {offer}"
+    dollars = seconds / 3600 * count * offer.price
+    return f"{f'{dollars:,.2f}' if dollars >= 0.01 else 'under 0.01'} $ at {offer}"
 
 
 def cost_of_run(folder: Path) -> str | None:

@@ -20,6 +20,7 @@ def test_a_price_that_is_given_and_one_of_the_table() -> None:
     assert cost(run, {"gpu_price": 2.5}, 5400, 100) == "1,200.00 $ at 100.00 $ a GPU and hour (as given)"
     offer = read_table()["h100"].offer
     assert cost(run, {"gpu_price": None}, 5400) == f"{12 * offer.price:.2f} $ at {offer}"
+    assert cost(run, {"gpu_price": 0.001}, 9) == "under 0.01 $ at 0.00 $ a GPU and hour (as given)"
     assert cost({"device": "cpu"}, {"gpu_price": 1}, 1800) == "0.50 $ at 1.00 $ a GPU and hour (as given)"
 
 
