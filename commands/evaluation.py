@@ -9,6 +9,10 @@ import typer
 
 from hybrid_ft.finetune.runs.signals import resumable
 
+_Price = Annotated[
+    float | None,
+    typer.Option(min=0.0, help="USD for one GPU for an hour, to show the cost; the recipe's or plan's by default."),
+]
 _SET = "Replaces a task's value: max_new_tokens=256; of one task among several: gsm8k:rows.path=test.jsonl."
 
 
@@ -98,12 +102,13 @@ def watch(
     ],
     every: Annotated[float, typer.Option(min=0.1, help="Seconds between updates.")] = 2.0,
     once: Annotated[bool, typer.Option("--once", help="Show the present state and exit.")] = False,
+    price: _Price = None,
 ) -> int:
     """Show a run as it goes on: state, curves, last answers. Ends when the run ends; Ctrl-C does not stop the run."""
     from hybrid_ft.finetune.reports.watch import watch as look
     from hybrid_ft.finetune.runs.console import screen
 
-    return look(run, screen(), every, once)
+    return look(run, screen(), every, once, price=price)
 
 
 def report(
@@ -117,11 +122,12 @@ def report(
         Path | None,
         typer.Option(help="The HTML file; by default RUN/report.html, or report.html for several.", show_default=False),
     ] = None,
+    price: _Price = None,
 ) -> int:
     """Write one HTML page of runs and evaluations: data, curves, answers, scores. It opens
     anywhere, without a network."""
     from hybrid_ft.finetune.reports.page import NAME, write_report
 
-    written = write_report(runs, out or (runs[0] / NAME if len(runs) == 1 else Path(NAME)))
+    written = write_report(runs, out or (runs[0] / NAME if len(runs) == 1 else Path(NAME)), price)
     typer.echo(written)
     return 0

@@ -17,9 +17,9 @@ from pathlib import Path
 
 from transformers import Qwen3_5TextConfig
 
+from hybrid_ft.finetune.machines.gpus import read_table
 from hybrid_ft.finetune.planning import view
 from hybrid_ft.finetune.planning.estimate import case
-from hybrid_ft.finetune.planning.gpus import read_table
 from hybrid_ft.finetune.planning.plan import PlannedModel
 from hybrid_ft.finetune.planning.work import work_of
 from hybrid_ft.finetune.recipe.load import load_recipe

@@ -13,7 +13,7 @@ import torch
 from hybrid_ft.errors import one_line
 from hybrid_ft.finetune.data.report.account import counted
 from hybrid_ft.finetune.doctor.finding import Finding, absent
-from hybrid_ft.finetune.planning.gpus import Gpu, read_table
+from hybrid_ft.finetune.machines.gpus import Gpu, read_table
 from hybrid_ft.finetune.runs import device
 
 HEADS, DIMS = (30, 30), (96, 192)

@@ -30,20 +30,22 @@ def in_batches(
     beside: int = 0,
     padded: bool = False,
     done: Sequence[bool] = (),
+    room: int = 1,
 ) -> Iterator[tuple[int, Result]]:
     """The results of rows of ``sizes`` tokens, each with its row's number, longest first, as batches are done.
 
     ``work`` takes the numbers of a batch's rows. ``beside``: tokens that every batch has besides. ``padded``: a row
-    takes as much room as the longest. ``done`` [rows]: whose results are there already; they are not given again. Where
-    those are what an interruption left, the batches are those of a run that nobody touched, so that the results are the
-    same to the last bit. Raises InputError, status 3, where one row alone does not fit into memory.
+    takes as much room as the longest. ``room``: how many tokens there may be for one of the budget's. ``done`` [rows]:
+    whose results are there already; they are not given again. Where those are what an interruption left, the batches
+    are those of a run that nobody touched, so that the results are the same to the last bit. Raises InputError, status
+    3, where one row alone does not fit into memory.
     """
     waiting = sorted(range(len(sizes)), key=lambda row: -sizes[row])
     there = next((at for at, row in enumerate(waiting) if not done[row]), len(waiting)) if done else 0
     if done and any(done[row] for row in waiting[there:]):  # another choice of rows: those that are missing alone
         waiting, there = [row for row in waiting if not done[row]], 0
     while waiting:
-        rows = _fitting(waiting, sizes, budget, beside, padded)
+        rows = _fitting(waiting, sizes, budget, beside, padded, room)
         if len(rows) <= there:
             waiting, there = waiting[len(rows) :], there - len(rows)
             continue
@@ -61,7 +63,7 @@ def in_batches(
                     f"one row of {sizes[rows[0]] + beside:,} tokens does not fit into memory; use shorter rows",
                     ENVIRONMENT,
                 )
-            budget.tokens = max(1, sum(sizes[row] for row in rows) // 2 + beside)
+            budget.tokens = max(1, (sum(sizes[row] for row in rows) // 2 + beside) // room)
             budget.rows = max(1, len(rows) // 2)
             if device.is_gpu():
                 torch.cuda.empty_cache()
@@ -71,12 +73,14 @@ def in_batches(
         there = 0
 
 
-def _fitting(waiting: list[int], sizes: Sequence[int], budget: Budget, beside: int, padded: bool) -> list[int]:
+def _fitting(
+    waiting: list[int], sizes: Sequence[int], budget: Budget, beside: int, padded: bool, room: int
+) -> list[int]:
     """The next rows; one at least."""
     count, total = 0, beside
     for row in waiting[: budget.rows]:
         total += sizes[waiting[0]] if padded else sizes[row]
-        if count and total > budget.tokens:
+        if count and total > budget.tokens * room:
             break
         count += 1
     return waiting[:count]

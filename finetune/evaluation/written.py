@@ -23,6 +23,10 @@ _WORTH_SHARING = 64
 """Tokens of a shared beginning from which on a copy of its states is cheaper than reading it again."""
 _WORTH_LEAVING = 4
 """Rows that have ended from which on it is cheaper to go on without them."""
+_READ = 4096
+"""Tokens of prompts that are read at once. A step costs as much for few rows as for many, so that many go together."""
+_KEPT = 4
+"""Tokens of which keys and values may be kept for each that a batch may read: they take far less room."""
 
 
 def write_answers(
@@ -59,11 +63,12 @@ def write_answers(
     def work(rows: list[int]) -> list[tuple[str, int]]:
         if sampling.temperature:
             torch.manual_seed(sampling.seed + rows[0])
-        new = _continue(model, prefix, states, [prompts[row][len(prefix) :] for row in rows], config, stops)
+        rests = [prompts[row][len(prefix) :] for row in rows]
+        new = _continue(model, prefix, states, rests, config, stops, min(_READ, budget.tokens))
         return [(text_of(ids), len(ids)) for ids in new]
 
     sizes = [len(prompt) + max_new_tokens for prompt in prompts]
-    return in_batches(sizes, budget, work, padded=True, done=done)
+    return in_batches(sizes, budget, work, padded=True, done=done, room=1 if states is None else _KEPT)
 
 
 def _decoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[int]], str]:
@@ -124,6 +129,37 @@ def _states_of(model: Any, prefix: list[int]) -> DynamicCache | None:
     return cache if ours else None
 
 
+def _read(
+    model: Any, states: DynamicCache, shared: int, ids: torch.Tensor, mask: torch.Tensor, at_once: int
+) -> DynamicCache:
+    """The cache of rows [B, T], padded before their own tokens, after all columns but the last.
+
+    ``states``: after the first ``shared`` columns, of one row. Rows are read in pieces of about ``at_once`` tokens.
+    """
+    sizes = mask[:, shared:-1].sum(1).tolist()
+    pieces, first, total = [], 0, 0
+    for row, size in enumerate(sizes):
+        if row > first and size and total + size > at_once:  # each piece has something to read
+            pieces.append((first, row))
+            first, total = row, 0
+        total += size
+    read = []
+    for start, end in (*pieces, (first, len(sizes))):
+        cache = copy.deepcopy(states)
+        if shared:
+            cache.batch_repeat_interleave(end - start)
+        if shared < ids.shape[1] - 1:
+            with torch.inference_mode():
+                part = slice(start, end)
+                own = {"input_ids": ids[part, shared:-1], "attention_mask": mask[part, :-1]}
+                model.base_model(**own, past_key_values=cache, use_cache=True)
+        read.append(cache)
+    for number, layer in enumerate(read[0].layers):
+        if len(read) > 1:
+            layer.add_rows([cache.layers[number] for cache in read[1:]])
+    return read[0]
+
+
 def _continue(
     model: Any,
     prefix: list[int],
@@ -131,11 +167,12 @@ def _continue(
     rests: list[list[int]],
     config: GenerationConfig,
     stops: _Stops,
+    at_once: int,
 ) -> list[list[int]]:
     """The new tokens of each prompt, without the end token and what comes after it.
 
     ``states``: the cache after ``prefix``, of one row, empty without one; None for a model whose caches are not this
-    project's. Rows that have ended leave the batch.
+    project's. ``at_once``: tokens of prompts that are read together. Rows that have ended leave the batch.
     """
     longest = max(map(len, rests))
     device, pad = next(model.parameters()).device, config.pad_token_id
@@ -146,9 +183,7 @@ def _continue(
         mask[row, len(prefix) : begin - len(rest)] = 0
     past: dict[str, Any] = {}
     if states is not None:
-        past["past_key_values"] = own = copy.deepcopy(states)
-        if prefix:
-            own.batch_repeat_interleave(len(rests))
+        past["past_key_values"] = own = _read(model, states, len(prefix), ids, mask, at_once)
     new: list[list[int]] = [[] for _ in rests]
     rows = list(range(len(rests)))
     with torch.inference_mode():

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from hybrid_ft.finetune.machines.checkpointed_layers import OUTSIDE, fits, left_out
+from hybrid_ft.finetune.machines.gpus import Gpu
 from hybrid_ft.finetune.machines.memory import MARGIN, Memory, peak
 from hybrid_ft.finetune.machines.shape import Shape
-from hybrid_ft.finetune.planning.gpus import Gpu
 from hybrid_ft.finetune.planning.work import Work
 
 if TYPE_CHECKING:

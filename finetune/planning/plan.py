@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.machines.empty_model import empty_model
+from hybrid_ft.finetune.machines.gpus import Gpu, Offer, find, read_table
 from hybrid_ft.finetune.machines.shape import Shape, shape_of
 from hybrid_ft.finetune.planning import view
 from hybrid_ft.finetune.planning.estimate import COUNTS, Case, case, cases, changes
-from hybrid_ft.finetune.planning.gpus import Gpu, Offer, find, read_table
 from hybrid_ft.finetune.planning.work import Work, read_rows, work_of
 from hybrid_ft.finetune.recipe.load import load_recipe
 from hybrid_ft.finetune.recipe.model_section import Lora

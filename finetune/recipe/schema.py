@@ -200,6 +200,10 @@ class Recipe(Section):
     """A place to copy every checkpoint and the result to, from which a fresh machine can resume: s3://, gs://,
     hf://buckets/, ssh:// or a folder. null: none."""
 
+    gpu_price: Annotated[float | None, Free()] = Field(None, gt=0, le=10_000, examples=[2.5])
+    """USD for one GPU for an hour: the run's end, its page and watch then say what its steps have cost. null: the price
+    that `hybrid-ft plan` has for the GPU, if it is one of its table."""
+
     @field_validator("train")
     @classmethod
     def _default_learning_rate(cls, train: Train, info: ValidationInfo) -> Train:

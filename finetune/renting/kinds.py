@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hybrid_ft.errors import InputError, did_you_mean, shown
-from hybrid_ft.finetune.planning.gpus import read_table
+from hybrid_ft.finetune.machines.gpus import read_table
 
 SKY = {
     "h100": "H100",

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hybrid_ft.errors import ENVIRONMENT, InputError, holds_secret
-from hybrid_ft.finetune.planning.gpus import read_table
+from hybrid_ft.finetune.machines.gpus import read_table
 from hybrid_ft.finetune.renting import hf, sky, slurm
 from hybrid_ft.finetune.renting.job import Job, make_job, words
 from hybrid_ft.finetune.renting.order import PLACES, Order

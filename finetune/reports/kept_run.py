@@ -76,6 +76,13 @@ def read_places(places: list[Path]) -> tuple[list[KeptRun], list[KeptEvaluation]
     return runs, evaluations
 
 
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The recipe in a run's folder; nothing where it is not there yet. Raises InputError."""
+    recipe = path / "recipe.yaml"
+    values = read_yaml(recipe).value if recipe.is_file() else {}
+    return values if isinstance(values, dict) else {}
+
+
 def read_run(path: Path, name: str) -> KeptRun:
     """A run's folder. A line of metrics that is cut short is left out. Raises InputError for a
     record that is damaged."""

@@ -18,6 +18,7 @@ import markupsafe
 from hybrid_ft.errors import InputError, masked, one_line
 from hybrid_ft.finetune.evaluation import statistics
 from hybrid_ft.finetune.reports.chart import Chart, chart, shown
+from hybrid_ft.finetune.reports.cost import cost
 from hybrid_ft.finetune.reports.differences import Marked, cut, ends, marked, recipe_rows
 from hybrid_ft.finetune.reports.kept_run import KeptEvaluation, KeptRun, read_places
 from hybrid_ft.finetune.reports.read import Lines
@@ -57,8 +58,10 @@ _IN_ORDER = (
 """Of DPO, a reward model and KTO a share, what it is of, and its name."""
 
 
-def write_report(places: Sequence[Path], out: Path) -> Path:
-    """Write the report of runs, stages and evaluations; returns its path. Raises InputError."""
+def write_report(places: Sequence[Path], out: Path, price: float | None = None) -> Path:
+    """Write the report of runs, stages and evaluations; returns its path. ``price``: USD for one GPU for an hour.
+
+    Raises InputError."""
     runs, evaluations = read_places(list(places))
     evaluations = [found for place in places if (found := stage_answers(place)) is not None] + evaluations
     if len(runs) > MOST_RUNS:
@@ -68,7 +71,7 @@ def write_report(places: Sequence[Path], out: Path) -> Path:
         raise InputError(f"{out}: {reason}")
     text = ""
     for most in (40, 12, 4, 1, 0):  # answers of each run
-        text = render(runs, evaluations, most)
+        text = render(runs, evaluations, most, price)
         if len(text.encode()) <= MOST_BYTES:
             break
     try:
@@ -89,16 +92,17 @@ def report_at_end(place: Path) -> str:
         )
 
 
-def render(runs: list[KeptRun], evaluations: list[KeptEvaluation], most: int = 40) -> str:
+def render(runs: list[KeptRun], evaluations: list[KeptEvaluation], most: int = 40, price: float | None = None) -> str:
     """The page, with so many answers of each run at most."""
     names = [run.name for run in runs] + [f"evaluation {one.name}" for one in evaluations]
     facts = [_facts(run) for run in runs]
+    costs = [cost(run.record, run.recipe, sum(run.series("seconds")[1]), price) or "" for run in runs]
     return _template().render(
         title=", ".join(names),
         made=f"hybrid-ft, {_moment(datetime.now(UTC).isoformat())}",
         verdicts=[f"{run.name}: {line}" if len(runs) > 1 else line for run in runs for line in _verdict(run)],
         runs=[_shown_run(run, most) for run in runs],
-        facts=[(name, [of_run.get(name, "") for of_run in facts]) for name in (facts[0] if facts else ())],
+        facts=_rows_of_facts(facts, costs),
         changed_keys=recipe_rows([run.recipe for run in runs])[:60] if len(runs) > 1 else [],
         evaluations=evaluations,
         marked_answers=_marked_answers,
@@ -186,6 +190,16 @@ def _facts(run: KeptRun) -> dict[str, str]:
         "begun": _moment(record.get("started", "")),
         "versions": _versions(identity),
     }
+
+
+def _rows_of_facts(facts: list[dict[str, str]], costs: list[str]) -> list[tuple[str, list[str]]]:
+    """The costs below the time, where there are any."""
+    rows = []
+    for name in facts[0] if facts else ():
+        rows.append((name, [of_run.get(name, "") for of_run in facts]))
+        if name == "time in steps" and any(costs):
+            rows.append(("cost of the steps", costs))
+    return rows
 
 
 def _marked_answers(answers: list[str]) -> list[Marked]:

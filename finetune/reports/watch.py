@@ -20,6 +20,8 @@ from rich.text import Text
 
 from hybrid_ft.errors import NUMERICS, InputError, masked
 from hybrid_ft.finetune.evaluation.files import RESULTS
+from hybrid_ft.finetune.reports.cost import cost
+from hybrid_ft.finetune.reports.kept_run import read_recipe
 from hybrid_ft.finetune.reports.read import read_lines, read_object
 from hybrid_ft.finetune.reports.text_chart import text_chart
 from hybrid_ft.finetune.runs import lock
@@ -74,14 +76,23 @@ class Metrics:
         return [step for step, _ in finite], [value for _, value in finite]
 
 
-def watch(place: Path, console: Console, every: float, once: bool, sleep: Callable[[float], None] = time.sleep) -> int:
-    """Show a run, or the stage at work of several, until it ends; ``once``: as it stands. Returns 0, or status 4 where
-    the run ended in a number that is not finite. Raises InputError for a place that does not hold a run."""
+def watch(
+    place: Path,
+    console: Console,
+    every: float,
+    once: bool,
+    sleep: Callable[[float], None] = time.sleep,
+    price: float | None = None,
+) -> int:
+    """Show a run, or the stage at work of several, until it ends; ``once``: as it stands.
+
+    ``price``: USD for one GPU for an hour. Returns 0, or status 4 where the run ended in a number that is not finite.
+    Raises InputError for a place that does not hold a run."""
     if not place.is_dir():
         raise InputError(f"{place}: there is no such folder; name a run's, the recipe's output")
     if (other := _no_run(place)) is not None:
         raise InputError(f"{place}: {other}; name a run's folder, the recipe's output")
-    seen = _Seen(place)
+    seen = _Seen(place, price)
     if once:
         seen.look()
         console.print(seen.view(console.width))
@@ -113,8 +124,9 @@ def _in_lines(seen: _Seen, console: Console, every: float, sleep: Callable[[floa
 class _Seen:
     """What is known of a run by now."""
 
-    def __init__(self, place: Path) -> None:
-        self.place, self.run = place, place
+    def __init__(self, place: Path, price: float | None = None) -> None:
+        self.place, self.run, self.price = place, place, price
+        self.recipe: dict[str, Any] = {}
         self.metrics = Metrics(place / "metrics.jsonl")
         self.record: dict[str, Any] = {}
         self.state: Status | None = None
@@ -146,6 +158,7 @@ class _Seen:
         try:
             self.record = read_object(run / "run.json")
             self.state = status(self.place)
+            self.recipe = read_recipe(run)
         except InputError as error:
             self.trouble = str(error)
 
@@ -201,7 +214,8 @@ class _Seen:
             parts.append(f"{tokens[-1]:,.0f} tokens")
         if seconds[1]:
             spent, steps, total = sum(seconds[1]), seconds[0][-1], self.record.get("steps")
-            parts.append(f"{duration(spent)} in steps")
+            paid = cost(self.record, self.recipe, spent, self.price)
+            parts.append(f"{duration(spent)} in steps" + (f", {paid}" if paid else ""))
             if isinstance(total, int) and steps and not self.ended:
                 parts.append(f"{duration(spent / steps * max(0, total - steps))} of steps left")
         if memory := self.metrics.series("memory")[1]:

@@ -6,6 +6,7 @@ the cache a user holds is the one that grows, and beam search reorders it as it 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -85,10 +86,13 @@ class AttentionCache(CacheLayerMixin):
         self.mask, self.history = mask, history
         return keys, values, bias
 
-    def _grown(self, old: torch.Tensor | None, new: torch.Tensor, needed: int) -> torch.Tensor:
+    @staticmethod
+    def _room(like: torch.Tensor, rows: int, needed: int) -> torch.Tensor:
         # a quarter more than needed: copies stay a small share of decoding, unused memory too
-        capacity = needed + max(64, needed // 4)
-        buffer = new.new_empty(new.shape[0], new.shape[1], capacity, new.shape[3])
+        return like.new_empty(rows, like.shape[1], needed + max(64, needed // 4), like.shape[3])
+
+    def _grown(self, old: torch.Tensor | None, new: torch.Tensor, needed: int) -> torch.Tensor:
+        buffer = self._room(new, len(new), needed)
         if old is not None and self.length:
             buffer[:, :, : self.length] = old[:, :, : self.length]
         return buffer
@@ -125,6 +129,30 @@ class AttentionCache(CacheLayerMixin):
             rows = torch.arange(len(self._keys)).repeat_interleave(repeats)  # type: ignore[arg-type]
             self.reorder_cache(rows)
 
+    def add_rows(self, others: Sequence[AttentionCache]) -> None:
+        """Put the rows of others, of as many columns, below these."""
+        all_of = (self, *others)
+        assert self.history is not None and all(each.length == self.length for each in all_of)
+        self._keys, self._values = (
+            self._below([getattr(each, name) for each in all_of]) for name in ("keys", "values")
+        )
+        if any(each.mask is not None for each in all_of):
+            self.mask = torch.cat([each._whole_mask() for each in all_of])
+        self.history = torch.cat([each.history for each in all_of if each.history is not None])
+
+    def _below(self, parts: list[torch.Tensor]) -> torch.Tensor:
+        """Keys or values in use, with room for more columns, in one copy."""
+        buffer = self._room(parts[0], sum(map(len, parts)), self.length)
+        torch.cat(parts, out=buffer[:, :, : self.length])
+        return buffer
+
+    def _whole_mask(self) -> torch.Tensor:
+        """The mask, also where there is no padding."""
+        assert self.history is not None
+        if self.mask is not None:
+            return self.mask
+        return torch.ones(len(self.history), self.length, dtype=torch.bool, device=self.history.device)
+
     def crop(self, tokens_to_remove: int) -> None:
         raise RuntimeError(_NOT_CROPPABLE)
 
@@ -160,6 +188,11 @@ class DeltaCache(LinearAttentionCacheLayerMixin):
     def batch_repeat_interleave(self, repeats: int) -> None:
         if self.tail is not None:
             self.reorder_cache(torch.arange(len(self.tail)).repeat_interleave(repeats))
+
+    def add_rows(self, others: Sequence[DeltaCache]) -> None:
+        """Put the rows of others below these."""
+        self.conv_states[0] = torch.cat([each.conv_states[0] for each in (self, *others)])
+        self.recurrent_states[0] = torch.cat([each.recurrent_states[0] for each in (self, *others)])
 
     def lazy_initialization(
         self,

@@ -175,6 +175,7 @@ RULES: dict[str, Rule] = {
     "evaluate.suite.run_code": flag,
     "output": or_null(text),
     "mirror": or_null(text),
+    "gpu_price": or_null(number(0, 10_000, above=True)),
 }
 
 

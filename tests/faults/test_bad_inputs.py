@@ -9,11 +9,12 @@ from typing import Any
 
 import bad_data
 import bad_models
+import bad_questions
 import bad_recipes
 import pytest
 from refusals import faults
 
-CATALOGUE = [*bad_data.CASES, *bad_recipes.CASES, *bad_models.CASES]
+CATALOGUE = [*bad_data.CASES, *bad_recipes.CASES, *bad_models.CASES, *bad_questions.CASES]
 BAR = "one line naming file, line or key; status 2 or 3; nothing written"
 
 

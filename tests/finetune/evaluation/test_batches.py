@@ -20,6 +20,9 @@ def test_batches_are_the_longest_first_and_within_the_budget() -> None:
     seen.clear()
     list(in_batches(sizes, Budget(tokens=40), work, padded=True))
     assert seen == [[1], [3, 2], [0, 4]]
+    seen.clear()
+    list(in_batches(sizes, Budget(tokens=20), work, padded=True, room=2))
+    assert seen == [[1], [3, 2], [0, 4]]
 
 
 @pytest.mark.parametrize("there", range(6))

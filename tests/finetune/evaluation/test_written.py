@@ -43,6 +43,31 @@ def test_answers_without_one(model: Any, tiny_tokenizer: Any) -> None:
     assert [found[number][0] for number in range(5)] == answer(model, tiny_tokenizer, prompts, [3, 0], 8)
 
 
+@pytest.mark.parametrize("shared", [0, 80])
+@pytest.mark.parametrize("at_once", [1, 25, 4096])
+def test_prompts_are_read_in_pieces_and_answered_together(
+    model: Any, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch, at_once: int, shared: int
+) -> None:
+    """Whatever the pieces, and where a prompt has one token of its own: each answer is what its prompt alone gives."""
+    prompts = [ids(shared, 1) + ids(own, n + 2) for n, own in enumerate((1, 9, 4, 1, 17, 12, 1))]
+    read: list[tuple[int, int]] = []
+    forward = type(model.base_model).forward
+
+    def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
+        read.append(tuple(kwargs["input_ids"].shape))
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(model.base_model), "forward", watched)
+    monkeypatch.setattr(written, "_READ", at_once)
+    found = dict(write_answers(model, tiny_tokenizer, prompts, [3, 0], 12, Sampling(), Budget()))
+    monkeypatch.undo()
+    assert [found[n][0] for n in range(7)] == answer(model, tiny_tokenizer, prompts, [3, 0], 12)
+    pieces = [rows for rows, columns in read[1:] if columns > 1]
+    # longest first: 16, 11, 8, 3 and three of none before the last
+    assert pieces == {1: [1, 1, 1, 4], 25: [1, 6], 4096: [7]}[at_once]
+    assert max(rows for rows, columns in read if columns == 1 and rows > 1) == 7
+
+
 @pytest.mark.parametrize(
     "kind",
     [

@@ -9,8 +9,8 @@ import pytest
 from plan_lines import part
 
 from hybrid_ft.errors import InputError
+from hybrid_ft.finetune.machines.gpus import find, read_table
 from hybrid_ft.finetune.planning import plan
-from hybrid_ft.finetune.planning.gpus import find, read_table
 from hybrid_ft.finetune.planning.plan import Asked
 
 
@@ -21,6 +21,14 @@ def test_options_that_are_wrong(planned: Any, tmp_path: Path) -> None:
         planned(Asked(price=3.0))
     with pytest.raises(InputError, match="--prices: .*none.yaml is not a file"):
         planned(Asked(prices=str(tmp_path / "none.yaml")))
+
+
+def test_a_users_table_is_planned_with(planned: Any, tmp_path: Path) -> None:
+    file = tmp_path / "prices.yaml"
+    mine = {"name": "Mine", "memory": 100, "tflops": 500, "bandwidth": 2, "mfu": [0.2, 0.4], "link": 20}
+    file.write_text(json.dumps({"mine": mine | {"offers": [{"price": 1.0, "place": "here", "date": "2026-11-01"}]}}))
+    lines = planned(Asked(gpu="mine", gpus=1, prices=str(file), tokens=10**6), model={"lora": {}})
+    assert "1.00 $ a GPU and hour (here, 2026-11-01)" in "\n".join(lines)
 
 
 def test_a_run_ends_with_its_steps_also_where_tokens_are_said(planned: Any) -> None:

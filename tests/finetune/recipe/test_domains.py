@@ -67,9 +67,15 @@ def test_settings_and_their_sources(name: str) -> None:
     # what travels is alpha times the rate; the sweep's best is 32 times 3e-4, and 32 times 1e-3 does harm
     assert (recipe.train.learning_rate or 0) * lora.alpha <= (64 * 1e-5 if kind == "dpo" else 0.0128) + 1e-12
     assert f"hybrid-ft {kind} {name}" in header and "Data" in header and "Source of" in header
+    of_step = recipe.dpo.pairs_per_step if recipe.dpo else recipe.train.tokens_per_step
+    said = [f"rank {lora.rank}", f"alpha {lora.alpha}"]
     if not qwen:
-        assert "Mind: " in header and (kind == "dpo" or "Published: " in header)
+        said += [f"{of_step:,} {'pairs' if recipe.dpo else 'tokens'} a step", f"{recipe.train.epochs:g} epoch"]
+        said += [f"{recipe.data.max_length:,} tokens", "of replay" if kind == "sft" else "general pairs"]
+        said = said[:-1] if name in ("domains/long-documents/sft", "domains/extraction/dpo") else said
+        assert "Mind: " in header and "Published: " in header and "Costs: " in header
         assert all(source.path in header for source in sources), name
+    assert [text for text in said if text not in header.lower().replace("alpha stays 64", "alpha 64")] == []
     weights = [source.weight or 0.0 for source in sources]
     if any(weights):
         replayed = sum(source.weight or 0.0 for source in sources if source.path in REPLAY)

@@ -117,6 +117,7 @@ KEYS = [
     "evaluate.suite.run_code",
     "output",
     "mirror",
+    "gpu_price",
 ]
 SOURCE = [
     "path",
@@ -150,6 +151,7 @@ FREE = [
     "evaluate.suite",
     "output",
     "mirror",
+    "gpu_price",
 ]
 
 

@@ -4,7 +4,7 @@ import pytest
 from huggingface_hub import JobHardware
 
 from hybrid_ft.errors import InputError
-from hybrid_ft.finetune.planning.gpus import read_table
+from hybrid_ft.finetune.machines.gpus import read_table
 from hybrid_ft.finetune.renting.kinds import HF, SKY, accelerators, flavor
 
 

@@ -70,6 +70,32 @@ def test_rows_are_chosen_in_all_that_is_kept(how: str) -> None:
     assert delta.state is not None and torch.equal(delta.state, state[rows])
 
 
+@pytest.mark.parametrize("padded", [False, True])
+def test_rows_of_others_come_below(padded: bool) -> None:
+    """Keys, values, masks (also where one has none), histories and states; and all go on growing together."""
+    caches, deltas, parts = [], [], []
+    for number, rows in enumerate((2, 3, 1)):
+        cache, delta = AttentionCache(), DeltaCache()
+        parts.append(tokens(rows, 5, number))
+        cache.update(*parts[-1])
+        cache.history = torch.full((rows,), 5 - number)
+        cache.mask = torch.arange(5).expand(rows, 5) >= number if padded and number else None
+        delta.store(torch.full((rows, 3, 2), float(number)), torch.full((rows, 5), float(number)))
+        caches.append(cache)
+        deltas.append(delta)
+    caches[0].add_rows(caches[1:])
+    deltas[0].add_rows(deltas[1:])
+    new = tokens(6, 70, 9)
+    keys, values = caches[0].update(*new)
+    assert torch.equal(keys, torch.cat((torch.cat([part[0] for part in parts]), new[0]), dim=2))
+    assert torch.equal(values, torch.cat((torch.cat([part[1] for part in parts]), new[1]), dim=2))
+    assert caches[0].history is not None and caches[0].history.tolist() == [5, 5, 4, 4, 4, 3]
+    mask = caches[0].mask
+    assert (mask is not None and mask.sum(1).tolist() == [5, 5, 4, 4, 4, 3]) if padded else mask is None
+    assert deltas[0].tail is not None and deltas[0].tail[:, 0, 0].tolist() == [0, 0, 1, 1, 1, 2]
+    assert deltas[0].state is not None and deltas[0].state[:, 0].tolist() == [0, 0, 1, 1, 1, 2]
+
+
 def test_an_empty_cache_has_no_rows_to_choose() -> None:
     for one in (AttentionCache(), DeltaCache()):
         one.batch_select_indices(torch.tensor([0]))
