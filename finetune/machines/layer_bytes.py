@@ -60,11 +60,15 @@ class Moment:
 
 @dataclass(frozen=True)
 class Mlp:
-    """What comes after the mixing: an MLP, or routed experts with a shared one. ``kept``: bytes a token that its
-    backward needs."""
+    """What comes after the mixing: an MLP, or routed experts with a shared one.
+
+    kept     bytes a token that its backward needs
+    forward  bytes a token that forward has beside these when experts have answered
+    """
 
     kept: int
     moments: tuple[Moment, ...]
+    forward: int = 0
 
 
 def of_mlp(
@@ -117,7 +121,8 @@ def _of_experts(config: Any, own: dict[str, tuple[int, float]], full: bool, trai
     if trained:  # the experts' activations are gone, and their weights' gradients are there
         all_numbers = 3 * config.num_experts * hidden * middle
         moments.append(Moment(beside - 2 * number * each * middle, all_numbers))
-    return Mlp(kept, tuple(moments))
+    # what they gave by the router's weights, and in the order of the tokens; what the shared expert gave
+    return Mlp(kept, tuple(moments), 2 * each_read + arithmetic * hidden)
 
 
 def of_delta(

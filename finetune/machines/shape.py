@@ -35,6 +35,7 @@ class Layer:
     kept                bytes a token that its backward needs beside the input; None: not known for this family
     mixed               of these what mixing the tokens gave, which selective checkpointing keeps
     moments             of its MLP's backward, with the gradient of what the layer gave
+    forward             bytes a token that the forward of its experts has beside what backward needs
     copies              numbers whose copy in the arithmetic's dtype is kept for backward
     experts             numbers of routed experts, which are multiplied as they are kept
     keys                bytes a token of attention's keys and values, which answers read with their prompt's before them
@@ -58,6 +59,7 @@ class Layer:
     moments: tuple[Moment, ...]
     copies: int
     experts: int = 0
+    forward: int = 0
     keys: int = 0
     attends: bool = False
     heads: int = 1
@@ -192,6 +194,7 @@ def shape_of(
                 moments=tuple(replace(one, spare=one.spare + beside) for one in mlp.moments) if mlp else (Moment(),),
                 copies=weights[number] - experts if full and arithmetic != FLOAT32 else 0,
                 experts=experts,
+                forward=mlp.forward if mlp else 0,
                 keys=layer_bytes.keys_of(config, arithmetic) if attends else 0,
                 attends=attends,
                 heads=heads,
