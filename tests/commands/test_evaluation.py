@@ -37,19 +37,24 @@ def test_without_a_task_nothing_is_evaluated(
 
 def test_watch_looks_once_or_every_so_often(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[Any] = []
-    monkeypatch.setattr(watch, "watch", lambda run, console, every, once: given.append((run, every, once)) or 0)
-    assert cli.main(["watch", "run"]) == cli.main(["watch", "run", "--every", "0.5", "--once"]) == 0
-    assert given == [(Path("run"), 2.0, False), (Path("run"), 0.5, True)]
+    monkeypatch.setattr(
+        watch, "watch", lambda run, console, every, once, price: given.append((run, every, once, price)) or 0
+    )
+    assert cli.main(["watch", "run"]) == 0
+    assert cli.main(["watch", "run", "--every", "0.5", "--once", "--price", "2.5"]) == 0
+    assert given == [(Path("run"), 2.0, False, None), (Path("run"), 0.5, True, 2.5)]
 
 
 def test_a_report_lies_in_its_run_or_here_where_it_is_of_several(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(page, "write_report", lambda runs, out: out)
+    prices = []
+    monkeypatch.setattr(page, "write_report", lambda runs, out, price: prices.append(price) or out)
     for runs, place in (
         (["a"], Path("a", page.NAME)),
         (["a", "b"], Path(page.NAME)),
-        (["a", "--out", "x.html"], Path("x.html")),
+        (["a", "--out", "x.html", "--price", "2.5"], Path("x.html")),
     ):
         assert cli.main(["report", *runs]) == 0
         assert capsys.readouterr().out.strip() == str(place)
+    assert prices == [None, None, 2.5]
