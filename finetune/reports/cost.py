@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from hybrid_ft.errors import InputError
 from hybrid_ft.finetune.machines.gpus import Offer, read_table
 from hybrid_ft.finetune.reports.kept_run import read_run
 
@@ -36,10 +37,14 @@ def cost(record: dict[str, Any], recipe: dict[str, Any], seconds: float, price: 
     return f"{f'{dollars:,.2f}' if dollars >= 0.01 else 'under 0.01'} $ at {offer}"
 
 
-def cost_of_run(folder: Path) -> str | None:
-    """Of the run in a folder, as ``cost`` has it. Raises InputError for a record that is damaged."""
-    run = read_run(folder, folder.name)
-    return cost(run.record, run.recipe, sum(run.series("seconds")[1]))
+def cost_at_end(folder: Path) -> str | None:
+    """Of the run that has just ended in a folder, as ``cost`` has it; None where that cannot be read: the results are
+    there, and nothing that goes wrong with a line about money may undo them."""
+    try:
+        run = read_run(folder, folder.name)
+        return cost(run.record, run.recipe, sum(run.series("seconds")[1]))
+    except (InputError, OSError):
+        return None
 
 
 def _offer(device: str, price: Any) -> Offer | None:

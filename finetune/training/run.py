@@ -21,7 +21,7 @@ from hybrid_ft.finetune.data.tokens.arguments import save_arguments
 from hybrid_ft.finetune.evaluation import answers, kept_answers
 from hybrid_ft.finetune.machines.hardware import check_hardware
 from hybrid_ft.finetune.mirror.mirror import Mirror, mirrored
-from hybrid_ft.finetune.reports.cost import cost_of_run
+from hybrid_ft.finetune.reports.cost import cost_at_end
 from hybrid_ft.finetune.reports.page import report_at_end
 from hybrid_ft.finetune.runs import checkpoints, device, weights
 from hybrid_ft.finetune.runs.console import duration, say
@@ -126,7 +126,7 @@ def _run(asked_for: _Asked) -> int:
     if not _train(start, trainer, progress, resumed):
         return 0
     results = _conclude(stage, start, trainer, defaults, before, asked)
-    paid = cost_of_run(folder.path)
+    paid = cost_at_end(folder.path)
     start.say(f"done in {duration(time.perf_counter() - began)}" + (f"; its steps cost {paid}" if paid else ""))
     start.say(report_at_end(folder.path))
     ends.show_results(results, model.config, start.say)

@@ -8,7 +8,7 @@ import yaml
 
 from hybrid_ft.cli import main
 from hybrid_ft.finetune.machines.gpus import read_table
-from hybrid_ft.finetune.reports.cost import cost
+from hybrid_ft.finetune.reports.cost import cost, cost_at_end
 
 H100 = "NVIDIA H100 80GB HBM3"
 
@@ -68,3 +68,11 @@ def test_on_the_page_and_in_watch(tmp_path: Path, capsys: pytest.CaptureFixture[
         assert main(["watch", str(run), "--once", *more]) == 0
         text = " ".join(capsys.readouterr().out.split())
         assert (" $ at " in text) == (said is not None) and (said is None or f"30 min 00 s in steps, {said}" in text)
+
+
+def test_at_a_runs_end_what_cannot_be_read_undoes_nothing(tmp_path: Path) -> None:
+    run = made(tmp_path / "run", gpu_price=4.0)
+    assert cost_at_end(run) == "4.00 $ at 4.00 $ a GPU and hour (as given)"
+    (run / "run.json").write_text("{")
+    assert cost_at_end(run) is None
+    assert cost_at_end(tmp_path / "elsewhere") is None
