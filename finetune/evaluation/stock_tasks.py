@@ -89,6 +89,8 @@ def load_stock(
     if not wanted:
         return []
     options = [_options(name, changes) for name, _ in wanted]
+    for name, _ in wanted:
+        _check_name(name)
     if find_spec("lm_eval") is None:
         raise InputError(f"{wanted[0][0]}: lm_eval is not installed; run pip install 'hybrid-ft[eval]'", ENVIRONMENT)
     with _quiet():
@@ -125,12 +127,17 @@ def _manager(names: Sequence[str]) -> TaskManager:
     return TaskManager(include_defaults=bool(stock))
 
 
-def _loaded(name: str, manager: TaskManager) -> TaskDict:
+def _check_name(name: str) -> None:
+    """What can be said without lm_eval."""
     spec = name.removeprefix(STOCK)
     if not spec.strip():
         raise InputError(f"{STOCK} needs a task's name behind it, such as {STOCK}gsm8k, or a task file")
     if spec.endswith((".yaml", ".yml")) and not Path(spec).is_file():
         raise InputError(f"{name}: no such task file")
+
+
+def _loaded(name: str, manager: TaskManager) -> TaskDict:
+    spec = name.removeprefix(STOCK)
     if not Path(spec).is_file() and spec not in manager.task_index:
         raise InputError(f"{name}: lm_eval has no task of that name{did_you_mean(spec, manager.all_tasks)}")
     try:

@@ -1,6 +1,7 @@
 """Bad tasks, limits and folders given to the commands that measure, show and answer."""
 
 import json
+from importlib.util import find_spec
 from typing import Any
 
 from refusals import JUDGED, REWARD, Case, Content, lines
@@ -56,9 +57,11 @@ TASKS = [
     Case("evaluate: a model that is not there", ("/no/such/model: no such folder",), ("evaluate", "/no/such/model", "--on", "t.yaml"), files={"asked.jsonl": ASKED, "t.yaml": GOOD}),
     stock("no name behind lm_eval", "lm_eval:", "lm_eval: needs a task's name behind it"),
     stock("a file of lm_eval that is not there", "lm_eval:gone.yaml", "lm_eval:gone.yaml: no such task file"),
-    stock("a file that lm_eval cannot read", "lm_eval:lm.yaml", "lm_eval:lm.yaml: lm_eval cannot read it as a task file", text=LM.replace("asked", "gone")),
     stock("a setting that lm_eval's tasks have not", "lm_eval:lm.yaml", "override evaluator: unknown key evaluator", more=("--set", "evaluator=exact")),
 ]  # fmt: skip
+if find_spec("lm_eval"):
+    unread = "lm_eval:lm.yaml: lm_eval cannot read it as a task file"
+    TASKS.append(stock("a file that lm_eval cannot read", "lm_eval:lm.yaml", unread, text=LM.replace("asked", "gone")))
 
 PAGES = [
     shown("a folder that is not there", "report", "gone", "gone: must be the folder of a run"),
