@@ -111,9 +111,14 @@ def reference_errors(
 
 
 def largest_errors(
-    errors: Callable[..., list[float]], leaves: list[Tensor], up: list[Tensor], cu_seqlens: Tensor, true: list[Tensor]
+    errors: Callable[..., list[float]],
+    leaves: list[Tensor],
+    up: list[Tensor],
+    cu_seqlens: Tensor,
+    true: list[Tensor],
+    orders: int = ORDERS,
 ) -> list[float]:
-    """Of each result, what ``errors`` of these four finds in ORDERS orders of the K and V dimensions.
+    """Of each result, what ``errors`` of these four finds in so many ``orders`` of the K and V dimensions.
 
     An element of dg or dbeta is one sum of K V terms that may cancel several hundred times, and where the gates
     are shut one element is nearly all of the tensor: the error is then a single random rounding, in one order
@@ -121,10 +126,10 @@ def largest_errors(
     """
     gen = torch.Generator().manual_seed(0)
     largest = [0.0] * len(NAMES)
-    for i in range(ORDERS):
-        orders = [torch.randperm(n, generator=gen) if i else torch.arange(n) for n in leaves[5].shape[2:]]
-        inputs = reordered(leaves, "KKV..S", *orders), reordered(up, "VS", *orders), cu_seqlens
-        found = errors(*inputs, reordered(true, "VSKKV..S", *orders))
+    for i in range(orders):
+        by = [torch.randperm(n, generator=gen) if i else torch.arange(n) for n in leaves[5].shape[2:]]
+        inputs = reordered(leaves, "KKV..S", *by), reordered(up, "VS", *by), cu_seqlens
+        found = errors(*inputs, reordered(true, "VSKKV..S", *by))
         largest = [max(pair) for pair in zip(largest, found)]
     return largest
 
